@@ -1,0 +1,1 @@
+//! Boots real guests and holds the harness by which tests drive them.

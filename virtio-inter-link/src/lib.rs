@@ -1,0 +1,1 @@
+//! Single-producer single-consumer rings in sealed shared memory, with eventfd doorbells.

@@ -1,0 +1,2 @@
+//! The port process.
+fn main() {}
