@@ -1,0 +1,196 @@
+//! A TCP transfer both ways at once whose every byte is checked at its receiver.
+//!
+//! The client opens with 32 bytes (magic, seed, bytes to the server, bytes to the client; 8 each,
+//! little-endian). Both then send their [`Pattern`], and the server closes its stream with its verdict on
+//! what it got: count, checksum, place of the first wrong byte (8 bytes each; all ones if none is wrong).
+//! There are no time limits: a transfer outlasts any stall that TCP outlasts, and the host bounds it.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+
+use virtio_inter_agent::pattern::{Checksum, Pattern};
+
+use crate::Failure;
+
+const MAGIC: u64 = 0x7669_2d74_6370_0001;
+const CHUNK: usize = 128 * 1024;
+/// The client tells its progress each time this many bytes went by, in one direction.
+const PROGRESS_STEP: u64 = 1024 * 1024;
+const NONE_WRONG: u64 = u64::MAX;
+
+/// How much a client moves.
+pub(crate) struct Plan {
+    /// Bytes to the server.
+    pub(crate) send: u64,
+    /// Bytes from the server.
+    pub(crate) receive: u64,
+    /// Fixes the content.
+    pub(crate) seed: u64,
+}
+
+/// What a receiver says of what it got.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Verdict {
+    bytes: u64,
+    checksum: u64,
+    wrong_at: u64,
+}
+
+/// Serves transfers until killed.
+pub(crate) fn serve(port: u16) -> io::Result<()> {
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    println!("{{\"listening\":{port}}}");
+    for stream in listener.incoming() {
+        let stream = stream?;
+        thread::spawn(move || {
+            if let Err(error) = answer(&stream) {
+                eprintln!("{error}");
+            }
+        });
+    }
+    Ok(())
+}
+
+fn answer(stream: &TcpStream) -> io::Result<()> {
+    let mut opening = [0; 32];
+    (&*stream).read_exact(&mut opening)?;
+    let [magic, seed, to_server, to_client] = words(&opening);
+    if magic != MAGIC {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "Not a transfer"));
+    }
+    let verdict = thread::scope(|scope| {
+        let sender = scope.spawn(|| send(stream, seed + 1, to_client, false));
+        let verdict = receive(stream, seed, to_server, false);
+        sender
+            .join()
+            .map_err(|_| io::Error::other("The sender panicked"))??;
+        verdict
+    })?;
+    let mut closing = Vec::with_capacity(24);
+    for word in [verdict.bytes, verdict.checksum, verdict.wrong_at] {
+        closing.extend_from_slice(&word.to_le_bytes());
+    }
+    (&*stream).write_all(&closing)
+}
+
+/// Moves what `plan` says to and from the server at `peer`, and prints counts and checksums of both ends.
+pub(crate) fn transfer(peer: SocketAddr, plan: &Plan) -> Result<(), Failure> {
+    let stream = &TcpStream::connect(peer)?;
+    let mut opening = Vec::with_capacity(32);
+    for word in [MAGIC, plan.seed, plan.send, plan.receive] {
+        opening.extend_from_slice(&word.to_le_bytes());
+    }
+    (&*stream).write_all(&opening)?;
+    println!("{{\"connected\":\"{peer}\"}}");
+    let (sent, received) = thread::scope(|scope| {
+        let sender = scope.spawn(|| send(stream, plan.seed, plan.send, true));
+        let received = receive(stream, plan.seed + 1, plan.receive, true)?;
+        let sent = sender
+            .join()
+            .map_err(|_| io::Error::other("The sender panicked"))??;
+        io::Result::Ok((sent, received))
+    })?;
+    let mut closing = [0; 24];
+    (&*stream).read_exact(&mut closing)?;
+    let [bytes, checksum, wrong_at] = words(&closing);
+    println!(
+        "{{\"sent\":{},\"sent_checksum\":\"{:016x}\",\"peer_received\":{bytes},\"peer_checksum\":\"{checksum:016x}\",\
+         \"received\":{},\"received_checksum\":\"{:016x}\"}}",
+        plan.send, sent, received.bytes, received.checksum
+    );
+    if wrong_at != NONE_WRONG {
+        return Err(format!("The peer got a wrong byte at {wrong_at}").into());
+    }
+    if received.wrong_at != NONE_WRONG {
+        return Err(format!("Got a wrong byte at {}", received.wrong_at).into());
+    }
+    if (bytes, checksum) != (plan.send, sent) {
+        return Err("The peer's count or checksum differs".into());
+    }
+    Ok(())
+}
+
+fn words<const BYTES: usize, const WORDS: usize>(bytes: &[u8; BYTES]) -> [u64; WORDS] {
+    let mut words = [0; WORDS];
+    for (word, chunk) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        *word = u64::from_le_bytes(*chunk);
+    }
+    words
+}
+
+/// Tells on standard output how far one direction got.
+struct Progress<'a> {
+    direction: &'a str,
+    next: u64,
+}
+
+impl Progress<'_> {
+    fn tell(&mut self, bytes: u64) {
+        if bytes >= self.next {
+            println!("{{\"{}\":{bytes}}}", self.direction);
+            self.next = bytes + PROGRESS_STEP;
+        }
+    }
+}
+
+/// Sends `bytes` of the pattern of `seed`; returns their checksum.
+fn send(mut stream: &TcpStream, seed: u64, bytes: u64, tell: bool) -> io::Result<u64> {
+    let mut progress = Progress {
+        direction: "sent_so_far",
+        next: PROGRESS_STEP,
+    };
+    let (mut pattern, mut checksum) = (Pattern::new(seed), Checksum::new());
+    let mut buffer = vec![0; CHUNK];
+    let mut sent = 0;
+    while sent < bytes {
+        let len = (bytes - sent).min(CHUNK as u64) as usize;
+        pattern.fill(&mut buffer[..len]);
+        checksum.update(&buffer[..len]);
+        stream.write_all(&buffer[..len])?;
+        sent += len as u64;
+        if tell {
+            progress.tell(sent);
+        }
+    }
+    Ok(checksum.value())
+}
+
+/// Takes `bytes` from the stream and checks them against the pattern of `seed`.
+fn receive(mut stream: &TcpStream, seed: u64, bytes: u64, tell: bool) -> io::Result<Verdict> {
+    let mut progress = Progress {
+        direction: "received_so_far",
+        next: PROGRESS_STEP,
+    };
+    let (mut pattern, mut checksum) = (Pattern::new(seed), Checksum::new());
+    let (mut buffer, mut expected) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut verdict = Verdict {
+        bytes: 0,
+        checksum: 0,
+        wrong_at: NONE_WRONG,
+    };
+    while verdict.bytes < bytes {
+        let limit = (bytes - verdict.bytes).min(CHUNK as u64) as usize;
+        let len = match stream.read(&mut buffer[..limit]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        pattern.fill(&mut expected[..len]);
+        checksum.update(&buffer[..len]);
+        if verdict.wrong_at == NONE_WRONG && buffer[..len] != expected[..len] {
+            let at = buffer
+                .iter()
+                .zip(&expected)
+                .position(|(got, want)| got != want);
+            verdict.wrong_at = verdict.bytes + at.unwrap_or(0) as u64;
+        }
+        verdict.bytes += len as u64;
+        if tell {
+            progress.tell(verdict.bytes);
+        }
+    }
+    verdict.checksum = checksum.value();
+    Ok(verdict)
+}
