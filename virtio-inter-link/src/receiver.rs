@@ -1,0 +1,217 @@
+//! The receiving end of a link.
+#![forbid(unsafe_code)]
+
+#[cfg(not(loom))]
+use std::os::fd::{AsFd, BorrowedFd};
+
+use vm_memory::VolatileSlice;
+
+use crate::doorbell::Doorbell;
+use crate::layout::{RECORD_ALIGN, RECORD_HEADER, footprint};
+use crate::mapping::Mapping;
+use crate::memory::{Bell, Memory};
+#[cfg(not(loom))]
+use crate::region::Region;
+use crate::sync::{Ordering, fence};
+use crate::violation::Violation;
+
+/// The receiving end of a link: peek, copy, consume; release what was consumed.
+#[derive(Debug)]
+pub struct Receiver<M = Mapping, B = Doorbell> {
+    memory: M,
+    /// Waited for by this side.
+    #[cfg_attr(
+        loom,
+        allow(dead_code, reason = "models wait for their bells themselves")
+    )]
+    data_bell: B,
+    /// Rung for the sender.
+    space_bell: B,
+    /// Size of the data area, in bytes.
+    capacity: u64,
+    /// Position of the next record to read.
+    consumed: u64,
+    /// Position up to which the sender was told that it may write again: what the shared word said last.
+    released: u64,
+    /// The sender's position as last read and checked.
+    published: u64,
+}
+
+#[cfg(not(loom))]
+impl Receiver {
+    /// The receiving end of the link in `region`, which nobody has received on before.
+    ///
+    /// `data_bell` wakes this side, `space_bell` the sender. From here on this process cannot write to the data area.
+    pub fn new(region: Region, data_bell: Doorbell, space_bell: Doorbell) -> Self {
+        let mapping = region.into_mapping();
+        if let Err(e) = mapping.protect_data() {
+            // Only a second line of defence against mistakes of our own.
+            log::warn!("Cannot write-protect a link's data: {e}");
+        }
+        Self::over(mapping, data_bell, space_bell)
+    }
+
+    /// The bell to wait for (`EPOLLIN | EPOLLET`, never read) after [`wait_for_data`](Self::wait_for_data) said so.
+    pub fn data_bell(&self) -> BorrowedFd<'_> {
+        self.data_bell.as_fd()
+    }
+}
+
+impl<M: Memory, B: Bell> Receiver<M, B> {
+    pub(crate) fn over(memory: M, data_bell: B, space_bell: B) -> Self {
+        let capacity = memory.capacity();
+        Self {
+            memory,
+            data_bell,
+            space_bell,
+            capacity,
+            consumed: 0,
+            released: 0,
+            published: 0,
+        }
+    }
+
+    /// Whether there is nothing to [`peek`](Self::peek) at now.
+    ///
+    /// # Errors
+    ///
+    /// The sender's position is impossible.
+    #[inline]
+    pub fn is_empty(&mut self) -> Result<bool, Violation> {
+        if self.consumed == self.published {
+            self.read_published()?;
+        }
+        Ok(self.consumed == self.published)
+    }
+
+    /// The next record, if there is one. It stays the next until it is [consumed](Record::consume).
+    ///
+    /// # Errors
+    ///
+    /// The sender's position or the record's header is impossible.
+    #[inline]
+    pub fn peek(&mut self) -> Result<Option<Record<'_, M, B>>, Violation> {
+        if self.is_empty()? {
+            return Ok(None);
+        }
+        let position = self.consumed;
+        // Read once: the peer may change it at any time. Length in the lower half, reserved in the upper one.
+        let header = u64::from_le(self.memory.read_header(position));
+        let (length, reserved) = (header as u32, (header >> 32) as u32);
+        if reserved != 0 {
+            return Err(Violation::Reserved {
+                value: reserved,
+                position,
+            });
+        }
+        let (footprint, available) = (footprint(length as usize), self.published - position);
+        if u64::from(length) > self.capacity / 2 - RECORD_HEADER as u64 || footprint > available {
+            return Err(Violation::Length {
+                length,
+                position,
+                available,
+            });
+        }
+        Ok(Some(Record {
+            receiver: self,
+            len: length as usize,
+            footprint,
+        }))
+    }
+
+    /// Gives the room of all consumed records back to the sender, and wakes it if it sleeps for that.
+    ///
+    /// # Errors
+    ///
+    /// The sender asks to be woken at an impossible position. The room is given back all the same.
+    #[inline]
+    pub fn release(&mut self) -> Result<(), Violation> {
+        if self.consumed == self.released {
+            return Ok(());
+        }
+        let before = self.released;
+        self.released = self.consumed;
+        let words = self.memory.words();
+        // Release: the records have been read before the sender may overwrite them; its Acquire load is the partner.
+        words.consumed.0.store(self.released, Ordering::Release);
+        // Partner: the fence in the sender's `wait_for_space`, between its store of `space_target` and its load of `consumed`.
+        // One of the two sees the other's store, so either this side rings or that side stays awake.
+        fence(Ordering::SeqCst);
+        let target = words.space_target.0.load(Ordering::Relaxed);
+        // The sender can at most wait for the end of a ring full from here.
+        let high = self.released + self.capacity;
+        if target > high {
+            return Err(Violation::Target {
+                value: target,
+                high,
+            });
+        }
+        if before < target && target <= self.released {
+            self.space_bell.ring();
+        }
+        Ok(())
+    }
+
+    /// Asks for a wake-up when there are records again.
+    ///
+    /// Releases what was consumed: a sender that waits for room can only then go on. True: the data bell will ring; sleep. False: there
+    /// are records now.
+    ///
+    /// # Errors
+    ///
+    /// The sender's position or target is impossible.
+    pub fn wait_for_data(&mut self) -> Result<bool, Violation> {
+        self.release()?;
+        if !self.is_empty()? {
+            return Ok(false);
+        }
+        // The next record, whatever its size. No disarming: once the sender has passed it, the target is stale.
+        let target = self.published + 1;
+        self.memory
+            .words()
+            .data_target
+            .0
+            .store(target, Ordering::Relaxed);
+        // Partner: the fence in the sender's `publish`, between its store of `published` and its load of `data_target`.
+        fence(Ordering::SeqCst);
+        self.is_empty()
+    }
+
+    /// Reads the sender's position, once, and checks it.
+    fn read_published(&mut self) -> Result<(), Violation> {
+        // Acquire: the records' bytes were written before; the Release store in the sender's `publish` is the partner.
+        let value = self.memory.words().published.0.load(Ordering::Acquire);
+        let (low, high) = (self.published, self.released + self.capacity);
+        if value < low || value > high || !value.is_multiple_of(RECORD_ALIGN as u64) {
+            return Err(Violation::Published { value, low, high });
+        }
+        self.published = value;
+        Ok(())
+    }
+}
+
+/// The next record. Dropped without being consumed, it stays the next.
+#[derive(Debug)]
+pub struct Record<'a, M = Mapping, B = Doorbell> {
+    receiver: &'a mut Receiver<M, B>,
+    len: usize,
+    footprint: u64,
+}
+
+impl<M: Memory, B: Bell> Record<'_, M, B> {
+    /// The record's bytes, to be read: this process cannot write to them, an attempt is a fault.
+    ///
+    /// The peer can, even now: copy, then check the copy.
+    #[inline]
+    pub fn slice(&self) -> VolatileSlice<'_> {
+        self.receiver
+            .memory
+            .payload(self.receiver.consumed, self.len)
+    }
+
+    /// Moves on to the next record. The sender gets the room back with the next [`release`](Receiver::release).
+    #[inline]
+    pub fn consume(self) {
+        self.receiver.consumed += self.footprint;
+    }
+}

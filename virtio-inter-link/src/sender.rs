@@ -1,0 +1,229 @@
+//! The sending end of a link.
+#![forbid(unsafe_code)]
+
+#[cfg(not(loom))]
+use std::os::fd::{AsFd, BorrowedFd};
+
+use vm_memory::VolatileSlice;
+
+use crate::doorbell::Doorbell;
+use crate::layout::{RECORD_ALIGN, RECORD_HEADER, footprint};
+use crate::mapping::Mapping;
+use crate::memory::{Bell, Memory};
+#[cfg(not(loom))]
+use crate::region::Region;
+use crate::sync::{Ordering, fence};
+use crate::violation::Violation;
+
+/// The sending end of a link: reserve, fill, commit; publish what was committed.
+#[derive(Debug)]
+pub struct Sender<M = Mapping, B = Doorbell> {
+    memory: M,
+    /// Rung for the receiver.
+    data_bell: B,
+    /// Waited for by this side.
+    #[cfg_attr(
+        loom,
+        allow(dead_code, reason = "models wait for their bells themselves")
+    )]
+    space_bell: B,
+    /// Size of the data area, in bytes.
+    capacity: u64,
+    /// Position behind the last record committed.
+    committed: u64,
+    /// Position behind the last record published: what the shared word said last, never read back from there.
+    published: u64,
+    /// The receiver's position as last read and checked.
+    consumed: u64,
+}
+
+#[cfg(not(loom))]
+impl Sender {
+    /// The sending end of the link in `region`, which nobody has sent on before.
+    ///
+    /// `data_bell` wakes the receiver, `space_bell` this side.
+    pub fn new(region: Region, data_bell: Doorbell, space_bell: Doorbell) -> Self {
+        Self::over(region.into_mapping(), data_bell, space_bell)
+    }
+
+    /// The bell to wait for (`EPOLLIN | EPOLLET`, never read) after [`wait_for_space`](Self::wait_for_space) said so.
+    pub fn space_bell(&self) -> BorrowedFd<'_> {
+        self.space_bell.as_fd()
+    }
+}
+
+impl<M: Memory, B: Bell> Sender<M, B> {
+    pub(crate) fn over(memory: M, data_bell: B, space_bell: B) -> Self {
+        let capacity = memory.capacity();
+        Self {
+            memory,
+            data_bell,
+            space_bell,
+            capacity,
+            committed: 0,
+            published: 0,
+            consumed: 0,
+        }
+    }
+
+    /// Whether a record of `len` bytes can ever be sent.
+    pub fn fits(&self, len: usize) -> bool {
+        len as u64 <= self.capacity / 2 - RECORD_HEADER as u64
+    }
+
+    /// Reserves room for a record of `len` bytes, or says that there is none now.
+    ///
+    /// There is never room for a record that does not [fit](Self::fits).
+    ///
+    /// # Errors
+    ///
+    /// The receiver's position is impossible.
+    #[inline]
+    pub fn reserve(&mut self, len: usize) -> Result<Option<Slot<'_, M, B>>, Violation> {
+        if !self.fits(len) {
+            return Ok(None);
+        }
+        let footprint = footprint(len);
+        if self.free() < footprint {
+            self.read_consumed()?;
+            if self.free() < footprint {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Slot {
+            sender: self,
+            len,
+            footprint,
+        }))
+    }
+
+    /// Bytes of the data area taken by records committed and not yet published.
+    #[inline]
+    pub fn pending(&self) -> usize {
+        (self.committed - self.published) as usize
+    }
+
+    /// Makes all committed records visible, and wakes the receiver if it sleeps.
+    ///
+    /// # Errors
+    ///
+    /// The receiver asks to be woken at an impossible position. The records are published all the same.
+    #[inline]
+    pub fn publish(&mut self) -> Result<(), Violation> {
+        if self.committed == self.published {
+            return Ok(());
+        }
+        let before = self.published;
+        self.published = self.committed;
+        let words = self.memory.words();
+        // Release: the records' bytes come before the position; the receiver's Acquire load of it is the partner.
+        words.published.0.store(self.published, Ordering::Release);
+        // Store `published`, fence, load `data_target` here; store `data_target`, fence, load `published` in the receiver's
+        // `wait_for_data`: one of the two sees the other's store, so either this side rings or that side stays awake.
+        fence(Ordering::SeqCst);
+        let target = words.data_target.0.load(Ordering::Relaxed);
+        // The receiver's target is at most one byte behind the last position it can have seen.
+        let high = self.published + 1;
+        if target > high {
+            return Err(Violation::Target {
+                value: target,
+                high,
+            });
+        }
+        if before < target && target <= self.published {
+            self.data_bell.ring();
+        }
+        Ok(())
+    }
+
+    /// Asks for a wake-up when there is room again, for a record of `len` bytes that [fits](Self::fits).
+    ///
+    /// Publishes what is pending: the receiver can only make room of what it has seen. True: the space bell will ring; sleep. False: there is
+    /// room now. The bell rings once half of the data area is free, not for each record that is taken out.
+    ///
+    /// # Errors
+    ///
+    /// The receiver's position or target is impossible.
+    pub fn wait_for_space(&mut self, len: usize) -> Result<bool, Violation> {
+        self.publish()?;
+        let footprint = footprint(len).min(self.capacity);
+        self.read_consumed()?;
+        if self.free() >= footprint {
+            return Ok(false);
+        }
+        // Not above `published`, so the receiver reaches it at the latest when it has emptied the ring. And not below what it
+        // has consumed: less than `wanted` is free.
+        let wanted = footprint.max(self.capacity / 2);
+        let target = self.published + wanted - self.capacity;
+        let words = self.memory.words();
+        words.space_target.0.store(target, Ordering::Relaxed);
+        // Partner: the fence in the receiver's `release`, between its store of `consumed` and its load of `space_target`.
+        fence(Ordering::SeqCst);
+        self.read_consumed()?;
+        if self.free() < footprint {
+            return Ok(true);
+        }
+        // Half of the ring may still be full, and the wake-up of no use when it comes.
+        self.memory
+            .words()
+            .space_target
+            .0
+            .store(0, Ordering::Relaxed);
+        Ok(false)
+    }
+
+    /// The receiver's position, in bytes of the data area since the beginning: it moves when the receiver makes progress.
+    ///
+    /// # Errors
+    ///
+    /// The receiver's position is impossible.
+    pub fn consumed(&mut self) -> Result<u64, Violation> {
+        self.read_consumed()?;
+        Ok(self.consumed)
+    }
+
+    /// Bytes free as far as known.
+    #[inline]
+    fn free(&self) -> u64 {
+        // `consumed <= published <= committed <= consumed + capacity`: checked where each is changed.
+        self.capacity - (self.committed - self.consumed)
+    }
+
+    /// Reads the receiver's position, once, and checks it.
+    fn read_consumed(&mut self) -> Result<(), Violation> {
+        // Acquire: what the receiver read of the records comes before; its Release store in `release` is the partner.
+        let value = self.memory.words().consumed.0.load(Ordering::Acquire);
+        let (low, high) = (self.consumed, self.published);
+        if value < low || value > high || !value.is_multiple_of(RECORD_ALIGN as u64) {
+            return Err(Violation::Consumed { value, low, high });
+        }
+        self.consumed = value;
+        Ok(())
+    }
+}
+
+/// Room for one record, invisible to the receiver until it is committed and published. Dropped without, it is given up.
+#[derive(Debug)]
+pub struct Slot<'a, M = Mapping, B = Doorbell> {
+    sender: &'a mut Sender<M, B>,
+    len: usize,
+    footprint: u64,
+}
+
+impl<M: Memory, B: Bell> Slot<'_, M, B> {
+    /// The record's bytes, to be filled: exactly as many as were reserved, holding whatever was there before.
+    #[inline]
+    pub fn slice(&self) -> VolatileSlice<'_> {
+        self.sender.memory.payload(self.sender.committed, self.len)
+    }
+
+    /// Makes the record part of the next [`publish`](Sender::publish).
+    #[inline]
+    pub fn commit(self) {
+        // Length in the lower half, reserved zeros in the upper one. `fits` keeps the length below 2^32.
+        self.sender
+            .memory
+            .write_header(self.sender.committed, (self.len as u64).to_le());
+        self.sender.committed += self.footprint;
+    }
+}
