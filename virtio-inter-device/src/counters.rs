@@ -1,0 +1,83 @@
+//! Counters of a worker: written by that worker alone, readable by anyone.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One counter. Written by one thread: a plain load and store, no locked instruction.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning worker calls this.
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// The present value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// What one worker has done and refused, since the port started. All in frames unless said otherwise.
+        #[derive(Debug, Default)]
+        #[repr(align(128))] // No other worker's counters on these cache lines.
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+
+        impl Counters {
+            /// Each counter's name and value, in the order of their declaration.
+            pub fn values(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.get()),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Frames taken from the guest and handed to at least one peer.
+    tx_frames,
+    /// Their bytes, without the virtio header.
+    tx_bytes,
+    /// From the guest: shorter than an Ethernet header, or longer than any MTU.
+    tx_bad_length,
+    /// From the guest: header that contradicts the frame or the negotiated features.
+    tx_bad_header,
+    /// From the guest: source address that is not the port's own.
+    tx_spoofed,
+    /// From the guest: nobody on the segment has the destination address.
+    tx_no_destination,
+    /// From the guest: the receiving port made no progress for longer than the patience.
+    tx_peer_stalled,
+    /// Times that a full link stopped the transmit queue.
+    tx_waits,
+    /// Frames copied aside for a slow peer so that the others' frames could go on.
+    tx_spilled,
+    /// Frames handed to the guest.
+    rx_frames,
+    /// Their bytes, without the virtio header.
+    rx_bytes,
+    /// From a peer: wrong length or header.
+    rx_bad_frame,
+    /// From a peer: an address that is not the peer's own, or a destination that is not this port.
+    rx_bad_address,
+    /// From a peer: needs an offload that the guest did not negotiate.
+    rx_not_negotiated,
+    /// From a peer: larger than the port's MTU.
+    rx_too_long,
+    /// From a peer: larger than the guest's buffer (without mergeable buffers).
+    rx_small_buffer,
+    /// From a peer: no guest is there to take it.
+    rx_no_guest,
+    /// Times that frames had to wait for the guest's buffers.
+    rx_waits,
+    /// Wake-ups of the worker.
+    wakeups,
+    /// Interrupts sent to the guest.
+    interrupts,
+}

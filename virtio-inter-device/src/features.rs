@@ -1,0 +1,210 @@
+//! Feature bits: what the device offers, and what a driver's choice means for the data path.
+
+use virtio_bindings::bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS,
+};
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+
+use crate::device::DeviceError;
+
+const fn mask(bits: &[u32]) -> u64 {
+    let mut mask = 0;
+    let mut i = 0;
+    while i < bits.len() {
+        mask |= 1 << bits[i];
+        i += 1;
+    }
+    mask
+}
+
+/// Everything a port can do but multi-queue, which depends on the number of its queue pairs.
+const OFFERED: u64 = mask(&[
+    VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_STATUS,
+    VIRTIO_RING_F_INDIRECT_DESC,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_F_VERSION_1,
+    VIRTIO_F_IN_ORDER,
+]);
+
+/// The device features that a port with `queue_pairs` offers (VIRTIO 1.3, 5.1.3 and 6).
+pub(crate) fn offered(queue_pairs: u16) -> u64 {
+    if queue_pairs > 1 {
+        OFFERED | mask(&[VIRTIO_NET_F_MQ])
+    } else {
+        OFFERED
+    }
+}
+
+/// A driver's choice, as the data path asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Negotiated(u64);
+
+/// (feature, what it needs any one of, said so): VIRTIO 1.3, 5.1.3.1.
+const DEPENDENCIES: [(u32, &[u32], &str); 6] = [
+    (
+        VIRTIO_NET_F_GUEST_TSO4,
+        &[VIRTIO_NET_F_GUEST_CSUM],
+        "GUEST_TSO4 needs GUEST_CSUM",
+    ),
+    (
+        VIRTIO_NET_F_GUEST_TSO6,
+        &[VIRTIO_NET_F_GUEST_CSUM],
+        "GUEST_TSO6 needs GUEST_CSUM",
+    ),
+    (
+        VIRTIO_NET_F_GUEST_ECN,
+        &[VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6],
+        "GUEST_ECN needs GUEST_TSO4 or GUEST_TSO6",
+    ),
+    (
+        VIRTIO_NET_F_HOST_TSO4,
+        &[VIRTIO_NET_F_CSUM],
+        "HOST_TSO4 needs CSUM",
+    ),
+    (
+        VIRTIO_NET_F_HOST_TSO6,
+        &[VIRTIO_NET_F_CSUM],
+        "HOST_TSO6 needs CSUM",
+    ),
+    (
+        VIRTIO_NET_F_HOST_ECN,
+        &[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6],
+        "HOST_ECN needs HOST_TSO4 or HOST_TSO6",
+    ),
+];
+
+impl Negotiated {
+    /// Checks what a driver accepted against what was offered and against itself.
+    pub(crate) fn new(acked: u64, offered: u64) -> Result<Self, DeviceError> {
+        let refuse = |reason| Err(DeviceError::Features { acked, reason });
+        if acked & !offered != 0 {
+            return refuse("bits were accepted that were not offered");
+        }
+        if acked & mask(&[VIRTIO_F_VERSION_1]) == 0 {
+            return refuse("VERSION_1 is missing: legacy drivers are not served");
+        }
+        for (feature, needs, reason) in DEPENDENCIES {
+            if acked & mask(&[feature]) != 0 && acked & mask(needs) == 0 {
+                return refuse(reason);
+            }
+        }
+        Ok(Negotiated(acked))
+    }
+
+    fn has(self, bit: u32) -> bool {
+        self.0 & mask(&[bit]) != 0
+    }
+
+    /// The rings carry event indices (VIRTIO 1.3, 2.7.10).
+    pub(crate) fn event_index(self) -> bool {
+        self.has(VIRTIO_RING_F_EVENT_IDX)
+    }
+
+    /// A received frame may span several chains (VIRTIO 1.3, 5.1.6.4).
+    pub(crate) fn mergeable_buffers(self) -> bool {
+        self.has(VIRTIO_NET_F_MRG_RXBUF)
+    }
+
+    /// The driver may send partial checksums.
+    pub(crate) fn sends_partial_checksums(self) -> bool {
+        self.has(VIRTIO_NET_F_CSUM)
+    }
+
+    /// The driver may send TCP over IPv4 to be segmented, over IPv6, and with ECN's CWR set.
+    pub(crate) fn sends_tso(self) -> Segmentation {
+        Segmentation {
+            tcp4: self.has(VIRTIO_NET_F_HOST_TSO4),
+            tcp6: self.has(VIRTIO_NET_F_HOST_TSO6),
+            ecn: self.has(VIRTIO_NET_F_HOST_ECN),
+        }
+    }
+
+    /// The driver takes frames with partial checksums.
+    pub(crate) fn takes_partial_checksums(self) -> bool {
+        self.has(VIRTIO_NET_F_GUEST_CSUM)
+    }
+
+    /// The driver takes unsegmented TCP over IPv4, over IPv6, and with ECN's CWR set.
+    pub(crate) fn takes_tso(self) -> Segmentation {
+        Segmentation {
+            tcp4: self.has(VIRTIO_NET_F_GUEST_TSO4),
+            tcp6: self.has(VIRTIO_NET_F_GUEST_TSO6),
+            ecn: self.has(VIRTIO_NET_F_GUEST_ECN),
+        }
+    }
+}
+
+/// Which TCP segmentation one direction was negotiated with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Segmentation {
+    pub(crate) tcp4: bool,
+    pub(crate) tcp6: bool,
+    pub(crate) ecn: bool,
+}
+
+impl Segmentation {
+    /// All there is.
+    pub(crate) const ALL: Segmentation = Segmentation {
+        tcp4: true,
+        tcp6: true,
+        ecn: true,
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+
+    #[test]
+    fn multi_queue_is_offered_only_with_several_pairs() {
+        assert_eq!(offered(1) & (1 << VIRTIO_NET_F_MQ), 0);
+        assert_ne!(offered(2) & (1 << VIRTIO_NET_F_MQ), 0);
+    }
+
+    #[test]
+    fn what_was_not_offered_cannot_be_accepted() {
+        let ufo = 1 << virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_HOST_UFO;
+        assert!(Negotiated::new(VERSION_1 | ufo, offered(1)).is_err());
+        assert!(Negotiated::new(offered(1), offered(1)).is_ok());
+    }
+
+    #[test]
+    fn legacy_drivers_are_refused() {
+        assert!(Negotiated::new(0, offered(1)).is_err());
+        assert!(Negotiated::new(VERSION_1, offered(1)).is_ok());
+    }
+
+    #[test]
+    fn each_dependency_is_checked() {
+        for (feature, needs, _) in DEPENDENCIES {
+            assert!(Negotiated::new(VERSION_1 | 1 << feature, offered(1)).is_err());
+            // The closure of one of the needs is accepted.
+            let mut acked = VERSION_1 | 1 << feature | 1 << needs[0];
+            for (also, its, _) in DEPENDENCIES {
+                if acked & 1 << also != 0 {
+                    acked |= 1 << its[0];
+                }
+            }
+            assert!(Negotiated::new(acked, offered(1)).is_ok(), "{feature}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Where a frame goes: the addresses that peers named in their handshakes. Nothing is learnt, nothing ages.
+
+use virtio_inter_segment::MacAddr;
+
+/// The peers that a destination address stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// The peer at this position.
+    Peer(usize),
+    /// Every peer.
+    All,
+    /// No peer.
+    Nobody,
+}
+
+/// Peers' addresses, in order, each with the peer's position.
+#[derive(Debug, Default)]
+pub(crate) struct Forwarding {
+    addresses: Vec<(MacAddr, usize)>,
+    /// Where the last frame went: frames come in trains.
+    last: usize,
+}
+
+impl Forwarding {
+    /// Takes the table anew from the peers in the order of their positions.
+    pub(crate) fn rebuild(&mut self, peers: impl Iterator<Item = MacAddr>) {
+        self.addresses.clear();
+        self.addresses
+            .extend(peers.enumerate().map(|(position, mac)| (mac, position)));
+        self.addresses.sort_unstable();
+        self.last = 0;
+    }
+
+    /// Looks a destination address up.
+    pub(crate) fn destination(&mut self, address: MacAddr) -> Destination {
+        if let Some(&(last, position)) = self.addresses.get(self.last)
+            && last == address
+        {
+            return Destination::Peer(position);
+        }
+        if address.is_multicast() {
+            return Destination::All;
+        }
+        match self
+            .addresses
+            .binary_search_by_key(&address, |&(mac, _)| mac)
+        {
+            Ok(entry) => {
+                self.last = entry;
+                Destination::Peer(self.addresses[entry].1)
+            }
+            Err(_) => Destination::Nobody,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mac(last: u8) -> MacAddr {
+        MacAddr::new([2, 0, 0, 0, 0, last])
+    }
+
+    #[test]
+    fn exact_addresses_broadcast_and_multicast() {
+        let mut table = Forwarding::default();
+        assert_eq!(table.destination(mac(1)), Destination::Nobody);
+        table.rebuild([mac(9), mac(3), mac(5)].into_iter());
+        for _ in 0..2 {
+            assert_eq!(table.destination(mac(3)), Destination::Peer(1));
+            assert_eq!(table.destination(mac(9)), Destination::Peer(0));
+            assert_eq!(table.destination(mac(5)), Destination::Peer(2));
+            assert_eq!(table.destination(mac(4)), Destination::Nobody);
+            assert_eq!(table.destination(MacAddr::new([0xff; 6])), Destination::All);
+            assert_eq!(
+                table.destination(MacAddr::new([0x33, 0x33, 0, 0, 0, 1])),
+                Destination::All
+            );
+        }
+        table.rebuild([mac(5)].into_iter());
+        assert_eq!(table.destination(mac(9)), Destination::Nobody);
+        assert_eq!(table.destination(mac(5)), Destination::Peer(0));
+    }
+}

@@ -1,0 +1,254 @@
+//! One descriptor chain: walked once into private memory, checked, then copied from or to.
+
+use virtio_bindings::bindings::virtio_ring::{
+    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+
+use super::rings::{descriptor_at, indirect_count};
+use super::{QueueViolation, Rings};
+use crate::device::GuestMemory;
+
+/// Longest chain taken, as in Linux's vhost (`UIO_MAXIOV`). A driver with indirect tables may exceed the queue
+/// size in one chain (Linux does on tiny queues), so the size alone is no bound.
+const MAX_INDIRECT: u32 = 1024;
+
+const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// A piece of guest memory that a descriptor names. Not yet known to exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Segment {
+    address: GuestAddress,
+    len: u32,
+}
+
+/// Who fills a chain's buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// The driver: a transmit queue.
+    FromDriver,
+    /// The device: a receive queue.
+    ToDriver,
+}
+
+/// The buffers of one or several chains, one after the other. Kept by the worker and reused: no allocation per
+/// frame once it has grown.
+#[derive(Debug, Default)]
+pub(crate) struct Chain {
+    segments: Vec<Segment>,
+    len: u32,
+}
+
+impl Chain {
+    /// Forgets what was walked before.
+    pub(crate) fn clear(&mut self) {
+        self.segments.clear();
+        self.len = 0;
+    }
+
+    /// Bytes in all buffers.
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Walks the chain that starts at `head` and appends its buffers. Returns their bytes.
+    pub(crate) fn append(
+        &mut self,
+        rings: &Rings<'_>,
+        head: u16,
+        direction: Direction,
+    ) -> Result<u32, QueueViolation> {
+        let before = self.len;
+        let mut index = head;
+        // A chain that has visited more descriptors than there are is a loop.
+        for _ in 0..rings.size() {
+            let descriptor = rings.descriptor(index)?;
+            let flags = descriptor.flags();
+            if flags & INDIRECT != 0 {
+                // VIRTIO 1.3, 2.7.5.3.1: never both; a table ends the chain.
+                if flags & NEXT != 0 {
+                    return Err(QueueViolation::Indirect {
+                        len: descriptor.len(),
+                        flags,
+                    });
+                }
+                self.append_indirect(
+                    rings.memory(),
+                    descriptor.addr(),
+                    descriptor.len(),
+                    direction,
+                )?;
+                return Ok(self.len - before);
+            }
+            self.push(descriptor.addr(), descriptor.len(), flags, direction)?;
+            if flags & NEXT == 0 {
+                return Ok(self.len - before);
+            }
+            index = descriptor.next();
+        }
+        Err(QueueViolation::ChainTooLong {
+            limit: u32::from(rings.size()),
+        })
+    }
+
+    fn append_indirect(
+        &mut self,
+        memory: &GuestMemory,
+        address: GuestAddress,
+        len: u32,
+        direction: Direction,
+    ) -> Result<(), QueueViolation> {
+        let count = indirect_count(len).ok_or(QueueViolation::Indirect {
+            len,
+            flags: INDIRECT,
+        })?;
+        // The table may have room for more than the chain uses, the chain must not be longer than the limit.
+        let table = memory.get_slice(address, len as usize).map_err(|_| {
+            QueueViolation::BufferOutsideMemory {
+                address: address.0,
+                len,
+            }
+        })?;
+        let mut index = 0;
+        for _ in 0..count.min(MAX_INDIRECT) {
+            let descriptor = descriptor_at(&table, usize::from(index)).ok_or(
+                QueueViolation::DescriptorIndex {
+                    index,
+                    size: count.try_into().unwrap_or(u16::MAX),
+                },
+            )?;
+            let flags = descriptor.flags();
+            if flags & INDIRECT != 0 {
+                return Err(QueueViolation::Indirect {
+                    len: descriptor.len(),
+                    flags,
+                });
+            }
+            self.push(descriptor.addr(), descriptor.len(), flags, direction)?;
+            if flags & NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next();
+        }
+        Err(QueueViolation::ChainTooLong {
+            limit: count.min(MAX_INDIRECT),
+        })
+    }
+
+    fn push(
+        &mut self,
+        address: GuestAddress,
+        len: u32,
+        flags: u16,
+        direction: Direction,
+    ) -> Result<(), QueueViolation> {
+        if (flags & WRITE != 0) != (direction == Direction::ToDriver) {
+            return Err(QueueViolation::Direction {
+                position: self.segments.len(),
+            });
+        }
+        self.len = self.len.checked_add(len).ok_or(QueueViolation::Length)?;
+        if len != 0 {
+            self.segments.push(Segment { address, len });
+        }
+        Ok(())
+    }
+
+    /// Copies the chain's first bytes into `head`, as many as both have. Returns how many.
+    pub(crate) fn read_head(
+        &self,
+        memory: &GuestMemory,
+        head: &mut [u8],
+    ) -> Result<usize, QueueViolation> {
+        let mut done = 0;
+        self.for_each_slice(memory, 0, head.len(), |guest| {
+            let part = &mut head[done..done + guest.len()];
+            guest.copy_to(part);
+            done += part.len();
+        })?;
+        Ok(done)
+    }
+
+    /// Fills `target` with the chain's bytes from offset `skip` on. The chain must have them.
+    pub(crate) fn gather(
+        &self,
+        memory: &GuestMemory,
+        skip: usize,
+        target: &VolatileSlice<'_>,
+    ) -> Result<(), QueueViolation> {
+        let mut done = 0;
+        self.for_each_slice(memory, skip, target.len(), |guest| {
+            if let Ok(part) = target.subslice(done, guest.len()) {
+                guest.copy_to_volatile_slice(part);
+            }
+            done += guest.len();
+        })
+    }
+
+    /// Writes `head` and then `rest` into the chain's buffers, from their start. The chain must have the room.
+    pub(crate) fn scatter(
+        &self,
+        memory: &GuestMemory,
+        head: &[u8],
+        rest: &VolatileSlice<'_>,
+    ) -> Result<(), QueueViolation> {
+        let mut done = 0;
+        self.for_each_slice(memory, 0, head.len() + rest.len(), |guest| {
+            let from_head = head.len().saturating_sub(done).min(guest.len());
+            if from_head != 0 {
+                guest.copy_from(&head[done..done + from_head]);
+            }
+            if from_head < guest.len()
+                && let Ok(target) = guest.offset(from_head)
+                && let Ok(source) = rest.subslice(done + from_head - head.len(), target.len())
+            {
+                source.copy_to_volatile_slice(target);
+            }
+            done += guest.len();
+        })
+    }
+
+    /// Calls `visit` with each contiguous piece of `skip..skip + len` of the chain, in order.
+    fn for_each_slice(
+        &self,
+        memory: &GuestMemory,
+        mut skip: usize,
+        mut len: usize,
+        mut visit: impl FnMut(VolatileSlice<'_>),
+    ) -> Result<(), QueueViolation> {
+        for segment in &self.segments {
+            if len == 0 {
+                break;
+            }
+            let segment_len = segment.len as usize;
+            if skip >= segment_len {
+                skip -= segment_len;
+                continue;
+            }
+            let outside = || QueueViolation::BufferOutsideMemory {
+                address: segment.address.0,
+                len: segment.len,
+            };
+            let address = segment
+                .address
+                .0
+                .checked_add(skip as u64)
+                .map(GuestAddress)
+                .ok_or_else(outside)?;
+            let count = (segment_len - skip).min(len);
+            if let Ok(slice) = memory.get_slice(address, count) {
+                visit(slice);
+            } else {
+                // A buffer may span two memory regions (VIRTIO says nothing against it).
+                for slice in memory.get_slices(address, count) {
+                    visit(slice.map_err(|_| outside())?);
+                }
+            }
+            len -= count;
+            skip = 0;
+        }
+        Ok(())
+    }
+}

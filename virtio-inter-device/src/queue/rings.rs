@@ -1,0 +1,184 @@
+//! The three areas of a split virtqueue in guest memory, and each access to a field of theirs.
+//!
+//! A [`Rings`] is a view for the time of one batch: resolving the three areas once costs less than checking each
+//! field's address, and borrows the memory so that it cannot go away meanwhile. The guest may write any of it at
+//! any time: each field is read once, by value.
+
+use std::sync::atomic::Ordering;
+
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
+
+use super::QueueViolation;
+use crate::device::GuestMemory;
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no interrupt (only without the event index).
+const NO_INTERRUPT: u16 = 1;
+/// `VIRTQ_USED_F_NO_NOTIFY`: the device wants no kick (only without the event index).
+const NO_NOTIFY: u16 = 1;
+
+const DESCRIPTOR_SIZE: usize = 16;
+const FLAGS: usize = 0;
+const INDEX: usize = 2;
+const RING: usize = 4;
+const AVAILABLE_ELEMENT: usize = 2;
+const USED_ELEMENT: usize = 8;
+
+/// The place of a queue's areas, checked to lie in guest memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RingAddresses {
+    pub(crate) size: u16,
+    pub(crate) descriptors: GuestAddress,
+    pub(crate) available: GuestAddress,
+    pub(crate) used: GuestAddress,
+}
+
+/// A queue's three areas, resolved for the time of one batch.
+pub(crate) struct Rings<'m> {
+    memory: &'m GuestMemory,
+    size: u16,
+    descriptors: VolatileSlice<'m>,
+    available: VolatileSlice<'m>,
+    used: VolatileSlice<'m>,
+}
+
+impl<'m> Rings<'m> {
+    /// Resolves the areas of a queue. Sizes as in VIRTIO 1.3, 2.7, with the event index fields.
+    pub(crate) fn new(
+        memory: &'m GuestMemory,
+        addresses: &RingAddresses,
+    ) -> Result<Self, QueueViolation> {
+        let size = usize::from(addresses.size);
+        let area = |address, len| {
+            memory
+                .get_slice(address, len)
+                .map_err(|_| QueueViolation::RingOutsideMemory)
+        };
+        Ok(Rings {
+            memory,
+            size: addresses.size,
+            descriptors: area(addresses.descriptors, DESCRIPTOR_SIZE * size)?,
+            available: area(addresses.available, RING + AVAILABLE_ELEMENT * size + 2)?,
+            used: area(addresses.used, RING + USED_ELEMENT * size + 2)?,
+        })
+    }
+
+    /// The memory that the rings and buffers lie in.
+    pub(crate) fn memory(&self) -> &'m GuestMemory {
+        self.memory
+    }
+
+    /// Number of descriptors.
+    pub(crate) fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// One descriptor of the table, read once.
+    pub(crate) fn descriptor(&self, index: u16) -> Result<Descriptor, QueueViolation> {
+        descriptor_at(&self.descriptors, usize::from(index)).ok_or(
+            QueueViolation::DescriptorIndex {
+                index,
+                size: self.size,
+            },
+        )
+    }
+
+    /// The driver's available index. Acquire: what it wrote before (ring entries, descriptors, buffers) is visible.
+    pub(crate) fn available_index(&self) -> Result<u16, QueueViolation> {
+        load(&self.available, INDEX, Ordering::Acquire)
+    }
+
+    /// The head that the driver put at free-running position `at` of the available ring.
+    pub(crate) fn available_head(&self, at: u16) -> Result<u16, QueueViolation> {
+        load(
+            &self.available,
+            RING + AVAILABLE_ELEMENT * self.slot(at),
+            Ordering::Relaxed,
+        )
+    }
+
+    /// Whether the driver wants no interrupts at all (only without the event index).
+    pub(crate) fn interrupts_suppressed(&self) -> Result<bool, QueueViolation> {
+        Ok(load(&self.available, FLAGS, Ordering::Relaxed)? & NO_INTERRUPT != 0)
+    }
+
+    /// The used index at which the driver wants its next interrupt (only with the event index).
+    pub(crate) fn used_event(&self) -> Result<u16, QueueViolation> {
+        load(
+            &self.available,
+            RING + AVAILABLE_ELEMENT * usize::from(self.size),
+            Ordering::Relaxed,
+        )
+    }
+
+    /// The used index as it stands in the ring: where a former backend, or a former life of this one, stopped.
+    pub(crate) fn used_index(&self) -> Result<u16, QueueViolation> {
+        load(&self.used, INDEX, Ordering::Acquire)
+    }
+
+    /// Fills in the used element at free-running position `at`. The driver sees it with the next used index.
+    pub(crate) fn write_used(&self, at: u16, head: u16, len: u32) -> Result<(), QueueViolation> {
+        let element = u64::from(head) | u64::from(len) << 32;
+        let offset = RING + USED_ELEMENT * self.slot(at);
+        // Two words rather than one: the used ring is aligned to four bytes, so an element may not be to eight.
+        store(&self.used, offset, (element as u32).to_le())?;
+        store(&self.used, offset + 4, ((element >> 32) as u32).to_le())
+    }
+
+    /// Publishes the used index. Release: elements and buffers written before are visible with it.
+    pub(crate) fn publish_used_index(&self, index: u16) -> Result<(), QueueViolation> {
+        self.used
+            .store(index.to_le(), INDEX, Ordering::Release)
+            .map_err(|_| QueueViolation::RingOutsideMemory)
+    }
+
+    /// Says whether kicks are wanted (only without the event index).
+    pub(crate) fn set_notifications(&self, wanted: bool) -> Result<(), QueueViolation> {
+        let flags = if wanted { 0 } else { NO_NOTIFY };
+        store(&self.used, FLAGS, flags.to_le())
+    }
+
+    /// Says at which available index the next kick is wanted (only with the event index).
+    pub(crate) fn set_available_event(&self, index: u16) -> Result<(), QueueViolation> {
+        store(
+            &self.used,
+            RING + USED_ELEMENT * usize::from(self.size),
+            index.to_le(),
+        )
+    }
+
+    fn slot(&self, at: u16) -> usize {
+        // The size is a power of two (checked at start), so the free-running index wraps with it.
+        usize::from(at & (self.size - 1))
+    }
+}
+
+/// Descriptor `index` of a table, direct or indirect. None: beyond its end.
+pub(super) fn descriptor_at(table: &VolatileSlice<'_>, index: usize) -> Option<Descriptor> {
+    table
+        .get_ref::<Descriptor>(index * DESCRIPTOR_SIZE)
+        .ok()
+        .map(|d| d.load())
+}
+
+/// Number of descriptors in an indirect table of `len` bytes. None: not a whole number of them, or none.
+pub(super) fn indirect_count(len: u32) -> Option<u32> {
+    let size = DESCRIPTOR_SIZE as u32;
+    (len != 0 && len.is_multiple_of(size)).then(|| len / size)
+}
+
+fn load(area: &VolatileSlice<'_>, offset: usize, order: Ordering) -> Result<u16, QueueViolation> {
+    let value: u16 = area
+        .load(offset, order)
+        .map_err(|_| QueueViolation::RingOutsideMemory)?;
+    Ok(u16::from_le(value))
+}
+
+fn store<T: vm_memory::AtomicAccess>(
+    area: &VolatileSlice<'_>,
+    offset: usize,
+    value: T,
+) -> Result<(), QueueViolation> {
+    area.store(value, offset, Ordering::Relaxed)
+        .map_err(|_| QueueViolation::RingOutsideMemory)
+}

@@ -1,0 +1,232 @@
+//! The state of one split virtqueue, device side.
+//!
+//! Chains are given back strictly in the order in which they came, so one index serves for the next available and
+//! the next used entry, and the ring's own used index always says where to resume, whatever happened to the
+//! process that served it before.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
+
+use vm_memory::GuestAddress;
+
+use super::chain::Direction;
+use super::rings::RingAddresses;
+use super::{Chain, QueueViolation, Rings};
+use crate::device::{GuestMemory, QueueSetup};
+
+/// A running virtqueue.
+#[derive(Debug)]
+pub(crate) struct SplitQueue {
+    addresses: RingAddresses,
+    event_index: bool,
+    /// Next entry to take from the available ring and to fill in the used ring (free-running).
+    next: u16,
+    /// The driver's available index as last read and checked: entries `next..seen` may be taken.
+    seen: u16,
+    /// The used index that the driver can see.
+    published: u16,
+    /// Kicks are asked for, as of available index `seen`.
+    armed: bool,
+    kick: OwnedFd,
+    call: Option<OwnedFd>,
+}
+
+impl SplitQueue {
+    /// Takes a queue over at its own used index.
+    pub(crate) fn start(
+        memory: &GuestMemory,
+        setup: QueueSetup,
+        event_index: bool,
+    ) -> Result<Self, QueueViolation> {
+        let addresses = RingAddresses {
+            size: setup.size,
+            descriptors: setup.descriptors,
+            available: setup.available,
+            used: setup.used,
+        };
+        let rings = Rings::new(memory, &addresses)?;
+        let next = rings.used_index()?;
+        Ok(SplitQueue {
+            addresses,
+            event_index,
+            next,
+            seen: next,
+            published: next,
+            armed: false,
+            kick: setup.kick,
+            call: setup.call,
+        })
+    }
+
+    /// Resolves the queue's areas for a batch.
+    pub(crate) fn rings<'m>(&self, memory: &'m GuestMemory) -> Result<Rings<'m>, QueueViolation> {
+        Rings::new(memory, &self.addresses)
+    }
+
+    /// The next available index to process.
+    pub(crate) fn next_index(&self) -> u16 {
+        self.next
+    }
+
+    /// Available entries that can be taken, looking again at the driver's index when fewer than `wanted` are known.
+    pub(crate) fn available(
+        &mut self,
+        rings: &Rings<'_>,
+        wanted: u16,
+    ) -> Result<u16, QueueViolation> {
+        let known = self.seen.wrapping_sub(self.next);
+        if known >= wanted {
+            return Ok(known);
+        }
+        let available = rings.available_index()?;
+        let count = available.wrapping_sub(self.next);
+        // Never backwards either: an index behind the one seen before is as wrong as one too far ahead.
+        if count > self.addresses.size || count < known {
+            return Err(QueueViolation::AvailableIndex {
+                available,
+                next: self.next,
+                size: self.addresses.size,
+            });
+        }
+        if available != self.seen {
+            self.seen = available;
+            self.armed = false;
+        }
+        Ok(count)
+    }
+
+    /// Appends to `chain` the buffers of the entry `ahead` places after the next one, which must be available.
+    /// Returns its head and its bytes. Taking happens with [`SplitQueue::give_back`].
+    pub(crate) fn walk(
+        &self,
+        rings: &Rings<'_>,
+        ahead: u16,
+        direction: Direction,
+        chain: &mut Chain,
+    ) -> Result<(u16, u32), QueueViolation> {
+        let head = rings.available_head(self.next.wrapping_add(ahead))?;
+        let len = chain.append(rings, head, direction)?;
+        Ok((head, len))
+    }
+
+    /// Gives the next entry back with `len` bytes written. The driver sees it once published.
+    pub(crate) fn give_back(
+        &mut self,
+        rings: &Rings<'_>,
+        head: u16,
+        len: u32,
+    ) -> Result<(), QueueViolation> {
+        rings.write_used(self.next, head, len)?;
+        self.next = self.next.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows the driver everything that was given back. True: it wants an interrupt.
+    pub(crate) fn publish(&mut self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
+        if self.next == self.published {
+            return Ok(false);
+        }
+        let former = std::mem::replace(&mut self.published, self.next);
+        rings.publish_used_index(self.next)?;
+        // The driver stores its used event (or flag), fences, then looks at the used index; we store the used index,
+        // fence, then look at its used event: one of the two sees the other (VIRTIO 1.3, 2.7.10).
+        fence(Ordering::SeqCst);
+        if self.event_index {
+            Ok(crosses(rings.used_event()?, former, self.next))
+        } else {
+            Ok(!rings.interrupts_suppressed()?)
+        }
+    }
+
+    /// Asks for a kick at the next entry after those seen. True: nothing came meanwhile, sleeping is safe.
+    ///
+    /// At the *seen* index, not the next one: a receive queue whose entries are too few for the frame at hand waits for
+    /// more of them, and would otherwise be woken by those that it has.
+    pub(crate) fn arm(&mut self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
+        if self.armed {
+            // Nothing new was seen since the last time, so the wish stands in the ring.
+            return Ok(rings.available_index()? == self.seen);
+        }
+        if self.event_index {
+            rings.set_available_event(self.seen)?;
+        } else {
+            rings.set_notifications(true)?;
+        }
+        self.armed = true;
+        // The driver publishes its available index, fences, then looks at our wish: the mirror of `publish`.
+        fence(Ordering::SeqCst);
+        Ok(rings.available_index()? == self.seen)
+    }
+
+    /// Takes the wish for kicks back while the queue is being worked on. With the event index nothing needs to be
+    /// done: a wish lies in the past as soon as it came true.
+    pub(crate) fn disarm(&mut self, rings: &Rings<'_>) -> Result<(), QueueViolation> {
+        if self.armed && !self.event_index {
+            rings.set_notifications(false)?;
+            self.armed = false;
+        }
+        Ok(())
+    }
+
+    /// Forgets that a kick was asked for, so that the next [`SplitQueue::arm`] writes its wish anew.
+    pub(crate) fn rearm(&mut self) {
+        self.armed = false;
+    }
+
+    /// Interrupts the driver.
+    pub(crate) fn interrupt(&self) {
+        if let Some(call) = &self.call {
+            // A full counter or pipe already holds an interrupt that the driver has not seen: nothing is lost.
+            let _ = rustix::io::write(call, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// The driver's kick.
+    pub(crate) fn kick(&self) -> BorrowedFd<'_> {
+        self.kick.as_fd()
+    }
+
+    /// Replaces the kick.
+    pub(crate) fn set_kick(&mut self, kick: OwnedFd) {
+        self.kick = kick;
+    }
+
+    /// Replaces the interrupt.
+    pub(crate) fn set_call(&mut self, call: Option<OwnedFd>) {
+        self.call = call;
+    }
+}
+
+/// Whether the step of a free-running index from `former` to `now` passes `event` (VIRTIO 1.3, 2.7.7.2).
+fn crosses(event: u16, former: u16, now: u16) -> bool {
+    now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(former)
+}
+
+/// Checks what the transport said of a queue before it is handed to a worker.
+pub(crate) fn check_setup(memory: &GuestMemory, setup: &QueueSetup) -> Result<(), String> {
+    if !setup.size.is_power_of_two() || setup.size > 32768 {
+        return Err(format!(
+            "size {} is no power of two up to 32768",
+            setup.size
+        ));
+    }
+    for (name, GuestAddress(address), alignment) in [
+        ("descriptor table", setup.descriptors, 16),
+        ("available ring", setup.available, 2),
+        ("used ring", setup.used, 4),
+    ] {
+        if address % alignment != 0 {
+            return Err(format!(
+                "{name} at {address:#x} is not aligned to {alignment} bytes"
+            ));
+        }
+    }
+    let addresses = RingAddresses {
+        size: setup.size,
+        descriptors: setup.descriptors,
+        available: setup.available,
+        used: setup.used,
+    };
+    Rings::new(memory, &addresses).map_err(|e| e.to_string())?;
+    Ok(())
+}

@@ -1,0 +1,383 @@
+//! One thread for one queue pair: the guest's transmit queue into the peers' rings, the peers' rings into the
+//! guest's receive queue. It owns all that it touches; the control thread talks to it by commands.
+
+mod command;
+mod peer;
+mod poller;
+mod receive;
+mod transmit;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver as CommandReceiver, TryRecvError};
+use std::time::Instant;
+
+use log::Level;
+use virtio_inter_link::Violation;
+use virtio_inter_segment::{LogLimit, MacAddr, PeerKey, log_limited};
+
+pub(crate) use command::{Command, Direction, PeerPart, Request};
+pub(crate) use poller::{Poller, Waker};
+
+use crate::counters::Counters;
+use crate::device::{DeviceError, GuestMemory, QueueSetup};
+use crate::features::Negotiated;
+use crate::queue::{QueueViolation, SplitQueue};
+use peer::Peer;
+use receive::{Collector, Source};
+use transmit::Transmitter;
+
+/// Frames that one half of a worker moves before the other half's turn.
+const BATCH: usize = 64;
+
+/// A guest can break its queues as often as it resets them.
+static QUEUE_VIOLATIONS: LogLimit = LogLimit::new(std::time::Duration::from_secs(10), 5);
+
+/// What a batch came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// Something moved: look again.
+    Busy,
+    /// Nothing moved.
+    Idle,
+}
+
+/// Whether a worker may sleep, and until when at most.
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    safe: bool,
+    until: Option<Instant>,
+}
+
+/// A link's peer broke the ring's rules.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LinkFault {
+    pub(crate) peer: PeerKey,
+    pub(crate) violation: Violation,
+}
+
+/// Why a frame could not be handed over.
+#[derive(Debug)]
+enum Failure {
+    /// The peer broke the ring's rules.
+    Link(Violation),
+    /// The guest broke its queue's rules.
+    Queue(QueueViolation),
+}
+
+impl From<Violation> for Failure {
+    fn from(violation: Violation) -> Self {
+        Failure::Link(violation)
+    }
+}
+
+impl From<QueueViolation> for Failure {
+    fn from(violation: QueueViolation) -> Self {
+        Failure::Queue(violation)
+    }
+}
+
+/// What both halves must know of their port.
+#[derive(Debug, Clone)]
+struct Rules {
+    mac: MacAddr,
+    mtu: u16,
+    negotiated: Negotiated,
+    counters: Arc<Counters>,
+}
+
+/// One virtqueue of the pair, with what the transport said of it.
+#[derive(Default)]
+struct QueueState {
+    queue: Option<SplitQueue>,
+    enabled: bool,
+    /// The driver broke the rules: not looked at again before it is started anew.
+    broken: bool,
+}
+
+impl QueueState {
+    /// The queue, if there is work to be done on it.
+    fn usable(&mut self) -> Option<&mut SplitQueue> {
+        self.queue.as_mut().filter(|_| self.enabled && !self.broken)
+    }
+}
+
+/// What a worker is born with.
+pub(crate) struct WorkerSetup {
+    pub(crate) index: u16,
+    pub(crate) mac: MacAddr,
+    pub(crate) mtu: u16,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) commands: CommandReceiver<Request>,
+    pub(crate) poller: Poller,
+    /// Tells the control thread of faulty links.
+    pub(crate) report: Box<dyn Fn(LinkFault) + Send>,
+}
+
+/// The state of one worker thread.
+pub(crate) struct Worker {
+    index: u16,
+    rules: Rules,
+    memory: Option<Arc<GuestMemory>>,
+    receive: QueueState,
+    transmit: QueueState,
+    collector: Collector,
+    transmitter: Transmitter,
+    commands: CommandReceiver<Request>,
+    poller: Poller,
+    report: Box<dyn Fn(LinkFault) + Send>,
+}
+
+impl Worker {
+    pub(crate) fn new(setup: WorkerSetup) -> Self {
+        let WorkerSetup {
+            index,
+            mac,
+            mtu,
+            counters,
+            commands,
+            poller,
+            report,
+        } = setup;
+        Worker {
+            index,
+            rules: Rules {
+                mac,
+                mtu,
+                negotiated: Negotiated::default(),
+                counters,
+            },
+            memory: None,
+            receive: QueueState::default(),
+            transmit: QueueState::default(),
+            collector: Collector::new(),
+            transmitter: Transmitter::new(),
+            commands,
+            poller,
+            report,
+        }
+    }
+
+    /// Works until the port is gone.
+    pub(crate) fn run(mut self) {
+        loop {
+            loop {
+                match self.commands.try_recv() {
+                    Ok(request) => {
+                        let reply = self.obey(request.command);
+                        // The control thread may have given up waiting; then nobody wants the answer.
+                        let _ = request.reply.send(reply);
+                    }
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            let sent = self.transmit();
+            let delivered = self.deliver();
+            self.report_faults();
+            if sent == Pace::Idle && delivered == Pace::Idle {
+                let rest = self.arm();
+                self.report_faults();
+                if rest.safe {
+                    self.poller.wait(rest.until);
+                    self.rules.counters.wakeups.add(1);
+                }
+            }
+        }
+    }
+
+    fn transmit(&mut self) -> Pace {
+        if let (Some(queue), Some(memory)) = (self.transmit.usable(), &self.memory) {
+            match self.transmitter.run(queue, memory, &self.rules) {
+                Ok(pace) => return pace,
+                Err(violation) => break_queue(&mut self.transmit, self.index * 2 + 1, violation),
+            }
+        } else {
+            // Frames that wait aside for room go on without a guest.
+            self.transmitter.flush();
+        }
+        Pace::Idle
+    }
+
+    fn deliver(&mut self) -> Pace {
+        if let (Some(queue), Some(memory)) = (self.receive.usable(), &self.memory) {
+            match self.collector.run(queue, memory, &self.rules) {
+                Ok(pace) => return pace,
+                Err(violation) => break_queue(&mut self.receive, self.index * 2, violation),
+            }
+        }
+        self.collector.discard(&self.rules.counters);
+        Pace::Idle
+    }
+
+    /// Asks for all the bells. Whatever came before they were armed is seen by asking, whatever comes after rings.
+    fn arm(&mut self) -> Rest {
+        let memory = self.memory.as_deref();
+        let rest = match self.transmitter.arm(self.transmit.usable(), memory) {
+            Ok(rest) => rest,
+            Err(violation) => {
+                break_queue(&mut self.transmit, self.index * 2 + 1, violation);
+                Rest {
+                    safe: false,
+                    until: None,
+                }
+            }
+        };
+        match self.collector.arm(self.receive.usable(), memory) {
+            Ok(safe) => Rest {
+                safe: rest.safe && safe,
+                ..rest
+            },
+            Err(violation) => {
+                break_queue(&mut self.receive, self.index * 2, violation);
+                Rest {
+                    safe: false,
+                    ..rest
+                }
+            }
+        }
+    }
+
+    fn report_faults(&mut self) {
+        for fault in self.transmitter.faults().chain(self.collector.faults()) {
+            (self.report)(fault);
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Result<u16, DeviceError> {
+        match command {
+            Command::SetFeatures(negotiated) => self.rules.negotiated = negotiated,
+            Command::SetMemory(memory) => self.memory = memory,
+            Command::Start(direction, setup) => self.start(direction, setup)?,
+            Command::Enable(direction, enabled) => self.enable(direction, enabled),
+            Command::SetCall(direction, call) => {
+                if let Some(queue) = &mut self.state(direction).queue {
+                    queue.set_call(call);
+                    // An interrupt that found no descriptor, or the former one, is made good.
+                    queue.interrupt();
+                }
+            }
+            Command::SetKick(direction, kick) => {
+                let index = self.queue_index(direction);
+                let (state, poller) = match direction {
+                    Direction::Receive => (&mut self.receive, &self.poller),
+                    Direction::Transmit => (&mut self.transmit, &self.poller),
+                };
+                if let Some(queue) = &mut state.queue {
+                    poller.add(&kick).map_err(|e| bad_kick(index, &e))?;
+                    poller.remove(queue.kick());
+                    queue.set_kick(kick);
+                }
+            }
+            Command::Stop(direction) => return Ok(self.stop(direction)),
+            Command::AddPeer(part) => self.add_peer(*part)?,
+            Command::RemovePeer(key) => self.remove_peer(key),
+        }
+        Ok(0)
+    }
+
+    fn state(&mut self, direction: Direction) -> &mut QueueState {
+        match direction {
+            Direction::Receive => &mut self.receive,
+            Direction::Transmit => &mut self.transmit,
+        }
+    }
+
+    fn queue_index(&self, direction: Direction) -> u16 {
+        self.index * 2 + u16::from(direction == Direction::Transmit)
+    }
+
+    fn start(&mut self, direction: Direction, setup: QueueSetup) -> Result<(), DeviceError> {
+        self.stop(direction);
+        let index = self.queue_index(direction);
+        let memory = self.memory.as_deref().ok_or(DeviceError::NoMemory(index))?;
+        let queue =
+            SplitQueue::start(memory, setup, self.rules.negotiated.event_index()).map_err(|e| {
+                DeviceError::BadQueue {
+                    index,
+                    reason: e.to_string(),
+                }
+            })?;
+        self.poller
+            .add(&queue.kick())
+            .map_err(|e| bad_kick(index, &e))?;
+        log::debug!("Queue {index} starts at {}", queue.next_index());
+        *self.state(direction) = QueueState {
+            queue: Some(queue),
+            enabled: false,
+            broken: false,
+        };
+        Ok(())
+    }
+
+    fn enable(&mut self, direction: Direction, enabled: bool) {
+        let state = self.state(direction);
+        if enabled
+            && !state.enabled
+            && let Some(queue) = &mut state.queue
+        {
+            // A former life may have given entries back and died before it said so.
+            queue.interrupt();
+            queue.rearm();
+        }
+        state.enabled = enabled;
+    }
+
+    fn stop(&mut self, direction: Direction) -> u16 {
+        let state = std::mem::take(self.state(direction));
+        state.queue.map_or(0, |queue| {
+            // The transport keeps descriptors of its own to the same eventfd, so closing ours does not end the watch.
+            self.poller.remove(queue.kick());
+            log::debug!(
+                "Queue {} stops at {}",
+                self.queue_index(direction),
+                queue.next_index()
+            );
+            queue.next_index()
+        })
+    }
+
+    fn add_peer(&mut self, part: PeerPart) -> Result<(), DeviceError> {
+        let watch = |fd| {
+            self.poller.add(&fd).map_err(|source| DeviceError::Io {
+                action: "watch a link's doorbell",
+                source,
+            })
+        };
+        watch(part.sender.space_bell())?;
+        for receiver in &part.receivers {
+            watch(receiver.data_bell())?;
+        }
+        self.transmitter
+            .add_peer(Peer::new(part.key, part.mac, part.sender));
+        for receiver in part.receivers {
+            self.collector
+                .add_source(Source::new(part.key, part.mac, receiver));
+        }
+        Ok(())
+    }
+
+    fn remove_peer(&mut self, key: PeerKey) {
+        if let Some(peer) = self.transmitter.remove_peer(key) {
+            self.poller.remove(peer.sender.space_bell());
+        }
+        for source in self.collector.remove_peer(key) {
+            self.poller.remove(source.receiver.data_bell());
+        }
+    }
+}
+
+fn bad_kick(index: u16, error: &std::io::Error) -> DeviceError {
+    DeviceError::BadQueue {
+        index,
+        reason: format!("its kick cannot be waited for: {error}"),
+    }
+}
+
+fn break_queue(state: &mut QueueState, index: u16, violation: QueueViolation) {
+    state.broken = true;
+    log_limited!(
+        QUEUE_VIOLATIONS,
+        Level::Error,
+        "Queue {index} stops until the driver resets it: {violation}"
+    );
+}

@@ -1,0 +1,271 @@
+//! From the guest's transmit queue into the peers' rings.
+
+use std::time::Instant;
+
+use virtio_inter_segment::PeerKey;
+
+use super::peer::{Outgoing, Peer, Room};
+use super::{BATCH, Failure, LinkFault, Pace, Rest, Rules};
+use crate::device::GuestMemory;
+use crate::forward::{Destination, Forwarding};
+use crate::frame::{HEAD, Head, Invalid, NET_HEADER};
+use crate::queue::{Chain, Direction, QueueViolation, Rings, SplitQueue};
+
+/// The transmit half of a worker.
+pub(crate) struct Transmitter {
+    peers: Vec<Peer>,
+    forwarding: Forwarding,
+    chain: Chain,
+    /// What holds the queue.
+    waiting: Option<Waiting>,
+    /// Peers that broke the rules in this batch.
+    faults: Vec<LinkFault>,
+}
+
+/// A full ring that holds the queue: whose, the frame's length in bytes, and until when to wait at most.
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    peer: PeerKey,
+    len: usize,
+    until: Instant,
+}
+
+/// What became of the chain at the queue's head.
+enum Outcome {
+    /// Done with, sent or dropped: goes back to the driver.
+    Done,
+    /// Stays in the queue.
+    Held(Waiting),
+}
+
+impl Transmitter {
+    pub(crate) fn new() -> Self {
+        Transmitter {
+            peers: Vec::new(),
+            forwarding: Forwarding::default(),
+            chain: Chain::default(),
+            waiting: None,
+            faults: Vec::new(),
+        }
+    }
+
+    pub(crate) fn add_peer(&mut self, peer: Peer) {
+        self.peers.push(peer);
+        self.rebuild();
+    }
+
+    /// Takes a peer out. None: it is not there.
+    pub(crate) fn remove_peer(&mut self, key: PeerKey) -> Option<Peer> {
+        let position = self.peers.iter().position(|p| p.key == key)?;
+        let peer = self.peers.remove(position);
+        self.rebuild();
+        Some(peer)
+    }
+
+    fn rebuild(&mut self) {
+        self.forwarding.rebuild(self.peers.iter().map(|p| p.mac));
+        self.waiting = None;
+    }
+
+    /// Peers that broke the rules since the last call.
+    pub(crate) fn faults(&mut self) -> std::vec::Drain<'_, LinkFault> {
+        self.faults.drain(..)
+    }
+
+    /// Sends a batch.
+    pub(crate) fn run(
+        &mut self,
+        queue: &mut SplitQueue,
+        memory: &GuestMemory,
+        rules: &Rules,
+    ) -> Result<Pace, QueueViolation> {
+        let rings = queue.rings(memory)?;
+        queue.disarm(&rings)?;
+        self.waiting = None;
+        let mut pace = Pace::Idle;
+        let result = self.take_batch(queue, &rings, rules, &mut pace);
+        // Whatever went wrong in mid-batch, what was sent before is shown to peers and driver.
+        self.flush();
+        if queue.publish(&rings)? {
+            rules.counters.interrupts.add(1);
+            queue.interrupt();
+        }
+        result?;
+        Ok(pace)
+    }
+
+    fn take_batch(
+        &mut self,
+        queue: &mut SplitQueue,
+        rings: &Rings<'_>,
+        rules: &Rules,
+        pace: &mut Pace,
+    ) -> Result<(), QueueViolation> {
+        for _ in 0..BATCH {
+            if queue.available(rings, 1)? == 0 {
+                return Ok(());
+            }
+            self.chain.clear();
+            let (head, _) = queue.walk(rings, 0, Direction::FromDriver, &mut self.chain)?;
+            match self.forward(rings.memory(), rules)? {
+                Outcome::Done => {
+                    queue.give_back(rings, head, 0)?;
+                    *pace = Pace::Busy;
+                }
+                Outcome::Held(waiting) => {
+                    rules.counters.tx_waits.add(1);
+                    self.waiting = Some(waiting);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the frame in `self.chain` to whom it is for.
+    fn forward(&mut self, memory: &GuestMemory, rules: &Rules) -> Result<Outcome, QueueViolation> {
+        let head = match self.read_head(memory, rules)? {
+            Ok(head) => head,
+            Err(invalid) => {
+                match invalid {
+                    Invalid::Short | Invalid::Long => &rules.counters.tx_bad_length,
+                    Invalid::Source => &rules.counters.tx_spoofed,
+                    _ => &rules.counters.tx_bad_header,
+                }
+                .add(1);
+                return Ok(Outcome::Done);
+            }
+        };
+        let destination = self.forwarding.destination(head.destination());
+        let head = head.for_peer();
+        let frame = Outgoing {
+            memory,
+            head: &head,
+            chain: &self.chain,
+        };
+        let alone = self.peers.len() == 1;
+        let targets = match destination {
+            Destination::Peer(position) => &mut self.peers[position..=position],
+            Destination::All => &mut self.peers[..],
+            Destination::Nobody => &mut [],
+        };
+        // First ask all, then copy to all: a frame that has to wait must not have gone to some already.
+        if targets.len() > 1 {
+            for peer in targets.iter_mut().filter(|p| !p.dead) {
+                match peer.room(frame.len(), alone) {
+                    Ok(Room::Wait(until)) => {
+                        return Ok(Outcome::Held(Waiting {
+                            peer: peer.key,
+                            len: frame.len(),
+                            until,
+                        }));
+                    }
+                    Ok(_) => {}
+                    Err(violation) => fail(&mut self.faults, peer, violation),
+                }
+            }
+        }
+        let counters = &*rules.counters;
+        let mut sent = false;
+        let mut stalled = false;
+        for peer in targets.iter_mut().filter(|p| !p.dead) {
+            match peer.offer(&frame, alone) {
+                Ok(Room::Ring) => sent = true,
+                Ok(Room::Aside) => {
+                    counters.tx_spilled.add(1);
+                    sent = true;
+                }
+                Ok(Room::Wait(until)) if !sent => {
+                    return Ok(Outcome::Held(Waiting {
+                        peer: peer.key,
+                        len: frame.len(),
+                        until,
+                    }));
+                }
+                // Waiting, though asked before: the others have the frame, it can not be held any more.
+                Ok(Room::Wait(_) | Room::Stalled) => stalled = true,
+                Err(Failure::Link(violation)) => fail(&mut self.faults, peer, violation),
+                Err(Failure::Queue(violation)) => return Err(violation),
+            }
+        }
+        if sent {
+            counters.tx_frames.add(1);
+            counters.tx_bytes.add((frame.len() - NET_HEADER) as u64);
+        }
+        if stalled {
+            counters.tx_peer_stalled.add(1);
+        } else if !sent {
+            counters.tx_no_destination.add(1);
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Reads and checks the head of the frame in `self.chain`.
+    fn read_head(
+        &self,
+        memory: &GuestMemory,
+        rules: &Rules,
+    ) -> Result<Result<Head, Invalid>, QueueViolation> {
+        let mut bytes = [0; HEAD];
+        self.chain.read_head(memory, &mut bytes)?;
+        Ok(
+            Head::new(bytes, self.chain.len() as usize).and_then(|head| {
+                let negotiated = rules.negotiated;
+                head.check(negotiated.sends_partial_checksums(), negotiated.sends_tso())?;
+                if head.source() != rules.mac {
+                    return Err(Invalid::Source);
+                }
+                Ok(head)
+            }),
+        )
+    }
+
+    /// Moves what waits aside on, and shows peers what was committed.
+    pub(crate) fn flush(&mut self) {
+        for peer in self.peers.iter_mut().filter(|p| !p.dead) {
+            if let Err(violation) = peer.flush() {
+                fail(&mut self.faults, peer, violation);
+            }
+        }
+    }
+
+    /// Asks for the bells of everything that is waited for. Says whether sleeping is safe, and for how long at most.
+    pub(crate) fn arm(
+        &mut self,
+        queue: Option<&mut SplitQueue>,
+        memory: Option<&GuestMemory>,
+    ) -> Result<Rest, QueueViolation> {
+        let mut rest = Rest {
+            safe: true,
+            until: self.waiting.map(|w| w.until),
+        };
+        for peer in &mut self.peers {
+            let held = self.waiting.filter(|w| w.peer == peer.key).map(|w| w.len);
+            let Some(len) = peer.first_spilled().or(held).filter(|_| !peer.dead) else {
+                continue;
+            };
+            match peer.sender.wait_for_space(len) {
+                Ok(armed) => rest.safe &= armed,
+                Err(violation) => {
+                    fail(&mut self.faults, peer, violation);
+                    rest.safe = false;
+                }
+            }
+        }
+        if self.waiting.is_none()
+            && let (Some(queue), Some(memory)) = (queue, memory)
+        {
+            let rings = queue.rings(memory)?;
+            rest.safe &= queue.arm(&rings)?;
+        }
+        Ok(rest)
+    }
+}
+
+fn fail(faults: &mut Vec<LinkFault>, peer: &mut Peer, violation: virtio_inter_link::Violation) {
+    peer.dead = true;
+    faults.push(LinkFault {
+        peer: peer.key,
+        violation,
+    });
+}
