@@ -1,0 +1,231 @@
+//! Framing: whole vhost-user messages and their file descriptors, out of and into a stream socket.
+//!
+//! Nothing here blocks, and nothing that the other side sends makes it hold more than one message: the header
+//! is read first, its size checked, then exactly that many bytes, so that descriptors (which ride on the
+//! bytes that they were sent with) stay with their message.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+};
+use vhost::vhost_user::message::{
+    FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag,
+};
+
+use super::error::Malformed;
+
+/// Bytes of a header: request, flags and payload size, a native-endian u32 each.
+const HEADER_SIZE: usize = 12;
+/// The protocol version in the lowest two bits of the flags.
+const VERSION: u32 = 1;
+
+/// One request as it came in.
+#[derive(Debug)]
+pub struct Message {
+    /// The request's number (vhost-user specification, "Front-end message types").
+    pub code: u32,
+    /// The frontend asks for a reply; counts only once REPLY_ACK is negotiated.
+    pub need_reply: bool,
+    /// The payload, at most `MAX_MSG_SIZE` bytes.
+    pub body: Vec<u8>,
+    /// The descriptors that came with it, at most `MAX_ATTACHED_FD_ENTRIES`.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// What [`Connection::receive`] found.
+#[derive(Debug)]
+pub enum Received {
+    /// A whole message.
+    Message(Message),
+    /// Nothing more for now.
+    Pending,
+    /// The frontend has closed the connection.
+    HungUp,
+}
+
+/// A frontend's connection.
+#[derive(Debug)]
+pub struct Connection {
+    socket: UnixStream,
+    header: [u8; HEADER_SIZE],
+    header_len: usize,
+    body: Vec<u8>,
+    body_len: usize,
+    fds: Vec<OwnedFd>,
+    outgoing: Vec<u8>,
+}
+
+impl Connection {
+    /// Takes an accepted socket over.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made non-blocking.
+    pub fn new(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            header: [0; HEADER_SIZE],
+            header_len: 0,
+            body: Vec::new(),
+            body_len: 0,
+            fds: Vec::new(),
+            outgoing: Vec::new(),
+        })
+    }
+
+    /// Goes on reading the message under way.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] when what came is not a vhost-user request, or the socket fails: the stream can then no
+    /// longer be followed.
+    pub fn receive(&mut self) -> Result<Received, Malformed> {
+        while self.header_len < HEADER_SIZE {
+            match receive_some(
+                &self.socket,
+                &mut self.header[self.header_len..],
+                &mut self.fds,
+            )? {
+                Some(0) if self.header_len == 0 => return Ok(Received::HungUp),
+                Some(0) => return Err(Malformed::CutOff),
+                Some(count) => self.header_len += count,
+                None => return Ok(Received::Pending),
+            }
+            if self.header_len == HEADER_SIZE {
+                self.body = vec![0; self.check_header()?];
+                self.body_len = 0;
+            }
+        }
+        while self.body_len < self.body.len() {
+            match receive_some(&self.socket, &mut self.body[self.body_len..], &mut self.fds)? {
+                Some(0) => return Err(Malformed::CutOff),
+                Some(count) => self.body_len += count,
+                None => return Ok(Received::Pending),
+            }
+        }
+        self.header_len = 0;
+        Ok(Received::Message(Message {
+            code: self.header_word(0),
+            need_reply: self.header_word(1) & VhostUserHeaderFlag::NEED_REPLY.bits() != 0,
+            body: std::mem::take(&mut self.body),
+            fds: std::mem::take(&mut self.fds),
+        }))
+    }
+
+    /// The size of the payload that a complete header announces.
+    fn check_header(&self) -> Result<usize, Malformed> {
+        let flags = self.header_word(1);
+        if flags & VhostUserHeaderFlag::VERSION.bits() != VERSION
+            || flags & VhostUserHeaderFlag::RESERVED_BITS.bits() != 0
+            || flags & VhostUserHeaderFlag::REPLY.bits() != 0
+        {
+            return Err(Malformed::Flags(flags));
+        }
+        let size = self.header_word(2);
+        usize::try_from(size)
+            .ok()
+            .filter(|size| *size <= MAX_MSG_SIZE)
+            .ok_or(Malformed::TooLong {
+                code: self.header_word(0),
+                size,
+            })
+    }
+
+    fn header_word(&self, index: usize) -> u32 {
+        let mut word = [0; 4];
+        word.copy_from_slice(&self.header[4 * index..][..4]);
+        u32::from_ne_bytes(word)
+    }
+
+    /// Queues the reply to request `code` and sends what the socket takes; [`Connection::flush`] does the rest.
+    ///
+    /// # Errors
+    ///
+    /// When the socket fails.
+    pub fn reply(&mut self, code: u32, payload: &[u8]) -> io::Result<()> {
+        let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
+        // Replies are at most as long as requests are, so this always fits.
+        let size = u32::try_from(payload.len()).map_err(io::Error::other)?;
+        for word in [code, flags, size] {
+            self.outgoing.extend_from_slice(&word.to_ne_bytes());
+        }
+        self.outgoing.extend_from_slice(payload);
+        self.flush()
+    }
+
+    /// Sends what is left of the replies.
+    ///
+    /// # Errors
+    ///
+    /// When the socket fails.
+    pub fn flush(&mut self) -> io::Result<()> {
+        while !self.outgoing.is_empty() {
+            match send(
+                &self.socket,
+                &self.outgoing,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
+                Ok(count) => drop(self.outgoing.drain(..count)),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether replies wait for the frontend to read. No request is read meanwhile, so at most one does.
+    pub fn is_sending(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// One `recvmsg`: the number of bytes (0: end of file), or None when there are none now.
+fn receive_some(
+    socket: &UnixStream,
+    buffer: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> Result<Option<usize>, Malformed> {
+    let mut space =
+        [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ATTACHED_FD_ENTRIES))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        match recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
+            Ok(received) => break received,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => return Ok(None),
+            // A frontend that dies with unread replies resets the connection: an end like any other.
+            Err(rustix::io::Errno::CONNRESET) => return Ok(Some(0)),
+            Err(error) => return Err(Malformed::Io(error.into())),
+        }
+    };
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_ATTACHED_FD_ENTRIES {
+        return Err(Malformed::TooManyFds);
+    }
+    Ok(Some(received.bytes))
+}
+
+/// A request's name for logs, or its number.
+pub(crate) fn request_name(code: u32) -> String {
+    FrontendReq::try_from(code).map_or_else(
+        |_| format!("request {code}"),
+        |request| format!("{request:?}"),
+    )
+}

@@ -1,0 +1,133 @@
+//! A connected frontend: its connection and its session, request by request.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use log::warn;
+use thiserror::Error;
+use virtio_inter_device::Device;
+
+use super::connection::{Connection, Message, Received, request_name};
+use super::error::{Malformed, Refusal};
+use super::reply::{Reply, acknowledgement};
+use super::request::Request;
+use super::session::{Limits, Session, chain};
+
+/// Requests served before others get their turn.
+const BATCH: usize = 64;
+
+/// Why a frontend is no longer served.
+#[derive(Debug, Error)]
+pub enum Ended {
+    /// It closed the connection.
+    #[error("Frontend disconnected")]
+    HungUp,
+    /// It does not speak vhost-user.
+    #[error("Frontend is not understood")]
+    Malformed(#[from] Malformed),
+    /// It cannot have what it asked for, and did not ask to be told.
+    #[error("Frontend cannot be served")]
+    Refused(#[from] Refusal),
+    /// It cannot be answered.
+    #[error("Cannot answer {}", request_name(*.code))]
+    Reply {
+        /// The request's number.
+        code: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection cannot be used.
+    #[error("Cannot use the connection")]
+    Connection(#[source] io::Error),
+}
+
+/// A frontend being served.
+#[derive(Debug)]
+pub struct Frontend {
+    connection: Connection,
+    session: Session,
+    spoken: bool,
+}
+
+impl Frontend {
+    /// Begins to serve an accepted connection.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be used.
+    pub fn new(socket: UnixStream, limits: Limits, device: &dyn Device) -> Result<Self, Ended> {
+        Ok(Self {
+            connection: Connection::new(socket).map_err(Ended::Connection)?,
+            session: Session::new(limits, device),
+            spoken: false,
+        })
+    }
+
+    /// Whether it has ever sent a request. One that has not can be given up for another.
+    pub fn has_spoken(&self) -> bool {
+        self.spoken
+    }
+
+    /// Whether it is to be waited for until it reads its replies; no request is taken until then.
+    pub fn is_sending(&self) -> bool {
+        self.connection.is_sending()
+    }
+
+    /// Serves what the frontend has sent, as far as that goes without waiting and without end.
+    ///
+    /// # Errors
+    ///
+    /// When it is to be served no longer; [`Frontend::close`] is to follow.
+    pub fn process(&mut self, device: &mut dyn Device) -> Result<(), Ended> {
+        self.connection.flush().map_err(Ended::Connection)?;
+        for _ in 0..BATCH {
+            if self.connection.is_sending() {
+                break;
+            }
+            match self.connection.receive()? {
+                Received::Message(message) => self.serve(message, device)?,
+                Received::Pending => break,
+                Received::HungUp => return Err(Ended::HungUp),
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, message: Message, device: &mut dyn Device) -> Result<(), Ended> {
+        let (code, need_reply) = (message.code, message.need_reply);
+        let request = Request::decode(message)?;
+        self.spoken = true;
+        let result = self.session.handle(request, device);
+        // Asked for only now: User Mode Linux sets the flag on the very request that negotiates it.
+        let acknowledge = need_reply && self.session.acknowledges();
+        let payload = match result {
+            Ok(Reply::Done) if !acknowledge => return Ok(()),
+            Ok(reply) => reply.payload().unwrap_or_else(|| acknowledgement(0)),
+            Err(refusal) if acknowledge => {
+                warn!("{} refused: {}", request_name(code), chain(&refusal));
+                acknowledgement(1)
+            }
+            Err(refusal @ (Refusal::Unsupported(_) | Refusal::ReadOnly)) => {
+                warn!("{} ignored: {}", request_name(code), chain(&refusal));
+                return Ok(());
+            }
+            Err(refusal) => return Err(refusal.into()),
+        };
+        self.connection
+            .reply(code, &payload)
+            .map_err(|source| Ended::Reply { code, source })
+    }
+
+    /// Ends the session and the connection.
+    pub fn close(self, device: &mut dyn Device) {
+        self.session.close(device);
+    }
+}
+
+impl AsFd for Frontend {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+}

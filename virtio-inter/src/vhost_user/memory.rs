@@ -1,0 +1,252 @@
+//! The guest's memory: what the frontend shares, mapped, and its addresses translated.
+//!
+//! Every region is checked before it is mapped: an overlap, an overflow or a region that reaches beyond its
+//! file would otherwise show up as a wrong write or a SIGBUS long after. A frontend can still shrink a file
+//! that it did not seal: that ends this process, and nobody's network but its own guest's.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, fstat, fstatfs};
+use virtio_inter_device::GuestMemory;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+
+use super::error::Refusal;
+use super::request::{Region, RingAddresses};
+
+/// Most regions of a guest. Each costs a descriptor and a mapping; QEMU's machines have at most 256 slots.
+pub const MAX_REGIONS: usize = 256;
+
+/// `f_type` of a file on hugetlbfs (statfs(2)).
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+
+/// A ring's place as the device needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingPlace {
+    /// Guest physical address of the descriptor table.
+    pub descriptors: GuestAddress,
+    /// Guest physical address of the available ring.
+    pub available: GuestAddress,
+    /// Guest physical address of the used ring.
+    pub used: GuestAddress,
+}
+
+/// A region, mapped.
+#[derive(Debug, Clone)]
+struct Mapped {
+    /// Where the frontend has it.
+    user: u64,
+    region: Arc<GuestRegionMmap<()>>,
+}
+
+impl Mapped {
+    fn guest(&self) -> u64 {
+        self.region.start_addr().0
+    }
+
+    fn size(&self) -> u64 {
+        self.region.len()
+    }
+}
+
+/// All that a frontend shares, sorted by guest address. Changes make a new table, so that a refused one leaves
+/// the old as it was.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryTable {
+    regions: Vec<Mapped>,
+}
+
+impl MemoryTable {
+    /// Maps the regions of SET_MEM_TABLE.
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot be used.
+    pub fn new(regions: Vec<(Region, OwnedFd)>) -> Result<Self, Refusal> {
+        let mut table = Self::default();
+        for (region, fd) in regions {
+            table.add(&region, fd)?;
+        }
+        Ok(table)
+    }
+
+    /// A table with one region more.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be used.
+    pub fn with(&self, region: &Region, fd: OwnedFd) -> Result<Self, Refusal> {
+        let mut table = self.clone();
+        table.add(region, fd)?;
+        Ok(table)
+    }
+
+    /// A table without a region, which is named by its addresses and its size.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such region.
+    pub fn without(&self, region: &Region) -> Result<Self, Refusal> {
+        let mut table = self.clone();
+        table.regions.retain(|mapped| {
+            (mapped.guest(), mapped.user, mapped.size()) != (region.guest, region.user, region.size)
+        });
+        if table.regions.len() == self.regions.len() {
+            return Err(Refusal::NoSuchRegion {
+                guest: region.guest,
+                size: region.size,
+            });
+        }
+        Ok(table)
+    }
+
+    /// Whether the frontend shares nothing.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// The memory for the device, None when there is none.
+    pub fn memory(&self) -> Option<Arc<GuestMemory>> {
+        let regions = self
+            .regions
+            .iter()
+            .map(|mapped| Arc::clone(&mapped.region))
+            .collect();
+        // Sorted and free of overlaps (see `add`), so only an empty table is refused here.
+        GuestMemory::from_arc_regions(regions).ok().map(Arc::new)
+    }
+
+    fn add(&mut self, region: &Region, fd: OwnedFd) -> Result<(), Refusal> {
+        if self.regions.len() == MAX_REGIONS {
+            return Err(Refusal::TooManyRegions(MAX_REGIONS));
+        }
+        let refuse = |problem| Refusal::Region {
+            guest: region.guest,
+            size: region.size,
+            problem,
+        };
+        if region.size == 0 {
+            return Err(refuse("it is empty"));
+        }
+        let end = region.guest.checked_add(region.size);
+        let file_end = region.offset.checked_add(region.size);
+        let (Some(end), Some(_), Some(file_end)) =
+            (end, region.user.checked_add(region.size), file_end)
+        else {
+            return Err(refuse("it reaches beyond the end of an address space"));
+        };
+        let at = self
+            .regions
+            .partition_point(|other| other.guest() < region.guest);
+        let before = at.checked_sub(1).map(|before| &self.regions[before]);
+        if before.is_some_and(|other| other.guest() + other.size() > region.guest)
+            || self
+                .regions
+                .get(at)
+                .is_some_and(|other| end > other.guest())
+        {
+            return Err(refuse("it overlaps another"));
+        }
+        let file = File::from(fd);
+        check_file(&file, region, file_end).map_err(refuse)?;
+        let size = usize::try_from(region.size).map_err(|_| refuse("it is too large"))?;
+        let mapping = MmapRegion::from_file(FileOffset::new(file, region.offset), size).map_err(
+            |source| Refusal::Map {
+                guest: region.guest,
+                size: region.size,
+                source,
+            },
+        )?;
+        let mapped = GuestRegionMmap::new(mapping, GuestAddress(region.guest))
+            .ok_or_else(|| refuse("it reaches beyond the end of an address space"))?;
+        self.regions.insert(
+            at,
+            Mapped {
+                user: region.user,
+                region: Arc::new(mapped),
+            },
+        );
+        Ok(())
+    }
+
+    /// Translates queue `index` with `size` entries from the frontend's addresses.
+    ///
+    /// # Errors
+    ///
+    /// When a part of it is not wholly in one region or not aligned (VIRTIO 1.3, 2.7).
+    pub fn translate(
+        &self,
+        index: u16,
+        size: u16,
+        addresses: &RingAddresses,
+    ) -> Result<RingPlace, Refusal> {
+        let entries = u64::from(size);
+        let part = |part, address, length, alignment| {
+            self.translate_range(address, length, alignment)
+                .map_err(|problem| Refusal::RingAddress {
+                    index,
+                    part,
+                    address,
+                    problem,
+                })
+        };
+        Ok(RingPlace {
+            descriptors: part("descriptor table", addresses.descriptors, 16 * entries, 16)?,
+            available: part("available ring", addresses.available, 6 + 2 * entries, 2)?,
+            used: part("used ring", addresses.used, 6 + 8 * entries, 4)?,
+        })
+    }
+
+    fn translate_range(
+        &self,
+        user: u64,
+        length: u64,
+        alignment: u64,
+    ) -> Result<GuestAddress, &'static str> {
+        // A guest's memory may be visible at two guest addresses, so two regions may share a user address:
+        // either will do.
+        let (mapped, offset) = self
+            .regions
+            .iter()
+            .find_map(|mapped| {
+                let offset = user.checked_sub(mapped.user)?;
+                (offset < mapped.size()).then_some((mapped, offset))
+            })
+            .ok_or("outside the memory that the frontend shares")?;
+        if length > mapped.size() - offset {
+            return Err("only partly within a memory region");
+        }
+        let guest = mapped.guest() + offset;
+        // A mapping starts on a page, so this is the alignment in our own address space.
+        if !offset.is_multiple_of(alignment) || !guest.is_multiple_of(alignment) {
+            return Err("misaligned");
+        }
+        Ok(GuestAddress(guest))
+    }
+}
+
+/// Checks that a region can be mapped from its file without surprises later.
+fn check_file(file: &File, region: &Region, end: u64) -> Result<(), &'static str> {
+    let stat = fstat(file).map_err(|_| "its file cannot be examined")?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err("it is no file in memory: the guest's memory must be shared");
+    }
+    if u64::try_from(stat.st_size).unwrap_or(0) < end {
+        return Err("it reaches beyond the end of its file");
+    }
+    let filesystem = fstatfs(file).map_err(|_| "its file cannot be examined")?;
+    let page = if filesystem.f_type == HUGETLBFS_MAGIC {
+        u64::try_from(filesystem.f_bsize).unwrap_or(0)
+    } else {
+        rustix::param::page_size() as u64
+    };
+    if page == 0 || !region.offset.is_multiple_of(page) {
+        return Err("it does not start on a page of its file");
+    }
+    // munmap() of a part of a huge page fails.
+    if filesystem.f_type == HUGETLBFS_MAGIC && !region.size.is_multiple_of(page) {
+        return Err("it is no multiple of its huge pages");
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! Replies, as bytes.
+
+use vhost::vhost_user::message::VhostUserVringState;
+use vm_memory::ByteValued;
+
+/// What a request is answered with.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Nothing of its own: an acknowledgement, if one was asked for.
+    Done,
+    /// A number.
+    Number(u64),
+    /// GET_VRING_BASE.
+    VringBase {
+        /// The queue.
+        index: u32,
+        /// The next available index to process.
+        base: u16,
+    },
+    /// GET_CONFIG: what was asked for, then the bytes.
+    Config {
+        /// First byte of the configuration space.
+        offset: u32,
+        /// As in the request.
+        flags: u32,
+        /// The bytes from there.
+        bytes: Vec<u8>,
+    },
+}
+
+impl Reply {
+    /// The payload, None when the request has no reply of its own.
+    pub fn payload(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Done => None,
+            Self::Number(number) => Some(acknowledgement(*number)),
+            Self::VringBase { index, base } => Some(
+                VhostUserVringState::new(*index, (*base).into())
+                    .as_slice()
+                    .to_vec(),
+            ),
+            Self::Config {
+                offset,
+                flags,
+                bytes,
+            } => {
+                // As long as the request said, which fits.
+                let size = bytes.len() as u32;
+                let header = [*offset, size, *flags]
+                    .into_iter()
+                    .flat_map(u32::to_ne_bytes);
+                Some(header.chain(bytes.iter().copied()).collect())
+            }
+        }
+    }
+}
+
+/// The payload of REPLY_ACK: 0 for done, anything else for refused.
+pub(crate) fn acknowledgement(status: u64) -> Vec<u8> {
+    status.to_ne_bytes().to_vec()
+}

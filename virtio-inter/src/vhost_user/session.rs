@@ -1,0 +1,411 @@
+//! The state of a session: what a frontend has set up, and the device driven by it.
+//!
+//! Tolerant of order, since frontends differ: QEMU enables queues before it sets features, DPDK sets calls
+//! before it. A queue starts as soon as everything it needs is there (see [`super::vring`]).
+
+use std::os::fd::OwnedFd;
+
+use log::{debug, info, warn};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures};
+use virtio_inter_device::{Device, QueueSetup};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::error::Refusal;
+use super::memory::{MAX_REGIONS, MemoryTable, RingPlace};
+use super::reply::Reply;
+use super::request::{Request, RingAddresses};
+use super::vring::{Vring, make_nonblocking};
+
+/// The feature bit by which both sides say that they know protocol features.
+const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// What of the protocol is offered. Not among it: INFLIGHT_SHMFD, since buffers are used in order and the ring's
+/// own used index says it all; LOG_SHMFD and DEVICE_STATE, which migration needs; RARP, as the peers of a
+/// segment know the addresses from the handshake.
+pub const OFFERED: Protocol = Protocol::MQ
+    .union(Protocol::REPLY_ACK)
+    .union(Protocol::MTU)
+    .union(Protocol::BACKEND_REQ)
+    .union(Protocol::CONFIG)
+    .union(Protocol::RESET_DEVICE)
+    .union(Protocol::CONFIGURE_MEM_SLOTS);
+
+/// What a port's command line limits.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most entries of a queue.
+    pub queue_size: u16,
+    /// Largest MTU that a frontend may set, in bytes.
+    pub mtu: u16,
+}
+
+/// One frontend's session.
+#[derive(Debug)]
+pub struct Session {
+    limits: Limits,
+    /// Features set, without [`PROTOCOL_FEATURES`]; None: none yet.
+    features: Option<u64>,
+    protocol: Protocol,
+    memory: MemoryTable,
+    vrings: Vec<Vring>,
+    /// Held open: User Mode Linux takes its end for broken otherwise. Nothing is asked over it yet.
+    backend_requests: Option<OwnedFd>,
+}
+
+impl Session {
+    /// A session of which nothing is known yet.
+    pub fn new(limits: Limits, device: &dyn Device) -> Self {
+        Self {
+            limits,
+            features: None,
+            protocol: Protocol::empty(),
+            memory: MemoryTable::default(),
+            vrings: (0..device.queue_count())
+                .map(|_| Vring::default())
+                .collect(),
+            backend_requests: None,
+        }
+    }
+
+    /// Whether requests that ask for it are acknowledged.
+    pub fn acknowledges(&self) -> bool {
+        self.protocol.contains(Protocol::REPLY_ACK)
+    }
+
+    /// Carries a request out.
+    ///
+    /// # Errors
+    ///
+    /// When it was not; the session is then as it was before, as far as that is possible.
+    pub fn handle(&mut self, request: Request, device: &mut dyn Device) -> Result<Reply, Refusal> {
+        match request {
+            Request::GetFeatures => {
+                return Ok(Reply::Number(device.features() | PROTOCOL_FEATURES));
+            }
+            Request::GetProtocolFeatures => return Ok(Reply::Number(OFFERED.bits())),
+            // The specification says "queues", Cloud Hypervisor and User Mode Linux compare with queues;
+            // QEMU compares with pairs, and hears of the limit when it names a queue beyond it.
+            Request::GetQueueNum => return Ok(Reply::Number(self.vrings.len() as u64)),
+            Request::GetMaxMemSlots => return Ok(Reply::Number(MAX_REGIONS as u64)),
+            Request::GetVringBase { index } => return self.get_base(index, device),
+            Request::GetConfig {
+                offset,
+                size,
+                flags,
+            } => {
+                return Ok(config(device.config(), offset, size, flags));
+            }
+            Request::SetOwner => {}
+            Request::SetFeatures(bits) => self.set_features(bits, device)?,
+            Request::SetProtocolFeatures(bits) => {
+                self.protocol = Protocol::from_bits(bits)
+                    .filter(|protocol| OFFERED.contains(*protocol))
+                    .ok_or(Refusal::Features {
+                        kind: "Protocol features",
+                        bits: bits & !OFFERED.bits(),
+                    })?;
+            }
+            Request::ResetOwner => self.stop_all(device)?,
+            Request::ResetDevice => {
+                self.stop_all(device)?;
+                self.features = None;
+                self.vrings.fill_with(Vring::default);
+            }
+            Request::SetMemTable(regions) => {
+                self.set_memory(MemoryTable::new(regions)?, device)?;
+            }
+            Request::AddMemReg(region, fd) => {
+                self.set_memory(self.memory.with(&region, fd)?, device)?;
+            }
+            Request::RemMemReg(region) => {
+                self.set_memory(self.memory.without(&region)?, device)?;
+            }
+            Request::SetVringNum { index, size } => self.set_size(index, size, device)?,
+            Request::SetVringAddr { index, addresses } => {
+                self.set_addresses(index, addresses, device)?;
+            }
+            Request::SetVringBase { index, base } => {
+                let (index, vring) = self.vring(index)?;
+                if vring.running.is_some() {
+                    return Err(Refusal::QueueRuns(index));
+                }
+                vring.base = base;
+            }
+            Request::SetVringKick { index, fd } => self.set_kick(index, fd, device)?,
+            Request::SetVringCall { index, fd } => self.set_call(index, fd, device)?,
+            Request::SetVringErr { index, fd } => self.vring(index)?.1.error = fd,
+            Request::SetVringEnable { index, enabled } => {
+                let (index, vring) = self.vring(index)?;
+                vring.enabled = enabled;
+                self.settle(index, device)?;
+            }
+            Request::SetMtu(mtu) => {
+                let max = self.limits.mtu;
+                if !(68..=max.into()).contains(&mtu) {
+                    return Err(Refusal::Mtu { asked: mtu, max });
+                }
+            }
+            Request::SetBackendReqFd(fd) => self.backend_requests = Some(fd),
+            // The address is the segment's business, not the driver's; nothing else is writable.
+            Request::SetConfig { .. } => return Err(Refusal::ReadOnly),
+            Request::Other(code) => return Err(Refusal::Unsupported(code)),
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Ends the session: no queue runs and no memory is mapped afterwards.
+    pub fn close(mut self, device: &mut dyn Device) {
+        let stopped = self
+            .stop_all(device)
+            .and_then(|()| Ok(device.set_memory(None)?));
+        if let Err(error) = stopped {
+            warn!(
+                "Cannot stop the device as its frontend went: {}",
+                chain(&error)
+            );
+        }
+    }
+
+    fn vring(&mut self, index: u32) -> Result<(u16, &mut Vring), Refusal> {
+        let count = self.device_queues();
+        match u16::try_from(index) {
+            Ok(short) if short < count => Ok((short, &mut self.vrings[usize::from(short)])),
+            _ => Err(Refusal::NoSuchQueue { index, count }),
+        }
+    }
+
+    fn device_queues(&self) -> u16 {
+        // Made from a u16 in `new`.
+        self.vrings.len() as u16
+    }
+
+    fn set_features(&mut self, bits: u64, device: &mut dyn Device) -> Result<(), Refusal> {
+        let strange = bits & !(device.features() | PROTOCOL_FEATURES);
+        if strange != 0 {
+            return Err(Refusal::Features {
+                kind: "Features",
+                bits: strange,
+            });
+        }
+        let features = bits & !PROTOCOL_FEATURES;
+        if self.features != Some(features) {
+            if self.vrings.iter().any(|vring| vring.running.is_some()) {
+                return Err(Refusal::FeaturesFixed);
+            }
+            device.set_features(features)?;
+            info!("Driver uses features {features:#x}");
+            self.features = Some(features);
+        }
+        if bits & PROTOCOL_FEATURES == 0 {
+            // Such a frontend has no word for enabling.
+            self.vrings
+                .iter_mut()
+                .for_each(|vring| vring.enabled = true);
+        }
+        self.settle_all(device)
+    }
+
+    /// Takes a new memory table over. Running queues go on where they are; one whose ring has moved is started
+    /// again there, one whose ring has gone stops.
+    fn set_memory(&mut self, table: MemoryTable, device: &mut dyn Device) -> Result<(), Refusal> {
+        for index in 0..self.device_queues() {
+            let vring = &self.vrings[usize::from(index)];
+            let Some(place) = vring.running else { continue };
+            let moved = vring
+                .ready()
+                .and_then(|ready| table.translate(index, ready.size, &ready.addresses).ok());
+            if moved != Some(place) {
+                self.stop(index, device)?;
+                if moved.is_none() {
+                    warn!("Queue {index} is stopped: its memory is no longer shared");
+                    self.vrings[usize::from(index)].kick = None;
+                }
+            }
+        }
+        device.set_memory(table.memory())?;
+        self.memory = table;
+        self.settle_all(device)
+    }
+
+    fn set_size(&mut self, index: u32, size: u32, device: &mut dyn Device) -> Result<(), Refusal> {
+        let max = self.limits.queue_size;
+        let (index, vring) = self.vring(index)?;
+        let fitting = u16::try_from(size)
+            .ok()
+            .filter(|size| size.is_power_of_two() && *size <= max);
+        let Some(fitting) = fitting else {
+            return Err(Refusal::QueueSize { index, size, max });
+        };
+        if vring.size == Some(fitting) {
+            return Ok(());
+        }
+        if vring.running.is_some() {
+            return Err(Refusal::QueueRuns(index));
+        }
+        vring.size = Some(fitting);
+        self.settle(index, device)
+    }
+
+    fn set_addresses(
+        &mut self,
+        index: u32,
+        addresses: RingAddresses,
+        device: &mut dyn Device,
+    ) -> Result<(), Refusal> {
+        let (index, vring) = self.vring(index)?;
+        if vring.addresses == Some(addresses) {
+            return Ok(());
+        }
+        if vring.running.is_some() {
+            return Err(Refusal::QueueRuns(index));
+        }
+        vring.addresses = Some(addresses);
+        self.settle(index, device)
+    }
+
+    fn set_kick(
+        &mut self,
+        index: u32,
+        fd: Option<OwnedFd>,
+        device: &mut dyn Device,
+    ) -> Result<(), Refusal> {
+        let (index, vring) = self.vring(index)?;
+        let Some(fd) = fd else {
+            return Err(Refusal::Polling(index));
+        };
+        if vring.running.is_some() {
+            device.set_kick(index, duplicate(index, &fd)?)?;
+        }
+        vring.kick = Some(fd);
+        self.settle(index, device)
+    }
+
+    fn set_call(
+        &mut self,
+        index: u32,
+        fd: Option<OwnedFd>,
+        device: &mut dyn Device,
+    ) -> Result<(), Refusal> {
+        let (index, vring) = self.vring(index)?;
+        if let Some(fd) = &fd {
+            make_nonblocking(fd).map_err(|source| Refusal::Descriptor { index, source })?;
+        }
+        if vring.running.is_some() {
+            device.set_call(
+                index,
+                fd.as_ref().map(|fd| duplicate(index, fd)).transpose()?,
+            )?;
+        }
+        vring.call = fd;
+        Ok(())
+    }
+
+    fn get_base(&mut self, index: u32, device: &mut dyn Device) -> Result<Reply, Refusal> {
+        let (short, _) = self.vring(index)?;
+        self.stop(short, device)?;
+        let vring = &mut self.vrings[usize::from(short)];
+        vring.kick = None;
+        Ok(Reply::VringBase {
+            index,
+            base: vring.base,
+        })
+    }
+
+    fn settle_all(&mut self, device: &mut dyn Device) -> Result<(), Refusal> {
+        (0..self.device_queues()).try_for_each(|index| self.settle(index, device))
+    }
+
+    /// Starts or stops a queue, whichever what is known of it asks for.
+    fn settle(&mut self, index: u16, device: &mut dyn Device) -> Result<(), Refusal> {
+        let vring = &self.vrings[usize::from(index)];
+        let ready = vring.ready().filter(|_| self.features.is_some());
+        match (ready, vring.running) {
+            (Some(_), Some(_)) | (None, None) => Ok(()),
+            (None, Some(_)) => self.stop(index, device),
+            (Some(ready), None) => {
+                if self.memory.is_empty() {
+                    return Err(Refusal::NoMemory(index));
+                }
+                let place = self.memory.translate(index, ready.size, &ready.addresses)?;
+                let setup = QueueSetup {
+                    size: ready.size,
+                    descriptors: place.descriptors,
+                    available: place.available,
+                    used: place.used,
+                    kick: duplicate(index, ready.kick)?,
+                    call: ready.call.map(|call| duplicate(index, call)).transpose()?,
+                };
+                self.log_start(index, ready.size, &place);
+                device.start_queue(index, setup)?;
+                self.vrings[usize::from(index)].running = Some(place);
+                Ok(device.enable_queue(index, true)?)
+            }
+        }
+    }
+
+    fn log_start(&self, index: u16, size: u16, place: &RingPlace) {
+        let base = self.vrings[usize::from(index)].base;
+        // The index is the second u16 of the used ring (VIRTIO 1.3, 2.7.8).
+        let used = self.memory.memory().and_then(|memory| {
+            memory
+                .read_obj::<u16>(GuestAddress(place.used.0.checked_add(2)?))
+                .ok()
+        });
+        debug!("Starting queue {index} with {size} entries at used index {used:?}, base {base}");
+    }
+
+    fn stop(&mut self, index: u16, device: &mut dyn Device) -> Result<(), Refusal> {
+        let vring = &mut self.vrings[usize::from(index)];
+        if vring.running.take().is_some() {
+            vring.base = device.stop_queue(index)?;
+            debug!("Stopped queue {index} at {}", vring.base);
+        }
+        Ok(())
+    }
+
+    /// Stops and disables every queue; each needs a new kick to start again.
+    fn stop_all(&mut self, device: &mut dyn Device) -> Result<(), Refusal> {
+        let mut result = Ok(());
+        for index in 0..self.device_queues() {
+            // The others are stopped even if one does not.
+            result = result.and(self.stop(index, device));
+            let vring = &mut self.vrings[usize::from(index)];
+            vring.enabled = false;
+            vring.kick = None;
+        }
+        result
+    }
+}
+
+/// The answer to GET_CONFIG: exactly as many bytes as asked for, zeros beyond what the device has.
+fn config(space: &[u8], offset: u32, size: u32, flags: u32) -> Reply {
+    let mut bytes: Vec<u8> = space
+        .iter()
+        .skip(offset as usize)
+        .take(size as usize)
+        .copied()
+        .collect();
+    bytes.resize(size as usize, 0);
+    Reply::Config {
+        offset,
+        flags,
+        bytes,
+    }
+}
+
+fn duplicate(index: u16, fd: &OwnedFd) -> Result<OwnedFd, Refusal> {
+    fd.try_clone()
+        .map_err(|source| Refusal::Descriptor { index, source })
+}
+
+/// An error and its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
