@@ -1,2 +1,49 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands: `cargo xtask setup | image`.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "talks to the person who runs it"
+)]
+
+mod apt;
+mod cpio;
+mod image;
+mod modules;
+mod setup;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Developer commands of virtio-inter.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what guest tests need on this machine (as root, where something is missing).
+    Setup,
+    /// Build the guest images that are missing or out of date.
+    Image,
+}
+
+/// The workspace's root.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(Path::to_path_buf)
+        .unwrap_or_default()
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Setup => setup::ensure(),
+        Command::Image => image::ensure().map(drop),
+    }
+}

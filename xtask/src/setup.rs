@@ -1,0 +1,123 @@
+//! Installs what guest tests and the demo need on this machine.
+//!
+//! Nothing is installed that is there already, so a machine that is set up needs no root and no network.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::apt::{Apt, Mirror};
+use crate::image;
+
+/// QEMU before this release crashes with vhost-user devices under TCG, or lacks `reconnect-ms`.
+const QEMU_MAJOR: u32 = 10;
+
+/// A program that must be there, and the package that has it.
+struct Need {
+    package: &'static str,
+    met: fn() -> bool,
+}
+
+const NEEDS: &[Need] = &[
+    Need {
+        package: "qemu-system-x86",
+        met: has_qemu,
+    },
+    Need {
+        package: "iproute2",
+        met: || runs("ip", "-V"),
+    },
+    Need {
+        package: "xz-utils",
+        met: || runs("xz", "--version"),
+    },
+];
+
+fn output(program: &str, argument: &str) -> Option<String> {
+    let output = Command::new(program).arg(argument).output().ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn runs(program: &str, argument: &str) -> bool {
+    output(program, argument).is_some()
+}
+
+fn has_qemu() -> bool {
+    let version = output("qemu-system-x86_64", "--version").unwrap_or_default();
+    major(&version).is_some_and(|major| major >= QEMU_MAJOR)
+}
+
+/// The major number in "QEMU emulator version 10.0.2 (…)".
+fn major(version: &str) -> Option<u32> {
+    version
+        .split("version ")
+        .nth(1)?
+        .split('.')
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// Installs what is missing.
+///
+/// # Errors
+///
+/// What is missing, where it cannot be installed: by a user who is not root, or for want of packages.
+pub(crate) fn ensure() -> Result<()> {
+    let missing: Vec<&str> = NEEDS
+        .iter()
+        .filter(|need| !(need.met)())
+        .map(|need| need.package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !is_root() {
+        bail!(
+            "Missing on this machine: {}. Run `cargo xtask setup` as root once, or install them \
+             (QEMU {QEMU_MAJOR} or later; on Debian 12 it is in bookworm-backports)",
+            missing.join(", ")
+        );
+    }
+    println!("Installing {}", missing.join(", "));
+    let mirror = Mirror::of_this_machine()?;
+    let name = mirror.codename.as_str();
+    let (security, updates) = (format!("{name}-security"), format!("{name}-updates"));
+    let backports = format!("{name}-backports");
+    let mut suites = vec![name, &security, &updates];
+    // Debian 13 has a recent QEMU itself.
+    let release = if name == "bookworm" {
+        suites.push(&backports);
+        &backports
+    } else {
+        name
+    };
+    let apt = Apt::for_this_machine(&image::directory().join("apt/host"), &mirror, &suites)?;
+    apt.install(&missing, release)?;
+    if let Some(need) = NEEDS.iter().find(|need| !(need.met)()) {
+        bail!("{} is installed and still does not do", need.package);
+    }
+    Ok(())
+}
+
+fn is_root() -> bool {
+    output("id", "-u").is_some_and(|id| id.trim() == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::major;
+
+    #[test]
+    fn the_major_version_is_read_from_what_qemu_prints() {
+        assert_eq!(
+            major("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\n"),
+            Some(10)
+        );
+        assert_eq!(major("QEMU emulator version 7.2.1\n"), Some(7));
+        assert_eq!(major("bash: no such thing"), None);
+    }
+}
