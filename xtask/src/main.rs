@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup | image`.
+//! Developer commands: `cargo xtask setup | image | test`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -11,6 +11,7 @@ mod cpio;
 mod image;
 mod modules;
 mod setup;
+mod test;
 
 use std::path::{Path, PathBuf};
 
@@ -31,6 +32,8 @@ enum Command {
     Setup,
     /// Build the guest images that are missing or out of date.
     Image,
+    /// Run all checks and tests, those with real guests included.
+    Test(test::Options),
 }
 
 /// The workspace's root.
@@ -45,5 +48,6 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Setup => setup::ensure(),
         Command::Image => image::ensure().map(drop),
+        Command::Test(options) => test::run(options),
     }
 }

@@ -1,0 +1,422 @@
+//! `cargo xtask test`: everything that must hold, from formatting to real guests, with one summary.
+//!
+//! A step that cannot run here is named as skipped, with the reason; it never looks like a pass. The same goes for
+//! a single test: it writes its name and reason into the file that `VIRTIO_INTER_SKIPS` names, and is counted as
+//! skipped although its harness saw it return.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::{image, root, setup};
+
+/// What to leave out.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Leave out the tests that boot guests, and their set-up.
+    #[arg(long)]
+    no_guests: bool,
+    /// Only the steps whose name contains this word.
+    #[arg(long, value_name = "WORD")]
+    only: Option<String>,
+}
+
+/// How a step or a test ended.
+enum End {
+    Passed,
+    Failed,
+    Skipped(String),
+}
+
+/// A line of the summary.
+struct Line {
+    name: String,
+    end: End,
+    took: Duration,
+}
+
+/// The whole run.
+struct Run {
+    options: Options,
+    lines: Vec<Line>,
+    /// Tests report here that they were skipped: `name<TAB>reason` lines.
+    skips: PathBuf,
+}
+
+/// Runs all steps and prints the summary.
+///
+/// # Errors
+///
+/// When a step or a test failed.
+pub(crate) fn run(options: Options) -> Result<()> {
+    let skips = root().join("target").join("skipped-tests");
+    fs::create_dir_all(root().join("target")).context("Cannot make target/")?;
+    let mut run = Run {
+        options,
+        lines: Vec::new(),
+        skips,
+    };
+    run.all();
+    run.summary()
+}
+
+impl Run {
+    fn all(&mut self) {
+        self.step("format", |run| run.cargo(&["fmt", "--all", "--check"], &[]));
+        self.step("clippy", |run| {
+            run.cargo(
+                &[
+                    "clippy",
+                    "--workspace",
+                    "--all-targets",
+                    "--locked",
+                    "--",
+                    "-D",
+                    "warnings",
+                ],
+                &[],
+            )
+        });
+        self.step("dependencies", |run| {
+            if !succeeds("cargo", &["deny", "--version"]) {
+                return Ok(End::Skipped("cargo-deny is not installed".into()));
+            }
+            run.cargo(
+                &["deny", "--offline", "check", "bans", "licenses", "sources"],
+                &[],
+            )
+        });
+        self.step("documentation", |run| {
+            run.cargo(
+                &[
+                    "doc",
+                    "--workspace",
+                    "--no-deps",
+                    "--document-private-items",
+                    "--locked",
+                ],
+                &[("RUSTDOCFLAGS", "-D warnings")],
+            )
+        });
+        self.step("unit and property tests", |run| {
+            run.tests(
+                "unit",
+                &["--workspace", "--exclude", "virtio-inter-tests"],
+                &[],
+            )
+        });
+        self.step("doc tests", |run| {
+            run.cargo(&["test", "--doc", "--workspace", "--locked"], &[])
+        });
+        self.step("loom", |run| {
+            run.tests(
+                "loom",
+                &[
+                    "--release",
+                    "--package",
+                    "virtio-inter-link",
+                    "--test",
+                    "loom",
+                ],
+                // A target directory of its own, or every run would build everything anew.
+                &[
+                    ("RUSTFLAGS", "--cfg loom"),
+                    ("CARGO_TARGET_DIR", "target/loom"),
+                ],
+            )
+        });
+        self.step("miri", |run| {
+            if !succeeds("cargo", &["+nightly", "miri", "--version"]) {
+                return Ok(End::Skipped(
+                    "no toolchain here has the miri component".into(),
+                ));
+            }
+            run.cargo(
+                &[
+                    "+nightly",
+                    "miri",
+                    "test",
+                    "--package",
+                    "virtio-inter-link",
+                    "--lib",
+                ],
+                &[
+                    ("MIRIFLAGS", "-Zmiri-disable-isolation"),
+                    ("CARGO_TARGET_DIR", "target/miri"),
+                ],
+            )
+        });
+        if self.options.no_guests {
+            let end = End::Skipped("asked for by --no-guests".into());
+            self.lines.push(Line {
+                name: "guests".into(),
+                end,
+                took: Duration::ZERO,
+            });
+            return;
+        }
+        self.step("guest set-up", |run| {
+            setup::ensure()?;
+            image::ensure()?;
+            run.cargo(
+                &[
+                    "build",
+                    "--release",
+                    "--locked",
+                    "--package",
+                    "virtio-inter",
+                ],
+                &[],
+            )
+        });
+        self.step("guests", |run| {
+            run.tests(
+                "guests",
+                &[
+                    "--release",
+                    "--package",
+                    "virtio-inter-tests",
+                    "--features",
+                    "guests",
+                ],
+                &[],
+            )
+        });
+    }
+
+    /// Runs one step, whatever became of the ones before.
+    fn step(&mut self, name: &str, body: impl FnOnce(&mut Run) -> Result<End>) {
+        if self
+            .options
+            .only
+            .as_ref()
+            .is_some_and(|word| !name.contains(word.as_str()))
+        {
+            return;
+        }
+        println!("\n=== {name}");
+        let start = Instant::now();
+        let end = body(self).unwrap_or_else(|e| {
+            println!("{e:#}");
+            End::Failed
+        });
+        self.lines.push(Line {
+            name: name.to_owned(),
+            end,
+            took: start.elapsed(),
+        });
+    }
+
+    fn cargo(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<End> {
+        let status = cargo(arguments, environment)
+            .status()
+            .with_context(|| format!("Cannot run cargo {}", arguments.join(" ")))?;
+        Ok(if status.success() {
+            End::Passed
+        } else {
+            End::Failed
+        })
+    }
+
+    /// Runs tests by nextest where it is installed, else by cargo's own harness, and notes each by name.
+    fn tests(
+        &mut self,
+        what: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<End> {
+        let nextest = succeeds("cargo", &["nextest", "--version"]);
+        let mut all = if nextest {
+            vec![
+                "nextest",
+                "run",
+                "--no-fail-fast",
+                "--status-level",
+                "all",
+                "--color",
+                "never",
+            ]
+        } else {
+            vec!["test", "--no-fail-fast", "--color", "never"]
+        };
+        all.push("--locked");
+        all.extend(arguments);
+        if nextest {
+            all.extend(["--profile", what]);
+        } else {
+            all.extend(["--tests"]);
+        }
+        if !nextest && what == "guests" {
+            // They share two cores and the host's clock: nextest's profile says how many at a time, here one.
+            all.extend(["--", "--test-threads=1"]);
+        }
+        let _ = fs::remove_file(&self.skips);
+        let mut child = cargo(&all, environment)
+            .env("VIRTIO_INTER_SKIPS", &self.skips)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("Cannot run cargo {}", all.join(" ")))?;
+        // Nextest reports on standard error, cargo's harness on standard output: each read by a thread of its own.
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let reader = std::thread::spawn(move || stdout.map(read_results).unwrap_or_default());
+        let mut results = stderr.map(read_results).unwrap_or_default();
+        results.extend(reader.join().unwrap_or_default());
+        let status = child.wait().context("Cannot wait for the tests")?;
+
+        let skipped = self.skipped_tests();
+        for (name, passed, took) in &mut results {
+            let end = match skipped
+                .iter()
+                .find(|(skipped, _)| name.ends_with(skipped.as_str()))
+            {
+                Some((_, reason)) => End::Skipped(reason.clone()),
+                None if *passed => End::Passed,
+                None => End::Failed,
+            };
+            self.lines.push(Line {
+                name: format!("  {what}: {name}"),
+                end,
+                took: *took,
+            });
+        }
+        if results.is_empty() {
+            bail!("No test was run");
+        }
+        Ok(if status.success() {
+            End::Passed
+        } else {
+            End::Failed
+        })
+    }
+
+    fn skipped_tests(&self) -> Vec<(String, String)> {
+        let text = fs::read_to_string(&self.skips).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| line.split_once('\t'))
+            .map(|(name, reason)| (name.to_owned(), reason.to_owned()))
+            .collect()
+    }
+
+    fn summary(&self) -> Result<()> {
+        println!("\n=== summary");
+        let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+        for line in &self.lines {
+            let seconds = line.took.as_secs_f64();
+            match &line.end {
+                End::Passed => {
+                    passed += 1;
+                    println!("ok       {seconds:8.1} s  {}", line.name);
+                }
+                End::Failed => {
+                    failed += 1;
+                    println!("FAILED   {seconds:8.1} s  {}", line.name);
+                }
+                End::Skipped(reason) => {
+                    skipped += 1;
+                    println!("skipped  {seconds:8.1} s  {}: {reason}", line.name);
+                }
+            }
+        }
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        if failed != 0 {
+            bail!("{failed} failed");
+        }
+        Ok(())
+    }
+}
+
+fn cargo(arguments: &[impl AsRef<OsStr>], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new("cargo");
+    command
+        .current_dir(root())
+        .args(arguments)
+        .envs(environment.iter().copied());
+    // Set by the cargo that runs this program, and wrong for another toolchain.
+    command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
+    command
+}
+
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Passes a harness's lines on and picks out the results: name, passed, time.
+fn read_results(stream: impl std::io::Read) -> Vec<(String, bool, Duration)> {
+    let mut results = Vec::new();
+    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+        println!("{line}");
+        results.extend(result(&line));
+    }
+    results
+}
+
+/// The result in a line of nextest (`PASS [   0.005s] crate::binary test`) or of cargo's harness
+/// (`test name ... ok`).
+fn result(line: &str) -> Option<(String, bool, Duration)> {
+    let line = line.trim_start();
+    if let Some(rest) = line.strip_prefix("test ")
+        && let Some((name, end)) = rest.split_once(" ... ")
+    {
+        let passed = match end {
+            "ok" => true,
+            "FAILED" => false,
+            _ => return None,
+        };
+        return Some((name.to_owned(), passed, Duration::ZERO));
+    }
+    let (status, rest) = line.split_once('[')?;
+    let passed = match status.trim() {
+        "PASS" => true,
+        "FAIL" | "TIMEOUT" | "ABORT" | "SIGABRT" | "SIGSEGV" | "SIGKILL" | "SIGBUS" => false,
+        _ => return None,
+    };
+    let (time, name) = rest.split_once(']')?;
+    let seconds = time.trim_matches(['>', 's', ' ']).parse().ok()?;
+    // Nextest may number its lines: `(  1/20) crate::binary test`.
+    let name = name.trim();
+    let name = match name.split_once(')') {
+        Some((count, name)) if count.starts_with('(') => name.trim(),
+        _ => name,
+    };
+    Some((name.to_owned(), passed, Duration::from_secs_f64(seconds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_both_harnesses_are_understood() {
+        let nextest = "        PASS [   0.005s] ( 1/20) virtio-inter-link::ring a::b";
+        let expected = (
+            "virtio-inter-link::ring a::b".into(),
+            true,
+            Duration::from_millis(5),
+        );
+        assert_eq!(result(nextest), Some(expected));
+        assert!(!result("     TIMEOUT [>  60.002s] krate test").unwrap().1);
+        assert!(!result("        FAIL [   1.000s] krate test").unwrap().1);
+        assert_eq!(
+            result("test a::b ... ok"),
+            Some(("a::b".into(), true, Duration::ZERO))
+        );
+        assert!(!result("test a::b ... FAILED").unwrap().1);
+        assert_eq!(result("        SLOW [> 60.000s] krate test"), None);
+        assert_eq!(result("     Summary [   0.1s] 3 tests run"), None);
+        assert_eq!(result("test result: ok. 3 passed"), None);
+    }
+}
