@@ -49,6 +49,15 @@
 //!
 //! The layout of the region is a versioned wire format: `docs/region-format.md`.
 
+#![cfg_attr(
+    loom,
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "the model checker has no shared memory"
+    )
+)]
+
 mod doorbell;
 mod layout;
 mod mapping;
@@ -56,8 +65,18 @@ mod memory;
 mod receiver;
 mod region;
 mod sender;
+mod signal;
 mod sync;
 mod violation;
+
+#[cfg(all(test, loom))]
+mod loom_tests;
+#[cfg(all(test, not(loom)))]
+mod model_tests;
+#[cfg(all(test, not(loom)))]
+mod ring_tests;
+#[cfg(test)]
+mod test_memory;
 
 pub use doorbell::{Doorbell, DoorbellError};
 pub use layout::{

@@ -20,10 +20,6 @@ use crate::violation::Violation;
 pub struct Receiver<M = Mapping, B = Doorbell> {
     memory: M,
     /// Waited for by this side.
-    #[cfg_attr(
-        loom,
-        allow(dead_code, reason = "models wait for their bells themselves")
-    )]
     data_bell: B,
     /// Rung for the sender.
     space_bell: B,

@@ -22,10 +22,6 @@ pub struct Sender<M = Mapping, B = Doorbell> {
     /// Rung for the receiver.
     data_bell: B,
     /// Waited for by this side.
-    #[cfg_attr(
-        loom,
-        allow(dead_code, reason = "models wait for their bells themselves")
-    )]
     space_bell: B,
     /// Size of the data area, in bytes.
     capacity: u64,
