@@ -16,7 +16,8 @@ use crate::device::{Device, DeviceError, GuestMemory, QueueSetup};
 use crate::features::{Negotiated, offered};
 use crate::queue::check_setup;
 use crate::worker::{
-    Command, Direction, LinkFault, PeerPart, Poller, Request, Waker, Worker, WorkerSetup,
+    Answer, Command, Direction, PeerPart, Poller, Ready, Report, Request, Source, Waker, Worker,
+    WorkerSetup,
 };
 
 /// A worker answers a command between two batches, microseconds later; one that takes this long is gone.
@@ -42,7 +43,9 @@ pub struct Port {
     /// As last set and checked.
     memory: Option<Arc<GuestMemory>>,
     workers: Vec<Handle>,
-    events: Receiver<LinkFault>,
+    reports: Receiver<Report>,
+    /// Workers whose receive queues are in use.
+    ready: Ready,
     /// Readable when there are events.
     bell: Arc<OwnedFd>,
 }
@@ -67,20 +70,21 @@ impl Port {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| io("create an eventfd")(e.into()))?;
         let bell = Arc::new(bell);
-        let (faults, events) = mpsc::channel();
+        let (reporter, reports) = mpsc::channel();
         let mut port = Port {
             features: offered(local.queues),
             config: config_space(local),
             memory: None,
             workers: Vec::new(),
-            events,
+            reports,
+            ready: Ready::default(),
             bell,
         };
         for index in 0..local.queues {
             let (commands, inbox) = mpsc::channel();
             let (poller, waker) = Poller::new().map_err(io("create an epoll instance"))?;
             let counters = Arc::new(Counters::default());
-            let (faults, bell) = (faults.clone(), Arc::clone(&port.bell));
+            let (reporter, bell) = (reporter.clone(), Arc::clone(&port.bell));
             let worker = Worker::new(WorkerSetup {
                 index,
                 mac: local.mac,
@@ -88,9 +92,9 @@ impl Port {
                 counters: Arc::clone(&counters),
                 commands: inbox,
                 poller,
-                report: Box::new(move |fault| {
+                report: Box::new(move |report| {
                     // The port may be on its way out; then nobody listens any more.
-                    let _ = faults.send(fault);
+                    let _ = reporter.send(report);
                     let _ = rustix::io::write(&*bell, &1u64.to_ne_bytes());
                 }),
             });
@@ -113,17 +117,45 @@ impl Port {
         self.bell.as_fd()
     }
 
-    /// What happened since the last call.
+    /// What happened since the last call. To be called whenever [`Port::events_fd`] is readable: this is also when
+    /// links move to the workers whose queues the guest uses.
     pub fn events(&mut self) -> Vec<PortEvent> {
         // Empties the counter; it is empty already when somebody asks without being told.
         let _ = rustix::io::read(&*self.bell, &mut [0; 8]);
-        self.events
-            .try_iter()
-            .map(|fault| PortEvent::LinkViolation {
-                peer: fault.peer,
-                reason: fault.violation.to_string(),
-            })
-            .collect()
+        let mut ready = self.ready;
+        let mut events = Vec::new();
+        for report in self.reports.try_iter() {
+            match report {
+                Report::Fault(fault) => events.push(PortEvent::LinkViolation {
+                    peer: fault.peer,
+                    reason: fault.violation.to_string(),
+                }),
+                Report::Ready { index, ready: now } => ready = ready.with(index, now),
+            }
+        }
+        if ready != self.ready {
+            self.ready = ready;
+            if let Err(e) = self.steer() {
+                log::error!("Cannot move links between workers: {e}");
+            }
+        }
+        events
+    }
+
+    /// Moves each link to the worker that is to serve it now.
+    fn steer(&self) -> Result<(), DeviceError> {
+        let mut moved: Vec<Vec<Source>> = self.workers.iter().map(|_| Vec::new()).collect();
+        for worker in 0..self.workers.len() {
+            if let Answer::Sources(sources) = self.ask(worker, Command::GiveSources(self.ready))? {
+                for source in sources {
+                    moved[usize::from(source.serving(self.ready))].push(source);
+                }
+            }
+        }
+        for (worker, sources) in moved.into_iter().enumerate().filter(|(_, s)| !s.is_empty()) {
+            self.ask(worker, Command::TakeSources(sources))?;
+        }
+        Ok(())
     }
 
     /// Frames may go to and come from a peer.
@@ -140,8 +172,9 @@ impl Port {
         } = link;
         let mut shares: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
         for (i, receiver) in receivers.into_iter().enumerate() {
-            // The peer's queue i feeds our queue i mod n.
-            shares[i % workers].push(receiver);
+            // The peer's queue i feeds our queue i mod n, or one in use in its place.
+            let home = (i % workers) as u16;
+            shares[usize::from(self.ready.serving(home))].push((receiver, home));
         }
         for (index, (sender, receivers)) in senders.into_iter().zip(shares).enumerate() {
             let part = PeerPart {
@@ -172,7 +205,7 @@ impl Port {
         self.workers.iter().map(|w| &*w.counters)
     }
 
-    fn ask(&self, worker: usize, command: Command) -> Result<u16, DeviceError> {
+    fn ask(&self, worker: usize, command: Command) -> Result<Answer, DeviceError> {
         let gone = || DeviceError::Io {
             action: "reach a worker thread",
             source: io::Error::from(io::ErrorKind::BrokenPipe),
@@ -195,7 +228,7 @@ impl Port {
         &self,
         index: u16,
         command: impl FnOnce(Direction) -> Command,
-    ) -> Result<u16, DeviceError> {
+    ) -> Result<Answer, DeviceError> {
         if index >= self.queue_count() {
             return Err(DeviceError::NoSuchQueue {
                 index,
@@ -257,7 +290,10 @@ impl Device for Port {
     }
 
     fn stop_queue(&mut self, index: u16) -> Result<u16, DeviceError> {
-        self.ask_queue(index, Command::Stop)
+        match self.ask_queue(index, Command::Stop)? {
+            Answer::Index(index) => Ok(index),
+            Answer::Done | Answer::Sources(_) => Ok(0),
+        }
     }
 }
 

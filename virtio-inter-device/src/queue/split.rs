@@ -27,6 +27,8 @@ pub(crate) struct SplitQueue {
     published: u16,
     /// Kicks are asked for, as of available index `seen`.
     armed: bool,
+    /// The driver has made something available since the queue was started.
+    used_by_driver: bool,
     kick: OwnedFd,
     call: Option<OwnedFd>,
 }
@@ -52,7 +54,9 @@ impl SplitQueue {
             next,
             seen: next,
             published: next,
-            armed: false,
+            // Without the event index, the first batch takes the wish for kicks back.
+            armed: !event_index,
+            used_by_driver: false,
             kick: setup.kick,
             call: setup.call,
         })
@@ -66,6 +70,11 @@ impl SplitQueue {
     /// The next available index to process.
     pub(crate) fn next_index(&self) -> u16 {
         self.next
+    }
+
+    /// Whether the driver has made anything available since the start: a queue without is not in use.
+    pub(crate) fn has_had_buffers(&self) -> bool {
+        self.used_by_driver
     }
 
     /// Available entries that can be taken, looking again at the driver's index when fewer than `wanted` are known.
@@ -91,6 +100,7 @@ impl SplitQueue {
         if available != self.seen {
             self.seen = available;
             self.armed = false;
+            self.used_by_driver = true;
         }
         Ok(count)
     }

@@ -10,6 +10,9 @@ use virtio_inter_segment::{MacAddr, PeerKey};
 use crate::device::{DeviceError, GuestMemory, QueueSetup};
 use crate::features::Negotiated;
 
+use super::receive::Source;
+use super::steering::Ready;
+
 /// Which queue of the pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
@@ -24,7 +27,8 @@ pub(crate) struct PeerPart {
     pub(crate) key: PeerKey,
     pub(crate) mac: MacAddr,
     pub(crate) sender: Sender,
-    pub(crate) receivers: Vec<Receiver>,
+    /// Each with the worker that serves it when its receive queue is ready.
+    pub(crate) receivers: Vec<(Receiver, u16)>,
 }
 
 /// A change to what a worker works on.
@@ -35,14 +39,28 @@ pub(crate) enum Command {
     Enable(Direction, bool),
     SetCall(Direction, Option<OwnedFd>),
     SetKick(Direction, OwnedFd),
-    /// Answered with the next available index.
+    /// Answered with [`Answer::Index`].
     Stop(Direction),
     AddPeer(Box<PeerPart>),
     RemovePeer(PeerKey),
+    /// Hand out the links that are another worker's to serve now. Answered with [`Answer::Sources`].
+    GiveSources(Ready),
+    /// Serve these links from now on.
+    TakeSources(Vec<Source>),
+}
+
+/// What a worker says to a command.
+pub(crate) enum Answer {
+    /// Done.
+    Done,
+    /// The next available index.
+    Index(u16),
+    /// Links handed out.
+    Sources(Vec<Source>),
 }
 
 /// A command and where its answer goes.
 pub(crate) struct Request {
     pub(crate) command: Command,
-    pub(crate) reply: SyncSender<Result<u16, DeviceError>>,
+    pub(crate) reply: SyncSender<Result<Answer, DeviceError>>,
 }

@@ -5,8 +5,10 @@ mod command;
 mod peer;
 mod poller;
 mod receive;
+mod steering;
 mod transmit;
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver as CommandReceiver, TryRecvError};
 use std::time::Instant;
@@ -15,15 +17,17 @@ use log::Level;
 use virtio_inter_link::Violation;
 use virtio_inter_segment::{LogLimit, MacAddr, PeerKey, log_limited};
 
-pub(crate) use command::{Command, Direction, PeerPart, Request};
+pub(crate) use command::{Answer, Command, Direction, PeerPart, Request};
 pub(crate) use poller::{Poller, Waker};
+pub(crate) use receive::Source;
+pub(crate) use steering::Ready;
 
 use crate::counters::Counters;
 use crate::device::{DeviceError, GuestMemory, QueueSetup};
 use crate::features::Negotiated;
 use crate::queue::{QueueViolation, SplitQueue};
 use peer::Peer;
-use receive::{Collector, Source};
+use receive::Collector;
 use transmit::Transmitter;
 
 /// Frames that one half of a worker moves before the other half's turn.
@@ -53,6 +57,20 @@ struct Rest {
 pub(crate) struct LinkFault {
     pub(crate) peer: PeerKey,
     pub(crate) violation: Violation,
+}
+
+/// What a worker tells the control thread unasked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Report {
+    /// A link's peer broke the rules.
+    Fault(LinkFault),
+    /// This worker's receive queue can be fed from now on, or cannot any more.
+    Ready {
+        /// Which worker.
+        index: u16,
+        /// Whether it can.
+        ready: bool,
+    },
 }
 
 /// Why a frame could not be handed over.
@@ -109,8 +127,8 @@ pub(crate) struct WorkerSetup {
     pub(crate) counters: Arc<Counters>,
     pub(crate) commands: CommandReceiver<Request>,
     pub(crate) poller: Poller,
-    /// Tells the control thread of faulty links.
-    pub(crate) report: Box<dyn Fn(LinkFault) + Send>,
+    /// Tells the control thread.
+    pub(crate) report: Box<dyn Fn(Report) + Send>,
 }
 
 /// The state of one worker thread.
@@ -124,7 +142,9 @@ pub(crate) struct Worker {
     transmitter: Transmitter,
     commands: CommandReceiver<Request>,
     poller: Poller,
-    report: Box<dyn Fn(LinkFault) + Send>,
+    report: Box<dyn Fn(Report) + Send>,
+    /// What the control thread was told last: the receive queue can be fed.
+    ready: bool,
 }
 
 impl Worker {
@@ -154,6 +174,7 @@ impl Worker {
             commands,
             poller,
             report,
+            ready: false,
         }
     }
 
@@ -173,6 +194,7 @@ impl Worker {
             }
             let sent = self.transmit();
             let delivered = self.deliver();
+            self.report_ready();
             self.report_faults();
             if sent == Pace::Idle && delivered == Pace::Idle {
                 let rest = self.arm();
@@ -237,13 +259,28 @@ impl Worker {
         }
     }
 
-    fn report_faults(&mut self) {
-        for fault in self.transmitter.faults().chain(self.collector.faults()) {
-            (self.report)(fault);
+    /// Tells the control thread when the receive queue has come into use, or gone out of it.
+    fn report_ready(&mut self) {
+        let ready = self
+            .receive
+            .usable()
+            .is_some_and(|queue| queue.has_had_buffers());
+        if ready != self.ready {
+            self.ready = ready;
+            (self.report)(Report::Ready {
+                index: self.index,
+                ready,
+            });
         }
     }
 
-    fn obey(&mut self, command: Command) -> Result<u16, DeviceError> {
+    fn report_faults(&mut self) {
+        for fault in self.transmitter.faults().chain(self.collector.faults()) {
+            (self.report)(Report::Fault(fault));
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Result<Answer, DeviceError> {
         match command {
             Command::SetFeatures(negotiated) => self.rules.negotiated = negotiated,
             Command::SetMemory(memory) => self.memory = memory,
@@ -268,11 +305,23 @@ impl Worker {
                     queue.set_kick(kick);
                 }
             }
-            Command::Stop(direction) => return Ok(self.stop(direction)),
+            Command::Stop(direction) => return Ok(Answer::Index(self.stop(direction))),
             Command::AddPeer(part) => self.add_peer(*part)?,
             Command::RemovePeer(key) => self.remove_peer(key),
+            Command::GiveSources(ready) => {
+                let sources = self.collector.give_sources(self.index, ready);
+                for source in &sources {
+                    self.poller.remove(source.receiver.data_bell());
+                }
+                return Ok(Answer::Sources(sources));
+            }
+            Command::TakeSources(sources) => {
+                for source in sources {
+                    self.add_source(source)?;
+                }
+            }
         }
-        Ok(0)
+        Ok(Answer::Done)
     }
 
     fn state(&mut self, direction: Direction) -> &mut QueueState {
@@ -337,23 +386,26 @@ impl Worker {
     }
 
     fn add_peer(&mut self, part: PeerPart) -> Result<(), DeviceError> {
-        let watch = |fd| {
-            self.poller.add(&fd).map_err(|source| DeviceError::Io {
-                action: "watch a link's doorbell",
-                source,
-            })
-        };
-        watch(part.sender.space_bell())?;
-        for receiver in &part.receivers {
-            watch(receiver.data_bell())?;
-        }
+        self.watch(part.sender.space_bell())?;
         self.transmitter
             .add_peer(Peer::new(part.key, part.mac, part.sender));
-        for receiver in part.receivers {
-            self.collector
-                .add_source(Source::new(part.key, part.mac, receiver));
+        for (receiver, home) in part.receivers {
+            self.add_source(Source::new(part.key, part.mac, receiver, home))?;
         }
         Ok(())
+    }
+
+    fn add_source(&mut self, source: Source) -> Result<(), DeviceError> {
+        self.watch(source.receiver.data_bell())?;
+        self.collector.add_source(source);
+        Ok(())
+    }
+
+    fn watch(&self, bell: BorrowedFd<'_>) -> Result<(), DeviceError> {
+        self.poller.add(&bell).map_err(|source| DeviceError::Io {
+            action: "watch a link's doorbell",
+            source,
+        })
     }
 
     fn remove_peer(&mut self, key: PeerKey) {

@@ -4,6 +4,7 @@ use virtio_inter_link::{Receiver, Violation};
 use virtio_inter_segment::{MacAddr, PeerKey};
 use vm_memory::VolatileSlice;
 
+use super::steering::Ready;
 use super::{BATCH, Failure, LinkFault, Pace, Rules};
 use crate::counters::{Counter, Counters};
 use crate::device::GuestMemory;
@@ -21,6 +22,8 @@ pub(crate) struct Source {
     pub(crate) peer: PeerKey,
     mac: MacAddr,
     pub(crate) receiver: Receiver,
+    /// The worker that serves it when its receive queue is ready.
+    home: u16,
     /// Asked for the bell, and nothing has been taken since.
     armed: bool,
     /// Broke the rules: nothing more is taken from it until it is removed.
@@ -28,11 +31,17 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    pub(crate) fn new(peer: PeerKey, mac: MacAddr, receiver: Receiver) -> Self {
+    /// The worker that is to serve it.
+    pub(crate) fn serving(&self, ready: Ready) -> u16 {
+        ready.serving(self.home)
+    }
+
+    pub(crate) fn new(peer: PeerKey, mac: MacAddr, receiver: Receiver, home: u16) -> Self {
         Source {
             peer,
             mac,
             receiver,
+            home,
             armed: false,
             dead: false,
         }
@@ -84,7 +93,8 @@ impl Collector {
         }
     }
 
-    pub(crate) fn add_source(&mut self, source: Source) {
+    pub(crate) fn add_source(&mut self, mut source: Source) {
+        source.armed = false;
         self.sources.push(source);
     }
 
@@ -92,6 +102,15 @@ impl Collector {
     pub(crate) fn remove_peer(&mut self, peer: PeerKey) -> Vec<Source> {
         self.turn = 0;
         self.sources.extract_if(.., |s| s.peer == peer).collect()
+    }
+
+    /// Takes out the links that another worker than `index` is to serve, each with which.
+    pub(crate) fn give_sources(&mut self, index: u16, ready: Ready) -> Vec<Source> {
+        self.turn = 0;
+        self.starved = false;
+        self.sources
+            .extract_if(.., |s| ready.serving(s.home) != index)
+            .collect()
     }
 
     /// Sources that broke the rules since the last call.
@@ -109,6 +128,10 @@ impl Collector {
         let rings = queue.rings(memory)?;
         queue.disarm(&rings)?;
         self.starved = false;
+        if !queue.has_had_buffers() {
+            // Looked at even when no link is served here: this is how the queue is found to be in use.
+            queue.available(&rings, 1)?;
+        }
         let mut pace = Pace::Idle;
         let result = self.deliver_batch(queue, &rings, rules, &mut pace);
         // Whatever went wrong in mid-batch, what was delivered before is shown to driver and peers.
@@ -263,15 +286,17 @@ impl Collector {
         queue: Option<&mut SplitQueue>,
         memory: Option<&GuestMemory>,
     ) -> Result<bool, QueueViolation> {
+        let mut safe = true;
+        if let (Some(queue), Some(memory)) = (queue, memory)
+            && (self.starved || !queue.has_had_buffers())
+        {
+            let rings = queue.rings(memory)?;
+            safe = queue.arm(&rings)?;
+        }
         if self.starved {
             // Buffers are waited for, not frames: those are there.
-            if let (Some(queue), Some(memory)) = (queue, memory) {
-                let rings = queue.rings(memory)?;
-                return queue.arm(&rings);
-            }
-            return Ok(true);
+            return Ok(safe);
         }
-        let mut safe = true;
         for source in self.sources.iter_mut().filter(|s| !s.dead) {
             if source.armed {
                 // Nothing was taken since the wish was written, so it stands; but something may have come.
