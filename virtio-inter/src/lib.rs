@@ -4,4 +4,12 @@
 //! Queues and frames are `virtio-inter-device`'s, peers and links `virtio-inter-segment`'s.
 #![forbid(unsafe_code)]
 
+mod chain;
+pub mod cli;
+pub mod door;
+pub mod event_loop;
+pub mod poll;
+pub mod process;
+pub mod signals;
+pub mod socket;
 pub mod vhost_user;

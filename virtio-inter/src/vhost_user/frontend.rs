@@ -3,19 +3,25 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
-use log::warn;
+use log::Level;
 use thiserror::Error;
 use virtio_inter_device::Device;
+use virtio_inter_segment::{LogLimit, log_limited};
 
 use super::connection::{Connection, Message, Received, request_name};
 use super::error::{Malformed, Refusal};
 use super::reply::{Reply, acknowledgement};
 use super::request::Request;
-use super::session::{Limits, Session, chain};
+use super::session::{Limits, Session};
+use crate::chain::chain;
 
 /// Requests served before others get their turn.
 const BATCH: usize = 64;
+
+/// What a frontend is told, which it can ask for again and again.
+static REFUSALS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
 
 /// Why a frontend is no longer served.
 #[derive(Debug, Error)]
@@ -23,6 +29,9 @@ pub enum Ended {
     /// It closed the connection.
     #[error("Frontend disconnected")]
     HungUp,
+    /// It has asked for nothing, and another waits.
+    #[error("Frontend gave way to another, having sent nothing")]
+    Silent,
     /// It does not speak vhost-user.
     #[error("Frontend is not understood")]
     Malformed(#[from] Malformed),
@@ -106,11 +115,13 @@ impl Frontend {
             Ok(Reply::Done) if !acknowledge => return Ok(()),
             Ok(reply) => reply.payload().unwrap_or_else(|| acknowledgement(0)),
             Err(refusal) if acknowledge => {
-                warn!("{} refused: {}", request_name(code), chain(&refusal));
+                let name = request_name(code);
+                log_limited!(REFUSALS, Level::Warn, "{name} refused: {}", chain(&refusal));
                 acknowledgement(1)
             }
             Err(refusal @ (Refusal::Unsupported(_) | Refusal::ReadOnly)) => {
-                warn!("{} ignored: {}", request_name(code), chain(&refusal));
+                let name = request_name(code);
+                log_limited!(REFUSALS, Level::Warn, "{name} ignored: {}", chain(&refusal));
                 return Ok(());
             }
             Err(refusal) => return Err(refusal.into()),

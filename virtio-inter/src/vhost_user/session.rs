@@ -4,10 +4,12 @@
 //! before it. A queue starts as soon as everything it needs is there (see [`super::vring`]).
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
-use log::{debug, info, warn};
+use log::{Level, debug};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures};
 use virtio_inter_device::{Device, QueueSetup};
+use virtio_inter_segment::{LogLimit, log_limited};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::error::Refusal;
@@ -15,6 +17,7 @@ use super::memory::{MAX_REGIONS, MemoryTable, RingPlace};
 use super::reply::Reply;
 use super::request::{Request, RingAddresses};
 use super::vring::{Vring, make_nonblocking};
+use crate::chain::chain;
 
 /// The feature bit by which both sides say that they know protocol features.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -29,6 +32,9 @@ pub const OFFERED: Protocol = Protocol::MQ
     .union(Protocol::CONFIG)
     .union(Protocol::RESET_DEVICE)
     .union(Protocol::CONFIGURE_MEM_SLOTS);
+
+/// What a frontend makes happen, which it can repeat.
+static CHANGES: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
 
 /// What a port's command line limits.
 #[derive(Debug, Clone, Copy)]
@@ -159,8 +165,10 @@ impl Session {
             .stop_all(device)
             .and_then(|()| Ok(device.set_memory(None)?));
         if let Err(error) = stopped {
-            warn!(
-                "Cannot stop the device as its frontend went: {}",
+            log_limited!(
+                CHANGES,
+                Level::Error,
+                "Cannot stop the device: {}",
                 chain(&error)
             );
         }
@@ -193,7 +201,7 @@ impl Session {
                 return Err(Refusal::FeaturesFixed);
             }
             device.set_features(features)?;
-            info!("Driver uses features {features:#x}");
+            log_limited!(CHANGES, Level::Info, "Driver uses features {features:#x}");
             self.features = Some(features);
         }
         if bits & PROTOCOL_FEATURES == 0 {
@@ -217,7 +225,11 @@ impl Session {
             if moved != Some(place) {
                 self.stop(index, device)?;
                 if moved.is_none() {
-                    warn!("Queue {index} is stopped: its memory is no longer shared");
+                    log_limited!(
+                        CHANGES,
+                        Level::Warn,
+                        "Queue {index} is stopped: its memory is no longer shared"
+                    );
                     self.vrings[usize::from(index)].kick = None;
                 }
             }
@@ -396,16 +408,4 @@ fn config(space: &[u8], offset: u32, size: u32, flags: u32) -> Reply {
 fn duplicate(index: u16, fd: &OwnedFd) -> Result<OwnedFd, Refusal> {
     fd.try_clone()
         .map_err(|source| Refusal::Descriptor { index, source })
-}
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -1,0 +1,218 @@
+//! The door: one frontend after another, on one listening socket.
+//!
+//! One is served at a time. Another that connects meanwhile waits, and is served as soon as the first hangs up: a
+//! restarted VMM may be back before its old connection's end has been seen. A connection over which nothing has
+//! ever been asked does not keep another waiting.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use log::Level;
+use rustix::net::sockopt::socket_peercred;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use virtio_inter_device::Device;
+use virtio_inter_segment::{LogLimit, log_limited};
+
+use crate::chain::chain;
+use crate::poll::Poll;
+use crate::socket::Listener;
+use crate::vhost_user::frontend::{Ended, Frontend};
+use crate::vhost_user::session::Limits;
+
+const LISTENER: u64 = 0;
+const FRONTEND: u64 = 1;
+const PAUSE: u64 = 2;
+
+/// How long nothing is accepted after that failed, in seconds: descriptors do not come back at once.
+const PAUSE_SECONDS: i64 = 1;
+
+/// Coming and going, which anybody with access to the socket can repeat.
+static CONNECTIONS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
+
+/// The socket, and who is there.
+#[derive(Debug)]
+pub struct Door {
+    poll: Poll,
+    listener: Listener,
+    limits: Limits,
+    frontend: Option<Frontend>,
+    waiting: Option<UnixStream>,
+    /// Whether the listener is polled: not while somebody waits already, nor after a failure.
+    accepting: bool,
+    pause: OwnedFd,
+}
+
+impl Door {
+    /// Opens the door.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors for it.
+    pub fn new(listener: Listener, limits: Limits) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let pause = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
+        poll.add(&listener, LISTENER)?;
+        poll.add(&pause, PAUSE)?;
+        Ok(Self {
+            poll,
+            listener,
+            limits,
+            frontend: None,
+            waiting: None,
+            accepting: true,
+            pause,
+        })
+    }
+
+    /// Does what there is to do. Does not block, and does not go on for ever.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot watch descriptors any more.
+    pub fn process(&mut self, device: &mut dyn Device) -> io::Result<()> {
+        let ready = self.poll.wait(false)?;
+        // First, so that a connection that has ended makes room for one that came at the same time.
+        if ready.contains(&FRONTEND) {
+            self.serve(device)?;
+        }
+        if ready.contains(&PAUSE) {
+            // Only to empty it.
+            let _ = rustix::io::read(&self.pause, &mut [0; 8]);
+        }
+        if ready.contains(&LISTENER) {
+            self.accept()?;
+        }
+        self.admit(device)?;
+        let accepting = self.waiting.is_none() && !self.is_paused();
+        if accepting != self.accepting {
+            if accepting {
+                self.poll.add(&self.listener, LISTENER)?;
+            } else {
+                self.poll.remove(&self.listener)?;
+            }
+            self.accepting = accepting;
+        }
+        Ok(())
+    }
+
+    /// Ends the session, if there is one. The socket goes with the door.
+    pub fn close(mut self, device: &mut dyn Device) {
+        if let Some(frontend) = self.frontend.take() {
+            frontend.close(device);
+        }
+    }
+
+    fn serve(&mut self, device: &mut dyn Device) -> io::Result<()> {
+        let Some(frontend) = &mut self.frontend else {
+            return Ok(());
+        };
+        let was_sending = frontend.is_sending();
+        let result = frontend.process(device);
+        let sending = frontend.is_sending();
+        match result {
+            Ok(()) if sending != was_sending => {
+                self.poll.set_writing(&*frontend, FRONTEND, sending)
+            }
+            Ok(()) => Ok(()),
+            Err(ended) => self.end(&ended, device),
+        }
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        match self.listener.accept() {
+            Ok(Some(stream)) if self.waiting.is_none() => self.waiting = Some(stream),
+            // Not asked for (see `accepting`), so nothing of value.
+            Ok(_) => {}
+            Err(error) => {
+                log_limited!(
+                    CONNECTIONS,
+                    Level::Warn,
+                    "Cannot accept a frontend: {error}"
+                );
+                self.pause()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to serve who waits, unless somebody is being served.
+    fn admit(&mut self, device: &mut dyn Device) -> io::Result<()> {
+        if self.waiting.is_none() {
+            return Ok(());
+        }
+        if let Some(frontend) = &self.frontend {
+            if frontend.has_spoken() {
+                return Ok(());
+            }
+            self.end(&Ended::Silent, device)?;
+        }
+        let Some(stream) = self.waiting.take() else {
+            return Ok(());
+        };
+        let pid = socket_peercred(&stream).map_or(0, |peer| peer.pid.as_raw_nonzero().get());
+        match Frontend::new(stream, self.limits, device) {
+            Ok(frontend) => {
+                log_limited!(
+                    CONNECTIONS,
+                    Level::Info,
+                    "Frontend connected, process {pid}"
+                );
+                self.poll.add(&frontend, FRONTEND)?;
+                self.frontend = Some(frontend);
+            }
+            Err(error) => {
+                log_limited!(CONNECTIONS, Level::Warn, "{}", chain(&error));
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, why: &Ended, device: &mut dyn Device) -> io::Result<()> {
+        let level = if matches!(why, Ended::HungUp) {
+            Level::Info
+        } else {
+            Level::Warn
+        };
+        log_limited!(CONNECTIONS, level, "{}", chain(why));
+        if let Some(frontend) = self.frontend.take() {
+            self.poll.remove(&frontend)?;
+            frontend.close(device);
+        }
+        Ok(())
+    }
+
+    fn is_paused(&self) -> bool {
+        rustix::time::timerfd_gettime(&self.pause)
+            .is_ok_and(|left| (left.it_value.tv_sec, left.it_value.tv_nsec) != (0, 0))
+    }
+
+    fn pause(&self) -> io::Result<()> {
+        let once = Itimerspec {
+            it_interval: Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+            it_value: Timespec {
+                tv_sec: PAUSE_SECONDS,
+                tv_nsec: 0,
+            },
+        };
+        timerfd_settime(&self.pause, TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
+    }
+}
+
+impl AsFd for Door {
+    /// Readable when [`Door::process`] has something to do.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poll.as_fd()
+    }
+}

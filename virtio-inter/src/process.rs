@@ -1,0 +1,54 @@
+//! One port's process: takes what it needs, runs until it is told to end, and leaves nothing behind.
+
+use anyhow::Context;
+use log::{debug, info, warn};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use virtio_inter_device::Port;
+
+use crate::cli::PortArgs;
+use crate::door::Door;
+use crate::event_loop::EventLoop;
+use crate::signals::Signals;
+use crate::socket::SocketLock;
+use crate::vhost_user::session::Limits;
+
+/// Runs a port until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// When it cannot run, in words for its user; nothing is left behind then either.
+pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
+    let signals = Signals::catch().context("Cannot catch signals")?;
+    raise_descriptor_limit();
+    let lock = SocketLock::take(&arguments.socket)?;
+    let local = arguments.local_port();
+    let device = Port::new(&local)?;
+    let limits = Limits {
+        queue_size: arguments.queue_size,
+        mtu: arguments.mtu,
+    };
+    let door = Door::new(lock.listen()?, limits).context("Cannot watch the socket")?;
+    let event_loop = EventLoop::new(signals, door, device).context("Cannot wait for events")?;
+    info!(
+        "Serving {} on segment {} as {}, {}, MTU {}, {} queue pair(s)",
+        arguments.socket.display(),
+        arguments.segment.display(),
+        local.id,
+        local.mac,
+        local.mtu,
+        local.queues
+    );
+    event_loop.run().context("Cannot wait for events")?;
+    info!("Leaving {}", arguments.segment.display());
+    Ok(())
+}
+
+/// Each peer and each piece of guest memory takes descriptors: as many as the system lets us have.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => debug!("Up to {:?} file descriptors", limit.current),
+        Err(error) => warn!("Cannot raise the number of file descriptors: {error}"),
+    }
+}
