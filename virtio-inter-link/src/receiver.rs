@@ -115,6 +115,12 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
         }))
     }
 
+    /// Bytes of the data area taken by records consumed and not yet released.
+    #[inline]
+    pub fn pending(&self) -> usize {
+        (self.consumed - self.released) as usize
+    }
+
     /// Gives the room of all consumed records back to the sender, and wakes it if it sleeps for that.
     ///
     /// # Errors

@@ -1,0 +1,93 @@
+//! A doorbell wakes, never blocks, and is an eventfd.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, epoll};
+use rustix::fs::OFlags;
+use rustix::time::{TimerfdClockId, TimerfdFlags};
+use virtio_inter_link::{Doorbell, DoorbellError};
+
+mod support;
+use support::Waiter;
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn each_ring_wakes_once_without_a_read() {
+    let bell = Doorbell::new().unwrap();
+    let waiter = Waiter::new(bell.as_fd());
+    assert!(!waiter.wait(Duration::ZERO));
+    // More often than an asynchronous I/O context has room for completions.
+    for _ in 0..5_000 {
+        bell.ring();
+        assert!(waiter.wait(SOON));
+        assert!(!waiter.wait(Duration::ZERO));
+    }
+}
+
+#[test]
+fn a_clone_and_a_handle_of_the_peer_are_the_same_bell() {
+    let bell = Doorbell::new().unwrap();
+    let theirs = Doorbell::from_fd(bell.as_fd().try_clone_to_owned().unwrap()).unwrap();
+    let waiter = Waiter::new(bell.as_fd());
+    waiter.wait(Duration::ZERO);
+    for other in [&theirs, &bell.try_clone().unwrap()] {
+        other.ring();
+        assert!(waiter.wait(SOON));
+    }
+}
+
+#[test]
+fn rings_of_many_threads_arrive() {
+    let bell = Doorbell::new().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..5_000).for_each(|_| bell.ring()));
+        }
+    });
+    let mut count = [0; 8];
+    rustix::io::read(&bell, &mut count).unwrap();
+    assert_eq!(u64::from_ne_bytes(count), 20_000);
+}
+
+#[test]
+fn a_peer_that_fills_the_counter_and_asks_for_blocking_holds_nobody_up() {
+    let bell = Doorbell::new().unwrap();
+    let waiter = Waiter::new(bell.as_fd());
+    rustix::io::write(&bell, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    rustix::fs::fcntl_setfl(&bell, OFlags::empty()).unwrap();
+    waiter.wait(Duration::ZERO);
+    let start = Instant::now();
+    for _ in 0..1_000 {
+        bell.ring();
+        assert!(waiter.wait(SOON), "and its waiter hears of it all the same");
+    }
+    assert!(start.elapsed() < SOON);
+    let taken = Doorbell::from_fd(bell.as_fd().try_clone_to_owned().unwrap());
+    assert!(taken.is_ok() && start.elapsed() < SOON);
+}
+
+#[test]
+fn what_is_no_eventfd_is_refused() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC);
+    let others: [(&str, OwnedFd); 6] = [
+        ("pipe's reader", reader.into()),
+        ("pipe's writer", writer.into()),
+        ("file", File::open("/proc/self/exe").unwrap().into()),
+        ("device", File::create("/dev/null").unwrap().into()),
+        ("epoll", epoll::create(epoll::CreateFlags::CLOEXEC).unwrap()),
+        ("timer", timer.unwrap()),
+    ];
+    for (what, fd) in others {
+        let error = Doorbell::from_fd(fd).expect_err(what);
+        assert!(
+            matches!(error, DoorbellError::NotEventfd),
+            "{what}: {error}"
+        );
+        assert_eq!(error.to_string(), "Doorbell's descriptor is not an eventfd");
+    }
+    Doorbell::from_fd(rustix::event::eventfd(0, EventfdFlags::empty()).unwrap()).unwrap();
+}

@@ -1,0 +1,327 @@
+//! A process at the other end of two links that writes random words all over both regions, punches holes into them and
+//! abuses the bells, while this side moves frames on them and on a healthy link.
+//!
+//! `VIRTIO_INTER_HOSTILE_SECONDS` shortens the ten seconds.
+#![allow(clippy::print_stderr, reason = "says how much of an attack it was")]
+#![allow(
+    unsafe_code,
+    reason = "the hostile process maps the region as it likes"
+)]
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+use virtio_inter_link::{
+    Doorbell, MIN_CAPACITY, Receiver, Region, RegionError, Sender, Violation, max_record,
+};
+
+mod support;
+use support::{Process, Waiter, inherited};
+
+/// xorshift64*: the same attack each time, up to scheduling.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+/// The hostile process; a test of its own, and empty, unless it was given descriptors: two regions, then bells.
+#[test]
+fn hostile_process() {
+    let Some(fds) = inherited() else { return };
+    let size = rustix::param::page_size() + MIN_CAPACITY as usize;
+    let regions = [0, 1].map(|i| {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, of a memfd that cannot shrink; `size` is its size.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                size,
+                prot,
+                MapFlags::SHARED,
+                &fds[i],
+                0,
+            )
+            .unwrap()
+        };
+        // SAFETY: page-aligned, mapped for ever, and only accessed as atomics here.
+        unsafe { std::slice::from_raw_parts(base.cast::<AtomicU64>(), size / 8) }
+    });
+    let bells = &fds[2..];
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    loop {
+        let (choice, value) = (random.next(), random.next());
+        let which = choice as usize & 1;
+        let words = regions[which];
+        // Published, space target, consumed, data target.
+        let word = &words[[16, 32, 48, 64][choice as usize >> 1 & 3]];
+        match choice >> 8 & 31 {
+            // Anything, anywhere.
+            0..8 => words[value as usize % words.len()].store(random.next(), Relaxed),
+            // Anything, in the words that matter.
+            8 => word.store(value, Relaxed),
+            // What could almost be true: a small step from what is there, or from the other words.
+            9..13 => word.store(word.load(Relaxed).wrapping_add(64 * (value % 64)), Relaxed),
+            13..15 => word.store(words[[16, 48][value as usize & 1]].load(Relaxed), Relaxed),
+            15 => word.store(word.load(Relaxed).wrapping_sub(value % 4), Relaxed),
+            // Lengths on record boundaries: plausible, too long, with reserved bits.
+            16..24 => {
+                let record = words.len() - MIN_CAPACITY as usize / 8 + (value as usize % 4096) * 8;
+                words[record].store(
+                    random.next() >> [63, 58, 48, 20][value as usize >> 20 & 3],
+                    Relaxed,
+                );
+            }
+            // A whole lap of them.
+            24 if value.is_multiple_of(64) => {
+                let first = words.len() - MIN_CAPACITY as usize / 8;
+                words[first..]
+                    .iter()
+                    .step_by(8)
+                    .for_each(|word| word.store(value >> 57, Relaxed));
+            }
+            // A hole: the kernel gives a page of zeros for it.
+            25 if value.is_multiple_of(64) => {
+                let offset = value >> 8 & 0x3_f000;
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                rustix::fs::fallocate(&fds[which], flags, offset, 4096).unwrap();
+            }
+            // Bells: a full counter, and a write to it that would block.
+            26 if value.is_multiple_of(16) => {
+                let bell = &bells[value as usize >> 8 & 3];
+                rustix::fs::fcntl_setfl(bell, OFlags::NONBLOCK).unwrap();
+                let _ = rustix::io::write(bell, &(u64::MAX - 1).to_ne_bytes());
+                rustix::fs::fcntl_setfl(bell, OFlags::empty()).unwrap();
+            }
+            // Rest, so that the other side gets somewhere on a machine with few processors.
+            27 if value.is_multiple_of(256) => {
+                std::thread::sleep(Duration::from_micros(value >> 54));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What became of the hostile links.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// Links given up.
+    violations: u64,
+    /// Links that could not be opened again.
+    unopened: u64,
+    /// Records that came or went, whatever they held.
+    records: u64,
+}
+
+/// The region and the bells of a hostile link.
+struct Hostile {
+    region: File,
+    bells: [OwnedFd; 2],
+}
+
+impl Hostile {
+    fn new() -> Self {
+        let bell = || {
+            Doorbell::new()
+                .unwrap()
+                .as_fd()
+                .try_clone_to_owned()
+                .unwrap()
+        };
+        let region = Region::create(MIN_CAPACITY).unwrap();
+        Self {
+            region: File::from(region.fd().try_clone_to_owned().unwrap()),
+            bells: [bell(), bell()],
+        }
+    }
+
+    /// A new link over the same memory, with its description put right, if the peer leaves the time for that.
+    fn open(&self) -> Result<(Region, Doorbell, Doorbell), RegionError> {
+        let mut header = b"vi-link\0\x01\0\x08\0\x40\0\0\0".to_vec();
+        header.extend(MIN_CAPACITY.to_le_bytes());
+        header.extend((rustix::param::page_size() as u32).to_le_bytes());
+        header.resize(640, 0);
+        self.region.write_all_at(&header, 0).unwrap();
+        let region = Region::open(self.region.try_clone().unwrap().into(), MIN_CAPACITY)?;
+        let [data_bell, space_bell] = self
+            .bells
+            .each_ref()
+            .map(|bell| Doorbell::from_fd(bell.try_clone().unwrap()).unwrap());
+        Ok((region, data_bell, space_bell))
+    }
+}
+
+/// Sends a few records, as a port does.
+fn send(sender: &mut Sender, random: &mut Random, outcome: &mut Outcome) -> Result<(), Violation> {
+    for _ in 0..random.next() % 8 {
+        let len = (random.next() >> (48 + random.next() % 10)) as usize % 65_528;
+        match sender.reserve(len)? {
+            Some(slot) => {
+                assert_eq!(slot.slice().len(), len);
+                slot.slice().copy_from(&vec![0xa5u8; len][..]);
+                slot.commit();
+                outcome.records += 1;
+            }
+            None => {
+                sender.wait_for_space(len)?;
+            }
+        }
+    }
+    sender.publish()?;
+    sender.consumed().map(drop)
+}
+
+/// Takes a few records out, as a port does.
+fn receive(
+    receiver: &mut Receiver,
+    buffer: &mut [u8],
+    outcome: &mut Outcome,
+) -> Result<(), Violation> {
+    for _ in 0..8 {
+        if let Some(record) = receiver.peek()? {
+            let len = record.slice().len();
+            assert!(len <= max_record(MIN_CAPACITY) as usize);
+            assert_eq!(record.slice().copy_to(buffer), len);
+            record.consume();
+            outcome.records += 1;
+        } else {
+            receiver.wait_for_data()?;
+            break;
+        }
+    }
+    receiver.release()
+}
+
+/// Takes all records of the healthy link out, sleeping between them, and says how many there were.
+fn receive_healthy(mut receiver: Receiver) -> u64 {
+    let waiter = Waiter::new(receiver.data_bell());
+    let mut number = 0u64;
+    loop {
+        if let Some(record) = receiver.peek().unwrap() {
+            let mut found = vec![0; record.slice().len()];
+            record.slice().copy_to(&mut found[..]);
+            record.consume();
+            if found.is_empty() {
+                return number;
+            }
+            let expected = number.to_le_bytes();
+            assert!(
+                found
+                    .chunks(8)
+                    .all(|piece| piece == &expected[..piece.len()]),
+                "record {number}"
+            );
+            number += 1;
+            receiver.release().unwrap();
+        } else if receiver.wait_for_data().unwrap() {
+            assert!(
+                waiter.wait(Duration::from_secs(20)),
+                "no wake-up at record {number}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_hostile_peer_harms_only_its_own_links() {
+    if inherited().is_some() {
+        return;
+    }
+    let seconds = std::env::var("VIRTIO_INTER_HOSTILE_SECONDS").map_or(10, |s| s.parse().unwrap());
+    let region = Region::create(MIN_CAPACITY).unwrap();
+    let theirs = Region::open(region.fd().try_clone_to_owned().unwrap(), MIN_CAPACITY).unwrap();
+    let (data_bell, space_bell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+    let clone = |bell: &Doorbell| bell.try_clone().unwrap();
+    let mut healthy = Sender::new(theirs, clone(&data_bell), clone(&space_bell));
+    let receiver = Receiver::new(region, data_bell, space_bell);
+    let healthy_receiver = std::thread::spawn(move || receive_healthy(receiver));
+
+    let (to, from) = (Hostile::new(), Hostile::new());
+    let fds: Vec<_> = [&to.region, &from.region]
+        .map(|region| region.as_fd())
+        .into_iter()
+        .chain(to.bells.iter().chain(&from.bells).map(|bell| bell.as_fd()))
+        .collect();
+    let process = Process::spawn("hostile_process", &fds);
+
+    let (mut sending, mut receiving) = (Outcome::default(), Outcome::default());
+    let (mut sender, mut receiver) = (None, None);
+    let mut random = Random(1);
+    let mut buffer = vec![0; max_record(MIN_CAPACITY) as usize];
+    let (start, mut number, mut slowest) = (Instant::now(), 0u64, Duration::ZERO);
+    while start.elapsed() < Duration::from_secs(seconds) {
+        let turn = Instant::now();
+        match &mut sender {
+            None => match to.open() {
+                Ok((region, data, space)) => sender = Some(Sender::new(region, data, space)),
+                Err(_) => sending.unopened += 1,
+            },
+            Some(end) => {
+                if send(end, &mut random, &mut sending).is_err() {
+                    sending.violations += 1;
+                    sender = None;
+                }
+            }
+        }
+        match &mut receiver {
+            None => match from.open() {
+                Ok((region, data, space)) => receiver = Some(Receiver::new(region, data, space)),
+                Err(_) => receiving.unopened += 1,
+            },
+            Some(end) => {
+                if receive(end, &mut buffer, &mut receiving).is_err() {
+                    receiving.violations += 1;
+                    receiver = None;
+                }
+            }
+        }
+        for _ in 0..8 {
+            let len = 1 + random.next() as usize % 2000;
+            let Some(slot) = healthy.reserve(len).unwrap() else {
+                break;
+            };
+            let payload: Vec<u8> = number.to_le_bytes().into_iter().cycle().take(len).collect();
+            slot.slice().copy_from(&payload[..]);
+            slot.commit();
+            number += 1;
+        }
+        healthy.publish().unwrap();
+        slowest = slowest.max(turn.elapsed());
+    }
+    drop(process);
+    // An empty record ends the healthy link.
+    let waiter = Waiter::new(healthy.space_bell());
+    while healthy.reserve(0).unwrap().is_none() {
+        if healthy.wait_for_space(0).unwrap() {
+            assert!(waiter.wait(Duration::from_secs(20)));
+        }
+    }
+    healthy.reserve(0).unwrap().unwrap().commit();
+    healthy.publish().unwrap();
+    assert_eq!(healthy_receiver.join().unwrap(), number);
+    eprintln!(
+        "sending {sending:?}, receiving {receiving:?}, healthy records {number}, slowest turn {slowest:?}"
+    );
+    assert!(
+        sending.violations > 0 && receiving.violations > 0,
+        "the attack has to be one"
+    );
+    assert!(
+        sending.records > 0 && receiving.records > 0,
+        "and the links to be used"
+    );
+    assert!(
+        number > 0 && slowest < Duration::from_secs(2),
+        "nobody is held up: {slowest:?}"
+    );
+}

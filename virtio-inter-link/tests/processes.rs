@@ -1,0 +1,87 @@
+//! A link between two processes that both sleep whenever they cannot go on: everything arrives, in order, and nobody sleeps for ever.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use virtio_inter_link::{Doorbell, MIN_CAPACITY, Receiver, Region, Sender, max_record};
+
+mod support;
+use support::{Process, Waiter, inherited};
+
+const RECORDS: u32 = 200_000;
+
+/// Longer than any healthy wait: a wake-up was lost.
+const LOST: Duration = Duration::from_secs(20);
+
+/// Length of a record, in bytes: most are short, some as long as can be.
+fn len(number: u32) -> usize {
+    let spread = number.wrapping_mul(2_654_435_761) >> 7;
+    let most = if number.is_multiple_of(97) {
+        max_record(MIN_CAPACITY)
+    } else {
+        300
+    };
+    (4 + spread % (most - 3)) as usize
+}
+
+/// The sending process; a test of its own, and empty, unless it was given descriptors.
+#[test]
+fn sending_process() {
+    let Some(fds) = inherited() else { return };
+    let [region, data_bell, space_bell] = fds.try_into().unwrap();
+    let region = Region::open(region, MIN_CAPACITY).unwrap();
+    let bell = |fd| Doorbell::from_fd(fd).unwrap();
+    let mut sender = Sender::new(region, bell(data_bell), bell(space_bell));
+    let waiter = Waiter::new(sender.space_bell());
+    for number in 0..RECORDS {
+        let len = len(number);
+        while sender.reserve(len).unwrap().is_none() {
+            if sender.wait_for_space(len).unwrap() {
+                assert!(waiter.wait(LOST), "no wake-up for space at record {number}");
+            }
+        }
+        let slot = sender.reserve(len).unwrap().unwrap();
+        let payload: Vec<u8> = number.to_le_bytes().into_iter().cycle().take(len).collect();
+        slot.slice().copy_from(&payload[..]);
+        slot.commit();
+        if number % 5 == 0 {
+            sender.publish().unwrap();
+        }
+    }
+    sender.publish().unwrap();
+}
+
+#[test]
+fn all_records_arrive_in_order() {
+    if inherited().is_some() {
+        return;
+    }
+    let region = Region::create(MIN_CAPACITY).unwrap();
+    let (data_bell, space_bell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+    let fds = [region.fd(), data_bell.as_fd(), space_bell.as_fd()];
+    let mut process = Process::spawn("sending_process", &fds);
+    let mut receiver = Receiver::new(region, data_bell, space_bell);
+    let waiter = Waiter::new(receiver.data_bell());
+    let mut payload = vec![0; max_record(MIN_CAPACITY) as usize];
+    let mut number = 0;
+    while number < RECORDS {
+        if let Some(record) = receiver.peek().unwrap() {
+            let len = record.slice().copy_to(&mut payload[..]);
+            record.consume();
+            assert_eq!(len, self::len(number));
+            let expected = number.to_le_bytes();
+            assert!(
+                payload[..len]
+                    .chunks(4)
+                    .all(|piece| piece == &expected[..piece.len()])
+            );
+            number += 1;
+            if number % 7 == 0 {
+                receiver.release().unwrap();
+            }
+        } else if receiver.wait_for_data().unwrap() {
+            assert!(waiter.wait(LOST), "no wake-up for data at record {number}");
+        }
+    }
+    assert!(process.join());
+}
