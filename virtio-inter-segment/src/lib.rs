@@ -1,1 +1,43 @@
-//! Who is on a segment: the handshake by which ports of one host find each other and set up links.
+//! Who is on a segment: how the ports of one host find each other and set up links.
+//!
+//! A *segment* is a directory. A port that [joins](Segment::join) it listens on a socket there, calls
+//! the ports with larger ids, and is called by those with smaller ones. The two introduce themselves,
+//! each makes the rings that it will receive on and hands them to the other; then the link is
+//! [up](SegmentEvent::Up), and the connection stays only to tell when the peer is gone.
+//!
+//! There is no daemon, and nothing to fail for everybody. Who may join is what the owner and the mode
+//! of the directory say, checked against the kernel's word on each connection's other end. A peer may
+//! be hostile all the same: it can make its own link fail, nobody else's, and cannot make this side
+//! block or grow beyond [`Limits`].
+//!
+//! The messages are a versioned wire format: `docs/segment-protocol.md`.
+//!
+//! The crate knows sockets, the files of the directory, and link regions; it knows neither
+//! virtqueues nor frames.
+
+mod connection;
+mod credentials;
+mod dials;
+mod directory;
+mod handshake;
+mod id;
+mod join_error;
+pub mod log_limit;
+mod mac;
+mod membership;
+mod poll;
+mod port;
+mod segment;
+mod socket;
+mod wire;
+
+pub use id::{MAX_ID_LEN, PortId, PortIdError};
+pub use join_error::{JoinError, MAX_SOCKET_PATH};
+pub use log_limit::LogLimit;
+pub use mac::{MacAddr, MacError};
+pub use port::{
+    DownReason, LocalPort, MAX_QUEUE_PAIRS, MIN_MTU, PeerInfo, PeerKey, PeerLink, PortError,
+    SegmentEvent,
+};
+pub use segment::{Limits, Segment, SegmentStats};
+pub use wire::{PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN};

@@ -1,0 +1,340 @@
+//! One connection to one peer: drives its handshake over the socket and collects the rings.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use virtio_inter_link::{Doorbell, Receiver, Region, Sender};
+use zerocopy::IntoBytes;
+
+use crate::handshake::{Candidate, Local, Refusal, RingSequence, Role};
+use crate::port::{DownReason, PeerInfo, PeerKey, PeerLink};
+use crate::socket::{self, ReceiveError, Received};
+use crate::wire::{self, MAX_MESSAGE, Message, Ring};
+
+/// A connection, from the first byte to the end of the link.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) key: PeerKey,
+    pub(crate) role: Role,
+    /// When it was made.
+    pub(crate) started: Instant,
+    /// The kernel's word on the peer's process.
+    pub(crate) pid: Option<u32>,
+    /// Whether the event loop listens for room to write.
+    pub(crate) watches_write: bool,
+    socket: OwnedFd,
+    hello_sent: bool,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The peer has not said who it is.
+    Hello,
+    /// The peer is let in, rings go both ways.
+    Rings(Box<Exchange>),
+    /// The link is up, since then.
+    Up(Candidate, Instant),
+}
+
+#[derive(Debug)]
+struct Exchange {
+    peer: Candidate,
+    sequence: RingSequence,
+    senders: Vec<Sender>,
+    receivers: Vec<OwnRing>,
+    /// How many of the receivers' rings have been sent.
+    sent: usize,
+}
+
+/// A ring that we receive on, as long as its descriptors are still to be sent.
+#[derive(Debug)]
+struct OwnRing {
+    region: Region,
+    data_bell: Doorbell,
+    space_bell: Doorbell,
+}
+
+/// What came of looking at the socket.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Nothing more to do now.
+    Idle,
+    /// A message was dealt with, look again.
+    Progress,
+    /// The peer has introduced itself: [`Connection::admit`] or [`Connection::refuse`] it.
+    Introduced(Candidate),
+    /// The link is up.
+    Up(PeerLink),
+    /// The connection is over: before the link was up, …
+    Ended(End),
+    /// … or after it was.
+    Down(DownReason),
+}
+
+/// How a handshake ended without a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The peer closed, or the socket failed.
+    Closed,
+    /// The peer said why it does not want the link.
+    RefusedByPeer(String),
+    /// We do not want the link.
+    Refused(Refusal),
+}
+
+impl Connection {
+    pub(crate) fn new(
+        key: PeerKey,
+        role: Role,
+        socket: OwnedFd,
+        pid: Option<u32>,
+        now: Instant,
+    ) -> Connection {
+        Connection {
+            key,
+            role,
+            started: now,
+            pid,
+            watches_write: false,
+            socket,
+            hello_sent: false,
+            stage: Stage::Hello,
+        }
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// The peer, once it has been let in.
+    pub(crate) fn peer(&self) -> Option<&Candidate> {
+        match &self.stage {
+            Stage::Hello => None,
+            Stage::Rings(exchange) => Some(&exchange.peer),
+            Stage::Up(peer, _) => Some(peer),
+        }
+    }
+
+    /// Since when the link is up, if it is.
+    pub(crate) fn up_since(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Up(_, since) => Some(since),
+            _ => None,
+        }
+    }
+
+    /// What to call the peer in the log.
+    pub(crate) fn name(&self) -> String {
+        let id = match (self.peer(), &self.role) {
+            (Some(peer), _) => peer.id.as_str(),
+            (None, Role::Caller(id)) => id.as_str(),
+            (None, Role::Callee) => "(unnamed)",
+        };
+        let said = self.peer().map(|peer| peer.pid);
+        match self.pid.or(said) {
+            Some(pid) => format!("{id} (process {pid})"),
+            None => id.to_owned(),
+        }
+    }
+
+    /// Whether the other side has closed, or, of a link that is up, has sent what it must not.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut wanted = PollFlags::RDHUP;
+        if self.up_since().is_some() {
+            wanted |= PollFlags::IN;
+        }
+        let mut fds = [PollFd::new(&self.socket, wanted)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // Any flag that comes back ends it; HUP and ERR come unasked.
+        matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(n) if n > 0)
+    }
+
+    /// Sends what is to be sent; `Ok(false)` if the rest has to wait for room.
+    ///
+    /// A peer that has closed is not an error here: what it said last is still to be read.
+    pub(crate) fn flush(&mut self, local: &Local) -> Result<bool, Refusal> {
+        loop {
+            let sent = match &self.stage {
+                _ if !self.hello_sent => socket::send(self.fd(), local.hello().as_bytes(), &[]),
+                Stage::Rings(exchange) if exchange.sent < exchange.receivers.len() => {
+                    let ring = &exchange.receivers[exchange.sent];
+                    let count = exchange.receivers.len() as u16;
+                    let index = exchange.sent as u16;
+                    let message = Ring::new(index, count, local.port.ring_capacity);
+                    let fds = [
+                        ring.region.fd(),
+                        ring.data_bell.as_fd(),
+                        ring.space_bell.as_fd(),
+                    ];
+                    socket::send(self.fd(), message.as_bytes(), &fds)
+                }
+                _ => return Ok(true),
+            };
+            match sent {
+                Ok(()) => {}
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => continue,
+                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(true),
+                // Among them ETOOMANYREFS: too many descriptors of this user are under way.
+                Err(e) => return Err(Refusal::resources(std::io::Error::from(e))),
+            }
+            match &mut self.stage {
+                Stage::Rings(exchange) if self.hello_sent => exchange.sent += 1,
+                _ => self.hello_sent = true,
+            }
+        }
+    }
+
+    /// Reads and judges one message.
+    pub(crate) fn step(&mut self, local: &Local, now: Instant) -> Step {
+        if let Some(up) = self.finish(now) {
+            return up;
+        }
+        let mut buffer = [0; MAX_MESSAGE];
+        // Descriptors are let into this process only where they may be.
+        let take_fds = matches!(self.stage, Stage::Rings(_));
+        let received = socket::receive(self.socket.as_fd(), &mut buffer, take_fds);
+        if let Stage::Up(..) = self.stage {
+            return after_the_end(received, &buffer);
+        }
+        let (len, fds) = match received {
+            Ok(Received::Packet(len, fds)) => (len, fds),
+            Ok(Received::Nothing) => return Step::Idle,
+            Ok(Received::Closed) => return Step::Ended(End::Closed),
+            Err(ReceiveError::Socket(e)) => {
+                log::debug!("Failed to read from {}: {e}", self.name());
+                return Step::Ended(End::Closed);
+            }
+            Err(e) => return Step::Ended(End::Refused(Refusal::violation(e))),
+        };
+        match self.judge(local, &buffer[..len], fds) {
+            // The last ring may have been the last thing to wait for: nothing else would wake us.
+            Ok(Step::Progress) => self.finish(now).unwrap_or(Step::Progress),
+            Ok(step) => step,
+            Err(refusal) => Step::Ended(End::Refused(refusal)),
+        }
+    }
+
+    fn judge(&mut self, local: &Local, packet: &[u8], fds: Vec<OwnedFd>) -> Result<Step, Refusal> {
+        let message = wire::parse(packet)?;
+        match (&mut self.stage, message) {
+            (_, Message::Refuse(refuse)) => {
+                let text = format!("{:?}, speaks version {}", refuse.text(), refuse.versions());
+                Ok(Step::Ended(End::RefusedByPeer(text)))
+            }
+            (Stage::Hello, Message::ForeignHello(theirs)) => Err(Refusal::Version { theirs }),
+            (Stage::Hello, Message::Hello(hello)) => {
+                Ok(Step::Introduced(local.judge(&self.role, &hello)?))
+            }
+            (Stage::Rings(exchange), Message::Ring(ring)) => {
+                exchange.sequence.accept(&ring, fds.len())?;
+                exchange.senders.push(open_ring(fds, ring.capacity.get())?);
+                Ok(Step::Progress)
+            }
+            (stage, message) => Err(Refusal::Violation(format!(
+                "{} instead of {}",
+                message.name(),
+                if matches!(stage, Stage::Hello) {
+                    "HELLO"
+                } else {
+                    "RING"
+                }
+            ))),
+        }
+    }
+
+    /// Lets the peer in: makes the rings that it will send on.
+    pub(crate) fn admit(&mut self, local: &Local, peer: Candidate) -> Result<(), Refusal> {
+        let receivers = (0..peer.queues)
+            .map(|_| make_ring(local.port.ring_capacity))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.stage = Stage::Rings(Box::new(Exchange {
+            sequence: RingSequence::new(local.port.queues, peer.ring_capacity),
+            senders: Vec::with_capacity(local.port.queues.into()),
+            receivers,
+            sent: 0,
+            peer,
+        }));
+        Ok(())
+    }
+
+    /// Tells the peer why, if it listens. The connection is of no use afterwards.
+    pub(crate) fn refuse(&self, refusal: &Refusal) {
+        // Nothing is lost if it cannot be sent: the peer sees the connection end.
+        let _ = socket::send(self.fd(), refusal.message().as_bytes(), &[]);
+    }
+
+    /// The link, once all rings have gone both ways.
+    fn finish(&mut self, now: Instant) -> Option<Step> {
+        let complete = matches!(&self.stage, Stage::Rings(exchange)
+            if exchange.sequence.is_complete() && exchange.sent == exchange.receivers.len());
+        if !complete {
+            return None;
+        }
+        let Stage::Rings(exchange) = std::mem::replace(&mut self.stage, Stage::Hello) else {
+            return None;
+        };
+        let Exchange {
+            peer,
+            senders,
+            receivers,
+            ..
+        } = *exchange;
+        let receivers = receivers
+            .into_iter()
+            .map(|ring| Receiver::new(ring.region, ring.data_bell, ring.space_bell))
+            .collect();
+        let info = PeerInfo {
+            key: self.key,
+            id: peer.id.clone(),
+            mac: peer.mac,
+            mtu: peer.mtu,
+            queues: peer.queues,
+        };
+        self.stage = Stage::Up(peer, now);
+        Some(Step::Up(PeerLink {
+            peer: info,
+            senders,
+            receivers,
+        }))
+    }
+}
+
+/// What to make of whatever comes on the connection of a link that is up.
+fn after_the_end(received: Result<Received, ReceiveError>, buffer: &[u8; MAX_MESSAGE]) -> Step {
+    let reason = match received {
+        Ok(Received::Nothing) => return Step::Idle,
+        Ok(Received::Closed) => DownReason::Closed,
+        Ok(Received::Packet(len, _)) => match wire::parse(&buffer[..len]) {
+            Ok(Message::Refuse(refuse)) => DownReason::Refused(refuse.text()),
+            _ => DownReason::UnexpectedData,
+        },
+        Err(ReceiveError::Socket(e)) => DownReason::Socket(e),
+        Err(_) => DownReason::UnexpectedData,
+    };
+    Step::Down(reason)
+}
+
+fn make_ring(capacity: u32) -> Result<OwnRing, Refusal> {
+    Ok(OwnRing {
+        region: Region::create(capacity).map_err(Refusal::resources)?,
+        data_bell: Doorbell::new().map_err(Refusal::resources)?,
+        space_bell: Doorbell::new().map_err(Refusal::resources)?,
+    })
+}
+
+fn open_ring(fds: Vec<OwnedFd>, capacity: u32) -> Result<Sender, Refusal> {
+    let [region, data_bell, space_bell] = <[OwnedFd; 3]>::try_from(fds)
+        .map_err(|fds| Refusal::Violation(format!("RING with {} descriptors", fds.len())))?;
+    Ok(Sender::new(
+        Region::open(region, capacity).map_err(Refusal::violation)?,
+        Doorbell::from_fd(data_bell).map_err(Refusal::violation)?,
+        Doorbell::from_fd(space_bell).map_err(Refusal::violation)?,
+    ))
+}

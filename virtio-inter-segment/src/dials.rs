@@ -1,0 +1,289 @@
+//! When to connect to which peer: what is known of the sockets of ports that this one has to call.
+//!
+//! Pure bookkeeping: times and observations come from the caller.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::directory::SocketId;
+use crate::id::PortId;
+
+/// Pause before the first retry; doubled by each failure.
+pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// Longest pause between retries of a peer that accepts connections.
+pub(crate) const LAST_RETRY: Duration = Duration::from_millis(3200);
+/// A link that has lived this long was no failure: the pauses start anew.
+const STABLE: Duration = Duration::from_secs(5);
+/// Most peers that are called. Bounds what files in the directory can cost.
+const MAX_DIALS: usize = 4096;
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The link was up for so long, and is no more.
+    Lost(Duration),
+    /// No link, for no reason that has to stay: peer busy, connection cut, time out.
+    Failed,
+    /// One side refused the other. It may come to be possible (a MAC address gets free): try again,
+    /// but rarely.
+    Refused,
+    /// Nobody listens on the socket, or we want nothing of this incarnation: wait for the next one.
+    Parked,
+    /// There is no socket any more.
+    Gone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Call at this time.
+    Due(Instant),
+    /// A call, or a link that came of it, is there.
+    Busy,
+    /// Wait for another socket.
+    Parked,
+}
+
+#[derive(Debug)]
+struct Dial {
+    socket: SocketId,
+    state: State,
+    pause: Duration,
+    /// While busy: another socket has appeared, call that one next.
+    again: bool,
+    /// While busy: the socket has gone, forget the peer afterwards.
+    gone: bool,
+}
+
+/// All peers to be called.
+#[derive(Debug)]
+pub(crate) struct Dials {
+    dials: BTreeMap<PortId, Dial>,
+    slow_retry: Duration,
+}
+
+impl Dials {
+    pub(crate) fn new(slow_retry: Duration) -> Dials {
+        Dials {
+            dials: BTreeMap::new(),
+            slow_retry,
+        }
+    }
+
+    /// A socket is there. Nothing changes if it is the one already known.
+    ///
+    /// Returns false if there are too many to remember this one.
+    pub(crate) fn seen(&mut self, id: &PortId, socket: SocketId, now: Instant) -> bool {
+        if let Some(dial) = self.dials.get_mut(id) {
+            dial.gone = false;
+            if dial.socket != socket {
+                dial.socket = socket;
+                dial.pause = FIRST_RETRY;
+                match dial.state {
+                    State::Busy => dial.again = true,
+                    State::Due(_) | State::Parked => dial.state = State::Due(now),
+                }
+            }
+            return true;
+        }
+        let room = self.dials.len() < MAX_DIALS;
+        if room {
+            let state = State::Due(now);
+            let dial = Dial {
+                socket,
+                state,
+                pause: FIRST_RETRY,
+                again: false,
+                gone: false,
+            };
+            self.dials.insert(id.clone(), dial);
+        }
+        room
+    }
+
+    /// A socket is no longer there.
+    pub(crate) fn vanished(&mut self, id: &PortId) {
+        if let Some(dial) = self.dials.get_mut(id) {
+            if dial.state == State::Busy {
+                dial.gone = true;
+            } else {
+                self.dials.remove(id);
+            }
+        }
+    }
+
+    /// All peers that are known.
+    pub(crate) fn known(&self) -> Vec<PortId> {
+        self.dials.keys().cloned().collect()
+    }
+
+    /// A peer whose time has come; it is busy from now on, until [`Dials::ended`].
+    pub(crate) fn take_due(&mut self, now: Instant) -> Option<PortId> {
+        let (id, dial) = self
+            .dials
+            .iter_mut()
+            .find(|(_, dial)| matches!(dial.state, State::Due(at) if at <= now))?;
+        dial.state = State::Busy;
+        Some(id.clone())
+    }
+
+    /// When the next call is due.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.dials
+            .values()
+            .filter_map(|dial| match dial.state {
+                State::Due(at) => Some(at),
+                State::Busy | State::Parked => None,
+            })
+            .min()
+    }
+
+    /// A call is over.
+    pub(crate) fn ended(&mut self, id: &PortId, outcome: Outcome, now: Instant) {
+        let Some(dial) = self.dials.get_mut(id) else {
+            return;
+        };
+        if dial.again && !dial.gone {
+            dial.again = false;
+            dial.state = State::Due(now);
+            return;
+        }
+        if dial.gone || outcome == Outcome::Gone {
+            self.dials.remove(id);
+            return;
+        }
+        if matches!(outcome, Outcome::Lost(lived) if lived >= STABLE) {
+            dial.pause = FIRST_RETRY;
+        }
+        dial.state = match outcome {
+            Outcome::Lost(_) | Outcome::Failed => {
+                let at = now + dial.pause;
+                dial.pause = (dial.pause * 2).min(LAST_RETRY);
+                State::Due(at)
+            }
+            Outcome::Refused => State::Due(now + self.slow_retry),
+            Outcome::Parked | Outcome::Gone => State::Parked,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::directory::Directory;
+
+    const SLOW: Duration = Duration::from_secs(30);
+
+    fn id(text: &str) -> PortId {
+        text.parse().unwrap()
+    }
+
+    /// Two different sockets.
+    fn sockets() -> [SocketId; 2] {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temp.path()).unwrap();
+        ["x", "y"].map(|name| {
+            let _ = UnixListener::bind(temp.path().join(format!("{name}.sock"))).unwrap();
+            directory.socket(&id(name)).unwrap()
+        })
+    }
+
+    #[test]
+    fn a_socket_is_called_once() {
+        let (mut dials, [socket, _], now) = (Dials::new(SLOW), sockets(), Instant::now());
+        assert_eq!(dials.next_due(), None);
+        assert!(dials.seen(&id("b"), socket, now));
+        assert_eq!(dials.next_due(), Some(now));
+        assert_eq!(dials.take_due(now), Some(id("b")));
+        dials.seen(&id("b"), socket, now);
+        assert_eq!((dials.take_due(now), dials.next_due()), (None, None));
+    }
+
+    #[test]
+    fn pauses_double_up_to_a_bound_and_start_anew_after_a_stable_link() {
+        let (mut dials, [socket, _], mut now) = (Dials::new(SLOW), sockets(), Instant::now());
+        dials.seen(&id("b"), socket, now);
+        let mut pauses = Vec::new();
+        for outcome in [Outcome::Failed, Outcome::Lost(Duration::ZERO)]
+            .into_iter()
+            .cycle()
+            .take(8)
+        {
+            assert_eq!(dials.take_due(now), Some(id("b")));
+            dials.ended(&id("b"), outcome, now);
+            let due = dials.next_due().unwrap();
+            assert_eq!(dials.take_due(due - Duration::from_nanos(1)), None);
+            pauses.push((due - now).as_millis());
+            now = due;
+        }
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 3200, 3200]);
+        dials.take_due(now).unwrap();
+        dials.ended(&id("b"), Outcome::Lost(STABLE), now);
+        assert_eq!(dials.next_due(), Some(now + FIRST_RETRY));
+    }
+
+    #[test]
+    fn refused_ones_are_called_rarely_and_dead_ones_never() {
+        let (mut dials, [socket, _], now) = (Dials::new(SLOW), sockets(), Instant::now());
+        dials.seen(&id("b"), socket, now);
+        dials.take_due(now).unwrap();
+        dials.ended(&id("b"), Outcome::Refused, now);
+        assert_eq!(dials.next_due(), Some(now + SLOW));
+        dials.take_due(now + SLOW).unwrap();
+        dials.ended(&id("b"), Outcome::Parked, now);
+        assert_eq!(dials.next_due(), None);
+        dials.seen(&id("b"), socket, now);
+        assert_eq!(dials.next_due(), None);
+    }
+
+    #[test]
+    fn another_socket_is_called_at_once_whatever_the_last_one_did() {
+        let now = Instant::now();
+        let [old, new] = sockets();
+        for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Parked] {
+            let mut dials = Dials::new(SLOW);
+            dials.seen(&id("b"), old, now);
+            dials.take_due(now).unwrap();
+            dials.ended(&id("b"), outcome, now);
+            dials.seen(&id("b"), new, now);
+            assert_eq!(dials.next_due(), Some(now), "{outcome:?}");
+
+            let mut dials = Dials::new(SLOW);
+            dials.seen(&id("b"), old, now);
+            dials.take_due(now).unwrap();
+            dials.seen(&id("b"), new, now);
+            dials.ended(&id("b"), outcome, now);
+            assert_eq!(dials.next_due(), Some(now), "while busy, {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_socket_that_is_gone_is_forgotten() {
+        let ([socket, _], now) = (sockets(), Instant::now());
+        let mut dials = Dials::new(SLOW);
+        dials.seen(&id("b"), socket, now);
+        dials.vanished(&id("b"));
+        assert_eq!(dials.known(), []);
+        dials.seen(&id("b"), socket, now);
+        dials.take_due(now).unwrap();
+        dials.vanished(&id("b"));
+        assert_eq!(dials.known(), [id("b")]);
+        dials.ended(&id("b"), Outcome::Lost(Duration::ZERO), now);
+        assert_eq!(dials.known(), []);
+        dials.seen(&id("b"), socket, now);
+        dials.take_due(now).unwrap();
+        dials.ended(&id("b"), Outcome::Gone, now);
+        assert_eq!(dials.known(), []);
+    }
+
+    #[test]
+    fn their_number_is_bounded() {
+        let (mut dials, [socket, _], now) = (Dials::new(SLOW), sockets(), Instant::now());
+        for i in 0..MAX_DIALS {
+            assert!(dials.seen(&id(&format!("p{i}")), socket, now));
+        }
+        assert!(!dials.seen(&id("one-more"), socket, now));
+        assert!(dials.seen(&id("p0"), socket, now));
+    }
+}

@@ -1,0 +1,284 @@
+//! The segment's directory: who may join, which sockets are in it, and what changes.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use inotify::{EventMask, Inotify, WatchMask};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::credentials::Rule;
+use crate::id::PortId;
+use crate::join_error::JoinError;
+
+const SOCKET_SUFFIX: &str = ".sock";
+
+/// Entries that a listing looks at. Who may write to the directory can fill it; that must not keep
+/// this process busy without end.
+const MAX_ENTRIES: usize = 65_536;
+
+/// Tells one socket file from a later one of the same name. Inode numbers alone are reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SocketId {
+    device: u64,
+    inode: u64,
+    changed: (i64, u64),
+}
+
+impl SocketId {
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "the fields' types differ by architecture"
+    )]
+    fn new(stat: &Stat) -> SocketId {
+        SocketId {
+            device: stat.st_dev as u64,
+            inode: stat.st_ino as u64,
+            changed: (stat.st_ctime as i64, stat.st_ctime_nsec as u64),
+        }
+    }
+}
+
+/// An open segment directory.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Directory {
+    /// Opens a directory that exists. The path is made absolute: sockets are bound and reached by
+    /// path, also after the process has changed its working directory.
+    pub(crate) fn open(path: &Path) -> Result<Directory, JoinError> {
+        let path = std::path::absolute(path).map_err(|source| JoinError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(fd) => Ok(Directory { path, fd }),
+            Err(Errno::NOENT) => Err(JoinError::NoDirectory(path)),
+            Err(Errno::NOTDIR) => Err(JoinError::NotADirectory(path)),
+            Err(e) => Err(JoinError::Unreadable {
+                path,
+                source: e.into(),
+            }),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(crate) fn socket_path(&self, id: &PortId) -> PathBuf {
+        self.path.join(format!("{id}{SOCKET_SUFFIX}"))
+    }
+
+    /// The rule as owner and mode are now: a change holds for the next connection.
+    pub(crate) fn rule(&self) -> io::Result<Rule> {
+        let stat = rustix::fs::fstat(&self.fd)?;
+        let mode = Mode::from_raw_mode(stat.st_mode);
+        Ok(Rule {
+            own_uid: rustix::process::geteuid().as_raw(),
+            directory_uid: stat.st_uid,
+            directory_gid: stat.st_gid,
+            group_writable: mode.contains(Mode::WGRP),
+            world_writable: mode.contains(Mode::WOTH),
+        })
+    }
+
+    /// The sockets of all ports whose id is beyond `after`.
+    pub(crate) fn list(&self, after: &PortId) -> io::Result<Vec<(PortId, SocketId)>> {
+        let mut found = Vec::new();
+        for (seen, entry) in Dir::read_from(&self.fd)?.enumerate() {
+            let entry = entry?;
+            if seen == MAX_ENTRIES {
+                log::warn!(
+                    "Segment directory {} has more than {MAX_ENTRIES} entries, the rest is not seen",
+                    self.path.display()
+                );
+                break;
+            }
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if let Some(id) = port_of(name).filter(|id| id > after)
+                && let Some(socket) = self.socket(&id)
+            {
+                found.push((id, socket));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The socket of a port, if there is one.
+    pub(crate) fn socket(&self, id: &PortId) -> Option<SocketId> {
+        let name = format!("{id}{SOCKET_SUFFIX}");
+        let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+        socket.then(|| SocketId::new(&stat))
+    }
+}
+
+/// The port whose socket has this name, if it is such a name.
+fn port_of(name: &OsStr) -> Option<PortId> {
+    name.to_str()?.strip_suffix(SOCKET_SUFFIX)?.parse().ok()
+}
+
+/// A change in the directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// A socket has got its name; it listens already.
+    Appeared(PortId),
+    /// A socket has lost its name.
+    Vanished(PortId),
+    /// Changes were lost: list again.
+    Overflow,
+    /// The directory itself is elsewhere. (That it was removed shows as the loss of our own socket:
+    /// the kernel tells of a removed directory when nobody has it open any more.)
+    DirectoryMoved,
+}
+
+/// Tells of changes in the directory.
+pub(crate) struct Watch(Inotify);
+
+impl Watch {
+    pub(crate) fn new(directory: &Directory) -> io::Result<Watch> {
+        let inotify = Inotify::init()?;
+        let mask = WatchMask::MOVED_TO
+            | WatchMask::MOVED_FROM
+            | WatchMask::DELETE
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
+        inotify.watches().add(&directory.path, mask)?;
+        Ok(Watch(inotify))
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Some of the changes, at most a buffer full; none if there are none.
+    pub(crate) fn read(&mut self) -> io::Result<Vec<Change>> {
+        let mut buffer = [0; 4096];
+        let events = match self.0.read_events(&mut buffer) {
+            Ok(events) => events,
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                return Ok(Vec::new());
+            }
+            Err(e) => return Err(e),
+        };
+        Ok(events
+            .filter_map(|event| change(event.mask, event.name))
+            .collect())
+    }
+}
+
+fn change(mask: EventMask, name: Option<&OsStr>) -> Option<Change> {
+    if mask.contains(EventMask::Q_OVERFLOW) {
+        Some(Change::Overflow)
+    } else if mask.contains(EventMask::MOVE_SELF) {
+        Some(Change::DirectoryMoved)
+    } else if mask.contains(EventMask::MOVED_TO) {
+        name.and_then(port_of).map(Change::Appeared)
+    } else if mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
+        name.and_then(port_of).map(Change::Vanished)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn id(text: &str) -> PortId {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn only_sockets_of_later_ports_are_listed() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temp.path()).unwrap();
+        for name in [
+            "a.sock", "c.sock", "d.sock", ".e.sock", "f.other", "é.sock", ".sock",
+        ] {
+            let _ = UnixListener::bind(temp.path().join(name)).unwrap();
+        }
+        fs::write(temp.path().join("file.sock"), "").unwrap();
+        fs::create_dir(temp.path().join("directory.sock")).unwrap();
+        std::os::unix::fs::symlink("c.sock", temp.path().join("link.sock")).unwrap();
+        let mut found: Vec<PortId> = directory
+            .list(&id("b"))
+            .unwrap()
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
+        found.sort();
+        assert_eq!(found, [id("c"), id("d")]);
+    }
+
+    #[test]
+    fn a_later_socket_of_the_same_name_is_another_one() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temp.path()).unwrap();
+        let path = temp.path().join("a.sock");
+        let _ = UnixListener::bind(&path).unwrap();
+        let first = directory.socket(&id("a")).unwrap();
+        assert_eq!(directory.socket(&id("a")), Some(first));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(directory.socket(&id("a")), None);
+        let _ = UnixListener::bind(&path).unwrap();
+        assert_ne!(directory.socket(&id("a")), Some(first));
+    }
+
+    #[test]
+    fn changes_are_told() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temp.path()).unwrap();
+        let mut watch = Watch::new(&directory).unwrap();
+        assert_eq!(watch.read().unwrap(), []);
+        let (hidden, path) = (temp.path().join(".a.new"), temp.path().join("a.sock"));
+        let _ = UnixListener::bind(&hidden).unwrap();
+        fs::rename(&hidden, &path).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(
+            watch.read().unwrap(),
+            [Change::Appeared(id("a")), Change::Vanished(id("a"))]
+        );
+        let elsewhere = temp.path().with_extension("moved");
+        fs::rename(temp.path(), &elsewhere).unwrap();
+        assert_eq!(watch.read().unwrap(), [Change::DirectoryMoved]);
+        fs::remove_dir(&elsewhere).unwrap();
+    }
+
+    #[test]
+    fn the_mode_of_the_directory_is_the_rule() {
+        use std::os::unix::fs::PermissionsExt;
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temp.path()).unwrap();
+        let modes = [
+            (0o755, false, false),
+            (0o775, true, false),
+            (0o777, true, true),
+        ];
+        for (mode, group, world) in modes {
+            fs::set_permissions(temp.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let rule = directory.rule().unwrap();
+            assert_eq!((rule.group_writable, rule.world_writable), (group, world));
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! What is a valid course of a handshake: pure judgement of messages, no socket, no clock.
+//!
+//! Each side sends HELLO, then, having judged the other's HELLO, one RING for each of the other's
+//! queue pairs. Whoever does not like what it hears sends REFUSE and closes.
+
+use std::fmt;
+use std::mem::size_of;
+
+use thiserror::Error;
+use virtio_inter_link::FORMAT_VERSION;
+
+use crate::id::{MAX_ID_LEN, PortId, PortIdError};
+use crate::mac::MacAddr;
+use crate::port::{LocalPort, PortError, check_port};
+use crate::wire::{Header, Hello, KIND_HELLO, RING_FDS, Refuse, Ring, Versions, WireError};
+
+/// This port, and what tells this run of it from others.
+#[derive(Debug)]
+pub(crate) struct Local {
+    pub(crate) port: LocalPort,
+    pub(crate) incarnation: u64,
+    pub(crate) pid: u32,
+}
+
+/// How a connection came about, and what that says of the peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// We called the socket of this port.
+    Caller(PortId),
+    /// The peer called us.
+    Callee,
+}
+
+/// A peer whose HELLO is valid as such. Whether there is room for it is another question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    pub(crate) id: PortId,
+    pub(crate) mac: MacAddr,
+    pub(crate) mtu: u16,
+    pub(crate) queues: u16,
+    pub(crate) ring_capacity: u32,
+    pub(crate) incarnation: u64,
+    /// As the peer says.
+    pub(crate) pid: u32,
+}
+
+/// Why a peer is refused. The text goes to the log and to the peer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum Refusal {
+    #[error(
+        "Peer speaks version {theirs} of the segment protocol, this port speaks {}",
+        Versions::OURS
+    )]
+    Version { theirs: Versions },
+    #[error("Peer has region format {theirs}, this port has {FORMAT_VERSION}")]
+    RegionVersion { theirs: u16 },
+    #[error("Peer's id is not valid")]
+    BadId(#[source] PortIdError),
+    #[error("Peer's id is not text padded with zeros")]
+    IdEncoding,
+    #[error("Peer has this port's own id {0}")]
+    OwnId(PortId),
+    #[error("Peer says that it is {got}, but its socket is that of {expected}")]
+    WrongId { expected: PortId, got: PortId },
+    #[error("Peer {0} called, but has the larger id and is to be called")]
+    WrongCaller(PortId),
+    #[error("Id {0} has a live link")]
+    IdTaken(PortId),
+    #[error("Peer has this port's own MAC address {0}")]
+    OwnMac(MacAddr),
+    #[error("MAC address {mac} belongs to {holder}")]
+    MacTaken { mac: MacAddr, holder: PortId },
+    #[error(transparent)]
+    Parameters(#[from] PortError),
+    #[error("{0}")]
+    Stranger(String),
+    #[error("No room: {0}")]
+    Full(String),
+    #[error("Link was closed before: {0}")]
+    Banned(String),
+    #[error("{0}")]
+    Violation(String),
+    #[error("No valid handshake within {0} ms")]
+    Timeout(u128),
+    #[error("Out of resources: {0}")]
+    Resources(String),
+}
+
+impl Refusal {
+    /// The code in REFUSE.
+    pub(crate) fn reason(&self) -> u16 {
+        match self {
+            Refusal::Version { .. } => 1,
+            Refusal::RegionVersion { .. } => 2,
+            Refusal::BadId(_)
+            | Refusal::IdEncoding
+            | Refusal::OwnId(_)
+            | Refusal::WrongId { .. }
+            | Refusal::WrongCaller(_)
+            | Refusal::IdTaken(_) => 3,
+            Refusal::OwnMac(_) | Refusal::MacTaken { .. } => 4,
+            Refusal::Parameters(_) => 5,
+            Refusal::Stranger(_) => 6,
+            Refusal::Full(_) => 7,
+            Refusal::Banned(_) | Refusal::Violation(_) => 8,
+            Refusal::Timeout(_) => 9,
+            Refusal::Resources(_) => 10,
+        }
+    }
+
+    /// The last message to the peer.
+    pub(crate) fn message(&self) -> Refuse {
+        let seen = match self {
+            Refusal::Version { theirs } => Some(*theirs),
+            _ => None,
+        };
+        Refuse::new(self.reason(), seen, &WithSources(self).to_string())
+    }
+
+    pub(crate) fn violation(error: impl std::error::Error) -> Refusal {
+        Refusal::Violation(WithSources(&error).to_string())
+    }
+
+    pub(crate) fn resources(error: impl std::error::Error) -> Refusal {
+        Refusal::Resources(WithSources(&error).to_string())
+    }
+}
+
+impl From<WireError> for Refusal {
+    fn from(error: WireError) -> Refusal {
+        Refusal::violation(error)
+    }
+}
+
+/// Prints an error and what is behind it on one line.
+pub(crate) struct WithSources<'a>(pub(crate) &'a dyn std::error::Error);
+
+impl fmt::Display for WithSources<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut error = self.0;
+        while let Some(source) = error.source() {
+            write!(f, ": {source}")?;
+            error = source;
+        }
+        Ok(())
+    }
+}
+
+impl Local {
+    /// The message with which this port introduces itself.
+    pub(crate) fn hello(&self) -> Hello {
+        let mut id = [0; MAX_ID_LEN];
+        let text = self.port.id.as_str().as_bytes();
+        id[..text.len()].copy_from_slice(text);
+        Hello {
+            header: Header::new(KIND_HELLO, size_of::<Hello>()),
+            version_min: Versions::OURS.min.into(),
+            version_max: Versions::OURS.max.into(),
+            region_version: FORMAT_VERSION.into(),
+            queues: self.port.queues.into(),
+            incarnation: self.incarnation.into(),
+            ring_capacity: self.port.ring_capacity.into(),
+            flags: 0.into(),
+            pid: self.pid.into(),
+            mtu: self.port.mtu.into(),
+            mac: self.port.mac.octets(),
+            id,
+            reserved: [0; 20],
+        }
+    }
+
+    /// Judges what the peer says of itself.
+    pub(crate) fn judge(&self, role: &Role, hello: &Hello) -> Result<Candidate, Refusal> {
+        let region_version = hello.region_version.get();
+        if region_version != FORMAT_VERSION {
+            return Err(Refusal::RegionVersion {
+                theirs: region_version,
+            });
+        }
+        let candidate = Candidate {
+            id: parse_id(&hello.id)?,
+            mac: MacAddr::new(hello.mac),
+            mtu: hello.mtu.get(),
+            queues: hello.queues.get(),
+            ring_capacity: hello.ring_capacity.get(),
+            incarnation: hello.incarnation.get(),
+            pid: hello.pid.get(),
+        };
+        check_port(
+            candidate.mac,
+            candidate.mtu,
+            candidate.queues,
+            candidate.ring_capacity,
+        )?;
+        if candidate.id == self.port.id {
+            return Err(Refusal::OwnId(candidate.id));
+        }
+        match role {
+            Role::Caller(expected) if candidate.id != *expected => {
+                return Err(Refusal::WrongId {
+                    expected: expected.clone(),
+                    got: candidate.id,
+                });
+            }
+            Role::Callee if candidate.id > self.port.id => {
+                return Err(Refusal::WrongCaller(candidate.id));
+            }
+            _ => {}
+        }
+        if candidate.mac == self.port.mac {
+            return Err(Refusal::OwnMac(candidate.mac));
+        }
+        Ok(candidate)
+    }
+
+    /// Memory that a link with this peer can cost, in bytes: the regions that we make, and those of
+    /// the peer, whose pages are ours to pay for if the peer makes holes in them.
+    pub(crate) fn link_bytes(&self, peer: &Candidate) -> u64 {
+        u64::from(peer.queues) * u64::from(self.port.ring_capacity)
+            + u64::from(self.port.queues) * u64::from(peer.ring_capacity)
+    }
+
+    /// Descriptors that a link with this peer takes: its connection and three for each ring.
+    pub(crate) fn link_fds(&self, peer: &Candidate) -> u64 {
+        1 + RING_FDS as u64 * (u64::from(peer.queues) + u64::from(self.port.queues))
+    }
+}
+
+fn parse_id(field: &[u8; MAX_ID_LEN]) -> Result<PortId, Refusal> {
+    let len = field
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(MAX_ID_LEN);
+    let (text, padding) = field.split_at(len);
+    if padding.iter().any(|&byte| byte != 0) {
+        return Err(Refusal::IdEncoding);
+    }
+    let text = std::str::from_utf8(text).map_err(|_| Refusal::IdEncoding)?;
+    text.parse().map_err(Refusal::BadId)
+}
+
+/// The peer's RING messages: which one is next.
+#[derive(Debug)]
+pub(crate) struct RingSequence {
+    next: u16,
+    count: u16,
+    capacity: u32,
+}
+
+impl RingSequence {
+    /// One for each of `count` queue pairs, all of the capacity of which the peer's HELLO spoke.
+    pub(crate) fn new(count: u16, capacity: u32) -> RingSequence {
+        RingSequence {
+            next: 0,
+            count,
+            capacity,
+        }
+    }
+
+    /// Judges the next message.
+    pub(crate) fn accept(&mut self, ring: &Ring, fds: usize) -> Result<(), Refusal> {
+        let wrong = |what: &str, got: &dyn fmt::Display, expected: &dyn fmt::Display| {
+            Err(Refusal::Violation(format!(
+                "RING {what} is {got} instead of {expected}"
+            )))
+        };
+        if self.is_complete() {
+            return Err(Refusal::Violation(format!(
+                "RING after the last of {}",
+                self.count
+            )));
+        }
+        if ring.index.get() != self.next {
+            return wrong("index", &ring.index, &self.next);
+        }
+        if ring.count.get() != self.count {
+            return wrong("count", &ring.count, &self.count);
+        }
+        if ring.capacity.get() != self.capacity {
+            return wrong("capacity", &ring.capacity, &self.capacity);
+        }
+        if fds != RING_FDS {
+            return wrong("number of descriptors", &fds, &RING_FDS);
+        }
+        self.next += 1;
+        Ok(())
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.next == self.count
+    }
+}
+
+#[cfg(test)]
+#[path = "handshake_tests.rs"]
+mod tests;

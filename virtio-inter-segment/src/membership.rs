@@ -1,0 +1,323 @@
+//! A port's own files in the segment's directory: the lock that makes its id unique, and the socket
+//! on which it is found.
+//!
+//! For port `web`: `web.lock`, held by `flock` for as long as the port lives and holding its process
+//! id as text; `.web.new`, the socket until it listens; `web.sock`, the socket from then on. What a
+//! dead process left behind is taken over.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::net::SocketAddrUnix;
+
+use crate::credentials::Rule;
+use crate::directory::Directory;
+use crate::id::PortId;
+use crate::join_error::{JoinError, MAX_SOCKET_PATH};
+use crate::socket;
+
+/// Connections that wait to be accepted; the kernel may allow fewer.
+const BACKLOG: i32 = 1024;
+
+/// How often the lock file may vanish between being opened and being locked. Each time another port
+/// of the same id has left in between.
+const LOCK_ATTEMPTS: usize = 8;
+
+/// The files of a port that is on the segment; dropping it removes them.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    // The order matters: the socket goes while the lock is still held.
+    name: BoundName,
+    listener: OwnedFd,
+    _lock: LockFile,
+}
+
+impl Membership {
+    pub(crate) fn new(directory: &Directory, id: &PortId) -> Result<Membership, JoinError> {
+        let path = directory.socket_path(id);
+        let length = path.as_os_str().len();
+        if length > MAX_SOCKET_PATH {
+            return Err(JoinError::PathTooLong { path, length });
+        }
+        let rule = directory.rule().map_err(|source| JoinError::Unreadable {
+            path: directory.path().to_owned(),
+            source,
+        })?;
+        let lock = LockFile::take(directory, id, &rule)?;
+        let (name, listener) = listen(directory, id, &rule).map_err(|source| {
+            use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+            match source.kind() {
+                PermissionDenied | ReadOnlyFilesystem => JoinError::NotWritable {
+                    path: directory.path().to_owned(),
+                    source,
+                },
+                _ => JoinError::Listen { path, source },
+            }
+        })?;
+        Ok(Membership {
+            name,
+            listener,
+            _lock: lock,
+        })
+    }
+
+    pub(crate) fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// Whether the name still leads to our socket.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.name.is_ours()
+    }
+}
+
+/// Owner and permissions that let those connect whom the rule lets join, and no others.
+struct Access {
+    mode: Mode,
+    owner: Option<Uid>,
+    group: Option<Gid>,
+}
+
+impl Access {
+    fn new(rule: &Rule) -> Access {
+        let mut mode = Mode::RUSR | Mode::WUSR;
+        if rule.group_writable {
+            mode |= Mode::RGRP | Mode::WGRP;
+        }
+        if rule.world_writable {
+            mode |= Mode::ROTH | Mode::WOTH;
+        }
+        Access {
+            mode,
+            // Only root can, and needs to: the directory's owner may join a segment that root is on.
+            owner: (rule.own_uid == 0).then(|| Uid::from_raw(rule.directory_uid)),
+            group: rule
+                .group_writable
+                .then(|| Gid::from_raw(rule.directory_gid)),
+        }
+    }
+
+    /// Sets them on a file of ours, whatever the umask was.
+    fn apply(&self, directory: &Directory, name: &str) -> io::Result<()> {
+        // Owner first, mode second: a change of owner may clear bits of the mode. One who is not in
+        // the directory's group cannot give files to it; members are then told apart by user only.
+        if self.owner.is_some() || self.group.is_some() {
+            self.give(directory, name);
+        }
+        Ok(rustix::fs::chmodat(
+            directory.fd(),
+            name,
+            self.mode,
+            AtFlags::empty(),
+        )?)
+    }
+
+    fn give(&self, directory: &Directory, name: &str) {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let given = rustix::fs::chownat(directory.fd(), name, self.owner, self.group, flags);
+        if let Err(e) = given {
+            log::warn!(
+                "Failed to give {name} in {} to the directory's owner or group, peers of other \
+                 users may be unable to connect: {e}",
+                directory.path().display()
+            );
+        }
+    }
+}
+
+/// The lock file, locked.
+#[derive(Debug)]
+struct LockFile {
+    file: OwnedFd,
+    directory: OwnedFd,
+    name: String,
+}
+
+impl LockFile {
+    fn take(directory: &Directory, id: &PortId, rule: &Rule) -> Result<LockFile, JoinError> {
+        let name = format!("{id}.lock");
+        let path = directory.path().join(&name);
+        let fail = |e: Errno| JoinError::Lock {
+            path: path.clone(),
+            source: e.into(),
+        };
+        let taken = |pid| JoinError::IdTaken {
+            id: id.clone(),
+            pid,
+        };
+        for _ in 0..LOCK_ATTEMPTS {
+            let Some(file) = open_lock(directory, &name, rule)? else {
+                continue;
+            };
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(taken(read_pid(&file))),
+                Err(e) => return Err(fail(e)),
+            }
+            // The holder may have removed the file after we opened it: then we hold a lock on a file
+            // that nobody else will find.
+            if !is_at(directory.fd(), &name, &file).map_err(fail)? {
+                continue;
+            }
+            let directory =
+                directory
+                    .fd()
+                    .try_clone_to_owned()
+                    .map_err(|source| JoinError::Lock {
+                        path: path.clone(),
+                        source,
+                    })?;
+            let lock = LockFile {
+                file,
+                directory,
+                name,
+            };
+            let pid = format!("{}\n", std::process::id());
+            rustix::fs::ftruncate(&lock.file, 0).map_err(fail)?;
+            rustix::io::write(&lock.file, pid.as_bytes()).map_err(fail)?;
+            return Ok(lock);
+        }
+        Err(taken(None))
+    }
+}
+
+/// Opens the lock file, or makes it; `None` if it came or went meanwhile.
+fn open_lock(directory: &Directory, name: &str, rule: &Rule) -> Result<Option<OwnedFd>, JoinError> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fail = |e: Errno| match e {
+        Errno::ACCESS | Errno::PERM | Errno::ROFS => JoinError::NotWritable {
+            path: directory.path().to_owned(),
+            source: e.into(),
+        },
+        e => JoinError::Lock {
+            path: directory.path().join(name),
+            source: e.into(),
+        },
+    };
+    let file = match rustix::fs::openat(directory.fd(), name, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => {
+            // Exclusive, so that only a file of ours gets another owner and mode.
+            let flags = flags | OFlags::CREATE | OFlags::EXCL;
+            let mode = Mode::RUSR | Mode::WUSR;
+            match rustix::fs::openat(directory.fd(), name, flags, mode) {
+                Ok(file) => {
+                    Access::new(rule)
+                        .apply(directory, name)
+                        .map_err(|source| JoinError::Lock {
+                            path: directory.path().join(name),
+                            source,
+                        })?;
+                    file
+                }
+                Err(Errno::EXIST) => return Ok(None),
+                Err(e) => return Err(fail(e)),
+            }
+        }
+        Err(e) => return Err(fail(e)),
+    };
+    let stat = rustix::fs::fstat(&file).map_err(fail)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(fail(Errno::INVAL));
+    }
+    Ok(Some(file))
+}
+
+/// Whether the name in the directory leads to this open file.
+fn is_at(directory: BorrowedFd<'_>, name: &str, file: &OwnedFd) -> Result<bool, Errno> {
+    let open = rustix::fs::fstat(file)?;
+    match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(named) => Ok((named.st_dev, named.st_ino) == (open.st_dev, open.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn read_pid(file: &OwnedFd) -> Option<u32> {
+    let mut text = [0; 16];
+    let len = rustix::io::pread(file, &mut text, 0).ok()?;
+    std::str::from_utf8(&text[..len])
+        .ok()?
+        .trim_end()
+        .parse()
+        .ok()
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        // Removed while locked: whoever opened it before finds out by looking at the name again.
+        if is_at(self.directory.as_fd(), &self.name, &self.file).unwrap_or(false) {
+            remove(self.directory.as_fd(), &self.name);
+        }
+    }
+}
+
+/// A name in the directory that leads to our socket.
+#[derive(Debug)]
+struct BoundName {
+    directory: OwnedFd,
+    name: String,
+    /// Device and inode of the socket file.
+    file: (u64, u64),
+}
+
+impl BoundName {
+    fn is_ours(&self) -> bool {
+        file_at(self.directory.as_fd(), &self.name).is_ok_and(|file| file == self.file)
+    }
+}
+
+impl Drop for BoundName {
+    fn drop(&mut self) {
+        if self.is_ours() {
+            remove(self.directory.as_fd(), &self.name);
+        }
+    }
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields' types differ by architecture"
+)]
+fn file_at(directory: BorrowedFd<'_>, name: &str) -> Result<(u64, u64), Errno> {
+    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok((stat.st_dev as u64, stat.st_ino as u64))
+}
+
+fn remove(directory: BorrowedFd<'_>, name: &str) {
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(e) => log::warn!("Failed to remove {name} from the segment directory: {e}"),
+    }
+}
+
+/// Binds under a hidden name, listens, then renames: who sees the socket can connect to it.
+fn listen(directory: &Directory, id: &PortId, rule: &Rule) -> io::Result<(BoundName, OwnedFd)> {
+    // As long as the final name, so that whatever fits there fits here.
+    let hidden = format!(".{id}.new");
+    let name = format!("{id}.sock");
+    match rustix::fs::unlinkat(directory.fd(), &hidden, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let listener = socket::new()?;
+    let address = SocketAddrUnix::new(directory.path().join(&hidden))?;
+    rustix::net::bind(&listener, &address)?;
+    let file = file_at(directory.fd(), &hidden)?;
+    let mut bound = BoundName {
+        directory: directory.fd().try_clone_to_owned()?,
+        name: hidden,
+        file,
+    };
+    Access::new(rule).apply(directory, &bound.name)?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    rustix::fs::renameat(directory.fd(), &bound.name, directory.fd(), &name)?;
+    bound.name = name;
+    Ok((bound, listener))
+}
+
+#[cfg(test)]
+#[path = "membership_tests.rs"]
+mod tests;

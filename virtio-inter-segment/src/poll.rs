@@ -1,0 +1,146 @@
+//! The event loop's kernel side: one epoll instance that everything of a segment hangs on, and one
+//! timer for the nearest deadline.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
+
+/// Events taken from the kernel by one call. The rest comes with the next one, in turn.
+const EVENTS: usize = 64;
+
+/// Token of the timer; not given to the caller.
+const TIMER: u64 = u64::MAX;
+
+const READ: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP);
+
+#[derive(Debug)]
+pub(crate) struct Poll {
+    epoll: OwnedFd,
+    timer: OwnedFd,
+    armed: Option<Instant>,
+}
+
+impl Poll {
+    pub(crate) fn new() -> io::Result<Poll> {
+        let poll = Poll {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            timer: rustix::time::timerfd_create(
+                TimerfdClockId::Monotonic,
+                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+            )?,
+            armed: None,
+        };
+        poll.add(poll.timer.as_fd(), TIMER)?;
+        Ok(poll)
+    }
+
+    /// Readable when [`Poll::ready`] has something, or a deadline has passed.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// Watches a descriptor for reading. It is dropped from the set when it is closed.
+    pub(crate) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token),
+            READ,
+        )?)
+    }
+
+    /// Watches for reading and, if `write`, for room to write as well.
+    pub(crate) fn watch_write(
+        &self,
+        fd: BorrowedFd<'_>,
+        token: u64,
+        write: bool,
+    ) -> io::Result<()> {
+        let flags = if write {
+            READ | epoll::EventFlags::OUT
+        } else {
+            READ
+        };
+        Ok(epoll::modify(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token),
+            flags,
+        )?)
+    }
+
+    /// Stops watching a descriptor that stays open, or starts again.
+    pub(crate) fn pause(&self, fd: BorrowedFd<'_>, token: u64, pause: bool) -> io::Result<()> {
+        let flags = if pause {
+            epoll::EventFlags::empty()
+        } else {
+            READ
+        };
+        Ok(epoll::modify(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token),
+            flags,
+        )?)
+    }
+
+    /// Tokens of what is ready now, at most [`EVENTS`]; never waits.
+    pub(crate) fn ready(&mut self) -> io::Result<Vec<u64>> {
+        let mut events = Vec::with_capacity(EVENTS);
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&now)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let mut tokens: Vec<u64> = events.iter().map(|event| event.data.u64()).collect();
+        if let Some(at) = tokens.iter().position(|&token| token == TIMER) {
+            tokens.remove(at);
+            // Makes it unreadable; how often it has expired does not matter.
+            let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
+            self.armed = None;
+        }
+        Ok(tokens)
+    }
+
+    /// Makes the descriptor readable at this time, and at no time before it for want of a deadline.
+    pub(crate) fn wake_at(&mut self, deadline: Option<Instant>, now: Instant) -> io::Result<()> {
+        if self.armed == deadline {
+            return Ok(());
+        }
+        let zero = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let value = match deadline {
+            None => zero,
+            Some(at) => {
+                let left = at.saturating_duration_since(now);
+                // All zeros would disarm it.
+                let nanos = if left.is_zero() {
+                    1
+                } else {
+                    left.subsec_nanos()
+                };
+                Timespec {
+                    tv_sec: left.as_secs() as _,
+                    tv_nsec: nanos.into(),
+                }
+            }
+        };
+        let time = Itimerspec {
+            it_interval: zero,
+            it_value: value,
+        };
+        rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time)?;
+        self.armed = deadline;
+        Ok(())
+    }
+}

@@ -1,0 +1,207 @@
+//! What a port says of itself, and what the segment tells it of its peers.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use thiserror::Error;
+use virtio_inter_link::{MAX_CAPACITY, MIN_CAPACITY, Receiver, Sender};
+
+use crate::id::PortId;
+use crate::mac::{MacAddr, MacError};
+
+/// Smallest MTU: what every IPv4 host must be able to forward (RFC 791, section 3.2), in bytes.
+pub const MIN_MTU: u16 = 68;
+
+/// Most queue pairs of a port. Bounds what a peer can make this side create.
+pub const MAX_QUEUE_PAIRS: u16 = 64;
+
+/// A port, as its owner describes it when it joins a segment.
+#[derive(Clone, Debug)]
+pub struct LocalPort {
+    /// Unique on the segment.
+    pub id: PortId,
+    /// The guest's address.
+    pub mac: MacAddr,
+    /// Largest IP packet, without the Ethernet header, in bytes: 68 to 65535.
+    pub mtu: u16,
+    /// Queue pairs: 1 to [`MAX_QUEUE_PAIRS`].
+    pub queues: u16,
+    /// Data bytes of each region that this port receives on: a power of two, from
+    /// [`MIN_CAPACITY`] to [`MAX_CAPACITY`].
+    pub ring_capacity: u32,
+}
+
+/// What is wrong with the description of a port, ours or a peer's.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PortError {
+    /// Multicast or zero.
+    #[error(transparent)]
+    Mac(#[from] MacError),
+    /// Below what IPv4 needs.
+    #[error("MTU is {0}, allowed are {MIN_MTU} to 65535")]
+    Mtu(u16),
+    /// None or too many.
+    #[error("Number of queue pairs is {0}, allowed are 1 to {MAX_QUEUE_PAIRS}")]
+    Queues(u16),
+    /// Out of bounds, or not a power of two.
+    #[error(
+        "Ring capacity is {0} bytes, allowed are powers of two from {MIN_CAPACITY} to {MAX_CAPACITY}"
+    )]
+    RingCapacity(u32),
+}
+
+pub(crate) fn check_port(
+    mac: MacAddr,
+    mtu: u16,
+    queues: u16,
+    ring_capacity: u32,
+) -> Result<(), PortError> {
+    mac.check_port()?;
+    if mtu < MIN_MTU {
+        return Err(PortError::Mtu(mtu));
+    }
+    if !(1..=MAX_QUEUE_PAIRS).contains(&queues) {
+        return Err(PortError::Queues(queues));
+    }
+    if !ring_capacity.is_power_of_two() || !(MIN_CAPACITY..=MAX_CAPACITY).contains(&ring_capacity) {
+        return Err(PortError::RingCapacity(ring_capacity));
+    }
+    Ok(())
+}
+
+impl LocalPort {
+    pub(crate) fn check(&self) -> Result<(), PortError> {
+        check_port(self.mac, self.mtu, self.queues, self.ring_capacity)
+    }
+}
+
+/// Names one incarnation of a peer: a port that leaves and comes back has another key. Unique
+/// within this process, over all its segments, and never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerKey(u64);
+
+impl PeerKey {
+    /// The next unused key of this process.
+    pub fn next() -> PeerKey {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        // Relaxed: only uniqueness counts.
+        PeerKey(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for PeerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A peer, as it described itself. The values are checked; that the peer keeps to them is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// This incarnation of the peer.
+    pub key: PeerKey,
+    /// Its name.
+    pub id: PortId,
+    /// Its guest's address: unicast, and no live peer's or our own.
+    pub mac: MacAddr,
+    /// Its MTU, in bytes as in [`LocalPort::mtu`].
+    pub mtu: u16,
+    /// Its queue pairs, 1 to [`MAX_QUEUE_PAIRS`].
+    pub queues: u16,
+}
+
+/// A peer and the links to and from it.
+#[derive(Debug)]
+pub struct PeerLink {
+    /// Who it is.
+    pub peer: PeerInfo,
+    /// One for each of our own queue pairs, in order: own queue pair i sends on senders\[i\], which
+    /// feeds the peer's queue pair i mod `peer.queues`.
+    pub senders: Vec<Sender>,
+    /// One for each of the peer's queue pairs, in order: receivers\[i\] is served by our own queue
+    /// pair i mod our own number.
+    pub receivers: Vec<Receiver>,
+}
+
+/// Why a peer went away.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DownReason {
+    /// It left, or it died.
+    #[error("Peer closed the connection")]
+    Closed,
+    /// It said so, after its side of the handshake had ended.
+    #[error("Peer refused the link: {0:?}")]
+    Refused(String),
+    /// It sent something where nothing is to be sent.
+    #[error("Peer sent data after the handshake")]
+    UnexpectedData,
+    /// The socket failed.
+    #[error("Failed to read from the peer's connection")]
+    Socket(#[source] io::Error),
+}
+
+/// What happened on the segment.
+#[derive(Debug)]
+pub enum SegmentEvent {
+    /// A peer is there, and frames can flow.
+    Up(PeerLink),
+    /// A peer that was up is gone. Whatever it had sent before is still in the receivers.
+    Down(PeerKey, DownReason),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: MacAddr = MacAddr::new([0x52, 0x54, 0, 0, 0, 1]);
+
+    #[test]
+    fn bounds_of_a_port() {
+        assert_eq!(check_port(MAC, 68, 1, MIN_CAPACITY), Ok(()));
+        assert_eq!(
+            check_port(MAC, 65535, MAX_QUEUE_PAIRS, MAX_CAPACITY),
+            Ok(())
+        );
+        let error = |mac, mtu, queues, capacity| {
+            check_port(mac, mtu, queues, capacity)
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            error(MAC, 67, 1, MIN_CAPACITY),
+            "MTU is 67, allowed are 68 to 65535"
+        );
+        let queues = "Number of queue pairs is 0, allowed are 1 to 64";
+        assert_eq!(error(MAC, 68, 0, MIN_CAPACITY), queues);
+        assert!(matches!(
+            check_port(MAC, 68, 65, MIN_CAPACITY),
+            Err(PortError::Queues(65))
+        ));
+        for capacity in [
+            0,
+            MIN_CAPACITY / 2,
+            MIN_CAPACITY + 4096,
+            MAX_CAPACITY * 2,
+            u32::MAX,
+        ] {
+            let result = check_port(MAC, 68, 1, capacity);
+            assert_eq!(result, Err(PortError::RingCapacity(capacity)));
+        }
+        let broadcast = check_port(MacAddr::BROADCAST, 68, 1, MIN_CAPACITY);
+        assert!(matches!(
+            broadcast,
+            Err(PortError::Mac(MacError::Multicast(_)))
+        ));
+    }
+
+    #[test]
+    fn keys_are_never_reused() {
+        assert_ne!(PeerKey::next(), PeerKey::next());
+    }
+}
