@@ -1,25 +1,35 @@
-//! The control thread: signals, the frontend and the device's events, one after another.
+//! The control thread: signals, the frontend, the segment and the device's events, one after another.
 //!
-//! No frame passes here; the device's workers have threads of their own.
+//! No frame passes here; the device's workers have threads of their own. What the segment finds goes to the
+//! device, what the device finds wrong with a peer goes to the segment.
 
 use std::io;
+use std::time::Duration;
 
+use log::Level;
 use virtio_inter_device::{Port, PortEvent};
+use virtio_inter_segment::{LogLimit, PeerKey, Segment, SegmentEvent, log_limited};
 
+use crate::chain::chain;
 use crate::door::Door;
 use crate::poll::Poll;
 use crate::signals::Signals;
 
 const SIGNALS: u64 = 0;
 const DOOR: u64 = 1;
-const DEVICE: u64 = 2;
+const SEGMENT: u64 = 2;
+const DEVICE: u64 = 3;
 
-/// All that the control thread owns, in the order in which it is let go of.
+/// What goes wrong with peers, who can make it go wrong again and again.
+static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
+
+/// All that the control thread owns.
 #[derive(Debug)]
 pub struct EventLoop {
     poll: Poll,
     _signals: Signals,
     door: Door,
+    segment: Segment,
     device: Port,
 }
 
@@ -29,20 +39,22 @@ impl EventLoop {
     /// # Errors
     ///
     /// When the kernel cannot watch them.
-    pub fn new(signals: Signals, door: Door, device: Port) -> io::Result<Self> {
+    pub fn new(signals: Signals, door: Door, segment: Segment, device: Port) -> io::Result<Self> {
         let poll = Poll::new()?;
         poll.add(&signals, SIGNALS)?;
         poll.add(&door, DOOR)?;
+        poll.add(segment.fd(), SEGMENT)?;
         poll.add(device.events_fd(), DEVICE)?;
         Ok(Self {
             poll,
             _signals: signals,
             door,
+            segment,
             device,
         })
     }
 
-    /// Runs until a signal asks for the end, then stops the device.
+    /// Runs until a signal asks for the end, then stops the device, leaves the segment and closes the door.
     ///
     /// # Errors
     ///
@@ -59,8 +71,23 @@ impl EventLoop {
                 match token {
                     SIGNALS => return Ok(()),
                     DOOR => self.door.process(&mut self.device)?,
+                    SEGMENT => self.heed_segment(),
                     _ => self.heed_device(),
                 }
+            }
+        }
+    }
+
+    fn heed_segment(&mut self) {
+        for event in self.segment.process() {
+            match event {
+                SegmentEvent::Up(link) => {
+                    let key = link.peer.key;
+                    if let Err(error) = self.device.add_peer(link) {
+                        self.segment.close_peer(key, &chain(&error));
+                    }
+                }
+                SegmentEvent::Down(key, _) => self.remove_peer(key),
             }
         }
     }
@@ -69,9 +96,21 @@ impl EventLoop {
         for event in self.device.events() {
             match event {
                 PortEvent::LinkViolation { peer, reason } => {
-                    log::warn!("{peer} {reason}");
+                    self.remove_peer(peer);
+                    self.segment.close_peer(peer, &reason);
                 }
             }
+        }
+    }
+
+    fn remove_peer(&mut self, key: PeerKey) {
+        if let Err(error) = self.device.remove_peer(key) {
+            log_limited!(
+                PEERS,
+                Level::Error,
+                "Cannot forget peer {key}: {}",
+                chain(&error)
+            );
         }
     }
 }

@@ -4,6 +4,7 @@ use anyhow::Context;
 use log::{debug, info, warn};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use virtio_inter_device::Port;
+use virtio_inter_segment::Segment;
 
 use crate::cli::PortArgs;
 use crate::door::Door;
@@ -22,13 +23,15 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let lock = SocketLock::take(&arguments.socket)?;
     let local = arguments.local_port();
+    let segment = Segment::join(&arguments.segment, local.clone())?;
     let device = Port::new(&local)?;
     let limits = Limits {
         queue_size: arguments.queue_size,
         mtu: arguments.mtu,
     };
     let door = Door::new(lock.listen()?, limits).context("Cannot watch the socket")?;
-    let event_loop = EventLoop::new(signals, door, device).context("Cannot wait for events")?;
+    let event_loop =
+        EventLoop::new(signals, door, segment, device).context("Cannot wait for events")?;
     info!(
         "Serving {} on segment {} as {}, {}, MTU {}, {} queue pair(s)",
         arguments.socket.display(),

@@ -1,0 +1,9 @@
+//! The vhost-user door against a mock device: the orders in which frontends talk, and everything that is wrong.
+
+mod crate_frontend;
+mod malformed;
+mod memory;
+mod mock;
+mod orders;
+mod queues;
+mod rig;
