@@ -1,1 +1,37 @@
-//! Boots real guests and holds the harness by which tests drive them.
+//! Boots real guests and holds the harness by which tests and the demo drive them.
+//!
+//! A [`Testbed`] is the directory and the clean-up of one test. On it stand [`Segment`]s, [`Port`]s, [`Bridge`]s
+//! and [`Vm`]s, whatever runs the guest. Commands run in guests through an agent ([`Vm::run`], [`Vm::spawn`]);
+//! [`tools`] has the usual ones with their results parsed. Every wait has a limit, and everything started ends with
+//! its owner, also on panic and Ctrl-C. `README.md` beside the manifest shows how to write a test.
+
+mod agent;
+mod bridge;
+mod cleanup;
+mod images;
+mod kvm;
+mod nic;
+mod port;
+mod process;
+mod qemu;
+mod segment;
+mod testbed;
+pub mod tools;
+mod uml;
+mod vm;
+mod wait;
+
+pub use agent::{Job, Output};
+pub use bridge::{Bridge, Tap};
+pub use images::Kernel;
+pub use kvm::runs_stock_kernels as kvm_runs_stock_kernels;
+pub use nic::{Backend, Mac, Nic};
+pub use port::{Port, PortConfig};
+pub use process::Process;
+pub use segment::Segment;
+pub use testbed::{Testbed, guest_test, skip};
+pub use vm::{Frontend, Vm, VmConfig};
+pub use wait::until;
+
+/// Why something on a testbed failed, with its context.
+pub type Result<T> = anyhow::Result<T>;

@@ -11,6 +11,8 @@
 //! | 8 | 4 | job: the number by which the host knows a command |
 //! | 12 | 4 | length of the payload in bytes, at most [`MAX_PAYLOAD`] |
 //!
+//! The guest answers each frame of the host by [`Kind::Taken`], and the host keeps at most [`WINDOW`] bytes
+//! unanswered: a serial line of User Mode Linux 6.1 that ever throttles its input never takes any again.
 //! The host sends nothing before the guest's [`Kind::Ready`]. A guest that reboots may stop within a frame;
 //! the reader therefore looks for the next magic after anything that is not a frame.
 #![forbid(unsafe_code)]
@@ -23,12 +25,18 @@ use std::io::{self, Read, Write};
 pub const MAGIC: [u8; 4] = *b"vIa\x01";
 /// Longest payload of a frame, in bytes.
 pub const MAX_PAYLOAD: usize = 32 * 1024;
+/// Most bytes, headers among them, that the host sends ahead of the guest's [`Kind::Taken`]; less than the 4 KiB
+/// after which Linux throttles a terminal.
+pub const WINDOW: usize = 3 * 1024;
+/// Longest payload of a frame from host to guest, in bytes.
+pub const MAX_PAYLOAD_TO_GUEST: usize = WINDOW - HEADER_LEN;
 /// Name of the virtio-serial port on which QEMU guests are driven.
 pub const PORT_NAME: &str = "virtio-inter.agent";
 /// Kernel command line option that names the agent's device in `/dev`, where there is no virtio-serial port.
 pub const DEVICE_OPTION: &str = "agent=";
 
-const HEADER_LEN: usize = 16;
+/// Length of a frame's header in bytes.
+pub const HEADER_LEN: usize = 16;
 
 /// What a frame means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +59,8 @@ pub enum Kind {
     Exit = 7,
     /// Guest to host, only frame of a command that could not be started. Payload: why, as text.
     SpawnFailed = 8,
+    /// Guest to host: one more of the host's frames was read. Payload: its length with the header, 4 bytes.
+    Taken = 9,
 }
 
 impl Kind {
@@ -64,6 +74,7 @@ impl Kind {
             6 => Self::Stderr,
             7 => Self::Exit,
             8 => Self::SpawnFailed,
+            9 => Self::Taken,
             _ => return None,
         })
     }

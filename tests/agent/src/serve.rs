@@ -13,7 +13,7 @@ use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
-use virtio_inter_agent::{Frame, FrameReader, Kind, MAX_PAYLOAD, write_frame};
+use virtio_inter_agent::{Frame, FrameReader, HEADER_LEN, Kind, MAX_PAYLOAD, write_frame};
 
 type Channel = Arc<Mutex<File>>;
 type Jobs = Arc<Mutex<HashMap<u32, Job>>>;
@@ -39,6 +39,8 @@ pub(crate) fn serve(device: &str) -> io::Result<()> {
     send(&channel, Kind::Ready, 0, release.trim().as_bytes())?;
     let jobs = Jobs::default();
     while let Some(Frame { kind, job, payload }) = reader.next_frame()? {
+        let taken = (HEADER_LEN + payload.len()) as u32;
+        send(&channel, Kind::Taken, 0, &taken.to_le_bytes())?;
         match kind {
             Kind::Spawn => {
                 if let Err(error) = spawn(&channel, &jobs, job, &payload) {
@@ -68,7 +70,12 @@ pub(crate) fn serve(device: &str) -> io::Result<()> {
                     let _ = kill_process_group(known.group, signal);
                 }
             }
-            Kind::Ready | Kind::Stdout | Kind::Stderr | Kind::Exit | Kind::SpawnFailed => {}
+            Kind::Ready
+            | Kind::Stdout
+            | Kind::Stderr
+            | Kind::Exit
+            | Kind::SpawnFailed
+            | Kind::Taken => {}
         }
     }
     Ok(())

@@ -1,0 +1,72 @@
+//! Where the guest images and the programs under test are.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+
+use crate::Result;
+
+/// A kernel for frontends that emulate a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// Debian 12's cloud kernel, 6.1.
+    Debian12,
+    /// Debian 13's cloud kernel, 6.12.
+    Debian13,
+}
+
+/// The files of one image.
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    /// For User Mode Linux: the library that makes it run on processors with AMX.
+    pub(crate) shim: PathBuf,
+}
+
+impl Image {
+    pub(crate) fn of_kernel(kernel: Kernel) -> Result<Self> {
+        Self::named(match kernel {
+            Kernel::Debian12 => "debian-12",
+            Kernel::Debian13 => "debian-13",
+        })
+    }
+
+    pub(crate) fn of_uml() -> Result<Self> {
+        Self::named("uml")
+    }
+
+    fn named(name: &str) -> Result<Self> {
+        let directory = target().join("images").join(name);
+        let image = Self {
+            kernel: directory.join("kernel"),
+            initramfs: directory.join("initramfs"),
+            shim: directory.join("libvirtio_inter_uml_xstate.so"),
+        };
+        ensure!(
+            image.initramfs.exists(),
+            "No guest image {name}: run `cargo xtask image`"
+        );
+        Ok(image)
+    }
+}
+
+/// The workspace's target directory.
+pub(crate) fn target() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target")
+}
+
+/// The `virtio-inter` program: what `VIRTIO_INTER_BIN` names, else the later of the workspace's builds.
+pub(crate) fn port_program() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("VIRTIO_INTER_BIN") {
+        return Ok(path.into());
+    }
+    ["release", "debug"]
+        .iter()
+        .map(|profile| target().join(profile).join("virtio-inter"))
+        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
+        .max()
+        .map(|(_, path)| path)
+        .context("No virtio-inter program: run `cargo build --release`")
+}

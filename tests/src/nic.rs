@@ -1,0 +1,104 @@
+//! Network interfaces of guests: what is behind them, and their addresses.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use crate::{Port, Tap};
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// The locally administered address with the given last byte.
+    pub const fn local(number: u8) -> Self {
+        Self([0x02, 0x76, 0x69, 0x00, 0x00, number])
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What carries an interface's frames.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// A vhost-user back-end that listens on this socket.
+    VhostUser(PathBuf),
+    /// A tap device.
+    Tap(Tap),
+}
+
+/// A guest's network interface.
+#[derive(Clone, Debug)]
+pub struct Nic {
+    /// What carries its frames.
+    pub backend: Backend,
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// Largest packet in bytes, without the Ethernet header.
+    pub mtu: u16,
+    /// Queue pairs.
+    pub queues: u16,
+    /// Descriptors of each ring; QEMU only, User Mode Linux takes what the back-end allows.
+    pub queue_size: u16,
+    /// Third byte of its IPv4 address, 10.0.`subnet`.`host`/24, and second group of fd00:`subnet`::`host`/64.
+    pub subnet: u8,
+    /// Last byte of its addresses.
+    pub host: u8,
+}
+
+impl Nic {
+    /// An interface on a port, with the port's address, MTU and queues, as host `host` of subnet 0.
+    pub fn on_port(port: &Port, host: u8) -> Self {
+        let config = port.config();
+        Self {
+            backend: Backend::VhostUser(port.socket().to_path_buf()),
+            mac: config.mac,
+            mtu: config.mtu,
+            queues: config.queues,
+            queue_size: config.queue_size,
+            subnet: 0,
+            host,
+        }
+    }
+
+    /// An interface on a tap device, as host `host` of subnet 0.
+    pub fn on_tap(tap: &Tap, host: u8) -> Self {
+        Self {
+            backend: Backend::Tap(tap.clone()),
+            mac: Mac::local(host),
+            mtu: tap.mtu(),
+            queues: 1,
+            queue_size: 256,
+            subnet: 0,
+            host,
+        }
+    }
+
+    /// The same interface in another subnet.
+    #[must_use]
+    pub fn in_subnet(self, subnet: u8) -> Self {
+        Self { subnet, ..self }
+    }
+
+    /// Its IPv4 address.
+    pub fn ipv4(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, self.subnet, self.host)
+    }
+
+    /// Its IPv6 address.
+    pub fn ipv6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, self.subnet.into(), 0, 0, 0, 0, 0, self.host.into())
+    }
+}

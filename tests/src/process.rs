@@ -1,0 +1,303 @@
+//! A process of the testbed: its log, its end, its place on the CPUs.
+#![allow(
+    unsafe_code,
+    reason = "asks the kernel, between fork and exec, to end the child with its parent"
+)]
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, kill_process, pidfd_open, set_parent_process_death_signal,
+};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::cleanup::{Action, Registration};
+use crate::{Result, wait};
+
+/// How long a killed process may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A running program, killed with all that it started when dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    registration: Registration,
+}
+
+/// What the spawning thread is asked for.
+struct Request {
+    command: Command,
+    cpus: Vec<usize>,
+    reply: std::sync::mpsc::SyncSender<io::Result<Child>>,
+}
+
+impl Process {
+    /// Starts `command`, bound to `cpus` if there are any. Standard output and standard error are added to `log`;
+    /// standard input is what the command says, else empty.
+    ///
+    /// # Errors
+    ///
+    /// A log that cannot be written, a program that cannot be started, CPUs that do not exist.
+    pub fn start(name: &str, mut command: Command, log: &Path, cpus: &[usize]) -> Result<Self> {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("Opening {}", log.display()))?;
+        let twin = file.try_clone().context("Opening a log twice")?;
+        command.stdout(file).stderr(twin).process_group(0);
+        let child = spawn(command, cpus).with_context(|| format!("Starting {name}"))?;
+        log::debug!("Started {name} as process {}", child.id());
+        let registration = Registration::new(Action::Kill(Pid::from_child(&child)));
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_path_buf(),
+            registration,
+        })
+    }
+
+    /// The process's number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal to the process, not to those that it started.
+    ///
+    /// # Errors
+    ///
+    /// A process that is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), signal)
+            .with_context(|| format!("Sending {signal:?} to {}", self.name))
+    }
+
+    /// Kills the process and all that it started, with SIGKILL, and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// A process that is still there after 10 s.
+    pub fn kill(&mut self) -> Result<()> {
+        if self
+            .child
+            .try_wait()
+            .context("Asking for a process's end")?
+            .is_none()
+        {
+            let pid = Pid::from_child(&self.child);
+            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+            let _ = kill_process(pid, Signal::KILL);
+            self.wait(KILL_LIMIT)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of the process.
+    ///
+    /// # Errors
+    ///
+    /// A process that runs for longer than `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        // Waiting for the process itself needs no polling, yet has no limit; its descriptor has.
+        if let Ok(descriptor) = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()) {
+            let limit = Timespec::try_from(limit).context("A limit without end")?;
+            poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&limit))
+                .context("Waiting for a process")?;
+        }
+        match self
+            .child
+            .try_wait()
+            .context("Asking for a process's end")?
+        {
+            Some(status) => {
+                // Those that it started may outlive it.
+                let _ =
+                    rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+                self.registration.cancel();
+                Ok(status)
+            }
+            None => bail!("{} did not end within {limit:?}", self.name),
+        }
+    }
+
+    /// Whether the process has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Binds all threads of the process, and of those that it started, to `cpus`.
+    ///
+    /// # Errors
+    ///
+    /// CPUs that do not exist, a process that is gone.
+    pub fn pin(&self, cpus: &[usize]) -> Result<()> {
+        let set = cpu_set(cpus);
+        for pid in family(self.pid()) {
+            for entry in fs::read_dir(format!("/proc/{pid}/task"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let number = entry.file_name().to_string_lossy().parse().ok();
+                if let Some(thread) = number.and_then(Pid::from_raw) {
+                    sched_setaffinity(Some(thread), &set)
+                        .with_context(|| format!("Binding {} to CPUs {cpus:?}", self.name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the process has written so far, since the log was begun.
+    pub fn log(&self) -> String {
+        fs::read(&self.log)
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Waits for `text` in what the process wrote after the first `from` bytes of its log.
+    ///
+    /// # Errors
+    ///
+    /// No such text within `limit`, or a process that ends without it.
+    pub fn wait_for_log(&mut self, text: &str, from: usize, limit: Duration) -> Result<()> {
+        let what = format!("\"{text}\" from {}", self.name);
+        wait::until(&what, limit, || {
+            let running = self.is_running();
+            let log = self.log();
+            if log.get(from..).is_some_and(|new| new.contains(text)) {
+                return Ok(Some(()));
+            }
+            if running {
+                Ok(None)
+            } else {
+                Err(anyhow!("{} ended:\n{log}", self.name))
+            }
+        })
+    }
+
+    /// Memory of the process that is resident, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// A process that is gone.
+    pub fn resident_memory(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.pid());
+        let status = fs::read_to_string(&path).with_context(|| format!("Reading {path}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib: u64 = line
+            .and_then(|line| line.trim().strip_suffix(" kB"))
+            .context("No VmRSS in a process's status")?
+            .parse()
+            .context("Reading a process's memory")?;
+        Ok(kib * 1024)
+    }
+
+    /// Number of files that the process has open.
+    ///
+    /// # Errors
+    ///
+    /// A process that is gone.
+    pub fn open_files(&self) -> Result<usize> {
+        let path = format!("/proc/{}/fd", self.pid());
+        Ok(fs::read_dir(&path)
+            .with_context(|| format!("Listing {path}"))?
+            .count())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            log::warn!("{error:#}");
+        }
+    }
+}
+
+/// The process and its descendants.
+fn family(pid: u32) -> Vec<u32> {
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = family.get(next) {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+        for task in tasks.into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            family.extend(
+                children
+                    .split_whitespace()
+                    .filter_map(|pid| pid.parse::<u32>().ok()),
+            );
+        }
+        next += 1;
+    }
+    family
+}
+
+fn cpu_set(cpus: &[usize]) -> CpuSet {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu);
+    }
+    set
+}
+
+/// Starts a program from a thread that lives as long as this process: the kernel's "end it with its parent" means
+/// the parent's thread.
+fn spawn(command: Command, cpus: &[usize]) -> Result<Child> {
+    static SPAWNER: OnceLock<Sender<Request>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, requests) = channel::<Request>();
+        thread::spawn(move || {
+            for mut request in requests {
+                // Nobody waits any more if this fails, and the child is killed as nobody owns it.
+                let _ = request
+                    .reply
+                    .send(spawn_here(&mut request.command, &request.cpus));
+            }
+        });
+        sender
+    });
+    let (reply, answer) = sync_channel(1);
+    let request = Request {
+        command,
+        cpus: cpus.to_vec(),
+        reply,
+    };
+    spawner
+        .send(request)
+        .map_err(|_| anyhow!("The spawning thread is gone"))?;
+    Ok(answer.recv().context("The spawning thread is gone")??)
+}
+
+fn spawn_here(command: &mut Command, cpus: &[usize]) -> io::Result<Child> {
+    // SAFETY: between fork and exec only one prctl system call is made, which takes no lock and no memory.
+    unsafe {
+        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+    }
+    if cpus.is_empty() {
+        return command.spawn();
+    }
+    // The child inherits this thread's CPUs, and so do all of its threads.
+    let before = sched_getaffinity(None)?;
+    sched_setaffinity(None, &cpu_set(cpus))?;
+    let child = command.spawn();
+    sched_setaffinity(None, &before)?;
+    child
+}
+
+/// An empty standard input, for commands that are given none.
+pub(crate) fn no_input() -> io::Result<Stdio> {
+    Ok(File::open("/dev/null")?.into())
+}

@@ -1,0 +1,110 @@
+//! What one test stands on: a directory for sockets, segments and logs, kept only if the test fails.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Context, ensure};
+
+use crate::Result;
+use crate::cleanup::{Action, Registration};
+
+/// The longest socket path that fits an address (`sun_path` less its end), minus room for a name in the directory.
+const DIRECTORY_LIMIT: usize = 107 - 40;
+
+/// The directory of one test or demo. All that is made on it must be dropped first.
+pub struct Testbed {
+    name: String,
+    directory: PathBuf,
+    registration: Registration,
+    keep: AtomicBool,
+}
+
+impl Testbed {
+    /// Makes a testbed in the directory for temporary files.
+    ///
+    /// # Errors
+    ///
+    /// No room, or a path too long for the sockets in it.
+    pub fn new(name: &str) -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("virtio-inter-")
+            .tempdir()
+            .context("Making a directory for the test")?
+            .keep();
+        let registration = Registration::new(Action::Remove(directory.clone()));
+        ensure!(
+            directory.as_os_str().len() <= DIRECTORY_LIMIT,
+            "{} is too long for sockets: set TMPDIR",
+            directory.display()
+        );
+        Ok(Self {
+            name: name.to_owned(),
+            directory,
+            registration,
+            keep: AtomicBool::new(false),
+        })
+    }
+
+    /// The path of a file or directory on the testbed.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Where the logs are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Keeps the directory, and tells where it is when the testbed is dropped.
+    pub fn keep(&self) {
+        self.keep.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Testbed {
+    fn drop(&mut self) {
+        if self.keep.load(Ordering::Relaxed) || thread::panicking() {
+            self.registration.cancel();
+            tell(&format!(
+                "Logs of {}: {}",
+                self.name,
+                self.directory.display()
+            ));
+        }
+    }
+}
+
+/// Runs `test` on a testbed of its own and panics with the whole story if it fails.
+///
+/// # Panics
+///
+/// When `test` returns an error, or no testbed can be made.
+#[allow(clippy::panic, reason = "this is how a test fails")]
+pub fn guest_test(test: impl FnOnce(&Testbed) -> Result<()>) {
+    let name = thread::current().name().unwrap_or("test").to_owned();
+    let outcome = Testbed::new(&name).and_then(|bed| {
+        let outcome = test(&bed);
+        if outcome.is_err() {
+            bed.keep();
+        }
+        outcome
+    });
+    if let Err(error) = outcome {
+        panic!("{error:#}");
+    }
+}
+
+/// Says, past the capture of test output, that the running test is skipped and why.
+pub fn skip(reason: &str) {
+    tell(&format!(
+        "SKIPPED {}: {reason}",
+        thread::current().name().unwrap_or("test")
+    ));
+}
+
+fn tell(line: &str) {
+    // A closed standard error leaves nobody to tell.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

@@ -1,0 +1,24 @@
+//! The usual network tools, run in guests, with their results parsed.
+//!
+//! Client and server may be the same guest: with a loopback address that measures the guest itself.
+
+mod iperf3;
+mod netperf;
+mod ping;
+mod sockperf;
+mod transfer;
+mod udp;
+
+pub use iperf3::{Iperf3, Throughput, iperf3};
+pub use netperf::{TransactionRate, tcp_rr};
+pub use ping::{Ping, PingReport, ping};
+pub use sockperf::{HalfRoundTrip, tcp_ping_pong};
+pub use transfer::{Transfer, TransferPlan, TransferReport};
+pub use udp::{UdpReport, udp_check};
+
+use std::time::Duration;
+
+/// What starting, connecting and ending may add to a tool's own time.
+const MARGIN: Duration = Duration::from_secs(60);
+/// How long a server may take to listen.
+const LISTEN_LIMIT: Duration = Duration::from_secs(30);

@@ -1,0 +1,139 @@
+//! A TCP transfer both ways at once, every byte of which is checked at its receiver.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+
+use super::LISTEN_LIMIT;
+use crate::{Job, Result, Vm, wait};
+
+/// What to move.
+#[derive(Clone, Copy, Debug)]
+pub struct TransferPlan {
+    /// Bytes from client to server.
+    pub send: u64,
+    /// Bytes from server to client.
+    pub receive: u64,
+    /// Fixes the content.
+    pub seed: u64,
+    /// TCP port of the server.
+    pub port: u16,
+}
+
+impl TransferPlan {
+    /// `bytes` each way.
+    pub fn both_ways(bytes: u64) -> Self {
+        Self {
+            send: bytes,
+            receive: bytes,
+            seed: 1,
+            port: 7000,
+        }
+    }
+}
+
+/// Counts and checksums of both ends.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct TransferReport {
+    /// Bytes that the client sent.
+    pub sent: u64,
+    /// Checksum over them, in hexadecimal digits.
+    pub sent_checksum: String,
+    /// Bytes that the server received.
+    pub peer_received: u64,
+    /// Checksum over them.
+    pub peer_checksum: String,
+    /// Bytes that the client received.
+    pub received: u64,
+    /// Checksum over them.
+    pub received_checksum: String,
+}
+
+/// A transfer on its way.
+pub struct Transfer {
+    client: Job,
+    _server: Job,
+}
+
+impl Transfer {
+    /// Starts a server, and a client that connects to it at `address`.
+    ///
+    /// # Errors
+    ///
+    /// A server that does not listen.
+    pub fn start(
+        client: &Vm,
+        server: &Vm,
+        address: impl Into<IpAddr>,
+        plan: TransferPlan,
+    ) -> Result<Self> {
+        let (address, port) = (address.into().to_string(), plan.port.to_string());
+        let mut listening = server.spawn(&["agent", "tcp-serve", &port])?;
+        listening.wait_for_output("listening", LISTEN_LIMIT)?;
+        let numbers = [plan.send, plan.receive, plan.seed].map(|number| number.to_string());
+        let [send, receive, seed] = &numbers;
+        let arguments = [
+            "agent",
+            "tcp-transfer",
+            &address,
+            &port,
+            send,
+            receive,
+            seed,
+        ];
+        Ok(Self {
+            client: client.spawn(&arguments)?,
+            _server: listening,
+        })
+    }
+
+    /// Bytes that went by so far at the client, in both directions; told in steps of 1 MiB each way.
+    pub fn progress(&self) -> u64 {
+        let text = self.client.stdout();
+        let last = |key: &str| -> u64 {
+            let line = text.lines().rev().find_map(|line| line.strip_prefix(key));
+            line.and_then(|rest| rest.trim_end_matches('}').parse().ok())
+                .unwrap_or(0)
+        };
+        last("{\"sent_so_far\":") + last("{\"received_so_far\":")
+    }
+
+    /// Waits until at least `bytes` went by at the client, in both directions together.
+    ///
+    /// # Errors
+    ///
+    /// A transfer that is not that far within `limit`, or that fails.
+    pub fn wait_for_progress(&mut self, bytes: u64, limit: Duration) -> Result<()> {
+        let what = format!("progress of a transfer to {bytes} bytes");
+        wait::until(&what, limit, || {
+            if self.progress() >= bytes {
+                return Ok(Some(()));
+            }
+            ensure!(
+                self.client.is_running(),
+                "The transfer ended: {}",
+                self.client.stderr()
+            );
+            Ok(None)
+        })
+        .with_context(|| format!("The transfer is at {} bytes", self.progress()))
+    }
+
+    /// Waits for the end of the transfer.
+    ///
+    /// # Errors
+    ///
+    /// A byte that arrived wrong, a connection that broke, a transfer that takes longer than `limit`.
+    pub fn finish(mut self, limit: Duration) -> Result<TransferReport> {
+        let output = self.client.wait(limit)?;
+        ensure!(output.success(), "The transfer failed: {}", output.stderr);
+        let line = output
+            .stdout
+            .lines()
+            .last()
+            .context("A transfer without a report")?;
+        serde_json::from_str(line).context("Reading a transfer's report")
+    }
+}

@@ -1,0 +1,349 @@
+//! A guest, whatever runs it.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+
+use crate::agent::{Agent, Job, Output};
+use crate::qemu::Accelerator;
+use crate::{Kernel, Nic, Process, Result, Testbed, qemu, uml, wait};
+
+/// How long a guest may take to boot. TCG on a busy machine is slow.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How long a command may take, if the caller does not say.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// How long an interface may take to appear and to get its carrier.
+const LINK_LIMIT: Duration = Duration::from_secs(30);
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
+
+/// What runs a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Frontend {
+    /// QEMU with a kernel of Debian's: under KVM where that runs stock kernels, else under TCG.
+    Qemu(Kernel),
+    /// User Mode Linux 6.1.
+    Uml,
+}
+
+/// A guest to be.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    /// Its name on the testbed.
+    pub name: String,
+    /// What runs it.
+    pub frontend: Frontend,
+    /// Its memory in MiB.
+    pub memory: u32,
+    /// Its processors. User Mode Linux has one whatever this says.
+    pub vcpus: u32,
+    /// Its network interfaces.
+    pub nics: Vec<Nic>,
+    /// The host's CPUs to which it is bound; all if empty.
+    pub cpus: Vec<usize>,
+}
+
+impl VmConfig {
+    /// A guest with 256 MiB, one processor and no network.
+    pub fn new(name: &str, frontend: Frontend) -> Self {
+        Self {
+            name: name.to_owned(),
+            frontend,
+            memory: 256,
+            vcpus: 1,
+            nics: Vec::new(),
+            cpus: Vec::new(),
+        }
+    }
+
+    /// The same with one more interface.
+    #[must_use]
+    pub fn nic(mut self, nic: Nic) -> Self {
+        self.nics.push(nic);
+        self
+    }
+
+    /// The same with more processors.
+    #[must_use]
+    pub fn vcpus(self, vcpus: u32) -> Self {
+        Self { vcpus, ..self }
+    }
+
+    /// The same bound to CPUs of the host.
+    #[must_use]
+    pub fn cpus(self, cpus: &[usize]) -> Self {
+        Self {
+            cpus: cpus.to_vec(),
+            ..self
+        }
+    }
+
+    /// Where the guest's console is logged.
+    pub(crate) fn console(&self, bed: &Testbed) -> PathBuf {
+        bed.path(&format!("vm-{}.console", self.name))
+    }
+}
+
+/// A running guest, killed when dropped.
+pub struct Vm {
+    config: VmConfig,
+    process: Process,
+    agent: Agent,
+}
+
+impl Vm {
+    /// Starts a guest and waits until it answers and its interfaces have carriers and addresses.
+    ///
+    /// # Errors
+    ///
+    /// No image, no frontend program, or a guest that is not ready in time.
+    pub fn boot(bed: &Testbed, config: VmConfig) -> Result<Self> {
+        let vm = Self::start(bed, config)?;
+        vm.ready()?;
+        Ok(vm)
+    }
+
+    /// Starts a guest without waiting for it: [`Vm::ready`] must come before any command.
+    ///
+    /// # Errors
+    ///
+    /// No image, no frontend program.
+    pub fn start(bed: &Testbed, config: VmConfig) -> Result<Self> {
+        Self::start_with(bed, config, None)
+    }
+
+    pub(crate) fn start_with(
+        bed: &Testbed,
+        config: VmConfig,
+        accelerator: Option<Accelerator>,
+    ) -> Result<Self> {
+        let (mut command, log) = match config.frontend {
+            Frontend::Qemu(kernel) => {
+                let log = bed.path(&format!("vm-{}.log", config.name));
+                (qemu::command(bed, &config, kernel, accelerator)?, log)
+            }
+            Frontend::Uml => (uml::command(bed, &config)?, config.console(bed)),
+        };
+        let (near, far) = UnixStream::pair().context("Making the agent's channel")?;
+        command.stdin(OwnedFd::from(far));
+        let name = format!("guest {}", config.name);
+        let process = Process::start(&name, command, &log, &config.cpus)?;
+        let agent = Agent::new(near).context("Opening the agent's channel")?;
+        Ok(Self {
+            config,
+            process,
+            agent,
+        })
+    }
+
+    /// Waits until the guest answers and its interfaces have carriers and addresses.
+    ///
+    /// # Errors
+    ///
+    /// A guest that is not ready in time; the end of its console is in the message.
+    pub fn ready(&self) -> Result<()> {
+        self.wait_until_ready(BOOT_LIMIT)?;
+        self.configure_network()
+    }
+
+    pub(crate) fn wait_until_ready(&self, limit: Duration) -> Result<()> {
+        self.agent.wait_for_boot(1, limit).with_context(|| {
+            let log = self.process.log();
+            let tail: Vec<&str> = log.lines().rev().take(5).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            format!(
+                "Guest {} (its log ends: {})",
+                self.config.name,
+                tail.join(" | ")
+            )
+        })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// One of its interfaces, by its place in the configuration.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such interface.
+    pub fn nic(&self, index: usize) -> &Nic {
+        &self.config.nics[index]
+    }
+
+    /// Its process on the host.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// The release of its kernel.
+    pub fn kernel_release(&self) -> String {
+        self.agent.release()
+    }
+
+    /// Starts a command, which runs until it ends or the job is dropped.
+    ///
+    /// # Errors
+    ///
+    /// A guest that is gone.
+    pub fn spawn(&self, arguments: &[&str]) -> Result<Job> {
+        self.agent
+            .spawn(arguments)
+            .with_context(|| format!("Guest {}", self.config.name))
+    }
+
+    /// Runs a command and returns how it ended.
+    ///
+    /// # Errors
+    ///
+    /// A command that cannot be started or runs for longer than `limit`, a guest that is gone.
+    pub fn run_within(&self, limit: Duration, arguments: &[&str]) -> Result<Output> {
+        let mut job = self.spawn(arguments)?;
+        job.close_stdin()?;
+        job.wait(limit)
+            .with_context(|| format!("Guest {}", self.config.name))
+    }
+
+    /// Runs a command for up to 60 s and returns what it wrote to standard output.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Vm::run_within`], and a command that fails.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.run_within(COMMAND_LIMIT, arguments)?;
+        if !output.success() {
+            bail!(
+                "`{}` in guest {} ended with {:?}: {}{}",
+                arguments.join(" "),
+                self.config.name,
+                output.code.or(output.signal),
+                output.stdout,
+                output.stderr
+            );
+        }
+        Ok(output.stdout)
+    }
+
+    /// Runs a line of shell as [`Vm::run`] does.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Vm::run`].
+    pub fn shell(&self, line: &str) -> Result<String> {
+        self.run(&["sh", "-c", line])
+    }
+
+    /// Writes a file in the guest.
+    ///
+    /// # Errors
+    ///
+    /// A path that cannot be written.
+    pub fn put(&self, path: &str, content: &[u8]) -> Result<()> {
+        let mut job = self.spawn(&["sh", "-c", "cat > \"$1\"", "sh", path])?;
+        job.write_stdin(content)?;
+        job.close_stdin()?;
+        let output = job.wait(COMMAND_LIMIT)?;
+        ensure!(
+            output.success(),
+            "Writing {path} in the guest: {}",
+            output.stderr
+        );
+        Ok(())
+    }
+
+    /// Reads a file in the guest.
+    ///
+    /// # Errors
+    ///
+    /// A path that cannot be read.
+    pub fn get(&self, path: &str) -> Result<Vec<u8>> {
+        let mut job = self.spawn(&["cat", path])?;
+        job.close_stdin()?;
+        let output = job.wait(COMMAND_LIMIT)?;
+        ensure!(
+            output.success(),
+            "Reading {path} in the guest: {}",
+            output.stderr
+        );
+        Ok(job.take_stdout())
+    }
+
+    /// The guest's name for one of its interfaces.
+    ///
+    /// # Errors
+    ///
+    /// An interface that does not appear within 30 s.
+    pub fn interface(&self, index: usize) -> Result<String> {
+        let mac = self.nic(index).mac.to_string();
+        let what = format!("interface {mac} in guest {}", self.config.name);
+        wait::until(&what, LINK_LIMIT, || {
+            let list = self.run(&["ip", "-brief", "link"])?;
+            let line = list.lines().find(|line| line.contains(&mac));
+            Ok(line
+                .and_then(|line| line.split_whitespace().next())
+                .map(str::to_owned))
+        })
+    }
+
+    /// Gives all interfaces their addresses, raises them and waits for their carriers.
+    ///
+    /// # Errors
+    ///
+    /// An interface that is not there or has no carrier within 30 s.
+    pub fn configure_network(&self) -> Result<()> {
+        for (index, nic) in self.config.nics.iter().enumerate() {
+            let name = self.interface(index)?;
+            let (v4, v6) = (nic.ipv4(), nic.ipv6());
+            self.shell(&format!(
+                "ip link set {name} up && ip addr replace {v4}/24 broadcast + dev {name} && \
+                 ip addr replace {v6}/64 dev {name} nodad"
+            ))?;
+            wait::until(&format!("carrier of {name}"), LINK_LIMIT, || {
+                let state = self.run(&["cat", &format!("/sys/class/net/{name}/carrier")])?;
+                Ok((state.trim() == "1").then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Reboots the guest, with its machine kept, and waits until it is as ready as after [`Vm::boot`].
+    ///
+    /// # Errors
+    ///
+    /// A guest that does not come back in time.
+    pub fn reboot(&self) -> Result<()> {
+        let boots = self.agent.boots();
+        // Nothing answers that command.
+        let _job = self.spawn(&["agent", "reboot"])?;
+        self.agent
+            .wait_for_boot(boots + 1, BOOT_LIMIT)
+            .with_context(|| format!("Rebooting guest {}", self.config.name))?;
+        self.configure_network()
+    }
+
+    /// Powers the guest off and waits for the end of its process.
+    ///
+    /// # Errors
+    ///
+    /// A process that is still there after 30 s.
+    pub fn power_off(mut self) -> Result<()> {
+        let job = self.spawn(&["agent", "poweroff"])?;
+        self.process.wait(POWER_OFF_LIMIT)?;
+        drop(job);
+        Ok(())
+    }
+
+    /// Kills the guest's process with SIGKILL.
+    ///
+    /// # Errors
+    ///
+    /// A process that is still there after 10 s.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.kill()
+    }
+}
