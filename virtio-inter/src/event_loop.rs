@@ -62,7 +62,21 @@ impl EventLoop {
     pub fn run(mut self) -> io::Result<()> {
         let result = self.serve();
         self.door.close(&mut self.device);
+        self.log_counters();
         result
+    }
+
+    /// What the port did in its life, for whoever wonders why a frame did not arrive.
+    fn log_counters(&self) {
+        for (pair, counters) in self.device.counters().enumerate() {
+            let moved: Vec<String> = counters
+                .values()
+                .into_iter()
+                .filter(|&(_, value)| value != 0)
+                .map(|(name, value)| format!("{name} {value}"))
+                .collect();
+            log::info!("Queue pair {pair}: {}", moved.join(", "));
+        }
     }
 
     fn serve(&mut self) -> io::Result<()> {
