@@ -1,0 +1,405 @@
+//! Ports joined by links in one process, each with a guest; and peers whose side the test plays.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_bindings::bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
+use virtio_bindings::bindings::virtio_net as net;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use virtio_inter_device::{Counters, Device, Port, PortEvent};
+use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
+use virtio_inter_segment::{LocalPort, MacAddr, PeerInfo, PeerKey, PeerLink};
+
+use super::arena::Arena;
+use super::guest::{Guest, RxQueue, TxQueue};
+use super::link::{RawLink, link};
+use super::packet::Packet;
+use super::queue::Queue;
+use super::wait::{PATIENCE, wait_readable};
+
+/// A feature bit as a mask.
+pub(crate) struct Feature;
+
+impl Feature {
+    pub(crate) const CSUM: u64 = 1 << net::VIRTIO_NET_F_CSUM;
+    pub(crate) const GUEST_CSUM: u64 = 1 << net::VIRTIO_NET_F_GUEST_CSUM;
+    pub(crate) const MTU: u64 = 1 << net::VIRTIO_NET_F_MTU;
+    pub(crate) const MAC: u64 = 1 << net::VIRTIO_NET_F_MAC;
+    pub(crate) const GUEST_TSO4: u64 = 1 << net::VIRTIO_NET_F_GUEST_TSO4;
+    pub(crate) const GUEST_TSO6: u64 = 1 << net::VIRTIO_NET_F_GUEST_TSO6;
+    pub(crate) const GUEST_ECN: u64 = 1 << net::VIRTIO_NET_F_GUEST_ECN;
+    pub(crate) const HOST_TSO4: u64 = 1 << net::VIRTIO_NET_F_HOST_TSO4;
+    pub(crate) const HOST_TSO6: u64 = 1 << net::VIRTIO_NET_F_HOST_TSO6;
+    pub(crate) const HOST_ECN: u64 = 1 << net::VIRTIO_NET_F_HOST_ECN;
+    pub(crate) const MRG_RXBUF: u64 = 1 << net::VIRTIO_NET_F_MRG_RXBUF;
+    pub(crate) const STATUS: u64 = 1 << net::VIRTIO_NET_F_STATUS;
+    pub(crate) const MQ: u64 = 1 << net::VIRTIO_NET_F_MQ;
+    pub(crate) const INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+    pub(crate) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+    pub(crate) const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+    pub(crate) const IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
+}
+
+/// The least that a driver can accept.
+pub(crate) const LEAN: u64 = Feature::VERSION_1;
+
+/// Address of the port with this number.
+pub(crate) fn mac(number: usize) -> MacAddr {
+    MacAddr::new([0x52, 0x54, 0, 0, 0, number as u8 + 1])
+}
+
+/// What a port and its guest are made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spec {
+    pub(crate) queues: u16,
+    pub(crate) mtu: u16,
+    pub(crate) capacity: u32,
+    /// Accepted of what is offered.
+    pub(crate) features: u64,
+    pub(crate) rx_size: u16,
+    pub(crate) tx_size: u16,
+    /// Where the rings' indices start.
+    pub(crate) start: u16,
+    /// Receive buffers given at first: how many (the size at most), and of how many bytes.
+    pub(crate) buffers: (usize, usize),
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Spec {
+            queues: 1,
+            mtu: 65535,
+            capacity: MIN_CAPACITY,
+            features: u64::MAX,
+            rx_size: 256,
+            tx_size: 256,
+            start: 0,
+            buffers: (256, 2048),
+        }
+    }
+}
+
+/// A port and its guest.
+pub(crate) struct Node {
+    pub(crate) number: usize,
+    pub(crate) spec: Spec,
+    pub(crate) port: Port,
+    pub(crate) guest: Guest,
+}
+
+impl Node {
+    pub(crate) fn new(number: usize, spec: Spec) -> Self {
+        let port = Port::new(&local(number, &spec)).unwrap();
+        let guest = boot(&spec, port.features() & spec.features);
+        let mut node = Node {
+            number,
+            spec,
+            port,
+            guest,
+        };
+        node.start();
+        node
+    }
+
+    fn start(&mut self) {
+        self.connect();
+        let (count, len) = self.spec.buffers;
+        for rx in &mut self.guest.rx {
+            rx.post(count.min(usize::from(self.spec.rx_size)), len);
+        }
+    }
+
+    /// Resets the device and lets a guest with other choices take it over, with memory of its own.
+    pub(crate) fn reboot(&mut self, features: u64, buffers: (usize, usize)) {
+        for index in 0..self.port.queue_count() {
+            self.port.stop_queue(index).unwrap();
+        }
+        self.port.set_memory(None).unwrap();
+        self.spec.features = features;
+        self.spec.buffers = buffers;
+        self.guest = boot(&self.spec, self.features());
+        self.start();
+    }
+
+    pub(crate) fn mac(&self) -> MacAddr {
+        mac(self.number)
+    }
+
+    pub(crate) fn features(&self) -> u64 {
+        self.port.features() & self.spec.features
+    }
+
+    /// Does what a transport does when a frontend comes: memory, features, queues.
+    pub(crate) fn connect(&mut self) {
+        let memory = Arc::clone(self.guest.arena.memory());
+        self.port.set_memory(Some(memory)).unwrap();
+        self.port.set_features(self.features()).unwrap();
+        for pair in 0..usize::from(self.spec.queues) {
+            let index = pair as u16 * 2;
+            let setups = [
+                (index, self.guest.rx[pair].queue.setup()),
+                (index + 1, self.guest.tx[pair].queue.setup()),
+            ];
+            for (index, setup) in setups {
+                self.port.start_queue(index, setup).unwrap();
+                self.port.enable_queue(index, true).unwrap();
+            }
+        }
+    }
+
+    /// Ends the port, as a process that is killed between two batches does, and starts another on the same rings.
+    pub(crate) fn reincarnate(&mut self) {
+        self.port = Port::new(&local(self.number, &self.spec)).unwrap();
+        self.connect();
+    }
+
+    /// Counters of the first queue pair.
+    pub(crate) fn counters(&self) -> &Counters {
+        self.port.counters().next().unwrap()
+    }
+
+    /// A counter summed over all queue pairs.
+    pub(crate) fn count(&self, name: &str) -> u64 {
+        let value = |c: &Counters| c.values().into_iter().find(|v| v.0 == name).unwrap().1;
+        self.port.counters().map(value).sum()
+    }
+
+    /// The counters that are not zero but for what says nothing of frames' fate.
+    pub(crate) fn drops(&self) -> Vec<(&'static str, u64)> {
+        let harmless = [
+            "tx_frames",
+            "tx_bytes",
+            "tx_waits",
+            "tx_spilled",
+            "rx_frames",
+            "rx_bytes",
+            "rx_waits",
+            "wakeups",
+            "interrupts",
+        ];
+        self.port
+            .counters()
+            .flat_map(Counters::values)
+            .filter(|(name, value)| *value != 0 && !harmless.contains(name))
+            .collect()
+    }
+
+    /// Waits for the port to tell something, and says what.
+    #[track_caller]
+    pub(crate) fn wait_event(&mut self) -> PortEvent {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            assert!(
+                wait_readable(self.port.events_fd(), deadline),
+                "The port tells nothing"
+            );
+            if let Some(event) = self.port.events().into_iter().next() {
+                return event;
+            }
+        }
+    }
+
+    /// A plain frame from this node's guest.
+    pub(crate) fn packet(&self, to: MacAddr, len: usize, seed: u64) -> Packet {
+        Packet::new(self.mac(), to, len, seed)
+    }
+}
+
+/// A guest that has accepted `features`, with empty queues.
+fn boot(spec: &Spec, features: u64) -> Guest {
+    let arena = Arena::new();
+    let event_index = features & Feature::EVENT_IDX != 0;
+    let mergeable = features & Feature::MRG_RXBUF != 0;
+    let queue = |size| Queue::new(&arena, size, spec.start, event_index);
+    let rx = |_| RxQueue::new(&arena, queue(spec.rx_size), mergeable);
+    let tx = |_| TxQueue::new(&arena, queue(spec.tx_size));
+    let (rx, tx) = (
+        (0..spec.queues).map(rx).collect(),
+        (0..spec.queues).map(tx).collect(),
+    );
+    Guest { arena, rx, tx }
+}
+
+fn local(number: usize, spec: &Spec) -> LocalPort {
+    LocalPort {
+        id: format!("port-{number}").parse().unwrap(),
+        mac: mac(number),
+        mtu: spec.mtu,
+        queues: spec.queues,
+        ring_capacity: spec.capacity,
+    }
+}
+
+fn info(number: usize, spec: &Spec) -> PeerInfo {
+    let LocalPort {
+        id,
+        mac,
+        mtu,
+        queues,
+        ..
+    } = local(number, spec);
+    PeerInfo {
+        key: PeerKey::next(),
+        id,
+        mac,
+        mtu,
+        queues,
+    }
+}
+
+/// A peer of a port whose side the test plays.
+pub(crate) struct Peer {
+    pub(crate) key: PeerKey,
+    pub(crate) mac: MacAddr,
+    /// One for each of the peer's queue pairs: into the port.
+    pub(crate) senders: Vec<Sender>,
+    pub(crate) into_port: Vec<RawLink>,
+    /// One for each of the port's queue pairs: out of the port.
+    pub(crate) receivers: Vec<Receiver>,
+    pub(crate) from_port: Vec<RawLink>,
+}
+
+impl Peer {
+    /// Attaches a peer with this number, and queues and capacity as in `spec`, to a node's port.
+    pub(crate) fn attach(node: &mut Node, number: usize, spec: &Spec) -> Self {
+        let peer = info(number, spec);
+        let mut this = Peer {
+            key: peer.key,
+            mac: peer.mac,
+            senders: Vec::new(),
+            into_port: Vec::new(),
+            receivers: Vec::new(),
+            from_port: Vec::new(),
+        };
+        let (mut senders, mut receivers) = (Vec::new(), Vec::new());
+        for _ in 0..node.spec.queues {
+            let (sender, receiver, raw) = link(spec.capacity);
+            senders.push(sender);
+            this.receivers.push(receiver);
+            this.from_port.push(raw);
+        }
+        for _ in 0..spec.queues {
+            let (sender, receiver, raw) = link(node.spec.capacity);
+            receivers.push(receiver);
+            this.senders.push(sender);
+            this.into_port.push(raw);
+        }
+        let link = PeerLink {
+            peer,
+            senders,
+            receivers,
+        };
+        node.port.add_peer(link).unwrap();
+        this
+    }
+
+    /// Sends what is given, true or not, on the peer's first queue.
+    #[track_caller]
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        let slot = self.senders[0].reserve(bytes.len()).unwrap();
+        let slot = slot.expect("The ring is full");
+        slot.slice().copy_from(bytes);
+        slot.commit();
+        self.senders[0].publish().unwrap();
+    }
+
+    /// The next record from the port's queue pair, waiting for it.
+    #[track_caller]
+    pub(crate) fn receive(&mut self, pair: usize) -> Packet {
+        let receiver = &mut self.receivers[pair];
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(record) = receiver.peek().unwrap() {
+                let mut bytes = vec![0; record.slice().len()];
+                record.slice().copy_to(&mut bytes[..]);
+                record.consume();
+                receiver.release().unwrap();
+                return Packet::from_bytes(&bytes);
+            }
+            let _ = rustix::io::read(receiver.data_bell(), &mut [0; 8]);
+            if receiver.wait_for_data().unwrap() {
+                assert!(
+                    wait_readable(receiver.data_bell(), deadline),
+                    "No record came"
+                );
+            }
+        }
+    }
+
+    /// Whether there is nothing from the port's queue pair.
+    pub(crate) fn is_empty(&mut self, pair: usize) -> bool {
+        self.receivers[pair].is_empty().unwrap()
+    }
+}
+
+/// Nodes, each joined with each.
+pub(crate) struct Network {
+    pub(crate) nodes: Vec<Node>,
+    /// `keys[a][b]`: as whom node a knows node b.
+    pub(crate) keys: Vec<Vec<Option<PeerKey>>>,
+}
+
+impl Network {
+    /// Nodes numbered from 0, all joined.
+    pub(crate) fn new(specs: &[Spec]) -> Self {
+        let nodes = specs
+            .iter()
+            .enumerate()
+            .map(|(i, &s)| Node::new(i, s))
+            .collect();
+        let keys = vec![vec![None; specs.len()]; specs.len()];
+        let mut network = Network { nodes, keys };
+        for a in 0..specs.len() {
+            for b in 0..a {
+                network.join(a, b);
+            }
+        }
+        network
+    }
+
+    /// Joins two nodes by new links, as their segments would.
+    pub(crate) fn join(&mut self, a: usize, b: usize) {
+        let (spec_a, spec_b) = (self.nodes[a].spec, self.nodes[b].spec);
+        let (for_a, for_b) = (info(b, &spec_b), info(a, &spec_a));
+        let mut ends_a = (Vec::new(), Vec::new());
+        let mut ends_b = (Vec::new(), Vec::new());
+        for _ in 0..spec_a.queues {
+            let (sender, receiver, _) = link(spec_b.capacity);
+            ends_a.0.push(sender);
+            ends_b.1.push(receiver);
+        }
+        for _ in 0..spec_b.queues {
+            let (sender, receiver, _) = link(spec_a.capacity);
+            ends_b.0.push(sender);
+            ends_a.1.push(receiver);
+        }
+        for (at, to, peer, (senders, receivers)) in [(a, b, for_a, ends_a), (b, a, for_b, ends_b)] {
+            self.keys[at][to] = Some(peer.key);
+            let link = PeerLink {
+                peer,
+                senders,
+                receivers,
+            };
+            self.nodes[at].port.add_peer(link).unwrap();
+        }
+    }
+
+    /// Takes two nodes apart.
+    pub(crate) fn part(&mut self, a: usize, b: usize) {
+        for (at, to) in [(a, b), (b, a)] {
+            if let Some(key) = self.keys[at][to].take() {
+                self.nodes[at].port.remove_peer(key).unwrap();
+            }
+        }
+    }
+
+    /// Two nodes at once.
+    pub(crate) fn pair(&mut self) -> (&mut Node, &mut Node) {
+        let [a, b, ..] = &mut self.nodes[..] else {
+            panic!("There are no two nodes");
+        };
+        (a, b)
+    }
+}
