@@ -62,21 +62,8 @@ impl EventLoop {
     pub fn run(mut self) -> io::Result<()> {
         let result = self.serve();
         self.door.close(&mut self.device);
-        self.log_counters();
+        log_counters(&self.device);
         result
-    }
-
-    /// What the port did in its life, for whoever wonders why a frame did not arrive.
-    fn log_counters(&self) {
-        for (pair, counters) in self.device.counters().enumerate() {
-            let moved: Vec<String> = counters
-                .values()
-                .into_iter()
-                .filter(|&(_, value)| value != 0)
-                .map(|(name, value)| format!("{name} {value}"))
-                .collect();
-            log::info!("Queue pair {pair}: {}", moved.join(", "));
-        }
     }
 
     fn serve(&mut self) -> io::Result<()> {
@@ -126,5 +113,18 @@ impl EventLoop {
                 chain(&error)
             );
         }
+    }
+}
+
+/// What the port did in its life, for whoever wonders why a frame did not arrive.
+fn log_counters(device: &Port) {
+    for (pair, counters) in device.counters().enumerate() {
+        let moved: Vec<String> = counters
+            .values()
+            .into_iter()
+            .filter(|&(_, value)| value != 0)
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        log::info!("Queue pair {pair}: {}", moved.join(", "));
     }
 }
