@@ -32,6 +32,7 @@ const LOADER: &str = "ld-linux-x86-64.so.2";
 const USERLAND_SUITE: &str = "trixie";
 const USERLAND: &[&str] = &[
     "busybox-static",
+    "dash",
     "ethtool",
     "iperf3",
     "iproute2",
@@ -41,6 +42,7 @@ const USERLAND: &[&str] = &[
     "tcpdump",
 ];
 const PROGRAMS: &[&str] = &[
+    "dash",
     "ethtool",
     "ip",
     "iperf3",
@@ -374,8 +376,10 @@ fn add_programs(archive: &mut Archive<impl Write>, userland: &Path) -> Result<()
         .arg("--list")
         .output()
         .context("Running busybox")?;
+    // Busybox's own shell prefers its applets to the programs of the same name.
+    archive.symlink("bin/sh", "dash")?;
     for applet in String::from_utf8_lossy(&applets.stdout).lines() {
-        if applet != "busybox" && !PROGRAMS.contains(&applet) {
+        if !["busybox", "sh"].contains(&applet) && !PROGRAMS.contains(&applet) {
             archive.symlink(&format!("bin/{applet}"), "busybox")?;
         }
     }

@@ -20,7 +20,8 @@ pub struct TransactionRate {
     pub mean_us: f64,
 }
 
-/// Runs netserver, and netperf against it at `address` for `seconds`.
+/// Runs netserver, and netperf against it at `address` for `seconds`. The client must have an address other than
+/// the loopback's of the same family, else netperf resolves none.
 ///
 /// # Errors
 ///

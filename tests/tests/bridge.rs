@@ -1,0 +1,36 @@
+//! Guests on tap devices and a bridge: the road with which virtio-inter is compared.
+#![forbid(unsafe_code)]
+
+use virtio_inter_tests::{
+    Bridge, Frontend, Kernel, Nic, Result, Testbed, Vm, VmConfig, guest_test, tools,
+};
+
+fn reach_each_other(bed: &Testbed, frontend: Frontend) -> Result<()> {
+    let mut bridge = Bridge::new(1500)?;
+    let configs = [(1, "a"), (2, "b")].map(|(host, name)| {
+        let tap = bridge.tap()?;
+        Result::Ok(VmConfig::new(name, frontend).nic(Nic::on_tap(&tap, host)))
+    });
+    let [a, b] = configs;
+    let (a, b) = (Vm::start(bed, a?)?, Vm::start(bed, b?)?);
+    a.ready()?;
+    b.ready()?;
+    let how = tools::Ping::default();
+    assert_eq!(tools::ping(&a, b.nic(0).ipv4(), how)?.received, how.count);
+    assert_eq!(tools::ping(&b, a.nic(0).ipv6(), how)?.received, how.count);
+    let how = tools::Iperf3 { seconds: 1, ..Default::default() };
+    assert!(tools::iperf3(&a, &b, b.nic(0).ipv4(), how)?.bits_per_second > 1e6);
+    Ok(())
+}
+
+#[test]
+#[cfg_attr(not(feature = "guests"), ignore = "boots guests: needs --features guests")]
+fn uml_guests_reach_each_other_over_a_bridge() {
+    guest_test(|bed| reach_each_other(bed, Frontend::Uml));
+}
+
+#[test]
+#[cfg_attr(not(feature = "guests"), ignore = "boots guests: needs --features guests")]
+fn qemu_guests_reach_each_other_over_a_bridge() {
+    guest_test(|bed| reach_each_other(bed, Frontend::Qemu(Kernel::Debian12)));
+}
