@@ -68,11 +68,11 @@ pub struct SocketLock {
 }
 
 impl SocketLock {
-    /// Takes the lock of a socket path.
+    /// Takes the lock of a socket path, and removes a dead port's socket from there.
     ///
     /// # Errors
     ///
-    /// [`SocketError::InUse`] when a live process has it.
+    /// [`SocketError::InUse`] when a live port has it, others when something else is in the way.
     pub fn take(socket: &Path) -> Result<Self, SocketError> {
         let mut path = socket.as_os_str().to_owned();
         path.push(".lock");
@@ -111,21 +111,22 @@ impl SocketLock {
             file.set_len(0)
                 .and_then(|()| writeln!(file, "{}", std::process::id()))
                 .map_err(failed("write", &path))?;
-            return Ok(Self {
+            let lock = Self {
                 socket: socket.to_owned(),
                 path,
                 file,
-            });
+            };
+            lock.remove_stale_socket()?;
+            return Ok(lock);
         }
     }
 
-    /// Listens on the path, replacing a dead port's socket.
+    /// Listens on the path.
     ///
     /// # Errors
     ///
-    /// When something else has the path, or the socket cannot be made there.
+    /// When the socket cannot be made there.
     pub fn listen(self) -> Result<Listener, SocketError> {
-        self.remove_stale_socket()?;
         let path = &self.socket;
         let listener = UnixListener::bind(path).map_err(failed("listen on socket", path))?;
         listener

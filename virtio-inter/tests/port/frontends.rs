@@ -1,0 +1,116 @@
+//! Frontends come and go, and some are none.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use crate::process::{PATIENCE, Place, Port, until};
+
+/// GET_FEATURES.
+const ASK: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+
+fn connect(port: &Port) -> UnixStream {
+    let socket = UnixStream::connect(&port.socket).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+#[track_caller]
+fn assert_served(mut socket: &UnixStream) {
+    socket.write_all(&ASK).unwrap();
+    let mut answer = [0; 20];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[..12], [1, 0, 0, 0, 5, 0, 0, 0, 8, 0, 0, 0]);
+}
+
+/// Whether nothing comes for a moment.
+fn is_kept_waiting(mut socket: &UnixStream) -> bool {
+    socket
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    let result = socket.read(&mut [0]);
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    result.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+}
+
+#[test]
+fn one_after_another() {
+    let place = Place::new();
+    let port = place.start("a");
+    for _ in 0..100 {
+        assert_served(&connect(&port));
+    }
+    port.end();
+}
+
+#[test]
+fn another_is_served_as_soon_as_the_first_is_gone() {
+    let place = Place::new();
+    let port = place.start("a");
+    let first = connect(&port);
+    assert_served(&first);
+    let others = [connect(&port), connect(&port), connect(&port)];
+    (&others[0]).write_all(&ASK).unwrap();
+    assert!(is_kept_waiting(&others[0]));
+    assert_served(&first);
+    drop(first);
+    let mut answer = [0; 20];
+    (&others[0]).read_exact(&mut answer).unwrap();
+    let [second, third, fourth] = others;
+    drop(second);
+    // One that waited and gave up is passed over.
+    drop(third);
+    assert_served(&fourth);
+    port.end();
+}
+
+#[test]
+fn a_connection_that_says_nothing_gives_way() {
+    let place = Place::new();
+    let port = place.start("a");
+    let mut silent = connect(&port);
+    port.wait_for("Frontend connected");
+    assert_served(&connect(&port));
+    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+    port.end();
+}
+
+#[test]
+fn garbage_ends_the_connection_and_nothing_else() {
+    let place = Place::new();
+    let port = place.start("a");
+    let patient = place.start("b");
+    port.wait_for("is up");
+    let mut random: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut garbage = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let mut before = (0, 0);
+    for round in 0..2000u64 {
+        if round == 500 {
+            before = (port.descriptors(), port.resident());
+        }
+        let mut socket = connect(&port);
+        let bytes: Vec<u8> = (0..8).flat_map(|_| garbage().to_le_bytes()).collect();
+        let cut = usize::try_from(garbage() % 64).unwrap();
+        // It may be closed on us while we write.
+        let _ = socket.write_all(&bytes[..cut]);
+        if round % 2 == 0 {
+            // Half a message, then the end.
+            let _ = socket.write_all(&ASK[..cut % 12]);
+        }
+    }
+    assert_served(&connect(&port));
+    until("the descriptors are given back", || {
+        port.descriptors() <= before.0
+    });
+    let grown = port.resident().saturating_sub(before.1);
+    assert!(grown < 1024, "{grown} KiB more than after the first 500");
+    let lines = port.log().lines().count();
+    assert!(lines < 500, "{lines} lines in the log");
+    patient.end();
+    port.end();
+}

@@ -1,0 +1,119 @@
+//! From start to end: files, signals, and what a process leaves that was killed.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+
+use rustix::process::Signal;
+
+use crate::process::{Place, until};
+
+const FILES: [&str; 4] = [
+    "a.vhost",
+    "a.vhost.lock",
+    "segment/a.lock",
+    "segment/a.sock",
+];
+
+#[test]
+fn signals_end_it_and_nothing_is_left() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let place = Place::new();
+        let mut port = place.start("a");
+        assert_eq!(place.files(), FILES);
+        let lock = fs::read_to_string(place.path("a.vhost.lock")).unwrap();
+        assert_eq!(lock.trim(), port.pid().to_string());
+        // A frontend does not keep it.
+        let frontend = UnixStream::connect(&port.socket).unwrap();
+        port.wait_for("Frontend connected");
+        port.signal(signal);
+        assert_eq!(port.wait().code(), Some(0));
+        assert_eq!(place.files(), [""; 0]);
+        drop(frontend);
+    }
+}
+
+#[test]
+fn what_a_killed_port_leaves_is_taken_over() {
+    let place = Place::new();
+    for round in 0..5 {
+        let mut port = place.start("a");
+        assert_eq!(port.log().contains("Taking over socket"), round > 0);
+        port.signal(Signal::KILL);
+        port.wait();
+        assert_eq!(place.files(), FILES);
+    }
+    place.start("a").end();
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn a_socket_that_somebody_removed_is_no_trouble() {
+    let place = Place::new();
+    let port = place.start("a");
+    fs::remove_file(&port.socket).unwrap();
+    // A newer one is not this port's to remove.
+    fs::write(&port.socket, "another's").unwrap();
+    port.end();
+    assert_eq!(place.files(), ["a.vhost"]);
+}
+
+#[test]
+fn of_many_that_start_at_once_one_lives() {
+    let place = Place::new();
+    for _ in 0..5 {
+        let commands: Vec<_> = ["b", "c", "d", "e"]
+            .map(|id| place.command(id).with("--socket", place.path("x")))
+            .into();
+        let ended = std::thread::scope(|scope| {
+            let threads: Vec<_> = commands
+                .iter()
+                .map(|command| {
+                    scope.spawn(|| {
+                        let mut port = command.spawn();
+                        until("it serves or ends", || {
+                            port.try_end().is_some() || port.log().contains("Serving")
+                        });
+                        port
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect::<Vec<_>>()
+        });
+        let mut living = Vec::new();
+        for mut port in ended {
+            match port.try_end() {
+                Some(status) => {
+                    assert_eq!(status.code(), Some(1));
+                    assert!(port.log().contains("is in use"), "{}", port.log());
+                }
+                None => living.push(port),
+            }
+        }
+        assert_eq!(living.len(), 1);
+        living.pop().unwrap().end();
+        assert_eq!(place.files(), [""; 0]);
+    }
+}
+
+#[test]
+fn sockets_may_lie_in_the_segment() {
+    let place = Place::new();
+    let socket = |name: &str| place.segment().join(name);
+    let first = place
+        .command("a")
+        .with("--socket", socket("vm1.sock"))
+        .start();
+    let second = place
+        .command("b")
+        .with("--socket", socket("vm2.sock"))
+        .start();
+    first.wait_for("is up");
+    second.wait_for("is up");
+    second.end();
+    first.wait_for("is down");
+    first.end();
+    assert_eq!(place.files(), [""; 0]);
+}

@@ -1,0 +1,6 @@
+//! The real program: its command line, its files, its signals, and what connects to it.
+
+mod frontends;
+mod lifecycle;
+mod process;
+mod usage;
