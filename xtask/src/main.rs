@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup | image | test`.
+//! Developer commands: `cargo xtask setup | image | test | vm`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -12,6 +12,7 @@ mod image;
 mod modules;
 mod setup;
 mod test;
+mod vm;
 
 use std::path::{Path, PathBuf};
 
@@ -34,6 +35,8 @@ enum Command {
     Image,
     /// Run all checks and tests, those with real guests included.
     Test(test::Options),
+    /// Boot one guest by hand and run commands in it.
+    Vm(vm::Options),
 }
 
 /// The workspace's root.
@@ -49,5 +52,6 @@ fn main() -> Result<()> {
         Command::Setup => setup::ensure(),
         Command::Image => image::ensure().map(drop),
         Command::Test(options) => test::run(options),
+        Command::Vm(options) => vm::run(options),
     }
 }
