@@ -6,9 +6,9 @@
 //! dead process left behind is taken over.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
@@ -99,29 +99,42 @@ impl Access {
         }
     }
 
-    /// Sets them on a file of ours, whatever the umask was.
-    fn apply(&self, directory: &Directory, name: &str) -> io::Result<()> {
-        // Owner first, mode second: a change of owner may clear bits of the mode. One who is not in
-        // the directory's group cannot give files to it; members are then told apart by user only.
-        if self.owner.is_some() || self.group.is_some() {
-            self.give(directory, name);
-        }
-        Ok(rustix::fs::chmodat(
-            directory.fd(),
-            name,
-            self.mode,
-            AtFlags::empty(),
-        )?)
+    /// Sets them on a lock file that was just made.
+    ///
+    /// By its descriptor: the name may lead elsewhere already. Others may write to the directory, and
+    /// what root does to a name it could be made to do to any file.
+    fn apply_to_lock(&self, file: &OwnedFd) -> Result<(), Errno> {
+        self.give(file.as_fd());
+        rustix::fs::fchmod(file, self.mode)
     }
 
-    fn give(&self, directory: &Directory, name: &str) {
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        let given = rustix::fs::chownat(directory.fd(), name, self.owner, self.group, flags);
+    /// Sets them on a socket file that was just bound, opened with `O_PATH`. Its mode is within the
+    /// wanted one already, less what the umask took.
+    fn apply_to_socket(&self, file: &OwnedFd, stat: &Stat) {
+        self.give(file.as_fd());
+        if Mode::from_raw_mode(stat.st_mode) != self.mode {
+            // There is no other way before Linux 6.6 to change the mode of a file that cannot be
+            // opened, by descriptor.
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            if let Err(e) = rustix::fs::chmod(path, self.mode) {
+                log::warn!(
+                    "Failed to set the mode of the port's socket, peers of other users may be \
+                     unable to connect: {e}"
+                );
+            }
+        }
+    }
+
+    /// Who is not in the directory's group cannot give files to it; the port works all the same.
+    fn give(&self, file: BorrowedFd<'_>) {
+        if self.owner.is_none() && self.group.is_none() {
+            return;
+        }
+        let given = rustix::fs::chownat(file, "", self.owner, self.group, AtFlags::EMPTY_PATH);
         if let Err(e) = given {
             log::warn!(
-                "Failed to give {name} in {} to the directory's owner or group, peers of other \
-                 users may be unable to connect: {e}",
-                directory.path().display()
+                "Failed to give the port's files to the owner and group of the segment directory, \
+                 peers of other users may be unable to connect: {e}"
             );
         }
     }
@@ -204,12 +217,7 @@ fn open_lock(directory: &Directory, name: &str, rule: &Rule) -> Result<Option<Ow
             let mode = Mode::RUSR | Mode::WUSR;
             match rustix::fs::openat(directory.fd(), name, flags, mode) {
                 Ok(file) => {
-                    Access::new(rule)
-                        .apply(directory, name)
-                        .map_err(|source| JoinError::Lock {
-                            path: directory.path().join(name),
-                            source,
-                        })?;
+                    Access::new(rule).apply_to_lock(&file).map_err(fail)?;
                     file
                 }
                 Err(Errno::EXIST) => return Ok(None),
@@ -219,7 +227,8 @@ fn open_lock(directory: &Directory, name: &str, rule: &Rule) -> Result<Option<Ow
         Err(e) => return Err(fail(e)),
     };
     let stat = rustix::fs::fstat(&file).map_err(fail)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+    // The process id gets written to it: not to something that has another name elsewhere.
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink > 1 {
         return Err(fail(Errno::INVAL));
     }
     Ok(Some(file))
@@ -227,9 +236,9 @@ fn open_lock(directory: &Directory, name: &str, rule: &Rule) -> Result<Option<Ow
 
 /// Whether the name in the directory leads to this open file.
 fn is_at(directory: BorrowedFd<'_>, name: &str, file: &OwnedFd) -> Result<bool, Errno> {
-    let open = rustix::fs::fstat(file)?;
-    match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(named) => Ok((named.st_dev, named.st_ino) == (open.st_dev, open.st_ino)),
+    let open = file_of(&rustix::fs::fstat(file)?);
+    match file_at(directory, name) {
+        Ok(named) => Ok(named == open),
         Err(Errno::NOENT) => Ok(false),
         Err(e) => Err(e),
     }
@@ -277,13 +286,16 @@ impl Drop for BoundName {
     }
 }
 
+fn file_at(directory: BorrowedFd<'_>, name: &str) -> Result<(u64, u64), Errno> {
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| file_of(&stat))
+}
+
 #[allow(
     clippy::unnecessary_cast,
     reason = "the fields' types differ by architecture"
 )]
-fn file_at(directory: BorrowedFd<'_>, name: &str) -> Result<(u64, u64), Errno> {
-    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok((stat.st_dev as u64, stat.st_ino as u64))
+fn file_of(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev as u64, stat.st_ino as u64)
 }
 
 fn remove(directory: BorrowedFd<'_>, name: &str) {
@@ -302,16 +314,25 @@ fn listen(directory: &Directory, id: &PortId, rule: &Rule) -> io::Result<(BoundN
         Ok(()) | Err(Errno::NOENT) => {}
         Err(e) => return Err(e.into()),
     }
+    let access = Access::new(rule);
     let listener = socket::new()?;
+    // The file will have the mode of the socket less the umask: never more than is meant.
+    rustix::fs::fchmod(&listener, access.mode)?;
     let address = SocketAddrUnix::new(directory.path().join(&hidden))?;
     rustix::net::bind(&listener, &address)?;
-    let file = file_at(directory.fd(), &hidden)?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory.fd(), &hidden, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&file)?;
+    // Not the file that we made, if somebody who may write to the directory has replaced it.
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_uid != rule.own_uid {
+        return Err(Errno::STALE.into());
+    }
     let mut bound = BoundName {
         directory: directory.fd().try_clone_to_owned()?,
         name: hidden,
-        file,
+        file: file_of(&stat),
     };
-    Access::new(rule).apply(directory, &bound.name)?;
+    access.apply_to_socket(&file, &stat);
     rustix::net::listen(&listener, BACKLOG)?;
     rustix::fs::renameat(directory.fd(), &bound.name, directory.fd(), &name)?;
     bound.name = name;

@@ -181,9 +181,18 @@ fn a_lock_that_is_no_file_is_refused() {
         0,
     )
     .unwrap();
-    for port in ["a", "b", "c"] {
+    fs::write(temp.path().join("precious"), "keep").unwrap();
+    fs::hard_link(temp.path().join("precious"), temp.path().join("d.lock")).unwrap();
+    for port in ["a", "b", "c", "d"] {
         let error = join(temp.path(), port).unwrap_err();
         assert!(matches!(error, JoinError::Lock { .. }), "{port}: {error:?}");
     }
-    assert_eq!(names(temp.path()), ["a.lock", "b.lock", "c.lock"]);
+    assert_eq!(
+        names(temp.path()),
+        ["a.lock", "b.lock", "c.lock", "d.lock", "precious"]
+    );
+    assert_eq!(
+        fs::read_to_string(temp.path().join("precious")).unwrap(),
+        "keep"
+    );
 }

@@ -1,0 +1,155 @@
+//! The other end of a connection, by hand: bytes as `docs/segment-protocol.md` gives them, written
+//! without the crate's own code so that a mistake is not made twice.
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType,
+};
+
+use super::{Net, PATIENCE, readable};
+
+pub const HELLO: u16 = 1;
+pub const REFUSE: u16 = 2;
+pub const RING: u16 = 3;
+
+fn socket() -> OwnedFd {
+    let flags = SocketFlags::CLOEXEC;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+}
+
+pub fn connect(net: &Net, id: &str) -> OwnedFd {
+    let socket = socket();
+    let address = SocketAddrUnix::new(net.path().join(format!("{id}.sock"))).unwrap();
+    rustix::net::connect(&socket, &address).unwrap();
+    socket
+}
+
+/// A listener that appears as the socket of a port, as a port's does.
+pub fn listen(directory: &Path, id: &str) -> OwnedFd {
+    let (hidden, path) = (
+        directory.join(format!(".{id}.new")),
+        directory.join(format!("{id}.sock")),
+    );
+    let socket = socket();
+    rustix::net::bind(&socket, &SocketAddrUnix::new(&hidden).unwrap()).unwrap();
+    rustix::net::listen(&socket, 8).unwrap();
+    std::fs::rename(hidden, path).unwrap();
+    socket
+}
+
+pub fn header(kind: u16, size: usize) -> Vec<u8> {
+    let mut bytes = b"VIsg".to_vec();
+    bytes.extend(kind.to_le_bytes());
+    bytes.extend((size as u16).to_le_bytes());
+    bytes
+}
+
+/// A valid HELLO of a port with one queue pair and rings of 1 MiB.
+pub fn hello(id: &str, last_byte: u8) -> Vec<u8> {
+    let mut bytes = header(HELLO, 128);
+    bytes.extend(1u16.to_le_bytes()); // lowest version
+    bytes.extend(1u16.to_le_bytes()); // highest version
+    bytes.extend(1u16.to_le_bytes()); // region format
+    bytes.extend(1u16.to_le_bytes()); // queue pairs
+    bytes.extend(0x1234u64.to_le_bytes()); // incarnation
+    bytes.extend((1u32 << 20).to_le_bytes()); // ring capacity
+    bytes.extend(0u32.to_le_bytes()); // flags
+    bytes.extend(std::process::id().to_le_bytes());
+    bytes.extend(1500u16.to_le_bytes()); // MTU
+    bytes.extend([0x52, 0x54, 0xff, 0xff, 0xff, last_byte]);
+    bytes.extend(id.as_bytes());
+    bytes.resize(128, 0);
+    bytes
+}
+
+pub fn ring(index: u16, count: u16, capacity: u32) -> Vec<u8> {
+    let mut bytes = header(RING, 16);
+    bytes.extend(index.to_le_bytes());
+    bytes.extend(count.to_le_bytes());
+    bytes.extend(capacity.to_le_bytes());
+    bytes
+}
+
+pub fn try_send(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)
+}
+
+pub fn send(socket: &OwnedFd, bytes: &[u8]) {
+    assert_eq!(try_send(socket, bytes, &[]).unwrap(), bytes.len());
+}
+
+/// The next packet, or `None` when the other side has closed. Descriptors are dropped.
+pub fn receive(socket: &OwnedFd) -> Option<Vec<u8>> {
+    assert!(readable(socket.as_fd(), PATIENCE), "nothing came");
+    try_receive(socket).unwrap()
+}
+
+/// As [`receive`], but `Err(())` when there is nothing now.
+pub fn try_receive(socket: &OwnedFd) -> Result<Option<Vec<u8>>, ()> {
+    let mut bytes = [0; 1024];
+    loop {
+        match rustix::net::recv(socket, &mut bytes, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return Ok(None),
+            Ok((len, _)) => return Ok(Some(bytes[..len].to_vec())),
+            // Told once, ahead of what the other side had sent.
+            Err(Errno::CONNRESET) => {}
+            Err(Errno::AGAIN) => return Err(()),
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+/// Runs the segment until the other side has closed this connection; its REFUSE, if it sent one.
+pub fn until_closed(net: &mut Net, socket: &OwnedFd) -> Option<Refusal> {
+    let mut refusal = None;
+    net.until("a connection to be closed", |_| {
+        loop {
+            match try_receive(socket) {
+                Ok(None) => return true,
+                Ok(Some(packet)) if packet[4] == REFUSE as u8 => {
+                    refusal = Some(Refusal::parse(&packet));
+                }
+                Ok(Some(_)) => {}
+                Err(()) => return false,
+            }
+        }
+    });
+    refusal
+}
+
+#[derive(Debug)]
+pub struct Refusal {
+    pub versions: [u16; 2],
+    pub seen: [u16; 2],
+    pub reason: u16,
+    pub text: String,
+}
+
+impl Refusal {
+    pub fn parse(packet: &[u8]) -> Refusal {
+        assert_eq!(
+            (packet.len(), &packet[..8]),
+            (192, header(REFUSE, 192).as_slice())
+        );
+        let word = |at: usize| u16::from_le_bytes([packet[at], packet[at + 1]]);
+        let text = &packet[20..20 + usize::from(word(18))];
+        Refusal {
+            versions: [word(8), word(10)],
+            seen: [word(12), word(14)],
+            reason: word(16),
+            text: String::from_utf8(text.to_vec()).unwrap(),
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! Ports that come and go, in every order: who gets which links, what flows over them.
+
+mod common;
+
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Net, PATIENCE, limits, local, readable};
+use virtio_inter_segment::{JoinError, Segment};
+
+#[test]
+fn two_ports_find_each_other_whoever_comes_first() {
+    for order in [["a", "b"], ["b", "a"]] {
+        let mut net = Net::new();
+        for id in order {
+            net.join(id);
+        }
+        net.until_meshed();
+        net.check_flow();
+        assert_eq!(net.ports["a"].links["b"].peer.mac, local("b").mac);
+        assert_eq!(net.files(), ["a.lock", "a.sock", "b.lock", "b.sock"]);
+        net.leave(order[0]);
+        net.until_meshed();
+        assert_eq!(net.ports[order[1]].downs.len(), 1);
+        assert_eq!(net.ports[order[1]].downs[0].1, "Peer closed the connection");
+        net.leave(order[1]);
+        assert_eq!(net.files(), [""; 0]);
+    }
+}
+
+#[test]
+fn queues_of_different_numbers_are_paired() {
+    let mut net = Net::new();
+    for (id, queues) in [("a", 2), ("b", 3), ("c", 64)] {
+        let mut port = local(id);
+        port.queues = queues;
+        net.join_as(port).unwrap();
+    }
+    net.until_meshed();
+    net.check_flow();
+    let numbers = |id: &str, peer: &str| {
+        let link = &net.ports[id].links[peer];
+        (link.senders.len(), link.receivers.len(), link.peer.queues)
+    };
+    assert_eq!(numbers("a", "b"), (2, 3, 3));
+    assert_eq!(numbers("b", "a"), (3, 2, 2));
+    assert_eq!(numbers("a", "c"), (2, 64, 64));
+    assert_eq!(numbers("c", "b"), (64, 3, 3));
+}
+
+#[test]
+fn three_ports_join_and_leave_in_every_order() {
+    let orders = [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ];
+    let ids = ["a", "b", "c"];
+    for join in orders {
+        for leave in orders {
+            // Each step seen by all before the next one, or all steps at once.
+            for settle in [true, false] {
+                let mut net = Net::new();
+                for i in join {
+                    net.join(ids[i]);
+                    if settle {
+                        net.until_meshed();
+                    }
+                }
+                net.until_meshed();
+                net.check_flow();
+                for i in leave {
+                    net.leave(ids[i]);
+                    if settle {
+                        net.until_meshed();
+                    }
+                }
+                assert_eq!(net.files(), [""; 0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn eight_ports_in_shuffled_order() {
+    let mut seed = 0x1234_5678_u32;
+    let mut next = move |below: usize| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 16) as usize % below
+    };
+    for _ in 0..5 {
+        let mut net = Net::new();
+        let mut ids: Vec<String> = (0..8).map(|i| format!("port-{i}")).collect();
+        while !ids.is_empty() {
+            net.join(&ids.swap_remove(next(ids.len())));
+            if next(2) == 0 {
+                net.run_once(Duration::ZERO);
+            }
+        }
+        net.until_meshed();
+        net.check_flow();
+        let mut present: Vec<String> = net.ports.keys().cloned().collect();
+        while !present.is_empty() {
+            net.leave(&present.swap_remove(next(present.len())));
+            if next(2) == 0 {
+                net.until_meshed();
+                net.check_flow();
+            }
+        }
+        assert_eq!(net.files(), [""; 0]);
+    }
+}
+
+/// All at the same time, from threads of their own.
+#[test]
+fn eight_ports_at_once() {
+    let net = Net::new();
+    let joined: Vec<Segment> = std::thread::scope(|scope| {
+        let path = net.path();
+        let threads: Vec<_> = (0..8)
+            .map(|i| {
+                scope.spawn(move || {
+                    Segment::join_with(path, local(&format!("p{i}")), limits()).unwrap()
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let mut net = net;
+    for (i, segment) in joined.into_iter().enumerate() {
+        net.ports
+            .insert(format!("p{i}"), common::Port::new(segment));
+    }
+    net.until_meshed();
+    net.check_flow();
+}
+
+#[test]
+fn a_port_that_comes_back_gets_new_links() {
+    for restarted in ["a", "b"] {
+        let mut net = Net::new();
+        net.join("a");
+        net.join("b");
+        net.until_meshed();
+        let stays = if restarted == "a" { "b" } else { "a" };
+        for _ in 0..10 {
+            let before = net.ports[stays].links[restarted].peer.key;
+            net.leave(restarted);
+            net.join(restarted);
+            net.until_meshed();
+            net.until("the old link to go", |net| {
+                net.ports[stays]
+                    .links
+                    .get(restarted)
+                    .is_some_and(|l| l.peer.key != before)
+            });
+            net.until_meshed();
+            net.check_flow();
+        }
+        assert_eq!(net.ports[stays].downs.len(), 10);
+    }
+}
+
+#[test]
+fn two_segments_hear_nothing_of_each_other() {
+    let (mut one, mut two) = (Net::new(), Net::new());
+    one.join("a");
+    two.join("b");
+    // Something that does happen on both, to have waited for.
+    one.join("c");
+    two.join("d");
+    one.until_meshed();
+    two.until_meshed();
+    assert_eq!(one.ports["a"].peers(), ["c"]);
+    assert_eq!(two.ports["b"].peers(), ["d"]);
+}
+
+#[test]
+fn an_id_or_a_mac_address_is_had_once() {
+    let mut net = Net::new();
+    net.join("a");
+    net.join("b");
+    net.until_meshed();
+    assert!(matches!(
+        net.join_as(local("a")),
+        Err(JoinError::IdTaken { .. })
+    ));
+
+    // Another id with the address of b: a and b both refuse it, and go on.
+    for id in ["0", "c"] {
+        let mut clash = local(id);
+        clash.mac = local("b").mac;
+        net.join_as(clash).unwrap();
+        net.until("both to refuse it", |net| {
+            let refusals = |port: &str| {
+                let stats = net.ports[port].segment.stats();
+                stats.refused + stats.refused_by_peer
+            };
+            refusals("a") > 0 && refusals("b") > 0 && refusals(id) >= 2
+        });
+        assert_eq!(net.ports["a"].peers(), ["b"]);
+        assert_eq!(net.ports[id].peers(), [""; 0]);
+        net.leave(id);
+    }
+
+    // Once b is gone its address is free, and who waited for it gets its links.
+    let mut heir = local("c");
+    heir.mac = local("b").mac;
+    net.join_as(heir).unwrap();
+    net.leave("b");
+    net.until_meshed();
+    net.check_flow();
+}
+
+#[test]
+fn a_peer_that_broke_a_rule_is_not_let_in_again() {
+    for offender in ["a", "b"] {
+        let other = if offender == "a" { "b" } else { "a" };
+        let mut net = Net::new();
+        net.join("a");
+        net.join("b");
+        net.join("c");
+        net.until_meshed();
+        let port = net.ports.get_mut(other).unwrap();
+        let key = port.links[offender].peer.key;
+        port.segment.close_peer(key, "Position 7 is behind 9");
+        port.links.remove(offender);
+        port.segment.close_peer(key, "a key that is gone already");
+        net.until("the offender to learn of it", |net| {
+            !net.ports[offender].links.contains_key(other)
+        });
+        let reason = &net.ports[offender].downs[0].1;
+        assert_eq!(reason, "Peer refused the link: \"Position 7 is behind 9\"");
+        // Its retries, if it makes any, come to nothing; others are not concerned.
+        let retried = Instant::now() + 2 * limits().slow_retry;
+        net.until("retries", |_| Instant::now() > retried);
+        assert_eq!(net.ports[other].peers(), ["c"]);
+        assert_eq!(net.ports[other].downs, []);
+        assert_eq!(net.ports["c"].peers(), ["a", "b"]);
+        // Its next incarnation is another port.
+        net.leave(offender);
+        net.join(offender);
+        net.until_meshed();
+        net.check_flow();
+    }
+}
+
+/// Nothing to do, nothing readable: an idle segment costs no CPU.
+#[test]
+fn an_idle_segment_sleeps() {
+    let mut net = Net::new();
+    net.join("a");
+    net.join("b");
+    net.until_meshed();
+    // What is still under way when the links are up: changes that concern nobody.
+    net.until("quiet", |net| {
+        net.ports
+            .values()
+            .all(|port| !readable(port.segment.fd(), Duration::ZERO))
+    });
+    for port in net.ports.values() {
+        assert!(!readable(port.segment.fd(), Duration::from_millis(700)));
+    }
+}
+
+#[test]
+fn links_outlive_the_directory() {
+    let mut net = Net::new();
+    net.join("a");
+    net.join("b");
+    net.until_meshed();
+    std::fs::remove_dir_all(net.path()).unwrap();
+    net.run_once(Duration::ZERO);
+    net.check_flow();
+    net.until("quiet", |net| {
+        net.ports
+            .values()
+            .all(|port| !readable(port.segment.fd(), Duration::ZERO))
+    });
+    net.leave("b");
+    net.until_meshed();
+}
+
+/// Not a test: a port in a process of its own, for tests that kill it.
+#[test]
+fn child_port() {
+    let Ok(directory) = std::env::var("SEGMENT_CHILD_DIRECTORY") else {
+        return;
+    };
+    let mut net = Net::new();
+    let segment = Segment::join_with(directory.as_ref(), local("child"), limits()).unwrap();
+    net.ports
+        .insert("child".to_owned(), common::Port::new(segment));
+    // Ends by itself if its parent does not end it.
+    net.until("the end", |_| false);
+}
+
+fn spawn_child(net: &Net) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_port", "--nocapture"])
+        .env("SEGMENT_CHILD_DIRECTORY", net.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn a_killed_process_is_noticed_at_once_and_its_id_taken_over() {
+    let mut net = Net::new();
+    // One that is called by the child, and one that calls it.
+    net.join("zzz");
+    net.join("a");
+    for round in 0..3 {
+        let mut child = spawn_child(&net);
+        let has_child = |net: &Net| net.ports.values().all(|p| p.links.contains_key("child"));
+        net.until("the child", |net| has_child(net));
+        let taken = net.join_as(local("child")).unwrap_err().to_string();
+        assert!(
+            taken.contains(&format!("process {}", child.id())),
+            "{taken}"
+        );
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd: OwnedFd =
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        assert!(readable(&pidfd, PATIENCE), "the child does not die");
+        let died = Instant::now();
+        child.wait().unwrap();
+        net.until("its end", |net| {
+            net.ports.values().all(|p| !p.links.contains_key("child"))
+        });
+        assert!(
+            died.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            died.elapsed()
+        );
+        assert!(
+            net.files().contains(&"child.sock".to_owned()),
+            "round {round}"
+        );
+        assert!(
+            net.files().contains(&"child.lock".to_owned()),
+            "round {round}"
+        );
+    }
+    net.join("child");
+    net.until_meshed();
+    net.check_flow();
+    net.leave("child");
+    net.until_meshed();
+    assert_eq!(net.files(), ["a.lock", "a.sock", "zzz.lock", "zzz.sock"]);
+}
