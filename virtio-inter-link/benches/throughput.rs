@@ -1,7 +1,9 @@
-//! One link between two threads, each with its own mapping: time per record, and bytes against one plain copy.
+//! One link between two threads, each with its own mapping: time per record, and bytes against one
+//! plain copy.
 //!
-//! `cargo bench -p virtio-inter-link --bench throughput [-- SENDER_CPU RECEIVER_CPU]`. Each row is the median of five
-//! rounds. Payloads come from and go to 1 MiB of ordinary memory, as guests' buffers do; both sides sleep when they cannot go on.
+//! `cargo bench -p virtio-inter-link --bench throughput [-- SENDER_CPU RECEIVER_CPU]`. Each row is
+//! the median of five rounds. Payloads come from and go to 1 MiB of ordinary memory, as guests'
+//! buffers do; both sides sleep when they cannot go on.
 #![allow(clippy::print_stdout, reason = "the figures are what it is for")]
 
 use std::hint::black_box;
@@ -16,7 +18,7 @@ use virtio_inter_link::{DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender};
 /// Records that are published, and released, at once …
 const BATCH: usize = 32;
 
-/// … or bytes, if they come to that first: the other side is to work while this one fills the rest of the ring.
+/// … or bytes, if that comes first: the other side is to work while this one fills the ring.
 const BATCH_BYTES: usize = DEFAULT_CAPACITY as usize / 8;
 
 /// Bytes of memory that payloads come from and go to.

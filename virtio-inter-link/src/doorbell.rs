@@ -27,9 +27,10 @@ pub enum DoorbellError {
 
 /// An eventfd that wakes the side which waits for it.
 ///
-/// Wait for it edge-triggered (`EPOLLIN | EPOLLET`) and never read it: each ring is an edge, so nothing has to be reset. That saves
-/// a system call per wake-up, and a peer which shares the open file description, and with it `O_NONBLOCK`, cannot make a
-/// read block. A wake-up may be spurious: look at the ring, then arm and sleep again.
+/// Wait for it edge-triggered (`EPOLLIN | EPOLLET`) and never read it: each ring is an edge, so
+/// nothing has to be reset. That saves a system call per wake-up, and a peer which shares the open
+/// file description, and with it `O_NONBLOCK`, cannot make a read block. A wake-up may be spurious:
+/// look at the ring, then arm and sleep again.
 #[derive(Debug)]
 pub struct Doorbell {
     fd: OwnedFd,

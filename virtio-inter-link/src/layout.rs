@@ -10,7 +10,8 @@ pub const FORMAT_VERSION: u16 = 1;
 /// First eight bytes of a region: the letters `vi-link` and a zero, read as little endian.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"vi-link\0");
 
-/// Bytes that each record starts on a multiple of: a cache line, so that two records never share one.
+/// Bytes that each record starts on a multiple of: a cache line, so that two records never share
+/// one.
 pub const RECORD_ALIGN: usize = 64;
 
 /// Smallest data area, in bytes: the smallest power of two of which one half holds a 64 KiB
@@ -20,8 +21,8 @@ pub const MIN_CAPACITY: u32 = 256 << 10;
 /// Largest data area, in bytes.
 pub const MAX_CAPACITY: u32 = 64 << 20;
 
-/// Data area that suits most links, in bytes: some 16 maximal TCP segments, and still small enough to stay in
-/// a processor's cache.
+/// Data area that suits most links, in bytes: some 16 maximal TCP segments, and still small enough
+/// to stay in a processor's cache.
 pub const DEFAULT_CAPACITY: u32 = 1 << 20;
 
 /// Bytes in front of each record's payload: length (u32), then reserved (u32, zero).
@@ -29,8 +30,8 @@ pub(crate) const RECORD_HEADER: usize = 8;
 
 /// Largest payload of one record, in bytes, in a data area of `capacity` bytes.
 ///
-/// Half of the data area less the record's header, so that two maximal records always fit: while the receiver
-/// reads one, the sender can write the next.
+/// Half of the data area less the record's header, so that two maximal records always fit: while
+/// the receiver reads one, the sender can write the next.
 pub const fn max_record(capacity: u32) -> u32 {
     capacity / 2 - RECORD_HEADER as u32
 }
@@ -62,28 +63,33 @@ pub(crate) struct Geometry {
 #[derive(Debug, Default)]
 pub(crate) struct Line(pub(crate) AtomicU64);
 
-/// The words by which the two sides talk. Each has one writer, and no two share a line: the *positions*
-/// change with every batch, the *targets* only when a side goes to sleep, so reading the other's target
-/// mostly hits the own cache.
+/// The words by which the two sides talk. Each has one writer, and no two share a line: the
+/// *positions* change with every batch, the *targets* only when a side goes to sleep, so reading
+/// the other's target mostly hits the own cache.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Words {
     /// Written by the sender: bytes of records published since the region's beginning.
     pub(crate) published: Line,
-    /// Written by the sender: it wants its space bell rung when `consumed` reaches this; 0 for never.
+    /// Written by the sender: it wants its space bell rung when `consumed` reaches this; 0 for
+    /// never.
     pub(crate) space_target: Line,
     /// Written by the receiver: bytes of records that it has done with.
     pub(crate) consumed: Line,
-    /// Written by the receiver: it wants its data bell rung when `published` reaches this; 0 for never.
+    /// Written by the receiver: it wants its data bell rung when `published` reaches this; 0 for
+    /// never.
     pub(crate) data_target: Line,
 }
 
 /// Offset of [`Words`] in the region, in bytes.
 pub(crate) const WORDS_OFFSET: usize = 128;
 
-/// The model checker's atomics have a size of their own; everywhere else the format holds to the byte.
+/// The model checker's atomics have a size of their own; everywhere else the format holds to the
+/// byte.
 #[cfg(not(loom))]
 const _: () = {
+    // The format is little endian, and so is the code: a region never leaves its host.
+    assert!(cfg!(target_endian = "little"));
     assert!(size_of::<Geometry>() == 24);
     assert!(offset_of!(Geometry, magic) == 0);
     assert!(offset_of!(Geometry, version) == 8);

@@ -1,14 +1,15 @@
 //! Single-producer single-consumer rings in sealed shared memory, with eventfd doorbells.
 //!
-//! A *link* carries records, runs of bytes that keep their boundaries, one way between two processes
-//! that do not trust each other. It consists of
+//! A *link* carries records, runs of bytes that keep their boundaries, one way between two
+//! processes that do not trust each other. It consists of
 //!
 //! - a [`Region`]: a sealed memfd with a page of shared words and a data area that both sides map
 //!   twice back to back, so that a record is contiguous wherever it starts;
-//! - two [`Doorbell`]s: eventfds by which a side that sleeps asks to be woken, for data or for space.
+//! - two [`Doorbell`]s: eventfds by which a side that sleeps asks to be woken, for data or for
+//!   space.
 //!
-//! The receiver creates all three and so pays for the memory; it hands the descriptors to the sender
-//! (by `SCM_RIGHTS`), which opens them after checking everything that could hurt it.
+//! The receiver creates all three and so pays for the memory; it hands the descriptors to the
+//! sender (by `SCM_RIGHTS`), which opens them after checking everything that could hurt it.
 //!
 //! ```
 //! use std::os::fd::AsFd;
@@ -42,10 +43,11 @@
 //!
 //! # Trust
 //!
-//! The peer may write anything, at any time, anywhere in the region. Geometry and own positions live
-//! in private memory; each word of the peer is read once, checked, then used; what is impossible is a
-//! [`Violation`], upon which the owner drops the link. Payload bytes are only lent as
-//! [`VolatileSlice`](vm_memory::VolatileSlice): the peer may change them while they are read, so copy first, check then.
+//! The peer may write anything, at any time, anywhere in the region. Geometry and own positions
+//! live in private memory; each word of the peer is read once, checked, then used; what is
+//! impossible is a [`Violation`], upon which the owner drops the link. Payload bytes are only lent
+//! as [`VolatileSlice`](vm_memory::VolatileSlice): the peer may change them while they are read, so
+//! copy first, check then.
 //!
 //! The layout of the region is a versioned wire format: `docs/region-format.md`.
 

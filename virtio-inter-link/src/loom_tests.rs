@@ -1,5 +1,6 @@
-//! The ring's code under the model checker: every order of its loads and stores that the memory model allows, with a bounded number
-//! of preemptions. A lost wake-up is a deadlock, an access to a record that is not ordered is a race; both fail.
+//! The ring's code under the model checker: every order of its loads and stores that the memory
+//! model allows, with a bounded number of preemptions. A lost wake-up is a deadlock, an access to a
+//! record that is not ordered is a race; both fail.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p virtio-inter-link --lib`
 
@@ -10,8 +11,9 @@ use crate::receiver::Receiver;
 use crate::sender::Sender;
 use crate::test_memory::{Edge, Heap};
 
-/// Sends `records` records of `len` bytes through `lines` cache lines: the sender publishes each `publish_every`, the receiver
-/// releases each `release_every`, and both sleep whenever they cannot go on.
+/// Sends `records` records of `len` bytes through `lines` cache lines: the sender publishes each
+/// `publish_every`, the receiver releases each `release_every`, and both sleep whenever they cannot
+/// go on.
 fn transfer(lines: usize, len: usize, records: u64, publish_every: u64, release_every: u64) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
@@ -64,7 +66,8 @@ fn record_by_record() {
     transfer(2, 8, 4, 1, 1);
 }
 
-/// Publishing in pairs, releasing when asked only: each side's waiting has to flush what it holds back.
+/// Publishing in pairs, releasing when asked only: each side's waiting has to flush what it holds
+/// back.
 #[test]
 fn batches() {
     transfer(4, 8, 6, 2, u64::MAX);

@@ -1,7 +1,8 @@
 //! What a ring needs of the memory it lives in and of the bells it rings.
 //!
-//! The ring's code is written against these two traits, so that the very same code runs over a shared
-//! mapping and eventfds, over plain heap memory (Miri), and over memory that the model checker watches.
+//! The ring's code is written against these two traits, so that the very same code runs over a
+//! shared mapping and eventfds, over plain heap memory (Miri), and over memory that the model
+//! checker watches.
 
 use vm_memory::VolatileSlice;
 
@@ -9,8 +10,8 @@ use crate::layout::Words;
 
 /// The shared words and a data area whose every record is contiguous.
 ///
-/// Positions count bytes since the region's beginning; the implementation takes them modulo the capacity. No
-/// argument can lead outside of the data area, whatever its value.
+/// Positions count bytes since the region's beginning; the implementation takes them modulo the
+/// capacity. No argument can lead outside of the data area, whatever its value.
 pub trait Memory {
     /// Size of the data area, in bytes: constant, and private to this side.
     fn capacity(&self) -> u64;
@@ -24,7 +25,8 @@ pub trait Memory {
     /// Reads a record's header at `position`, once.
     fn read_header(&self, position: u64) -> u64;
 
-    /// The `len` bytes behind the header of the record at `position`, cut at what a record may hold.
+    /// The `len` bytes behind the header of the record at `position`, cut at what a record may
+    /// hold.
     fn payload(&self, position: u64, len: usize) -> VolatileSlice<'_>;
 }
 

@@ -1,4 +1,5 @@
-//! The ring against a plain queue: any sequence of operations gives the same records, the same room and the same wake-ups.
+//! The ring against a plain queue: any sequence of operations gives the same records, the same room
+//! and the same wake-ups.
 
 use std::collections::VecDeque;
 
@@ -122,7 +123,8 @@ fn check(operations: &[Operation]) {
                 data_rings = model.publish();
                 let sleeps = footprint(len) > model.free();
                 assert_eq!(sender.wait_for_space(len).unwrap(), sleeps);
-                // A sender that is told of room at once keeps an older wish: a sleeper asks again before it sleeps.
+                // A sender that is told of room at once keeps an older wish: a sleeper asks again
+                // before it sleeps.
                 if sleeps {
                     let free = footprint(len).max(CAPACITY / 2);
                     model.sender_sleeps_until = Some(model.published_until + free - CAPACITY);
@@ -166,7 +168,8 @@ fn check(operations: &[Operation]) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        // Miri needs a second for what takes a processor a millisecond, and has no file system to keep failures in.
+        // Miri needs a second for what takes a processor a millisecond, and has no file system to
+        // keep failures in.
         cases: if cfg!(miri) { 8 } else { 512 },
         failure_persistence: None,
         ..ProptestConfig::default()

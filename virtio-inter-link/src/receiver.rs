@@ -27,7 +27,8 @@ pub struct Receiver<M = Mapping, B = Doorbell> {
     capacity: u64,
     /// Position of the next record to read.
     consumed: u64,
-    /// Position up to which the sender was told that it may write again: what the shared word said last.
+    /// Position up to which the sender was told that it may write again: what the shared word said
+    /// last.
     released: u64,
     /// The sender's position as last read and checked.
     published: u64,
@@ -37,7 +38,8 @@ pub struct Receiver<M = Mapping, B = Doorbell> {
 impl Receiver {
     /// The receiving end of the link in `region`, which nobody has received on before.
     ///
-    /// `data_bell` wakes this side, `space_bell` the sender. From here on this process cannot write to the data area.
+    /// `data_bell` wakes this side, `space_bell` the sender. From here on this process cannot write
+    /// to the data area.
     pub fn new(region: Region, data_bell: Doorbell, space_bell: Doorbell) -> Self {
         let mapping = region.into_mapping();
         if let Err(e) = mapping.protect_data() {
@@ -47,7 +49,8 @@ impl Receiver {
         Self::over(mapping, data_bell, space_bell)
     }
 
-    /// The bell to wait for (`EPOLLIN | EPOLLET`, never read) after [`wait_for_data`](Self::wait_for_data) said so.
+    /// The bell to wait for (`EPOLLIN | EPOLLET`, never read) after
+    /// [`wait_for_data`](Self::wait_for_data) said so.
     pub fn data_bell(&self) -> BorrowedFd<'_> {
         self.data_bell.as_fd()
     }
@@ -91,8 +94,9 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
             return Ok(None);
         }
         let position = self.consumed;
-        // Read once: the peer may change it at any time. Length in the lower half, reserved in the upper one.
-        let header = u64::from_le(self.memory.read_header(position));
+        // Read once: the peer may change it at any time. Length in the lower half, reserved in the
+        // upper one.
+        let header = self.memory.read_header(position);
         let (length, reserved) = (header as u32, (header >> 32) as u32);
         if reserved != 0 {
             return Err(Violation::Reserved {
@@ -121,7 +125,8 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
         (self.consumed - self.released) as usize
     }
 
-    /// Gives the room of all consumed records back to the sender, and wakes it if it sleeps for that.
+    /// Gives the room of all consumed records back to the sender, and wakes it if it sleeps for
+    /// that.
     ///
     /// # Errors
     ///
@@ -134,10 +139,12 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
         let before = self.released;
         self.released = self.consumed;
         let words = self.memory.words();
-        // Release: the records have been read before the sender may overwrite them; its Acquire load is the partner.
+        // Release: the records have been read before the sender may overwrite them; its Acquire
+        // load is the partner.
         words.consumed.0.store(self.released, Ordering::Release);
-        // Partner: the fence in the sender's `wait_for_space`, between its store of `space_target` and its load of `consumed`.
-        // One of the two sees the other's store, so either this side rings or that side stays awake.
+        // Partner: the fence in the sender's `wait_for_space`, between its store of `space_target`
+        // and its load of `consumed`. One of the two sees the other's store, so either this side
+        // rings or that side stays awake.
         fence(Ordering::SeqCst);
         let target = words.space_target.0.load(Ordering::Relaxed);
         // The sender can at most wait for the end of a ring full from here.
@@ -156,8 +163,8 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
 
     /// Asks for a wake-up when there are records again.
     ///
-    /// Releases what was consumed: a sender that waits for room can only then go on. True: the data bell will ring; sleep. False: there
-    /// are records now.
+    /// Releases what was consumed: a sender that waits for room can only then go on. True: the data
+    /// bell will ring; sleep. False: there are records now.
     ///
     /// # Errors
     ///
@@ -167,21 +174,24 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
         if !self.is_empty()? {
             return Ok(false);
         }
-        // The next record, whatever its size. No disarming: once the sender has passed it, the target is stale.
+        // The next record, whatever its size. No disarming: once the sender has passed it, the
+        // target is stale.
         let target = self.published + 1;
         self.memory
             .words()
             .data_target
             .0
             .store(target, Ordering::Relaxed);
-        // Partner: the fence in the sender's `publish`, between its store of `published` and its load of `data_target`.
+        // Partner: the fence in the sender's `publish`, between its store of `published` and its
+        // load of `data_target`.
         fence(Ordering::SeqCst);
         self.is_empty()
     }
 
     /// Reads the sender's position, once, and checks it.
     fn read_published(&mut self) -> Result<(), Violation> {
-        // Acquire: the records' bytes were written before; the Release store in the sender's `publish` is the partner.
+        // Acquire: the records' bytes were written before; the Release store in the sender's
+        // `publish` is the partner.
         let value = self.memory.words().published.0.load(Ordering::Acquire);
         let (low, high) = (self.published, self.released + self.capacity);
         if value < low || value > high || !value.is_multiple_of(RECORD_ALIGN as u64) {
@@ -211,7 +221,8 @@ impl<M: Memory, B: Bell> Record<'_, M, B> {
             .payload(self.receiver.consumed, self.len)
     }
 
-    /// Moves on to the next record. The sender gets the room back with the next [`release`](Receiver::release).
+    /// Moves on to the next record. The sender gets the room back with the next
+    /// [`release`](Receiver::release).
     #[inline]
     pub fn consume(self) {
         self.receiver.consumed += self.footprint;

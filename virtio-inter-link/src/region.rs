@@ -1,4 +1,5 @@
-//! Making and opening a region: a memfd that can neither shrink nor grow, and every check before it is trusted.
+//! Making and opening a region: a memfd that can neither shrink nor grow, and every check before it
+//! is trusted.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,8 +14,8 @@ use crate::layout::{
 };
 use crate::mapping::Mapping;
 
-/// File system type of a memfd (linux/magic.h). One on hugetlbfs has another; there a hole that the peer
-/// punches can be impossible to fill again, which kills the reader by SIGBUS.
+/// File system type of a memfd (linux/magic.h). One on hugetlbfs has another; there a hole that the
+/// peer punches can be impossible to fill again, which kills the reader by SIGBUS.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// Seals without which a region is refused: a file that shrinks under its reader is a SIGBUS.
@@ -100,13 +101,15 @@ pub struct Region {
 }
 
 impl Region {
-    /// Makes a region with a data area of `capacity` bytes; the receiver does, and so pays for the memory.
+    /// Makes a region with a data area of `capacity` bytes; the receiver does, and so pays for the
+    /// memory.
     ///
     /// All of it is allocated here: later no write of the peer can fail for want of memory.
     ///
     /// # Errors
     ///
-    /// The capacity is not a power of two from [`MIN_CAPACITY`] to [`MAX_CAPACITY`], or the kernel refuses the memory.
+    /// The capacity is not a power of two from [`MIN_CAPACITY`] to [`MAX_CAPACITY`], or the kernel
+    /// refuses the memory.
     pub fn create(capacity: u32) -> Result<Self, RegionError> {
         let (data_offset, size) = dimensions(capacity)?;
         let fd = create_memfd().map_err(|e| RegionError::Create(e.into()))?;
@@ -127,12 +130,13 @@ impl Region {
         })
     }
 
-    /// Opens the region that a peer made, `fd`, whose data area has `capacity` bytes as agreed beforehand.
+    /// Opens the region that a peer made, `fd`, whose data area has `capacity` bytes as agreed
+    /// beforehand.
     ///
     /// # Errors
     ///
-    /// One for each thing wrong with it: no memfd of ordinary pages, seals missing, another size, another format
-    /// version, another geometry.
+    /// One for each thing wrong with it: no memfd of ordinary pages, seals missing, another size,
+    /// another format version, another geometry.
     pub fn open(fd: OwnedFd, capacity: u32) -> Result<Self, RegionError> {
         let (data_offset, size) = dimensions(capacity)?;
         check_file(fd.as_fd(), size)?;

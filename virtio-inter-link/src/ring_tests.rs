@@ -374,7 +374,8 @@ fn own_words_are_never_read_back() {
     link.sender.publish().unwrap();
     link.take().unwrap();
     link.receiver.release().unwrap();
-    // The receiver scribbles on the sender's words, the sender on the receiver's; both find their own way on.
+    // The receiver scribbles on the sender's words, the sender on the receiver's; both find their
+    // own way on.
     let words = link.memory.words();
     words.published.0.store(u64::MAX, Relaxed);
     words.consumed.0.store(u64::MAX, Relaxed);

@@ -27,7 +27,8 @@ pub struct Sender<M = Mapping, B = Doorbell> {
     capacity: u64,
     /// Position behind the last record committed.
     committed: u64,
-    /// Position behind the last record published: what the shared word said last, never read back from there.
+    /// Position behind the last record published: what the shared word said last, never read back
+    /// from there.
     published: u64,
     /// The receiver's position as last read and checked.
     consumed: u64,
@@ -42,7 +43,8 @@ impl Sender {
         Self::over(region.into_mapping(), data_bell, space_bell)
     }
 
-    /// The bell to wait for (`EPOLLIN | EPOLLET`, never read) after [`wait_for_space`](Self::wait_for_space) said so.
+    /// The bell to wait for (`EPOLLIN | EPOLLET`, never read) after
+    /// [`wait_for_space`](Self::wait_for_space) said so.
     pub fn space_bell(&self) -> BorrowedFd<'_> {
         self.space_bell.as_fd()
     }
@@ -103,7 +105,8 @@ impl<M: Memory, B: Bell> Sender<M, B> {
     ///
     /// # Errors
     ///
-    /// The receiver asks to be woken at an impossible position. The records are published all the same.
+    /// The receiver asks to be woken at an impossible position. The records are published all the
+    /// same.
     #[inline]
     pub fn publish(&mut self) -> Result<(), Violation> {
         if self.committed == self.published {
@@ -112,10 +115,12 @@ impl<M: Memory, B: Bell> Sender<M, B> {
         let before = self.published;
         self.published = self.committed;
         let words = self.memory.words();
-        // Release: the records' bytes come before the position; the receiver's Acquire load of it is the partner.
+        // Release: the records' bytes come before the position; the receiver's Acquire load of it
+        // is the partner.
         words.published.0.store(self.published, Ordering::Release);
-        // Store `published`, fence, load `data_target` here; store `data_target`, fence, load `published` in the receiver's
-        // `wait_for_data`: one of the two sees the other's store, so either this side rings or that side stays awake.
+        // Store `published`, fence, load `data_target` here; store `data_target`, fence, load
+        // `published` in the receiver's `wait_for_data`: one of the two sees the other's store, so
+        // either this side rings or that side stays awake.
         fence(Ordering::SeqCst);
         let target = words.data_target.0.load(Ordering::Relaxed);
         // The receiver's target is at most one byte behind the last position it can have seen.
@@ -132,10 +137,12 @@ impl<M: Memory, B: Bell> Sender<M, B> {
         Ok(())
     }
 
-    /// Asks for a wake-up when there is room again, for a record of `len` bytes that [fits](Self::fits).
+    /// Asks for a wake-up when there is room again, for a record of `len` bytes that
+    /// [fits](Self::fits).
     ///
-    /// Publishes what is pending: the receiver can only make room of what it has seen. True: the space bell will ring; sleep. False: there is
-    /// room now. The bell rings once half of the data area is free, not for each record that is taken out.
+    /// Publishes what is pending: the receiver can only make room of what it has seen. True: the
+    /// space bell will ring; sleep. False: there is room now. The bell rings once half of the data
+    /// area is free, not for each record that is taken out.
     ///
     /// # Errors
     ///
@@ -147,13 +154,14 @@ impl<M: Memory, B: Bell> Sender<M, B> {
         if self.free() >= footprint {
             return Ok(false);
         }
-        // Not above `published`, so the receiver reaches it at the latest when it has emptied the ring. And not below what it
-        // has consumed: less than `wanted` is free.
+        // Not above `published`, so the receiver reaches it at the latest when it has emptied the
+        // ring. And not below what it has consumed: less than `wanted` is free.
         let wanted = footprint.max(self.capacity / 2);
         let target = self.published + wanted - self.capacity;
         let words = self.memory.words();
         words.space_target.0.store(target, Ordering::Relaxed);
-        // Partner: the fence in the receiver's `release`, between its store of `consumed` and its load of `space_target`.
+        // Partner: the fence in the receiver's `release`, between its store of `consumed` and its
+        // load of `space_target`.
         fence(Ordering::SeqCst);
         self.read_consumed()?;
         if self.free() < footprint {
@@ -168,7 +176,8 @@ impl<M: Memory, B: Bell> Sender<M, B> {
         Ok(false)
     }
 
-    /// The receiver's position, in bytes of the data area since the beginning: it moves when the receiver makes progress.
+    /// The receiver's position, in bytes of the data area since the beginning: it moves when the
+    /// receiver makes progress.
     ///
     /// # Errors
     ///
@@ -181,13 +190,15 @@ impl<M: Memory, B: Bell> Sender<M, B> {
     /// Bytes free as far as known.
     #[inline]
     fn free(&self) -> u64 {
-        // `consumed <= published <= committed <= consumed + capacity`: checked where each is changed.
+        // `consumed <= published <= committed <= consumed + capacity`: checked where each is
+        // changed.
         self.capacity - (self.committed - self.consumed)
     }
 
     /// Reads the receiver's position, once, and checks it.
     fn read_consumed(&mut self) -> Result<(), Violation> {
-        // Acquire: what the receiver read of the records comes before; its Release store in `release` is the partner.
+        // Acquire: what the receiver read of the records comes before; its Release store in
+        // `release` is the partner.
         let value = self.memory.words().consumed.0.load(Ordering::Acquire);
         let (low, high) = (self.consumed, self.published);
         if value < low || value > high || !value.is_multiple_of(RECORD_ALIGN as u64) {
@@ -198,7 +209,8 @@ impl<M: Memory, B: Bell> Sender<M, B> {
     }
 }
 
-/// Room for one record, invisible to the receiver until it is committed and published. Dropped without, it is given up.
+/// Room for one record, invisible to the receiver until it is committed and published. Dropped
+/// without, it is given up.
 #[derive(Debug)]
 pub struct Slot<'a, M = Mapping, B = Doorbell> {
     sender: &'a mut Sender<M, B>,
@@ -207,7 +219,8 @@ pub struct Slot<'a, M = Mapping, B = Doorbell> {
 }
 
 impl<M: Memory, B: Bell> Slot<'_, M, B> {
-    /// The record's bytes, to be filled: exactly as many as were reserved, holding whatever was there before.
+    /// The record's bytes, to be filled: exactly as many as were reserved, holding whatever was
+    /// there before.
     #[inline]
     pub fn slice(&self) -> VolatileSlice<'_> {
         self.sender.memory.payload(self.sender.committed, self.len)
@@ -216,10 +229,11 @@ impl<M: Memory, B: Bell> Slot<'_, M, B> {
     /// Makes the record part of the next [`publish`](Sender::publish).
     #[inline]
     pub fn commit(self) {
-        // Length in the lower half, reserved zeros in the upper one. `fits` keeps the length below 2^32.
+        // Length in the lower half, reserved zeros in the upper one: `fits` keeps the length below
+        // 2^32.
         self.sender
             .memory
-            .write_header(self.sender.committed, (self.len as u64).to_le());
+            .write_header(self.sender.committed, self.len as u64);
         self.sender.committed += self.footprint;
     }
 }

@@ -1,10 +1,11 @@
 //! Signalling an eventfd that a hostile process shares, without ever blocking.
 //!
-//! `write` will not do: the peer shares the open file description, so it can clear `O_NONBLOCK` at any moment, and it
-//! can run the counter up to its end; then `write` sleeps until the peer pleases. The kernel's own signallers
-//! never sleep, and asynchronous I/O lends user space one: a request that names an eventfd signals it on completion,
-//! wakes its waiters even when the counter is at its end, and is refused if the descriptor is no eventfd. So a bell is
-//! rung by reading nothing from an empty file. See `docs/decisions/0001-bells-rung-by-aio.md`.
+//! `write` will not do: the peer shares the open file description, so it can clear `O_NONBLOCK` at
+//! any moment, and it can run the counter up to its end; then `write` sleeps until the peer
+//! pleases. The kernel's own signallers never sleep, and asynchronous I/O lends user space one: a
+//! request that names an eventfd signals it on completion, wakes its waiters even when the counter
+//! is at its end, and is refused if the descriptor is no eventfd. So a bell is rung by reading
+//! nothing from an empty file. See `docs/decisions/0001-bells-rung-by-aio.md`.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -15,7 +16,8 @@ use rustix::fs::{MemfdFlags, OFlags};
 use rustix::io::Errno;
 use vmm_sys_util::aio::{IOCB_CMD_PREAD, IOCB_FLAG_RESFD, IoContext, IoControlBlock, IoEvent};
 
-/// Completions that the kernel keeps for us before it wants them collected (it rounds up, on many processors far).
+/// Completions that the kernel keeps for us before it wants them collected (it rounds up, on many
+/// processors far).
 const COMPLETIONS: usize = 64;
 
 /// Signals the eventfd `fd`.
@@ -24,7 +26,8 @@ const COMPLETIONS: usize = 64;
 ///
 /// `EINVAL`: it is no eventfd.
 pub(crate) fn signal(fd: BorrowedFd<'_>) -> io::Result<()> {
-    /// One for the process: signals are rare (somebody slept), and the kernel makes contexts safe to share.
+    /// One for the process: signals are rare (somebody slept), and the kernel makes contexts safe
+    /// to share.
     static SIGNALLER: OnceLock<Option<Signaller>> = OnceLock::new();
 
     let signaller = SIGNALLER.get_or_init(|| {
@@ -71,7 +74,8 @@ impl Signaller {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             result => return result.map(drop),
         }
-        // No room for another completion. Nobody wants to know of the old ones: collect them all at once, now and then.
+        // No room for another completion. Nobody wants to know of the old ones: collect them all at
+        // once, now and then.
         let mut events = [IoEvent::default(); COMPLETIONS];
         let mut no_wait = libc::timespec {
             tv_sec: 0,

@@ -1,4 +1,5 @@
-//! Plain heap memory and a bell that counts, for tests: what Miri and the model checker can look into.
+//! Plain heap memory and a bell that counts, for tests: what Miri and the model checker can look
+//! into.
 #![allow(
     unsafe_code,
     reason = "lends pieces of memory that two ends share, as a mapping does"
@@ -14,8 +15,9 @@ use crate::memory::{Bell, Memory};
 
 /// One end's handle of memory that two ends of a link share.
 ///
-/// A record that runs over the end of the data area lies in a second half here, too; unlike with a mapping that half is no
-/// mirror, which nobody notices: both sides find a record at the same place.
+/// A record that runs over the end of the data area lies in a second half here, too; unlike with a
+/// mapping that half is no mirror, which nobody notices: both sides find a record at the same
+/// place.
 #[derive(Clone, Debug)]
 pub(crate) struct Heap {
     shared: Arc<Shared>,
@@ -29,13 +31,14 @@ struct Shared {
     words: Words,
     data: Box<[UnsafeCell<u64>]>,
     capacity: usize,
-    /// One cell for each cache line of the data area, by which the model checker sees unordered accesses.
+    /// One cell for each cache line of the data area, by which the model checker sees unordered
+    /// accesses.
     #[cfg(loom)]
     lines: Box<[loom::cell::UnsafeCell<()>]>,
 }
 
-// SAFETY: the words are atomics; the data is only accessed by raw copies, and the ring's protocol, which is what the
-// tests check, keeps the two ends from accessing the same bytes at once.
+// SAFETY: the words are atomics; the data is only accessed by raw copies, and the ring's protocol,
+// which is what the tests check, keeps the two ends from accessing the same bytes at once.
 unsafe impl Sync for Shared {}
 // SAFETY: nothing in it belongs to a thread.
 unsafe impl Send for Shared {}
@@ -146,7 +149,8 @@ impl Bell for Counter {
     }
 }
 
-/// A bell that wakes the model checker's threads as an eventfd with edge-triggered epoll does: an edge stays until it is waited for.
+/// A bell that wakes the model checker's threads as an eventfd with edge-triggered epoll does: an
+/// edge stays until it is waited for.
 #[cfg(loom)]
 #[derive(Clone, Debug)]
 pub(crate) struct Edge(Arc<loom::sync::Notify>);

@@ -4,7 +4,8 @@ use thiserror::Error;
 
 /// The peer wrote something into the region that an honest one cannot have written.
 ///
-/// Nothing was lost of what had been received before, but nothing more can be made of this link: its owner drops it.
+/// Nothing was lost of what had been received before, but nothing more can be made of this link:
+/// its owner drops it.
 #[derive(Clone, Copy, Debug, Error, Eq, PartialEq)]
 pub enum Violation {
     /// The sender's position went back, ran past the data area, or is not on a record's boundary.
@@ -17,7 +18,8 @@ pub enum Violation {
         /// The position at which the data area is full.
         high: u64,
     },
-    /// The receiver's position went back, ran past what was published, or is not on a record's boundary.
+    /// The receiver's position went back, ran past what was published, or is not on a record's
+    /// boundary.
     #[error("Consumed position {value:#x} is not a record boundary in {low:#x}..={high:#x}")]
     Consumed {
         /// What the peer wrote.

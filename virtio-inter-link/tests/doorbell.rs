@@ -1,4 +1,5 @@
 //! A doorbell wakes, never blocks, and is an eventfd.
+#![cfg(not(any(miri, loom)))]
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};

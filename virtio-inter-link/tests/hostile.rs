@@ -1,7 +1,9 @@
-//! A process at the other end of two links that writes random words all over both regions, punches holes into them and
-//! abuses the bells, while this side moves frames on them and on a healthy link.
+//! A process at the other end of two links that writes random words all over both regions, punches
+//! holes into them and abuses the bells, while this side moves frames on them and on a healthy
+//! link.
 //!
 //! `VIRTIO_INTER_HOSTILE_SECONDS` shortens the ten seconds.
+#![cfg(not(any(miri, loom)))]
 #![allow(clippy::print_stderr, reason = "says how much of an attack it was")]
 #![allow(
     unsafe_code,
@@ -35,7 +37,8 @@ impl Random {
     }
 }
 
-/// The hostile process; a test of its own, and empty, unless it was given descriptors: two regions, then bells.
+/// The hostile process; a test of its own, and empty, unless it was given descriptors: two regions,
+/// then bells.
 #[test]
 fn hostile_process() {
     let Some(fds) = inherited() else { return };
@@ -145,7 +148,8 @@ impl Hostile {
         }
     }
 
-    /// A new link over the same memory, with its description put right, if the peer leaves the time for that.
+    /// A new link over the same memory, with its description put right, if the peer leaves the time
+    /// for that.
     fn open(&self) -> Result<(Region, Doorbell, Doorbell), RegionError> {
         let mut header = b"vi-link\0\x01\0\x08\0\x40\0\0\0".to_vec();
         header.extend(MIN_CAPACITY.to_le_bytes());

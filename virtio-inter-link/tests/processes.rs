@@ -1,4 +1,6 @@
-//! A link between two processes that both sleep whenever they cannot go on: everything arrives, in order, and nobody sleeps for ever.
+//! A link between two processes that both sleep whenever they cannot go on: everything arrives, in
+//! order, and nobody sleeps for ever.
+#![cfg(not(any(miri, loom)))]
 
 use std::os::fd::AsFd;
 use std::time::Duration;

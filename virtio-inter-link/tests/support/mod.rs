@@ -16,7 +16,8 @@ const FDS: &str = "VIRTIO_INTER_TEST_FDS";
 pub(crate) struct Process(Child);
 
 impl Process {
-    /// Runs the test `name` of this binary, which calls [`inherited`], in a process of its own that holds `fds`.
+    /// Runs the test `name` of this binary, which calls [`inherited`], in a process of its own that
+    /// holds `fds`.
     pub(crate) fn spawn(name: &str, fds: &[BorrowedFd<'_>]) -> Self {
         // Clones without close-on-exec, alive until the child has them.
         let clones: Vec<OwnedFd> = fds
@@ -57,7 +58,8 @@ pub(crate) fn inherited() -> Option<Vec<OwnedFd>> {
     // However the parent ends, no child is left.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
     let number = |text: &str| text.parse::<RawFd>().unwrap();
-    // SAFETY: `Process::spawn` left exactly these descriptors open for this process, and nobody else here knows of them.
+    // SAFETY: `Process::spawn` left exactly these descriptors open for this process, and nobody
+    // else here knows of them.
     Some(
         numbers
             .split(',')
