@@ -385,9 +385,9 @@ fn publish(
     rings: &Rings<'_>,
     counters: &Counters,
 ) -> Result<(), QueueViolation> {
-    if queue.publish(rings)? {
+    queue.publish(rings)?;
+    if queue.signal(rings)? {
         counters.interrupts.add(1);
-        queue.interrupt();
     }
     Ok(())
 }
