@@ -9,6 +9,7 @@ use virtio_inter_link::{Doorbell, Receiver, Region, Sender};
 use zerocopy::IntoBytes;
 
 use crate::handshake::{Candidate, Local, Refusal, RingSequence, Role};
+use crate::id::PortId;
 use crate::port::{DownReason, PeerInfo, PeerKey, PeerLink};
 use crate::socket::{self, ReceiveError, Received};
 use crate::wire::{self, MAX_MESSAGE, Message, Ring};
@@ -24,6 +25,8 @@ pub(crate) struct Connection {
     pub(crate) pid: Option<u32>,
     /// Whether the event loop listens for room to write.
     pub(crate) watches_write: bool,
+    /// What the peer called itself, let in or not.
+    claimed: Option<PortId>,
     socket: OwnedFd,
     hello_sent: bool,
     stage: Stage,
@@ -99,6 +102,7 @@ impl Connection {
             started: now,
             pid,
             watches_write: false,
+            claimed: None,
             socket,
             hello_sent: false,
             stage: Stage::Hello,
@@ -128,8 +132,8 @@ impl Connection {
 
     /// What to call the peer in the log.
     pub(crate) fn name(&self) -> String {
-        let id = match (self.peer(), &self.role) {
-            (Some(peer), _) => peer.id.as_str(),
+        let id = match (&self.claimed, &self.role) {
+            (Some(id), _) => id.as_str(),
             (None, Role::Caller(id)) => id.as_str(),
             (None, Role::Callee) => "(unnamed)",
         };
@@ -230,7 +234,9 @@ impl Connection {
             }
             (Stage::Hello, Message::ForeignHello(theirs)) => Err(Refusal::Version { theirs }),
             (Stage::Hello, Message::Hello(hello)) => {
-                Ok(Step::Introduced(local.judge(&self.role, &hello)?))
+                let candidate = local.judge(&self.role, &hello)?;
+                self.claimed = Some(candidate.id.clone());
+                Ok(Step::Introduced(candidate))
             }
             (Stage::Rings(exchange), Message::Ring(ring)) => {
                 exchange.sequence.accept(&ring, fds.len())?;

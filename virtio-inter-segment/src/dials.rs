@@ -126,6 +126,16 @@ impl Dials {
         Some(id.clone())
     }
 
+    /// Something has changed that may have been in the way: calls that would have waited for long are
+    /// due soon.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        for dial in self.dials.values_mut() {
+            if let State::Due(at) = &mut dial.state {
+                *at = (*at).min(now + FIRST_RETRY);
+            }
+        }
+    }
+
     /// When the next call is due.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.dials
@@ -230,8 +240,11 @@ mod tests {
         dials.take_due(now).unwrap();
         dials.ended(&id("b"), Outcome::Refused, now);
         assert_eq!(dials.next_due(), Some(now + SLOW));
-        dials.take_due(now + SLOW).unwrap();
+        dials.hurry(now);
+        assert_eq!(dials.next_due(), Some(now + FIRST_RETRY));
+        dials.take_due(now + FIRST_RETRY).unwrap();
         dials.ended(&id("b"), Outcome::Parked, now);
+        dials.hurry(now);
         assert_eq!(dials.next_due(), None);
         dials.seen(&id("b"), socket, now);
         assert_eq!(dials.next_due(), None);

@@ -22,6 +22,7 @@ mod directory;
 mod handshake;
 mod id;
 mod join_error;
+mod limits;
 pub mod log_limit;
 mod mac;
 mod membership;
@@ -33,11 +34,12 @@ mod wire;
 
 pub use id::{MAX_ID_LEN, PortId, PortIdError};
 pub use join_error::{JoinError, MAX_SOCKET_PATH};
+pub use limits::{Limits, SegmentStats};
 pub use log_limit::LogLimit;
 pub use mac::{MacAddr, MacError};
 pub use port::{
     DownReason, LocalPort, MAX_QUEUE_PAIRS, MIN_MTU, PeerInfo, PeerKey, PeerLink, PortError,
     SegmentEvent,
 };
-pub use segment::{Limits, Segment, SegmentStats};
+pub use segment::Segment;
 pub use wire::{PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN};

@@ -75,6 +75,7 @@ impl Membership {
 
 /// Owner and permissions that let those connect whom the rule lets join, and no others.
 struct Access {
+    own_uid: u32,
     mode: Mode,
     owner: Option<Uid>,
     group: Option<Gid>,
@@ -90,6 +91,7 @@ impl Access {
             mode |= Mode::ROTH | Mode::WOTH;
         }
         Access {
+            own_uid: rule.own_uid,
             mode,
             // Only root can, and needs to: the directory's owner may join a segment that root is on.
             owner: (rule.own_uid == 0).then(|| Uid::from_raw(rule.directory_uid)),
@@ -320,23 +322,39 @@ fn listen(directory: &Directory, id: &PortId, rule: &Rule) -> io::Result<(BoundN
     rustix::fs::fchmod(&listener, access.mode)?;
     let address = SocketAddrUnix::new(directory.path().join(&hidden))?;
     rustix::net::bind(&listener, &address)?;
+    match publish(directory, &listener, &hidden, name, &access) {
+        Ok(bound) => Ok((bound, listener)),
+        Err(e) => {
+            remove(directory.fd(), &hidden);
+            Err(e)
+        }
+    }
+}
+
+/// Gives a bound socket its owner, its mode, its ear and its name.
+fn publish(
+    directory: &Directory,
+    listener: &OwnedFd,
+    hidden: &str,
+    name: String,
+    access: &Access,
+) -> io::Result<BoundName> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory.fd(), &hidden, flags, Mode::empty())?;
+    let file = rustix::fs::openat(directory.fd(), hidden, flags, Mode::empty())?;
     let stat = rustix::fs::fstat(&file)?;
     // Not the file that we made, if somebody who may write to the directory has replaced it.
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_uid != rule.own_uid {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_uid != access.own_uid {
         return Err(Errno::STALE.into());
     }
-    let mut bound = BoundName {
+    access.apply_to_socket(&file, &stat);
+    rustix::net::listen(listener, BACKLOG)?;
+    let bound = BoundName {
         directory: directory.fd().try_clone_to_owned()?,
-        name: hidden,
+        name,
         file: file_of(&stat),
     };
-    access.apply_to_socket(&file, &stat);
-    rustix::net::listen(&listener, BACKLOG)?;
-    rustix::fs::renameat(directory.fd(), &bound.name, directory.fd(), &name)?;
-    bound.name = name;
-    Ok((bound, listener))
+    rustix::fs::renameat(directory.fd(), hidden, directory.fd(), &bound.name)?;
+    Ok(bound)
 }
 
 #[cfg(test)]

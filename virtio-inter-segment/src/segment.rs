@@ -1,37 +1,36 @@
-//! The life of a port on its segment: accepts, calls, lets in, and tells of peers that come and go.
+//! The life of a port on its segment: drives its connections and tells of peers that come and go.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use log::Level;
 use rustix::io::Errno;
-use rustix::process::Resource;
 use rustix::rand::GetRandomFlags;
 
 use crate::connection::{Connection, End, Step};
-use crate::credentials::Credentials;
 use crate::dials::{Dials, Outcome};
-use crate::directory::{Change, Directory, Watch};
-use crate::handshake::{Candidate, Local, Refusal, Role, WithSources};
+use crate::directory::{Directory, Watch};
+use crate::handshake::{Local, Refusal, WithSources};
 use crate::id::PortId;
 use crate::join_error::JoinError;
+use crate::limits::{Limits, SegmentStats};
 use crate::log_limit::LogLimit;
 use crate::log_limited;
 use crate::membership::Membership;
 use crate::poll::Poll;
 use crate::port::{DownReason, LocalPort, PeerKey, PeerLink, SegmentEvent};
-use crate::socket;
+
+mod admission;
+mod discovery;
 
 /// Tokens of the event loop; those of connections are their keys, which count up from 1.
 const LISTENER: u64 = u64::MAX - 1;
 const WATCH: u64 = u64::MAX - 2;
 
-/// Work per call of [`Segment::process`]: connections taken, peers called, messages per connection.
-const ACCEPTS_PER_CALL: usize = 16;
-const DIALS_PER_CALL: usize = 16;
+/// Messages taken from one connection per call of [`Segment::process`].
 const STEPS_PER_CALL: usize = 32;
 
 /// Pause before trying again what failed for want of descriptors or memory, or lists the directory.
@@ -39,53 +38,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Incarnations that are remembered as not wanted.
 const MAX_BANNED: usize = 1024;
-
-/// What a segment may cost. The defaults do for any segment of one host.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Time from the start of a connection to a link that is up; 5 s.
-    pub handshake_timeout: Duration,
-    /// Pause before calling a peer again after one side refused the other; 30 s.
-    pub slow_retry: Duration,
-    /// Handshakes under way, in each direction; 64. A further caller replaces the oldest one.
-    pub max_half_open: usize,
-    /// Peers at a time; 1024.
-    pub max_peers: usize,
-    /// Data bytes of all rings of all links; 8 GiB.
-    pub max_ring_bytes: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            handshake_timeout: Duration::from_secs(5),
-            slow_retry: Duration::from_secs(30),
-            max_half_open: 64,
-            max_peers: 1024,
-            max_ring_bytes: 8 << 30,
-        }
-    }
-}
-
-/// What has happened on a segment since the port joined: running counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SegmentStats {
-    /// Links that came up.
-    pub up: u64,
-    /// Links that went down.
-    pub down: u64,
-    /// Processes turned away for their user and groups.
-    pub strangers: u64,
-    /// Handshakes that we refused for another reason.
-    pub refused: u64,
-    /// Handshakes that the peer refused.
-    pub refused_by_peer: u64,
-    /// Handshakes that took too long.
-    pub timeouts: u64,
-    /// Half-open connections dropped for newer ones.
-    pub crowded_out: u64,
-}
 
 /// A port's membership of a segment.
 ///
@@ -273,134 +225,6 @@ impl Segment {
         self.call_ended(&connection.role, Outcome::Parked, Instant::now());
     }
 
-    /// Takes new connections.
-    fn accept(&mut self, now: Instant) {
-        for _ in 0..ACCEPTS_PER_CALL {
-            match socket::accept(self.membership.listener()) {
-                Ok(socket) => self.start(Role::Callee, socket, now),
-                Err(Errno::AGAIN) => return,
-                Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(e) => {
-                    // The connection stays in the queue, and the listener readable: look away for a
-                    // while instead of spinning.
-                    log_limited!(
-                        self.refusals,
-                        Level::Warn,
-                        "Port {}: failed to accept a connection: {e}",
-                        self.local.port.id
-                    );
-                    self.pause_listener(true);
-                    self.accept_at = Some(now + PAUSE);
-                    return;
-                }
-            }
-        }
-    }
-
-    fn pause_listener(&mut self, pause: bool) {
-        if let Err(e) = self.poll.pause(self.membership.listener(), LISTENER, pause) {
-            log_limited!(
-                self.refusals,
-                Level::Error,
-                "Failed to watch the listener: {e}"
-            );
-        }
-    }
-
-    /// Calls the peers whose time has come.
-    fn call_due(&mut self, now: Instant) {
-        for _ in 0..DIALS_PER_CALL {
-            if self.calls_under_way() >= self.limits.max_half_open {
-                return;
-            }
-            let Some(id) = self.dials.take_due(now) else {
-                return;
-            };
-            let outcome = match socket::connect(&self.directory.socket_path(&id)) {
-                Ok(socket) => {
-                    self.start(Role::Caller(id), socket, now);
-                    continue;
-                }
-                // A dead port's file. Its successor will put another one in its place.
-                Err(Errno::CONNREFUSED) => Outcome::Parked,
-                Err(Errno::NOENT) => Outcome::Gone,
-                Err(Errno::AGAIN | Errno::INTR) => Outcome::Failed,
-                Err(e) => {
-                    log_limited!(
-                        self.refusals,
-                        Level::Warn,
-                        "Port {}: failed to connect to {id}: {e}",
-                        self.local.port.id
-                    );
-                    match e {
-                        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => {
-                            Outcome::Failed
-                        }
-                        _ => Outcome::Refused,
-                    }
-                }
-            };
-            self.dials.ended(&id, outcome, now);
-        }
-    }
-
-    fn calls_under_way(&self) -> usize {
-        self.half_open()
-            .filter(|connection| connection.role != Role::Callee)
-            .count()
-    }
-
-    fn half_open(&self) -> impl Iterator<Item = &Connection> {
-        self.connections
-            .values()
-            .filter(|connection| connection.up_since().is_none())
-    }
-
-    /// Starts the handshake on a new connection, if the process at the other end may join at all.
-    fn start(&mut self, role: Role, socket: OwnedFd, now: Instant) {
-        let key = PeerKey::next();
-        let (credentials, rule) = match peer_and_rule(&socket, &self.directory) {
-            Ok(both) => both,
-            Err(e) => {
-                let refusal = Refusal::resources(e);
-                let connection = Connection::new(key, role, socket, None, now);
-                return self.end(connection, End::Refused(refusal), now);
-            }
-        };
-        let connection = Connection::new(key, role, socket, credentials.pid, now);
-        if let Err(stranger) = rule.check(&credentials) {
-            let refusal = Refusal::Stranger(stranger.to_string());
-            return self.end(connection, End::Refused(refusal), now);
-        }
-        if connection.role == Role::Callee {
-            self.make_room(now);
-        }
-        match self.poll.add(connection.fd(), key.get()) {
-            Ok(()) => self.drive(connection, now),
-            Err(e) => self.end(connection, End::Refused(Refusal::resources(e)), now),
-        }
-    }
-
-    /// Drops a half-open caller if there are as many as there may be: the oldest of those that have
-    /// not said who they are, or else the oldest.
-    fn make_room(&mut self, now: Instant) {
-        let callers = || {
-            self.half_open()
-                .filter(|connection| connection.role == Role::Callee)
-        };
-        if callers().count() < self.limits.max_half_open {
-            return;
-        }
-        let oldest = callers().min_by_key(|caller| (caller.peer().is_some(), caller.started));
-        if let Some(key) = oldest.map(|caller| caller.key.get())
-            && let Some(connection) = self.connections.remove(&key)
-        {
-            self.stats.crowded_out += 1;
-            let refusal = Refusal::Full("too many handshakes are under way".to_owned());
-            self.end(connection, End::Refused(refusal), now);
-        }
-    }
-
     /// Moves a connection forward as far as it goes, and keeps it if it lives on.
     fn drive(&mut self, mut connection: Connection, now: Instant) {
         if let Err(refusal) = self.flush(&mut connection) {
@@ -439,64 +263,6 @@ impl Segment {
         Ok(())
     }
 
-    /// Tells whether a peer that is valid as such can be let in beside the others.
-    fn room_for(&mut self, peer: &Candidate, now: Instant) -> Result<(), Refusal> {
-        let banned = |b: &&Banned| b.id == peer.id && b.incarnation == peer.incarnation;
-        if let Some(banned) = self.banned.iter().find(banned) {
-            return Err(Refusal::Banned(banned.reason.clone()));
-        }
-        self.reap(|other| other.id == peer.id || other.mac == peer.mac, now);
-        for other in self.connections.values().filter_map(Connection::peer) {
-            if other.id == peer.id {
-                return Err(Refusal::IdTaken(peer.id.clone()));
-            }
-            if other.mac == peer.mac {
-                return Err(Refusal::MacTaken {
-                    mac: peer.mac,
-                    holder: other.id.clone(),
-                });
-            }
-        }
-        let with = |cost: &dyn Fn(&Candidate) -> u64| -> u64 {
-            let others = self.connections.values().filter_map(Connection::peer);
-            others.chain([peer]).map(cost).sum()
-        };
-        let full = |what: &str, max: u64| Err(Refusal::Full(format!("more than {max} {what}")));
-        let max_peers = self.limits.max_peers as u64;
-        if with(&|_| 1) > max_peers {
-            return full("peers", max_peers);
-        }
-        if with(&|peer| self.local.link_bytes(peer)) > self.limits.max_ring_bytes {
-            return full("bytes of rings", self.limits.max_ring_bytes);
-        }
-        // A quarter is left to the rest of the process: guest memory, kicks, interrupts, log.
-        let descriptors = rustix::process::getrlimit(Resource::Nofile).current;
-        let max_fds = descriptors.map_or(u64::MAX, |limit| limit / 4 * 3);
-        if with(&|peer| self.local.link_fds(peer)) > max_fds {
-            return full("descriptors for links", max_fds);
-        }
-        Ok(())
-    }
-
-    /// Notices the end of those connections whose end has not come up as an event yet.
-    fn reap(&mut self, which: impl Fn(&Candidate) -> bool, now: Instant) {
-        let ended: Vec<u64> = self
-            .connections
-            .values()
-            .filter(|connection| connection.peer().is_some_and(&which) && connection.has_ended())
-            .map(|connection| connection.key.get())
-            .collect();
-        for key in ended {
-            let Some(connection) = self.connections.remove(&key) else {
-                continue;
-            };
-            match connection.up_since() {
-                Some(_) => self.drive(connection, now),
-                None => self.end(connection, End::Closed, now),
-            }
-        }
-    }
-
     fn up(&mut self, connection: &Connection, link: PeerLink) {
         log_limited!(
             self.changes,
@@ -529,6 +295,8 @@ impl Segment {
         self.stats.down += 1;
         self.events.push(SegmentEvent::Down(connection.key, reason));
         self.call_ended(&connection.role, outcome, now);
+        // What this peer had, its address above all, may have been in the way of another.
+        self.dials.hurry(now);
     }
 
     /// A connection has come to nothing.
@@ -576,28 +344,6 @@ impl Segment {
         self.call_ended(&connection.role, outcome, now);
     }
 
-    fn call_ended(&mut self, role: &Role, outcome: Outcome, now: Instant) {
-        if let Role::Caller(id) = role {
-            self.dials.ended(id, outcome, now);
-        }
-    }
-
-    /// Ends handshakes that take too long.
-    fn expire(&mut self, now: Instant) {
-        let timeout = self.limits.handshake_timeout;
-        let late: Vec<u64> = self
-            .half_open()
-            .filter(|connection| now.saturating_duration_since(connection.started) >= timeout)
-            .map(|connection| connection.key.get())
-            .collect();
-        for key in late {
-            if let Some(connection) = self.connections.remove(&key) {
-                let refusal = Refusal::Timeout(timeout.as_millis());
-                self.end(connection, End::Refused(refusal), now);
-            }
-        }
-    }
-
     /// Sets the timer to the nearest deadline.
     fn arm(&mut self, now: Instant) -> io::Result<()> {
         let handshakes = self
@@ -613,101 +359,6 @@ impl Segment {
             .min();
         self.poll.wake_at(next, now)
     }
-
-    fn directory_changed(&mut self, now: Instant) {
-        let changes = self.watch.read().unwrap_or_else(|e| {
-            log_limited!(
-                self.refusals,
-                Level::Error,
-                "Failed to read directory changes: {e}"
-            );
-            vec![Change::Overflow]
-        });
-        for change in changes {
-            match change {
-                Change::Appeared(id) | Change::Vanished(id) if id == self.local.port.id => {
-                    if !self.membership.is_ours() {
-                        log_limited!(
-                            self.refusals,
-                            Level::Error,
-                            "Port {id}: its socket was removed or replaced in {}; links stay, new \
-                             peers will not find it",
-                            self.directory.path().display()
-                        );
-                    }
-                }
-                // A change is only a reason to look; what counts is what is there now.
-                Change::Appeared(id) | Change::Vanished(id) if id > self.local.port.id => {
-                    self.look_at(&id, now);
-                }
-                Change::Appeared(_) | Change::Vanished(_) => {}
-                Change::Overflow => self.list_at = Some(self.list_at.unwrap_or(now + PAUSE)),
-                Change::DirectoryMoved => log_limited!(
-                    self.refusals,
-                    Level::Error,
-                    "Port {}: segment directory {} has moved; links stay, new peers will not be \
-                     found",
-                    self.local.port.id,
-                    self.directory.path().display()
-                ),
-            }
-        }
-    }
-
-    /// Takes note of whether a port that we call has a socket, and which.
-    fn look_at(&mut self, id: &PortId, now: Instant) {
-        match self.directory.socket(id) {
-            Some(socket) => {
-                // A new socket means that its predecessor's process is gone.
-                self.reap(|peer| peer.id == *id, now);
-                if !self.dials.seen(id, socket, now) {
-                    log_limited!(
-                        self.refusals,
-                        Level::Warn,
-                        "Port {}: too many sockets in the segment directory, {id} is not called",
-                        self.local.port.id
-                    );
-                }
-            }
-            None => self.dials.vanished(id),
-        }
-    }
-
-    /// Lists the directory.
-    fn list(&mut self, now: Instant) -> io::Result<()> {
-        let found: BTreeMap<_, _> = self
-            .directory
-            .list(&self.local.port.id)?
-            .into_iter()
-            .collect();
-        self.reap(|_| true, now);
-        for id in self.dials.known() {
-            if !found.contains_key(&id) {
-                self.dials.vanished(&id);
-            }
-        }
-        for (id, socket) in found {
-            if !self.dials.seen(&id, socket, now) {
-                log::warn!(
-                    "Too many sockets in the segment directory, {id} and later are not called"
-                );
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn list_again(&mut self, now: Instant) {
-        self.list_at = None;
-        if let Err(e) = self.list(now) {
-            log_limited!(
-                self.refusals,
-                Level::Warn,
-                "Failed to list the segment directory: {e}"
-            );
-            self.list_at = Some(now + PAUSE);
-        }
-    }
 }
 
 impl std::fmt::Debug for Segment {
@@ -718,14 +369,6 @@ impl std::fmt::Debug for Segment {
             .field("stats", &self.stats)
             .finish_non_exhaustive()
     }
-}
-
-fn peer_and_rule(
-    socket: &OwnedFd,
-    directory: &Directory,
-) -> io::Result<(Credentials, crate::credentials::Rule)> {
-    use std::os::fd::AsFd;
-    Ok((Credentials::of_peer(socket.as_fd())?, directory.rule()?))
 }
 
 fn random() -> Result<u64, Errno> {

@@ -241,6 +241,58 @@ fn identities_that_are_not_the_callers() {
     assert_eq!(net.ports["m"].downs.len(), 1);
 }
 
+/// Conversations thrown together at random from good and bad packets: the healthy link stays, and
+/// nothing stays open.
+#[test]
+fn random_conversations() {
+    let mut net = net();
+    let region = Region::create(MIB).unwrap();
+    let bell = Doorbell::new().unwrap();
+    let (r, b) = (region.fd(), bell.as_fd());
+    let mut refuse = raw::header(REFUSE, 192);
+    refuse.resize(192, 0);
+    let ring = raw::ring(0, 1, MIB);
+    let packets: Vec<(Vec<u8>, Vec<BorrowedFd<'_>>)> = vec![
+        (raw::hello("a", 1), vec![]),
+        (raw::hello("b", 2), vec![]),
+        (raw::hello("a", 1), vec![b]),
+        (ring.clone(), vec![r, b, b]),
+        (ring.clone(), vec![b, r, b]),
+        (ring, vec![]),
+        (refuse, vec![]),
+        (vec![0; 40], vec![r]),
+    ];
+    let mut seed = 42u32;
+    let mut next = move |below: usize| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 16) as usize % below
+    };
+    let mut open: Vec<OwnedFd> = Vec::new();
+    for _ in 0..3000 {
+        match next(8) {
+            0 | 1 if open.len() < 20 => open.push(raw::connect(&net, "m")),
+            2 if !open.is_empty() => drop(open.swap_remove(next(open.len()))),
+            3 => net.run_once(Duration::ZERO),
+            _ if !open.is_empty() => {
+                // A good start is likely: deeper states are reached.
+                let (bytes, fds) = &packets[[0, 3, next(packets.len())][next(3)]];
+                let _ = raw::try_send(&open[next(open.len())], bytes, fds);
+            }
+            _ => {}
+        }
+    }
+    drop(open);
+    net.until("the guests to be gone", |net| {
+        net.ports["m"].peers() == ["n"]
+    });
+    assert!(
+        net.ports["m"].segment.stats().up > 10,
+        "no conversation got through"
+    );
+    net.check_flow();
+    assert_eq!(net.ports["n"].downs, []);
+}
+
 /// Silence at each point of the handshake ends it.
 #[test]
 fn silence_ends_in_time() {

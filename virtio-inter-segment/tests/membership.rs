@@ -7,7 +7,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Net, PATIENCE, limits, local, readable};
-use virtio_inter_segment::{JoinError, Segment};
+use virtio_inter_segment::{JoinError, Limits, Segment};
+
+/// The owner may keep a segment on a thread of its own.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Segment>();
+};
 
 #[test]
 fn two_ports_find_each_other_whoever_comes_first() {
@@ -209,11 +215,25 @@ fn an_id_or_a_mac_address_is_had_once() {
         assert_eq!(net.ports[id].peers(), [""; 0]);
         net.leave(id);
     }
+}
 
-    // Once b is gone its address is free, and who waited for it gets its links.
+/// Without waiting for the next slow retry.
+#[test]
+fn a_mac_address_that_gets_free_goes_to_who_waits_for_it() {
+    let mut net = Net::new();
+    let patient = Limits {
+        slow_retry: Duration::from_secs(3600),
+        ..limits()
+    };
+    net.join_with(local("a"), patient.clone()).unwrap();
+    net.join_with(local("b"), patient.clone()).unwrap();
+    net.until_meshed();
     let mut heir = local("c");
     heir.mac = local("b").mac;
-    net.join_as(heir).unwrap();
+    net.join_with(heir, patient).unwrap();
+    net.until("a to refuse it", |net| {
+        net.ports["a"].segment.stats().refused > 0
+    });
     net.leave("b");
     net.until_meshed();
     net.check_flow();
@@ -268,6 +288,23 @@ fn an_idle_segment_sleeps() {
     for port in net.ports.values() {
         assert!(!readable(port.segment.fd(), Duration::from_millis(700)));
     }
+}
+
+/// More changes than the kernel keeps for us: the directory is listed anew.
+#[test]
+fn a_flood_of_changes_loses_nobody() {
+    let kept = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let kept: usize = kept.trim().parse().unwrap();
+    let mut net = Net::new();
+    net.join("a");
+    let [one, two] = ["one", "two"].map(|name| net.path().join(name));
+    std::fs::write(&one, "").unwrap();
+    for _ in 0..=kept / 4 {
+        std::fs::rename(&one, &two).unwrap();
+        std::fs::rename(&two, &one).unwrap();
+    }
+    net.join("z");
+    net.until_meshed();
 }
 
 #[test]

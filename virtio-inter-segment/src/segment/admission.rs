@@ -1,0 +1,186 @@
+//! Who gets in: takes connections, checks who is at the other end, and keeps within the limits.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use log::Level;
+use rustix::io::Errno;
+use rustix::process::Resource;
+
+use super::{Banned, LISTENER, PAUSE, Segment};
+use crate::connection::{Connection, End};
+use crate::credentials::{Credentials, Rule};
+use crate::directory::Directory;
+use crate::handshake::{Candidate, Refusal, Role};
+use crate::log_limited;
+use crate::port::PeerKey;
+use crate::socket;
+
+/// Connections taken per call of [`Segment::process`].
+const ACCEPTS_PER_CALL: usize = 16;
+
+impl Segment {
+    /// Takes new connections.
+    pub(super) fn accept(&mut self, now: Instant) {
+        for _ in 0..ACCEPTS_PER_CALL {
+            match socket::accept(self.membership.listener()) {
+                Ok(socket) => self.start(Role::Callee, socket, now),
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(e) => {
+                    // The connection stays in the queue, and the listener readable: look away for a
+                    // while instead of spinning.
+                    log_limited!(
+                        self.refusals,
+                        Level::Warn,
+                        "Port {}: failed to accept a connection: {e}",
+                        self.local.port.id
+                    );
+                    self.pause_listener(true);
+                    self.accept_at = Some(now + PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    pub(super) fn pause_listener(&mut self, pause: bool) {
+        if let Err(e) = self.poll.pause(self.membership.listener(), LISTENER, pause) {
+            log_limited!(
+                self.refusals,
+                Level::Error,
+                "Failed to watch the listener: {e}"
+            );
+        }
+    }
+
+    /// Starts the handshake on a new connection, if the process at the other end may join at all.
+    pub(super) fn start(&mut self, role: Role, socket: OwnedFd, now: Instant) {
+        let key = PeerKey::next();
+        let (credentials, rule) = match peer_and_rule(&socket, &self.directory) {
+            Ok(both) => both,
+            Err(e) => {
+                let refusal = Refusal::resources(e);
+                let connection = Connection::new(key, role, socket, None, now);
+                return self.end(connection, End::Refused(refusal), now);
+            }
+        };
+        let connection = Connection::new(key, role, socket, credentials.pid, now);
+        if let Err(stranger) = rule.check(&credentials) {
+            let refusal = Refusal::Stranger(stranger.to_string());
+            return self.end(connection, End::Refused(refusal), now);
+        }
+        if connection.role == Role::Callee {
+            self.make_room(now);
+        }
+        match self.poll.add(connection.fd(), key.get()) {
+            Ok(()) => self.drive(connection, now),
+            Err(e) => self.end(connection, End::Refused(Refusal::resources(e)), now),
+        }
+    }
+
+    /// Drops a half-open caller if there are as many as there may be: the oldest of those that have
+    /// not said who they are, or else the oldest.
+    pub(super) fn make_room(&mut self, now: Instant) {
+        let callers = || {
+            self.half_open()
+                .filter(|connection| connection.role == Role::Callee)
+        };
+        if callers().count() < self.limits.max_half_open {
+            return;
+        }
+        let oldest = callers().min_by_key(|caller| (caller.peer().is_some(), caller.started));
+        if let Some(key) = oldest.map(|caller| caller.key.get())
+            && let Some(connection) = self.connections.remove(&key)
+        {
+            self.stats.crowded_out += 1;
+            let refusal = Refusal::Full("too many handshakes are under way".to_owned());
+            self.end(connection, End::Refused(refusal), now);
+        }
+    }
+
+    /// Tells whether a peer that is valid as such can be let in beside the others.
+    pub(super) fn room_for(&mut self, peer: &Candidate, now: Instant) -> Result<(), Refusal> {
+        let banned = |b: &&Banned| b.id == peer.id && b.incarnation == peer.incarnation;
+        if let Some(banned) = self.banned.iter().find(banned) {
+            return Err(Refusal::Banned(banned.reason.clone()));
+        }
+        self.reap(|other| other.id == peer.id || other.mac == peer.mac, now);
+        for other in self.connections.values().filter_map(Connection::peer) {
+            if other.id == peer.id {
+                return Err(Refusal::IdTaken(peer.id.clone()));
+            }
+            if other.mac == peer.mac {
+                return Err(Refusal::MacTaken {
+                    mac: peer.mac,
+                    holder: other.id.clone(),
+                });
+            }
+        }
+        let with = |cost: &dyn Fn(&Candidate) -> u64| -> u64 {
+            let others = self.connections.values().filter_map(Connection::peer);
+            others.chain([peer]).map(cost).sum()
+        };
+        let full = |what: &str, max: u64| Err(Refusal::Full(format!("more than {max} {what}")));
+        let max_peers = self.limits.max_peers as u64;
+        if with(&|_| 1) > max_peers {
+            return full("peers", max_peers);
+        }
+        if with(&|peer| self.local.link_bytes(peer)) > self.limits.max_ring_bytes {
+            return full("bytes of rings", self.limits.max_ring_bytes);
+        }
+        // A quarter is left to the rest of the process: guest memory, kicks, interrupts, log.
+        let descriptors = rustix::process::getrlimit(Resource::Nofile).current;
+        let max_fds = descriptors.map_or(u64::MAX, |limit| limit / 4 * 3);
+        if with(&|peer| self.local.link_fds(peer)) > max_fds {
+            return full("descriptors for links", max_fds);
+        }
+        Ok(())
+    }
+
+    /// Notices the end of those connections whose end has not come up as an event yet.
+    pub(super) fn reap(&mut self, which: impl Fn(&Candidate) -> bool, now: Instant) {
+        let ended: Vec<u64> = self
+            .connections
+            .values()
+            .filter(|connection| connection.peer().is_some_and(&which) && connection.has_ended())
+            .map(|connection| connection.key.get())
+            .collect();
+        for key in ended {
+            let Some(connection) = self.connections.remove(&key) else {
+                continue;
+            };
+            match connection.up_since() {
+                Some(_) => self.drive(connection, now),
+                None => self.end(connection, End::Closed, now),
+            }
+        }
+    }
+
+    /// Ends handshakes that take too long.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let timeout = self.limits.handshake_timeout;
+        let late: Vec<u64> = self
+            .half_open()
+            .filter(|connection| now.saturating_duration_since(connection.started) >= timeout)
+            .map(|connection| connection.key.get())
+            .collect();
+        for key in late {
+            if let Some(connection) = self.connections.remove(&key) {
+                let refusal = Refusal::Timeout(timeout.as_millis());
+                self.end(connection, End::Refused(refusal), now);
+            }
+        }
+    }
+
+    pub(super) fn half_open(&self) -> impl Iterator<Item = &Connection> {
+        self.connections
+            .values()
+            .filter(|connection| connection.up_since().is_none())
+    }
+}
+
+fn peer_and_rule(socket: &OwnedFd, directory: &Directory) -> io::Result<(Credentials, Rule)> {
+    Ok((Credentials::of_peer(socket.as_fd())?, directory.rule()?))
+}

@@ -1,0 +1,165 @@
+//! Whom to call: follows the directory, and calls the ports with larger ids.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Instant;
+
+use log::Level;
+use rustix::io::Errno;
+
+use super::{PAUSE, Segment};
+use crate::dials::Outcome;
+use crate::directory::Change;
+use crate::handshake::Role;
+use crate::id::PortId;
+use crate::log_limited;
+use crate::socket;
+
+/// Peers called per call of [`Segment::process`].
+const DIALS_PER_CALL: usize = 16;
+
+impl Segment {
+    /// Calls the peers whose time has come.
+    pub(super) fn call_due(&mut self, now: Instant) {
+        for _ in 0..DIALS_PER_CALL {
+            if self.calls_under_way() >= self.limits.max_half_open {
+                return;
+            }
+            let Some(id) = self.dials.take_due(now) else {
+                return;
+            };
+            let outcome = match socket::connect(&self.directory.socket_path(&id)) {
+                Ok(socket) => {
+                    self.start(Role::Caller(id), socket, now);
+                    continue;
+                }
+                // A dead port's file. Its successor will put another one in its place.
+                Err(Errno::CONNREFUSED) => Outcome::Parked,
+                Err(Errno::NOENT) => Outcome::Gone,
+                Err(Errno::AGAIN | Errno::INTR) => Outcome::Failed,
+                Err(e) => {
+                    log_limited!(
+                        self.refusals,
+                        Level::Warn,
+                        "Port {}: failed to connect to {id}: {e}",
+                        self.local.port.id
+                    );
+                    match e {
+                        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => {
+                            Outcome::Failed
+                        }
+                        _ => Outcome::Refused,
+                    }
+                }
+            };
+            self.dials.ended(&id, outcome, now);
+        }
+    }
+
+    pub(super) fn calls_under_way(&self) -> usize {
+        self.half_open()
+            .filter(|connection| connection.role != Role::Callee)
+            .count()
+    }
+
+    pub(super) fn call_ended(&mut self, role: &Role, outcome: Outcome, now: Instant) {
+        if let Role::Caller(id) = role {
+            self.dials.ended(id, outcome, now);
+        }
+    }
+
+    pub(super) fn directory_changed(&mut self, now: Instant) {
+        let changes = self.watch.read().unwrap_or_else(|e| {
+            log_limited!(
+                self.refusals,
+                Level::Error,
+                "Failed to read directory changes: {e}"
+            );
+            vec![Change::Overflow]
+        });
+        for change in changes {
+            match change {
+                Change::Appeared(id) | Change::Vanished(id) if id == self.local.port.id => {
+                    if !self.membership.is_ours() {
+                        log_limited!(
+                            self.refusals,
+                            Level::Error,
+                            "Port {id}: its socket was removed or replaced in {}; links stay, new \
+                             peers will not find it",
+                            self.directory.path().display()
+                        );
+                    }
+                }
+                // A change is only a reason to look; what counts is what is there now.
+                Change::Appeared(id) | Change::Vanished(id) if id > self.local.port.id => {
+                    self.look_at(&id, now);
+                }
+                Change::Appeared(_) | Change::Vanished(_) => {}
+                Change::Overflow => self.list_at = Some(self.list_at.unwrap_or(now + PAUSE)),
+                Change::DirectoryMoved => log_limited!(
+                    self.refusals,
+                    Level::Error,
+                    "Port {}: segment directory {} has moved; links stay, new peers will not be \
+                     found",
+                    self.local.port.id,
+                    self.directory.path().display()
+                ),
+            }
+        }
+    }
+
+    /// Takes note of whether a port that we call has a socket, and which.
+    pub(super) fn look_at(&mut self, id: &PortId, now: Instant) {
+        match self.directory.socket(id) {
+            Some(socket) => {
+                // A new socket means that its predecessor's process is gone.
+                self.reap(|peer| peer.id == *id, now);
+                if !self.dials.seen(id, socket, now) {
+                    log_limited!(
+                        self.refusals,
+                        Level::Warn,
+                        "Port {}: too many sockets in the segment directory, {id} is not called",
+                        self.local.port.id
+                    );
+                }
+            }
+            None => self.dials.vanished(id),
+        }
+    }
+
+    /// Lists the directory.
+    pub(super) fn list(&mut self, now: Instant) -> io::Result<()> {
+        let found: BTreeMap<_, _> = self
+            .directory
+            .list(&self.local.port.id)?
+            .into_iter()
+            .collect();
+        self.reap(|_| true, now);
+        for id in self.dials.known() {
+            if !found.contains_key(&id) {
+                self.dials.vanished(&id);
+            }
+        }
+        for (id, socket) in found {
+            if !self.dials.seen(&id, socket, now) {
+                log::warn!(
+                    "Too many sockets in the segment directory, {id} and later are not called"
+                );
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn list_again(&mut self, now: Instant) {
+        self.list_at = None;
+        if let Err(e) = self.list(now) {
+            log_limited!(
+                self.refusals,
+                Level::Warn,
+                "Failed to list the segment directory: {e}"
+            );
+            self.list_at = Some(now + PAUSE);
+        }
+    }
+}
