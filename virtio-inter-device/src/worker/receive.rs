@@ -162,7 +162,9 @@ impl Collector {
                     Ok(Outcome::Starved) => {
                         rules.counters.rx_waits.add(1);
                         self.starved = true;
-                        // The same source goes on when there are buffers: frames stay in order anyway, and it had its turn cut.
+                        // The same source goes on when there are buffers: others' small frames would otherwise
+                        // take them away from a large one for ever.
+                        self.turn = (self.turn + self.sources.len() - 1) % self.sources.len();
                         return Ok(());
                     }
                     Err(Failure::Link(violation)) => {
