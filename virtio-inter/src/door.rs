@@ -27,12 +27,13 @@ use crate::vhost_user::session::Limits;
 const LISTENER: u64 = 0;
 const FRONTEND: u64 = 1;
 const PAUSE: u64 = 2;
+const KICKS: u64 = 3;
 
 /// How long nothing is accepted after that failed, in seconds: descriptors do not come back at once.
 const PAUSE_SECONDS: i64 = 1;
 
 /// Coming and going, which anybody with access to the socket can repeat.
-static CONNECTIONS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
+static CONNECTIONS: LogLimit = LogLimit::new(Duration::from_secs(10), 20);
 
 /// The socket, and who is there.
 #[derive(Debug)]
@@ -82,6 +83,11 @@ impl Door {
         // First, so that a connection that has ended makes room for one that came at the same time.
         if ready.contains(&FRONTEND) {
             self.serve(device)?;
+        }
+        if ready.contains(&KICKS)
+            && let Some(frontend) = &mut self.frontend
+        {
+            frontend.heed_kicks()?;
         }
         if ready.contains(&PAUSE) {
             // Only to empty it.
@@ -166,6 +172,7 @@ impl Door {
                     "Frontend connected, process {pid}"
                 );
                 self.poll.add(&frontend, FRONTEND)?;
+                self.poll.add(frontend.kicks_fd(), KICKS)?;
                 self.frontend = Some(frontend);
             }
             Err(error) => {
@@ -184,6 +191,7 @@ impl Door {
         log_limited!(CONNECTIONS, level, "{}", chain(why));
         if let Some(frontend) = self.frontend.take() {
             self.poll.remove(&frontend)?;
+            self.poll.remove(frontend.kicks_fd())?;
             frontend.close(device);
         }
         Ok(())

@@ -69,7 +69,7 @@ impl Frontend {
     pub fn new(socket: UnixStream, limits: Limits, device: &dyn Device) -> Result<Self, Ended> {
         Ok(Self {
             connection: Connection::new(socket).map_err(Ended::Connection)?,
-            session: Session::new(limits, device),
+            session: Session::new(limits, device).map_err(Ended::Connection)?,
             spoken: false,
         })
     }
@@ -102,6 +102,29 @@ impl Frontend {
             }
         }
         Ok(())
+    }
+
+    /// Readable when [`Frontend::heed_kicks`] has something to do.
+    pub fn kicks_fd(&self) -> BorrowedFd<'_> {
+        self.session.kicks_fd()
+    }
+
+    /// Looks at queues that were kicked, and says so where the guest cannot be heard: the queues.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice.
+    pub fn heed_kicks(&mut self) -> io::Result<Vec<u16>> {
+        let deaf = self.session.heed_kicks()?;
+        for index in &deaf {
+            log_limited!(
+                REFUSALS,
+                Level::Warn,
+                "Queue {index} is kicked, but its ring stays blank: is the guest's memory shared? QEMU's memory \
+                 backend needs share=on"
+            );
+        }
+        Ok(deaf)
     }
 
     fn serve(&mut self, message: Message, device: &mut dyn Device) -> Result<(), Ended> {

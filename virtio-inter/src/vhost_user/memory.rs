@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat, fstatfs};
 use virtio_inter_device::GuestMemory;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use super::error::Refusal;
 use super::request::{Region, RingAddresses};
@@ -115,6 +115,12 @@ impl MemoryTable {
             .collect();
         // Sorted and free of overlaps (see `add`), so only an empty table is refused here.
         GuestMemory::from_arc_regions(regions).ok().map(Arc::new)
+    }
+
+    /// The used index of a ring, the second u16 of the used ring (VIRTIO 1.3, 2.7.8). For logs.
+    pub fn used_index(&self, place: &RingPlace) -> Option<u16> {
+        let address = GuestAddress(place.used.0.checked_add(2)?);
+        self.memory()?.read_obj(address).ok()
     }
 
     fn add(&mut self, region: &Region, fd: OwnedFd) -> Result<(), Refusal> {

@@ -8,6 +8,7 @@
 pub mod connection;
 pub mod error;
 pub mod frontend;
+mod kick_watch;
 pub mod memory;
 pub mod reply;
 pub mod request;

@@ -3,17 +3,18 @@
 //! Tolerant of order, since frontends differ: QEMU enables queues before it sets features, DPDK sets calls
 //! before it. A queue starts as soon as everything it needs is there (see [`super::vring`]).
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use log::{Level, debug};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures};
 use virtio_inter_device::{Device, QueueSetup};
 use virtio_inter_segment::{LogLimit, log_limited};
-use vm_memory::{Bytes, GuestAddress};
 
 use super::error::Refusal;
-use super::memory::{MAX_REGIONS, MemoryTable, RingPlace};
+use super::kick_watch::{KickWatch, is_blank};
+use super::memory::{MAX_REGIONS, MemoryTable};
 use super::reply::Reply;
 use super::request::{Request, RingAddresses};
 use super::vring::{Vring, make_nonblocking};
@@ -56,12 +57,17 @@ pub struct Session {
     vrings: Vec<Vring>,
     /// Held open: User Mode Linux takes its end for broken otherwise. Nothing is asked over it yet.
     backend_requests: Option<OwnedFd>,
+    kicks: KickWatch,
 }
 
 impl Session {
     /// A session of which nothing is known yet.
-    pub fn new(limits: Limits, device: &dyn Device) -> Self {
-        Self {
+    ///
+    /// # Errors
+    ///
+    /// When there is no descriptor for it.
+    pub fn new(limits: Limits, device: &dyn Device) -> io::Result<Self> {
+        Ok(Self {
             limits,
             features: None,
             protocol: Protocol::empty(),
@@ -70,7 +76,40 @@ impl Session {
                 .map(|_| Vring::default())
                 .collect(),
             backend_requests: None,
+            kicks: KickWatch::new()?,
+        })
+    }
+
+    /// Readable when [`Session::heed_kicks`] has something to do.
+    pub fn kicks_fd(&self) -> BorrowedFd<'_> {
+        self.kicks.fd()
+    }
+
+    /// Looks at the rings of queues that were kicked: those that the driver cannot have written, so that the
+    /// memory that it writes to is not this one. Each is named once.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice.
+    pub fn heed_kicks(&mut self) -> io::Result<Vec<u16>> {
+        let memory = self.memory.memory();
+        let verdicts = self.kicks.check(|index| {
+            let place = self.vrings[usize::from(index)].running;
+            memory
+                .as_deref()
+                .zip(place)
+                .is_some_and(|(memory, place)| is_blank(memory, &place))
+        })?;
+        for (index, _) in &verdicts {
+            if let Some(kick) = &self.vrings[usize::from(*index)].kick {
+                self.kicks.remove(*index, kick);
+            }
         }
+        Ok(verdicts
+            .into_iter()
+            .filter(|(_, blank)| *blank)
+            .map(|(index, _)| index)
+            .collect())
     }
 
     /// Whether requests that ask for it are acknowledged.
@@ -281,12 +320,17 @@ impl Session {
         fd: Option<OwnedFd>,
         device: &mut dyn Device,
     ) -> Result<(), Refusal> {
-        let (index, vring) = self.vring(index)?;
+        let (index, _) = self.vring(index)?;
+        let vring = &mut self.vrings[usize::from(index)];
         let Some(fd) = fd else {
             return Err(Refusal::Polling(index));
         };
         if vring.running.is_some() {
             device.set_kick(index, duplicate(index, &fd)?)?;
+            if let Some(old) = &vring.kick {
+                self.kicks.remove(index, old);
+            }
+            self.kicks.add(index, &fd);
         }
         vring.kick = Some(fd);
         self.settle(index, device)
@@ -347,28 +391,26 @@ impl Session {
                     kick: duplicate(index, ready.kick)?,
                     call: ready.call.map(|call| duplicate(index, call)).transpose()?,
                 };
-                self.log_start(index, ready.size, &place);
+                debug!(
+                    "Starting queue {index} with {} entries at used index {:?}, base {}",
+                    ready.size,
+                    self.memory.used_index(&place),
+                    vring.base
+                );
                 device.start_queue(index, setup)?;
+                self.kicks.add(index, ready.kick);
                 self.vrings[usize::from(index)].running = Some(place);
                 Ok(device.enable_queue(index, true)?)
             }
         }
     }
 
-    fn log_start(&self, index: u16, size: u16, place: &RingPlace) {
-        let base = self.vrings[usize::from(index)].base;
-        // The index is the second u16 of the used ring (VIRTIO 1.3, 2.7.8).
-        let used = self.memory.memory().and_then(|memory| {
-            memory
-                .read_obj::<u16>(GuestAddress(place.used.0.checked_add(2)?))
-                .ok()
-        });
-        debug!("Starting queue {index} with {size} entries at used index {used:?}, base {base}");
-    }
-
     fn stop(&mut self, index: u16, device: &mut dyn Device) -> Result<(), Refusal> {
         let vring = &mut self.vrings[usize::from(index)];
         if vring.running.take().is_some() {
+            if let Some(kick) = &vring.kick {
+                self.kicks.remove(index, kick);
+            }
             vring.base = device.stop_queue(index)?;
             debug!("Stopped queue {index} at {}", vring.base);
         }

@@ -243,3 +243,28 @@ fn a_region_is_removed_even_with_a_descriptor_too_many() {
     assert!(rig.ack(REM_MEM_REG, &single(region), &[event().as_fd()]));
     assert_eq!(rig.device.running(), [true, true]);
 }
+
+#[test]
+fn a_guest_that_cannot_be_heard_is_noticed() {
+    let mut rig = Rig::running();
+    let none: [u16; 0] = [];
+    // QEMU's own kick, then the guest's.
+    assert_eq!(rig.kick(0), none);
+    assert_eq!(rig.kick(0), [0]);
+    assert_eq!(rig.kick(0), none, "said once");
+    // A ring with something in it is left alone from then on.
+    let place = rig.device.queues[1].setup.as_ref().unwrap().available;
+    let memory = rig.device.memory.clone().unwrap();
+    memory.write_obj(1u16, GuestAddress(place.0 + 2)).unwrap();
+    assert_eq!(rig.kick(1), none);
+    memory.write_obj(0u16, GuestAddress(place.0 + 2)).unwrap();
+    for _ in 0..5 {
+        assert_eq!(rig.kick(1), none);
+    }
+    // A queue that starts anew is watched anew, on a new kick too.
+    rig.ask(GET_VRING_BASE, &state(0, 0));
+    rig.set_up_queue(0);
+    rig.tell(SET_VRING_KICK, &number(0), &[event().as_fd()]);
+    assert_eq!(rig.kick(0), none);
+    assert_eq!(rig.kick(0), [0]);
+}

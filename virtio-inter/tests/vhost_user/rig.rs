@@ -163,6 +163,21 @@ impl Rig {
         text
     }
 
+    /// Kicks a running queue: the queues that are found to be kicked in vain.
+    pub(crate) fn kick(&mut self, index: usize) -> Vec<u16> {
+        let kick = &self.device.queues[index]
+            .setup
+            .as_ref()
+            .expect("a running queue")
+            .kick;
+        rustix::io::write(kick, &1u64.to_ne_bytes()).unwrap();
+        self.frontend
+            .as_mut()
+            .expect("a session")
+            .heed_kicks()
+            .unwrap()
+    }
+
     /// Negotiates everything that is offered.
     pub(crate) fn negotiate(&mut self) {
         let features = number_of(&self.ask(GET_FEATURES, &[]));
