@@ -8,3 +8,5 @@ mod delivery;
 mod features;
 mod forwarding;
 mod headers;
+mod indirect;
+mod mergeable;
