@@ -103,6 +103,9 @@ impl<M: Memory, B: Bell> Sender<M, B> {
 
     /// Makes all committed records visible, and wakes the receiver if it sleeps.
     ///
+    /// Once per batch, and a batch well below the capacity: while one side fills the data area and the
+    /// other only then starts to empty it, only one of the two works.
+    ///
     /// # Errors
     ///
     /// The receiver asks to be woken at an impossible position. The records are published all the
