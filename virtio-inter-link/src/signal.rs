@@ -99,3 +99,36 @@ fn signal_by_write(fd: BorrowedFd<'_>) -> io::Result<()> {
         Err(e) => Err(e.into()),
     }
 }
+
+#[cfg(all(test, not(any(miri, loom))))]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+
+    use super::*;
+
+    #[test]
+    fn second_best_signals_and_does_not_wait_for_a_full_counter() {
+        let fd = eventfd(0, EventfdFlags::empty()).unwrap();
+        signal_by_write(fd.as_fd()).unwrap();
+        rustix::io::write(&fd, &(u64::MAX - 2).to_ne_bytes()).unwrap();
+        rustix::fs::fcntl_setfl(&fd, OFlags::empty()).unwrap();
+        signal_by_write(fd.as_fd()).unwrap();
+        let mut count = [0; 8];
+        rustix::io::read(&fd, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), u64::MAX - 1);
+    }
+
+    #[test]
+    fn both_ways_refuse_what_is_no_eventfd() {
+        let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::empty()).unwrap();
+        let refused = Some(Errno::INVAL.raw_os_error());
+        assert_eq!(
+            signal_by_write(fd.as_fd()).unwrap_err().raw_os_error(),
+            refused
+        );
+        assert_eq!(signal(fd.as_fd()).unwrap_err().raw_os_error(), refused);
+    }
+}
