@@ -29,7 +29,7 @@ pub use nic::{Backend, Mac, Nic};
 pub use port::{Port, PortConfig};
 pub use process::Process;
 pub use segment::Segment;
-pub use testbed::{Testbed, guest_test, skip};
+pub use testbed::{Testbed, guest_test, is_root, skip};
 pub use vm::{Frontend, Vm, VmConfig};
 pub use wait::until;
 

@@ -1,5 +1,7 @@
 //! What one test stands on: a directory for sockets, segments and logs, kept only if the test fails.
 
+use std::env;
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -96,12 +98,25 @@ pub fn guest_test(test: impl FnOnce(&Testbed) -> Result<()>) {
     }
 }
 
-/// Says, past the capture of test output, that the running test is skipped and why.
+/// Says that the running test is skipped and why: past the capture of test output, and to `cargo xtask test` by the
+/// file that it names in `VIRTIO_INTER_SKIPS`.
 pub fn skip(reason: &str) {
-    tell(&format!(
-        "SKIPPED {}: {reason}",
-        thread::current().name().unwrap_or("test")
-    ));
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("test");
+    tell(&format!("SKIPPED {name}: {reason}"));
+    if let Some(path) = env::var_os("VIRTIO_INTER_SKIPS") {
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        // One write: other tests report to the same file.
+        let line = format!("{name}\t{reason}\n");
+        if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
+            log::warn!("Writing {}: {error}", path.display());
+        }
+    }
+}
+
+/// Whether this process may make network namespaces and devices.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 fn tell(line: &str) {

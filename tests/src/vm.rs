@@ -1,5 +1,6 @@
 //! A guest, whatever runs it.
 
+use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 
 use crate::agent::{Agent, Job, Output};
 use crate::qemu::Accelerator;
-use crate::{Kernel, Nic, Process, Result, Testbed, qemu, uml, wait};
+use crate::{Backend, Kernel, Nic, Process, Result, Testbed, qemu, uml, wait};
 
 /// How long a guest may take to boot. TCG on a busy machine is slow.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -92,6 +93,7 @@ pub struct Vm {
     config: VmConfig,
     process: Process,
     agent: Agent,
+    console: PathBuf,
 }
 
 impl Vm {
@@ -127,6 +129,7 @@ impl Vm {
             }
             Frontend::Uml => (uml::command(bed, &config)?, config.console(bed)),
         };
+        let console = config.console(bed);
         let (near, far) = UnixStream::pair().context("Making the agent's channel")?;
         command.stdin(OwnedFd::from(far));
         let name = format!("guest {}", config.name);
@@ -136,6 +139,7 @@ impl Vm {
             config,
             process,
             agent,
+            console,
         })
     }
 
@@ -150,16 +154,32 @@ impl Vm {
     }
 
     pub(crate) fn wait_until_ready(&self, limit: Duration) -> Result<()> {
-        self.agent.wait_for_boot(1, limit).with_context(|| {
-            let log = self.process.log();
-            let tail: Vec<&str> = log.lines().rev().take(5).collect();
-            let tail: Vec<&str> = tail.into_iter().rev().collect();
-            format!(
-                "Guest {} (its log ends: {})",
-                self.config.name,
-                tail.join(" | ")
-            )
-        })
+        self.agent
+            .wait_for_boot(1, limit)
+            .with_context(|| self.story())
+    }
+
+    /// What is known of the guest when something failed: the ends of its logs.
+    fn story(&self) -> String {
+        let tail = |log: &str| {
+            let lines: Vec<&str> = log.lines().map(str::trim).collect();
+            lines[lines.len().saturating_sub(5)..].join(" | ")
+        };
+        let mut story = format!(
+            "Guest {}; its console ends: {}",
+            self.config.name,
+            tail(&self.console())
+        );
+        if self.config.frontend != Frontend::Uml {
+            story += &format!("; its frontend wrote: {}", tail(&self.process.log()));
+        }
+        story
+    }
+
+    /// What the guest's kernel and first process have written so far.
+    pub fn console(&self) -> String {
+        let text = fs::read(&self.console).unwrap_or_default();
+        String::from_utf8_lossy(&text).into_owned()
     }
 
     /// Its configuration.
@@ -299,8 +319,17 @@ impl Vm {
         for (index, nic) in self.config.nics.iter().enumerate() {
             let name = self.interface(index)?;
             let (v4, v6) = (nic.ipv4(), nic.ipv6());
+            self.run(&["ip", "link", "set", &name, "up"])?;
+            let is_tap = matches!(nic.backend, Backend::Tap(_));
+            if is_tap && self.config.frontend == Frontend::Uml {
+                // uml-vector of 6.1 loses nearly all segments that it leaves to the tap to cut. When raised it turns
+                // that on past the kernel's record of what is wanted, so "off" alone would change nothing.
+                self.shell(&format!(
+                    "ethtool -K {name} tso on && ethtool -K {name} tso off"
+                ))?;
+            }
             self.shell(&format!(
-                "ip link set {name} up && ip addr replace {v4}/24 broadcast + dev {name} && \
+                "ip addr replace {v4}/24 broadcast + dev {name} && \
                  ip addr replace {v6}/64 dev {name} nodad"
             ))?;
             wait::until(&format!("carrier of {name}"), LINK_LIMIT, || {
@@ -322,7 +351,7 @@ impl Vm {
         let _job = self.spawn(&["agent", "reboot"])?;
         self.agent
             .wait_for_boot(boots + 1, BOOT_LIMIT)
-            .with_context(|| format!("Rebooting guest {}", self.config.name))?;
+            .with_context(|| self.story())?;
         self.configure_network()
     }
 
