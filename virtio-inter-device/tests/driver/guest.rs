@@ -167,7 +167,10 @@ impl RxQueue {
     /// The next frame, if there is one. All of its buffers have to be there with the first.
     pub(crate) fn try_receive(&mut self) -> Option<Received> {
         let ready = self.queue.ready();
-        let (pieces, len) = self.queue.take()?;
+        if ready == 0 {
+            return None;
+        }
+        let (pieces, len) = self.queue.take().unwrap();
         let mut bytes = self.read(&pieces, len);
         assert!(
             bytes.len() >= HEADER,
