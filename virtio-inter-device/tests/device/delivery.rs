@@ -162,7 +162,11 @@ fn a_train_of_frames_stays_in_order_on_rings_of_any_size() {
         for seed in 0..1000 {
             while sent < 1000.min(seed + 128) {
                 let len = 60 + sent as usize % 1400;
-                if !a.guest.tx[0].try_send(&Packet::new(mac(0), mac(1), len, sent)) {
+                let packet = Packet::new(mac(0), mac(1), len, sent);
+                if sent == seed {
+                    // Nothing is under way, though the last frame may not have come back yet.
+                    a.guest.tx[0].send(&packet);
+                } else if !a.guest.tx[0].try_send(&packet) {
                     break;
                 }
                 sent += 1;
