@@ -25,8 +25,6 @@ pub(crate) struct SplitQueue {
     seen: u16,
     /// The used index that the driver can see.
     published: u16,
-    /// The used index when the driver was last interrupted, or found not to want it.
-    signalled: u16,
     /// Kicks are asked for, as of available index `seen`.
     armed: bool,
     /// The driver has made something available since the queue was started.
@@ -56,7 +54,6 @@ impl SplitQueue {
             next,
             seen: next,
             published: next,
-            signalled: next,
             // Without the event index, the first batch takes the wish for kicks back.
             armed: !event_index,
             used_by_driver: false,
@@ -134,44 +131,21 @@ impl SplitQueue {
         Ok(())
     }
 
-    /// Shows the driver everything that was given back. Whether it wants an interrupt for that is
-    /// [`SplitQueue::wants_interrupt`]'s to say, now or a little later.
-    pub(crate) fn publish(&mut self, rings: &Rings<'_>) -> Result<(), QueueViolation> {
-        if self.next != self.published {
-            self.published = self.next;
-            rings.publish_used_index(self.next)?;
-        }
-        Ok(())
-    }
-
-    /// Entries shown to the driver since it was last asked whether it wants an interrupt.
-    pub(crate) fn unsignalled(&self) -> u16 {
-        self.published.wrapping_sub(self.signalled)
-    }
-
-    /// Whether the driver wants an interrupt for what it was shown since it was last asked. Does not count as asked.
-    pub(crate) fn wants_interrupt(&self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
-        if self.unsignalled() == 0 {
+    /// Shows the driver everything that was given back. True: it wants an interrupt.
+    pub(crate) fn publish(&mut self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
+        if self.next == self.published {
             return Ok(false);
         }
+        let former = std::mem::replace(&mut self.published, self.next);
+        rings.publish_used_index(self.next)?;
         // The driver stores its used event (or flag), fences, then looks at the used index; we store the used index,
         // fence, then look at its used event: one of the two sees the other (VIRTIO 1.3, 2.7.10).
         fence(Ordering::SeqCst);
         if self.event_index {
-            Ok(crosses(rings.used_event()?, self.signalled, self.published))
+            Ok(crosses(rings.used_event()?, former, self.next))
         } else {
             Ok(!rings.interrupts_suppressed()?)
         }
-    }
-
-    /// Interrupts the driver if it wants that. True: it was interrupted.
-    pub(crate) fn signal(&mut self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
-        let wanted = self.wants_interrupt(rings)?;
-        self.signalled = self.published;
-        if wanted {
-            self.interrupt();
-        }
-        Ok(wanted)
     }
 
     /// Asks for a kick at the next entry after those seen. True: nothing came meanwhile, sleeping is safe.

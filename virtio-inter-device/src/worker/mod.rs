@@ -2,7 +2,6 @@
 //! guest's receive queue. It owns all that it touches; the control thread talks to it by commands.
 
 mod command;
-mod completion;
 mod peer;
 mod poller;
 mod receive;

@@ -9,10 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use ::epoll::{ControlOptions, Event, Events};
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
-use rustix::io::Errno;
+use epoll::{ControlOptions, Event, Events};
+use rustix::event::{EventfdFlags, eventfd};
 
 /// Wakes a worker from another thread.
 #[derive(Debug, Clone)]
@@ -35,7 +33,7 @@ impl Poller {
     /// An instance, and what wakes it.
     pub(crate) fn new() -> io::Result<(Self, Waker)> {
         // The `epoll` crate would hand out a bare number; this one owns it.
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)?;
         let poller = Poller { epoll };
         let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         poller.add(&waker)?;
@@ -56,7 +54,7 @@ impl Poller {
 
     fn control(&self, option: ControlOptions, fd: &impl AsFd) -> io::Result<()> {
         let event = Event::new(Events::EPOLLIN | Events::EPOLLET, 0);
-        ::epoll::ctl(
+        epoll::ctl(
             self.epoll.as_raw_fd(),
             option,
             fd.as_fd().as_raw_fd(),
@@ -66,22 +64,18 @@ impl Poller {
 
     /// Sleeps until something happens, or until the time given.
     pub(crate) fn wait(&self, until: Option<Instant>) {
-        let timeout = until.map(|until| {
-            let left = until.saturating_duration_since(Instant::now());
-            // No worker waits for longer than milliseconds: both fields have room.
-            Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: i64::from(left.subsec_nanos()),
+        let timeout = match until {
+            None => -1,
+            // Rounded up: waking too early would only be a wake-up more.
+            Some(until) => {
+                let left = until.saturating_duration_since(Instant::now());
+                left.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32
             }
-        });
-        let nothing = epoll::Event {
-            flags: EventFlags::empty(),
-            data: EventData::new_u64(0),
         };
-        // The `epoll` crate's own wait knows only milliseconds.
-        match epoll::wait(&self.epoll, &mut [nothing; 16], timeout.as_ref()) {
+        let mut events = [Event::new(Events::empty(), 0); 16];
+        match epoll::wait(self.epoll.as_raw_fd(), timeout, &mut events) {
             Ok(_) => {}
-            Err(Errno::INTR) => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => log::error!("Cannot wait for events: {e}"),
         }
     }

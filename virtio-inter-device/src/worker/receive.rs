@@ -387,9 +387,9 @@ fn publish(
     rings: &Rings<'_>,
     counters: &Counters,
 ) -> Result<(), QueueViolation> {
-    queue.publish(rings)?;
-    if queue.signal(rings)? {
+    if queue.publish(rings)? {
         counters.interrupts.add(1);
+        queue.interrupt();
     }
     Ok(())
 }

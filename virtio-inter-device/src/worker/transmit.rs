@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use virtio_inter_segment::PeerKey;
 
-use super::completion::Completion;
 use super::peer::{Outgoing, Peer, Room};
 use super::{BATCH, Failure, LinkFault, Pace, Rest, Rules};
 use crate::device::GuestMemory;
@@ -19,7 +18,6 @@ pub(crate) struct Transmitter {
     chain: Chain,
     /// What holds the queue.
     waiting: Option<Waiting>,
-    completion: Completion,
     /// Peers that broke the rules in this batch.
     faults: Vec<LinkFault>,
 }
@@ -47,7 +45,6 @@ impl Transmitter {
             forwarding: Forwarding::default(),
             chain: Chain::default(),
             waiting: None,
-            completion: Completion::default(),
             faults: Vec::new(),
         }
     }
@@ -89,9 +86,10 @@ impl Transmitter {
         let result = self.take_batch(queue, &rings, rules, &mut pace);
         // Whatever went wrong in mid-batch, what was sent before is shown to peers and driver.
         self.flush();
-        queue.publish(&rings)?;
-        self.completion
-            .after_batch(queue, &rings, &rules.counters)?;
+        if queue.publish(&rings)? {
+            rules.counters.interrupts.add(1);
+            queue.interrupt();
+        }
         result?;
         Ok(pace)
     }
@@ -259,10 +257,6 @@ impl Transmitter {
         {
             let rings = queue.rings(memory)?;
             rest.safe &= queue.arm(&rings)?;
-            rest.until = [rest.until, self.completion.due(queue, &rings)?]
-                .into_iter()
-                .flatten()
-                .min();
         }
         Ok(rest)
     }
