@@ -117,13 +117,7 @@ impl Run {
         self.step("loom", |run| {
             run.tests(
                 "loom",
-                &[
-                    "--release",
-                    "--package",
-                    "virtio-inter-link",
-                    "--test",
-                    "loom",
-                ],
+                &["--release", "--package", "virtio-inter-link", "--lib"],
                 // A target directory of its own, or every run would build everything anew.
                 &[
                     ("RUSTFLAGS", "--cfg loom"),
