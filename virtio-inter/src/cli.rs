@@ -19,7 +19,7 @@ const MAX_QUEUE_SIZE: u16 = 32768;
 #[command(version, disable_help_subcommand = true)]
 pub struct Cli {
     /// Log more: debug messages, twice for everything. The variable RUST_LOG takes precedence.
-    #[arg(short, long, action = ArgAction::Count, global = true)]
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 100)]
     pub verbose: u8,
     /// What to do.
     #[command(subcommand)]
@@ -61,15 +61,16 @@ pub struct PortArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 1500,
           value_parser = value_parser!(u16).range(i64::from(MIN_MTU)..))]
     pub mtu: u16,
-    /// Queue pairs offered to the VM, each served by a thread of its own: 1 to 64
+    /// Queue pairs offered to the VM, each served by a thread of its own: 1 to 64. User Mode Linux needs 1,
+    /// as its frontend has no control queue
     #[arg(long, value_name = "PAIRS", default_value_t = 1,
           value_parser = value_parser!(u16).range(1..=i64::from(MAX_QUEUE_PAIRS)))]
     pub queues: u16,
     /// Largest size of a queue that a frontend may choose, in descriptors: a power of two, 2 to 32768
     #[arg(long, value_name = "ENTRIES", default_value_t = 1024, value_parser = parse_queue_size)]
     pub queue_size: u16,
-    /// Memory that this port shares with each queue pair of each peer, for frames on their way to it, in bytes:
-    /// a power of two
+    /// Memory that this port shares with each queue pair of each peer, for frames on their way to it, in
+    /// bytes: a power of two
     #[arg(long, value_name = "BYTES", default_value_t = virtio_inter_link::DEFAULT_CAPACITY,
           value_parser = parse_ring_size)]
     pub ring_size: u32,

@@ -1,8 +1,8 @@
 //! The door: one frontend after another, on one listening socket.
 //!
-//! One is served at a time. Another that connects meanwhile waits, and is served as soon as the first hangs up: a
-//! restarted VMM may be back before its old connection's end has been seen. A connection over which nothing has
-//! ever been asked does not keep another waiting.
+//! One is served at a time. Another that connects meanwhile waits, and is served as soon as the first hangs
+//! up: a restarted VMM may be back before its old connection's end has been seen. A connection over which
+//! nothing has ever been asked does not keep another waiting.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,7 +1,7 @@
 //! The port process: a VM's vhost-user frontend on one side, a segment on the other.
 //!
-//! This crate is the process around the data path: command line, sockets, signals and the vhost-user protocol.
-//! Queues and frames are `virtio-inter-device`'s, peers and links `virtio-inter-segment`'s.
+//! This crate is the process around the data path: command line, sockets, signals and the vhost-user
+//! protocol. Queues and frames are `virtio-inter-device`'s, peers and links `virtio-inter-segment`'s.
 #![forbid(unsafe_code)]
 
 mod chain;

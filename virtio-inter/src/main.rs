@@ -35,8 +35,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Levels as Cloud Hypervisor has them: error, this process is of no use any more; warn, something is wrong but
-/// it goes on; info, milestones; debug and trace, for developers.
+/// Levels as Cloud Hypervisor has them: error, this process is of no use any more; warn, something is wrong
+/// but it goes on; info, milestones; debug and trace, for developers.
 fn start_logging(cli: &Cli) {
     let default = match cli.verbose {
         0 => "info",

@@ -1,8 +1,8 @@
 //! The socket on which a frontend is awaited, and the lock that tells a live port's from a dead one's.
 //!
-//! `PATH.lock` is locked (flock(2)) as long as the port lives: the kernel releases it however the process ends,
-//! so a socket whose lock is free belongs to nobody and is replaced. A socket of another program has no lock; if
-//! somebody accepts connections there, it is left alone too.
+//! `PATH.lock` is locked (flock(2)) as long as the port lives: the kernel releases it however the process
+//! ends, so a socket whose lock is free belongs to nobody and is replaced. A socket of another program has no
+//! lock; if somebody accepts connections there, it is left alone too.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -142,7 +142,8 @@ impl Connection {
         u32::from_ne_bytes(word)
     }
 
-    /// Queues the reply to request `code` and sends what the socket takes; [`Connection::flush`] does the rest.
+    /// Queues the reply to request `code` and sends what the socket takes; [`Connection::flush`] does the
+    /// rest.
     ///
     /// # Errors
     ///

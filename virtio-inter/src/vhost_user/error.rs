@@ -64,8 +64,8 @@ pub enum Malformed {
     Io(#[source] io::Error),
 }
 
-/// What came is understood, but not carried out. With REPLY_ACK the frontend is told so and may go on; without
-/// it, it would never know, so the connection is closed.
+/// What came is understood, but not carried out. With REPLY_ACK the frontend is told so and may go on;
+/// without it, it would never know, so the connection is closed.
 #[derive(Debug, Error)]
 pub enum Refusal {
     /// A queue that the port does not have.
@@ -91,7 +91,8 @@ pub enum Refusal {
     /// A running queue cannot be given another place, size or index.
     #[error("Queue {0} runs: it must be stopped before it is changed")]
     QueueRuns(u16),
-    /// There is no memory to run a queue in. QEMU, for one, sends no table at all when its guest's is private.
+    /// There is no memory to run a queue in. QEMU, for one, sends no table at all when its guest's is
+    /// private.
     #[error(
         "Queue {0} cannot start: the frontend shares no guest memory; QEMU needs -object \
          memory-backend-memfd,share=on, Cloud Hypervisor --memory shared=on"

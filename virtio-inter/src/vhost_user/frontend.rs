@@ -120,8 +120,8 @@ impl Frontend {
             log_limited!(
                 REFUSALS,
                 Level::Warn,
-                "Queue {index} is kicked, but its ring stays blank: is the guest's memory shared? QEMU's memory \
-                 backend needs share=on"
+                "Queue {index} is kicked, but its ring stays blank: is the guest's memory shared? QEMU's \
+                 memory backend needs share=on"
             );
         }
         Ok(deaf)

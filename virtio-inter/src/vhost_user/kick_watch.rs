@@ -1,9 +1,9 @@
 //! Finds out that a guest's memory is not shared, although its frontend handed it over.
 //!
-//! QEMU with `-object memory-backend-memfd` but without `share=on` maps the file privately: the guest writes to copies
-//! of its pages, and we look at a file that stays as it was. Nothing fails; there is just never a buffer. What
-//! gives it away is a guest that kicks a queue again and again while its ring stays blank. Once a ring shows that the
-//! guest wrote it, its queue is watched no more.
+//! QEMU with `-object memory-backend-memfd` but without `share=on` maps the file privately: the guest
+//! writes to copies of its pages, and we look at a file that stays as it was. Nothing fails; there is just
+//! never a buffer. What gives it away is a guest that kicks a queue again and again while its ring stays
+//! blank. Once a ring shows that the guest wrote it, its queue is watched no more.
 
 use std::collections::BTreeMap;
 use std::io;

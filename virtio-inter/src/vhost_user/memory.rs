@@ -50,8 +50,8 @@ impl Mapped {
     }
 }
 
-/// All that a frontend shares, sorted by guest address. Changes make a new table, so that a refused one leaves
-/// the old as it was.
+/// All that a frontend shares, sorted by guest address. Changes make a new table, so that a refused one
+/// leaves the old as it was.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryTable {
     regions: Vec<Mapped>,

@@ -1,9 +1,10 @@
 //! The vhost-user door: a frontend's requests, as the specification and the frontends in the field have them.
 //!
-//! Written on the message types of the `vhost` crate rather than on its request handler, which is too strict
-//! for QEMU (queues enabled before features are set) and User Mode Linux (memory tables with unused slots), and
-//! ends on errors without a word. From bytes to the device: [`connection`] (messages), [`request`] (decoding),
-//! [`session`] (state, with [`memory`] and the queues), [`reply`]; [`frontend`] holds them together.
+//! Written on the message types of the `vhost` crate rather than on its request handler, which is too
+//! strict for QEMU (queues enabled before features are set) and User Mode Linux (memory tables with unused
+//! slots), and ends on errors without a word. From bytes to the device: [`connection`] (messages),
+//! [`request`] (decoding), [`session`] (state, with [`memory`] and the queues), [`reply`]; [`frontend`]
+//! holds them together.
 
 pub mod connection;
 pub mod error;

@@ -1,7 +1,7 @@
 //! The state of a session: what a frontend has set up, and the device driven by it.
 //!
 //! Tolerant of order, since frontends differ: QEMU enables queues before it sets features, DPDK sets calls
-//! before it. A queue starts as soon as everything it needs is there (see [`super::vring`]).
+//! before it. A queue starts as soon as everything it needs is there (see `Vring`).
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -23,9 +23,9 @@ use crate::chain::chain;
 /// The feature bit by which both sides say that they know protocol features.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-/// What of the protocol is offered. Not among it: INFLIGHT_SHMFD, since buffers are used in order and the ring's
-/// own used index says it all; LOG_SHMFD and DEVICE_STATE, which migration needs; RARP, as the peers of a
-/// segment know the addresses from the handshake.
+/// What of the protocol is offered. Not among it: INFLIGHT_SHMFD, since buffers are used in order and the
+/// ring's own used index says it all; LOG_SHMFD and DEVICE_STATE, which migration needs; RARP, as the peers
+/// of a segment know the addresses from the handshake.
 pub const OFFERED: Protocol = Protocol::MQ
     .union(Protocol::REPLY_ACK)
     .union(Protocol::MTU)
@@ -252,8 +252,8 @@ impl Session {
         self.settle_all(device)
     }
 
-    /// Takes a new memory table over. Running queues go on where they are; one whose ring has moved is started
-    /// again there, one whose ring has gone stops.
+    /// Takes a new memory table over. Running queues go on where they are; one whose ring has moved is
+    /// started again there, one whose ring has gone stops.
     fn set_memory(&mut self, table: MemoryTable, device: &mut dyn Device) -> Result<(), Refusal> {
         for index in 0..self.device_queues() {
             let vring = &self.vrings[usize::from(index)];

@@ -54,8 +54,8 @@ impl Vring {
     }
 }
 
-/// Makes a call descriptor non-blocking. A pipe (User Mode Linux) that the guest does not drain would stop the
-/// data path otherwise; a full one says the same as one more interrupt.
+/// Makes a call descriptor non-blocking. A pipe (User Mode Linux) that the guest does not drain would stop
+/// the data path otherwise; a full one says the same as one more interrupt.
 pub(crate) fn make_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = fcntl_getfl(&fd)?;
     Ok(fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?)

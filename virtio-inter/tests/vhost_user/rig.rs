@@ -10,6 +10,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use virtio_inter::vhost_user::frontend::{Ended, Frontend};
 use virtio_inter::vhost_user::session::Limits;
+use virtio_inter_device::Device;
 
 use crate::mock::MockDevice;
 
@@ -51,17 +52,45 @@ pub(crate) const USER: u64 = 0x7f00_0000_0000;
 pub(crate) const GUEST: u64 = 0x10_0000;
 pub(crate) const SIZE: u64 = 0x10_0000;
 
-pub(crate) struct Rig {
+pub(crate) struct Rig<D = MockDevice> {
     pub(crate) frontend: Option<Frontend>,
-    pub(crate) device: MockDevice,
+    pub(crate) device: D,
     pub(crate) socket: UnixStream,
 }
 
 impl Rig {
     /// With so many queues, of at most 256 entries.
     pub(crate) fn new(queues: usize) -> Self {
+        Self::with_device(MockDevice::new(queues))
+    }
+
+    /// Kicks a running queue: the queues that are found to be kicked in vain.
+    pub(crate) fn kick(&mut self, index: usize) -> Vec<u16> {
+        let kick = &self.device.queues[index]
+            .setup
+            .as_ref()
+            .expect("a running queue")
+            .kick;
+        rustix::io::write(kick, &1u64.to_ne_bytes()).unwrap();
+        self.frontend
+            .as_mut()
+            .expect("a session")
+            .heed_kicks()
+            .unwrap()
+    }
+
+    /// A session with shared memory and two running queues.
+    pub(crate) fn running() -> Self {
+        let mut rig = Self::new(2);
+        rig.bring_up(memfd(SIZE).as_fd());
+        assert_eq!(rig.device.running(), [true, true]);
+        rig
+    }
+}
+
+impl<D: Device> Rig<D> {
+    pub(crate) fn with_device(device: D) -> Self {
         let (socket, ours) = UnixStream::pair().unwrap();
-        let device = MockDevice::new(queues);
         let limits = Limits {
             queue_size: 256,
             mtu: 1500,
@@ -71,6 +100,16 @@ impl Rig {
             frontend,
             device,
             socket,
+        }
+    }
+
+    /// Two running queues in the memory given.
+    pub(crate) fn bring_up(&mut self, memory: BorrowedFd<'_>) {
+        self.negotiate();
+        self.tell(SET_MEM_TABLE, &table(&[(GUEST, SIZE, USER, 0)]), &[memory]);
+        for index in 0..2 {
+            self.set_up_queue(index);
+            self.tell(SET_VRING_ENABLE, &state(index, 1), &[]);
         }
     }
 
@@ -111,6 +150,12 @@ impl Rig {
                 .close(&mut self.device);
         }
         result
+    }
+
+    /// Ends the session from this end.
+    pub(crate) fn hang_up(&mut self) {
+        self.socket.shutdown(std::net::Shutdown::Both).unwrap();
+        while self.process().is_ok() {}
     }
 
     /// The reply that has come in: code, flags, payload. None when there is none.
@@ -163,21 +208,6 @@ impl Rig {
         text
     }
 
-    /// Kicks a running queue: the queues that are found to be kicked in vain.
-    pub(crate) fn kick(&mut self, index: usize) -> Vec<u16> {
-        let kick = &self.device.queues[index]
-            .setup
-            .as_ref()
-            .expect("a running queue")
-            .kick;
-        rustix::io::write(kick, &1u64.to_ne_bytes()).unwrap();
-        self.frontend
-            .as_mut()
-            .expect("a session")
-            .heed_kicks()
-            .unwrap()
-    }
-
     /// Negotiates everything that is offered.
     pub(crate) fn negotiate(&mut self) {
         let features = number_of(&self.ask(GET_FEATURES, &[]));
@@ -199,23 +229,6 @@ impl Rig {
         self.tell(SET_VRING_CALL, &number(index.into()), &[event().as_fd()]);
         self.tell(SET_VRING_KICK, &number(index.into()), &[kick.as_fd()]);
         kick
-    }
-
-    /// A session with shared memory and two running queues.
-    pub(crate) fn running() -> Self {
-        let mut rig = Self::new(2);
-        rig.negotiate();
-        rig.tell(
-            SET_MEM_TABLE,
-            &table(&[(GUEST, SIZE, USER, 0)]),
-            &[memfd(SIZE).as_fd()],
-        );
-        for index in 0..2 {
-            rig.set_up_queue(index);
-            rig.tell(SET_VRING_ENABLE, &state(index, 1), &[]);
-        }
-        assert_eq!(rig.device.running(), [true, true]);
-        rig
     }
 }
 
