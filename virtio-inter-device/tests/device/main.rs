@@ -4,6 +4,7 @@
 #[path = "../driver/mod.rs"]
 mod driver;
 
+mod back_pressure;
 mod delivery;
 mod features;
 mod forwarding;

@@ -5,6 +5,7 @@
 //! - `queue.rs`: a driver that keeps to the rules of VIRTIO 1.3, 2.7, and insists that the device does;
 //! - `guest.rs`: a network driver's transmit and receive queues on top of it;
 //! - `packet.rs`: frames that know what they must look like when they arrive;
+//! - `stream.rs`: threads that make all guests talk at once, and check what they hear;
 //! - `link.rs` and `network.rs`: ports joined by real links, each with a guest or with a peer played by the test.
 //!
 //! Every wait is bounded by [`PATIENCE`], and ends on a descriptor, never on a clock alone.
@@ -22,6 +23,7 @@ pub(crate) mod packet;
 pub(crate) mod queue;
 pub(crate) mod ring;
 pub(crate) mod rng;
+pub(crate) mod stream;
 pub(crate) mod wait;
 
 pub(crate) use arena::{Arena, SEAM};

@@ -1,0 +1,175 @@
+//! Slow receivers: waited for, not dropped for; and those that stand still, which harm nobody else.
+
+use virtio_inter_device::Device;
+
+use crate::driver::stream::{all_to_all, mixed};
+use crate::driver::{Network, Node, Packet, Peer, Spec, mac, until};
+
+/// Lets everybody talk in several runs. Order, content and accounts are asserted in each. That nothing at all is lost
+/// is asserted of one: the machine may stop a receiving thread for longer than a port's patience, and frames are then
+/// lost, and counted, as they should be. What is retried is the machine.
+#[track_caller]
+fn talk(specs: &[Spec], runs: u64, frames: u64, slow: bool) {
+    let mut losses = Vec::new();
+    for seed in 0..runs {
+        let mut network = Network::new(specs);
+        let outcome = all_to_all(&mut network, frames, seed, mixed, slow);
+        for node in &network.nodes {
+            let mut drops = node.drops();
+            drops.retain(|d| d.0 != "tx_peer_stalled");
+            assert_eq!(drops, []);
+        }
+        losses.push(outcome.stalled);
+    }
+    assert!(
+        losses.contains(&0),
+        "Frames were lost in each run: {losses:?}"
+    );
+}
+
+#[test]
+fn nothing_is_lost_between_two_ports_that_talk_at_once() {
+    talk(&[Spec::default(); 2], 20, 2_500, false);
+}
+
+#[test]
+fn nothing_is_lost_on_the_way_to_slow_receivers() {
+    // Rings of the link and of the guest that are full most of the time.
+    let spec = Spec {
+        rx_size: 64,
+        buffers: (64, 2048),
+        ..Spec::default()
+    };
+    talk(&[spec; 2], 10, 1_000, true);
+}
+
+#[test]
+fn nothing_is_lost_among_three_ports_that_all_talk() {
+    talk(&[Spec::default(); 3], 20, 500, false);
+}
+
+/// A guest that gives its port no buffers.
+fn deaf() -> Spec {
+    Spec {
+        buffers: (0, 0),
+        ..Spec::default()
+    }
+}
+
+#[test]
+fn a_receiver_without_buffers_stops_the_sender_then_loses_its_own_frames() {
+    let mut network = Network::new(&[Spec::default(), deaf()]);
+    let (a, b) = network.pair();
+    // Half of them fit into the link of 256 KiB.
+    for seed in 0..200 {
+        let packet = a.packet(b.mac(), 2036, seed);
+        a.guest.tx[0].send(&packet);
+    }
+    a.guest.tx[0].finish();
+    assert!(a.counters().tx_waits.get() > 0, "Nothing was waited for");
+    let (sent, stalled) = (a.count("tx_frames"), a.count("tx_peer_stalled"));
+    assert_eq!(sent + stalled, 200);
+    // Records lie on multiples of 64 bytes behind headers of 8.
+    assert_eq!(sent, 256 * 1024 / 2112);
+    assert_eq!(a.drops(), [("tx_peer_stalled", stalled)]);
+
+    // Now there are buffers: what was taken arrives, in order, then what is sent from now on.
+    b.guest.rx[0].post(256, 2048);
+    for seed in 0..sent {
+        assert_eq!(b.guest.rx[0].receive().seed(), seed);
+    }
+    for seed in 1000..1500 {
+        let packet = a.packet(b.mac(), 1514, seed);
+        a.guest.tx[0].send(&packet);
+        assert_eq!(b.guest.rx[0].receive(), packet.in_buffers(1));
+    }
+    b.guest.rx[0].expect_nothing();
+    assert_eq!(a.drops(), [("tx_peer_stalled", stalled)]);
+}
+
+#[test]
+fn a_receiver_that_stands_still_holds_nobody_up() {
+    let mut network = Network::new(&[Spec::default(), deaf(), Spec::default()]);
+    // More for the deaf one than link and spill hold together, and always one for the other between them.
+    for seed in 0..1000 {
+        let node = &mut network.nodes[0];
+        node.guest.tx[0].send(&Packet::new(mac(0), mac(1), 1514, seed));
+        node.guest.tx[0].send(&Packet::new(mac(0), mac(2), 1514, seed));
+        let packet = network.nodes[2].guest.rx[0].receive();
+        assert_eq!(packet.seed(), seed);
+    }
+    let node = &mut network.nodes[0];
+    node.guest.tx[0].finish();
+    let stalled = node.count("tx_peer_stalled");
+    assert_eq!(node.drops(), [("tx_peer_stalled", stalled)]);
+    assert_eq!(node.count("tx_frames"), 2000 - stalled);
+    assert!(node.count("tx_spilled") > 0, "Nothing was put aside");
+
+    // All that was not dropped comes through, also from aside, and in order.
+    let deaf = &mut network.nodes[1];
+    deaf.guest.rx[0].post(256, 2048);
+    for seed in 0..1000 - stalled {
+        assert_eq!(deaf.guest.rx[0].receive().seed(), seed);
+    }
+    let packet = Packet::new(mac(0), mac(1), 60, 5000);
+    network.nodes[0].guest.tx[0].send(&packet);
+    let received = network.nodes[1].guest.rx[0].receive();
+    assert_eq!(received, packet.in_buffers(1));
+}
+
+#[test]
+fn a_broadcast_reaches_the_others_while_one_stands_still() {
+    let mut network = Network::new(&[Spec::default(), deaf(), Spec::default(), Spec::default()]);
+    for seed in 0..1000 {
+        let packet = Packet::new(mac(0), [0xff; 6].into(), 1000, seed);
+        network.nodes[0].guest.tx[0].send(&packet);
+        for to in [2, 3] {
+            let received = network.nodes[to].guest.rx[0].receive();
+            assert_eq!(received, packet.clone().in_buffers(1));
+        }
+    }
+    let sender = &mut network.nodes[0];
+    sender.guest.tx[0].finish();
+    assert_eq!(sender.count("tx_frames"), 1000);
+    let stalled = sender.count("tx_peer_stalled");
+    let deaf = &mut network.nodes[1];
+    deaf.guest.rx[0].post(256, 2048);
+    for seed in 0..1000 - stalled {
+        assert_eq!(deaf.guest.rx[0].receive().seed(), seed);
+    }
+}
+
+#[test]
+fn a_guest_that_is_not_there_is_in_nobodys_way() {
+    let mut network = Network::new(&[Spec::default(); 2]);
+    let (a, b) = network.pair();
+    b.port.enable_queue(0, false).unwrap();
+    for seed in 0..2000 {
+        let packet = a.packet(b.mac(), 1514, seed);
+        a.guest.tx[0].send(&packet);
+    }
+    a.guest.tx[0].finish();
+    until("all frames are accounted for", || {
+        b.count("rx_no_guest") + a.count("tx_peer_stalled") == 2000
+    });
+    b.port.enable_queue(0, true).unwrap();
+    let packet = a.packet(b.mac(), 1514, 1);
+    a.guest.tx[0].send(&packet);
+    assert_eq!(b.guest.rx[0].receive(), packet.in_buffers(1));
+    assert_eq!(b.counters().rx_frames.get(), 1);
+}
+
+#[test]
+fn a_peer_that_leaves_lets_the_queue_go_on() {
+    let mut node = Node::new(0, Spec::default());
+    let stuck = Peer::attach(&mut node, 1, &Spec::default());
+    let mut other = Peer::attach(&mut node, 2, &Spec::default());
+    for seed in 0..190 {
+        assert!(node.guest.tx[0].try_send(&Packet::new(mac(0), mac(1), 2036, seed)));
+    }
+    node.port.remove_peer(stuck.key).unwrap();
+    let packet = Packet::new(mac(0), mac(2), 100, 7);
+    node.guest.tx[0].send(&packet);
+    assert_eq!(other.receive(0), packet);
+    node.guest.tx[0].finish();
+}
