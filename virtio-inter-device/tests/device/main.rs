@@ -11,3 +11,4 @@ mod forwarding;
 mod headers;
 mod indirect;
 mod mergeable;
+mod resume;

@@ -8,7 +8,7 @@ use virtio_bindings::bindings::virtio_net as net;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use virtio_inter_device::{Counters, Device, Port, PortEvent};
+use virtio_inter_device::{Counters, Device, Port, PortEvent, QueueSetup};
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
 use virtio_inter_segment::{LocalPort, MacAddr, PeerInfo, PeerKey, PeerLink};
 
@@ -133,26 +133,35 @@ impl Node {
 
     /// Does what a transport does when a frontend comes: memory, features, queues.
     pub(crate) fn connect(&mut self) {
+        self.connect_with(self.setups());
+    }
+
+    fn connect_with(&mut self, setups: Vec<(u16, QueueSetup)>) {
         let memory = Arc::clone(self.guest.arena.memory());
         self.port.set_memory(Some(memory)).unwrap();
         self.port.set_features(self.features()).unwrap();
-        for pair in 0..usize::from(self.spec.queues) {
-            let index = pair as u16 * 2;
-            let setups = [
-                (index, self.guest.rx[pair].queue.setup()),
-                (index + 1, self.guest.tx[pair].queue.setup()),
-            ];
-            for (index, setup) in setups {
-                self.port.start_queue(index, setup).unwrap();
-                self.port.enable_queue(index, true).unwrap();
-            }
+        for (index, setup) in setups {
+            self.port.start_queue(index, setup).unwrap();
+            self.port.enable_queue(index, true).unwrap();
         }
     }
 
+    /// All queues as the transport describes them to the device, by index.
+    pub(crate) fn setups(&self) -> Vec<(u16, QueueSetup)> {
+        let rx = self.guest.rx.iter().map(|rx| rx.queue.setup());
+        let tx = self.guest.tx.iter().map(|tx| tx.queue.setup());
+        rx.zip(tx)
+            .flat_map(|(rx, tx)| [rx, tx])
+            .enumerate()
+            .map(|(index, setup)| (index as u16, setup))
+            .collect()
+    }
+
     /// Ends the port, as a process that is killed between two batches does, and starts another on the same rings.
-    pub(crate) fn reincarnate(&mut self) {
+    /// `setups` were asked for earlier: the queues may be in other threads' hands.
+    pub(crate) fn reincarnate(&mut self, setups: Vec<(u16, QueueSetup)>) {
         self.port = Port::new(&local(self.number, &self.spec)).unwrap();
-        self.connect();
+        self.connect_with(setups);
     }
 
     /// Counters of the first queue pair.

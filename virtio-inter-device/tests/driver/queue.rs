@@ -198,6 +198,12 @@ impl Queue {
         }
     }
 
+    /// Shows the device all that was added, and keeps quiet about it.
+    pub(crate) fn publish_silently(&mut self) {
+        self.ring.set_available_index(self.added);
+        self.published = self.added;
+    }
+
     /// Kicks the device, wanted or not.
     pub(crate) fn kick(&self) {
         rustix::io::write(&self.kick, &1u64.to_ne_bytes()).unwrap();
