@@ -37,8 +37,9 @@ impl Bridge {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("virtio-inter-{}-{number}", id());
-        ip(&["netns", "add", &namespace])?;
+        // First, so that a signal between the two leaves no namespace.
         let registration = Registration::new(Action::DeleteNamespace(namespace.clone()));
+        ip(&["netns", "add", &namespace])?;
         let mtu_text = mtu.to_string();
         ip(&[
             "-n", &namespace, "link", "add", "bridge", "mtu", &mtu_text, "type", "bridge",

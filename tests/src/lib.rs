@@ -8,6 +8,7 @@
 mod agent;
 mod bridge;
 mod cleanup;
+mod group;
 mod images;
 mod kvm;
 mod nic;
@@ -23,6 +24,7 @@ mod wait;
 
 pub use agent::{Job, Output};
 pub use bridge::{Bridge, Tap};
+pub use group::Group;
 pub use images::Kernel;
 pub use kvm::runs_stock_kernels as kvm_runs_stock_kernels;
 pub use nic::{Backend, Mac, Nic};

@@ -31,6 +31,8 @@ pub struct PortConfig {
     pub queue_size: u16,
     /// CPUs to which the process is bound; all if empty.
     pub cpus: Vec<usize>,
+    /// The program: if none, what `VIRTIO_INTER_BIN` names, else the later of the workspace's builds.
+    pub program: Option<PathBuf>,
 }
 
 impl PortConfig {
@@ -44,6 +46,7 @@ impl PortConfig {
             queues: 1,
             queue_size: 256,
             cpus: Vec::new(),
+            program: None,
         }
     }
 
@@ -149,7 +152,11 @@ impl Port {
 
 /// The command that runs a port with these flags.
 fn command(config: &PortConfig, socket: &Path) -> Result<Command> {
-    let mut command = Command::new(images::port_program()?);
+    let program = match &config.program {
+        Some(program) => program.clone(),
+        None => images::port_program()?,
+    };
+    let mut command = Command::new(program);
     command
         .arg("port")
         .arg("--socket")

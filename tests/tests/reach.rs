@@ -1,51 +1,13 @@
-//! Guests reach each other through ports, whatever runs them.
+//! Guests reach each other through ports, whatever runs them, and what they move arrives unchanged.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
 
-use virtio_inter_tests::{
-    Frontend, Kernel, Nic, Port, PortConfig, Result, Segment, Testbed, Vm, VmConfig, guest_test,
-    tools,
-};
+use virtio_inter_tests::{Frontend, Group, Kernel, Result, Vm, guest_test, tools};
 
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// Guests of the given kinds on one segment, all booted at once, as hosts 1, 2, 3…
-fn guests(bed: &Testbed, kinds: &[Frontend], mtu: u16) -> Result<(Vec<Port>, Vec<Vm>)> {
-    let segment = Segment::new(bed, "test")?;
-    let (mut ports, mut vms) = (Vec::new(), Vec::new());
-    for (kind, host) in kinds.iter().zip(1..) {
-        let name = format!("vm{host}");
-        let port = Port::start(bed, PortConfig::new(&segment, &name, host).mtu(mtu))?;
-        let nic = Nic::on_port(&port, host);
-        ports.push(port);
-        vms.push(Vm::start(bed, VmConfig::new(&name, *kind).nic(nic))?);
-    }
-    for vm in &vms {
-        vm.ready()?;
-    }
-    Ok((ports, vms))
-}
-
-fn all_reach_all(vms: &[Vm]) -> Result<()> {
-    let how = tools::Ping::default();
-    for from in vms {
-        for to in vms {
-            if from.config().name == to.config().name {
-                continue;
-            }
-            for address in [
-                to.nic(0).ipv4().into(),
-                std::net::IpAddr::from(to.nic(0).ipv6()),
-            ] {
-                let report = tools::ping(from, address, how)?;
-                let names = (&from.config().name, &to.config().name);
-                assert_eq!(report.received, how.count, "{names:?} over {address}");
-            }
-        }
-    }
-    Ok(())
-}
+const QEMU_6_1: Frontend = Frontend::Qemu(Kernel::Debian12);
+const QEMU_6_12: Frontend = Frontend::Qemu(Kernel::Debian13);
 
 fn move_checked_data(a: &Vm, b: &Vm) -> Result<()> {
     let plan = tools::TransferPlan::both_ways(50_000_000);
@@ -68,9 +30,9 @@ fn move_checked_data(a: &Vm, b: &Vm) -> Result<()> {
 
 fn pair(kind: Frontend) {
     guest_test(|bed| {
-        let (_ports, vms) = guests(bed, &[kind, kind], 1500)?;
-        all_reach_all(&vms)?;
-        move_checked_data(&vms[0], &vms[1])
+        let group = Group::boot(bed, &[kind, kind])?;
+        group.all_reach_all(&[0, 1])?;
+        move_checked_data(&group.vms[0], &group.vms[1])
     });
 }
 
@@ -89,7 +51,7 @@ fn two_uml_guests_move_checked_data() {
     ignore = "boots guests: needs --features guests"
 )]
 fn two_qemu_guests_of_debian_12_move_checked_data() {
-    pair(Frontend::Qemu(Kernel::Debian12));
+    pair(QEMU_6_1);
 }
 
 #[test]
@@ -98,7 +60,7 @@ fn two_qemu_guests_of_debian_12_move_checked_data() {
     ignore = "boots guests: needs --features guests"
 )]
 fn two_qemu_guests_of_debian_13_move_checked_data() {
-    pair(Frontend::Qemu(Kernel::Debian13));
+    pair(QEMU_6_12);
 }
 
 #[test]
@@ -108,28 +70,117 @@ fn two_qemu_guests_of_debian_13_move_checked_data() {
 )]
 fn one_guest_of_each_kind_share_a_segment() {
     guest_test(|bed| {
-        let kinds = [
-            Frontend::Uml,
-            Frontend::Qemu(Kernel::Debian12),
-            Frontend::Qemu(Kernel::Debian13),
-        ];
-        let (_ports, vms) = guests(bed, &kinds, 1500)?;
-        all_reach_all(&vms)?;
-        let how = tools::Iperf3 {
-            seconds: 2,
-            ..Default::default()
-        };
+        let group = Group::boot(bed, &[Frontend::Uml, QEMU_6_1, QEMU_6_12])?;
+        group.all_reach_all(&[0, 1, 2])?;
         for (a, b) in [(0, 1), (1, 2), (2, 0)] {
             for reverse in [false, true] {
-                let how = tools::Iperf3 { reverse, ..how };
-                let address = vms[b].nic(0).ipv4();
-                let throughput = tools::iperf3(&vms[a], &vms[b], address, how)?;
+                let how = tools::Iperf3 {
+                    seconds: 2,
+                    reverse,
+                    ..Default::default()
+                };
+                let (a, b) = (&group.vms[a], &group.vms[b]);
+                let throughput = tools::iperf3(a, b, b.nic(0).ipv4(), how)?;
+                let names = (&a.config().name, &b.config().name);
                 assert!(
-                    throughput.bits_per_second > 1e6,
-                    "{a} and {b}: {throughput:?}"
+                    throughput.bits_per_second > 1e7,
+                    "{names:?}: {throughput:?}"
                 );
             }
         }
         Ok(())
+    });
+}
+
+/// The interface has the MTU without being told, and packets of that size pass whole.
+fn packets_of_the_mtu_pass(kind: Frontend, mtu: u16) {
+    guest_test(|bed| {
+        let group = Group::boot_with(bed, "test", &[kind, kind], |config| config.mtu(mtu))?;
+        let [a, b] = [&group.vms[0], &group.vms[1]];
+        for vm in [a, b] {
+            let path = format!("/sys/class/net/{}/mtu", vm.interface(0)?);
+            assert_eq!(vm.run(&["cat", &path])?.trim(), mtu.to_string());
+        }
+        group.all_reach_all(&[0, 1])?;
+        // 20 bytes of IPv4 and 8 of ICMP.
+        let how = tools::Ping {
+            size: u32::from(mtu) - 28,
+            may_fragment: false,
+            ..Default::default()
+        };
+        assert_eq!(tools::ping(a, b.nic(0).ipv4(), how)?.received, how.count);
+        let plan = tools::TransferPlan::both_ways(20_000_000);
+        tools::Transfer::start(a, b, b.nic(0).ipv6(), plan)?.finish(LIMIT)?;
+        Ok(())
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn packets_of_9000_bytes_pass_between_uml_guests() {
+    packets_of_the_mtu_pass(Frontend::Uml, 9000);
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn packets_of_65535_bytes_pass_between_uml_guests() {
+    packets_of_the_mtu_pass(Frontend::Uml, 65_535);
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn packets_of_1500_bytes_pass_between_qemu_guests() {
+    packets_of_the_mtu_pass(QEMU_6_1, 1500);
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn packets_of_9000_bytes_pass_between_qemu_guests() {
+    packets_of_the_mtu_pass(QEMU_6_12, 9000);
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn packets_of_65535_bytes_pass_between_qemu_guests() {
+    packets_of_the_mtu_pass(QEMU_6_1, 65_535);
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn two_queue_pairs_carry_several_connections() {
+    guest_test(|bed| {
+        let kinds = [QEMU_6_12, QEMU_6_12];
+        let group = Group::boot_with(bed, "test", &kinds, |config| config.queues(2))?;
+        let [a, b] = [&group.vms[0], &group.vms[1]];
+        for vm in [a, b] {
+            let name = vm.interface(0)?;
+            let queues = vm.shell(&format!("ls -d /sys/class/net/{name}/queues/rx-* | wc -l"))?;
+            assert_eq!(queues.trim(), "2");
+        }
+        let how = tools::Iperf3 {
+            seconds: 2,
+            streams: 4,
+            ..Default::default()
+        };
+        assert!(tools::iperf3(a, b, b.nic(0).ipv4(), how)?.bits_per_second > 1e7);
+        move_checked_data(a, b)
     });
 }

@@ -39,10 +39,12 @@ pub struct PingReport {
     pub sent: u32,
     /// Answers received.
     pub received: u32,
-    /// Median and mean are not told by ping: this is the mean round trip in microseconds, 0 without an answer.
+    /// Mean round trip in microseconds, 0 without an answer. Ping tells no median.
     pub mean_us: f64,
     /// Shortest round trip in microseconds, 0 without an answer.
     pub min_us: f64,
+    /// Longest round trip in microseconds, 0 without an answer.
+    pub max_us: f64,
 }
 
 /// Pings `to` from a guest. No answer is a result, not an error.
@@ -80,15 +82,16 @@ fn parse(text: &str) -> Option<PingReport> {
         .lines()
         .find_map(|line| line.strip_prefix("rtt ")?.split(" = ").nth(1));
     let mut times = times
-        .unwrap_or("0/0")
+        .unwrap_or("0/0/0")
         .split('/')
         .map(|time| time.parse::<f64>().ok());
-    let (min, mean) = (times.next()??, times.next()??);
+    let (min, mean, max) = (times.next()??, times.next()??, times.next()??);
     Some(PingReport {
         sent,
         received,
         mean_us: mean * 1000.0,
         min_us: min * 1000.0,
+        max_us: max * 1000.0,
     })
 }
 
@@ -103,7 +106,8 @@ mod tests {
                     rtt min/avg/max/mdev = 0.079/0.091/0.108/0.012 ms\n";
         let report = parse(text).unwrap();
         assert_eq!((report.sent, report.received), (3, 2));
-        assert!((report.mean_us - 91.0).abs() < 1e-6 && (report.min_us - 79.0).abs() < 1e-6);
+        let times = [report.min_us, report.mean_us, report.max_us];
+        assert_eq!(times.map(f64::round), [79.0, 91.0, 108.0]);
     }
 
     #[test]
