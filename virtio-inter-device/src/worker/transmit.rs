@@ -235,6 +235,10 @@ impl Transmitter {
         queue: Option<&mut SplitQueue>,
         memory: Option<&GuestMemory>,
     ) -> Result<Rest, QueueViolation> {
+        if queue.is_none() {
+            // The frame that was held went with its queue; its time limit must not keep the worker awake.
+            self.waiting = None;
+        }
         let mut rest = Rest {
             safe: true,
             until: self.waiting.map(|w| w.until),
