@@ -178,9 +178,10 @@ impl SplitQueue {
         Ok(())
     }
 
-    /// Forgets that a kick was asked for, so that the next [`SplitQueue::arm`] writes its wish anew.
+    /// Looks at the ring as at the start: the next [`SplitQueue::arm`] writes its wish anew, and without the event
+    /// index the next [`SplitQueue::disarm`] does.
     pub(crate) fn rearm(&mut self) {
-        self.armed = false;
+        self.armed = !self.event_index;
     }
 
     /// Interrupts the driver.
