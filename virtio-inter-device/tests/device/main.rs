@@ -11,4 +11,5 @@ mod forwarding;
 mod headers;
 mod indirect;
 mod mergeable;
+mod notifications;
 mod resume;

@@ -98,10 +98,11 @@ fn port_dies_mid_burst(victim: usize) {
 
     // All of the guest's buffers are still there to be used, once each.
     assert_eq!(rx.queue.in_flight(), 256);
-    while rx.try_receive().is_some() {}
+    tx.send(&packet(FRAMES));
+    while rx.receive().seed() != FRAMES {}
     rx.refill = false;
-    for seed in FRAMES..FRAMES + 256 {
-        let packet = packet(60 + seed * 3000);
+    for seed in FRAMES + 1..=FRAMES + 256 {
+        let packet = Packet::new(mac(0), mac(1), 100, seed);
         tx.send(&packet);
         assert_eq!(rx.receive(), packet.in_buffers(1));
     }

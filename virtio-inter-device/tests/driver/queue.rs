@@ -209,6 +209,11 @@ impl Queue {
         rustix::io::write(&self.kick, &1u64.to_ne_bytes()).unwrap();
     }
 
+    /// Kicks the device by another descriptor from now on.
+    pub(crate) fn set_kick(&mut self, kick: OwnedFd) {
+        self.kick = kick;
+    }
+
     /// Used entries that were not taken yet.
     pub(crate) fn ready(&self) -> u16 {
         let ready = self.ring.used_index().wrapping_sub(self.taken);
