@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use virtio_inter_tests::{
-    Frontend, Group, Job, Kernel, Port, PortConfig, Result, Segment, Vm, guest_test, until,
+    Frontend, Group, Job, Kernel, Mac, Port, PortConfig, Result, Segment, Vm, guest_test, until,
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -33,10 +33,16 @@ fn send(vm: &Vm, address: &str, text: &str) -> Result<()> {
 )]
 fn segments_hear_nothing_of_each_other() {
     guest_test(|bed| {
-        // The same addresses on both: what leaks is delivered.
+        // The same IP addresses, so that what leaks is delivered; other MACs, so that ports would link.
         let kinds = [Frontend::Uml; 2];
         let red = Group::boot_with(bed, "red", &kinds, |config| config)?;
-        let blue = Group::boot_with(bed, "blue", &kinds, |config| config)?;
+        let blue = Group::boot_with(bed, "blue", &kinds, |config| {
+            let Mac([.., host]) = config.mac;
+            PortConfig {
+                mac: Mac::local(host + 10),
+                ..config
+            }
+        })?;
         for (one, other) in [(&red, &blue), (&blue, &red)] {
             let mut ear = listen(&one.vms[1], None)?;
             let mut other_ear = listen(&other.vms[1], None)?;
