@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use crate::images::target;
+use crate::images::{Image, target};
 use crate::qemu::Accelerator;
 use crate::{Frontend, Kernel, Result, Testbed, Vm, VmConfig};
 
@@ -21,6 +21,10 @@ pub fn runs_stock_kernels() -> bool {
             .open("/dev/kvm")
             .is_err()
         {
+            return false;
+        }
+        if Image::of_kernel(Kernel::Debian12).is_err() {
+            // Nothing to try with, which says nothing of KVM.
             return false;
         }
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();

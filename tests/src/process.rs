@@ -12,10 +12,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, kill_process, pidfd_open, set_parent_process_death_signal,
 };
@@ -112,9 +113,16 @@ impl Process {
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         // Waiting for the process itself needs no polling, yet has no limit; its descriptor has.
         if let Ok(descriptor) = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()) {
-            let limit = Timespec::try_from(limit).context("A limit without end")?;
-            poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&limit))
-                .context("Waiting for a process")?;
+            let start = Instant::now();
+            loop {
+                let left = limit.saturating_sub(start.elapsed());
+                let left = Timespec::try_from(left).context("A limit without end")?;
+                match poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&left)) {
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(error).context("Waiting for a process"),
+                    Ok(_) => break,
+                }
+            }
         }
         match self
             .child

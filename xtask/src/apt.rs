@@ -225,15 +225,14 @@ impl Apt {
         self.run("download", &[package], directory)
     }
 
-    /// Installs `packages`, from `release` where it has them.
-    pub(crate) fn install(&self, packages: &[&str], release: &str) -> Result<()> {
-        let fixed = [
-            "--yes",
-            "--no-install-recommends",
-            "--target-release",
-            release,
-        ];
-        self.run("install", &[&fixed, packages].concat(), Path::new("/"))
+    /// Installs `packages`, from `release` where one is given and has them.
+    pub(crate) fn install(&self, packages: &[&str], release: Option<&str>) -> Result<()> {
+        let mut arguments = vec!["--yes", "--no-install-recommends"];
+        if let Some(release) = release {
+            arguments.extend(["--target-release", release]);
+        }
+        arguments.extend(packages);
+        self.run("install", &arguments, Path::new("/"))
     }
 
     /// The first package on which `package` depends: for meta packages, the real one.

@@ -1,4 +1,5 @@
-//! Writes an initramfs: a cpio archive in the "newc" format (Linux, buffer-format.rst of the early user space docs).
+//! Writes an initramfs: a cpio archive in the "newc" format, as Linux's
+//! `Documentation/driver-api/early-userspace/buffer-format.rst` defines it.
 //!
 //! Written here rather than by cpio(1), as a device node needs no root this way, and the archive depends on
 //! nothing but its content.

@@ -1,4 +1,4 @@
-//! Builds the guest images: a kernel and an initramfs each, from Debian packages.
+//! Builds the guest images: a kernel and an initramfs each, from Debian packages, for x86-64.
 //!
 //! `target/images/` holds one directory an image, with a stamp of all that went into it; what is up to date is
 //! kept. A new image is built beside the old one and takes its place whole. Unpacked packages stay in

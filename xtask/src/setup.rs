@@ -89,12 +89,8 @@ pub(crate) fn ensure() -> Result<()> {
     let backports = format!("{name}-backports");
     let mut suites = vec![name, &security, &updates];
     // Debian 13 has a recent QEMU itself.
-    let release = if name == "bookworm" {
-        suites.push(&backports);
-        &backports
-    } else {
-        name
-    };
+    let release = (name == "bookworm").then_some(backports.as_str());
+    suites.extend(release);
     let apt = Apt::for_this_machine(&image::directory().join("apt/host"), &mirror, &suites)?;
     apt.install(&missing, release)?;
     if let Some(need) = NEEDS.iter().find(|need| !(need.met)()) {
