@@ -93,7 +93,7 @@ fn nothing_is_polled() {
 
     // The queue is stopped, or disabled, or broken, while its frame waits for room.
     let ways: [fn(&mut Node); 3] = [
-        |node| drop(node.port.stop_queue(1).unwrap()),
+        |node| assert!(node.port.stop_queue(1).is_ok()),
         |node| node.port.enable_queue(1, false).unwrap(),
         |node| {
             let ring = &node.guest.tx[0].queue.ring;

@@ -9,6 +9,7 @@ mod delivery;
 mod features;
 mod forwarding;
 mod headers;
+mod hostile_driver;
 mod indirect;
 mod mergeable;
 mod notifications;

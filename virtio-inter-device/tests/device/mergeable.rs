@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::driver::{
-    Feature, HEADER, Network, Node, PATIENCE, Packet, Peer, Shape, Spec, mac, until,
+    Feature, HEADER, Network, Node, PATIENCE, Packet, Peer, SetOnDrop, Shape, Spec, mac, until,
 };
 
 /// A node whose guest has no buffers yet and gives none again.
@@ -97,15 +97,6 @@ fn all_buffers_of_a_frame_become_visible_together() {
         drop(guard);
         assert!(watcher.join().unwrap() > 10, "Nothing was watched");
     });
-}
-
-/// Ends a thread that looks at the flag, also when an assertion fails.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

@@ -34,4 +34,4 @@ pub(crate) use packet::{HEADER, Packet};
 pub(crate) use queue::{Piece, Queue, Shape};
 pub(crate) use ring::Ring;
 pub(crate) use rng::Rng;
-pub(crate) use wait::{PATIENCE, until, wait_readable};
+pub(crate) use wait::{PATIENCE, SetOnDrop, until, wait_readable};

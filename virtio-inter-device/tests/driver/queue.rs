@@ -198,6 +198,15 @@ impl Queue {
         }
     }
 
+    /// Starts over on a ring that is all zero: what was in the device's hands is forgotten.
+    pub(crate) fn replace(&mut self, ring: Ring) {
+        self.free = (0..ring.size).rev().collect();
+        self.ring = ring;
+        (self.added, self.published, self.taken) = (0, 0, 0);
+        self.in_flight.clear();
+        self.want_no_interrupts();
+    }
+
     /// Shows the device all that was added, and keeps quiet about it.
     pub(crate) fn publish_silently(&mut self) {
         self.ring.set_available_index(self.added);

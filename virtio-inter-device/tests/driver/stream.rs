@@ -7,7 +7,7 @@ use super::guest::{RxQueue, TxQueue};
 use super::network::{Network, mac};
 use super::packet::Packet;
 use super::rng::Rng;
-use super::wait::PATIENCE;
+use super::wait::{PATIENCE, SetOnDrop};
 
 /// How long a receiver waits before it asks whether anything more can come.
 const TICK: Duration = Duration::from_millis(20);
@@ -67,13 +67,13 @@ pub(crate) fn all_to_all(
         for (number, (tx, rx)) in guests.into_iter().enumerate() {
             let (received, senders, failed) = (&received, &senders, &failed);
             scope.spawn(move || {
-                let guard = Fail(failed);
+                let guard = SetOnDrop(failed);
                 send(tx, number, count, frames, seed, lengths);
                 senders.fetch_sub(1, Ordering::SeqCst);
                 std::mem::forget(guard);
             });
             scope.spawn(move || {
-                let guard = Fail(failed);
+                let guard = SetOnDrop(failed);
                 receive(
                     rx, number, count, frames, seed, lengths, slow, received, failed,
                 );
@@ -186,14 +186,5 @@ fn receive(
         if slow && pause.one_in(64) {
             std::thread::yield_now();
         }
-    }
-}
-
-/// Ends the whole stream when one of its threads panics.
-struct Fail<'a>(&'a AtomicBool);
-
-impl Drop for Fail<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
     }
 }
