@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup | image | test | vm`.
+//! Developer commands: `cargo xtask setup | image | demo | test | vm`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -8,6 +8,7 @@
 
 mod apt;
 mod cpio;
+mod demo;
 mod image;
 mod modules;
 mod setup;
@@ -33,6 +34,8 @@ enum Command {
     Setup,
     /// Build the guest images that are missing or out of date.
     Image,
+    /// Show two guests over loopback, virtio-inter and tap + bridge, side by side.
+    Demo(demo::Options),
     /// Run all checks and tests, those with real guests included.
     Test(test::Options),
     /// Boot one guest by hand and run commands in it.
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Setup => setup::ensure(),
         Command::Image => image::ensure().map(drop),
+        Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(options),
         Command::Vm(options) => vm::run(options),
     }

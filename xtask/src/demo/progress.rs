@@ -1,0 +1,51 @@
+//! How far the demo is: a bar on a terminal, else a line for each step; both on standard error.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+const TEMPLATE: &str =
+    "{spinner} [{bar:30}] {pos}/{len} {elapsed_precise} (left: {eta}) {wide_msg}";
+/// How often the spinner turns and the clock is shown anew.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The steps of the demo.
+pub(super) struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    /// Shows no step of `steps` done.
+    pub(super) fn new(steps: usize) -> Self {
+        let bar = ProgressBar::new(steps as u64);
+        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.enable_steady_tick(TICK);
+        Self { bar }
+    }
+
+    /// Tells what is being done now.
+    pub(super) fn begin(&self, what: String) {
+        self.bar.set_message(what);
+    }
+
+    /// Tells that a step is done and what came of it.
+    pub(super) fn done(&self, what: &str) {
+        self.bar.inc(1);
+        let (done, all) = (self.bar.position(), self.bar.length().unwrap_or_default());
+        self.say(&format!("[{done:>2}/{all}] {what}"));
+    }
+
+    /// Tells something beside the steps.
+    pub(super) fn say(&self, what: &str) {
+        // Not println of the bar's: that writes nothing where the bar is hidden.
+        self.bar.suspend(|| eprintln!("{what}"));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
