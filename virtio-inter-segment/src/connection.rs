@@ -5,11 +5,14 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use rustix::net::Shutdown;
 use virtio_inter_link::{Doorbell, Receiver, Region, Sender};
 use zerocopy::IntoBytes;
 
+use crate::closer::{Closer, Deferred};
 use crate::handshake::{Candidate, Local, Refusal, RingSequence, Role};
 use crate::id::PortId;
+use crate::kinds;
 use crate::port::{DownReason, PeerInfo, PeerKey, PeerLink};
 use crate::socket::{self, ReceiveError, Received};
 use crate::wire::{self, MAX_MESSAGE, Message, Ring};
@@ -27,7 +30,8 @@ pub(crate) struct Connection {
     pub(crate) watches_write: bool,
     /// What the peer called itself, let in or not.
     claimed: Option<PortId>,
-    socket: OwnedFd,
+    socket: Deferred,
+    closer: Closer,
     hello_sent: bool,
     stage: Stage,
 }
@@ -94,6 +98,7 @@ impl Connection {
         role: Role,
         socket: OwnedFd,
         pid: Option<u32>,
+        closer: &Closer,
         now: Instant,
     ) -> Connection {
         Connection {
@@ -103,7 +108,8 @@ impl Connection {
             pid,
             watches_write: false,
             claimed: None,
-            socket,
+            socket: Deferred::new(socket, closer),
+            closer: closer.clone(),
             hello_sent: false,
             stage: Stage::Hello,
         }
@@ -201,32 +207,46 @@ impl Connection {
             return up;
         }
         let mut buffer = [0; MAX_MESSAGE];
-        // Descriptors are let into this process only where they may be.
-        let take_fds = matches!(self.stage, Stage::Rings(_));
-        let received = socket::receive(self.socket.as_fd(), &mut buffer, take_fds);
-        if let Stage::Up(..) = self.stage {
-            return after_the_end(received, &buffer);
-        }
-        let (len, fds) = match received {
-            Ok(Received::Packet(len, fds)) => (len, fds),
-            Ok(Received::Nothing) => return Step::Idle,
-            Ok(Received::Closed) => return Step::Ended(End::Closed),
-            Err(ReceiveError::Socket(e)) => {
+        let mut fds = Vec::new();
+        let received = socket::receive(self.socket.as_fd(), &mut buffer, &mut fds);
+        let step = match (&self.stage, received) {
+            (_, Ok(Received::Nothing)) => Step::Idle,
+            (Stage::Up(..), received) => Step::Down(after_the_end(received, &buffer)),
+            (_, Ok(Received::Closed)) => Step::Ended(End::Closed),
+            (_, Ok(Received::Packet(len))) => self
+                .judge(local, &buffer[..len], &mut fds)
+                .unwrap_or_else(|refusal| Step::Ended(End::Refused(refusal))),
+            (_, Err(ReceiveError::Socket(e))) => {
                 log::debug!("Failed to read from {}: {e}", self.name());
-                return Step::Ended(End::Closed);
+                Step::Ended(End::Closed)
             }
-            Err(e) => return Step::Ended(End::Refused(Refusal::violation(e))),
+            (_, Err(e)) => Step::Ended(End::Refused(Refusal::violation(e))),
         };
-        match self.judge(local, &buffer[..len], fds) {
+        // What nobody has found to be harmless.
+        fds.into_iter().for_each(|fd| self.closer.close(fd));
+        match step {
             // The last ring may have been the last thing to wait for: nothing else would wake us.
-            Ok(Step::Progress) => self.finish(now).unwrap_or(Step::Progress),
-            Ok(step) => step,
-            Err(refusal) => Step::Ended(End::Refused(refusal)),
+            Step::Progress => self.finish(now).unwrap_or(Step::Progress),
+            step => step,
         }
     }
 
-    fn judge(&mut self, local: &Local, packet: &[u8], fds: Vec<OwnedFd>) -> Result<Step, Refusal> {
+    /// Judges one message. Takes the descriptors out of `fds` if they are what they have to be.
+    fn judge(
+        &mut self,
+        local: &Local,
+        packet: &[u8],
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Step, Refusal> {
         let message = wire::parse(packet)?;
+        let expects_fds = matches!((&self.stage, &message), (Stage::Rings(_), Message::Ring(_)));
+        if !expects_fds && !fds.is_empty() {
+            return Err(Refusal::Violation(format!(
+                "{} with {} descriptors",
+                message.name(),
+                fds.len()
+            )));
+        }
         match (&mut self.stage, message) {
             (_, Message::Refuse(refuse)) => {
                 let text = format!("{:?}, speaks version {}", refuse.text(), refuse.versions());
@@ -312,19 +332,27 @@ impl Connection {
     }
 }
 
-/// What to make of whatever comes on the connection of a link that is up.
-fn after_the_end(received: Result<Received, ReceiveError>, buffer: &[u8; MAX_MESSAGE]) -> Step {
-    let reason = match received {
-        Ok(Received::Nothing) => return Step::Idle,
-        Ok(Received::Closed) => DownReason::Closed,
-        Ok(Received::Packet(len, _)) => match wire::parse(&buffer[..len]) {
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The peer is to learn of it now, not when the descriptor comes to be closed.
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+    }
+}
+
+/// What to make of something that comes on the connection of a link that is up.
+fn after_the_end(
+    received: Result<Received, ReceiveError>,
+    buffer: &[u8; MAX_MESSAGE],
+) -> DownReason {
+    match received {
+        Ok(Received::Nothing | Received::Closed) => DownReason::Closed,
+        Ok(Received::Packet(len)) => match wire::parse(&buffer[..len]) {
             Ok(Message::Refuse(refuse)) => DownReason::Refused(refuse.text()),
             _ => DownReason::UnexpectedData,
         },
         Err(ReceiveError::Socket(e)) => DownReason::Socket(e),
         Err(_) => DownReason::UnexpectedData,
-    };
-    Step::Down(reason)
+    }
 }
 
 fn make_ring(capacity: u32) -> Result<OwnRing, Refusal> {
@@ -335,8 +363,23 @@ fn make_ring(capacity: u32) -> Result<OwnRing, Refusal> {
     })
 }
 
-fn open_ring(fds: Vec<OwnedFd>, capacity: u32) -> Result<Sender, Refusal> {
-    let [region, data_bell, space_bell] = <[OwnedFd; 3]>::try_from(fds)
+/// Takes the descriptors only once they are known to be of the right kinds: memfds and eventfds can
+/// be looked at and closed without waiting for anybody.
+fn open_ring(fds: &mut Vec<OwnedFd>, capacity: u32) -> Result<Sender, Refusal> {
+    let wrong = |what: &str| Err(Refusal::Violation(format!("RING whose {what}")));
+    let [region, data_bell, space_bell] = fds.as_slice() else {
+        return wrong("descriptors are not three");
+    };
+    if !kinds::is_memfd(region.as_fd()) {
+        return wrong("first descriptor is not a memfd");
+    }
+    if ![data_bell, space_bell]
+        .iter()
+        .all(|bell| kinds::may_be_eventfd(bell.as_fd()))
+    {
+        return wrong("second or third descriptor is not an eventfd");
+    }
+    let [region, data_bell, space_bell] = <[OwnedFd; 3]>::try_from(std::mem::take(fds))
         .map_err(|fds| Refusal::Violation(format!("RING with {} descriptors", fds.len())))?;
     Ok(Sender::new(
         Region::open(region, capacity).map_err(Refusal::violation)?,

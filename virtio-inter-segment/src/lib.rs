@@ -15,6 +15,7 @@
 //! The crate knows sockets, the files of the directory, and link regions; it knows neither
 //! virtqueues nor frames.
 
+mod closer;
 mod connection;
 mod credentials;
 mod dials;
@@ -22,6 +23,7 @@ mod directory;
 mod handshake;
 mod id;
 mod join_error;
+mod kinds;
 mod limits;
 pub mod log_limit;
 mod mac;

@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
+use crate::closer::{Closer, Deferred};
 use crate::credentials::Rule;
 use crate::directory::Directory;
 use crate::id::PortId;
@@ -30,12 +31,17 @@ const LOCK_ATTEMPTS: usize = 8;
 pub(crate) struct Membership {
     // The order matters: the socket goes while the lock is still held.
     name: BoundName,
-    listener: OwnedFd,
+    // Callers that were not taken yet hang on it, with whatever they have sent.
+    listener: Deferred,
     _lock: LockFile,
 }
 
 impl Membership {
-    pub(crate) fn new(directory: &Directory, id: &PortId) -> Result<Membership, JoinError> {
+    pub(crate) fn new(
+        directory: &Directory,
+        id: &PortId,
+        closer: &Closer,
+    ) -> Result<Membership, JoinError> {
         let path = directory.socket_path(id);
         let length = path.as_os_str().len();
         if length > MAX_SOCKET_PATH {
@@ -58,7 +64,7 @@ impl Membership {
         })?;
         Ok(Membership {
             name,
-            listener,
+            listener: Deferred::new(listener, closer),
             _lock: lock,
         })
     }

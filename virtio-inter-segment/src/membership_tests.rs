@@ -12,7 +12,11 @@ fn id(text: &str) -> PortId {
 }
 
 fn join(path: &Path, port: &str) -> Result<Membership, JoinError> {
-    Membership::new(&Directory::open(path).unwrap(), &id(port))
+    Membership::new(
+        &Directory::open(path).unwrap(),
+        &id(port),
+        &Closer::start().unwrap(),
+    )
 }
 
 fn names(path: &Path) -> Vec<String> {

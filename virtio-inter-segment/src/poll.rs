@@ -54,6 +54,12 @@ impl Poll {
         )?)
     }
 
+    /// Forgets a descriptor that stays open for a while yet, if it was watched at all.
+    pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
+        // Fails only if there is nothing to forget.
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
     /// Watches for reading and, if `write`, for room to write as well.
     pub(crate) fn watch_write(
         &self,

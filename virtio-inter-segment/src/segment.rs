@@ -10,6 +10,7 @@ use log::Level;
 use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
 
+use crate::closer::Closer;
 use crate::connection::{Connection, End, Step};
 use crate::dials::{Dials, Outcome};
 use crate::directory::{Directory, Watch};
@@ -52,12 +53,13 @@ pub struct Segment {
     directory: Directory,
     watch: Watch,
     poll: Poll,
+    closer: Closer,
     connections: BTreeMap<u64, Connection>,
     dials: Dials,
     banned: VecDeque<Banned>,
     events: Vec<SegmentEvent>,
-    /// When to take connections again, after a pause.
-    accept_at: Option<Instant>,
+    /// When to take connections and call peers again, after a pause.
+    resume_at: Option<Instant>,
     /// When to list the directory again.
     list_at: Option<Instant>,
     stats: SegmentStats,
@@ -94,10 +96,11 @@ impl Segment {
         port.check()?;
         let directory = Directory::open(directory)?;
         let poll = Poll::new().map_err(JoinError::EventLoop)?;
+        let closer = Closer::start().map_err(JoinError::EventLoop)?;
         let incarnation = random().map_err(|e| JoinError::EventLoop(e.into()))?;
         // Socket, watch, list, in this order: of two ports that join at once at least the later one
         // sees the other, and whoever is not on the list yet comes as a change.
-        let membership = Membership::new(&directory, &port.id)?;
+        let membership = Membership::new(&directory, &port.id, &closer)?;
         let watch_error = |source| JoinError::Watch {
             path: directory.path().to_owned(),
             source,
@@ -116,11 +119,12 @@ impl Segment {
             directory,
             watch,
             poll,
+            closer,
             connections: BTreeMap::new(),
             dials: Dials::new(limits.slow_retry),
             banned: VecDeque::new(),
             events: Vec::new(),
-            accept_at: None,
+            resume_at: None,
             list_at: None,
             stats: SegmentStats::default(),
             refusals: LogLimit::new(Duration::from_secs(1), 20),
@@ -180,9 +184,8 @@ impl Segment {
         if self.list_at.is_some_and(|at| at <= now) {
             self.list_again(now);
         }
-        if self.accept_at.is_some_and(|at| at <= now) {
-            self.accept_at = None;
-            self.pause_listener(false);
+        if self.resume_at.is_some_and(|at| at <= now) {
+            self.resume();
         }
         self.call_due(now);
         if let Err(e) = self.arm(now) {
@@ -202,6 +205,7 @@ impl Segment {
         let Some(connection) = self.connections.remove(&key.get()) else {
             return;
         };
+        self.poll.remove(connection.fd());
         let Some(peer) = connection.peer() else {
             return;
         };
@@ -277,6 +281,7 @@ impl Segment {
     }
 
     fn down(&mut self, connection: &Connection, reason: DownReason, now: Instant) {
+        self.poll.remove(connection.fd());
         log_limited!(
             self.changes,
             Level::Info,
@@ -301,6 +306,7 @@ impl Segment {
 
     /// A connection has come to nothing.
     fn end(&mut self, connection: Connection, end: End, now: Instant) {
+        self.poll.remove(connection.fd());
         let own = &self.local.port.id;
         let outcome = match &end {
             End::Closed => {
@@ -351,9 +357,9 @@ impl Segment {
             .map(|c| c.started + self.limits.handshake_timeout)
             .min();
         // At the bound it is the end of a handshake that makes room for the next call.
-        let room = self.calls_under_way() < self.limits.max_half_open;
+        let room = self.may_call();
         let call = if room { self.dials.next_due() } else { None };
-        let next = [handshakes, call, self.accept_at, self.list_at]
+        let next = [handshakes, call, self.resume_at, self.list_at]
             .into_iter()
             .flatten()
             .min();

@@ -63,8 +63,9 @@ fn nothing_is_left_behind() {
     for i in 0..1000 {
         round(&mut net, i);
     }
+    // Connections are closed on a thread of their own, soon.
+    net.until("as many open files as before", |_| open_fds() <= before.0);
     let after = usage();
-    assert_eq!(after.0, before.0, "open files");
     assert!(after.1 <= before.1 + 4, "mappings: {before:?} {after:?}");
     assert!(
         after.2 <= before.2 + 2048,

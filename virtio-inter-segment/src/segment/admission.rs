@@ -1,5 +1,6 @@
 //! Who gets in: takes connections, checks who is at the other end, and keeps within the limits.
 
+use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
@@ -24,29 +25,43 @@ impl Segment {
     /// Takes new connections.
     pub(super) fn accept(&mut self, now: Instant) {
         for _ in 0..ACCEPTS_PER_CALL {
+            if self.closer.is_overloaded() {
+                return self.pause(&"too many descriptors wait to be closed", now);
+            }
             match socket::accept(self.membership.listener()) {
                 Ok(socket) => self.start(Role::Callee, socket, now),
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(e) => {
-                    // The connection stays in the queue, and the listener readable: look away for a
-                    // while instead of spinning.
-                    log_limited!(
-                        self.refusals,
-                        Level::Warn,
-                        "Port {}: failed to accept a connection: {e}",
-                        self.local.port.id
-                    );
-                    self.pause_listener(true);
-                    self.accept_at = Some(now + PAUSE);
-                    return;
-                }
+                // The connection stays in the queue, and the listener readable: look away for a while
+                // instead of spinning.
+                Err(e) => return self.pause(&e, now),
             }
         }
     }
 
-    pub(super) fn pause_listener(&mut self, pause: bool) {
-        if let Err(e) = self.poll.pause(self.membership.listener(), LISTENER, pause) {
+    /// Begins nothing new for a while.
+    pub(super) fn pause(&mut self, why: &dyn Display, now: Instant) {
+        log_limited!(
+            self.refusals,
+            Level::Warn,
+            "Port {}: no new connections for {} ms: {why}",
+            self.local.port.id,
+            PAUSE.as_millis()
+        );
+        self.resume_at = Some(now + PAUSE);
+        self.watch_listener(false);
+    }
+
+    pub(super) fn resume(&mut self) {
+        self.resume_at = None;
+        self.watch_listener(true);
+    }
+
+    fn watch_listener(&mut self, watch: bool) {
+        if let Err(e) = self
+            .poll
+            .pause(self.membership.listener(), LISTENER, !watch)
+        {
             log_limited!(
                 self.refusals,
                 Level::Error,
@@ -62,11 +77,11 @@ impl Segment {
             Ok(both) => both,
             Err(e) => {
                 let refusal = Refusal::resources(e);
-                let connection = Connection::new(key, role, socket, None, now);
+                let connection = Connection::new(key, role, socket, None, &self.closer, now);
                 return self.end(connection, End::Refused(refusal), now);
             }
         };
-        let connection = Connection::new(key, role, socket, credentials.pid, now);
+        let connection = Connection::new(key, role, socket, credentials.pid, &self.closer, now);
         if let Err(stranger) = rule.check(&credentials) {
             let refusal = Refusal::Stranger(stranger.to_string());
             return self.end(connection, End::Refused(refusal), now);

@@ -22,7 +22,10 @@ impl Segment {
     /// Calls the peers whose time has come.
     pub(super) fn call_due(&mut self, now: Instant) {
         for _ in 0..DIALS_PER_CALL {
-            if self.calls_under_way() >= self.limits.max_half_open {
+            if self.closer.is_overloaded() && self.resume_at.is_none() {
+                self.pause(&"too many descriptors wait to be closed", now);
+            }
+            if !self.may_call() {
                 return;
             }
             let Some(id) = self.dials.take_due(now) else {
@@ -56,10 +59,12 @@ impl Segment {
         }
     }
 
-    pub(super) fn calls_under_way(&self) -> usize {
-        self.half_open()
-            .filter(|connection| connection.role != Role::Callee)
-            .count()
+    /// Whether another call may be begun now.
+    pub(super) fn may_call(&self) -> bool {
+        let under_way = self
+            .half_open()
+            .filter(|connection| connection.role != Role::Callee);
+        self.resume_at.is_none() && under_way.count() < self.limits.max_half_open
     }
 
     pub(super) fn call_ended(&mut self, role: &Role, outcome: Outcome, now: Instant) {

@@ -1,0 +1,56 @@
+//! What kind of descriptor a peer has sent, by means that no file system or driver takes part in.
+//!
+//! `fstat` or `statfs` on a file that the peer itself serves take as long as the peer likes. So
+//! these come first, and what fails them is not touched further.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::io::Errno;
+
+/// Whether it is a memfd: only those have seals, and the kernel knows by itself.
+pub(crate) fn is_memfd(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_get_seals(fd).is_ok()
+}
+
+/// Whether it is an eventfd, by the name that the kernel gives it. Where there is no `/proc` it is
+/// taken for one; `Doorbell::from_fd` looks again.
+pub(crate) fn may_be_eventfd(fd: BorrowedFd<'_>) -> bool {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    match rustix::fs::readlink(path, Vec::new()) {
+        Ok(name) => name.as_bytes() == b"anon_inode:[eventfd]",
+        Err(e) => e == Errno::NOENT || e == Errno::ACCESS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use rustix::event::{EventfdFlags, epoll, eventfd};
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    #[test]
+    fn kinds_are_told_apart() {
+        let memfd = memfd_create("x", MemfdFlags::CLOEXEC).unwrap();
+        let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let file = File::open("/proc/self/status").unwrap();
+        assert!(is_memfd(memfd.as_fd()) && !may_be_eventfd(memfd.as_fd()));
+        assert!(may_be_eventfd(bell.as_fd()) && !is_memfd(bell.as_fd()));
+        for other in [epoll.as_fd(), file.as_fd()] {
+            assert!(!is_memfd(other) && !may_be_eventfd(other));
+        }
+    }
+
+    /// A file cannot pass by its name.
+    #[test]
+    fn a_file_of_that_name_is_no_eventfd() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("anon_inode:[eventfd]");
+        let file = File::create(path).unwrap();
+        assert!(!may_be_eventfd(file.as_fd()));
+    }
+}
