@@ -1,6 +1,6 @@
 //! Headers and lengths that are wrong, and offloads that were not negotiated: dropped, counted, and nothing else.
 
-use crate::driver::{Feature, LEAN, Node, Packet, Peer, Shape, Spec, mac};
+use crate::driver::{Feature, LEAN, Node, Packet, Peer, Piece, Shape, Spec, mac};
 
 /// A node that accepts `features`, and a peer that is the test.
 fn node_and_peer(features: u64) -> (Node, Peer) {
@@ -110,7 +110,7 @@ fn chains_without_a_header_are_refused() {
     for lens in [vec![0], vec![0, 0, 0], vec![1], vec![4, 7]] {
         let pieces = lens
             .iter()
-            .map(|&len| crate::driver::Piece {
+            .map(|&len| Piece {
                 address: node.guest.arena.take(16),
                 len,
             })

@@ -21,13 +21,17 @@ fn offer(ring: &Ring) {
 
 const TRICKS: [Trick; 15] = [
     ("index far ahead", |ring, _, _| {
-        ring.set_available_index(10 + 257)
+        ring.set_available_index(10 + 257);
     }),
     ("index half way round", |ring, _, _| {
         ring.set_available_index(10 + 0x8000);
     }),
-    ("index backwards", |ring, _, _| ring.set_available_index(9)),
-    ("index at zero", |ring, _, _| ring.set_available_index(0)),
+    ("index backwards", |ring, _, _| {
+        ring.set_available_index(9);
+    }),
+    ("index at zero", |ring, _, _| {
+        ring.set_available_index(0);
+    }),
     ("head behind the table", |ring, _, _| {
         ring.set_available_entry(10, 256);
         ring.set_available_index(11);

@@ -4,7 +4,7 @@ use virtio_inter_device::Device;
 use virtio_queue::desc::split::Descriptor;
 
 use crate::driver::ring::{INDIRECT, NEXT, WRITE};
-use crate::driver::{HEADER, Node, PATIENCE, Packet, Peer, Piece, Shape, Spec, mac};
+use crate::driver::{HEADER, Node, PATIENCE, Packet, Peer, Piece, Ring, Shape, Spec, mac};
 
 fn node_and_peer() -> (Node, Peer) {
     let spec = Spec {
@@ -52,7 +52,7 @@ fn a_table_may_be_larger_than_the_chain_in_it() {
 
 /// A bad chain: writes its descriptors, the first at index 0, given a table and some data in guest memory, and the
 /// direction's flag.
-type Bad = (&'static str, fn(&crate::driver::Ring, u64, u64, u16));
+type Bad = (&'static str, fn(&Ring, u64, u64, u16));
 
 const BAD: [Bad; 8] = [
     ("next to indirect", |ring, table, data, flag| {

@@ -7,7 +7,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use virtio_inter_device::Device;
 
 use crate::driver::{
-    Feature, Node, PATIENCE, Packet, Peer, Queue, Spec, mac, until, wait_readable,
+    Feature, Node, PATIENCE, Packet, Peer, Piece, Queue, Shape, Spec, mac, until, wait_readable,
 };
 
 fn node_and_peer(features: u64, buffers: usize) -> (Node, Peer) {
@@ -56,7 +56,7 @@ fn an_interrupt_comes_exactly_when_the_used_event_is_crossed() {
                         &node.guest.rx[0].queue
                     }
                     _ => {
-                        assert!(node.guest.tx[0].queue.room(1, crate::driver::Shape::Direct) > 0);
+                        assert!(node.guest.tx[0].queue.room(1, Shape::Direct) > 0);
                         add_one(&mut node);
                         peer.receive(0);
                         &node.guest.tx[0].queue
@@ -88,12 +88,12 @@ fn add_one(node: &mut Node) {
     let packet = outgoing(0);
     let address = node.guest.arena.take(packet.len());
     node.guest.arena.write(address, &packet.bytes());
-    let piece = crate::driver::Piece {
+    let piece = Piece {
         address,
         len: packet.len() as u32,
     };
     let queue = &mut node.guest.tx[0].queue;
-    assert!(queue.add(vec![piece], false, crate::driver::Shape::Direct));
+    assert!(queue.add(vec![piece], false, Shape::Direct));
     queue.publish();
 }
 

@@ -1,0 +1,313 @@
+//! Two drivers that do anything that they may, against a model of what must come of it.
+
+use std::collections::VecDeque;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::driver::{Feature, HEADER, LEAN, Network, Node, PATIENCE, Packet, Shape, Spec, mac};
+
+/// What a frame is, beyond its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Broadcast,
+    PartialChecksum,
+    Segmented,
+    Spoofed,
+    ForNobody,
+    BadHeader,
+    Short,
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    /// Puts a frame into the transmit queue.
+    Send {
+        kind: Kind,
+        len: usize,
+        cuts: Vec<usize>,
+        indirect: bool,
+    },
+    /// Shows it all to the device.
+    Publish,
+    /// Gives chains of receive buffers, all alike.
+    Post {
+        count: usize,
+        lens: Vec<usize>,
+        indirect: bool,
+    },
+    /// Takes everything that must have arrived.
+    Receive,
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        8 => Just(Kind::Plain),
+        2 => Just(Kind::Broadcast),
+        3 => Just(Kind::PartialChecksum),
+        3 => Just(Kind::Segmented),
+        1 => Just(Kind::Spoofed),
+        1 => Just(Kind::ForNobody),
+        1 => Just(Kind::BadHeader),
+        1 => Just(Kind::Short),
+    ]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let len = prop_oneof![60usize..200, 200usize..3000, Just(1514)];
+    let cuts = vec(0usize..200, 0..6);
+    prop_oneof![
+        6 => (kind(), len, cuts, any::<bool>())
+            .prop_map(|(kind, len, cuts, indirect)| Action::Send { kind, len, cuts, indirect }),
+        2 => Just(Action::Publish),
+        3 => (1usize..12, vec(1usize..1200, 1..4), any::<bool>())
+            .prop_map(|(count, lens, indirect)| Action::Post { count, lens, indirect }),
+        2 => Just(Action::Receive),
+    ]
+}
+
+/// What the receiving guest accepted.
+fn features() -> impl Strategy<Value = u64> {
+    let optional = [
+        Feature::MRG_RXBUF,
+        Feature::EVENT_IDX,
+        Feature::GUEST_CSUM,
+        Feature::GUEST_CSUM | Feature::GUEST_TSO4,
+    ];
+    proptest::sample::subsequence(optional.to_vec(), 0..=4)
+        .prop_map(|some| some.into_iter().fold(LEAN, |all, one| all | one))
+}
+
+/// What must come of it all.
+#[derive(Default)]
+struct Model {
+    features: u64,
+    /// In the transmit queue, and shown to nobody.
+    added: VecDeque<(Kind, Packet)>,
+    /// Taken by the port and not yet delivered.
+    under_way: VecDeque<Packet>,
+    /// Bytes of each chain of receive buffers that the device has.
+    buffers: VecDeque<usize>,
+    /// To be found by the driver: the frame, and bytes in each chain.
+    delivered: VecDeque<(Packet, Vec<u32>)>,
+    /// Frames that each counter must have counted.
+    no_destination: u64,
+    spoofed: u64,
+    bad_header: u64,
+    bad_length: u64,
+    not_negotiated: u64,
+    small_buffer: u64,
+}
+
+impl Model {
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature == feature
+    }
+
+    fn publish(&mut self) {
+        for (kind, packet) in std::mem::take(&mut self.added) {
+            let taken = match kind {
+                Kind::Plain | Kind::Broadcast => true,
+                Kind::PartialChecksum => self.has(Feature::GUEST_CSUM),
+                Kind::Segmented => self.has(Feature::GUEST_CSUM | Feature::GUEST_TSO4),
+                Kind::Spoofed => {
+                    self.spoofed += 1;
+                    continue;
+                }
+                Kind::ForNobody => {
+                    self.no_destination += 1;
+                    continue;
+                }
+                Kind::BadHeader => {
+                    self.bad_header += 1;
+                    continue;
+                }
+                Kind::Short => {
+                    self.bad_length += 1;
+                    continue;
+                }
+            };
+            if taken {
+                self.under_way.push_back(packet);
+            } else {
+                self.not_negotiated += 1;
+            }
+        }
+        self.deliver();
+    }
+
+    fn deliver(&mut self) {
+        while let Some(packet) = self.under_way.front() {
+            let (mut left, mut lens) = (packet.len(), Vec::new());
+            for &buffer in &self.buffers {
+                lens.push(buffer.min(left) as u32);
+                left -= buffer.min(left);
+                if left == 0 || !self.has(Feature::MRG_RXBUF) {
+                    break;
+                }
+            }
+            if left != 0 {
+                if self.has(Feature::MRG_RXBUF) || lens.is_empty() {
+                    return;
+                }
+                self.small_buffer += 1;
+                self.under_way.pop_front();
+                continue;
+            }
+            self.buffers.drain(..lens.len());
+            let packet = self.under_way.pop_front().unwrap();
+            self.delivered
+                .push_back((packet.in_buffers(lens.len() as u16), lens));
+        }
+    }
+}
+
+fn packet(kind: Kind, len: usize, seed: u64) -> Packet {
+    let plain = |to, len| Packet::new(mac(0), to, len, seed);
+    match kind {
+        Kind::Plain => plain(mac(1), len),
+        Kind::Broadcast => plain([0xff; 6].into(), len),
+        Kind::PartialChecksum => plain(mac(1), len).with_checksum(34, 16),
+        Kind::Segmented => plain(mac(1), len).segmented(1, 1448),
+        Kind::Spoofed => Packet::new(mac(1), mac(0), len, seed),
+        Kind::ForNobody => plain(mac(99), len),
+        Kind::BadHeader => plain(mac(1), len).with_checksum(len as u16 - 1, 0),
+        Kind::Short => plain(mac(1), 14).truncated(len % 14),
+    }
+}
+
+/// Does one thing to the guests, if they and the link have room for it, and to the model.
+fn perform(action: Action, seed: u64, a: &mut Node, b: &mut Node, model: &mut Model) {
+    let shape = |indirect| {
+        if indirect {
+            Shape::Indirect
+        } else {
+            Shape::Direct
+        }
+    };
+    match action {
+        Action::Send {
+            kind,
+            len,
+            cuts,
+            indirect,
+        } => {
+            let packet = packet(kind, len, seed);
+            // Well within what a link holds: what happens beyond depends on time.
+            let waiting = model.added.len() + model.under_way.len();
+            if waiting < 50 && a.guest.tx[0].add(&packet, &cuts, shape(indirect)) {
+                model.added.push_back((kind, packet));
+            }
+        }
+        Action::Publish => {
+            a.guest.tx[0].queue.publish();
+            model.publish();
+        }
+        Action::Post {
+            count,
+            mut lens,
+            indirect,
+        } => {
+            // The first buffer of a frame holds its header (VIRTIO 1.3, 5.1.6.3).
+            lens[0] += HEADER;
+            // Some descriptors are kept for the end.
+            for _ in 0..count {
+                if b.guest.rx[0].queue.room(1, Shape::Direct) > 100
+                    && b.guest.rx[0].add(&lens, shape(indirect))
+                {
+                    model.buffers.push_back(lens.iter().sum());
+                }
+            }
+            b.guest.rx[0].queue.publish();
+            model.deliver();
+        }
+        Action::Receive => {
+            while let Some((packet, lens)) = model.delivered.pop_front() {
+                let received = b.guest.rx[0]
+                    .receive_within(PATIENCE)
+                    .expect("No frame came");
+                assert_eq!(received.packet, packet);
+                assert_eq!(received.buffers, lens);
+            }
+        }
+    }
+}
+
+fn run(features: u64, start: u16, actions: Vec<Action>) {
+    let sender = Spec {
+        start,
+        ..Spec::default()
+    };
+    let receiver = Spec {
+        features,
+        buffers: (0, 0),
+        ..sender
+    };
+    let mut network = Network::new(&[sender, receiver]);
+    let (a, b) = network.pair();
+    b.guest.rx[0].refill = false;
+    let mut model = Model {
+        features,
+        ..Model::default()
+    };
+    for (seed, action) in (0..).zip(actions) {
+        perform(action, seed, a, b, &mut model);
+    }
+    // Everything that is still somewhere has to come out, then a last frame.
+    let post = |count| Action::Post {
+        count,
+        lens: vec![4000],
+        indirect: true,
+    };
+    let last = Action::Send {
+        kind: Kind::Plain,
+        len: 100,
+        cuts: Vec::new(),
+        indirect: false,
+    };
+    let finish = [
+        Action::Publish,
+        Action::Receive,
+        post(60),
+        Action::Receive,
+        last,
+        Action::Publish,
+        post(1),
+        Action::Receive,
+    ];
+    for action in finish {
+        perform(action, 1 << 40, a, b, &mut model);
+    }
+    assert!(model.under_way.is_empty() && model.added.is_empty());
+    assert_eq!(b.guest.rx[0].queue.in_flight(), model.buffers.len());
+    b.guest.rx[0].expect_nothing();
+    a.guest.tx[0].finish();
+
+    let counted = |node: &Node, name| node.count(name);
+    assert_eq!(counted(a, "tx_spoofed"), model.spoofed);
+    assert_eq!(counted(a, "tx_no_destination"), model.no_destination);
+    assert_eq!(counted(a, "tx_bad_header"), model.bad_header);
+    assert_eq!(counted(a, "tx_bad_length"), model.bad_length);
+    assert_eq!(counted(a, "tx_peer_stalled"), 0);
+    assert_eq!(counted(b, "rx_not_negotiated"), model.not_negotiated);
+    assert_eq!(counted(b, "rx_small_buffer"), model.small_buffer);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 100,
+        failure_persistence: None,
+        max_shrink_iters: 200,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn drivers_get_what_the_model_says(
+        features in features(),
+        start in prop_oneof![Just(0u16), Just(65_500), any::<u16>()],
+        actions in vec(action(), 1..120),
+    ) {
+        run(features, start, actions);
+    }
+}
