@@ -11,6 +11,7 @@ mod cleanup;
 mod group;
 mod images;
 mod kvm;
+mod monitor;
 mod nic;
 mod port;
 mod process;

@@ -64,8 +64,9 @@ pub(crate) fn command(
         ])
         .arg("-object")
         .arg(format!(
-            "memory-backend-memfd,id=memory,size={}M,share=on",
-            config.memory
+            "memory-backend-memfd,id=memory,size={}M,share={}",
+            config.memory,
+            if config.shares_memory { "on" } else { "off" }
         ))
         .arg("-kernel")
         .arg(&image.kernel)
@@ -78,6 +79,12 @@ pub(crate) fn command(
             escaped(&config.console(bed))
         ))
         .args(["-serial", "chardev:console"])
+        .arg("-chardev")
+        .arg(format!(
+            "socket,id=monitor,server=on,wait=off,path={}",
+            escaped(&config.monitor(bed))
+        ))
+        .args(["-mon", "chardev=monitor,mode=control"])
         .args([
             "-chardev",
             "socket,id=agent,fd=0",

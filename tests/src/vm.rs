@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 
 use crate::agent::{Agent, Job, Output};
+use crate::monitor::Monitor;
 use crate::qemu::Accelerator;
 use crate::{Backend, Kernel, Nic, Process, Result, Testbed, qemu, uml, wait};
 
@@ -45,6 +46,8 @@ pub struct VmConfig {
     pub nics: Vec<Nic>,
     /// The host's CPUs to which it is bound; all if empty.
     pub cpus: Vec<usize>,
+    /// Whether back-ends can see its memory, as they must. User Mode Linux always shares.
+    pub shares_memory: bool,
 }
 
 impl VmConfig {
@@ -57,6 +60,7 @@ impl VmConfig {
             vcpus: 1,
             nics: Vec::new(),
             cpus: Vec::new(),
+            shares_memory: true,
         }
     }
 
@@ -82,6 +86,20 @@ impl VmConfig {
         }
     }
 
+    /// The same with memory that no back-end can see: a mistake that users make.
+    #[must_use]
+    pub fn without_shared_memory(self) -> Self {
+        Self {
+            shares_memory: false,
+            ..self
+        }
+    }
+
+    /// Where QEMU's monitor listens.
+    pub(crate) fn monitor(&self, bed: &Testbed) -> PathBuf {
+        bed.path(&format!("vm-{}.qmp", self.name))
+    }
+
     /// Where the guest's console is logged.
     pub(crate) fn console(&self, bed: &Testbed) -> PathBuf {
         bed.path(&format!("vm-{}.console", self.name))
@@ -94,6 +112,7 @@ pub struct Vm {
     process: Process,
     agent: Agent,
     console: PathBuf,
+    monitor: PathBuf,
 }
 
 impl Vm {
@@ -129,7 +148,7 @@ impl Vm {
             }
             Frontend::Uml => (uml::command(bed, &config)?, config.console(bed)),
         };
-        let console = config.console(bed);
+        let (console, monitor) = (config.console(bed), config.monitor(bed));
         let (near, far) = UnixStream::pair().context("Making the agent's channel")?;
         command.stdin(OwnedFd::from(far));
         let name = format!("guest {}", config.name);
@@ -140,6 +159,7 @@ impl Vm {
             process,
             agent,
             console,
+            monitor,
         })
     }
 
@@ -310,6 +330,21 @@ impl Vm {
         })
     }
 
+    /// One of the kernel's counters of an interface, as `rx_packets`.
+    ///
+    /// # Errors
+    ///
+    /// An interface or a counter that is not there.
+    pub fn statistic(&self, index: usize, name: &str) -> Result<u64> {
+        let interface = self.interface(index)?;
+        let path = format!("/sys/class/net/{interface}/statistics/{name}");
+        let value = self.run(&["cat", &path])?;
+        value
+            .trim()
+            .parse()
+            .with_context(|| format!("Reading {path}"))
+    }
+
     /// Gives all interfaces their addresses, raises them and waits for their carriers.
     ///
     /// # Errors
@@ -353,6 +388,24 @@ impl Vm {
             .wait_for_boot(boots + 1, BOOT_LIMIT)
             .with_context(|| self.story())?;
         self.configure_network()
+    }
+
+    /// Stops the guest's machine, QEMU only: its processors stand still and its devices give their rings back.
+    ///
+    /// # Errors
+    ///
+    /// A monitor that does not answer within 30 s.
+    pub fn pause(&self) -> Result<()> {
+        Monitor::connect(&self.monitor)?.execute("stop")
+    }
+
+    /// Goes on with a paused machine.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Vm::pause`].
+    pub fn resume(&self) -> Result<()> {
+        Monitor::connect(&self.monitor)?.execute("cont")
     }
 
     /// Powers the guest off and waits for the end of its process.

@@ -2,6 +2,7 @@
 //!
 //! Client and server may be the same guest: with a loopback address that measures the guest itself.
 
+mod flood;
 mod iperf3;
 mod netperf;
 mod ping;
@@ -9,6 +10,7 @@ mod sockperf;
 mod transfer;
 mod udp;
 
+pub use flood::Flood;
 pub use iperf3::{Iperf3, Throughput, iperf3};
 pub use netperf::{TransactionRate, tcp_rr};
 pub use ping::{Ping, PingReport, ping};
