@@ -95,6 +95,12 @@ impl Drop for Registration {
     }
 }
 
+/// Returns at once, but never if a signal is ending this process: what fails from then on fails because guests are
+/// killed, and is not worth telling.
+pub fn stop_here_if_ending() {
+    drop(REGISTRY.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
 /// Ends the process on SIGINT, SIGTERM and SIGHUP, with the latest things undone first.
 fn watch() {
     let mut signals = match Signals::new([SIGINT, SIGTERM, SIGHUP]) {

@@ -25,6 +25,7 @@ mod wait;
 
 pub use agent::{Job, Output};
 pub use bridge::{Bridge, Tap};
+pub use cleanup::stop_here_if_ending;
 pub use group::Group;
 pub use images::Kernel;
 pub use kvm::runs_stock_kernels as kvm_runs_stock_kernels;
