@@ -37,6 +37,11 @@ impl Progress {
         self.say(&format!("[{done:>2}/{all}] {what}"));
     }
 
+    /// Counts steps of which nothing came.
+    pub(super) fn skip(&self, steps: usize) {
+        self.bar.inc(steps as u64);
+    }
+
     /// Tells something beside the steps.
     pub(super) fn say(&self, what: &str) {
         // Not println of the bar's: that writes nothing where the bar is hidden.

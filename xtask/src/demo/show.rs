@@ -1,0 +1,163 @@
+//! Boots the guests of a plan, takes the measurements one after the other and notes what came of them.
+
+use std::path::PathBuf;
+
+use virtio_inter_tests::{Testbed, stop_here_if_ending};
+
+use super::figures::{Figure, Frontend, Metric, Path};
+use super::pair::Pair;
+use super::placement::Placement;
+use super::plan::{GROUP_STEPS, Plan};
+use super::progress::Progress;
+use super::table;
+
+/// All that was found out.
+#[derive(Default)]
+pub(super) struct Findings {
+    pub(super) groups: Vec<table::Group>,
+    /// What the reader of the table must know.
+    pub(super) notes: Vec<String>,
+    /// What is not in the table, and why.
+    pub(super) gaps: Vec<String>,
+}
+
+/// The whole run.
+pub(super) struct Demo {
+    /// The port's program, if it is not for the environment to name.
+    pub(super) program: Option<PathBuf>,
+    pub(super) seconds: u32,
+    pub(super) cpus: Vec<usize>,
+    pub(super) progress: Progress,
+    pub(super) findings: Findings,
+}
+
+impl Demo {
+    /// Boots two guests and measures between them in each placement.
+    pub(super) fn show(&mut self, plan: &Plan, has_kvm: bool) {
+        let name = match plan.frontend {
+            Frontend::Qemu if has_kvm => "QEMU with KVM",
+            Frontend::Qemu => "QEMU, emulated processor (TCG)",
+            Frontend::Uml => "User Mode Linux",
+        };
+        self.progress.begin(format!("{name}: booting two guests"));
+        let bed = match Testbed::new("the demo") {
+            Ok(bed) => bed,
+            Err(error) => return self.gap(plan.steps(), format!("{name}: {error:#}")),
+        };
+        let outcome = Pair::boot(&bed, plan.frontend, self.program.as_deref());
+        let mut pair = match outcome {
+            Ok(pair) => pair,
+            Err(error) => {
+                bed.keep();
+                return self.gap(plan.steps(), format!("{name}: {error:#}"));
+            }
+        };
+        let name = format!("{name}, Linux {}", pair.kernel_release());
+        self.progress
+            .done(&format!("{name}: both guests are ready"));
+        let gaps = self.findings.gaps.len();
+        for placement in &plan.placements {
+            self.measure_group(&name, plan.frontend, *placement, &mut pair);
+        }
+        self.note(&name, plan.frontend, has_kvm, &pair);
+        if self.findings.gaps.len() > gaps {
+            bed.keep();
+        }
+    }
+
+    /// Takes all measurements in one placement.
+    fn measure_group(
+        &mut self,
+        name: &str,
+        frontend: Frontend,
+        placement: Placement,
+        pair: &mut Pair,
+    ) {
+        let mut title = format!("{name}, {}", placement.name());
+        let Some(cpus) = placement.cpus(&self.cpus) else {
+            return self.gap(GROUP_STEPS, format!("{title}: too few CPUs"));
+        };
+        if placement == Placement::OneCpu {
+            title += &format!(" (CPU {})", cpus.ports[0][0]);
+        }
+        if let Err(error) = pair.place(&cpus) {
+            return self.gap(GROUP_STEPS, format!("{title}: {error:#}"));
+        }
+        self.progress.say(&title);
+        let mut figures = Vec::new();
+        let mut broken = Vec::new();
+        for metric in Metric::ALL {
+            // The paths one after the other, so that what else the machine does meets all of them.
+            for path in Path::ALL {
+                let what = format!("{} over {}", metric.name(), path.name());
+                // What failed once would fail for as long as each tool waits.
+                if broken.contains(&path) {
+                    self.gap(1, format!("{title}, {what}: not tried after that"));
+                    continue;
+                }
+                self.progress.begin(format!("{}: {what}", placement.name()));
+                match pair.measure(path, metric, self.seconds) {
+                    Ok(measured) => {
+                        let figure = Figure {
+                            frontend,
+                            placement,
+                            path,
+                            metric,
+                            unit: metric.unit(),
+                            value: measured.value,
+                            retransmits: measured.retransmits,
+                            detail: measured.detail,
+                        };
+                        let value = table::number(figure.value);
+                        self.progress
+                            .done(&format!("{what}: {value} {}", figure.unit));
+                        figures.push(figure);
+                    }
+                    Err(error) => {
+                        self.gap(1, format!("{title}, {what}: {error:#}"));
+                        broken.push(path);
+                    }
+                }
+            }
+        }
+        self.findings.groups.push(table::Group { title, figures });
+    }
+
+    /// Notes what makes the paths of these guests differ, and what their figures can tell.
+    fn note(&mut self, name: &str, frontend: Frontend, has_kvm: bool, pair: &Pair) {
+        let mut offloads = Vec::new();
+        for path in Path::ALL {
+            match pair.offloads(path) {
+                Ok(words) => offloads.push(format!("{}: {words}", path.name())),
+                Err(error) => {
+                    self.gap(0, format!("{name}, offloads of {}: {error:#}", path.name()));
+                }
+            }
+        }
+        let mut note = format!("{name}. {}.", offloads.join("; "));
+        note += match frontend {
+            Frontend::Qemu if has_kvm => {
+                " The tap is served by QEMU itself, without vhost-net, as Cloud Hypervisor serves it."
+            }
+            Frontend::Qemu => {
+                " /dev/kvm does not run stock kernels here: the processor's emulation takes most of the time, \
+                  so these figures show that it works, not how fast each path is. The tap is served by QEMU itself, \
+                  without vhost-net, as Cloud Hypervisor serves it."
+            }
+            Frontend::Uml => {
+                " A real kernel as a program of the host, at native speed: here the paths can be compared. Its tap \
+                  driver loses segments that it leaves to the tap to cut, so TSO is off there and the guest sends \
+                  packets of the MTU's size: part of what virtio-inter is ahead by."
+            }
+        };
+        self.findings.notes.push(note);
+    }
+
+    /// Notes what is missing in the table, and how many steps' figures that is.
+    fn gap(&mut self, steps: usize, why: String) {
+        stop_here_if_ending();
+        self.progress.skip(steps);
+        self.progress.say(&format!("FAILED {why}"));
+        self.findings.gaps.push(why);
+    }
+}
