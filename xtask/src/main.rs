@@ -16,6 +16,7 @@ mod test;
 mod vm;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -50,8 +51,19 @@ fn root() -> PathBuf {
         .unwrap_or_default()
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // One line, whatever the environment says of backtraces.
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Setup => setup::ensure(),
         Command::Image => image::ensure().map(drop),
         Command::Demo(options) => demo::run(&options),

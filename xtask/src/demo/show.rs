@@ -42,14 +42,14 @@ impl Demo {
         self.progress.begin(format!("{name}: booting two guests"));
         let bed = match Testbed::new("the demo") {
             Ok(bed) => bed,
-            Err(error) => return self.gap(plan.steps(), format!("{name}: {error:#}")),
+            Err(error) => return self.gap(plan.steps(), &format!("{name}: {error:#}")),
         };
         let outcome = Pair::boot(&bed, plan.frontend, self.program.as_deref());
         let mut pair = match outcome {
             Ok(pair) => pair,
             Err(error) => {
                 bed.keep();
-                return self.gap(plan.steps(), format!("{name}: {error:#}"));
+                return self.gap(plan.steps(), &format!("{name}: {error:#}"));
             }
         };
         let name = format!("{name}, Linux {}", pair.kernel_release());
@@ -75,13 +75,13 @@ impl Demo {
     ) {
         let mut title = format!("{name}, {}", placement.name());
         let Some(cpus) = placement.cpus(&self.cpus) else {
-            return self.gap(GROUP_STEPS, format!("{title}: too few CPUs"));
+            return self.gap(GROUP_STEPS, &format!("{title}: too few CPUs"));
         };
         if placement == Placement::OneCpu {
             title += &format!(" (CPU {})", cpus.ports[0][0]);
         }
         if let Err(error) = pair.place(&cpus) {
-            return self.gap(GROUP_STEPS, format!("{title}: {error:#}"));
+            return self.gap(GROUP_STEPS, &format!("{title}: {error:#}"));
         }
         self.progress.say(&title);
         let mut figures = Vec::new();
@@ -92,7 +92,7 @@ impl Demo {
                 let what = format!("{} over {}", metric.name(), path.name());
                 // What failed once would fail for as long as each tool waits.
                 if broken.contains(&path) {
-                    self.gap(1, format!("{title}, {what}: not tried after that"));
+                    self.gap(1, &format!("{title}, {what}: not tried after that"));
                     continue;
                 }
                 self.progress.begin(format!("{}: {what}", placement.name()));
@@ -114,7 +114,7 @@ impl Demo {
                         figures.push(figure);
                     }
                     Err(error) => {
-                        self.gap(1, format!("{title}, {what}: {error:#}"));
+                        self.gap(1, &format!("{title}, {what}: {error:#}"));
                         broken.push(path);
                     }
                 }
@@ -130,7 +130,10 @@ impl Demo {
             match pair.offloads(path) {
                 Ok(words) => offloads.push(format!("{}: {words}", path.name())),
                 Err(error) => {
-                    self.gap(0, format!("{name}, offloads of {}: {error:#}", path.name()));
+                    self.gap(
+                        0,
+                        &format!("{name}, offloads of {}: {error:#}", path.name()),
+                    );
                 }
             }
         }
@@ -154,10 +157,12 @@ impl Demo {
     }
 
     /// Notes what is missing in the table, and how many steps' figures that is.
-    fn gap(&mut self, steps: usize, why: String) {
+    fn gap(&mut self, steps: usize, why: &str) {
         stop_here_if_ending();
+        // A log at its end may end with line feeds.
+        let why = why.trim_end();
         self.progress.skip(steps);
         self.progress.say(&format!("FAILED {why}"));
-        self.findings.gaps.push(why);
+        self.findings.gaps.push(why.to_owned());
     }
 }
