@@ -66,7 +66,8 @@ fn nothing_is_left_behind() {
     // Connections are closed on a thread of their own, soon.
     net.until("as many open files as before", |_| open_fds() <= before.0);
     let after = usage();
-    assert!(after.1 <= before.1 + 4, "mappings: {before:?} {after:?}");
+    // What a thousand links would leave are thousands; threads and the allocator keep a few.
+    assert!(after.1 <= before.1 + 100, "mappings: {before:?} {after:?}");
     assert!(
         after.2 <= before.2 + 2048,
         "KiB resident: {before:?} {after:?}"
