@@ -19,15 +19,24 @@ pub const REFUSE: u16 = 2;
 pub const RING: u16 = 3;
 
 fn socket() -> OwnedFd {
-    let flags = SocketFlags::CLOEXEC;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
 }
 
+/// Connects to a port, which is expected to have room in its queue.
 pub fn connect(net: &Net, id: &str) -> OwnedFd {
+    try_connect(net, id).expect("the port's queue is full")
+}
+
+/// Connects to a port unless its queue is full. Never waits: the port may be on this very thread.
+pub fn try_connect(net: &Net, id: &str) -> Option<OwnedFd> {
     let socket = socket();
     let address = SocketAddrUnix::new(net.path().join(format!("{id}.sock"))).unwrap();
-    rustix::net::connect(&socket, &address).unwrap();
-    socket
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) => Some(socket),
+        Err(Errno::AGAIN) => None,
+        Err(e) => panic!("{e}"),
+    }
 }
 
 /// A listener that appears as the socket of a port, as a port's does.
