@@ -145,12 +145,32 @@ fn build_port() -> Result<Option<PathBuf>> {
     Ok(Some(root().join("target/release/virtio-inter")))
 }
 
+/// The words of `text` in lines of the table's width.
+fn wrapped(text: &str) -> String {
+    const WIDTH: usize = 106;
+    let (mut lines, mut column) = (String::new(), 0);
+    for word in text.split_whitespace() {
+        let width = word.chars().count();
+        if column > 0 && column + 1 + width > WIDTH {
+            // Below the note's words, not below its number.
+            lines += "\n    ";
+            column = 4;
+        } else if column > 0 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines += word;
+        column += width;
+    }
+    lines + "\n"
+}
+
 /// Prints the table and writes the JSON.
 fn report(findings: &Findings, json: Option<&FilePath>) -> Result<()> {
     let mut text = format!("\n{}\n", table::render(&findings.groups));
     text += "÷ is the ratio of two values: for times less is better, for the others more.\n";
     for (note, number) in findings.notes.iter().zip(1..) {
-        text += &format!("({number}) {note}\n");
+        text += &wrapped(&format!("({number}) {note}"));
     }
     for gap in &findings.gaps {
         text += &format!("Missing: {gap}\n");
@@ -206,5 +226,20 @@ pub(super) mod tests {
             let error = parse(&arguments).err().unwrap();
             assert_eq!(error.exit_code(), 2, "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn notes_are_wrapped_between_words() {
+        let text = "word ".repeat(50);
+        let lines = wrapped(&format!("(1) {text}"));
+        assert!(lines.lines().all(|line| line.len() <= 106), "{lines}");
+        assert!(
+            lines
+                .lines()
+                .skip(1)
+                .all(|line| line.starts_with("    word"))
+        );
+        assert_eq!(lines.split_whitespace().count(), 51);
+        assert_eq!(wrapped("(2) short"), "(2) short\n");
     }
 }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-const TEMPLATE: &str =
-    "{spinner} [{bar:30}] {pos}/{len} {elapsed_precise} (left: {eta}) {wide_msg}";
+const TEMPLATE: &str = "{spinner} [{bar:20}] {pos}/{len} {elapsed} (left: {eta}) {wide_msg}";
 /// How often the spinner turns and the clock is shown anew.
 const TICK: Duration = Duration::from_millis(100);
 

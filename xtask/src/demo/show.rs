@@ -11,6 +11,9 @@ use super::plan::{GROUP_STEPS, Plan};
 use super::progress::Progress;
 use super::table;
 
+const QEMU_TAP: &str =
+    "The tap is served by QEMU itself, without vhost-net, as Cloud Hypervisor would serve it.";
+
 /// All that was found out.
 #[derive(Default)]
 pub(super) struct Findings {
@@ -95,7 +98,7 @@ impl Demo {
                     self.gap(1, &format!("{title}, {what}: not tried after that"));
                     continue;
                 }
-                self.progress.begin(format!("{}: {what}", placement.name()));
+                self.progress.begin(what.clone());
                 match pair.measure(path, metric, self.seconds) {
                     Ok(measured) => {
                         let figure = Figure {
@@ -137,22 +140,18 @@ impl Demo {
                 }
             }
         }
-        let mut note = format!("{name}. {}.", offloads.join("; "));
-        note += match frontend {
-            Frontend::Qemu if has_kvm => {
-                " The tap is served by QEMU itself, without vhost-net, as Cloud Hypervisor serves it."
-            }
-            Frontend::Qemu => {
-                " /dev/kvm does not run stock kernels here: the processor's emulation takes most of the time, \
-                  so these figures show that it works, not how fast each path is. The tap is served by QEMU itself, \
-                  without vhost-net, as Cloud Hypervisor serves it."
-            }
-            Frontend::Uml => {
-                " A real kernel as a program of the host, at native speed: here the paths can be compared. Its tap \
-                  driver loses segments that it leaves to the tap to cut, so TSO is off there and the guest sends \
-                  packets of the MTU's size: part of what virtio-inter is ahead by."
-            }
+        let words = match frontend {
+            Frontend::Qemu if has_kvm => QEMU_TAP.to_owned(),
+            Frontend::Qemu => format!(
+                "/dev/kvm does not run stock kernels here, and the emulation of the processor takes most of the \
+                 time: this shows that it works, not how fast each path is. {QEMU_TAP}"
+            ),
+            Frontend::Uml => "A real kernel as a program of the host, at native speed: here paths can be compared. \
+                              Its tap driver loses segments that it leaves to the tap to cut, so TSO is off there \
+                              and packets cross one by one: that is a part of the difference."
+                .to_owned(),
         };
+        let note = format!("{name}: {words} Offloads: {}.", offloads.join("; "));
         self.findings.notes.push(note);
     }
 
