@@ -66,6 +66,24 @@ fn nothing_is_polled() {
     assert_eq!(idle.nodes[1].guest.rx[0].receive(), packet.in_buffers(1));
     expect_idle("all was delivered", &idle.nodes);
 
+    // Bells of peers that are gone ring for nobody, whoever still holds them.
+    let mut node = Node::new(0, Spec::default());
+    let peer = Peer::attach(&mut node, 1, &Spec::default());
+    node.port.remove_peer(peer.key).unwrap();
+    let woken = node.count("wakeups");
+    for _ in 0..100 {
+        for link in peer.into_port.iter().chain(&peer.from_port) {
+            link.data_bell.ring();
+            link.space_bell.ring();
+        }
+    }
+    expect_idle("the bells ring", std::slice::from_ref(&node));
+    let wakeups = node.count("wakeups") - woken;
+    assert!(
+        wakeups < WAKEUPS,
+        "{wakeups} wake-ups for a peer that is gone"
+    );
+
     for features in [u64::MAX, !driver::Feature::EVENT_IDX] {
         let spec = Spec {
             buffers: (3, 256),

@@ -1,5 +1,7 @@
 //! Slow receivers: waited for, not dropped for; and those that stand still, which harm nobody else.
 
+use std::time::Duration;
+
 use virtio_inter_device::Device;
 
 use crate::driver::stream::{all_to_all, mixed};
@@ -172,4 +174,59 @@ fn a_peer_that_leaves_lets_the_queue_go_on() {
     node.guest.tx[0].send(&packet);
     assert_eq!(other.receive(0), packet);
     node.guest.tx[0].finish();
+}
+
+/// Attempts at what a machine that stops a thread for 10 ms spoils: at least one has to come off.
+fn one_comes_off(attempt: impl Fn() -> bool) {
+    assert!((0..20).any(|_| attempt()), "It never came off");
+}
+
+#[test]
+fn a_broadcast_waits_for_all_before_it_goes_to_any() {
+    one_comes_off(|| {
+        let mut node = Node::new(0, Spec::default());
+        let mut free = Peer::attach(&mut node, 1, &Spec::default());
+        let mut full = Peer::attach(&mut node, 2, &Spec::default());
+        for seed in 0..124 {
+            node.guest.tx[0].send(&Packet::new(mac(0), mac(2), 2036, seed));
+        }
+        // No room for it, but nobody has stood still for long.
+        let packet = Packet::new(mac(0), [0xff; 6].into(), 2036, 124);
+        node.guest.tx[0].send(&packet);
+        assert_eq!(free.receive(0), packet);
+        if node.count("tx_peer_stalled") != 0 {
+            return false;
+        }
+        for seed in 0..=124 {
+            assert_eq!(full.receive(0).seed(), seed);
+        }
+        true
+    });
+}
+
+#[test]
+fn the_least_progress_is_progress() {
+    one_comes_off(|| {
+        let mut node = Node::new(0, Spec::default());
+        let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+        // Records of 64 bytes until there is no room for a large one.
+        for seed in 0..4000 {
+            node.guest.tx[0].send(&Packet::new(mac(0), mac(1), 44, seed));
+        }
+        assert!(node.guest.tx[0].try_send(&Packet::new(mac(0), mac(1), 60_000, 4000)));
+        // Not enough for it, bit by bit, for much longer than a port's patience.
+        for seed in 0..600 {
+            assert_eq!(peer.receive(0).seed(), seed);
+            if seed % 10 == 9 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        if node.count("tx_peer_stalled") != 0 {
+            return false;
+        }
+        for seed in 600..=4000 {
+            assert_eq!(peer.receive(0).seed(), seed);
+        }
+        true
+    });
 }

@@ -305,7 +305,7 @@ proptest! {
     #![proptest_config(ProptestConfig {
         cases: 100,
         failure_persistence: None,
-        max_shrink_iters: 200,
+        max_shrink_time: 20_000, // Milliseconds: a failure may be a frame that is waited for in vain.
         ..ProptestConfig::default()
     })]
 
