@@ -20,10 +20,10 @@ pub struct QueueSetup {
     pub available: GuestAddress,
     /// Guest physical address of the used ring (6 + 8 × `size` bytes).
     pub used: GuestAddress,
-    /// The driver's kick. An eventfd in practice; waited for edge-triggered and never read. None: the
-    /// frontend asked for polling (vhost-user "invalid FD" flag), which is not supported and refused before.
+    /// The driver's kick. An eventfd in practice; waited for edge-triggered and never read.
     pub kick: OwnedFd,
-    /// Interrupts the driver: an eventfd, or a pipe (User Mode Linux). None: no interrupts wanted.
+    /// Interrupts the driver: an eventfd, or a pipe (User Mode Linux), which must be non-blocking. None: no
+    /// interrupts wanted.
     pub call: Option<OwnedFd>,
 }
 

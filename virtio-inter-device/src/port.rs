@@ -26,7 +26,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// What a port tells the process that runs it.
 #[derive(Debug)]
 pub enum PortEvent {
-    /// A peer broke the rules of its link. Its links are no longer used; the peer wants to be removed.
+    /// A peer broke the rules of a link, which is no longer used. The peer is to be removed, and its other links with it.
     LinkViolation {
         /// Whose link.
         peer: PeerKey,

@@ -1,8 +1,9 @@
 //! The way to one peer: the link's sending end, and what to do while it is full.
 //!
-//! A full ring is waited for: the frame stays in the guest's queue. A peer that is slow for longer than
-//! [`SLOW_AFTER`] gets its frames put aside, so that others' frames go on; one that makes no progress at all for
-//! [`STALLED_AFTER`] loses its own frames until it does.
+//! A full ring is waited for: the frame stays in the guest's queue. While other peers' frames may wait behind it, a peer
+//! that is slow for longer than [`SLOW_AFTER`] gets its frames put aside, and one that takes less than
+//! [`PROGRESS`] in [`STALLED_AFTER`] loses its own frames until it takes more. A peer that is alone harms nobody and
+//! is waited for longer. `docs/decisions/0008-patience.md` says why the numbers are as they are.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,13 @@ use crate::spill::Spill;
 
 /// A full ring holds the whole transmit queue for at most this long when there are other peers.
 const SLOW_AFTER: Duration = Duration::from_millis(1);
-/// A peer that takes nothing for this long loses frames.
-const STALLED_AFTER: Duration = Duration::from_millis(10);
+/// A peer that makes no progress for this long loses frames. Longer than a busy machine keeps a thread that can run from
+/// running, or healthy ports would lose frames.
+const STALLED_AFTER: Duration = Duration::from_millis(100);
+/// The same for the only peer.
+const STALLED_ALONE_AFTER: Duration = Duration::from_secs(1);
+/// Bytes that count as progress while others wait: one that takes a record now and then must not hold them up for ever.
+const PROGRESS: u64 = 64 * 1024;
 /// Committed bytes are shown to the peer at the latest when this many are there, so that both sides copy at once.
 const PUBLISH_BYTES: usize = 32 * 1024;
 
@@ -138,7 +144,12 @@ impl Peer {
             consumed,
             slow: false,
         });
-        if full.consumed != consumed {
+        let (patience, progress) = if alone {
+            (STALLED_ALONE_AFTER, 1)
+        } else {
+            (STALLED_AFTER, PROGRESS)
+        };
+        if consumed - full.consumed >= progress {
             *full = Full {
                 since: now,
                 consumed,
@@ -146,18 +157,18 @@ impl Peer {
             };
         }
         let waited = now - full.since;
-        if waited >= STALLED_AFTER {
+        if waited >= patience {
             return Ok(Room::Stalled);
         }
         full.slow |= waited >= SLOW_AFTER;
         Ok(if alone {
-            Room::Wait(full.since + STALLED_AFTER)
+            Room::Wait(full.since + patience)
         } else if !full.slow {
             Room::Wait(full.since + SLOW_AFTER)
         } else if self.spill.has_room(len) {
             Room::Aside
         } else {
-            Room::Wait(full.since + STALLED_AFTER)
+            Room::Wait(full.since + patience)
         })
     }
 
