@@ -52,6 +52,8 @@ pub struct Session {
     limits: Limits,
     /// Features set, without [`PROTOCOL_FEATURES`]; None: none yet.
     features: Option<u64>,
+    /// The features that the device runs with; set when a queue starts.
+    applied: Option<u64>,
     protocol: Protocol,
     memory: MemoryTable,
     vrings: Vec<Vring>,
@@ -70,6 +72,7 @@ impl Session {
         Ok(Self {
             limits,
             features: None,
+            applied: None,
             protocol: Protocol::empty(),
             memory: MemoryTable::default(),
             vrings: (0..device.queue_count())
@@ -226,6 +229,8 @@ impl Session {
         self.vrings.len() as u16
     }
 
+    /// Notes the features. Whether the device can work with them shows when a queue is to start: crosvm sets
+    /// PROTOCOL_FEATURES alone first, the driver's choice later.
     fn set_features(&mut self, bits: u64, device: &mut dyn Device) -> Result<(), Refusal> {
         let strange = bits & !(device.features() | PROTOCOL_FEATURES);
         if strange != 0 {
@@ -239,8 +244,6 @@ impl Session {
             if self.vrings.iter().any(|vring| vring.running.is_some()) {
                 return Err(Refusal::FeaturesFixed);
             }
-            device.set_features(features)?;
-            log_limited!(CHANGES, Level::Info, "Driver uses features {features:#x}");
             self.features = Some(features);
         }
         if bits & PROTOCOL_FEATURES == 0 {
@@ -374,11 +377,10 @@ impl Session {
     /// Starts or stops a queue, whichever what is known of it asks for.
     fn settle(&mut self, index: u16, device: &mut dyn Device) -> Result<(), Refusal> {
         let vring = &self.vrings[usize::from(index)];
-        let ready = vring.ready().filter(|_| self.features.is_some());
-        match (ready, vring.running) {
+        match (vring.ready().zip(self.features), vring.running) {
             (Some(_), Some(_)) | (None, None) => Ok(()),
             (None, Some(_)) => self.stop(index, device),
-            (Some(ready), None) => {
+            (Some((ready, features)), None) => {
                 if self.memory.is_empty() {
                     return Err(Refusal::NoMemory(index));
                 }
@@ -397,6 +399,12 @@ impl Session {
                     self.memory.used_index(&place),
                     vring.base
                 );
+                // Other queues do not run if these are new: see `set_features`.
+                if self.applied != Some(features) {
+                    device.set_features(features)?;
+                    log_limited!(CHANGES, Level::Info, "Driver uses features {features:#x}");
+                    self.applied = Some(features);
+                }
                 device.start_queue(index, setup)?;
                 self.kicks.add(index, ready.kick);
                 self.vrings[usize::from(index)].running = Some(place);

@@ -3,8 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use virtio_inter_device::{Device, Port};
-use virtio_inter_segment::LocalPort;
+use virtio_inter_device::Device;
 
 use crate::malformed::FIXED;
 use crate::rig::*;
@@ -102,14 +101,7 @@ fn leaks_nothing() {
 #[test]
 fn does_not_harm_the_device() {
     let mut random = Random(0xdead);
-    let local = LocalPort {
-        id: "nonsense".parse().unwrap(),
-        mac: "52:54:00:00:00:01".parse().unwrap(),
-        mtu: 1500,
-        queues: 1,
-        ring_capacity: virtio_inter_link::MIN_CAPACITY,
-    };
-    let mut port = Port::new(&local).unwrap();
+    let mut port = port("nonsense");
     for _ in 0..200 {
         let mut rig = Rig::with_device(port);
         let memory = memfd(SIZE);

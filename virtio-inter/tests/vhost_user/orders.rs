@@ -173,6 +173,48 @@ fn cloud_hypervisor() {
     assert_eq!(rig.device.queues[0].starts, 3);
 }
 
+/// crosvm, devices/src/virtio/vhost_user_frontend: bit 30 alone is set before protocol features are asked for,
+/// the driver's features much later.
+#[test]
+fn crosvm() {
+    let mut rig = Rig::with_device(port("crosvm"));
+    rig.tell(SET_OWNER, &[], &[]);
+    let features = number_of(&rig.ask(GET_FEATURES, &[]));
+    rig.tell(SET_FEATURES, &number(F_PROTOCOL), &[]);
+    let protocol = number_of(&rig.ask(GET_PROTOCOL_FEATURES, &[]));
+    rig.tell(
+        SET_PROTOCOL_FEATURES,
+        &number(protocol & (1 << 9 | 1 << 15 | F_REPLY_ACK)),
+        &[],
+    );
+    assert!(rig.ack(SET_FEATURES, &number(features), &[]));
+    assert!(rig.ack(
+        SET_MEM_TABLE,
+        &table(&[(GUEST, SIZE, USER, 0)]),
+        &[memfd(SIZE).as_fd()]
+    ));
+    for index in 0..2 {
+        rig.set_up_queue(index);
+        assert!(rig.ack(SET_VRING_ENABLE, &state(index, 1), &[]));
+    }
+}
+
+/// A driver that does not know VERSION_1 is refused as soon as one of its queues is to run.
+#[test]
+fn a_legacy_driver_is_refused() {
+    let mut rig = Rig::with_device(port("legacy"));
+    let features = number_of(&rig.ask(GET_FEATURES, &[])) & !(1 << 32);
+    rig.tell(SET_FEATURES, &number(features), &[]);
+    rig.tell(
+        SET_MEM_TABLE,
+        &table(&[(GUEST, SIZE, USER, 0)]),
+        &[memfd(SIZE).as_fd()],
+    );
+    rig.set_up_queue(0);
+    let text = rig.offend(SET_VRING_ENABLE, &state(0, 1), &[]);
+    assert!(text.contains("VERSION_1 is missing"), "{text}");
+}
+
 /// DPDK's virtio_user without protocol features: calls first, memory after the features, queues enabled by
 /// default and all the same enabled by hand, never acknowledged.
 #[test]

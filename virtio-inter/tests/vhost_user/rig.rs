@@ -10,7 +10,8 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use virtio_inter::vhost_user::frontend::{Ended, Frontend};
 use virtio_inter::vhost_user::session::Limits;
-use virtio_inter_device::Device;
+use virtio_inter_device::{Device, Port};
+use virtio_inter_segment::LocalPort;
 
 use crate::mock::MockDevice;
 
@@ -230,6 +231,18 @@ impl<D: Device> Rig<D> {
         self.tell(SET_VRING_KICK, &number(index.into()), &[kick.as_fd()]);
         kick
     }
+}
+
+/// The real device, with one queue pair.
+pub(crate) fn port(id: &str) -> Port {
+    Port::new(&LocalPort {
+        id: id.parse().unwrap(),
+        mac: "52:54:00:00:00:01".parse().unwrap(),
+        mtu: 1500,
+        queues: 1,
+        ring_capacity: virtio_inter_link::MIN_CAPACITY,
+    })
+    .unwrap()
 }
 
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
