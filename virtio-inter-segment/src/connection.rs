@@ -1,7 +1,7 @@
 //! One connection to one peer: drives its handshake over the socket and collects the rings.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -88,6 +88,8 @@ pub(crate) enum End {
     Closed,
     /// The peer said why it does not want the link.
     RefusedByPeer(String),
+    /// The peer said that it lacks resources for the link at this time.
+    NoResources(String),
     /// We do not want the link.
     Refused(Refusal),
 }
@@ -134,6 +136,12 @@ impl Connection {
             Stage::Up(_, since) => Some(since),
             _ => None,
         }
+    }
+
+    /// How long the link has been up.
+    pub(crate) fn lived(&self, now: Instant) -> Duration {
+        let since = self.up_since();
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
     /// What to call the peer in the log.
@@ -250,7 +258,11 @@ impl Connection {
         match (&mut self.stage, message) {
             (_, Message::Refuse(refuse)) => {
                 let text = format!("{:?}, speaks version {}", refuse.text(), refuse.versions());
-                Ok(Step::Ended(End::RefusedByPeer(text)))
+                Ok(Step::Ended(if refuse.is_for_resources() {
+                    End::NoResources(text)
+                } else {
+                    End::RefusedByPeer(text)
+                }))
             }
             (Stage::Hello, Message::ForeignHello(theirs)) => Err(Refusal::Version { theirs }),
             (Stage::Hello, Message::Hello(hello)) => {
@@ -347,6 +359,9 @@ fn after_the_end(
     match received {
         Ok(Received::Nothing | Received::Closed) => DownReason::Closed,
         Ok(Received::Packet(len)) => match wire::parse(&buffer[..len]) {
+            Ok(Message::Refuse(refuse)) if refuse.is_for_resources() => {
+                DownReason::NoResources(refuse.text())
+            }
             Ok(Message::Refuse(refuse)) => DownReason::Refused(refuse.text()),
             _ => DownReason::UnexpectedData,
         },

@@ -37,6 +37,8 @@ pub(crate) enum Outcome {
 enum State {
     /// Call at this time.
     Due(Instant),
+    /// Call at this time, after a refusal; sooner if what was in the way may be gone.
+    Refused(Instant),
     /// A call, or a link that came of it, is there.
     Busy,
     /// Wait for another socket.
@@ -80,7 +82,9 @@ impl Dials {
                 dial.pause = FIRST_RETRY;
                 match dial.state {
                     State::Busy => dial.again = true,
-                    State::Due(_) | State::Parked => dial.state = State::Due(now),
+                    State::Due(_) | State::Refused(_) | State::Parked => {
+                        dial.state = State::Due(now);
+                    }
                 }
             }
             return true;
@@ -118,19 +122,18 @@ impl Dials {
 
     /// A peer whose time has come; it is busy from now on, until [`Dials::ended`].
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<PortId> {
-        let (id, dial) = self
-            .dials
-            .iter_mut()
-            .find(|(_, dial)| matches!(dial.state, State::Due(at) if at <= now))?;
+        let (id, dial) = self.dials.iter_mut().find(
+            |(_, dial)| matches!(dial.state, State::Due(at) | State::Refused(at) if at <= now),
+        )?;
         dial.state = State::Busy;
         Some(id.clone())
     }
 
-    /// Something has changed that may have been in the way: calls that would have waited for long are
-    /// due soon.
+    /// Something has changed that may have been in the way: calls that were refused are due soon.
+    /// Others keep their pauses, so that a peer that comes and goes does not undo them.
     pub(crate) fn hurry(&mut self, now: Instant) {
         for dial in self.dials.values_mut() {
-            if let State::Due(at) = &mut dial.state {
+            if let State::Refused(at) = &mut dial.state {
                 *at = (*at).min(now + FIRST_RETRY);
             }
         }
@@ -141,7 +144,7 @@ impl Dials {
         self.dials
             .values()
             .filter_map(|dial| match dial.state {
-                State::Due(at) => Some(at),
+                State::Due(at) | State::Refused(at) => Some(at),
                 State::Busy | State::Parked => None,
             })
             .min()
@@ -170,7 +173,7 @@ impl Dials {
                 dial.pause = (dial.pause * 2).min(LAST_RETRY);
                 State::Due(at)
             }
-            Outcome::Refused => State::Due(now + self.slow_retry),
+            Outcome::Refused => State::Refused(now + self.slow_retry),
             Outcome::Parked | Outcome::Gone => State::Parked,
         };
     }
@@ -241,6 +244,10 @@ mod tests {
         dials.ended(&id("b"), Outcome::Refused, now);
         assert_eq!(dials.next_due(), Some(now + SLOW));
         dials.hurry(now);
+        assert_eq!(dials.next_due(), Some(now + FIRST_RETRY));
+        dials.take_due(now + FIRST_RETRY).unwrap();
+        dials.ended(&id("b"), Outcome::Lost(STABLE), now);
+        dials.hurry(now - SLOW);
         assert_eq!(dials.next_due(), Some(now + FIRST_RETRY));
         dials.take_due(now + FIRST_RETRY).unwrap();
         dials.ended(&id("b"), Outcome::Parked, now);

@@ -12,7 +12,9 @@ use virtio_inter_link::FORMAT_VERSION;
 use crate::id::{MAX_ID_LEN, PortId, PortIdError};
 use crate::mac::MacAddr;
 use crate::port::{LocalPort, PortError, check_port};
-use crate::wire::{Header, Hello, KIND_HELLO, RING_FDS, Refuse, Ring, Versions, WireError};
+use crate::wire::{
+    Header, Hello, KIND_HELLO, REASON_RESOURCES, RING_FDS, Refuse, Ring, Versions, WireError,
+};
 
 /// This port, and what tells this run of it from others.
 #[derive(Debug)]
@@ -104,7 +106,7 @@ impl Refusal {
             Refusal::Full(_) => 7,
             Refusal::Banned(_) | Refusal::Violation(_) => 8,
             Refusal::Timeout(_) => 9,
-            Refusal::Resources(_) => 10,
+            Refusal::Resources(_) => REASON_RESOURCES,
         }
     }
 

@@ -138,6 +138,9 @@ pub enum DownReason {
     /// It said so, after its side of the handshake had ended.
     #[error("Peer refused the link: {0:?}")]
     Refused(String),
+    /// It failed to keep the link for a reason of its own that may pass: it is called again soon.
+    #[error("Peer lacks resources for the link: {0:?}")]
+    NoResources(String),
     /// It sent something where nothing is to be sent.
     #[error("Peer sent data after the handshake")]
     UnexpectedData,

@@ -202,20 +202,12 @@ impl Segment {
     /// incarnation of it. The caller drops the links; no [`SegmentEvent::Down`] follows. A key that
     /// is down already is ignored.
     pub fn close_peer(&mut self, key: PeerKey, reason: &str) {
-        let Some(connection) = self.connections.remove(&key.get()) else {
+        let Some(connection) = self.take_peer(key, reason) else {
             return;
         };
-        self.poll.remove(connection.fd());
         let Some(peer) = connection.peer() else {
             return;
         };
-        log_limited!(
-            self.refusals,
-            Level::Warn,
-            "Port {}: closed the link with {}: {reason}",
-            self.local.port.id,
-            connection.name()
-        );
         if self.banned.len() == MAX_BANNED {
             self.banned.pop_front();
         }
@@ -224,9 +216,46 @@ impl Segment {
             incarnation: peer.incarnation,
             reason: reason.to_owned(),
         });
-        self.stats.down += 1;
         connection.refuse(&Refusal::Violation(reason.to_owned()));
         self.call_ended(&connection.role, Outcome::Parked, Instant::now());
+    }
+
+    /// Closes the connection to a peer that did nothing wrong, because this side failed to make use
+    /// of the link: for want of descriptors or memory. The peer is told so, and whichever side calls
+    /// tries again: after 100 ms at first, then after pauses that double up to 3.2 s.
+    ///
+    /// The caller drops the links; no [`SegmentEvent::Down`] follows. A key that is down already is
+    /// ignored.
+    pub fn drop_peer(&mut self, key: PeerKey, reason: &str) {
+        let Some(connection) = self.take_peer(key, reason) else {
+            return;
+        };
+        let now = Instant::now();
+        connection.refuse(&Refusal::Resources(reason.to_owned()));
+        self.call_ended(&connection.role, Outcome::Lost(connection.lived(now)), now);
+        // The caller may be in the middle of nothing else: the retry has to wake it up.
+        if let Err(e) = self.arm(now) {
+            log_limited!(
+                self.refusals,
+                Level::Error,
+                "Failed to set the segment's timer: {e}"
+            );
+        }
+    }
+
+    /// Takes a link that is up out of all books, to be closed for a reason of ours.
+    fn take_peer(&mut self, key: PeerKey, reason: &str) -> Option<Connection> {
+        let connection = self.connections.remove(&key.get())?;
+        self.poll.remove(connection.fd());
+        log_limited!(
+            self.refusals,
+            Level::Warn,
+            "Port {}: closed the link with {}: {reason}",
+            self.local.port.id,
+            connection.name()
+        );
+        self.stats.down += 1;
+        Some(connection)
     }
 
     /// Moves a connection forward as far as it goes, and keeps it if it lives on.
@@ -290,11 +319,11 @@ impl Segment {
             connection.name(),
             WithSources(&reason)
         );
-        let lived = connection
-            .up_since()
-            .map_or(Duration::ZERO, |since| now - since);
+        let lived = connection.lived(now);
         let outcome = match reason {
-            DownReason::Closed | DownReason::Socket(_) => Outcome::Lost(lived),
+            DownReason::Closed | DownReason::NoResources(_) | DownReason::Socket(_) => {
+                Outcome::Lost(lived)
+            }
             DownReason::Refused(_) | DownReason::UnexpectedData => Outcome::Refused,
         };
         self.stats.down += 1;
@@ -316,7 +345,7 @@ impl Segment {
                 );
                 Outcome::Failed
             }
-            End::RefusedByPeer(text) => {
+            End::RefusedByPeer(text) | End::NoResources(text) => {
                 self.stats.refused_by_peer += 1;
                 log_limited!(
                     self.refusals,
@@ -324,7 +353,10 @@ impl Segment {
                     "Port {own}: refused by {}: {text}",
                     connection.name()
                 );
-                Outcome::Refused
+                match end {
+                    End::NoResources(_) => Outcome::Failed,
+                    _ => Outcome::Refused,
+                }
             }
             End::Refused(refusal) => {
                 match refusal {

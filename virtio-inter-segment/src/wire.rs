@@ -30,6 +30,9 @@ pub(crate) const KIND_HELLO: u16 = 1;
 pub(crate) const KIND_REFUSE: u16 = 2;
 pub(crate) const KIND_RING: u16 = 3;
 
+/// Reason of a REFUSE: a system call of the sender failed, or what it does with the link did.
+pub(crate) const REASON_RESOURCES: u16 = 10;
+
 /// A range of protocol versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Versions {
@@ -166,6 +169,11 @@ impl Refuse {
             text_len: (end as u16).into(),
             text: field,
         }
+    }
+
+    /// Whether the sender lacked something of its own and may have it soon.
+    pub(crate) fn is_for_resources(&self) -> bool {
+        self.reason.get() == REASON_RESOURCES
     }
 
     pub(crate) fn versions(&self) -> Versions {

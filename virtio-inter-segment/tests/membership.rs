@@ -395,3 +395,35 @@ fn a_killed_process_is_noticed_at_once_and_its_id_taken_over() {
     net.until_meshed();
     assert_eq!(net.files(), ["a.lock", "a.sock", "zzz.lock", "zzz.sock"]);
 }
+
+/// What this side fails at is not the peer's fault: both find each other again, whichever of them
+/// calls, and other links stay.
+#[test]
+fn a_peer_dropped_for_want_of_resources_comes_back() {
+    let mut net = Net::new();
+    for id in ["a", "b", "c"] {
+        net.join(id);
+    }
+    net.until_meshed();
+    for (dropping, other) in [("a", "b"), ("b", "a")] {
+        let started = Instant::now();
+        let port = net.ports.get_mut(dropping).unwrap();
+        let key = port.links.remove(other).unwrap().peer.key;
+        port.segment.drop_peer(key, "Too many open files");
+        port.segment.drop_peer(key, "a key that is gone already");
+        net.until("the other side to hear why", |net| {
+            !net.ports[other].downs.is_empty()
+        });
+        assert_eq!(
+            net.ports.get_mut(other).unwrap().downs.remove(0).1,
+            "Peer lacks resources for the link: \"Out of resources: Too many open files\""
+        );
+        net.until_meshed();
+        assert_ne!(net.ports[dropping].links[other].peer.key, key);
+        // Not the pause after a refusal, nor at once.
+        assert!(started.elapsed() >= Duration::from_millis(100));
+        assert_eq!(net.ports["c"].downs, []);
+        assert_eq!(net.ports[dropping].downs, []);
+    }
+    net.check_flow();
+}
