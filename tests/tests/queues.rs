@@ -1,0 +1,92 @@
+//! Queue pairs that a guest takes into use and gives up again while its connections go on.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use virtio_inter_tests::{
+    Frontend, Group, Kernel, Nic, Port, PortConfig, Result, Vm, VmConfig, guest_test, tools,
+};
+
+const LIMIT: Duration = Duration::from_secs(180);
+const CONNECTIONS: u16 = 4;
+
+fn use_queues(vm: &Vm, count: &str) -> Result<()> {
+    let name = vm.interface(0)?;
+    vm.run(&["ethtool", "-L", &name, "combined", count])
+        .map(drop)
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn no_connection_is_lost_when_the_queue_pairs_in_use_change() {
+    guest_test(|bed| {
+        let kinds = [
+            Frontend::Qemu(Kernel::Debian12),
+            Frontend::Qemu(Kernel::Debian13),
+        ];
+        let group = Group::boot_with(bed, "test", &kinds, |config| config.queues(2))?;
+        let [a, b] = [&group.vms[0], &group.vms[1]];
+        let mut transfers = Vec::new();
+        for number in 0..CONNECTIONS {
+            let plan = tools::TransferPlan {
+                seed: number.into(),
+                port: 7100 + number,
+                ..tools::TransferPlan::both_ways(60_000_000)
+            };
+            let transfer = tools::Transfer::start(a, b, b.nic(0).ipv4(), plan)?;
+            transfers.push((plan, transfer));
+        }
+        for (step, (vm, count)) in [(a, "1"), (b, "1"), (a, "2"), (b, "2"), (a, "1"), (a, "2")]
+            .into_iter()
+            .enumerate()
+        {
+            // Each connection moves between two changes, so that one that a change stopped is found out.
+            for (_, transfer) in &mut transfers {
+                transfer.wait_for_progress(10_000_000 * (step as u64 + 1), LIMIT)?;
+            }
+            use_queues(vm, count)?;
+        }
+        for (plan, transfer) in transfers {
+            let report = transfer.finish(LIMIT)?;
+            assert_eq!(
+                (report.peer_received, report.received),
+                (plan.send, plan.receive)
+            );
+            assert_eq!(report.sent_checksum, report.peer_checksum);
+        }
+        group.all_reach_all(&[0, 1])
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn guests_with_different_numbers_of_queue_pairs_exchange_data() {
+    guest_test(|bed| {
+        let kinds = [Frontend::Qemu(Kernel::Debian13)];
+        let mut group = Group::boot_with(bed, "test", &kinds, |config| config.queues(2))?;
+        let port = Port::start(bed, PortConfig::new(&group.segment, "vm2", 2))?;
+        let config = VmConfig::new("vm2", Frontend::Uml).nic(Nic::on_port(&port, 2));
+        group.ports.push(port);
+        group.vms.push(Vm::boot(bed, config)?);
+        let [many, one] = [&group.vms[0], &group.vms[1]];
+        for count in ["2", "1", "2"] {
+            use_queues(many, count)?;
+            let how = tools::Iperf3 {
+                seconds: 1,
+                streams: 4,
+                ..Default::default()
+            };
+            let throughput = tools::iperf3(many, one, one.nic(0).ipv4(), how)?;
+            assert!(throughput.bits_per_second > 1e7, "{throughput:?}");
+            let plan = tools::TransferPlan::both_ways(10_000_000);
+            tools::Transfer::start(one, many, many.nic(0).ipv6(), plan)?.finish(LIMIT)?;
+        }
+        group.all_reach_all(&[0, 1])
+    });
+}
