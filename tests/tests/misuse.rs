@@ -1,0 +1,142 @@
+//! What users and strangers do wrong on the host: each gets one clear line, and guests notice nothing.
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketType, connect, send, socket};
+use virtio_inter_tests::{
+    Frontend, Group, Kernel, Nic, Port, PortConfig, Segment, Vm, VmConfig, guest_test, tools, until,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const QEMU: Frontend = Frontend::Qemu(Kernel::Debian12);
+
+/// How many lines of a log say that.
+fn lines_with(log: &str, text: &str) -> usize {
+    log.lines().filter(|line| line.contains(text)).count()
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_machine_without_shared_memory_is_told_and_replaced() {
+    guest_test(|bed| {
+        let mut group = Group::boot(bed, &[Frontend::Uml])?;
+        let mut port = Port::start(bed, PortConfig::new(&group.segment, "vm2", 2))?;
+        let nic = Nic::on_port(&port, 2);
+        let wrong = VmConfig::new("wrong", QEMU)
+            .nic(nic.clone())
+            .without_shared_memory();
+        let wrong = Vm::start(bed, wrong)?;
+        // The guest boots; only its network is missing.
+        wrong.ready()?;
+        let report = tools::ping(&wrong, group.vms[0].nic(0).ipv4(), tools::Ping::default())?;
+        assert_eq!(report.received, 0);
+        port.process().wait_for_log("share=on", 0, LIMIT)?;
+        wrong.kill()?;
+        let log = port.process().log();
+        // Once for each queue at most, however many packets the guest sent.
+        assert!((1..=2).contains(&lines_with(&log, "share=on")), "{log}");
+
+        group.ports.push(port);
+        let right = VmConfig::new("right", QEMU).nic(nic);
+        group.vms.push(Vm::boot(bed, right)?);
+        group.all_reach_all(&[0, 1])
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_machine_that_wants_more_queues_than_offered_is_told_and_replaced() {
+    guest_test(|bed| {
+        let segment = Segment::new(bed, "test")?;
+        let mut port = Port::start(bed, PortConfig::new(&segment, "vm1", 1).queues(2))?;
+        let nic = Nic::on_port(&port, 1);
+        let greedy = Nic {
+            queues: 4,
+            ..nic.clone()
+        };
+        let wrong = Vm::start(bed, VmConfig::new("wrong", QEMU).nic(greedy))?;
+        let process = port.process();
+        process.wait_for_log(
+            "Queue 4 was not offered: this port has 4 (--queues 2)",
+            0,
+            LIMIT,
+        )?;
+        // QEMU connects again at once, over and over.
+        process.wait_for_log("such lines before it", 0, LIMIT)?;
+        wrong.kill()?;
+        let log = process.log();
+        assert!(
+            log.lines().count() < 100,
+            "a frontend can fill the log: {log}"
+        );
+
+        let right = VmConfig::new("right", QEMU).vcpus(2).nic(nic);
+        let right = Vm::boot(bed, right)?;
+        assert!(port.process().is_running());
+        let far = Port::start(bed, PortConfig::new(&segment, "vm2", 2))?;
+        let nic = Nic::on_port(&far, 2);
+        let other = Vm::boot(bed, VmConfig::new("other", Frontend::Uml).nic(nic))?;
+        let group = Group {
+            vms: vec![right, other],
+            ports: vec![port, far],
+            segment,
+        };
+        group.all_reach_all(&[0, 1])
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn garbage_on_all_sockets_harms_no_guest() {
+    const ROUNDS: usize = 100;
+    guest_test(|bed| {
+        let mut group = Group::boot(bed, &[Frontend::Uml; 2])?;
+        let files = group.ports[0].process().open_files()?;
+        let plan = tools::TransferPlan::both_ways(300_000_000);
+        let [a, b] = [&group.vms[0], &group.vms[1]];
+        let transfer = tools::Transfer::start(a, b, b.nic(0).ipv4(), plan)?;
+
+        let meeting = SocketAddrUnix::new(group.segment.path().join("vm1.sock"))?;
+        let mut garbage: Vec<u8> = (0..4000_u32).map(|i| (i * i / 7) as u8).collect();
+        for round in 0..ROUNDS {
+            garbage.rotate_left(1);
+            let len = 1 + round * 17 % garbage.len();
+            // A stranger may be turned away while it still writes.
+            if let Ok(mut stranger) = UnixStream::connect(group.ports[0].socket()) {
+                let _ = stranger.write_all(&garbage[..len]);
+            }
+            let stranger = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
+            connect(&stranger, &meeting)?;
+            let _ = send(&stranger, &garbage[..len], SendFlags::NOSIGNAL);
+        }
+        let report = transfer.finish(LIMIT)?;
+        assert_eq!(report.sent_checksum, report.peer_checksum);
+        let port = group.ports[0].process();
+        // One stranger waits at the door, for as long as a frontend is served.
+        until("end of the other strangers' connections", LIMIT, || {
+            Ok((port.open_files()? <= files + 1).then_some(()))
+        })?;
+        let log = port.log();
+        assert!(
+            (1..ROUNDS).contains(&log.lines().count()),
+            "a stranger can fill the log: {log}"
+        );
+        // The strangers at the door are no hindrance to the next frontend.
+        let config = group.vms[0].config().clone();
+        group.vms[0].process().kill()?;
+        group.vms[0] = Vm::boot(bed, config)?;
+        group.all_reach_all(&[0, 1])
+    });
+}
