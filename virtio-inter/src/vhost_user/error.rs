@@ -91,8 +91,8 @@ pub enum Refusal {
     /// A running queue cannot be given another place, size or index.
     #[error("Queue {0} runs: it must be stopped before it is changed")]
     QueueRuns(u16),
-    /// There is no memory to run a queue in. QEMU, for one, sends no table at all when its guest's is
-    /// private.
+    /// There is no memory to run a queue in, yet or for good: QEMU, for one, sends no table at all when its
+    /// guest's is private.
     #[error(
         "Queue {0} cannot start: the frontend shares no guest memory; QEMU needs -object \
          memory-backend-memfd,share=on, Cloud Hypervisor --memory shared=on"

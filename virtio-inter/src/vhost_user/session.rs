@@ -124,7 +124,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When it was not; the session is then as it was before, as far as that is possible.
+    /// When it was not: the session is then as it was before, unless it was the device that failed to stop.
     pub fn handle(&mut self, request: Request, device: &mut dyn Device) -> Result<Reply, Refusal> {
         match request {
             Request::GetFeatures => {
@@ -183,9 +183,8 @@ impl Session {
             Request::SetVringCall { index, fd } => self.set_call(index, fd, device)?,
             Request::SetVringErr { index, fd } => self.vring(index)?.1.error = fd,
             Request::SetVringEnable { index, enabled } => {
-                let (index, vring) = self.vring(index)?;
-                vring.enabled = enabled;
-                self.settle(index, device)?;
+                let (index, _) = self.vring(index)?;
+                self.change(index, |vring| &mut vring.enabled, enabled, device)?;
             }
             Request::SetMtu(mtu) => {
                 let max = self.limits.mtu;
@@ -252,11 +251,12 @@ impl Session {
                 .iter_mut()
                 .for_each(|vring| vring.enabled = true);
         }
-        self.settle_all(device)
+        self.settle_all(device);
+        Ok(())
     }
 
     /// Takes a new memory table over. Running queues go on where they are; one whose ring has moved is
-    /// started again there, one whose ring has gone stops.
+    /// started again there, one whose ring has gone waits until it is back.
     fn set_memory(&mut self, table: MemoryTable, device: &mut dyn Device) -> Result<(), Refusal> {
         for index in 0..self.device_queues() {
             let vring = &self.vrings[usize::from(index)];
@@ -266,19 +266,12 @@ impl Session {
                 .and_then(|ready| table.translate(index, ready.size, &ready.addresses).ok());
             if moved != Some(place) {
                 self.stop(index, device)?;
-                if moved.is_none() {
-                    log_limited!(
-                        CHANGES,
-                        Level::Warn,
-                        "Queue {index} is stopped: its memory is no longer shared"
-                    );
-                    self.vrings[usize::from(index)].kick = None;
-                }
             }
         }
         device.set_memory(table.memory())?;
         self.memory = table;
-        self.settle_all(device)
+        self.settle_all(device);
+        Ok(())
     }
 
     fn set_size(&mut self, index: u32, size: u32, device: &mut dyn Device) -> Result<(), Refusal> {
@@ -296,8 +289,7 @@ impl Session {
         if vring.running.is_some() {
             return Err(Refusal::QueueRuns(index));
         }
-        vring.size = Some(fitting);
-        self.settle(index, device)
+        self.change(index, |vring| &mut vring.size, Some(fitting), device)
     }
 
     fn set_addresses(
@@ -313,8 +305,7 @@ impl Session {
         if vring.running.is_some() {
             return Err(Refusal::QueueRuns(index));
         }
-        vring.addresses = Some(addresses);
-        self.settle(index, device)
+        self.change(index, |vring| &mut vring.addresses, Some(addresses), device)
     }
 
     fn set_kick(
@@ -328,15 +319,16 @@ impl Session {
         let Some(fd) = fd else {
             return Err(Refusal::Polling(index));
         };
-        if vring.running.is_some() {
-            device.set_kick(index, duplicate(index, &fd)?)?;
-            if let Some(old) = &vring.kick {
-                self.kicks.remove(index, old);
-            }
-            self.kicks.add(index, &fd);
+        if vring.running.is_none() {
+            return self.change(index, |vring| &mut vring.kick, Some(fd), device);
         }
+        device.set_kick(index, duplicate(index, &fd)?)?;
+        if let Some(old) = &vring.kick {
+            self.kicks.remove(index, old);
+        }
+        self.kicks.add(index, &fd);
         vring.kick = Some(fd);
-        self.settle(index, device)
+        Ok(())
     }
 
     fn set_call(
@@ -370,8 +362,37 @@ impl Session {
         })
     }
 
-    fn settle_all(&mut self, device: &mut dyn Device) -> Result<(), Refusal> {
-        (0..self.device_queues()).try_for_each(|index| self.settle(index, device))
+    /// Changes one field of a queue, then starts or stops it accordingly. The field is as it was before if
+    /// that fails, so that what was refused does not come back with a later request. A queue for which there
+    /// is no memory at all is not refused: memory may come last.
+    fn change<T>(
+        &mut self,
+        index: u16,
+        field: impl Fn(&mut Vring) -> &mut T,
+        value: T,
+        device: &mut dyn Device,
+    ) -> Result<(), Refusal> {
+        let at = usize::from(index);
+        let former = std::mem::replace(field(&mut self.vrings[at]), value);
+        match self.settle(index, device) {
+            Err(refusal @ Refusal::NoMemory(_)) => log_waiting(index, &refusal),
+            Err(refusal) => {
+                *field(&mut self.vrings[at]) = former;
+                return Err(refusal);
+            }
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+
+    /// Starts and stops queues after a change that is not one queue's. That some cannot start yet is not the
+    /// fault of the request that made the change.
+    fn settle_all(&mut self, device: &mut dyn Device) {
+        for index in 0..self.device_queues() {
+            if let Err(refusal) = self.settle(index, device) {
+                log_waiting(index, &refusal);
+            }
+        }
     }
 
     /// Starts or stops a queue, whichever what is known of it asks for.
@@ -408,7 +429,11 @@ impl Session {
                 device.start_queue(index, setup)?;
                 self.kicks.add(index, ready.kick);
                 self.vrings[usize::from(index)].running = Some(place);
-                Ok(device.enable_queue(index, true)?)
+                if let Err(error) = device.enable_queue(index, true) {
+                    self.stop(index, device)?;
+                    return Err(error.into());
+                }
+                Ok(())
             }
         }
     }
@@ -437,6 +462,15 @@ impl Session {
         }
         result
     }
+}
+
+fn log_waiting(index: u16, refusal: &Refusal) {
+    log_limited!(
+        CHANGES,
+        Level::Warn,
+        "Queue {index} waits: {}",
+        chain(refusal)
+    );
 }
 
 /// The answer to GET_CONFIG: exactly as many bytes as asked for, zeros beyond what the device has.

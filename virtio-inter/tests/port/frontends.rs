@@ -1,8 +1,13 @@
 //! Frontends come and go, and some are none.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::process::{PATIENCE, Place, Port, until};
 
@@ -21,6 +26,28 @@ fn assert_served(mut socket: &UnixStream) {
     let mut answer = [0; 20];
     socket.read_exact(&mut answer).unwrap();
     assert_eq!(answer[..12], [1, 0, 0, 0, 5, 0, 0, 0, 8, 0, 0, 0]);
+}
+
+/// Sends a request that has no reply.
+fn tell(socket: &UnixStream, code: u32, body: &[u64], fds: &[BorrowedFd<'_>]) {
+    let size = u32::try_from(size_of_val(body)).unwrap();
+    let mut bytes: Vec<u8> = [code, 1, size]
+        .into_iter()
+        .flat_map(u32::to_ne_bytes)
+        .collect();
+    bytes.extend(body.iter().flat_map(|word| word.to_ne_bytes()));
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+    }
+    let sent = sendmsg(
+        socket,
+        &[IoSlice::new(&bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    );
+    assert_eq!(sent, Ok(bytes.len()));
 }
 
 /// Whether nothing comes for a moment.
@@ -112,5 +139,22 @@ fn garbage_ends_the_connection_and_nothing_else() {
     let lines = port.log().lines().count();
     assert!(lines < 500, "{lines} lines in the log");
     patient.end();
+    port.end();
+}
+
+#[test]
+fn a_frontend_without_shared_memory_is_told_what_to_do() {
+    let place = Place::new();
+    let port = place.start("a");
+    let socket = connect(&port);
+    // SET_FEATURES to VERSION_1 alone, which enables the queues; then size, place and kick of queue 0.
+    tell(&socket, 2, &[1 << 32], &[]);
+    tell(&socket, 8, &[256 << 32], &[]);
+    tell(&socket, 9, &[0, 0x1000, 0x2000, 0x3000, u64::MAX], &[]);
+    let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    tell(&socket, 12, &[0], &[kick.as_fd()]);
+    port.wait_for("Queue 0 cannot start: the frontend shares no guest memory");
+    port.wait_for("share=on");
+    assert_served(&socket);
     port.end();
 }

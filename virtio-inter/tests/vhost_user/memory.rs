@@ -120,16 +120,78 @@ fn a_refused_table_leaves_the_old_one() {
 }
 
 #[test]
-fn a_frontend_without_shared_memory_is_told_what_to_do() {
+fn memory_may_come_last() {
     let mut rig = Rig::new(2);
     rig.negotiate();
-    rig.set_up_queue(0);
-    let text = rig.offend(SET_VRING_ENABLE, &state(0, 1), &[]);
-    assert!(
-        text.contains("Queue 0 cannot start: the frontend shares no guest memory"),
-        "{text}"
-    );
-    assert!(text.contains("share=on"), "{text}");
+    for index in 0..2 {
+        rig.set_up_queue(index);
+        assert!(rig.ack(SET_VRING_ENABLE, &state(index, 1), &[]));
+    }
+    assert_eq!(rig.device.running(), [false, false]);
+    // Elsewhere first: that is no fault of this memory.
+    let elsewhere = (GUEST + SIZE, SIZE, USER + SIZE, 0);
+    assert!(rig.ack(ADD_MEM_REG, &single(elsewhere), &[memfd(SIZE).as_fd()]));
+    assert_eq!(rig.device.running(), [false, false]);
+    let region = (GUEST, SIZE, USER, 0);
+    assert!(rig.ack(ADD_MEM_REG, &single(region), &[memfd(SIZE).as_fd()]));
+    assert_eq!(rig.device.running(), [true, true]);
+}
+
+/// A ring outside memory is refused once, and is nobody else's trouble later.
+#[test]
+fn what_was_refused_leaves_nothing_behind() {
+    let outside = addresses(1, USER + 2 * SIZE);
+    let region = (GUEST, SIZE, USER, 0);
+    let more = (GUEST + SIZE, SIZE, USER + SIZE, 0);
+    for last in [SET_VRING_ENABLE, SET_VRING_KICK, SET_VRING_ADDR] {
+        let mut rig = Rig::new(2);
+        rig.negotiate();
+        assert!(rig.ack(SET_MEM_TABLE, &table(&[region]), &[memfd(SIZE).as_fd()]));
+        rig.tell(SET_VRING_NUM, &state(1, 256), &[]);
+        let kick = event();
+        let requests: [(u32, Vec<u8>, &[_]); 3] = [
+            (SET_VRING_ADDR, outside.clone(), &[]),
+            (SET_VRING_KICK, number(1).to_vec(), &[kick.as_fd()]),
+            (SET_VRING_ENABLE, state(1, 1), &[]),
+        ];
+        for (code, body, fds) in requests.iter().filter(|request| request.0 != last) {
+            assert!(rig.ack(*code, body, fds));
+        }
+        let (code, body, fds) = requests.iter().find(|request| request.0 == last).unwrap();
+        assert!(!rig.ack(*code, body, fds));
+        // It was said to have failed, so it is not to take effect now that it could.
+        assert!(rig.ack(ADD_MEM_REG, &single(more), &[memfd(SIZE).as_fd()]));
+        let beyond = (GUEST + 2 * SIZE, SIZE, USER + 2 * SIZE, 0);
+        assert!(rig.ack(ADD_MEM_REG, &single(beyond), &[memfd(SIZE).as_fd()]));
+        assert_eq!(rig.device.running(), [false, false]);
+        assert!(rig.ack(*code, body, fds));
+        assert_eq!(rig.device.running(), [false, true]);
+    }
+}
+
+#[test]
+fn a_ring_whose_memory_comes_back_runs_again() {
+    let mut rig = Rig::running();
+    let region = (GUEST, SIZE, USER, 0);
+    let other = (GUEST + SIZE, SIZE, USER + SIZE, 0);
+    for others in [false, true] {
+        if others {
+            assert!(rig.ack(ADD_MEM_REG, &single(other), &[memfd(SIZE).as_fd()]));
+        }
+        assert!(rig.ack(REM_MEM_REG, &single(region), &[]));
+        assert_eq!(rig.device.running(), [false, false]);
+        assert!(rig.ack(ADD_MEM_REG, &single(region), &[memfd(SIZE).as_fd()]));
+        assert_eq!(rig.device.running(), [true, true]);
+        // Its kick is watched as before.
+        let none: [u16; 0] = [];
+        assert_eq!(rig.kick(0), none);
+        assert_eq!(rig.kick(0), [0]);
+    }
+    // A stop stays one.
+    rig.ask(GET_VRING_BASE, &state(1, 0));
+    assert!(rig.ack(REM_MEM_REG, &single(region), &[]));
+    assert!(rig.ack(ADD_MEM_REG, &single(region), &[memfd(SIZE).as_fd()]));
+    assert_eq!(rig.device.running(), [true, false]);
 }
 
 #[test]
