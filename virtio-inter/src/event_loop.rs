@@ -85,7 +85,8 @@ impl EventLoop {
                 SegmentEvent::Up(link) => {
                     let key = link.peer.key;
                     if let Err(error) = self.device.add_peer(link) {
-                        self.segment.close_peer(key, &chain(&error));
+                        // Our own trouble, which the peer is not to be shunned for.
+                        self.segment.drop_peer(key, &chain(&error));
                     }
                 }
                 SegmentEvent::Down(key, _) => self.remove_peer(key),
