@@ -31,19 +31,35 @@ pub(crate) struct Credentials {
 impl Credentials {
     /// Asks the kernel (`SO_PEERCRED`, `SO_PEERGROUPS`).
     pub(crate) fn of_peer(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
-        let mut cred = [0u32; 3];
-        let got = get_socket_option(socket, libc::SO_PEERCRED, &mut cred)?;
-        if got != cred.len() {
-            return Err(io::Error::from(io::ErrorKind::InvalidData));
-        }
-        let [pid, uid, gid] = cred;
+        let (pid, uid, gid) = peer_ids(socket)?;
         Ok(Credentials {
-            pid: (pid != 0).then_some(pid),
+            pid,
             uid,
             gid,
             groups: peer_groups(socket)?,
         })
     }
+}
+
+/// The process at the other end of a Unix socket, as it was when it connected or listened (`SO_PEERCRED`);
+/// `None` where it has no number in our process namespace. For logs: numbers are used again.
+///
+/// # Errors
+///
+/// When the descriptor is not a connected Unix socket.
+pub fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    Ok(peer_ids(socket)?.0)
+}
+
+/// Process, effective user and effective group of the other end.
+fn peer_ids(socket: BorrowedFd<'_>) -> io::Result<(Option<u32>, u32, u32)> {
+    let mut cred = [0u32; 3];
+    let got = get_socket_option(socket, libc::SO_PEERCRED, &mut cred)?;
+    if got != cred.len() {
+        return Err(io::Error::from(io::ErrorKind::InvalidData));
+    }
+    let [pid, uid, gid] = cred;
+    Ok(((pid != 0).then_some(pid), uid, gid))
 }
 
 // SO_PEERCRED fills a struct ucred of three 32-bit words: process, user, group.
@@ -196,6 +212,7 @@ mod tests {
         .unwrap();
         let peer = Credentials::of_peer(a.as_fd()).unwrap();
         assert_eq!(peer.pid, Some(std::process::id()));
+        assert_eq!(peer_pid(a.as_fd()).unwrap(), peer.pid);
         assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
         assert_eq!(peer.gid, rustix::process::getegid().as_raw());
         let groups: Vec<u32> = rustix::process::getgroups()

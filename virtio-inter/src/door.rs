@@ -10,13 +10,12 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use log::Level;
-use rustix::net::sockopt::socket_peercred;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
 use virtio_inter_device::Device;
-use virtio_inter_segment::{LogLimit, log_limited};
+use virtio_inter_segment::{LogLimit, log_limited, peer_pid};
 
 use crate::chain::chain;
 use crate::poll::Poll;
@@ -163,14 +162,10 @@ impl Door {
         let Some(stream) = self.waiting.take() else {
             return Ok(());
         };
-        let pid = socket_peercred(&stream).map_or(0, |peer| peer.pid.as_raw_nonzero().get());
+        let process = describe_peer(&stream);
         match Frontend::new(stream, self.limits, device) {
             Ok(frontend) => {
-                log_limited!(
-                    CONNECTIONS,
-                    Level::Info,
-                    "Frontend connected, process {pid}"
-                );
+                log_limited!(CONNECTIONS, Level::Info, "Frontend connected, {process}");
                 self.poll.add(&frontend, FRONTEND)?;
                 self.poll.add(frontend.kicks_fd(), KICKS)?;
                 self.frontend = Some(frontend);
@@ -215,6 +210,16 @@ impl Door {
         };
         timerfd_settime(&self.pause, TimerfdTimerFlags::empty(), &once)?;
         Ok(())
+    }
+}
+
+/// Who is at the other end, for logs.
+fn describe_peer(stream: &UnixStream) -> String {
+    match peer_pid(stream.as_fd()) {
+        Ok(Some(pid)) => format!("process {pid}"),
+        // A VMM in a container, say.
+        Ok(None) => "a process of another process namespace".to_owned(),
+        Err(error) => format!("a process unknown: {error}"),
     }
 }
 
