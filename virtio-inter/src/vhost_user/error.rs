@@ -64,8 +64,8 @@ pub enum Malformed {
     Io(#[source] io::Error),
 }
 
-/// What came is understood, but not carried out. With REPLY_ACK the frontend is told so and may go on;
-/// without it, it would never know, so the connection is closed.
+/// What came is understood, but not carried out. A frontend that asked for an acknowledgement is told so and
+/// may go on; another would never know, so its connection is closed.
 #[derive(Debug, Error)]
 pub enum Refusal {
     /// A queue that the port does not have.

@@ -12,7 +12,7 @@ use virtio_inter_segment::{LogLimit, log_limited};
 
 use super::connection::{Connection, Message, Received, request_name};
 use super::error::{Malformed, Refusal};
-use super::reply::{Reply, acknowledgement};
+use super::reply::{Reply, acknowledgement, has_own_reply};
 use super::request::Request;
 use super::session::{Limits, Session};
 use crate::chain::chain;
@@ -137,6 +137,8 @@ impl Frontend {
         let payload = match result {
             Ok(Reply::Done) if !acknowledge => return Ok(()),
             Ok(reply) => reply.payload().unwrap_or_else(|| acknowledgement(0)),
+            // Its frontend waits for an answer that there is not.
+            Err(refusal) if has_own_reply(code) => return Err(refusal.into()),
             Err(refusal) if acknowledge => {
                 let name = request_name(code);
                 log_limited!(REFUSALS, Level::Warn, "{name} refused: {}", chain(&refusal));

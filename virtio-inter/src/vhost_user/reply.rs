@@ -1,6 +1,6 @@
 //! Replies, as bytes.
 
-use vhost::vhost_user::message::VhostUserVringState;
+use vhost::vhost_user::message::{FrontendReq, VhostUserVringState};
 use vm_memory::ByteValued;
 
 /// What a request is answered with.
@@ -53,6 +53,29 @@ impl Reply {
             }
         }
     }
+}
+
+/// Whether a request has a reply of its own, in whose place no acknowledgement may come: the frontend would
+/// take it for the answer. Those that only a protocol feature brings which is not offered are among them.
+pub(crate) fn has_own_reply(code: u32) -> bool {
+    matches!(
+        FrontendReq::try_from(code),
+        Ok(FrontendReq::GET_FEATURES
+            | FrontendReq::GET_PROTOCOL_FEATURES
+            | FrontendReq::GET_VRING_BASE
+            | FrontendReq::GET_QUEUE_NUM
+            | FrontendReq::GET_CONFIG
+            | FrontendReq::CREATE_CRYPTO_SESSION
+            | FrontendReq::POSTCOPY_ADVISE
+            | FrontendReq::POSTCOPY_END
+            | FrontendReq::GET_INFLIGHT_FD
+            | FrontendReq::GET_MAX_MEM_SLOTS
+            | FrontendReq::GET_STATUS
+            | FrontendReq::GET_SHARED_OBJECT
+            | FrontendReq::SET_DEVICE_STATE_FD
+            | FrontendReq::CHECK_DEVICE_STATE
+            | FrontendReq::GET_SHMEM_CONFIG)
+    )
 }
 
 /// The payload of REPLY_ACK: 0 for done, anything else for refused.

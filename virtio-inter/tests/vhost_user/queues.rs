@@ -40,6 +40,27 @@ fn a_refusal_is_acknowledged_and_the_session_goes_on() {
     rig.ask(GET_FEATURES, &[]);
 }
 
+/// A frontend that waits for a number or a queue's base would take "refused" for it.
+#[test]
+fn an_acknowledgement_is_no_answer_to_a_question() {
+    const GET_INFLIGHT_FD: u32 = 31;
+    const GET_STATUS: u32 = 40;
+    for (code, body) in [
+        (GET_VRING_BASE, state(2, 0)),
+        (GET_INFLIGHT_FD, vec![0; 24]),
+        (GET_STATUS, vec![]),
+    ] {
+        for flags in [VERSION, VERSION | NEED_REPLY] {
+            let mut rig = Rig::new(2);
+            rig.negotiate();
+            rig.send(code, flags, &body, &[]);
+            let ended = rig.process().expect_err("the session goes on");
+            assert_eq!(ended.to_string(), "Frontend cannot be served");
+            assert_eq!(rig.reply(), None);
+        }
+    }
+}
+
 #[test]
 fn without_reply_ack_nothing_is_acknowledged() {
     let mut rig = Rig::new(2);
