@@ -15,6 +15,9 @@ use log::{debug, info, warn};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use thiserror::Error;
 
+/// How often a lock file may vanish between opening and locking it. Each time, another port has just left.
+const LOCK_ATTEMPTS: usize = 8;
+
 /// Why a port cannot have its socket.
 #[derive(Debug, Error)]
 pub enum SocketError {
@@ -29,6 +32,9 @@ pub enum SocketError {
     /// Another program accepts connections there.
     #[error("Socket {} is in use by another program", .0.display())]
     Foreign(PathBuf),
+    /// The lock file is replaced time and again.
+    #[error("Lock file {} does not stay in place", .0.display())]
+    Unstable(PathBuf),
     /// Something else has the name.
     #[error("{} exists and is not a socket", .0.display())]
     NotASocket(PathBuf),
@@ -77,7 +83,7 @@ impl SocketLock {
         let mut path = socket.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);
-        loop {
+        for _ in 0..LOCK_ATTEMPTS {
             // Neither truncated nor followed: the content is another's until the lock is ours.
             let mut file = OpenOptions::new()
                 .read(true)
@@ -103,10 +109,8 @@ impl SocketLock {
                 Err(error) => return Err(failed("lock", &path)(error.into())),
             }
             // A port that just left unlinked the file that we had already opened: that lock is worth nothing.
-            let ours = file.metadata().map_err(failed("examine", &path))?;
-            match fs::symlink_metadata(&path) {
-                Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
-                _ => continue,
+            if !is_at(&path, &file).map_err(failed("examine", &path))? {
+                continue;
             }
             file.set_len(0)
                 .and_then(|()| writeln!(file, "{}", std::process::id()))
@@ -119,6 +123,7 @@ impl SocketLock {
             lock.remove_stale_socket()?;
             return Ok(lock);
         }
+        Err(SocketError::Unstable(path))
     }
 
     /// Listens on the path.
@@ -166,13 +171,30 @@ impl SocketLock {
 
 impl Drop for SocketLock {
     fn drop(&mut self) {
-        // Unlinked while still locked, so that nobody's newer file is hit; see the check in `take`.
-        if let Err(error) = fs::remove_file(&self.path) {
-            warn!("Cannot remove {}: {error}", self.path.display());
+        // Unlinked while still locked, so that no port's newer file is hit; see the check in `take`. Somebody
+        // else may have removed ours and another port made its own, which is not ours to remove.
+        let removed = is_at(&self.path, &self.file).and_then(|ours| {
+            if ours {
+                fs::remove_file(&self.path)?;
+            }
+            Ok(())
+        });
+        match removed {
+            Ok(()) => debug!("Released {}", self.path.display()),
+            Err(error) => warn!("Cannot remove {}: {error}", self.path.display()),
         }
-        debug!("Released {}", self.path.display());
         // Closing would do; said here because the file exists for nothing else.
         let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+/// Whether `path` names the file that is open as `file`.
+fn is_at(path: &Path, file: &File) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -58,6 +58,30 @@ fn a_socket_that_somebody_removed_is_no_trouble() {
 }
 
 #[test]
+fn a_lock_that_somebody_removed_is_not_taken_from_the_next() {
+    let place = Place::new();
+    let first = place.start("a");
+    fs::remove_file(place.path("a.vhost.lock")).unwrap();
+    fs::remove_file(&first.socket).unwrap();
+    let second = place
+        .command("b")
+        .with("--socket", place.path("a.vhost"))
+        .start();
+    first.end();
+    assert_eq!(
+        place.files(),
+        [
+            "a.vhost",
+            "a.vhost.lock",
+            "segment/b.lock",
+            "segment/b.sock"
+        ]
+    );
+    second.end();
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
 fn of_many_that_start_at_once_one_lives() {
     let place = Place::new();
     for _ in 0..5 {
