@@ -12,6 +12,12 @@ use crate::id::PortId;
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest pause between retries of a peer that accepts connections.
 pub(crate) const LAST_RETRY: Duration = Duration::from_millis(3200);
+/// Longest pause between calls of a peer that lets them time out: each keeps a place among the calls
+/// under way for as long as a handshake may take.
+const LAST_RETRY_SILENT: Duration = Duration::from_secs(60);
+/// How long others go first, before a peer that let its last call time out. Not for ever: it may have
+/// been an honest one on a busy machine.
+const PRECEDENCE: Duration = Duration::from_secs(600);
 /// A link that has lived this long was no failure: the pauses start anew.
 const STABLE: Duration = Duration::from_secs(5);
 /// Most peers that are called. Bounds what files in the directory can cost.
@@ -22,8 +28,10 @@ const MAX_DIALS: usize = 4096;
 pub(crate) enum Outcome {
     /// The link was up for so long, and is no more.
     Lost(Duration),
-    /// No link, for no reason that has to stay: peer busy, connection cut, time out.
+    /// No link, for no reason that has to stay: peer busy, connection cut.
     Failed,
+    /// The peer let the time run out.
+    TimedOut,
     /// One side refused the other. It may come to be possible (a MAC address gets free): try again,
     /// but rarely.
     Refused,
@@ -50,6 +58,8 @@ struct Dial {
     socket: SocketId,
     state: State,
     pause: Duration,
+    /// It let the last call time out.
+    silent: bool,
     /// While busy: another socket has appeared, call that one next.
     again: bool,
     /// While busy: the socket has gone, forget the peer afterwards.
@@ -80,6 +90,7 @@ impl Dials {
             if dial.socket != socket {
                 dial.socket = socket;
                 dial.pause = FIRST_RETRY;
+                dial.silent = false;
                 match dial.state {
                     State::Busy => dial.again = true,
                     State::Due(_) | State::Refused(_) | State::Parked => {
@@ -96,6 +107,7 @@ impl Dials {
                 socket,
                 state,
                 pause: FIRST_RETRY,
+                silent: false,
                 again: false,
                 gone: false,
             };
@@ -120,11 +132,25 @@ impl Dials {
         self.dials.keys().cloned().collect()
     }
 
-    /// A peer whose time has come; it is busy from now on, until [`Dials::ended`].
+    /// The peer whose turn it is, if any peer's time has come; it is busy from now on, until
+    /// [`Dials::ended`]. Whoever has waited longest goes first, whatever its id; those that let calls
+    /// time out go behind the others.
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<PortId> {
-        let (id, dial) = self.dials.iter_mut().find(
-            |(_, dial)| matches!(dial.state, State::Due(at) | State::Refused(at) if at <= now),
-        )?;
+        let turn = |dial: &Dial| match dial.state {
+            State::Due(at) | State::Refused(at) if at <= now => Some(
+                at + if dial.silent {
+                    PRECEDENCE
+                } else {
+                    Duration::ZERO
+                },
+            ),
+            _ => None,
+        };
+        let (_, id, dial) = self
+            .dials
+            .iter_mut()
+            .filter_map(|(id, dial)| Some((turn(dial)?, id, dial)))
+            .min_by_key(|(turn, ..)| *turn)?;
         dial.state = State::Busy;
         Some(id.clone())
     }
@@ -167,10 +193,16 @@ impl Dials {
         if matches!(outcome, Outcome::Lost(lived) if lived >= STABLE) {
             dial.pause = FIRST_RETRY;
         }
+        dial.silent = outcome == Outcome::TimedOut;
         dial.state = match outcome {
             Outcome::Lost(_) | Outcome::Failed => {
                 let at = now + dial.pause;
                 dial.pause = (dial.pause * 2).min(LAST_RETRY);
+                State::Due(at)
+            }
+            Outcome::TimedOut => {
+                let at = now + dial.pause;
+                dial.pause = (dial.pause * 2).min(LAST_RETRY_SILENT);
                 State::Due(at)
             }
             Outcome::Refused => State::Refused(now + self.slow_retry),
@@ -295,6 +327,76 @@ mod tests {
         dials.take_due(now).unwrap();
         dials.ended(&id("b"), Outcome::Gone, now);
         assert_eq!(dials.known(), []);
+    }
+
+    /// Sockets that never answer, many times as many as there are places, with the first ids.
+    #[test]
+    fn those_that_stay_silent_do_not_starve_others() {
+        const PLACES: usize = 64;
+        const TIMEOUT: Duration = Duration::from_secs(5);
+        let (mut dials, [socket, _], start) = (Dials::new(SLOW), sockets(), Instant::now());
+        for i in 0..1024 {
+            dials.seen(&id(&format!("b{i}")), socket, start);
+        }
+        dials.seen(&id("c"), socket, start);
+        let mut under_way: Vec<(Instant, PortId)> = Vec::new();
+        let (mut now, mut good, mut calls) = (start, Vec::new(), 0);
+        while now < start + Duration::from_secs(1800) {
+            while under_way.len() < PLACES
+                && let Some(id) = dials.take_due(now)
+            {
+                calls += 1;
+                if id.as_str().starts_with('b') {
+                    under_way.push((now + TIMEOUT, id));
+                } else {
+                    // A healthy one that is lost at once, again and again, and one that comes late.
+                    dials.ended(&id, Outcome::Lost(Duration::ZERO), now);
+                    good.push((id, now - start));
+                }
+            }
+            now += Duration::from_millis(100);
+            if now - start == Duration::from_secs(300) {
+                dials.seen(&id("d"), socket, now);
+            }
+            let (over, rest): (Vec<_>, _) = under_way.into_iter().partition(|(end, _)| *end <= now);
+            under_way = rest;
+            for (_, id) in over {
+                dials.ended(&id, Outcome::TimedOut, now);
+            }
+        }
+        let calls_of = |id: &'static str| good.iter().filter(move |(who, _)| who.as_str() == id);
+        // In its turn the first time, and after each pause as soon as a place is free.
+        let first = calls_of("c").next().unwrap().1;
+        assert!(first <= TIMEOUT * 17, "{first:?}");
+        assert!(calls_of("c").count() > 150, "{}", calls_of("c").count());
+        let late = calls_of("d").next().unwrap().1;
+        assert!(late <= Duration::from_secs(300) + 2 * TIMEOUT, "{late:?}");
+        // The silent ones get their turn too.
+        assert!(calls > 5 * 1024, "{calls}");
+    }
+
+    #[test]
+    fn pauses_after_silence_grow_long_and_end_with_it() {
+        let (mut dials, [socket, other], mut now) = (Dials::new(SLOW), sockets(), Instant::now());
+        dials.seen(&id("b"), socket, now);
+        for _ in 0..12 {
+            dials.take_due(now).unwrap();
+            dials.ended(&id("b"), Outcome::TimedOut, now);
+            now = dials.next_due().unwrap();
+        }
+        dials.take_due(now).unwrap();
+        dials.ended(&id("b"), Outcome::TimedOut, now);
+        assert_eq!(dials.next_due(), Some(now + LAST_RETRY_SILENT));
+        // It goes behind one that is due later, though not for ever.
+        let later = now + LAST_RETRY_SILENT + Duration::from_secs(1);
+        dials.seen(&id("c"), socket, later);
+        assert_eq!(dials.take_due(later), Some(id("c")));
+        dials.seen(&id("d"), socket, later + PRECEDENCE);
+        assert_eq!(dials.take_due(later + PRECEDENCE), Some(id("b")));
+        // Another socket is another process.
+        dials.ended(&id("b"), Outcome::TimedOut, later);
+        dials.seen(&id("b"), other, later);
+        assert_eq!(dials.next_due(), Some(later));
     }
 
     #[test]

@@ -373,7 +373,8 @@ impl Segment {
                     WithSources(refusal)
                 );
                 match refusal {
-                    Refusal::Timeout(_) | Refusal::Resources(_) => Outcome::Failed,
+                    Refusal::Timeout(_) => Outcome::TimedOut,
+                    Refusal::Resources(_) => Outcome::Failed,
                     Refusal::Banned(_) => Outcome::Parked,
                     _ => Outcome::Refused,
                 }

@@ -421,6 +421,27 @@ fn a_silent_listener() {
     net.check_flow();
 }
 
+/// Many more silent listeners than calls may be under way, all with ids ahead of the good ones.
+#[test]
+fn a_crowd_of_silent_listeners() {
+    let mut net = Net::new();
+    let _crowd: Vec<OwnedFd> = (0..128)
+        .map(|i| raw::listen(net.path(), &format!("s{i:03}")))
+        .collect();
+    net.join("y");
+    let limits = Limits {
+        handshake_timeout: Duration::from_millis(400),
+        max_half_open: 12,
+        ..limits()
+    };
+    net.join_with(local("m"), limits).unwrap();
+    let linked = |net: &Net, id: &str| net.ports["m"].links.contains_key(id);
+    net.until("a link with y", |net| linked(net, "y"));
+    // By now all have been called, and every place is taken again.
+    net.join("z");
+    net.until("a link with z", |net| linked(net, "z"));
+}
+
 #[test]
 fn a_crowd_of_half_open_connections() {
     let mut net = net();
