@@ -133,7 +133,18 @@ impl Door {
 
     fn accept(&mut self) -> io::Result<()> {
         match self.listener.accept() {
-            Ok(Some(stream)) if self.waiting.is_none() => self.waiting = Some(stream),
+            Ok(Some(stream)) if self.waiting.is_none() => {
+                if let Some(frontend) = self.frontend.as_ref().filter(|first| first.has_spoken()) {
+                    log_limited!(
+                        CONNECTIONS,
+                        Level::Info,
+                        "Another frontend, {}, waits until {} hangs up",
+                        describe_peer(&stream),
+                        describe_peer(frontend)
+                    );
+                }
+                self.waiting = Some(stream);
+            }
             // Not asked for (see `accepting`), so nothing of value.
             Ok(_) => {}
             Err(error) => {
@@ -163,18 +174,33 @@ impl Door {
             return Ok(());
         };
         let process = describe_peer(&stream);
-        match Frontend::new(stream, self.limits, device) {
+        // That there are no descriptors or watches left for one connection is no reason to serve none.
+        let welcomed = Frontend::new(stream, self.limits, device).and_then(|frontend| {
+            self.watch(&frontend).map_err(Ended::Connection)?;
+            Ok(frontend)
+        });
+        match welcomed {
             Ok(frontend) => {
                 log_limited!(CONNECTIONS, Level::Info, "Frontend connected, {process}");
-                self.poll.add(&frontend, FRONTEND)?;
-                self.poll.add(frontend.kicks_fd(), KICKS)?;
                 self.frontend = Some(frontend);
             }
             Err(error) => {
-                log_limited!(CONNECTIONS, Level::Warn, "{}", chain(&error));
+                log_limited!(
+                    CONNECTIONS,
+                    Level::Warn,
+                    "Cannot serve {process}: {}",
+                    chain(&error)
+                );
             }
         }
         Ok(())
+    }
+
+    /// Waits for what a frontend sends and for its queues' kicks. Where that fails half way, the kernel drops
+    /// the rest with the frontend's descriptors.
+    fn watch(&self, frontend: &Frontend) -> io::Result<()> {
+        self.poll.add(frontend, FRONTEND)?;
+        self.poll.add(frontend.kicks_fd(), KICKS)
     }
 
     fn end(&mut self, why: &Ended, device: &mut dyn Device) -> io::Result<()> {
@@ -214,8 +240,8 @@ impl Door {
 }
 
 /// Who is at the other end, for logs.
-fn describe_peer(stream: &UnixStream) -> String {
-    match peer_pid(stream.as_fd()) {
+fn describe_peer(socket: impl AsFd) -> String {
+    match peer_pid(socket.as_fd()) {
         Ok(Some(pid)) => format!("process {pid}"),
         // A VMM in a container, say.
         Ok(None) => "a process of another process namespace".to_owned(),

@@ -79,6 +79,10 @@ fn another_is_served_as_soon_as_the_first_is_gone() {
     let others = [connect(&port), connect(&port), connect(&port)];
     (&others[0]).write_all(&ASK).unwrap();
     assert!(is_kept_waiting(&others[0]));
+    let us = std::process::id();
+    port.wait_for(&format!(
+        "Another frontend, process {us}, waits until process {us} hangs up"
+    ));
     assert_served(&first);
     drop(first);
     let mut answer = [0; 20];
