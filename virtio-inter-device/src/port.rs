@@ -221,7 +221,10 @@ impl Port {
     }
 
     fn ask_all(&self, command: impl Fn() -> Command) -> Result<(), DeviceError> {
-        (0..self.workers.len()).try_for_each(|worker| self.ask(worker, command()).map(|_| ()))
+        // All of them, also when one fails: what one worker has let go of, no other may go on with.
+        (0..self.workers.len())
+            .map(|worker| self.ask(worker, command()).map(|_| ()))
+            .fold(Ok(()), Result::and)
     }
 
     fn ask_queue(

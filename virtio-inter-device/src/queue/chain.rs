@@ -13,6 +13,9 @@ use crate::device::GuestMemory;
 /// size in one chain (Linux does on tiny queues), so the size alone is no bound.
 const MAX_INDIRECT: u32 = 1024;
 
+/// Descriptors after which a batch ends: some 100 µs.
+const BATCH_DESCRIPTORS: u32 = 16 * 1024;
+
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
@@ -39,6 +42,10 @@ pub(crate) enum Direction {
 pub(crate) struct Chain {
     segments: Vec<Segment>,
     len: u32,
+    /// Descriptors of the queue's table that the chains take up.
+    places: u32,
+    /// Descriptors looked at since the beginning of the batch.
+    walked: u32,
 }
 
 impl Chain {
@@ -46,6 +53,23 @@ impl Chain {
     pub(crate) fn clear(&mut self) {
         self.segments.clear();
         self.len = 0;
+        self.places = 0;
+    }
+
+    /// Descriptors of the queue's table that the chains take up: an indirect table takes up one.
+    pub(crate) fn places(&self) -> u32 {
+        self.places
+    }
+
+    /// Begins to count descriptors anew, for a batch.
+    pub(crate) fn begin_batch(&mut self) {
+        self.walked = 0;
+    }
+
+    /// Whether a batch has looked at so many descriptors that others are to have their turn: a driver can make each
+    /// chain as long as the queue.
+    pub(crate) fn batch_is_long(&self) -> bool {
+        self.walked >= BATCH_DESCRIPTORS
     }
 
     /// Bytes in all buffers.
@@ -65,6 +89,7 @@ impl Chain {
         // A chain that has visited more descriptors than there are is a loop.
         for _ in 0..rings.size() {
             let descriptor = rings.descriptor(index)?;
+            self.places += 1;
             let flags = descriptor.flags();
             if flags & INDIRECT != 0 {
                 // VIRTIO 1.3, 2.7.5.3.1: never both; a table ends the chain.
@@ -149,6 +174,7 @@ impl Chain {
                 position: self.segments.len(),
             });
         }
+        self.walked = self.walked.saturating_add(1);
         self.len = self.len.checked_add(len).ok_or(QueueViolation::Length)?;
         if len != 0 {
             self.segments.push(Segment { address, len });

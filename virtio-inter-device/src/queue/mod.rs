@@ -44,13 +44,26 @@ pub(crate) enum QueueViolation {
         /// The longest chain accepted.
         limit: u32,
     },
-    /// An indirect table is not a whole number of descriptors, is empty, nested, or follows another descriptor's flags.
+    /// An indirect table is not a whole number of descriptors, is empty, nested, or is said to be followed by another
+    /// descriptor.
     #[error("Indirect descriptor of {len} bytes with flags {flags:#x} is not valid")]
     Indirect {
         /// Length of the table in bytes.
         len: u32,
         /// Flags of the descriptor.
         flags: u16,
+    },
+    /// Chains that are available at the same time share descriptors.
+    #[error("Available chains take up more than the table's {size} descriptors")]
+    SharedDescriptors {
+        /// Descriptors there are.
+        size: u16,
+    },
+    /// A mergeable receive buffer has no room for the net header (VIRTIO 1.3, 5.1.6.3.1).
+    #[error("Receive buffer of {len} bytes is too small for a net header")]
+    TinyBuffer {
+        /// Its bytes.
+        len: u32,
     },
     /// A buffer has the wrong direction for its queue.
     #[error("Buffer {position} of the chain has the wrong direction")]

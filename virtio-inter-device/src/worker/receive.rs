@@ -127,7 +127,7 @@ impl Collector {
     ) -> Result<Pace, QueueViolation> {
         let rings = queue.rings(memory)?;
         queue.disarm(&rings)?;
-        self.starved = false;
+        let was_starved = std::mem::take(&mut self.starved);
         if !queue.has_had_buffers() {
             // Looked at even when no link is served here: this is how the queue is found to be in use.
             queue.available(&rings, 1)?;
@@ -137,6 +137,9 @@ impl Collector {
         // Whatever went wrong in mid-batch, what was delivered before is shown to driver and peers.
         publish(queue, &rings, &rules.counters)?;
         self.release();
+        if self.starved && !was_starved {
+            rules.counters.rx_waits.add(1);
+        }
         result?;
         Ok(pace)
     }
@@ -151,6 +154,7 @@ impl Collector {
         let mut left = BATCH;
         let mut bytes = 0;
         let mut quiet = 0;
+        self.chain.begin_batch();
         while left != 0 && quiet < self.sources.len() {
             self.turn = (self.turn + 1) % self.sources.len();
             quiet += 1;
@@ -160,7 +164,6 @@ impl Collector {
                     Ok(Outcome::Dropped) => {}
                     Ok(Outcome::Empty) => break,
                     Ok(Outcome::Starved) => {
-                        rules.counters.rx_waits.add(1);
                         self.starved = true;
                         // The same source goes on when there are buffers: others' small frames would otherwise
                         // take them away from a large one for ever.
@@ -177,6 +180,9 @@ impl Collector {
                 *pace = Pace::Busy;
                 quiet = 0;
                 left -= 1;
+                if self.chain.batch_is_long() {
+                    return Ok(());
+                }
                 if bytes >= PUBLISH_BYTES {
                     bytes = 0;
                     publish(queue, rings, &rules.counters)?;
@@ -346,7 +352,8 @@ fn read_head<'a>(
     if !head.fits(rules.mtu) {
         return Err(&counters.rx_too_long);
     }
-    Ok(head)
+    // The peer's port has done the same, if it is an honest one.
+    Ok(head.for_peer())
 }
 
 /// Finds buffers for `len` bytes: one chain, or as many as it takes when they are mergeable.
@@ -360,15 +367,11 @@ fn collect(
 ) -> Result<Buffers, QueueViolation> {
     chain.clear();
     heads.clear();
+    let places = u32::from(rings.size());
     loop {
         let ahead = heads.len() as u16; // At most the queue size: `available` says no more.
         if queue.available(rings, ahead + 1)? <= ahead {
-            // All of the queue's places, and still too small: more will not come.
-            return Ok(if ahead == rings.size() {
-                Buffers::TooSmall
-            } else {
-                Buffers::TooFew
-            });
+            return Ok(Buffers::TooFew);
         }
         let (head, bytes) = queue.walk(rings, ahead, Direction::ToDriver, chain)?;
         heads.push((head, bytes));
@@ -376,6 +379,16 @@ fn collect(
             return Ok(Buffers::Enough);
         }
         if !mergeable {
+            return Ok(Buffers::TooSmall);
+        }
+        if (bytes as usize) < NET_HEADER {
+            return Err(QueueViolation::TinyBuffer { len: bytes });
+        }
+        if chain.places() > places {
+            return Err(QueueViolation::SharedDescriptors { size: rings.size() });
+        }
+        if chain.places() == places {
+            // All of the queue's places, and still too small: more will not come.
             return Ok(Buffers::TooSmall);
         }
     }

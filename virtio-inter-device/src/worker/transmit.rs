@@ -81,7 +81,7 @@ impl Transmitter {
     ) -> Result<Pace, QueueViolation> {
         let rings = queue.rings(memory)?;
         queue.disarm(&rings)?;
-        self.waiting = None;
+        let waited = self.waiting.take().is_some();
         let mut pace = Pace::Idle;
         let result = self.take_batch(queue, &rings, rules, &mut pace);
         // Whatever went wrong in mid-batch, what was sent before is shown to peers and driver.
@@ -89,6 +89,9 @@ impl Transmitter {
         if queue.publish(&rings)? {
             rules.counters.interrupts.add(1);
             queue.interrupt();
+        }
+        if self.waiting.is_some() && (pace == Pace::Busy || !waited) {
+            rules.counters.tx_waits.add(1);
         }
         result?;
         Ok(pace)
@@ -101,8 +104,9 @@ impl Transmitter {
         rules: &Rules,
         pace: &mut Pace,
     ) -> Result<(), QueueViolation> {
+        self.chain.begin_batch();
         for _ in 0..BATCH {
-            if queue.available(rings, 1)? == 0 {
+            if self.chain.batch_is_long() || queue.available(rings, 1)? == 0 {
                 return Ok(());
             }
             self.chain.clear();
@@ -113,7 +117,6 @@ impl Transmitter {
                     *pace = Pace::Busy;
                 }
                 Outcome::Held(waiting) => {
-                    rules.counters.tx_waits.add(1);
                     self.waiting = Some(waiting);
                     return Ok(());
                 }

@@ -302,3 +302,40 @@ fn a_vandal_harms_only_its_own_port() {
         while network.nodes[to].guest.rx[0].receive() != packet.clone().in_buffers(1) {}
     }
 }
+
+#[test]
+fn receive_chains_that_share_descriptors_or_have_no_room_are_seen_through() {
+    // Each would make a worker look at size × size descriptors for every frame.
+    for (len, each, reaction) in [
+        (0, 1024, "rx_no_guest"),
+        (16, 2, "rx_no_guest"),
+        // One chain of all descriptors, offered again and again: no more room can be had.
+        (16, 1024, "rx_small_buffer"),
+    ] {
+        let spec = Spec {
+            mtu: 65535,
+            rx_size: 1024,
+            buffers: (0, 0),
+            ..Spec::default()
+        };
+        let mut node = Node::new(0, spec);
+        node.guest.rx[0].refill = false;
+        let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+        let ring = node.guest.rx[0].queue.ring.clone();
+        for i in 0..1024 {
+            let next = if i + 1 < each { NEXT } else { 0 };
+            ring.set_descriptor(i, Descriptor::new(SEAM, len, WRITE | next, i + 1));
+            ring.set_available_entry(i, 0);
+        }
+        ring.set_available_index(1024);
+        node.guest.rx[0].queue.kick();
+        // More than all descriptors together have room for.
+        peer.send(&Packet::new(mac(1), mac(0), 60_000, 1).bytes());
+        crate::driver::until("the frame is given up", || node.count(reaction) == 1);
+        assert_eq!(node.guest.rx[0].queue.ready(), 0);
+        // The other queue of the pair goes on.
+        let packet = Packet::new(mac(0), mac(1), 100, 2);
+        node.guest.tx[0].send(&packet);
+        crate::driver::until("the frame is sent", || node.counters().tx_frames.get() == 1);
+    }
+}
