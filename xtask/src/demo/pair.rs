@@ -164,8 +164,7 @@ impl Pair {
         };
         ensure!(
             measured.value.is_finite() && measured.value > 0.0,
-            "It measured {}",
-            measured.value
+            "Nothing got through"
         );
         Ok(measured)
     }
