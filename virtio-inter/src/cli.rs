@@ -36,9 +36,9 @@ pub enum Command {
 
 const PORT_HELP: &str = "\
 The port serves one frontend after another on its socket (Cloud Hypervisor, QEMU, User Mode Linux, DPDK's
-virtio_user) until SIGTERM or SIGINT. The VM's memory must be shared: --memory shared=on (Cloud Hypervisor),
--object memory-backend-memfd,share=on (QEMU). A lock file beside the socket, PATH.lock, tells a live port's
-socket from a dead one's, which is taken over.
+virtio_user) until SIGTERM, SIGINT or SIGHUP; the same signal again kills it at once. The VM's memory must be
+shared: --memory shared=on (Cloud Hypervisor), -object memory-backend-memfd,share=on (QEMU). A lock file
+beside the socket, PATH.lock, tells a live port's socket from a dead one's, which is taken over.
 
 Exit status: 0 after a signal, 1 when the port cannot run, 2 for a wrong command line.";
 

@@ -27,10 +27,11 @@ static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
 #[derive(Debug)]
 pub struct EventLoop {
     poll: Poll,
-    _signals: Signals,
     door: Door,
     segment: Segment,
     device: Port,
+    /// Last, since it is dropped last: a second signal helps where the others' end does not come.
+    _signals: Signals,
 }
 
 impl EventLoop {
@@ -47,10 +48,10 @@ impl EventLoop {
         poll.add(device.events_fd(), DEVICE)?;
         Ok(Self {
             poll,
-            _signals: signals,
             door,
             segment,
             device,
+            _signals: signals,
         })
     }
 

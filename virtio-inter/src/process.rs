@@ -13,7 +13,7 @@ use crate::signals::Signals;
 use crate::socket::SocketLock;
 use crate::vhost_user::session::Limits;
 
-/// Runs a port until SIGTERM or SIGINT.
+/// Runs a port until SIGTERM, SIGINT or SIGHUP.
 ///
 /// # Errors
 ///

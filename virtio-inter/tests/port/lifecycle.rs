@@ -1,8 +1,14 @@
 //! From start to end: files, signals, and what a process leaves that was killed.
 
 use std::fs;
+use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
 use crate::process::{Place, until};
@@ -16,7 +22,7 @@ const FILES: [&str; 4] = [
 
 #[test]
 fn signals_end_it_and_nothing_is_left() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let place = Place::new();
         let mut port = place.start("a");
         assert_eq!(place.files(), FILES);
@@ -30,6 +36,40 @@ fn signals_end_it_and_nothing_is_left() {
         assert_eq!(place.files(), [""; 0]);
         drop(frontend);
     }
+}
+
+/// Here it is standard error, a pipe that nobody reads, which the port waits for at its end.
+#[test]
+fn a_second_signal_ends_what_the_first_could_not() {
+    let place = Place::new();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    // Another opening of the pipe, so that only this one is non-blocking.
+    let filler = rustix::fs::open(
+        format!("/proc/self/fd/{}", writer.as_raw_fd()),
+        OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .unwrap();
+    let mut port = place.command("a").spawn_onto(Stdio::null(), writer);
+    let mut said = String::new();
+    until("the port serves", || {
+        let mut bytes = [0; 4096];
+        let count = reader.read(&mut bytes).unwrap();
+        said.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+        said.contains("Serving")
+    });
+    for piece in [[0; 4096].as_slice(), &[0]] {
+        while rustix::io::write(&filler, piece).is_ok() {}
+    }
+    port.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(port.try_end(), None, "nothing held it up");
+    // What a supervisor adds to a terminal's signal is none the second time.
+    port.signal(Signal::INT);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(port.try_end(), None);
+    port.signal(Signal::TERM);
+    assert_eq!(port.wait().signal(), Some(Signal::TERM.as_raw()));
 }
 
 #[test]

@@ -98,6 +98,11 @@ impl PortCommand {
     /// Starts it and sees.
     pub(crate) fn spawn(&self) -> Port {
         let log = File::create(&self.log).unwrap();
+        self.spawn_onto(log.try_clone().unwrap(), log)
+    }
+
+    /// Starts it with its output on something else than its log file.
+    pub(crate) fn spawn_onto(&self, output: impl Into<Stdio>, log: impl Into<Stdio>) -> Port {
         let child = Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
             .arg("port")
             .args(
@@ -107,7 +112,7 @@ impl PortCommand {
             )
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
+            .stdout(output)
             .stderr(log)
             .spawn()
             .unwrap();
