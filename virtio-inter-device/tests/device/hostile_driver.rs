@@ -308,7 +308,7 @@ fn receive_chains_that_share_descriptors_or_have_no_room_are_seen_through() {
     // Each would make a worker look at size × size descriptors for every frame.
     for (len, each, reaction) in [
         (0, 1024, "rx_no_guest"),
-        (16, 2, "rx_no_guest"),
+        (16, 3, "rx_no_guest"),
         // One chain of all descriptors, offered again and again: no more room can be had.
         (16, 1024, "rx_small_buffer"),
     ] {
