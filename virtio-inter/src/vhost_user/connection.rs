@@ -150,7 +150,7 @@ impl Connection {
     /// When the socket fails.
     pub fn reply(&mut self, code: u32, payload: &[u8]) -> io::Result<()> {
         let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
-        // Replies are at most as long as requests are, so this always fits.
+        // The longest reply is to GET_CONFIG, a few hundred bytes.
         let size = u32::try_from(payload.len()).map_err(io::Error::other)?;
         for word in [code, flags, size] {
             self.outgoing.extend_from_slice(&word.to_ne_bytes());
