@@ -72,7 +72,9 @@ impl Port {
         let bell = Arc::new(bell);
         // The link's way of ringing takes a resource that other users of the host can use up. It is taken at the first ring:
         // now, before there are peers.
-        virtio_inter_link::Doorbell::new().map_err(io("create an eventfd"))?.ring();
+        virtio_inter_link::Doorbell::new()
+            .map_err(io("create an eventfd"))?
+            .ring();
         let (reporter, reports) = mpsc::channel();
         let mut port = Port {
             features: offered(local.queues),
