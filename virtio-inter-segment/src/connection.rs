@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::Shutdown;
 use virtio_inter_link::{Doorbell, Receiver, Region, Sender};
 use zerocopy::IntoBytes;
 
-use crate::closer::{Closer, Deferred};
+use crate::closer::{Closer, Deferred, Owner};
 use crate::handshake::{Candidate, Local, Refusal, RingSequence, Role};
 use crate::id::PortId;
 use crate::kinds;
@@ -25,7 +24,7 @@ pub(crate) struct Connection {
     /// When it was made.
     pub(crate) started: Instant,
     /// The kernel's word on the peer's process.
-    pub(crate) pid: Option<u32>,
+    pub(crate) owner: Owner,
     /// Whether the event loop listens for room to write.
     pub(crate) watches_write: bool,
     /// What the peer called itself, let in or not.
@@ -99,7 +98,7 @@ impl Connection {
         key: PeerKey,
         role: Role,
         socket: OwnedFd,
-        pid: Option<u32>,
+        owner: Owner,
         closer: &Closer,
         now: Instant,
     ) -> Connection {
@@ -107,10 +106,10 @@ impl Connection {
             key,
             role,
             started: now,
-            pid,
+            owner,
             watches_write: false,
             claimed: None,
-            socket: Deferred::new(socket, closer),
+            socket: Deferred::new(socket, owner, closer),
             closer: closer.clone(),
             hello_sent: false,
             stage: Stage::Hello,
@@ -152,7 +151,7 @@ impl Connection {
             (None, Role::Callee) => "(unnamed)",
         };
         let said = self.peer().map(|peer| peer.pid);
-        match self.pid.or(said) {
+        match self.owner.pid.or(said) {
             Some(pid) => format!("{id} (process {pid})"),
             None => id.to_owned(),
         }
@@ -231,7 +230,8 @@ impl Connection {
             (_, Err(e)) => Step::Ended(End::Refused(Refusal::violation(e))),
         };
         // What nobody has found to be harmless.
-        fds.into_iter().for_each(|fd| self.closer.close(fd));
+        let owner = self.owner;
+        fds.into_iter().for_each(|fd| self.closer.close(fd, owner));
         match step {
             // The last ring may have been the last thing to wait for: nothing else would wake us.
             Step::Progress => self.finish(now).unwrap_or(Step::Progress),
@@ -341,13 +341,6 @@ impl Connection {
             senders,
             receivers,
         }))
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        // The peer is to learn of it now, not when the descriptor comes to be closed.
-        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
 }
 

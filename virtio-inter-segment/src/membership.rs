@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
-use crate::closer::{Closer, Deferred};
+use crate::closer::{Closer, Deferred, Owner};
 use crate::credentials::Rule;
 use crate::directory::Directory;
 use crate::id::PortId;
@@ -64,7 +64,7 @@ impl Membership {
         })?;
         Ok(Membership {
             name,
-            listener: Deferred::new(listener, closer),
+            listener: Deferred::new(listener, Owner::default(), closer),
             _lock: lock,
         })
     }

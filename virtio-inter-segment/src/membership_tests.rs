@@ -12,11 +12,7 @@ fn id(text: &str) -> PortId {
 }
 
 fn join(path: &Path, port: &str) -> Result<Membership, JoinError> {
-    Membership::new(
-        &Directory::open(path).unwrap(),
-        &id(port),
-        &Closer::start().unwrap(),
-    )
+    Membership::new(&Directory::open(path).unwrap(), &id(port), &Closer::new())
 }
 
 fn names(path: &Path) -> Vec<String> {

@@ -96,7 +96,7 @@ impl Segment {
         port.check()?;
         let directory = Directory::open(directory)?;
         let poll = Poll::new().map_err(JoinError::EventLoop)?;
-        let closer = Closer::start().map_err(JoinError::EventLoop)?;
+        let closer = Closer::new();
         let incarnation = random().map_err(|e| JoinError::EventLoop(e.into()))?;
         // Socket, watch, list, in this order: of two ports that join at once at least the later one
         // sees the other, and whoever is not on the list yet comes as a change.
@@ -260,6 +260,13 @@ impl Segment {
 
     /// Moves a connection forward as far as it goes, and keeps it if it lives on.
     fn drive(&mut self, mut connection: Connection, now: Instant) {
+        // Nothing more to close from a user of whom too much waits already: links that are up take
+        // nothing.
+        let overload = self.closer.overload(connection.owner);
+        if let Some(overload) = overload.filter(|_| connection.up_since().is_none()) {
+            let refusal = Refusal::Full(overload.to_string());
+            return self.end(connection, End::Refused(refusal), now);
+        }
         if let Err(refusal) = self.flush(&mut connection) {
             return self.end(connection, End::Refused(refusal), now);
         }

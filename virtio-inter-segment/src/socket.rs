@@ -18,6 +18,9 @@ use crate::wire::{MAX_MESSAGE, RING_FDS};
 /// Most descriptors beside one packet; the kernel's bound.
 const SCM_MAX_FD: usize = 253;
 
+/// Packets that are looked at before a socket is closed. A default send buffer holds fewer.
+const MAX_QUEUED: usize = 512;
+
 /// Makes a socket of the segment's kind.
 pub(crate) fn new() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -62,6 +65,51 @@ pub(crate) fn send(
     } else {
         Err(Errno::MSGSIZE)
     }
+}
+
+/// Throws away what is in the queue of a socket that was shut down, up to the first packet with
+/// descriptors: those may take long to close. Tells whether the queue is empty, and so the socket can
+/// be closed without waiting for anybody; nothing can get into it any more.
+pub(crate) fn drain(socket: BorrowedFd<'_>) -> bool {
+    for _ in 0..MAX_QUEUED {
+        match look(socket, RecvFlags::PEEK) {
+            Ok((_, true)) | Err(Errno::AGAIN) => return false,
+            Ok((0, false)) if is_at_end(socket) => return true,
+            Ok(_) => {
+                // The one that was just looked at: nobody else reads.
+                if look(socket, RecvFlags::empty()).is_err() {
+                    return false;
+                }
+            }
+            // Told once, ahead of what the peer had sent.
+            Err(Errno::CONNRESET | Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
+/// The first byte's presence, and whether something came beside the bytes. There is no room for
+/// descriptors: of those that are only looked at, none is closed.
+fn look(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<(usize, bool), Errno> {
+    let mut byte = [0];
+    let mut none = RecvAncillaryBuffer::default();
+    let message = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut none,
+        flags | RecvFlags::DONTWAIT,
+    )?;
+    let beside = message.flags.contains(ReturnFlags::CTRUNC);
+    Ok((message.bytes, beside))
+}
+
+/// Tells the end of a queue from an empty packet: only a packet has a sender's credentials beside it,
+/// once they are asked for.
+fn is_at_end(socket: BorrowedFd<'_>) -> bool {
+    let ask = |ask| rustix::net::sockopt::set_socket_passcred(socket, ask).is_ok();
+    let end = ask(true) && matches!(look(socket, RecvFlags::PEEK), Ok((0, false)));
+    ask(false) && end
 }
 
 /// A packet, or the lack of one.

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::process::Resource;
 
 use super::{Banned, LISTENER, PAUSE, Segment};
+use crate::closer::Owner;
 use crate::connection::{Connection, End};
 use crate::credentials::{Credentials, Rule};
 use crate::directory::Directory;
@@ -25,7 +26,7 @@ impl Segment {
     /// Takes new connections.
     pub(super) fn accept(&mut self, now: Instant) {
         for _ in 0..ACCEPTS_PER_CALL {
-            if self.closer.is_overloaded() {
+            if self.closer.is_full() {
                 return self.pause(&"too many descriptors wait to be closed", now);
             }
             match socket::accept(self.membership.listener()) {
@@ -77,11 +78,16 @@ impl Segment {
             Ok(both) => both,
             Err(e) => {
                 let refusal = Refusal::resources(e);
-                let connection = Connection::new(key, role, socket, None, &self.closer, now);
+                let owner = Owner::default();
+                let connection = Connection::new(key, role, socket, owner, &self.closer, now);
                 return self.end(connection, End::Refused(refusal), now);
             }
         };
-        let connection = Connection::new(key, role, socket, credentials.pid, &self.closer, now);
+        let owner = Owner {
+            uid: Some(credentials.uid),
+            pid: credentials.pid,
+        };
+        let connection = Connection::new(key, role, socket, owner, &self.closer, now);
         if let Err(stranger) = rule.check(&credentials) {
             let refusal = Refusal::Stranger(stranger.to_string());
             return self.end(connection, End::Refused(refusal), now);

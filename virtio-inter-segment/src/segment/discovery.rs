@@ -22,7 +22,7 @@ impl Segment {
     /// Calls the peers whose time has come.
     pub(super) fn call_due(&mut self, now: Instant) {
         for _ in 0..DIALS_PER_CALL {
-            if self.closer.is_overloaded() && self.resume_at.is_none() {
+            if self.closer.is_full() && self.resume_at.is_none() {
                 self.pause(&"too many descriptors wait to be closed", now);
             }
             if !self.may_call() {
