@@ -50,7 +50,11 @@ struct Exchange {
     peer: Candidate,
     sequence: RingSequence,
     senders: Vec<Sender>,
+    /// Empty until they are made.
     receivers: Vec<OwnRing>,
+    /// How many receivers there will be. The side that was called makes them when the other side's
+    /// first ring is there: who calls and sends nothing costs no memory.
+    wanted: u16,
     /// How many of the receivers' rings have been sent.
     sent: usize,
 }
@@ -273,6 +277,9 @@ impl Connection {
             (Stage::Rings(exchange), Message::Ring(ring)) => {
                 exchange.sequence.accept(&ring, fds.len())?;
                 exchange.senders.push(open_ring(fds, ring.capacity.get())?);
+                if exchange.receivers.is_empty() {
+                    exchange.make_rings(local)?;
+                }
                 Ok(Step::Progress)
             }
             (stage, message) => Err(Refusal::Violation(format!(
@@ -287,18 +294,29 @@ impl Connection {
         }
     }
 
-    /// Lets the peer in: makes the rings that it will send on.
+    /// Whether the next message may be the one upon which rings are made: that takes a while.
+    pub(crate) fn may_make_rings(&self) -> bool {
+        match &self.stage {
+            Stage::Hello => self.role != Role::Callee,
+            Stage::Rings(exchange) => exchange.receivers.is_empty(),
+            Stage::Up(..) => false,
+        }
+    }
+
+    /// Lets the peer in. If it was called, makes the rings that it will send on.
     pub(crate) fn admit(&mut self, local: &Local, peer: Candidate) -> Result<(), Refusal> {
-        let receivers = (0..peer.queues)
-            .map(|_| make_ring(local.port.ring_capacity))
-            .collect::<Result<Vec<_>, _>>()?;
-        self.stage = Stage::Rings(Box::new(Exchange {
+        let mut exchange = Box::new(Exchange {
             sequence: RingSequence::new(local.port.queues, peer.ring_capacity),
             senders: Vec::with_capacity(local.port.queues.into()),
-            receivers,
+            receivers: Vec::new(),
+            wanted: peer.queues,
             sent: 0,
             peer,
-        }));
+        });
+        if self.role != Role::Callee {
+            exchange.make_rings(local)?;
+        }
+        self.stage = Stage::Rings(exchange);
         Ok(())
     }
 
@@ -311,7 +329,7 @@ impl Connection {
     /// The link, once all rings have gone both ways.
     fn finish(&mut self, now: Instant) -> Option<Step> {
         let complete = matches!(&self.stage, Stage::Rings(exchange)
-            if exchange.sequence.is_complete() && exchange.sent == exchange.receivers.len());
+            if exchange.sequence.is_complete() && exchange.sent == usize::from(exchange.wanted));
         if !complete {
             return None;
         }
@@ -360,6 +378,15 @@ fn after_the_end(
         },
         Err(ReceiveError::Socket(e)) => DownReason::Socket(e),
         Err(_) => DownReason::UnexpectedData,
+    }
+}
+
+impl Exchange {
+    fn make_rings(&mut self, local: &Local) -> Result<(), Refusal> {
+        self.receivers = (0..self.wanted)
+            .map(|_| make_ring(local.port.ring_capacity))
+            .collect::<Result<_, _>>()?;
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ pub struct Limits {
     pub max_half_open: usize,
     /// Peers at a time; 1024.
     pub max_peers: usize,
-    /// Data bytes of all rings of all links; 8 GiB.
+    /// Data bytes of all rings of all links, both directions; 1 GiB.
     pub max_ring_bytes: u64,
 }
 
@@ -24,7 +24,7 @@ impl Default for Limits {
             slow_retry: Duration::from_secs(30),
             max_half_open: 64,
             max_peers: 1024,
-            max_ring_bytes: 8 << 30,
+            max_ring_bytes: 1 << 30,
         }
     }
 }

@@ -34,6 +34,10 @@ const WATCH: u64 = u64::MAX - 2;
 /// Messages taken from one connection per call of [`Segment::process`].
 const STEPS_PER_CALL: usize = 32;
 
+/// Peers for which rings are made per call of [`Segment::process`]: up to 64 regions whose pages are
+/// all taken at once.
+const ADMISSIONS_PER_CALL: usize = 1;
+
 /// Pause before trying again what failed for want of descriptors or memory, or lists the directory.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -58,6 +62,8 @@ pub struct Segment {
     dials: Dials,
     banned: VecDeque<Banned>,
     events: Vec<SegmentEvent>,
+    /// Peers for which rings may still be made in this call.
+    admissions: usize,
     /// When to take connections and call peers again, after a pause.
     resume_at: Option<Instant>,
     /// When to list the directory again.
@@ -124,6 +130,7 @@ impl Segment {
             dials: Dials::new(limits.slow_retry),
             banned: VecDeque::new(),
             events: Vec::new(),
+            admissions: 0,
             resume_at: None,
             list_at: None,
             stats: SegmentStats::default(),
@@ -168,6 +175,7 @@ impl Segment {
             Vec::new()
         });
         let now = Instant::now();
+        self.admissions = ADMISSIONS_PER_CALL;
         for token in ready {
             match token {
                 LISTENER => self.accept(now),
@@ -271,9 +279,22 @@ impl Segment {
             return self.end(connection, End::Refused(refusal), now);
         }
         for _ in 0..STEPS_PER_CALL {
-            match connection.step(&self.local, now) {
+            let may_make_rings = connection.may_make_rings();
+            if may_make_rings && self.admissions == 0 {
+                // What there is to read stays, and wakes us again.
+                break;
+            }
+            let step = connection.step(&self.local, now);
+            if may_make_rings && !matches!(step, Step::Idle) {
+                self.admissions -= 1;
+            }
+            match step {
                 Step::Idle => break,
-                Step::Progress => {}
+                Step::Progress => {
+                    if let Err(refusal) = self.flush(&mut connection) {
+                        return self.end(connection, End::Refused(refusal), now);
+                    }
+                }
                 Step::Introduced(candidate) => {
                     let admitted = self
                         .room_for(&candidate, now)

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use common::raw::{self, HELLO, REFUSE, RING, Refusal};
-use common::{Net, PATIENCE, capture_log, limits, local, logged};
+use common::{Net, PATIENCE, capture_log, limits, local, logged, readable};
 use rustix::event::EventfdFlags;
 use rustix::pipe::PipeFlags;
 use virtio_inter_link::{Doorbell, Region};
@@ -230,6 +230,14 @@ fn identities_that_are_not_the_callers() {
     let socket = raw::connect(&net, "m");
     raw::send(&socket, &raw::hello("a", 1));
     expect_hello(&mut net, &socket);
+    // Rings cost memory: none for who only says HELLO.
+    net.until("quiet", |net| {
+        !readable(net.ports["m"].segment.fd(), Duration::ZERO)
+    });
+    assert!(matches!(raw::try_receive(&socket), Err(())));
+    let (region, bell) = (Region::create(MIB).unwrap(), Doorbell::new().unwrap());
+    let fds = [region.fd(), bell.as_fd(), bell.as_fd()];
+    raw::try_send(&socket, &raw::ring(0, 1, MIB), &fds).unwrap();
     net.until(
         "a ring",
         |_| matches!(raw::try_receive(&socket), Ok(Some(p)) if p[4] == RING as u8),

@@ -396,6 +396,29 @@ fn a_killed_process_is_noticed_at_once_and_its_id_taken_over() {
     assert_eq!(net.files(), ["a.lock", "a.sock", "zzz.lock", "zzz.sock"]);
 }
 
+/// Rings are made for one peer at a time, so that a crowd that comes at once does not keep the owner
+/// from everything else meanwhile; it gets in all the same.
+#[test]
+fn a_crowd_is_let_in_one_by_one() {
+    let mut net = Net::new();
+    net.join("m");
+    for i in 0..6 {
+        net.join(&format!("a{i}"));
+    }
+    // Called with one queue pair: the link is up as soon as the ring is made.
+    let mut most = 0;
+    net.until("all links of m", |net| {
+        let port = net.ports.get_mut("m").unwrap();
+        let before = port.segment.stats().up;
+        port.process();
+        most = most.max(port.segment.stats().up - before);
+        port.links.len() == 6
+    });
+    assert_eq!(most, 1);
+    net.until_meshed();
+    net.check_flow();
+}
+
 /// What this side fails at is not the peer's fault: both find each other again, whichever of them
 /// calls, and other links stay.
 #[test]
