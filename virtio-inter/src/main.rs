@@ -12,6 +12,7 @@ use virtio_inter::process;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    abort_on_panic();
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         // --help and --version are asked for, on standard output.
@@ -33,6 +34,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A port one of whose threads panicked would stay, hold its sockets and move nothing: better gone and started again.
+/// Here rather than in the build's profile, as the programs that clean up after tests must unwind.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// Levels as Cloud Hypervisor has them: error, this process is of no use any more; warn, something is wrong
