@@ -83,7 +83,8 @@ impl Dials {
 
     /// A socket is there. Nothing changes if it is the one already known.
     ///
-    /// Returns false if there are too many to remember this one.
+    /// Returns false if there are too many to remember this one. Those on whose socket nobody listens
+    /// make room: their successors come as another socket.
     pub(crate) fn seen(&mut self, id: &PortId, socket: SocketId, now: Instant) -> bool {
         if let Some(dial) = self.dials.get_mut(id) {
             dial.gone = false;
@@ -99,6 +100,9 @@ impl Dials {
                 }
             }
             return true;
+        }
+        if self.dials.len() == MAX_DIALS {
+            self.dials.retain(|_, dial| dial.state != State::Parked);
         }
         let room = self.dials.len() < MAX_DIALS;
         if room {
@@ -407,5 +411,12 @@ mod tests {
         }
         assert!(!dials.seen(&id("one-more"), socket, now));
         assert!(dials.seen(&id("p0"), socket, now));
+        // A dead one makes room.
+        let dead = dials.take_due(now).unwrap();
+        dials.ended(&dead, Outcome::Parked, now);
+        assert!(dials.seen(&id("one-more"), socket, now));
+        assert_eq!(dials.known().len(), MAX_DIALS);
+        assert!(!dials.known().contains(&dead));
+        assert!(!dials.seen(&dead, socket, now));
     }
 }

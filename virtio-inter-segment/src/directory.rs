@@ -18,7 +18,7 @@ const SOCKET_SUFFIX: &str = ".sock";
 
 /// Entries that a listing looks at. Who may write to the directory can fill it; that must not keep
 /// this process busy without end.
-const MAX_ENTRIES: usize = 65_536;
+pub(crate) const MAX_ENTRIES: usize = 65_536;
 
 /// Tells one socket file from a later one of the same name. Inode numbers alone are reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,17 +94,14 @@ impl Directory {
         })
     }
 
-    /// The sockets of all ports whose id is beyond `after`.
-    pub(crate) fn list(&self, after: &PortId) -> io::Result<Vec<(PortId, SocketId)>> {
+    /// The sockets of all ports whose id is beyond `after`, and whether there was too much to look at
+    /// all of it.
+    pub(crate) fn list(&self, after: &PortId) -> io::Result<(Vec<(PortId, SocketId)>, bool)> {
         let mut found = Vec::new();
         for (seen, entry) in Dir::read_from(&self.fd)?.enumerate() {
             let entry = entry?;
             if seen == MAX_ENTRIES {
-                log::warn!(
-                    "Segment directory {} has more than {MAX_ENTRIES} entries, the rest is not seen",
-                    self.path.display()
-                );
-                break;
+                return Ok((found, true));
             }
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if let Some(id) = port_of(name).filter(|id| id > after)
@@ -113,7 +110,7 @@ impl Directory {
                 found.push((id, socket));
             }
         }
-        Ok(found)
+        Ok((found, false))
     }
 
     /// The socket of a port, if there is one.
@@ -224,6 +221,7 @@ mod tests {
         let mut found: Vec<PortId> = directory
             .list(&id("b"))
             .unwrap()
+            .0
             .into_iter()
             .map(|(id, _)| id)
             .collect();

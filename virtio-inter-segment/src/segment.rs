@@ -68,6 +68,9 @@ pub struct Segment {
     resume_at: Option<Instant>,
     /// When to list the directory again.
     list_at: Option<Instant>,
+    /// When that was done last, and how long to wait before the next time.
+    listed_at: Instant,
+    list_pause: Duration,
     stats: SegmentStats,
     refusals: LogLimit,
     changes: LogLimit,
@@ -115,6 +118,7 @@ impl Segment {
         poll.add(membership.listener(), LISTENER)
             .map_err(JoinError::EventLoop)?;
         poll.add(watch.fd(), WATCH).map_err(JoinError::EventLoop)?;
+        let now = Instant::now();
         let mut segment = Segment {
             membership,
             local: Local {
@@ -133,12 +137,13 @@ impl Segment {
             admissions: 0,
             resume_at: None,
             list_at: None,
+            listed_at: now,
+            list_pause: PAUSE,
             stats: SegmentStats::default(),
             refusals: LogLimit::new(Duration::from_secs(1), 20),
             changes: LogLimit::new(Duration::from_millis(100), 200),
             limits,
         };
-        let now = Instant::now();
         segment.list(now).map_err(|source| JoinError::Unreadable {
             path: segment.directory.path().to_owned(),
             source,

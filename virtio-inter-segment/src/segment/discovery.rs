@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::Level;
 use rustix::io::Errno;
 
 use super::{PAUSE, Segment};
 use crate::dials::Outcome;
-use crate::directory::Change;
+use crate::directory::{Change, MAX_ENTRIES};
 use crate::handshake::Role;
 use crate::id::PortId;
 use crate::log_limited;
 use crate::socket;
+
+/// Longest pause before the directory is listed again, when there is a reason to each time.
+const LAST_LIST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Peers called per call of [`Segment::process`].
 const DIALS_PER_CALL: usize = 16;
@@ -100,7 +103,7 @@ impl Segment {
                     self.look_at(&id, now);
                 }
                 Change::Appeared(_) | Change::Vanished(_) => {}
-                Change::Overflow => self.list_at = Some(self.list_at.unwrap_or(now + PAUSE)),
+                Change::Overflow => self.list_later(now),
                 Change::DirectoryMoved => log_limited!(
                     self.refusals,
                     Level::Error,
@@ -120,6 +123,7 @@ impl Segment {
                 // A new socket means that its predecessor's process is gone.
                 self.reap(|peer| peer.id == *id, now);
                 if !self.dials.seen(id, socket, now) {
+                    self.list_later(now);
                     log_limited!(
                         self.refusals,
                         Level::Warn,
@@ -134,11 +138,17 @@ impl Segment {
 
     /// Lists the directory.
     pub(super) fn list(&mut self, now: Instant) -> io::Result<()> {
-        let found: BTreeMap<_, _> = self
-            .directory
-            .list(&self.local.port.id)?
-            .into_iter()
-            .collect();
+        self.listed_at = now;
+        let (found, truncated) = self.directory.list(&self.local.port.id)?;
+        if truncated {
+            log_limited!(
+                self.refusals,
+                Level::Warn,
+                "Segment directory {} has more than {MAX_ENTRIES} entries, the rest is not seen",
+                self.directory.path().display()
+            );
+        }
+        let found: BTreeMap<_, _> = found.into_iter().collect();
         self.reap(|_| true, now);
         for id in self.dials.known() {
             if !found.contains_key(&id) {
@@ -147,9 +157,12 @@ impl Segment {
         }
         for (id, socket) in found {
             if !self.dials.seen(&id, socket, now) {
-                log::warn!(
-                    "Too many sockets in the segment directory, {id} and later are not called"
+                log_limited!(
+                    self.refusals,
+                    Level::Warn,
+                    "Too many sockets in the segment directory, {id} and later are not called yet"
                 );
+                self.list_later(now);
                 break;
             }
         }
@@ -164,7 +177,20 @@ impl Segment {
                 Level::Warn,
                 "Failed to list the segment directory: {e}"
             );
-            self.list_at = Some(now + PAUSE);
+            self.list_later(now);
         }
+    }
+
+    /// Has the directory listed again, the sooner the longer the last time is ago: who changes it
+    /// without end is not to keep this port busy.
+    fn list_later(&mut self, now: Instant) {
+        if self.list_at.is_some() {
+            return;
+        }
+        if now.saturating_duration_since(self.listed_at) > 2 * LAST_LIST_PAUSE {
+            self.list_pause = PAUSE;
+        }
+        self.list_at = Some(now + self.list_pause);
+        self.list_pause = (self.list_pause * 2).min(LAST_LIST_PAUSE);
     }
 }
