@@ -110,11 +110,8 @@ impl Segment {
         // Socket, watch, list, in this order: of two ports that join at once at least the later one
         // sees the other, and whoever is not on the list yet comes as a change.
         let membership = Membership::new(&directory, &port.id, &closer)?;
-        let watch_error = |source| JoinError::Watch {
-            path: directory.path().to_owned(),
-            source,
-        };
-        let watch = Watch::new(&directory).map_err(watch_error)?;
+        let watch = Watch::new(&directory)
+            .map_err(|source| JoinError::watch(directory.path().to_owned(), source))?;
         poll.add(membership.listener(), LISTENER)
             .map_err(JoinError::EventLoop)?;
         poll.add(watch.fd(), WATCH).map_err(JoinError::EventLoop)?;
