@@ -105,7 +105,7 @@ impl Closer {
         Closer {
             queues: Arc::default(),
             // Never so much that one user takes what is there for all.
-            per_user: MAX_PER_USER.min(total / 4),
+            per_user: MAX_PER_USER.min(total / 2),
             total,
         }
     }

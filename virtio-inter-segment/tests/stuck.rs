@@ -86,6 +86,15 @@ fn a_user_whose_descriptors_do_not_close_is_turned_away_alone() {
         // Only root can start processes of other users.
         return;
     }
+    // As a port does; what may wait follows from it.
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit {
+            current: Some(16_384),
+            maximum: Some(16_384),
+        },
+    )
+    .unwrap();
     let mut net = Net::new();
     std::fs::set_permissions(net.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let limits = Limits {

@@ -12,6 +12,7 @@ use std::sync::{Mutex, Once};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tempfile::TempDir;
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
 use virtio_inter_segment::{
@@ -92,6 +93,10 @@ pub struct Net {
 
 impl Net {
     pub fn new() -> Net {
+        // As a port's process does; how many descriptors may wait to be closed follows from it.
+        let mut limit = getrlimit(Resource::Nofile);
+        limit.current = limit.maximum;
+        setrlimit(Resource::Nofile, limit).unwrap();
         Net {
             directory: tempfile::tempdir().unwrap(),
             ports: BTreeMap::new(),
