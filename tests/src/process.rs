@@ -28,6 +28,9 @@ use crate::{Result, wait};
 /// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
+/// What /proc counts processor time in: Linux shows 100 ticks a second whatever it counts inside.
+const TICK: Duration = Duration::from_millis(10);
+
 /// A running program, killed with all that it started when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -211,6 +214,29 @@ impl Process {
             .parse()
             .context("Reading a process's memory")?;
         Ok(kib * 1024)
+    }
+
+    /// Time that all threads of the process spent on CPUs so far, in steps of 10 ms.
+    ///
+    /// # Errors
+    ///
+    /// A process that is gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.pid());
+        let stat = fs::read_to_string(&path).with_context(|| format!("Reading {path}"))?;
+        // The second field, a name in brackets, may hold anything; user and system time are the 14th and 15th.
+        let fields = stat
+            .rsplit_once(')')
+            .context("No name in a process's status")?
+            .1;
+        let ticks: u64 = fields
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(str::parse::<u64>)
+            .sum::<std::result::Result<_, _>>()
+            .context("Reading a process's time")?;
+        Ok(TICK * u32::try_from(ticks).context("Reading a process's time")?)
     }
 
     /// Number of files that the process has open.
