@@ -1,12 +1,10 @@
 //! Small datagrams as fast as a guest can send them, with iperf3, to a reader that can be stopped.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
-use anyhow::ensure;
 use rustix::process::Signal;
 
-use super::{LISTEN_LIMIT, MARGIN};
+use super::LISTEN_LIMIT;
 use crate::{Job, Result, Vm};
 
 /// TCP port by which reader and sender agree, UDP port of the datagrams.
@@ -18,7 +16,6 @@ const SIZE: &str = "64";
 pub struct Flood {
     sender: Job,
     reader: Job,
-    seconds: u32,
 }
 
 impl Flood {
@@ -38,7 +35,6 @@ impl Flood {
         Ok(Self {
             sender: from.spawn(&arguments)?,
             reader,
-            seconds,
         })
     }
 
@@ -63,22 +59,5 @@ impl Flood {
     /// Whether the sender still sends.
     pub fn is_running(&self) -> bool {
         self.sender.is_running()
-    }
-
-    /// Waits until the time is over and both ends agreed on what went by.
-    ///
-    /// # Errors
-    ///
-    /// An end that fails or takes a minute longer than it should.
-    pub fn finish(mut self) -> Result<()> {
-        let limit = Duration::from_secs(self.seconds.into()) + MARGIN;
-        let output = self.sender.wait(limit)?;
-        ensure!(
-            output.success(),
-            "The flood failed: {}{}",
-            output.stdout,
-            output.stderr
-        );
-        Ok(())
     }
 }
