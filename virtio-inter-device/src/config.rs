@@ -10,7 +10,7 @@ pub const CONFIG_SIZE: usize = 24;
 const UNKNOWN_SPEED: u32 = 0xffff_ffff;
 const UNKNOWN_DUPLEX: u8 = 0xff;
 
-/// Lays the structure out, little-endian: mac[6], status, max_virtqueue_pairs, mtu, speed, duplex, and the hash
+/// Lays the structure out, little-endian: mac, status, max_virtqueue_pairs, mtu, speed, duplex, and the hash
 /// fields, which stay zero as no hash feature is offered.
 pub(crate) fn config_space(port: &LocalPort) -> [u8; CONFIG_SIZE] {
     let mut space = [0; CONFIG_SIZE];

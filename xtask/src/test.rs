@@ -265,6 +265,9 @@ impl Run {
         results.extend(reader.join().unwrap_or_default());
         let status = child.wait().context("Cannot wait for the tests")?;
 
+        // Nextest repeats its failures at the end, and shows the inner harness's lines of those.
+        let mut seen = std::collections::HashSet::new();
+        results.retain(|(name, ..)| (!nextest || name.contains(' ')) && seen.insert(name.clone()));
         let skipped = self.skipped_tests();
         for (name, passed, took) in &mut results {
             let end = match skipped
