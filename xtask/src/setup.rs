@@ -82,7 +82,7 @@ pub(crate) fn ensure() -> Result<()> {
             missing.join(", ")
         );
     }
-    println!("Installing {}", missing.join(", "));
+    eprintln!("Installing {}", missing.join(", "));
     let mirror = Mirror::of_this_machine()?;
     let name = mirror.codename.as_str();
     let (security, updates) = (format!("{name}-security"), format!("{name}-updates"));
