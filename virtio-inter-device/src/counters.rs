@@ -54,6 +54,8 @@ counters! {
     tx_no_destination,
     /// From the guest: the receiving port made no progress for longer than the patience.
     tx_peer_stalled,
+    /// From the guest: given back unsent, as the queue was disabled.
+    tx_disabled,
     /// Times that a full link stopped the transmit queue.
     tx_waits,
     /// Frames copied aside for a slow peer so that the others' frames could go on.

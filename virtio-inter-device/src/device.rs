@@ -105,7 +105,9 @@ pub trait Device {
     /// When the index, size or an address is wrong, or memory is missing.
     fn start_queue(&mut self, index: u16, setup: QueueSetup) -> Result<(), DeviceError>;
 
-    /// Enables or disables a started queue. Enabling looks at the ring at once, without waiting for a kick.
+    /// Enables or disables a started queue. Enabling looks at the ring at once, without waiting for a kick. A
+    /// transmit queue that is disabled is emptied, its frames unsent, before the call returns and whenever it is
+    /// kicked; nothing else touches it.
     ///
     /// # Errors
     ///

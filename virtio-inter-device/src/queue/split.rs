@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::GuestAddress;
 
 use super::chain::Direction;
@@ -119,6 +120,11 @@ impl SplitQueue {
         Ok((head, len))
     }
 
+    /// The head of the next entry, which must be available.
+    pub(crate) fn head(&self, rings: &Rings<'_>) -> Result<u16, QueueViolation> {
+        rings.available_head(self.next)
+    }
+
     /// Gives the next entry back with `len` bytes written. The driver sees it once published.
     pub(crate) fn give_back(
         &mut self,
@@ -192,14 +198,24 @@ impl SplitQueue {
         }
     }
 
+    /// Forgets the kicks so far: only the next one is an event again. The one time that a kick is read; it is the VMM's,
+    /// which can only hold up its own port by making it block.
+    pub(crate) fn forget_kicks(&self) {
+        let mut kick = [PollFd::new(&self.kick, PollFlags::IN)];
+        if poll(&mut kick, Some(&Timespec::default())).is_ok_and(|ready| ready != 0) {
+            // Nothing to read any more would be as good.
+            let _ = rustix::io::read(&self.kick, &mut [0; 8]);
+        }
+    }
+
     /// The driver's kick.
     pub(crate) fn kick(&self) -> BorrowedFd<'_> {
         self.kick.as_fd()
     }
 
-    /// Replaces the kick.
-    pub(crate) fn set_kick(&mut self, kick: OwnedFd) {
-        self.kick = kick;
+    /// Replaces the kick, and hands out the former one.
+    pub(crate) fn set_kick(&mut self, kick: OwnedFd) -> OwnedFd {
+        std::mem::replace(&mut self.kick, kick)
     }
 
     /// Replaces the interrupt.

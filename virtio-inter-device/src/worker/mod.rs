@@ -8,7 +8,7 @@ mod receive;
 mod steering;
 mod transmit;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver as CommandReceiver, TryRecvError};
 use std::time::Instant;
@@ -32,6 +32,9 @@ use transmit::Transmitter;
 
 /// Frames that one half of a worker moves before the other half's turn.
 const BATCH: usize = 64;
+
+/// Batches that a transmit queue still gets when it is disabled: more than any queue holds, were it not filled anew.
+const BATCHES_BEFORE_DISABLING: usize = 32768 / BATCH + 1;
 
 /// A guest can break its queues as often as it resets them.
 static QUEUE_VIOLATIONS: LogLimit = LogLimit::new(std::time::Duration::from_secs(10), 5);
@@ -110,12 +113,19 @@ struct QueueState {
     enabled: bool,
     /// The driver broke the rules: not looked at again before it is started anew.
     broken: bool,
+    /// A transmit queue that was enabled and is not any more: emptied at each kick, and touched for nothing else.
+    retired: bool,
 }
 
 impl QueueState {
     /// The queue, if there is work to be done on it.
     fn usable(&mut self) -> Option<&mut SplitQueue> {
         self.queue.as_mut().filter(|_| self.enabled && !self.broken)
+    }
+
+    /// The queue, if it is only to be emptied.
+    fn retired(&mut self) -> Option<&mut SplitQueue> {
+        self.queue.as_mut().filter(|_| self.retired && !self.broken)
     }
 }
 
@@ -145,6 +155,8 @@ pub(crate) struct Worker {
     report: Box<dyn Fn(Report) + Send>,
     /// What the control thread was told last: the receive queue can be fed.
     ready: bool,
+    /// The transmit queue was kicked since it was last looked at.
+    kicked: bool,
 }
 
 impl Worker {
@@ -175,6 +187,7 @@ impl Worker {
             poller,
             report,
             ready: false,
+            kicked: false,
         }
     }
 
@@ -200,7 +213,7 @@ impl Worker {
                 let rest = self.arm();
                 self.report_faults();
                 if rest.safe {
-                    self.poller.wait(rest.until);
+                    self.kicked |= self.poller.wait(rest.until);
                     self.rules.counters.wakeups.add(1);
                 }
             }
@@ -216,8 +229,27 @@ impl Worker {
         } else {
             // Frames that wait aside for room go on without a guest.
             self.transmitter.flush();
+            if std::mem::take(&mut self.kicked) {
+                self.empty_retired();
+                if self.kicked {
+                    return Pace::Busy;
+                }
+            }
         }
         Pace::Idle
+    }
+
+    /// Gives all frames of a disabled transmit queue back unsent (vhost-user, "Ring states"): the driver does not take
+    /// them back by itself, and a socket may wait for one of them.
+    fn empty_retired(&mut self) {
+        if let (Some(queue), Some(memory)) = (self.transmit.retired(), &self.memory) {
+            match self.transmitter.empty(queue, memory, &self.rules) {
+                // There is more: as if kicked again.
+                Ok(Pace::Busy) => self.kicked = true,
+                Ok(Pace::Idle) => {}
+                Err(violation) => break_queue(&mut self.transmit, self.index * 2 + 1, violation),
+            }
+        }
     }
 
     fn deliver(&mut self) -> Pace {
@@ -294,15 +326,12 @@ impl Worker {
                 }
             }
             Command::SetKick(direction, kick) => {
-                let index = self.queue_index(direction);
-                let (state, poller) = match direction {
-                    Direction::Receive => (&mut self.receive, &self.poller),
-                    Direction::Transmit => (&mut self.transmit, &self.poller),
-                };
-                if let Some(queue) = &mut state.queue {
-                    poller.add(&kick).map_err(|e| bad_kick(index, &e))?;
-                    poller.remove(queue.kick());
-                    queue.set_kick(kick);
+                if self.state(direction).queue.is_some() {
+                    self.watch_kick(direction, &kick)?;
+                }
+                if let Some(queue) = &mut self.state(direction).queue {
+                    let former = queue.set_kick(kick);
+                    self.poller.remove(former);
                 }
             }
             Command::Stop(direction) => return Ok(Answer::Index(self.stop(direction))),
@@ -346,29 +375,42 @@ impl Worker {
                     reason: e.to_string(),
                 }
             })?;
-        self.poller
-            .add(&queue.kick())
-            .map_err(|e| bad_kick(index, &e))?;
+        self.watch_kick(direction, &queue.kick())?;
         log::debug!("Queue {index} starts at {}", queue.next_index());
         *self.state(direction) = QueueState {
             queue: Some(queue),
-            enabled: false,
-            broken: false,
+            ..QueueState::default()
         };
         Ok(())
     }
 
     fn enable(&mut self, direction: Direction, enabled: bool) {
+        if !enabled && direction == Direction::Transmit {
+            // What the guest has sent so far still goes out, unless a peer has no room for it.
+            for _ in 0..BATCHES_BEFORE_DISABLING {
+                if self.transmit() == Pace::Idle {
+                    break;
+                }
+            }
+        }
         let state = self.state(direction);
-        if enabled
-            && !state.enabled
-            && let Some(queue) = &mut state.queue
-        {
+        let was_enabled = std::mem::replace(&mut state.enabled, enabled);
+        state.retired &= !enabled;
+        let Some(queue) = &mut state.queue else {
+            return;
+        };
+        if enabled && !was_enabled {
             // A former life may have given entries back and died before it said so.
             queue.interrupt();
             queue.rearm();
         }
-        state.enabled = enabled;
+        if !enabled && was_enabled && direction == Direction::Transmit {
+            // User Mode Linux frees a ring that it has disabled, so from the answer on only a new kick may lead there.
+            queue.forget_kicks();
+            state.retired = true;
+            self.kicked = false;
+            self.empty_retired();
+        }
     }
 
     fn stop(&mut self, direction: Direction) -> u16 {
@@ -399,6 +441,14 @@ impl Worker {
         self.watch(source.receiver.data_bell())?;
         self.collector.add_source(source);
         Ok(())
+    }
+
+    fn watch_kick(&self, direction: Direction, kick: &impl AsFd) -> Result<(), DeviceError> {
+        match direction {
+            Direction::Receive => self.poller.add(kick),
+            Direction::Transmit => self.poller.add_transmit_kick(kick),
+        }
+        .map_err(|e| bad_kick(self.queue_index(direction), &e))
     }
 
     fn watch(&self, bell: BorrowedFd<'_>) -> Result<(), DeviceError> {

@@ -2,7 +2,8 @@
 //!
 //! Nothing is ever read from the eventfds: each signal on an edge-triggered eventfd is an event of its own. That
 //! saves a system call per wake-up, and no peer that shares a descriptor can make a read block. And an event says
-//! only "look": a worker looks at all of its queues and links after each wake-up, so events carry no data.
+//! only "look": a worker looks at all of its queues and links after each wake-up, so events need no data. The one exception
+//! is the transmit queue's kick: while that queue is disabled, nothing but a kick may lead to it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -23,6 +24,10 @@ impl Waker {
     }
 }
 
+/// What an event of the transmit queue's kick carries, and any other.
+const TRANSMIT_KICK: u64 = 1;
+const OTHER: u64 = 0;
+
 /// The epoll instance of one worker.
 #[derive(Debug)]
 pub(crate) struct Poller {
@@ -42,18 +47,23 @@ impl Poller {
 
     /// Wakes up at each signal of `fd` from now on, and at once if it has one.
     pub(crate) fn add(&self, fd: &impl AsFd) -> io::Result<()> {
-        self.control(ControlOptions::EPOLL_CTL_ADD, fd)
+        self.control(ControlOptions::EPOLL_CTL_ADD, fd, OTHER)
+    }
+
+    /// The same for the transmit queue's kick, which [`Poller::wait`] tells of.
+    pub(crate) fn add_transmit_kick(&self, fd: &impl AsFd) -> io::Result<()> {
+        self.control(ControlOptions::EPOLL_CTL_ADD, fd, TRANSMIT_KICK)
     }
 
     /// Leaves `fd` alone from now on.
     pub(crate) fn remove(&self, fd: impl AsFd) {
-        if let Err(e) = self.control(ControlOptions::EPOLL_CTL_DEL, &fd) {
+        if let Err(e) = self.control(ControlOptions::EPOLL_CTL_DEL, &fd, OTHER) {
             log::debug!("Cannot stop watching a descriptor: {e}");
         }
     }
 
-    fn control(&self, option: ControlOptions, fd: &impl AsFd) -> io::Result<()> {
-        let event = Event::new(Events::EPOLLIN | Events::EPOLLET, 0);
+    fn control(&self, option: ControlOptions, fd: &impl AsFd, data: u64) -> io::Result<()> {
+        let event = Event::new(Events::EPOLLIN | Events::EPOLLET, data);
         epoll::ctl(
             self.epoll.as_raw_fd(),
             option,
@@ -62,8 +72,8 @@ impl Poller {
         )
     }
 
-    /// Sleeps until something happens, or until the time given.
-    pub(crate) fn wait(&self, until: Option<Instant>) {
+    /// Sleeps until something happens, or until the time given. True: the transmit queue was kicked.
+    pub(crate) fn wait(&self, until: Option<Instant>) -> bool {
         let timeout = match until {
             None => -1,
             // Rounded up: waking too early would only be a wake-up more.
@@ -74,9 +84,14 @@ impl Poller {
         };
         let mut events = [Event::new(Events::empty(), 0); 16];
         match epoll::wait(self.epoll.as_raw_fd(), timeout, &mut events) {
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => log::error!("Cannot wait for events: {e}"),
+            Ok(count) => events[..count]
+                .iter()
+                .any(|event| event.data == TRANSMIT_KICK),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => false,
+            Err(e) => {
+                log::error!("Cannot wait for events: {e}");
+                false
+            }
         }
     }
 }

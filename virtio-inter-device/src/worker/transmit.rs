@@ -97,6 +97,33 @@ impl Transmitter {
         Ok(pace)
     }
 
+    /// Gives back unsent everything that is available, and asks for the next kick. Busy: there was more meanwhile.
+    pub(crate) fn empty(
+        &mut self,
+        queue: &mut SplitQueue,
+        memory: &GuestMemory,
+        rules: &Rules,
+    ) -> Result<Pace, QueueViolation> {
+        let rings = queue.rings(memory)?;
+        self.waiting = None;
+        // More than there can be: all that there is now is wanted.
+        let count = queue.available(&rings, u16::MAX)?;
+        for _ in 0..count {
+            let head = queue.head(&rings)?;
+            queue.give_back(&rings, head, 0)?;
+        }
+        rules.counters.tx_disabled.add(count.into());
+        if queue.publish(&rings)? {
+            rules.counters.interrupts.add(1);
+            queue.interrupt();
+        }
+        Ok(if queue.arm(&rings)? {
+            Pace::Idle
+        } else {
+            Pace::Busy
+        })
+    }
+
     fn take_batch(
         &mut self,
         queue: &mut SplitQueue,

@@ -173,11 +173,11 @@ impl Session {
                 self.set_addresses(index, addresses, device)?;
             }
             Request::SetVringBase { index, base } => {
-                let (index, vring) = self.vring(index)?;
-                if vring.running.is_some() {
+                let (index, _) = self.vring(index)?;
+                if self.release_retired(index, device)? {
                     return Err(Refusal::QueueRuns(index));
                 }
-                vring.base = base;
+                self.vrings[usize::from(index)].base = base;
             }
             Request::SetVringKick { index, fd } => self.set_kick(index, fd, device)?,
             Request::SetVringCall { index, fd } => self.set_call(index, fd, device)?,
@@ -240,6 +240,9 @@ impl Session {
         }
         let features = bits & !PROTOCOL_FEATURES;
         if self.features != Some(features) {
+            for index in 0..self.device_queues() {
+                self.release_retired(index, device)?;
+            }
             if self.vrings.iter().any(|vring| vring.running.is_some()) {
                 return Err(Refusal::FeaturesFixed);
             }
@@ -286,7 +289,7 @@ impl Session {
         if vring.size == Some(fitting) {
             return Ok(());
         }
-        if vring.running.is_some() {
+        if self.release_retired(index, device)? {
             return Err(Refusal::QueueRuns(index));
         }
         self.change(index, |vring| &mut vring.size, Some(fitting), device)
@@ -302,7 +305,7 @@ impl Session {
         if vring.addresses == Some(addresses) {
             return Ok(());
         }
-        if vring.running.is_some() {
+        if self.release_retired(index, device)? {
             return Err(Refusal::QueueRuns(index));
         }
         self.change(index, |vring| &mut vring.addresses, Some(addresses), device)
@@ -315,13 +318,13 @@ impl Session {
         device: &mut dyn Device,
     ) -> Result<(), Refusal> {
         let (index, _) = self.vring(index)?;
-        let vring = &mut self.vrings[usize::from(index)];
         let Some(fd) = fd else {
             return Err(Refusal::Polling(index));
         };
-        if vring.running.is_none() {
+        if !self.release_retired(index, device)? {
             return self.change(index, |vring| &mut vring.kick, Some(fd), device);
         }
+        let vring = &mut self.vrings[usize::from(index)];
         device.set_kick(index, duplicate(index, &fd)?)?;
         if let Some(old) = &vring.kick {
             self.kicks.remove(index, old);
@@ -399,7 +402,18 @@ impl Session {
     fn settle(&mut self, index: u16, device: &mut dyn Device) -> Result<(), Refusal> {
         let vring = &self.vrings[usize::from(index)];
         match (vring.ready().zip(self.features), vring.running) {
+            (Some(_), Some(_)) if vring.retired => {
+                device.enable_queue(index, true)?;
+                self.vrings[usize::from(index)].retired = false;
+                Ok(())
+            }
             (Some(_), Some(_)) | (None, None) => Ok(()),
+            // Odd queues are those that the driver transmits on.
+            (None, Some(_)) if index % 2 == 1 && vring.is_only_disabled() => {
+                device.enable_queue(index, false)?;
+                self.vrings[usize::from(index)].retired = true;
+                Ok(())
+            }
             (None, Some(_)) => self.stop(index, device),
             (Some((ready, features)), None) => {
                 if self.memory.is_empty() {
@@ -438,12 +452,22 @@ impl Session {
         }
     }
 
+    /// Stops a queue that only runs to be emptied: what is to come changes it, or makes it another one. True: it runs
+    /// for good.
+    fn release_retired(&mut self, index: u16, device: &mut dyn Device) -> Result<bool, Refusal> {
+        if self.vrings[usize::from(index)].retired {
+            self.stop(index, device)?;
+        }
+        Ok(self.vrings[usize::from(index)].running.is_some())
+    }
+
     fn stop(&mut self, index: u16, device: &mut dyn Device) -> Result<(), Refusal> {
         let vring = &mut self.vrings[usize::from(index)];
         if vring.running.take().is_some() {
             if let Some(kick) = &vring.kick {
                 self.kicks.remove(index, kick);
             }
+            vring.retired = false;
             vring.base = device.stop_queue(index)?;
             debug!("Stopped queue {index} at {}", vring.base);
         }

@@ -10,9 +10,10 @@ use super::request::RingAddresses;
 
 /// One queue of a session.
 ///
-/// A queue runs on the device while it has a size, a place, a kick and is enabled. The specification ("Ring
-/// states") lets a disabled ring be processed, its frames discarded. We leave it alone: User Mode Linux
-/// disables a ring and then frees its memory, without ever stopping it.
+/// A queue runs on the device while it has a size, a place, a kick and is enabled. A transmit queue that was
+/// enabled and is not any more is [retired](Self::retired) there, and emptied whenever it is kicked: the specification ("Ring
+/// states") wants its frames discarded. User Mode Linux disables a ring and then frees its memory, without ever
+/// stopping it, but does not kick it either.
 #[derive(Debug, Default)]
 pub(crate) struct Vring {
     /// Number of entries, from SET_VRING_NUM.
@@ -32,6 +33,8 @@ pub(crate) struct Vring {
     pub(crate) enabled: bool,
     /// Where it runs; None: the device does not know of it.
     pub(crate) running: Option<RingPlace>,
+    /// It runs, but only for its frames to be discarded.
+    pub(crate) retired: bool,
 }
 
 /// What a queue that is to run runs with.
@@ -43,6 +46,11 @@ pub(crate) struct Ready<'a> {
 }
 
 impl Vring {
+    /// Whether nothing is missing for the queue to run but that it be enabled.
+    pub(crate) fn is_only_disabled(&self) -> bool {
+        !self.enabled && self.size.is_some() && self.addresses.is_some() && self.kick.is_some()
+    }
+
     /// All that the queue needs to run, None while something is missing.
     pub(crate) fn ready(&self) -> Option<Ready<'_>> {
         Some(Ready {

@@ -37,7 +37,7 @@ impl MockDevice {
     pub(crate) fn running(&self) -> Vec<bool> {
         self.queues
             .iter()
-            .map(|queue| queue.setup.is_some())
+            .map(|queue| queue.setup.is_some() && queue.enabled)
             .collect()
     }
 
