@@ -137,7 +137,9 @@ fn a_thousand_joins_and_leaves_leak_nothing() {
         let segment = Segment::new(bed, "test")?;
         let mut stays = Port::start(bed, PortConfig::new(&segment, "stays", 1))?;
         // The first link may bring what is kept for the next ones.
-        Port::start(bed, PortConfig::new(&segment, "comes-and-goes", 2))?.stop()?;
+        let mut first = Port::start(bed, PortConfig::new(&segment, "comes-and-goes", 2))?;
+        stays.process().wait_for_log("is up", 0, LIMIT)?;
+        first.stop()?;
         stays.process().wait_for_log("is down", 0, LIMIT)?;
         let alone = stays.process().open_files()?;
         let round = |stays: &mut Port, number: usize| -> Result<()> {
