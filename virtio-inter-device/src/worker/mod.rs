@@ -25,7 +25,7 @@ pub(crate) use steering::Ready;
 use crate::counters::Counters;
 use crate::device::{DeviceError, GuestMemory, QueueSetup};
 use crate::features::Negotiated;
-use crate::queue::{QueueViolation, SplitQueue};
+use crate::queue::{QueueViolation, Rings, SplitQueue};
 use peer::Peer;
 use receive::Collector;
 use transmit::Transmitter;
@@ -466,6 +466,19 @@ impl Worker {
             self.poller.remove(source.receiver.data_bell());
         }
     }
+}
+
+/// Shows the driver what was given back, and interrupts it if it wants that.
+fn publish(
+    queue: &mut SplitQueue,
+    rings: &Rings<'_>,
+    counters: &Counters,
+) -> Result<(), QueueViolation> {
+    if queue.publish(rings)? {
+        counters.interrupts.add(1);
+        queue.interrupt();
+    }
+    Ok(())
 }
 
 fn bad_kick(index: u16, error: &std::io::Error) -> DeviceError {

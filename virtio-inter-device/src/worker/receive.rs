@@ -5,7 +5,7 @@ use virtio_inter_segment::{MacAddr, PeerKey};
 use vm_memory::VolatileSlice;
 
 use super::steering::Ready;
-use super::{BATCH, Failure, LinkFault, Pace, Rules};
+use super::{BATCH, Failure, LinkFault, Pace, Rules, publish};
 use crate::counters::{Counter, Counters};
 use crate::device::GuestMemory;
 use crate::features::Segmentation;
@@ -392,19 +392,6 @@ fn collect(
             return Ok(Buffers::TooSmall);
         }
     }
-}
-
-/// Shows the driver what was delivered, and interrupts it if it wants that.
-fn publish(
-    queue: &mut SplitQueue,
-    rings: &Rings<'_>,
-    counters: &Counters,
-) -> Result<(), QueueViolation> {
-    if queue.publish(rings)? {
-        counters.interrupts.add(1);
-        queue.interrupt();
-    }
-    Ok(())
 }
 
 fn fail(faults: &mut Vec<LinkFault>, source: &mut Source, violation: Violation) {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use virtio_inter_segment::PeerKey;
 
 use super::peer::{Outgoing, Peer, Room};
-use super::{BATCH, Failure, LinkFault, Pace, Rest, Rules};
+use super::{BATCH, Failure, LinkFault, Pace, Rest, Rules, publish};
 use crate::device::GuestMemory;
 use crate::forward::{Destination, Forwarding};
 use crate::frame::{HEAD, Head, Invalid, NET_HEADER};
@@ -86,10 +86,7 @@ impl Transmitter {
         let result = self.take_batch(queue, &rings, rules, &mut pace);
         // Whatever went wrong in mid-batch, what was sent before is shown to peers and driver.
         self.flush();
-        if queue.publish(&rings)? {
-            rules.counters.interrupts.add(1);
-            queue.interrupt();
-        }
+        publish(queue, &rings, &rules.counters)?;
         if self.waiting.is_some() && (pace == Pace::Busy || !waited) {
             rules.counters.tx_waits.add(1);
         }
@@ -113,10 +110,7 @@ impl Transmitter {
             queue.give_back(&rings, head, 0)?;
         }
         rules.counters.tx_disabled.add(count.into());
-        if queue.publish(&rings)? {
-            rules.counters.interrupts.add(1);
-            queue.interrupt();
-        }
+        publish(queue, &rings, &rules.counters)?;
         Ok(if queue.arm(&rings)? {
             Pace::Idle
         } else {
