@@ -39,11 +39,12 @@ The port serves one frontend after another on its socket (Cloud Hypervisor, QEMU
 virtio_user) until SIGTERM, SIGINT or SIGHUP; the same signal again kills it at once. The VM's memory must be
 shared: --memory shared=on (Cloud Hypervisor), -object memory-backend-memfd,share=on (QEMU). A lock file
 beside the socket, PATH.lock, tells a live port's socket from a dead one's, which is taken over.
+Where NOTIFY_SOCKET is set (a systemd unit with Type=notify, say), it is told when the port serves.
 
 Exit status: 0 after a signal, 1 when the port cannot run, 2 for a wrong command line.";
 
 /// Options of `virtio-inter port`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct PortArgs {
     /// vhost-user socket to listen on; at most 107 bytes
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
@@ -74,6 +75,9 @@ pub struct PortArgs {
     #[arg(long, value_name = "BYTES", default_value_t = virtio_inter_link::DEFAULT_CAPACITY,
           value_parser = parse_ring_size)]
     pub ring_size: u32,
+    /// Socket on which who connects is told this port's state, peers and counters as JSON; for this user and root only
+    #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
+    pub status_socket: Option<PathBuf>,
 }
 
 impl PortArgs {

@@ -34,6 +34,17 @@ const PAUSE_SECONDS: i64 = 1;
 /// Coming and going, which anybody with access to the socket can repeat.
 static CONNECTIONS: LogLimit = LogLimit::new(Duration::from_secs(10), 20);
 
+/// Who is being served.
+#[derive(Debug)]
+pub struct FrontendState {
+    /// Its process; None: one of another process namespace.
+    pub pid: Option<u32>,
+    /// Queues that run.
+    pub queues_running: usize,
+    /// The features with which they do.
+    pub features: Option<u64>,
+}
+
 /// The socket, and who is there.
 #[derive(Debug)]
 pub struct Door {
@@ -106,6 +117,16 @@ impl Door {
             self.accepting = accepting;
         }
         Ok(())
+    }
+
+    /// Who is being served, if anybody.
+    pub fn frontend(&self) -> Option<FrontendState> {
+        let frontend = self.frontend.as_ref()?;
+        Some(FrontendState {
+            pid: peer_pid(frontend.as_fd()).ok().flatten(),
+            queues_running: frontend.session().queues_running(),
+            features: frontend.session().features_in_use(),
+        })
     }
 
     /// Ends the session, if there is one. The socket goes with the door.

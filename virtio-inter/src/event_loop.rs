@@ -3,22 +3,27 @@
 //! No frame passes here; the device's workers have threads of their own. What the segment finds goes to the
 //! device, what the device finds wrong with a peer goes to the segment.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
 use log::Level;
 use virtio_inter_device::{Port, PortEvent};
-use virtio_inter_segment::{LogLimit, PeerKey, Segment, SegmentEvent, log_limited};
+use virtio_inter_segment::{LogLimit, PeerInfo, PeerKey, Segment, SegmentEvent, log_limited};
 
 use crate::chain::chain;
+use crate::cli::PortArgs;
 use crate::door::Door;
 use crate::poll::Poll;
 use crate::signals::Signals;
+use crate::status::Status;
+use crate::status_socket::StatusSocket;
 
 const SIGNALS: u64 = 0;
 const DOOR: u64 = 1;
 const SEGMENT: u64 = 2;
 const DEVICE: u64 = 3;
+const STATUS: u64 = 4;
 
 /// What goes wrong with peers, who can make it go wrong again and again.
 static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
@@ -30,6 +35,10 @@ pub struct EventLoop {
     door: Door,
     segment: Segment,
     device: Port,
+    /// Those between which and the device frames flow.
+    peers: BTreeMap<PeerKey, PeerInfo>,
+    status: Option<StatusSocket>,
+    arguments: PortArgs,
     /// Last, since it is dropped last: a second signal helps where the others' end does not come.
     _signals: Signals,
 }
@@ -40,17 +49,30 @@ impl EventLoop {
     /// # Errors
     ///
     /// When the kernel cannot watch them.
-    pub fn new(signals: Signals, door: Door, segment: Segment, device: Port) -> io::Result<Self> {
+    pub fn new(
+        arguments: &PortArgs,
+        signals: Signals,
+        door: Door,
+        segment: Segment,
+        device: Port,
+        status: Option<StatusSocket>,
+    ) -> io::Result<Self> {
         let poll = Poll::new()?;
         poll.add(&signals, SIGNALS)?;
         poll.add(&door, DOOR)?;
         poll.add(segment.fd(), SEGMENT)?;
         poll.add(device.events_fd(), DEVICE)?;
+        if let Some(status) = &status {
+            poll.add(status, STATUS)?;
+        }
         Ok(Self {
             poll,
             door,
             segment,
             device,
+            peers: BTreeMap::new(),
+            status,
+            arguments: arguments.clone(),
             _signals: signals,
         })
     }
@@ -74,20 +96,38 @@ impl EventLoop {
                     SIGNALS => return Ok(()),
                     DOOR => self.door.process(&mut self.device)?,
                     SEGMENT => self.heed_segment(),
+                    STATUS => self.tell_status()?,
                     _ => self.heed_device(),
                 }
             }
         }
     }
 
+    fn tell_status(&mut self) -> io::Result<()> {
+        let Some(status) = &mut self.status else {
+            return Ok(());
+        };
+        status.process(|| {
+            let peers = self.peers.values();
+            let now = Status::new(&self.arguments, &self.door, peers, &self.device);
+            // Nothing in it can fail to be written as JSON.
+            let mut document = serde_json::to_vec(&now).unwrap_or_default();
+            document.push(b'\n');
+            document
+        })
+    }
+
     fn heed_segment(&mut self) {
         for event in self.segment.process() {
             match event {
                 SegmentEvent::Up(link) => {
-                    let key = link.peer.key;
-                    if let Err(error) = self.device.add_peer(link) {
+                    let peer = link.peer.clone();
+                    match self.device.add_peer(link) {
+                        Ok(()) => {
+                            self.peers.insert(peer.key, peer);
+                        }
                         // Our own trouble, which the peer is not to be shunned for.
-                        self.segment.drop_peer(key, &chain(&error));
+                        Err(error) => self.segment.drop_peer(peer.key, &chain(&error)),
                     }
                 }
                 SegmentEvent::Down(key, _) => self.remove_peer(key),
@@ -107,6 +147,7 @@ impl EventLoop {
     }
 
     fn remove_peer(&mut self, key: PeerKey) {
+        self.peers.remove(&key);
         if let Err(error) = self.device.remove_peer(key) {
             log_limited!(
                 PEERS,

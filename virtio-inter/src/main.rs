@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use env_logger::Env;
 use log::error;
 use virtio_inter::cli::{self, Cli, Command};
-use virtio_inter::process;
+use virtio_inter::{notify, process};
 
 /// Exit status of a wrong command line, as every program of the field has it.
 const USAGE: u8 = 2;
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
+            notify::failed(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

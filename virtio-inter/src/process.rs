@@ -9,8 +9,10 @@ use virtio_inter_segment::Segment;
 use crate::cli::PortArgs;
 use crate::door::Door;
 use crate::event_loop::EventLoop;
+use crate::notify;
 use crate::signals::Signals;
 use crate::socket::SocketLock;
+use crate::status_socket::StatusSocket;
 use crate::vhost_user::session::Limits;
 
 /// Runs a port until SIGTERM, SIGINT or SIGHUP.
@@ -22,6 +24,11 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     let signals = Signals::catch().context("Cannot catch signals")?;
     raise_descriptor_limit();
     let lock = SocketLock::take(&arguments.socket)?;
+    let status = arguments
+        .status_socket
+        .as_deref()
+        .map(StatusSocket::listen)
+        .transpose()?;
     let local = arguments.local_port();
     let segment = Segment::join(&arguments.segment, local.clone())?;
     let device = Port::new(&local)?;
@@ -30,8 +37,8 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         mtu: arguments.mtu,
     };
     let door = Door::new(lock.listen()?, limits).context("Cannot watch the socket")?;
-    let event_loop =
-        EventLoop::new(signals, door, segment, device).context("Cannot wait for events")?;
+    let event_loop = EventLoop::new(arguments, signals, door, segment, device, status)
+        .context("Cannot wait for events")?;
     info!(
         "Serving {} on segment {} as {}, {}, MTU {}, {} queue pair(s)",
         arguments.socket.display(),
@@ -41,6 +48,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         local.mtu,
         local.queues
     );
+    notify::ready();
     event_loop.run().context("Cannot wait for events")?;
     info!("Leaving {}", arguments.segment.display());
     Ok(())

@@ -79,6 +79,11 @@ impl Frontend {
         self.spoken
     }
 
+    /// What it has set up.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
     /// Whether it is to be waited for until it reads its replies; no request is taken until then.
     pub fn is_sending(&self) -> bool {
         self.connection.is_sending()

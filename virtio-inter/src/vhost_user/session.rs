@@ -115,6 +115,17 @@ impl Session {
             .collect())
     }
 
+    /// The features with which queues run or ran last.
+    pub fn features_in_use(&self) -> Option<u64> {
+        self.applied
+    }
+
+    /// How many queues run.
+    pub fn queues_running(&self) -> usize {
+        let running = |vring: &&Vring| vring.running.is_some() && !vring.retired;
+        self.vrings.iter().filter(running).count()
+    }
+
     /// Whether requests that ask for it are acknowledged.
     pub fn acknowledges(&self) -> bool {
         self.protocol.contains(Protocol::REPLY_ACK)

@@ -3,4 +3,5 @@
 mod frontends;
 mod lifecycle;
 mod process;
+mod status;
 mod usage;

@@ -63,6 +63,7 @@ impl Place {
         PortCommand {
             socket: self.path(&format!("{id}.vhost")),
             log: self.path(&format!("{id}.log")),
+            notify: None,
             options: vec![
                 (
                     "--socket",
@@ -84,6 +85,8 @@ impl Place {
 pub(crate) struct PortCommand {
     socket: PathBuf,
     log: PathBuf,
+    /// NOTIFY_SOCKET.
+    notify: Option<PathBuf>,
     options: Vec<(&'static str, std::ffi::OsString)>,
 }
 
@@ -95,6 +98,12 @@ impl PortCommand {
         self
     }
 
+    /// Gives it a service manager.
+    pub(crate) fn notifying(mut self, socket: &Path) -> Self {
+        self.notify = Some(socket.to_owned());
+        self
+    }
+
     /// Starts it and sees.
     pub(crate) fn spawn(&self) -> Port {
         let log = File::create(&self.log).unwrap();
@@ -103,7 +112,12 @@ impl PortCommand {
 
     /// Starts it with its output on something else than its log file.
     pub(crate) fn spawn_onto(&self, output: impl Into<Stdio>, log: impl Into<Stdio>) -> Port {
-        let child = Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_virtio-inter"));
+        match &self.notify {
+            Some(socket) => command.env("NOTIFY_SOCKET", socket),
+            None => command.env_remove("NOTIFY_SOCKET"),
+        };
+        let child = command
             .arg("port")
             .args(
                 self.options

@@ -1,0 +1,123 @@
+//! What a running port tells of itself: on its status socket, and to a service manager.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::process::{PATIENCE, Place, until};
+
+/// The whole document, which ends with the connection.
+fn status(socket: &Path) -> Value {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn tells_peers_frontend_and_counters() {
+    let place = Place::new();
+    let socket = place.path("a.status");
+    let port = place.command("a").with("--status-socket", &socket).start();
+    let alone = status(&socket);
+    assert_eq!(alone["version"], 1);
+    assert_eq!(alone["id"], "a");
+    assert_eq!(alone["pid"], port.pid());
+    assert_eq!(alone["mac"], "52:54:00:00:00:61");
+    assert_eq!(alone["segment"], place.segment().to_str().unwrap());
+    assert_eq!(alone["frontend"], Value::Null);
+    assert_eq!(alone["peers"], json!([]));
+    assert_eq!(alone["counters"][0]["tx_frames"], 0);
+
+    let peer = place.command("b").with("--mtu", "9000").start();
+    let frontend = UnixStream::connect(&port.socket).unwrap();
+    let expected = json!([{"id": "b", "mac": "52:54:00:00:00:62", "mtu": 9000, "queue_pairs": 1}]);
+    until("the peer and the frontend are told", || {
+        let now = status(&socket);
+        now["peers"] == expected && now["frontend"]["pid"] == std::process::id()
+    });
+    assert_eq!(status(&socket)["frontend"]["queues_running"], 0);
+
+    drop(frontend);
+    peer.end();
+    until("they are told to be gone", || {
+        let now = status(&socket);
+        now["peers"] == json!([]) && now["frontend"] == Value::Null
+    });
+    port.end();
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn only_this_user_may_ask() {
+    let place = Place::new();
+    let socket = place.path("a.status");
+    let port = place.command("a").with("--status-socket", &socket).start();
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    port.end();
+}
+
+#[test]
+fn those_who_send_or_do_not_read_hold_nobody_up() {
+    let place = Place::new();
+    let socket = place.path("a.status");
+    let port = place
+        .command("a")
+        .with("--status-socket", &socket)
+        .with("--queues", "64")
+        .start();
+    let mute: Vec<UnixStream> = (0..40)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            // It may be closed already.
+            let _ = stream.write_all(b"{\"give\": \"me\"}\n");
+            stream
+        })
+        .collect();
+    assert_eq!(status(&socket)["counters"].as_array().unwrap().len(), 64);
+    drop(mute);
+    port.end();
+}
+
+#[test]
+fn a_status_socket_in_use_is_left_alone() {
+    let place = Place::new();
+    let socket = place.path("a.status");
+    let port = place.command("a").with("--status-socket", &socket).start();
+    let (status_code, text) = place.command("b").with("--status-socket", &socket).fail();
+    assert_eq!(status_code, 1, "{text}");
+    assert!(text.contains("is in use by process"), "{text}");
+    assert_eq!(status(&socket)["id"], "a");
+    port.end();
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn a_service_manager_hears_that_it_serves_or_why_not() {
+    let place = Place::new();
+    let manager = UnixDatagram::bind(place.path("notify")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let hear = || {
+        let mut text = [0; 1024];
+        let size = manager.recv(&mut text).unwrap();
+        String::from_utf8(text[..size].to_vec()).unwrap()
+    };
+    let port = place.command("a").notifying(&place.path("notify")).start();
+    assert_eq!(hear(), "READY=1\n");
+    // By then the socket is there.
+    drop(UnixStream::connect(&port.socket).unwrap());
+    let (_, log) = place
+        .command("b")
+        .with("--id", "a")
+        .notifying(&place.path("notify"))
+        .fail();
+    let told = hear();
+    assert!(told.starts_with("STATUS=Port id a is taken"), "{told}");
+    assert!(log.contains(told.trim().trim_start_matches("STATUS=")));
+    port.end();
+}
