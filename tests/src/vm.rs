@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 use crate::agent::{Agent, Job, Output};
 use crate::monitor::Monitor;
 use crate::qemu::Accelerator;
-use crate::{Backend, Kernel, Nic, Process, Result, Testbed, qemu, uml, wait};
+use crate::{Kernel, Nic, Process, Result, Testbed, qemu, uml, wait};
 
 /// How long a guest may take to boot. TCG on a busy machine is slow.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -355,14 +355,6 @@ impl Vm {
             let name = self.interface(index)?;
             let (v4, v6) = (nic.ipv4(), nic.ipv6());
             self.run(&["ip", "link", "set", &name, "up"])?;
-            let is_tap = matches!(nic.backend, Backend::Tap(_));
-            if is_tap && self.config.frontend == Frontend::Uml {
-                // uml-vector of 6.1 loses nearly all segments that it leaves to the tap to cut. When raised it turns
-                // that on past the kernel's record of what is wanted, so "off" alone would change nothing.
-                self.shell(&format!(
-                    "ethtool -K {name} tso on && ethtool -K {name} tso off"
-                ))?;
-            }
             self.shell(&format!(
                 "ip addr replace {v4}/24 broadcast + dev {name} && \
                  ip addr replace {v6}/64 dev {name} nodad"

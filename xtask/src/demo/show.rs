@@ -175,8 +175,7 @@ impl Demo {
                  time: this shows that it works, not how fast each path is. {QEMU_TAP}"
             ),
             Frontend::Uml => "A real kernel as a program of the host, at native speed: here paths can be compared. \
-                              Its tap driver loses segments that it leaves to the tap to cut, so TSO is off there \
-                              and packets cross one by one: that is a part of the difference."
+                              Its tap driver reads and writes the tap from the guest itself, without another process."
                 .to_owned(),
         };
         let note = format!("{name}: {words} Offloads: {}.", offloads.join("; "));
