@@ -46,8 +46,16 @@ counters! {
     tx_bytes,
     /// From the guest: shorter than an Ethernet header, or longer than any MTU.
     tx_bad_length,
-    /// From the guest: header that contradicts the frame or the negotiated features.
-    tx_bad_header,
+    /// From the guest: segmentation of a kind that does not exist, or was not negotiated.
+    tx_bad_gso_type,
+    /// From the guest: segmentation into segments of no bytes.
+    tx_bad_gso_size,
+    /// From the guest: to be segmented behind headers (`hdr_len`) that are longer than the frame.
+    tx_bad_hdr_len,
+    /// From the guest: to be segmented, but not the kind of packet that it says it is.
+    tx_bad_gso_frame,
+    /// From the guest: partial checksum outside of the frame, missing where it is needed, or not negotiated.
+    tx_bad_csum,
     /// From the guest: source address that is not the port's own.
     tx_spoofed,
     /// From the guest: nobody on the segment has the destination address.
@@ -64,16 +72,29 @@ counters! {
     rx_frames,
     /// Their bytes, without the virtio header.
     rx_bytes,
-    /// From a peer: wrong length or header.
-    rx_bad_frame,
+    /// From a peer, wrong in itself: shorter than an Ethernet header, or longer than any MTU.
+    rx_bad_length,
+    /// From a peer: segmentation of a kind that does not exist.
+    rx_bad_gso_type,
+    /// From a peer: segmentation into segments of no bytes.
+    rx_bad_gso_size,
+    /// From a peer: to be segmented behind headers (`hdr_len`) that are longer than the frame.
+    rx_bad_hdr_len,
+    /// From a peer: to be segmented, but not the kind of packet that it says it is.
+    rx_bad_gso_frame,
+    /// From a peer: partial checksum outside of the frame, or missing where it is needed.
+    rx_bad_csum,
     /// From a peer: an address that is not the peer's own, or a destination that is not this port.
     rx_bad_address,
-    /// From a peer: needs an offload that the guest did not negotiate.
-    rx_not_negotiated,
-    /// From a peer: larger than the port's MTU.
+    /// From a peer: larger than the port's MTU, and not to be segmented to fit it.
     rx_too_long,
-    /// From a peer: larger than the guest's buffer (without mergeable buffers).
+    /// From a peer: larger than the guest's buffer (without mergeable buffers). Segments count one by one.
     rx_small_buffer,
+    /// Frames from peers that were cut into segments, as the guest did not negotiate to take them whole. The segments are
+    /// frames of `rx_frames`.
+    rx_segmented,
+    /// Frames of `rx_frames` whose checksum was completed, as the guest did not negotiate to take partial ones.
+    rx_csum_completed,
     /// From a peer: no guest is there to take it.
     rx_no_guest,
     /// Times that frames had to wait for the guest's buffers.

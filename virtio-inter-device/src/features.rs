@@ -3,7 +3,8 @@
 use virtio_bindings::bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
     VIRTIO_NET_F_STATUS,
 };
@@ -35,6 +36,9 @@ const OFFERED: u64 = mask(&[
     VIRTIO_NET_F_HOST_TSO4,
     VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_USO,
     VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_STATUS,
     VIRTIO_RING_F_INDIRECT_DESC,
@@ -57,7 +61,7 @@ pub(crate) fn offered(queue_pairs: u16) -> u64 {
 pub(crate) struct Negotiated(u64);
 
 /// (feature, what it needs any one of, said so): VIRTIO 1.3, 5.1.3.1.
-const DEPENDENCIES: [(u32, &[u32], &str); 6] = [
+const DEPENDENCIES: [(u32, &[u32], &str); 9] = [
     (
         VIRTIO_NET_F_GUEST_TSO4,
         &[VIRTIO_NET_F_GUEST_CSUM],
@@ -87,6 +91,21 @@ const DEPENDENCIES: [(u32, &[u32], &str); 6] = [
         VIRTIO_NET_F_HOST_ECN,
         &[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6],
         "HOST_ECN needs HOST_TSO4 or HOST_TSO6",
+    ),
+    (
+        VIRTIO_NET_F_GUEST_USO4,
+        &[VIRTIO_NET_F_GUEST_CSUM],
+        "GUEST_USO4 needs GUEST_CSUM",
+    ),
+    (
+        VIRTIO_NET_F_GUEST_USO6,
+        &[VIRTIO_NET_F_GUEST_CSUM],
+        "GUEST_USO6 needs GUEST_CSUM",
+    ),
+    (
+        VIRTIO_NET_F_HOST_USO,
+        &[VIRTIO_NET_F_CSUM],
+        "HOST_USO needs CSUM",
     ),
 ];
 
@@ -122,49 +141,69 @@ impl Negotiated {
         self.has(VIRTIO_NET_F_MRG_RXBUF)
     }
 
-    /// The driver may send partial checksums.
-    pub(crate) fn sends_partial_checksums(self) -> bool {
-        self.has(VIRTIO_NET_F_CSUM)
-    }
-
-    /// The driver may send TCP over IPv4 to be segmented, over IPv6, and with ECN's CWR set.
-    pub(crate) fn sends_tso(self) -> Segmentation {
-        Segmentation {
+    /// What the driver may leave to the device in frames that it sends.
+    pub(crate) fn sends(self) -> Offloads {
+        let udp = self.has(VIRTIO_NET_F_HOST_USO);
+        Offloads {
+            checksum: self.has(VIRTIO_NET_F_CSUM),
             tcp4: self.has(VIRTIO_NET_F_HOST_TSO4),
             tcp6: self.has(VIRTIO_NET_F_HOST_TSO6),
             ecn: self.has(VIRTIO_NET_F_HOST_ECN),
+            udp4: udp,
+            udp6: udp,
         }
     }
 
-    /// The driver takes frames with partial checksums.
-    pub(crate) fn takes_partial_checksums(self) -> bool {
-        self.has(VIRTIO_NET_F_GUEST_CSUM)
-    }
-
-    /// The driver takes unsegmented TCP over IPv4, over IPv6, and with ECN's CWR set.
-    pub(crate) fn takes_tso(self) -> Segmentation {
-        Segmentation {
+    /// What the device may leave to the driver in frames that it delivers.
+    pub(crate) fn takes(self) -> Offloads {
+        Offloads {
+            checksum: self.has(VIRTIO_NET_F_GUEST_CSUM),
             tcp4: self.has(VIRTIO_NET_F_GUEST_TSO4),
             tcp6: self.has(VIRTIO_NET_F_GUEST_TSO6),
             ecn: self.has(VIRTIO_NET_F_GUEST_ECN),
+            udp4: self.has(VIRTIO_NET_F_GUEST_USO4),
+            udp6: self.has(VIRTIO_NET_F_GUEST_USO6),
         }
     }
 }
 
-/// Which TCP segmentation one direction was negotiated with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Segmentation {
+/// What one direction was negotiated to leave undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Offloads {
+    /// Checksums that cover the pseudo header alone.
+    pub(crate) checksum: bool,
+    /// TCP over IPv4 that is not segmented.
     pub(crate) tcp4: bool,
+    /// TCP over IPv6 that is not segmented.
     pub(crate) tcp6: bool,
+    /// Such TCP with CWR set (RFC 3168, 6.1.2).
     pub(crate) ecn: bool,
+    /// UDP over IPv4 that is not segmented.
+    pub(crate) udp4: bool,
+    /// UDP over IPv6 that is not segmented.
+    pub(crate) udp6: bool,
 }
 
-impl Segmentation {
+impl Offloads {
     /// All there is.
-    pub(crate) const ALL: Segmentation = Segmentation {
+    pub(crate) const ALL: Offloads = Offloads {
+        checksum: true,
         tcp4: true,
         tcp6: true,
         ecn: true,
+        udp4: true,
+        udp6: true,
+    };
+
+    /// None of them.
+    #[cfg(test)]
+    pub(crate) const NONE: Offloads = Offloads {
+        checksum: false,
+        tcp4: false,
+        tcp6: false,
+        ecn: false,
+        udp4: false,
+        udp6: false,
     };
 }
 

@@ -3,11 +3,11 @@
 
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
-    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 use virtio_inter_segment::MacAddr;
 
-use crate::features::Segmentation;
+use crate::features::Offloads;
 
 /// Size of `struct virtio_net_hdr_v1` in bytes: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset,
 /// num_buffers, little-endian (VIRTIO 1.3, 5.1.6).
@@ -21,6 +21,19 @@ pub(crate) const HEAD: usize = NET_HEADER + ETHERNET_HEADER;
 /// Longest record: a frame of the largest MTU with two VLAN tags, behind its header.
 pub(crate) const MAX_RECORD: usize = HEAD + VLAN_TAGS + 65_535;
 
+/// Where the fields of the net header are, in bytes.
+const FLAGS: usize = 0;
+const GSO_TYPE: usize = 1;
+const HDR_LEN: usize = 2;
+const GSO_SIZE: usize = 4;
+const CSUM_START: usize = 6;
+const CSUM_OFFSET: usize = 8;
+const NUM_BUFFERS: usize = 10;
+
+/// Where the checksum lies in a TCP header (RFC 9293, 3.1) and in a UDP header (RFC 768), in bytes.
+const TCP_CHECKSUM: usize = 16;
+const UDP_CHECKSUM: usize = 6;
+
 /// Why a frame goes no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Invalid {
@@ -28,14 +41,51 @@ pub(crate) enum Invalid {
     Short,
     /// Longer than any MTU allows.
     Long,
-    /// An unknown segmentation type, or one that the other side did not negotiate.
-    SegmentationType,
-    /// Segmentation without a segment size, or without the checksum to complete.
-    Segmentation,
-    /// The checksum lies outside of the frame, or partial checksums were not negotiated.
+    /// An unknown segmentation type, or one that the sender did not negotiate.
+    GsoType,
+    /// Segmentation into nothing.
+    GsoSize,
+    /// Segmentation behind headers that are longer than the frame.
+    HeaderLength,
+    /// The frame is not what its segmentation type says.
+    GsoFrame,
+    /// The checksum lies outside of the frame, is not where it must be for segmentation, or was not negotiated.
     Checksum,
     /// The source address is not the port's own.
     Source,
+}
+
+/// What a frame is to be cut into segments of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GsoKind {
+    /// TCP over IPv4.
+    Tcp4,
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP over either.
+    Udp,
+}
+
+impl GsoKind {
+    /// Where its checksum lies in the transport header, in bytes.
+    fn checksum(self) -> usize {
+        match self {
+            GsoKind::Tcp4 | GsoKind::Tcp6 => TCP_CHECKSUM,
+            GsoKind::Udp => UDP_CHECKSUM,
+        }
+    }
+}
+
+/// A wish for segmentation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gso {
+    pub(crate) kind: GsoKind,
+    /// TCP's CWR flag belongs into the first segment alone.
+    pub(crate) ecn: bool,
+    /// Payload of each segment but the last, in bytes.
+    pub(crate) size: u16,
+    /// Where TCP or UDP begins, in bytes of the frame: where the checksum starts.
+    pub(crate) transport: usize,
 }
 
 /// A frame's first bytes, private.
@@ -62,6 +112,15 @@ impl Head {
         &self.bytes
     }
 
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8; HEAD] {
+        &mut self.bytes
+    }
+
+    /// Bytes of the whole record.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(crate) fn destination(&self) -> MacAddr {
         self.address(NET_HEADER)
     }
@@ -76,16 +135,31 @@ impl Head {
         MacAddr::new(octets)
     }
 
-    fn field(&self, at: usize) -> usize {
-        usize::from(u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]))
+    fn field(&self, at: usize) -> u16 {
+        u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]])
     }
 
-    fn needs_checksum(&self) -> bool {
-        u32::from(self.bytes[0]) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
+    fn set_field(&mut self, at: usize, value: u16) {
+        self.bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// The checksum covers everything from `checksum_start` on.
+    pub(crate) fn needs_checksum(&self) -> bool {
+        u32::from(self.bytes[FLAGS]) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
+    }
+
+    /// Where a checksum that is needed begins, and where behind that it is to be put, in bytes of the frame.
+    pub(crate) fn checksum(&self) -> Option<(usize, usize)> {
+        self.needs_checksum().then(|| {
+            (
+                usize::from(self.field(CSUM_START)),
+                usize::from(self.field(CSUM_OFFSET)),
+            )
+        })
     }
 
     /// Bytes of the Ethernet frame.
-    fn frame_len(&self) -> usize {
+    pub(crate) fn frame_len(&self) -> usize {
         self.len - NET_HEADER
     }
 
@@ -95,65 +169,114 @@ impl Head {
             || self.frame_len() <= usize::from(mtu) + ETHERNET_HEADER + VLAN_TAGS
     }
 
-    fn is_segmented_later(&self) -> bool {
-        u32::from(self.bytes[1]) != VIRTIO_NET_HDR_GSO_NONE
+    pub(crate) fn is_segmented_later(&self) -> bool {
+        u32::from(self.bytes[GSO_TYPE]) != VIRTIO_NET_HDR_GSO_NONE
     }
 
-    /// Checks the net header against the frame and against what its sender, or its receiver, negotiated
-    /// (VIRTIO 1.3, 5.1.6.2 and 5.1.6.4).
-    pub(crate) fn check(
-        &self,
-        partial_checksums: bool,
-        segmentation: Segmentation,
-    ) -> Result<(), Invalid> {
-        if self.needs_checksum() {
-            if !partial_checksums {
+    /// Checks the net header against the frame's length and against what its sender negotiated (VIRTIO 1.3, 5.1.6.2).
+    /// Returns what is to be segmented; whether the frame is such a one, `Layout::parse` says.
+    pub(crate) fn check(&self, offloads: Offloads) -> Result<Option<Gso>, Invalid> {
+        if let Some((start, offset)) = self.checksum() {
+            if !offloads.checksum {
                 return Err(Invalid::Checksum);
             }
-            let (start, offset) = (self.field(6), self.field(8));
             if start < ETHERNET_HEADER || start + offset + 2 > self.frame_len() {
                 return Err(Invalid::Checksum);
             }
         }
-        let gso = u32::from(self.bytes[1]);
-        let allowed = match gso & !VIRTIO_NET_HDR_GSO_ECN {
-            VIRTIO_NET_HDR_GSO_NONE if gso == VIRTIO_NET_HDR_GSO_NONE => return Ok(()),
-            VIRTIO_NET_HDR_GSO_TCPV4 => segmentation.tcp4,
-            VIRTIO_NET_HDR_GSO_TCPV6 => segmentation.tcp6,
-            _ => false,
+        if self.is_segmented_later() {
+            self.check_gso(offloads).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn check_gso(&self, offloads: Offloads) -> Result<Gso, Invalid> {
+        let gso_type = u32::from(self.bytes[GSO_TYPE]);
+        let ecn = gso_type & VIRTIO_NET_HDR_GSO_ECN != 0;
+        let (kind, allowed) = match gso_type & !VIRTIO_NET_HDR_GSO_ECN {
+            VIRTIO_NET_HDR_GSO_TCPV4 => (GsoKind::Tcp4, offloads.tcp4),
+            VIRTIO_NET_HDR_GSO_TCPV6 => (GsoKind::Tcp6, offloads.tcp6),
+            VIRTIO_NET_HDR_GSO_UDP_L4 if !ecn => (GsoKind::Udp, offloads.udp4 || offloads.udp6),
+            _ => return Err(Invalid::GsoType),
         };
-        if !allowed || (gso & VIRTIO_NET_HDR_GSO_ECN != 0 && !segmentation.ecn) {
-            return Err(Invalid::SegmentationType);
+        if !allowed || (ecn && !offloads.ecn) {
+            return Err(Invalid::GsoType);
         }
-        if self.field(4) == 0 || !self.needs_checksum() {
-            return Err(Invalid::Segmentation);
+        let size = self.field(GSO_SIZE);
+        if size == 0 {
+            return Err(Invalid::GsoSize);
         }
-        Ok(())
+        if usize::from(self.field(HDR_LEN)) > self.frame_len() {
+            return Err(Invalid::HeaderLength);
+        }
+        match self.checksum() {
+            Some((transport, offset)) if offset == kind.checksum() => Ok(Gso {
+                kind,
+                ecn,
+                size,
+                transport,
+            }),
+            _ => Err(Invalid::Checksum),
+        }
     }
 
     /// The head as a peer gets it: only what means something to a receiver (VIRTIO 1.3, 5.1.6.4: `num_buffers` is
     /// the receiving side's; flags other than NEEDS_CSUM are not a transmitting driver's to set).
     pub(crate) fn for_peer(mut self) -> Self {
-        self.bytes[0] &= VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
+        self.bytes[FLAGS] &= VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
+        if !self.needs_checksum() {
+            self.set_field(CSUM_START, 0);
+            self.set_field(CSUM_OFFSET, 0);
+        }
+        if !self.is_segmented_later() {
+            self.set_field(HDR_LEN, 0);
+            self.set_field(GSO_SIZE, 0);
+        }
         self.set_buffers(0);
         self
     }
 
+    /// The checksum is complete now.
+    pub(crate) fn clear_checksum(&mut self) {
+        self.bytes[FLAGS] = 0;
+        self.set_field(CSUM_START, 0);
+        self.set_field(CSUM_OFFSET, 0);
+    }
+
+    /// There is nothing to segment any more.
+    pub(crate) fn clear_gso(&mut self) {
+        self.bytes[GSO_TYPE] = VIRTIO_NET_HDR_GSO_NONE as u8;
+        self.set_field(HDR_LEN, 0);
+        self.set_field(GSO_SIZE, 0);
+    }
+
+    /// Sets `hdr_len`: bytes of all headers of what is to be segmented.
+    pub(crate) fn set_header_len(&mut self, len: u16) {
+        self.set_field(HDR_LEN, len);
+    }
+
     /// Sets `num_buffers`.
     pub(crate) fn set_buffers(&mut self, buffers: u16) {
-        self.bytes[10..12].copy_from_slice(&buffers.to_le_bytes());
+        self.set_field(NUM_BUFFERS, buffers);
     }
+}
+
+/// Sets `num_buffers` of the net header that `record` begins with.
+pub(crate) fn set_buffers(record: &mut [u8], buffers: u16) {
+    record[NUM_BUFFERS..NET_HEADER].copy_from_slice(&buffers.to_le_bytes());
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ALL: Segmentation = Segmentation::ALL;
-    const NONE: Segmentation = Segmentation {
-        tcp4: false,
-        tcp6: false,
-        ecn: false,
+    const ALL: Offloads = Offloads::ALL;
+    const NONE: Offloads = Offloads::NONE;
+    /// Partial checksums alone.
+    const CHECKSUM: Offloads = Offloads {
+        checksum: true,
+        ..NONE
     };
 
     fn head(flags: u8, gso: u8, gso_size: u16, start: u16, offset: u16, len: usize) -> Head {
@@ -178,51 +301,67 @@ mod tests {
 
     #[test]
     fn plain_frames_need_nothing() {
-        assert_eq!(head(0, 0, 0, 0, 0, HEAD).check(false, NONE), Ok(()));
+        assert_eq!(head(0, 0, 0, 0, 0, HEAD).check(NONE), Ok(None));
     }
 
     #[test]
     fn a_partial_checksum_must_lie_in_the_frame() {
-        let frame = 100 + NET_HEADER;
-        assert_eq!(head(1, 0, 0, 34, 16, frame).check(true, NONE), Ok(()));
-        assert_eq!(head(1, 0, 0, 82, 16, frame).check(true, NONE), Ok(()));
-        assert_eq!(
-            head(1, 0, 0, 83, 16, frame).check(true, NONE),
-            Err(Invalid::Checksum)
-        );
-        assert_eq!(
-            head(1, 0, 0, 13, 16, frame).check(true, NONE),
-            Err(Invalid::Checksum)
-        );
-        assert_eq!(
-            head(1, 0, 0, 0xffff, 0xffff, frame).check(true, NONE),
-            Err(Invalid::Checksum)
-        );
-        assert_eq!(
-            head(1, 0, 0, 34, 16, frame).check(false, NONE),
-            Err(Invalid::Checksum)
-        );
+        let check = |start, offset| {
+            let frame = 100 + NET_HEADER;
+            head(1, 0, 0, start, offset, frame).check(CHECKSUM)
+        };
+        assert_eq!(check(34, 16), Ok(None));
+        assert_eq!(check(82, 16), Ok(None));
+        assert_eq!(check(83, 16), Err(Invalid::Checksum));
+        assert_eq!(check(13, 16), Err(Invalid::Checksum));
+        assert_eq!(check(0xffff, 0xffff), Err(Invalid::Checksum));
+        let not_negotiated = head(1, 0, 0, 34, 16, 112).check(NONE);
+        assert_eq!(not_negotiated, Err(Invalid::Checksum));
     }
 
     #[test]
     fn segmentation_needs_its_feature_a_size_and_a_checksum() {
-        let ok = |flags, gso, size, s| head(flags, gso, size, 34, 16, 4000).check(true, s);
-        assert_eq!(ok(1, 1, 1448, ALL), Ok(()));
-        assert_eq!(ok(1, 4, 1448, ALL), Ok(()));
-        assert_eq!(ok(1, 0x81, 1448, ALL), Ok(()));
-        assert_eq!(ok(1, 1, 0, ALL), Err(Invalid::Segmentation));
-        assert_eq!(ok(0, 1, 1448, ALL), Err(Invalid::Segmentation));
-        assert_eq!(ok(1, 1, 1448, NONE), Err(Invalid::SegmentationType));
-        let no_ecn = Segmentation { ecn: false, ..ALL };
-        assert_eq!(ok(1, 0x81, 1448, no_ecn), Err(Invalid::SegmentationType));
-        // ECN on its own, UDP (3), UDP_L4 (5) and types that do not exist.
-        for gso in [0x80, 3, 5, 2, 6, 0x7f, 0xff] {
-            assert_eq!(
-                ok(1, gso, 1448, ALL),
-                Err(Invalid::SegmentationType),
-                "{gso}"
-            );
+        let check = |flags, gso, size, offset, offloads| {
+            head(flags, gso, size, 34, offset, 4000).check(offloads)
+        };
+        let good = |kind, ecn| {
+            Ok(Some(Gso {
+                kind,
+                ecn,
+                size: 1448,
+                transport: 34,
+            }))
+        };
+        assert_eq!(check(1, 1, 1448, 16, ALL), good(GsoKind::Tcp4, false));
+        assert_eq!(check(1, 4, 1448, 16, ALL), good(GsoKind::Tcp6, false));
+        assert_eq!(check(1, 0x81, 1448, 16, ALL), good(GsoKind::Tcp4, true));
+        assert_eq!(check(1, 5, 1448, 6, ALL), good(GsoKind::Udp, false));
+        assert_eq!(check(1, 1, 0, 16, ALL), Err(Invalid::GsoSize));
+        // The checksum is not asked for, or not where the protocol has it.
+        assert_eq!(check(0, 1, 1448, 16, ALL), Err(Invalid::Checksum));
+        assert_eq!(check(1, 1, 1448, 6, ALL), Err(Invalid::Checksum));
+        assert_eq!(check(1, 5, 1448, 16, ALL), Err(Invalid::Checksum));
+        for gso in [1, 4, 5] {
+            assert_eq!(check(1, gso, 1448, 16, CHECKSUM), Err(Invalid::GsoType));
         }
+        let no_ecn = Offloads { ecn: false, ..ALL };
+        assert_eq!(check(1, 0x81, 1448, 16, no_ecn), Err(Invalid::GsoType));
+        // ECN on its own and with UDP, UDP fragmentation (3) and types that do not exist.
+        for gso in [0x80, 0x85, 3, 2, 6, 0x7f, 0xff] {
+            assert_eq!(check(1, gso, 1448, 16, ALL), Err(Invalid::GsoType), "{gso}");
+        }
+    }
+
+    #[test]
+    fn headers_are_not_longer_than_the_frame() {
+        let with_header_len = |len: u16| {
+            let mut head = head(1, 1, 1448, 34, 16, NET_HEADER + 4000);
+            head.set_header_len(len);
+            head.check(ALL)
+        };
+        assert!(with_header_len(0).is_ok());
+        assert!(with_header_len(4000).is_ok());
+        assert_eq!(with_header_len(4001), Err(Invalid::HeaderLength));
     }
 
     #[test]
@@ -234,9 +373,17 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_hears_only_of_partial_checksums() {
-        let peer = head(0xff, 0, 0, 34, 16, 200).for_peer();
-        assert_eq!(peer.bytes()[0], 1);
-        assert_eq!(peer.bytes()[10..12], [0, 0]);
+    fn a_peer_hears_only_what_means_something() {
+        let peer = |flags, gso| {
+            let mut bytes = [0xff; HEAD];
+            bytes[FLAGS] = flags;
+            bytes[GSO_TYPE] = gso;
+            Head::new(bytes, 200).unwrap().for_peer().bytes[..NET_HEADER].to_vec()
+        };
+        assert_eq!(peer(0xfe, 0), [0; NET_HEADER]);
+        let partial = [1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+        assert_eq!(peer(0xff, 0), partial);
+        let segmented = [1, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+        assert_eq!(peer(0xff, 1), segmented);
     }
 }

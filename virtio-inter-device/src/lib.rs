@@ -20,6 +20,7 @@ pub mod device;
 mod features;
 mod forward;
 mod frame;
+mod offload;
 mod port;
 mod queue;
 mod spill;

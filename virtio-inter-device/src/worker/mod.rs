@@ -1,6 +1,8 @@
 //! One thread for one queue pair: the guest's transmit queue into the peers' rings, the peers' rings into the
 //! guest's receive queue. It owns all that it touches; the control thread talks to it by commands.
 
+mod adapt;
+mod buffers;
 mod command;
 mod peer;
 mod poller;

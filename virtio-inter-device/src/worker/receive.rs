@@ -4,13 +4,16 @@ use virtio_inter_link::{Receiver, Violation};
 use virtio_inter_segment::{MacAddr, PeerKey};
 use vm_memory::VolatileSlice;
 
+use super::adapt::{Adapter, Form, peer_fault};
+use super::buffers::{Buffers, Supply};
 use super::steering::Ready;
 use super::{BATCH, Failure, LinkFault, Pace, Rules, publish};
 use crate::counters::{Counter, Counters};
 use crate::device::GuestMemory;
-use crate::features::Segmentation;
-use crate::frame::{HEAD, Head, Invalid, NET_HEADER};
-use crate::queue::{Chain, Direction, QueueViolation, Rings, SplitQueue};
+use crate::features::Offloads;
+use crate::frame::{Gso, HEAD, Head, NET_HEADER};
+use crate::offload::Segments;
+use crate::queue::{QueueViolation, Rings, SplitQueue};
 
 /// Frames from one peer before the next one's turn.
 const TURN: usize = 16;
@@ -28,6 +31,8 @@ pub(crate) struct Source {
     armed: bool,
     /// Broke the rules: nothing more is taken from it until it is removed.
     dead: bool,
+    /// Segments of its next record that the guest has already.
+    segments_done: u32,
 }
 
 impl Source {
@@ -44,6 +49,7 @@ impl Source {
             home,
             armed: false,
             dead: false,
+            segments_done: 0,
         }
     }
 }
@@ -53,32 +59,53 @@ pub(crate) struct Collector {
     sources: Vec<Source>,
     /// Whose turn is next.
     turn: usize,
-    /// Chains for the frame at hand: their buffers, and of each its head and bytes.
-    chain: Chain,
-    heads: Vec<(u16, u32)>,
+    /// For the frame at hand.
+    buffers: Buffers,
+    adapter: Adapter,
     /// A frame waits for the guest's buffers.
     starved: bool,
     /// Sources that broke the rules in this batch.
     faults: Vec<LinkFault>,
 }
 
-/// What became of a source's next frame.
-enum Outcome {
-    /// Delivered: this many bytes.
-    Delivered(usize),
-    /// Taken and dropped.
-    Dropped,
-    /// There is none.
-    Empty,
-    /// It waits for buffers.
-    Starved,
+/// What came of a source's next record.
+struct Outcome {
+    /// Frames that the guest got, or that were dropped: what a turn and a batch are counted in.
+    frames: usize,
+    /// Bytes that the guest got.
+    bytes: usize,
+    next: Next,
 }
 
-/// Buffers for a frame.
-enum Buffers {
-    Enough,
-    TooFew,
-    TooSmall,
+/// What is to be done with a source next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// The record is done with: look at the next one.
+    Record,
+    /// There is none.
+    Nothing,
+    /// The record, or the rest of it, waits for the guest's buffers.
+    Starved,
+    /// The rest of the record waits for its turn.
+    Turn,
+}
+
+impl Outcome {
+    fn one(bytes: usize) -> Self {
+        Outcome {
+            frames: 1,
+            bytes,
+            next: Next::Record,
+        }
+    }
+
+    fn none(next: Next) -> Self {
+        Outcome {
+            frames: 0,
+            bytes: 0,
+            next,
+        }
+    }
 }
 
 impl Collector {
@@ -86,8 +113,8 @@ impl Collector {
         Collector {
             sources: Vec::new(),
             turn: 0,
-            chain: Chain::default(),
-            heads: Vec::new(),
+            buffers: Buffers::default(),
+            adapter: Adapter::new(),
             starved: false,
             faults: Vec::new(),
         }
@@ -154,21 +181,33 @@ impl Collector {
         let mut left = BATCH;
         let mut bytes = 0;
         let mut quiet = 0;
-        self.chain.begin_batch();
+        self.buffers.begin_batch();
         while left != 0 && quiet < self.sources.len() {
             self.turn = (self.turn + 1) % self.sources.len();
             quiet += 1;
-            for _ in 0..TURN.min(left) {
-                match self.deliver(self.turn, queue, rings, rules) {
-                    Ok(Outcome::Delivered(len)) => bytes += len,
-                    Ok(Outcome::Dropped) => {}
-                    Ok(Outcome::Empty) => break,
-                    Ok(Outcome::Starved) => {
-                        self.starved = true;
-                        // The same source goes on when there are buffers: others' small frames would otherwise
-                        // take them away from a large one for ever.
-                        self.turn = (self.turn + self.sources.len() - 1) % self.sources.len();
-                        return Ok(());
+            for _ in 0..TURN {
+                match self.deliver(self.turn, left, queue, rings, rules) {
+                    Ok(outcome) => {
+                        if outcome.frames != 0 {
+                            *pace = Pace::Busy;
+                            quiet = 0;
+                            left -= outcome.frames;
+                            bytes += outcome.bytes;
+                        }
+                        match outcome.next {
+                            Next::Record => {}
+                            Next::Nothing => break,
+                            // The batch is full.
+                            Next::Turn => return Ok(()),
+                            Next::Starved => {
+                                self.starved = true;
+                                // The same source goes on when there are buffers: others' small frames would otherwise
+                                // take them away from a large one for ever.
+                                self.turn =
+                                    (self.turn + self.sources.len() - 1) % self.sources.len();
+                                return Ok(());
+                            }
+                        }
                     }
                     Err(Failure::Link(violation)) => {
                         let source = &mut self.sources[self.turn];
@@ -177,10 +216,7 @@ impl Collector {
                     }
                     Err(Failure::Queue(violation)) => return Err(violation),
                 }
-                *pace = Pace::Busy;
-                quiet = 0;
-                left -= 1;
-                if self.chain.batch_is_long() {
+                if left == 0 || self.buffers.batch_is_long() {
                     return Ok(());
                 }
                 if bytes >= PUBLISH_BYTES {
@@ -193,68 +229,90 @@ impl Collector {
         Ok(())
     }
 
-    /// Delivers the next frame of one source.
+    /// Delivers the next record of one source, as at most `limit` frames (1 at least).
     fn deliver(
         &mut self,
         position: usize,
+        limit: usize,
         queue: &mut SplitQueue,
         rings: &Rings<'_>,
         rules: &Rules,
     ) -> Result<Outcome, Failure> {
         let Self {
             sources,
-            chain,
-            heads,
+            buffers,
+            adapter,
             ..
         } = self;
         let source = &mut sources[position];
         if source.dead {
-            return Ok(Outcome::Empty);
+            return Ok(Outcome::none(Next::Nothing));
         }
         let Some(record) = source.receiver.peek()? else {
-            return Ok(Outcome::Empty);
+            return Ok(Outcome::none(Next::Nothing));
         };
         source.armed = false;
         let slice = record.slice();
-        let mut head = match read_head(&slice, source.mac, rules) {
-            Ok(head) => head,
+        let counters = &*rules.counters;
+        let form = read_head(&slice, source.mac, rules).and_then(|(mut head, gso)| {
+            let form = adapter.form(&mut head, gso, &slice, rules)?;
+            Ok((head, form))
+        });
+        let (mut head, form) = match form {
+            Ok(form) => form,
             Err(counter) => {
                 counter.add(1);
                 record.consume();
-                return Ok(Outcome::Dropped);
+                source.segments_done = 0;
+                return Ok(Outcome::one(0));
             }
         };
-        let len = slice.len();
-        match collect(
-            queue,
-            rings,
-            len,
-            rules.negotiated.mergeable_buffers(),
-            chain,
-            heads,
-        )? {
-            Buffers::Enough => {}
-            Buffers::TooFew => return Ok(Outcome::Starved),
-            Buffers::TooSmall => {
-                rules.counters.rx_small_buffer.add(1);
+        let (checksum, len) = match form {
+            Form::AsIs => (None, slice.len()),
+            Form::Checksum { start, offset } => (Some((start, offset)), slice.len()),
+            Form::Segments {
+                segments,
+                checksums,
+            } => {
+                let mut cut = Cut {
+                    head: &head,
+                    segments: &segments,
+                    checksums,
+                    done: source.segments_done,
+                };
+                let outcome = cut.deliver(limit, &slice, adapter, buffers, queue, rings, rules)?;
+                if outcome.next == Next::Record {
+                    record.consume();
+                    counters.rx_segmented.add(1);
+                    source.segments_done = 0;
+                } else {
+                    source.segments_done = cut.done;
+                }
+                return Ok(outcome);
+            }
+        };
+        // What was half delivered as segments to a guest that has become another one meanwhile: that one gets it whole.
+        source.segments_done = 0;
+        match buffers.collect(queue, rings, len, rules.negotiated.mergeable_buffers())? {
+            Supply::Enough => {}
+            Supply::TooFew => return Ok(Outcome::none(Next::Starved)),
+            Supply::TooSmall => {
+                counters.rx_small_buffer.add(1);
                 record.consume();
-                return Ok(Outcome::Dropped);
+                return Ok(Outcome::one(0));
             }
         }
-        head.set_buffers(heads.len() as u16); // At most the queue size, 32768.
-        if let Ok(rest) = slice.offset(HEAD) {
-            chain.scatter(rings.memory(), head.bytes(), &rest)?;
-        }
-        let mut left = len as u32; // At most `MAX_RECORD`.
-        for &(head, bytes) in heads.iter() {
-            let written = bytes.min(left);
-            left -= written;
-            queue.give_back(rings, head, written)?;
+        if let Some(checksum) = checksum {
+            let bytes = adapter.with_checksum(&head, &slice, checksum);
+            buffers.fill(queue, rings, bytes, &VolatileSlice::from(&mut [][..]))?;
+            counters.rx_csum_completed.add(1);
+        } else if let Ok(rest) = slice.offset(HEAD) {
+            buffers.fill(queue, rings, head.bytes_mut(), &rest)?;
         }
         record.consume();
-        rules.counters.rx_frames.add(1);
-        rules.counters.rx_bytes.add((len - NET_HEADER) as u64);
-        Ok(Outcome::Delivered(len))
+        counters.rx_frames.add(1);
+        counters.rx_bytes.add((len - NET_HEADER) as u64);
+        Ok(Outcome::one(len))
     }
 
     /// Takes and drops everything that peers have sent: there is no guest to give it to.
@@ -266,6 +324,7 @@ impl Collector {
                     Ok(Some(record)) => {
                         record.consume();
                         source.armed = false;
+                        source.segments_done = 0;
                         counters.rx_no_guest.add(1);
                     }
                     Ok(None) => break,
@@ -325,73 +384,89 @@ impl Collector {
     }
 }
 
+/// A record that is delivered as segments.
+struct Cut<'a> {
+    head: &'a Head,
+    segments: &'a Segments,
+    /// Their checksums are to be completed.
+    checksums: bool,
+    /// How many of them the guest has.
+    done: u32,
+}
+
+impl Cut<'_> {
+    /// Delivers at most `limit` segments. `Next::Record`: all are done with.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the parts of a collector, borrowed apart"
+    )]
+    fn deliver(
+        &mut self,
+        limit: usize,
+        record: &VolatileSlice<'_>,
+        adapter: &mut Adapter,
+        buffers: &mut Buffers,
+        queue: &mut SplitQueue,
+        rings: &Rings<'_>,
+        rules: &Rules,
+    ) -> Result<Outcome, QueueViolation> {
+        let counters = &*rules.counters;
+        let nothing = VolatileSlice::from(&mut [][..]);
+        let mut outcome = Outcome::none(Next::Record);
+        while self.done < self.segments.count() {
+            if outcome.frames == limit || buffers.batch_is_long() {
+                outcome.next = Next::Turn;
+                return Ok(outcome);
+            }
+            let payload = self.segments.payload(self.done);
+            let len = NET_HEADER + self.segments.headers_len() + payload.len();
+            match buffers.collect(queue, rings, len, rules.negotiated.mergeable_buffers())? {
+                Supply::Enough => {
+                    if self.checksums {
+                        let bytes = adapter.segment(self.head, self.segments, self.done, record);
+                        buffers.fill(queue, rings, bytes, &nothing)?;
+                        counters.rx_csum_completed.add(1);
+                    } else {
+                        let head = adapter.segment_head(self.head, self.segments, self.done);
+                        let rest = record.subslice(NET_HEADER + payload.start, payload.len());
+                        buffers.fill(queue, rings, head, rest.as_ref().unwrap_or(&nothing))?;
+                    }
+                    counters.rx_frames.add(1);
+                    counters.rx_bytes.add((len - NET_HEADER) as u64);
+                    outcome.bytes += len;
+                }
+                Supply::TooFew => {
+                    outcome.next = Next::Starved;
+                    return Ok(outcome);
+                }
+                Supply::TooSmall => counters.rx_small_buffer.add(1),
+            }
+            self.done += 1;
+            outcome.frames += 1;
+        }
+        Ok(outcome)
+    }
+}
+
 /// Reads and checks a frame's head. The error is the counter of what is wrong with it.
 fn read_head<'a>(
     record: &VolatileSlice<'_>,
     peer: MacAddr,
     rules: &'a Rules,
-) -> Result<Head, &'a Counter> {
+) -> Result<(Head, Option<Gso>), &'a Counter> {
     let counters = &*rules.counters;
     let mut bytes = [0; HEAD];
     record.copy_to(&mut bytes[..]);
-    let head = Head::new(bytes, record.len()).map_err(|_| &counters.rx_bad_frame)?;
+    let head = Head::new(bytes, record.len()).map_err(|e| peer_fault(e, counters))?;
     let destination = head.destination();
     if head.source() != peer || (destination != rules.mac && !destination.is_multicast()) {
         return Err(&counters.rx_bad_address);
     }
-    let negotiated = rules.negotiated;
-    head.check(negotiated.takes_partial_checksums(), negotiated.takes_tso())
-        .map_err(|invalid| {
-            match invalid {
-                // A header that no guest could take is the peer's fault, one that this guest cannot take is nobody's.
-                _ if head.check(true, Segmentation::ALL).is_err() => &counters.rx_bad_frame,
-                Invalid::Checksum | Invalid::SegmentationType => &counters.rx_not_negotiated,
-                _ => &counters.rx_bad_frame,
-            }
-        })?;
-    if !head.fits(rules.mtu) {
-        return Err(&counters.rx_too_long);
-    }
+    let gso = head
+        .check(Offloads::ALL)
+        .map_err(|e| peer_fault(e, counters))?;
     // The peer's port has done the same, if it is an honest one.
-    Ok(head.for_peer())
-}
-
-/// Finds buffers for `len` bytes: one chain, or as many as it takes when they are mergeable.
-fn collect(
-    queue: &mut SplitQueue,
-    rings: &Rings<'_>,
-    len: usize,
-    mergeable: bool,
-    chain: &mut Chain,
-    heads: &mut Vec<(u16, u32)>,
-) -> Result<Buffers, QueueViolation> {
-    chain.clear();
-    heads.clear();
-    let places = u32::from(rings.size());
-    loop {
-        let ahead = heads.len() as u16; // At most the queue size: `available` says no more.
-        if queue.available(rings, ahead + 1)? <= ahead {
-            return Ok(Buffers::TooFew);
-        }
-        let (head, bytes) = queue.walk(rings, ahead, Direction::ToDriver, chain)?;
-        heads.push((head, bytes));
-        if chain.len() as usize >= len {
-            return Ok(Buffers::Enough);
-        }
-        if !mergeable {
-            return Ok(Buffers::TooSmall);
-        }
-        if (bytes as usize) < NET_HEADER {
-            return Err(QueueViolation::TinyBuffer { len: bytes });
-        }
-        if chain.places() > places {
-            return Err(QueueViolation::SharedDescriptors { size: rings.size() });
-        }
-        if chain.places() == places {
-            // All of the queue's places, and still too small: more will not come.
-            return Ok(Buffers::TooSmall);
-        }
-    }
+    Ok((head.for_peer(), gso))
 }
 
 fn fail(faults: &mut Vec<LinkFault>, source: &mut Source, violation: Violation) {

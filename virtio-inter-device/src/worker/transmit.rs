@@ -6,9 +6,11 @@ use virtio_inter_segment::PeerKey;
 
 use super::peer::{Outgoing, Peer, Room};
 use super::{BATCH, Failure, LinkFault, Pace, Rest, Rules, publish};
+use crate::counters::{Counter, Counters};
 use crate::device::GuestMemory;
 use crate::forward::{Destination, Forwarding};
-use crate::frame::{HEAD, Head, Invalid, NET_HEADER};
+use crate::frame::{Gso, HEAD, Head, Invalid, NET_HEADER};
+use crate::offload::{Layout, MAX_HEADERS};
 use crate::queue::{Chain, Direction, QueueViolation, Rings, SplitQueue};
 
 /// The transmit half of a worker.
@@ -151,12 +153,7 @@ impl Transmitter {
         let head = match self.read_head(memory, rules)? {
             Ok(head) => head,
             Err(invalid) => {
-                match invalid {
-                    Invalid::Short | Invalid::Long => &rules.counters.tx_bad_length,
-                    Invalid::Source => &rules.counters.tx_spoofed,
-                    _ => &rules.counters.tx_bad_header,
-                }
-                .add(1);
+                guest_fault(invalid, &rules.counters).add(1);
                 return Ok(Outcome::Done);
             }
         };
@@ -232,16 +229,32 @@ impl Transmitter {
     ) -> Result<Result<Head, Invalid>, QueueViolation> {
         let mut bytes = [0; HEAD];
         self.chain.read_head(memory, &mut bytes)?;
-        Ok(
-            Head::new(bytes, self.chain.len() as usize).and_then(|head| {
-                let negotiated = rules.negotiated;
-                head.check(negotiated.sends_partial_checksums(), negotiated.sends_tso())?;
-                if head.source() != rules.mac {
-                    return Err(Invalid::Source);
-                }
-                Ok(head)
-            }),
-        )
+        let checked = Head::new(bytes, self.chain.len() as usize).and_then(|head| {
+            let gso = head.check(rules.negotiated.sends())?;
+            if head.source() != rules.mac {
+                return Err(Invalid::Source);
+            }
+            Ok((head, gso))
+        });
+        match checked {
+            Ok((head, Some(gso))) => self.check_layout(memory, head, &gso),
+            Ok((head, None)) => Ok(Ok(head)),
+            Err(invalid) => Ok(Err(invalid)),
+        }
+    }
+
+    /// Checks that a frame is what it is to be segmented as. Its receivers check that again, but only here can
+    /// it be told that this guest was wrong and not its port.
+    fn check_layout(
+        &self,
+        memory: &GuestMemory,
+        head: Head,
+        gso: &Gso,
+    ) -> Result<Result<Head, Invalid>, QueueViolation> {
+        let mut bytes = [0; NET_HEADER + MAX_HEADERS];
+        let needs = NET_HEADER + Layout::needs(gso, head.frame_len());
+        self.chain.read_head(memory, &mut bytes[..needs])?;
+        Ok(Layout::parse(&bytes[NET_HEADER..needs], gso).map(|_| head))
     }
 
     /// Moves what waits aside on, and shows peers what was committed.
@@ -296,4 +309,17 @@ fn fail(faults: &mut Vec<LinkFault>, peer: &mut Peer, violation: virtio_inter_li
         peer: peer.key,
         violation,
     });
+}
+
+/// The counter of what is wrong with the guest's frame.
+fn guest_fault(invalid: Invalid, counters: &Counters) -> &Counter {
+    match invalid {
+        Invalid::Short | Invalid::Long => &counters.tx_bad_length,
+        Invalid::GsoType => &counters.tx_bad_gso_type,
+        Invalid::GsoSize => &counters.tx_bad_gso_size,
+        Invalid::HeaderLength => &counters.tx_bad_hdr_len,
+        Invalid::GsoFrame => &counters.tx_bad_gso_frame,
+        Invalid::Checksum => &counters.tx_bad_csum,
+        Invalid::Source => &counters.tx_spoofed,
+    }
 }

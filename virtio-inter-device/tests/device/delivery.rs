@@ -54,11 +54,12 @@ fn a_segment_of_64_kib_crosses_a_small_mtu() {
     };
     let mut network = Network::new(&[spec, spec]);
     let (a, b) = network.pair();
-    for gso_type in [1, 4, 0x81, 0x84] {
+    for (gso_type, headers) in [(1, 54), (4, 74), (0x81, 54), (0x84, 74), (5, 42)] {
         let packet = a.packet(b.mac(), 65_549, 9).segmented(gso_type, 1448);
         a.guest.tx[0].send_cut(&packet, &[12, 54, 4096, 30_000], Shape::Indirect);
         let received = b.guest.rx[0].receive();
-        assert_eq!(received, packet.in_buffers(33), "gso_type {gso_type:#x}");
+        let whole = packet.with(2, &[headers, 0]).in_buffers(33);
+        assert_eq!(received, whole, "gso_type {gso_type:#x}");
     }
 }
 
@@ -66,7 +67,7 @@ fn a_segment_of_64_kib_crosses_a_small_mtu() {
 fn the_header_travels_untouched_but_for_what_is_not_its_senders() {
     let mut node = Node::new(0, Spec::default());
     let mut peer = Peer::attach(&mut node, 1, &Spec::default());
-    // hdr_len is a hint, csum_* lie in the frame; num_buffers and other flags are not a transmitting driver's.
+    // hdr_len means nothing here, csum_* lie in the frame; num_buffers and other flags are not a transmitting driver's.
     let sent = node
         .packet(peer.mac, 300, 1)
         .with_checksum(34, 16)
@@ -74,7 +75,8 @@ fn the_header_travels_untouched_but_for_what_is_not_its_senders() {
         .with(0, &[0xff])
         .in_buffers(0xffff);
     node.guest.tx[0].send(&sent);
-    assert_eq!(peer.receive(0), sent.with(0, &[1]).in_buffers(0));
+    let told = sent.with(0, &[1]).with(2, &[0, 0]).in_buffers(0);
+    assert_eq!(peer.receive(0), told);
 
     // And whatever a peer says of buffers, the guest reads how many there are.
     let lie = Packet::new(peer.mac, node.mac(), 3000, 2).in_buffers(0xffff);

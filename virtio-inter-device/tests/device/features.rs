@@ -15,6 +15,9 @@ const OFFERED: u64 = Feature::CSUM
     | Feature::HOST_TSO4
     | Feature::HOST_TSO6
     | Feature::HOST_ECN
+    | Feature::GUEST_USO4
+    | Feature::GUEST_USO6
+    | Feature::HOST_USO
     | Feature::MRG_RXBUF
     | Feature::STATUS
     | Feature::INDIRECT
@@ -89,7 +92,7 @@ fn a_driver_that_comes_back_may_choose_otherwise() {
     let packet = b.packet(a.mac(), 3000, 3).with_checksum(34, 16);
     b.guest.tx[0].send(&packet);
     b.guest.tx[0].finish();
-    assert_eq!(b.drops(), [("tx_bad_header", 1)]);
+    assert_eq!(b.drops(), [("tx_bad_csum", 1)]);
 
     b.reboot(u64::MAX, (256, 1024));
     b.guest.tx[0].send(&packet);
@@ -111,6 +114,8 @@ fn contradictory_choices_are_refused_and_change_nothing() {
         LEAN | Feature::GUEST_TSO4,
         LEAN | Feature::HOST_TSO6,
         LEAN | Feature::CSUM | Feature::HOST_ECN,
+        LEAN | Feature::HOST_USO,
+        LEAN | Feature::CSUM | Feature::GUEST_USO4,
     ];
     for acked in bad {
         let error = b.port.set_features(acked).unwrap_err();
@@ -121,7 +126,8 @@ fn contradictory_choices_are_refused_and_change_nothing() {
     }
     let packet = a.packet(b.mac(), 60_000, 1).segmented(1, 1448);
     a.guest.tx[0].send(&packet);
-    assert_eq!(b.guest.rx[0].receive(), packet.in_buffers(30));
+    let whole = packet.with(2, &[54, 0]).in_buffers(30);
+    assert_eq!(b.guest.rx[0].receive(), whole);
 }
 
 #[test]

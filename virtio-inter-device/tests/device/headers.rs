@@ -1,6 +1,6 @@
-//! Headers and lengths that are wrong, and offloads that were not negotiated: dropped, counted, and nothing else.
+//! Headers and lengths that are wrong, and offloads that their sender did not negotiate: dropped, counted, and nothing else.
 
-use crate::driver::{Feature, LEAN, Node, Packet, Peer, Piece, Shape, Spec, mac};
+use crate::driver::{Feature, LEAN, Node, Packet, Peer, Piece, Shape, Spec, adapted, mac};
 
 /// A node that accepts `features`, and a peer that is the test.
 fn node_and_peer(features: u64) -> (Node, Peer) {
@@ -39,26 +39,104 @@ fn expect_refused(features: u64, counter: &'static str, bad: &[Packet]) {
 
 #[test]
 fn segmentation_types_that_are_unknown_or_not_negotiated_are_refused() {
+    let counter = "tx_bad_gso_type";
     let gso = |gso_type| outgoing(3000).segmented(gso_type, 1448);
-    // UDP fragmentation (3), UDP segmentation (5), what does not exist, ECN on its own.
-    let unknown = [2, 3, 5, 6, 0x7f, 0x80, 0x83, 0x85, 0xff].map(gso);
-    expect_refused(u64::MAX, "tx_bad_header", &unknown);
+    // UDP fragmentation (3), what does not exist, ECN on its own and where there is none.
+    let unknown = [2, 3, 6, 0x7f, 0x80, 0x83, 0x85, 0xff].map(gso);
+    expect_refused(u64::MAX, counter, &unknown);
     let ecn = Feature::HOST_ECN | Feature::GUEST_ECN;
-    expect_refused(!ecn, "tx_bad_header", &[0x81, 0x84].map(gso));
-    expect_refused(!ecn & !Feature::HOST_TSO4, "tx_bad_header", &[gso(1)]);
-    expect_refused(!ecn & !Feature::HOST_TSO6, "tx_bad_header", &[gso(4)]);
-    expect_refused(LEAN, "tx_bad_header", &[1, 4].map(gso));
+    expect_refused(!ecn, counter, &[0x81, 0x84].map(gso));
+    expect_refused(!ecn & !Feature::HOST_TSO4, counter, &[gso(1)]);
+    expect_refused(!ecn & !Feature::HOST_TSO6, counter, &[gso(4)]);
+    expect_refused(!Feature::HOST_USO, counter, &[gso(5)]);
+    expect_refused(LEAN | Feature::CSUM, counter, &[1, 4, 5].map(gso));
 }
 
 #[test]
-fn segmentation_needs_a_size_and_a_checksum() {
+fn segmentation_needs_a_size() {
+    let bad = [1, 4, 5, 0x81].map(|gso_type| outgoing(3000).segmented(gso_type, 0));
+    expect_refused(u64::MAX, "tx_bad_gso_size", &bad);
+}
+
+#[test]
+fn segmentation_needs_a_checksum_where_the_protocol_has_it() {
+    let tcp = || outgoing(3000).segmented(1, 1448);
     let bad = [
-        outgoing(3000).segmented(1, 0),
-        outgoing(3000).segmented(4, 0),
-        outgoing(3000).segmented(1, 1448).with(0, &[0]),
-        outgoing(3000).segmented(1, 1448).with(0, &[2]),
+        tcp().with(0, &[0]),
+        tcp().with(0, &[2]),
+        tcp().with_checksum(34, 6),
+        tcp().with_checksum(34, 17),
+        outgoing(3000).segmented(5, 1448).with_checksum(34, 16),
     ];
-    expect_refused(u64::MAX, "tx_bad_header", &bad);
+    expect_refused(u64::MAX, "tx_bad_csum", &bad);
+}
+
+#[test]
+fn headers_that_are_longer_than_the_frame_are_refused() {
+    let long = |len: u16| {
+        outgoing(3000)
+            .segmented(1, 1448)
+            .with(2, &len.to_le_bytes())
+    };
+    expect_refused(u64::MAX, "tx_bad_hdr_len", &[long(3001), long(0xffff)]);
+    // Where there is nothing to segment the field means nothing, and no peer sees it.
+    let (mut node, mut peer) = node_and_peer(u64::MAX);
+    let harmless = outgoing(3000).with(2, &[0xff, 0xff]);
+    node.guest.tx[0].send(&harmless);
+    assert_eq!(peer.receive(0), harmless.with(2, &[0, 0]));
+}
+
+/// Frames that are not what their segmentation type says.
+fn contradictions(plain: impl Fn(usize) -> Packet) -> Vec<Packet> {
+    let tcp = |at: usize, bytes: &[u8]| {
+        let mut packet = plain(3000).segmented(1, 1000);
+        packet.frame[at..at + bytes.len()].copy_from_slice(bytes);
+        packet
+    };
+    let tcp6 = |at: usize, bytes: &[u8]| {
+        let mut packet = plain(3000).segmented(4, 1000);
+        packet.frame[at..at + bytes.len()].copy_from_slice(bytes);
+        packet
+    };
+    let checksum = |start| plain(3000).segmented(1, 1000).with_checksum(start, 16);
+    vec![
+        tcp(12, &[0x08, 0x06]), // ARP.
+        tcp(12, &[0x86, 0xdd]), // IPv6 by its EtherType, IPv4 by its version.
+        tcp(14, &[0x65]),       // The other way about.
+        tcp(14, &[0x44]),       // A header of 16 bytes.
+        tcp(14, &[0x46]),       // Options, where the checksum says that TCP is.
+        tcp(20, &[0x20]),       // A fragment, the first one.
+        tcp(21, &[1]),          // A fragment, a later one.
+        tcp(23, &[17]),         // UDP.
+        tcp(46, &[0x40]),       // A TCP header of 16 bytes.
+        tcp(12, &[0x81, 0x00]), // A VLAN tag before something else.
+        tcp(0, &[]).with(1, &[4]),
+        tcp6(0, &[]).with(1, &[1]),
+        tcp6(14, &[0x45]),
+        tcp6(20, &[17]), // UDP.
+        tcp6(20, &[0]),  // Hop-by-hop options, where the checksum says that TCP is.
+        tcp6(20, &[44]), // A fragment.
+        tcp6(20, &[51]), // An authentication header.
+        plain(3000)
+            .segmented(5, 1000)
+            .with(1, &[1])
+            .with_checksum(34, 16),
+        checksum(33),
+        checksum(38),
+        checksum(2000),
+        // The TCP header is not all there.
+        plain(60).segmented(1, 1).truncated(53),
+        plain(70)
+            .segmented(1, 1)
+            .truncated(60)
+            .with_checksum(34, 16)
+            .options(),
+    ]
+}
+
+#[test]
+fn frames_that_are_not_what_is_to_be_segmented_are_refused() {
+    expect_refused(u64::MAX, "tx_bad_gso_frame", &contradictions(outgoing));
 }
 
 #[test]
@@ -75,13 +153,9 @@ fn a_checksum_outside_of_the_frame_is_refused() {
         (0xffff, 0xffff),
     ]
     .map(|(start, offset)| outgoing(100).with_checksum(start, offset));
-    expect_refused(u64::MAX, "tx_bad_header", &bad);
+    expect_refused(u64::MAX, "tx_bad_csum", &bad);
     // Without the feature none is good.
-    expect_refused(
-        LEAN,
-        "tx_bad_header",
-        &[outgoing(100).with_checksum(34, 16)],
-    );
+    expect_refused(LEAN, "tx_bad_csum", &[outgoing(100).with_checksum(34, 16)]);
 
     let (mut node, mut peer) = node_and_peer(u64::MAX);
     for good in [(14, 0), (34, 64), (98, 0)] {
@@ -141,45 +215,33 @@ fn expect_undelivered(features: u64, counter: &'static str, bad: &[Packet]) {
 }
 
 #[test]
-fn what_the_guest_did_not_negotiate_is_not_delivered() {
-    let counter = "rx_not_negotiated";
-    let partial = incoming(100).with_checksum(34, 16);
-    expect_undelivered(LEAN, counter, std::slice::from_ref(&partial));
-    expect_undelivered(
-        LEAN | Feature::MRG_RXBUF | Feature::CSUM,
-        counter,
-        &[partial],
-    );
-    let tso = |gso_type| incoming(3000).segmented(gso_type, 1448);
-    let all = [1, 4, 0x81, 0x84].map(tso);
-    expect_undelivered(LEAN | Feature::MRG_RXBUF, counter, &all);
-    let some = LEAN | Feature::MRG_RXBUF | Feature::GUEST_CSUM;
-    expect_undelivered(some, counter, &all);
-    expect_undelivered(some | Feature::GUEST_TSO4, counter, &all[1..]);
-    expect_undelivered(
-        some | Feature::GUEST_TSO6,
-        counter,
-        &[tso(1), tso(0x81), tso(0x84)],
-    );
-}
-
-#[test]
 fn a_peers_bad_frames_are_not_delivered() {
-    let bad = [
-        incoming(3000).segmented(3, 1448),
-        incoming(3000).segmented(0xff, 1448),
-        incoming(3000).segmented(1, 0),
-        incoming(3000).segmented(1, 1448).with(0, &[0]),
-        incoming(100).with_checksum(99, 0),
-        incoming(100).with_checksum(0, 0),
-        incoming(14).truncated(13),
-        incoming(14).truncated(0),
-        incoming(65_558),
-        incoming(100_000),
-    ];
+    let tcp = || incoming(3000).segmented(1, 1448);
     // Whether the guest would take good ones of that kind or not.
     for features in [u64::MAX, LEAN] {
-        expect_undelivered(features, "rx_bad_frame", &bad);
+        let expect = |counter, bad: &[Packet]| expect_undelivered(features, counter, bad);
+        expect(
+            "rx_bad_gso_type",
+            &[tcp().with(1, &[3]), tcp().with(1, &[0xff])],
+        );
+        expect("rx_bad_gso_size", &[tcp().with(4, &[0, 0])]);
+        expect("rx_bad_hdr_len", &[tcp().with(2, &[0xff, 0xff])]);
+        expect("rx_bad_gso_frame", &contradictions(incoming));
+        expect(
+            "rx_bad_csum",
+            &[
+                tcp().with(0, &[0]),
+                incoming(100).with_checksum(99, 0),
+                incoming(100).with_checksum(0, 0),
+            ],
+        );
+        let lengths = [
+            incoming(14).truncated(13),
+            incoming(14).truncated(0),
+            incoming(65_558),
+            incoming(100_000),
+        ];
+        expect("rx_bad_length", &lengths);
     }
 }
 
@@ -192,7 +254,7 @@ fn records_without_a_header_are_not_delivered() {
     let good = incoming(60);
     peer.send(&good.bytes());
     assert_eq!(node.guest.rx[0].receive(), good.in_buffers(1));
-    assert_eq!(node.drops(), [("rx_bad_frame", 3)]);
+    assert_eq!(node.drops(), [("rx_bad_length", 3)]);
 }
 
 #[test]
@@ -219,7 +281,11 @@ fn frames_over_the_receivers_mtu_are_not_delivered() {
     }
     for packet in good {
         let buffers = packet.len().div_ceil(2048) as u16;
-        assert_eq!(node.guest.rx[0].receive(), packet.in_buffers(buffers));
+        let [packet] = &adapted(&packet, u64::MAX, 1500)[..] else {
+            panic!("It is taken whole");
+        };
+        let expected = packet.clone().in_buffers(buffers);
+        assert_eq!(node.guest.rx[0].receive(), expected);
     }
     assert_eq!(node.drops(), [("rx_too_long", bad.len() as u64)]);
 }

@@ -17,4 +17,5 @@ mod mergeable;
 mod model;
 mod multi_queue;
 mod notifications;
+mod offload;
 mod resume;

@@ -5,6 +5,7 @@
 //! - `queue.rs`: a driver that keeps to the rules of VIRTIO 1.3, 2.7, and insists that the device does;
 //! - `guest.rs`: a network driver's transmit and receive queues on top of it;
 //! - `packet.rs`: frames that know what they must look like when they arrive;
+//! - `offload.rs`: what must become of a frame that a guest cannot take as it is, said simply;
 //! - `stream.rs`: threads that make all guests talk at once, and check what they hear;
 //! - `link.rs` and `network.rs`: ports joined by real links, each with a guest or with a peer played by the test.
 //!
@@ -19,6 +20,7 @@ pub(crate) mod arena;
 pub(crate) mod guest;
 pub(crate) mod link;
 pub(crate) mod network;
+pub(crate) mod offload;
 pub(crate) mod packet;
 pub(crate) mod queue;
 pub(crate) mod ring;
@@ -30,6 +32,7 @@ pub(crate) use arena::{Arena, SEAM};
 pub(crate) use guest::{Guest, Received, RxQueue, TxQueue};
 pub(crate) use link::{RawLink, link};
 pub(crate) use network::{Feature, LEAN, Network, Node, Peer, Spec, mac};
+pub(crate) use offload::adapted;
 pub(crate) use packet::{HEADER, Packet};
 pub(crate) use queue::{Piece, Queue, Shape};
 pub(crate) use ring::Ring;

@@ -33,6 +33,9 @@ impl Feature {
     pub(crate) const HOST_TSO4: u64 = 1 << net::VIRTIO_NET_F_HOST_TSO4;
     pub(crate) const HOST_TSO6: u64 = 1 << net::VIRTIO_NET_F_HOST_TSO6;
     pub(crate) const HOST_ECN: u64 = 1 << net::VIRTIO_NET_F_HOST_ECN;
+    pub(crate) const GUEST_USO4: u64 = 1 << net::VIRTIO_NET_F_GUEST_USO4;
+    pub(crate) const GUEST_USO6: u64 = 1 << net::VIRTIO_NET_F_GUEST_USO6;
+    pub(crate) const HOST_USO: u64 = 1 << net::VIRTIO_NET_F_HOST_USO;
     pub(crate) const MRG_RXBUF: u64 = 1 << net::VIRTIO_NET_F_MRG_RXBUF;
     pub(crate) const STATUS: u64 = 1 << net::VIRTIO_NET_F_STATUS;
     pub(crate) const MQ: u64 = 1 << net::VIRTIO_NET_F_MQ;
@@ -184,6 +187,8 @@ impl Node {
             "tx_spilled",
             "rx_frames",
             "rx_bytes",
+            "rx_segmented",
+            "rx_csum_completed",
             "rx_waits",
             "wakeups",
             "interrupts",

@@ -35,11 +35,40 @@ impl Packet {
         }
     }
 
-    /// Makes it a TCP segment to be cut into `gso_size` bytes and to be check-summed.
-    pub(crate) fn segmented(self, gso_type: u8, gso_size: u16) -> Self {
-        self.with_checksum(34, 16)
+    /// Makes it a packet to be cut into `gso_size` bytes and to be check-summed: of the kind that `gso_type` says, TCP over
+    /// IPv4 if that is none. All fields that need not be something stay what they were.
+    pub(crate) fn segmented(mut self, gso_type: u8, gso_size: u16) -> Self {
+        let len = self.frame.len();
+        let frame = &mut self.frame;
+        let v6 = gso_type & 0x7f == 4;
+        let (transport, protocol) = (if v6 { 54 } else { 34 }, if gso_type == 5 { 17 } else { 6 });
+        if v6 {
+            frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+            frame[18..20].copy_from_slice(&(len as u16).wrapping_sub(54).to_be_bytes());
+            frame[20] = protocol;
+        } else {
+            frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+            frame[16..18].copy_from_slice(&(len as u16).wrapping_sub(14).to_be_bytes());
+            frame[20..22].copy_from_slice(&[0x40, 0]); // Don't fragment.
+            frame[23] = protocol;
+        }
+        let offset = if protocol == 17 {
+            let datagram = (len as u16).wrapping_sub(transport);
+            frame[38..40].copy_from_slice(&datagram.to_be_bytes());
+            6
+        } else {
+            frame[usize::from(transport) + 12] = 0x50; // No options.
+            16
+        };
+        self.with_checksum(transport, offset)
             .with(1, &[gso_type])
             .with(4, &gso_size.to_le_bytes())
+    }
+
+    /// Says that its TCP header (over IPv4) has options as long as can be.
+    pub(crate) fn options(mut self) -> Self {
+        self.frame[46] = 0xf0;
+        self
     }
 
     /// Asks for a checksum over everything from `start`, to be put at `start + offset`.

@@ -1,0 +1,94 @@
+//! The guest's receive buffers, for one frame at a time.
+
+use vm_memory::VolatileSlice;
+
+use crate::frame::{NET_HEADER, set_buffers};
+use crate::queue::{Chain, Direction, QueueViolation, Rings, SplitQueue};
+
+/// Chains of the receive queue that hold one frame. Kept by the worker and reused.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    chain: Chain,
+    /// Of each chain its head and bytes.
+    heads: Vec<(u16, u32)>,
+}
+
+/// Whether there are buffers for a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Supply {
+    Enough,
+    /// Not yet.
+    TooFew,
+    /// Never: the guest's buffers are too small.
+    TooSmall,
+}
+
+impl Buffers {
+    /// Begins to count descriptors anew, for a batch.
+    pub(crate) fn begin_batch(&mut self) {
+        self.chain.begin_batch();
+    }
+
+    /// Whether a batch has looked at so many descriptors that others are to have their turn.
+    pub(crate) fn batch_is_long(&self) -> bool {
+        self.chain.batch_is_long()
+    }
+
+    /// Finds buffers for `len` bytes: one chain, or as many as it takes when they are mergeable.
+    pub(crate) fn collect(
+        &mut self,
+        queue: &mut SplitQueue,
+        rings: &Rings<'_>,
+        len: usize,
+        mergeable: bool,
+    ) -> Result<Supply, QueueViolation> {
+        let Self { chain, heads } = self;
+        chain.clear();
+        heads.clear();
+        let places = u32::from(rings.size());
+        loop {
+            let ahead = heads.len() as u16; // At most the queue size: `available` says no more.
+            if queue.available(rings, ahead + 1)? <= ahead {
+                return Ok(Supply::TooFew);
+            }
+            let (head, bytes) = queue.walk(rings, ahead, Direction::ToDriver, chain)?;
+            heads.push((head, bytes));
+            if chain.len() as usize >= len {
+                return Ok(Supply::Enough);
+            }
+            if !mergeable {
+                return Ok(Supply::TooSmall);
+            }
+            if (bytes as usize) < NET_HEADER {
+                return Err(QueueViolation::TinyBuffer { len: bytes });
+            }
+            if chain.places() > places {
+                return Err(QueueViolation::SharedDescriptors { size: rings.size() });
+            }
+            if chain.places() == places {
+                // All of the queue's places, and still too small: more will not come.
+                return Ok(Supply::TooSmall);
+            }
+        }
+    }
+
+    /// Fills the buffers that were collected with `head`, which begins with the net header, and then `rest`, and gives
+    /// them back. They must have the room.
+    pub(crate) fn fill(
+        &mut self,
+        queue: &mut SplitQueue,
+        rings: &Rings<'_>,
+        head: &mut [u8],
+        rest: &VolatileSlice<'_>,
+    ) -> Result<(), QueueViolation> {
+        set_buffers(head, self.heads.len() as u16); // At most the queue size, 32768.
+        self.chain.scatter(rings.memory(), head, rest)?;
+        let mut left = (head.len() + rest.len()) as u32; // At most `MAX_RECORD`.
+        for &(head, bytes) in &self.heads {
+            let written = bytes.min(left);
+            left -= written;
+            queue.give_back(rings, head, written)?;
+        }
+        Ok(())
+    }
+}

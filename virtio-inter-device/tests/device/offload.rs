@@ -1,0 +1,316 @@
+//! Frames that the receiving guest cannot take as they are: completed in software, and what the guest gets of them.
+
+use std::time::Instant;
+
+use virtio_inter_device::Device;
+
+use crate::driver::{
+    Feature, HEADER, LEAN, Network, Node, PATIENCE, Packet, Peer, Shape, Spec, adapted, mac, until,
+};
+
+const CSUM: u64 = Feature::GUEST_CSUM;
+const GSO_TYPES: [u8; 5] = [1, 4, 5, 0x81, 0x84];
+
+fn node_and_peer(spec: Spec) -> (Node, Peer) {
+    let mut node = Node::new(0, spec);
+    let peer = Peer::attach(&mut node, 1, &Spec::default());
+    (node, peer)
+}
+
+fn incoming(len: usize, seed: u64) -> Packet {
+    Packet::new(mac(1), mac(0), len, seed)
+}
+
+/// Sends each to a guest with these features, which has to get what the simple way says, and nothing else.
+#[track_caller]
+fn expect_adapted(spec: Spec, packets: &[Packet]) {
+    let (mut node, mut peer) = node_and_peer(spec);
+    let mut frames = 0;
+    for packet in packets {
+        peer.send(&packet.bytes());
+        for expected in adapted(packet, spec.features, spec.mtu) {
+            let received = node.guest.rx[0].receive_within(PATIENCE).unwrap();
+            let buffers = received.buffers.len() as u16;
+            assert_eq!(received.packet, expected.in_buffers(buffers), "{packet:?}");
+            frames += 1;
+        }
+    }
+    assert_eq!(node.counters().rx_frames.get(), frames);
+    assert_eq!(node.drops(), []);
+    node.guest.rx[0].expect_nothing();
+}
+
+#[test]
+fn partial_checksums_are_completed() {
+    // Of any place and length: odd ones, the very first and last bytes, of all that fits.
+    let packets = [
+        (60, 34, 16),
+        (61, 34, 6),
+        (100, 98, 0),
+        (100, 14, 0),
+        (1514, 1513 - 20, 16),
+        (65_557, 54, 16),
+    ]
+    .map(|(len, start, offset)| incoming(len, 1).with_checksum(start, offset));
+    for features in [LEAN, LEAN | Feature::MRG_RXBUF] {
+        let spec = Spec {
+            features,
+            buffers: (256, 70_000),
+            ..Spec::default()
+        };
+        expect_adapted(spec, &packets);
+    }
+}
+
+#[test]
+fn a_checksum_of_zero_is_written_as_its_other_zero() {
+    let (mut node, mut peer) = node_and_peer(Spec {
+        features: LEAN,
+        ..Spec::default()
+    });
+    let mut packet = incoming(60, 1).with_checksum(40, 6);
+    packet.frame[40..].fill(0);
+    packet.frame[50] = 0xff;
+    packet.frame[53] = 0xff;
+    peer.send(&packet.bytes());
+    assert_eq!(node.guest.rx[0].receive().frame[46..48], [0xff, 0xff]);
+}
+
+#[test]
+fn what_is_not_negotiated_is_segmented() {
+    let mut packets = Vec::new();
+    for gso_type in GSO_TYPES {
+        // Two and a bit, two exactly, many, and what is one segment or less.
+        for (len, size) in [
+            (3000, 1448),
+            (54 + 2 * 500, 500),
+            (65_549, 1448),
+            (900, 1448),
+        ] {
+            packets.push(incoming(len, len as u64).segmented(gso_type, size));
+        }
+        packets.push(incoming(300, 7).segmented(gso_type, 1));
+    }
+    let some = [
+        0,
+        CSUM,
+        CSUM | Feature::GUEST_TSO4,
+        CSUM | Feature::GUEST_TSO6,
+        CSUM | Feature::GUEST_TSO6 | Feature::GUEST_ECN,
+        CSUM | Feature::GUEST_USO4 | Feature::GUEST_USO6,
+        u64::MAX,
+    ];
+    for features in some {
+        for mergeable in [0, Feature::MRG_RXBUF] {
+            let spec = Spec {
+                features: LEAN | Feature::EVENT_IDX | features | mergeable,
+                buffers: (256, if mergeable == 0 { 70_000 } else { 1024 }),
+                ..Spec::default()
+            };
+            expect_adapted(spec, &packets);
+        }
+    }
+}
+
+#[test]
+fn both_ports_do_it_for_guests_that_know_nothing_of_each_other() {
+    let sender = Spec::default();
+    let receiver = Spec {
+        features: LEAN,
+        mtu: 1500,
+        ..sender
+    };
+    let mut network = Network::new(&[sender, receiver]);
+    let (a, b) = network.pair();
+    let packet = a.packet(b.mac(), 40_000, 1).segmented(1, 1448);
+    a.guest.tx[0].send_cut(&packet, &[12, 54, 4096], Shape::Indirect);
+    for segment in adapted(&packet, LEAN, 1500) {
+        assert_eq!(b.guest.rx[0].receive(), segment.in_buffers(1));
+    }
+    assert_eq!(b.count("rx_segmented"), 1);
+    assert_eq!(b.count("rx_csum_completed"), 28);
+    assert_eq!((a.drops(), b.drops()), (vec![], vec![]));
+}
+
+#[test]
+fn segments_fit_the_receivers_mtu() {
+    for features in [LEAN, LEAN | CSUM] {
+        let spec = Spec {
+            features,
+            mtu: 576,
+            ..Spec::default()
+        };
+        let tcp = [1, 4, 0x81].map(|gso_type| incoming(6000, 2).segmented(gso_type, 1448));
+        expect_adapted(spec, &tcp);
+        // Datagrams are what they are.
+        let (mut node, mut peer) = node_and_peer(spec);
+        peer.send(&incoming(6000, 3).segmented(5, 549).bytes());
+        let fits = incoming(6000, 3).segmented(5, 548);
+        peer.send(&fits.bytes());
+        for segment in adapted(&fits, features, 576) {
+            assert_eq!(node.guest.rx[0].receive(), segment.in_buffers(1));
+        }
+        assert_eq!(node.drops(), [("rx_too_long", 1)]);
+    }
+}
+
+#[test]
+fn what_is_one_segment_must_fit_the_mtu_as_it_is() {
+    for features in [LEAN, u64::MAX] {
+        let (mut node, mut peer) = node_and_peer(Spec {
+            features,
+            mtu: 1500,
+            ..Spec::default()
+        });
+        peer.send(&incoming(9000, 1).segmented(1, 9000).bytes());
+        let last = incoming(60, 2);
+        peer.send(&last.bytes());
+        assert_eq!(node.guest.rx[0].receive(), last.in_buffers(1));
+        assert_eq!(node.drops(), [("rx_too_long", 1)]);
+    }
+}
+
+#[test]
+fn flags_that_a_peer_has_no_business_with_do_not_arrive() {
+    let (mut node, mut peer) = node_and_peer(Spec::default());
+    // DATA_VALID (2), RSC_INFO (4), and what does not exist: alone, and beside NEEDS_CSUM (1).
+    let packet = incoming(100, 1).with_checksum(34, 16);
+    peer.send(&packet.clone().with(0, &[0xfe]).bytes());
+    let plain = packet.clone().with(0, &[0; 10]);
+    assert_eq!(node.guest.rx[0].receive(), plain.in_buffers(1));
+    peer.send(&packet.clone().with(0, &[0xff]).bytes());
+    assert_eq!(node.guest.rx[0].receive(), packet.in_buffers(1));
+}
+
+#[test]
+fn segments_wait_for_buffers_and_none_is_lost_or_told_twice() {
+    for features in [
+        LEAN,
+        LEAN | CSUM,
+        LEAN | Feature::MRG_RXBUF,
+        LEAN | Feature::EVENT_IDX,
+    ] {
+        let spec = Spec {
+            features,
+            buffers: (0, 0),
+            ..Spec::default()
+        };
+        let (mut node, mut peer) = node_and_peer(spec);
+        node.guest.rx[0].refill = false;
+        let first = incoming(6000, 1).segmented(1, 500);
+        let second = incoming(4000, 2).segmented(4, 500);
+        let last = incoming(60, 3);
+        for packet in [&first, &second, &last] {
+            peer.send(&packet.bytes());
+        }
+        let all = [&first, &second, &last].map(|packet| adapted(packet, features, 65_535));
+        // With mergeable buffers a segment takes two of these.
+        let (count, len) = if features & Feature::MRG_RXBUF != 0 {
+            (2, 400)
+        } else {
+            (1, 600)
+        };
+        for segment in all.into_iter().flatten() {
+            until("the rest waits", || node.counters().rx_waits.get() != 0);
+            node.guest.rx[0].expect_nothing();
+            node.guest.rx[0].post(count, len);
+            let received = node.guest.rx[0].receive_within(PATIENCE).unwrap();
+            let buffers = received.buffers.len() as u16;
+            assert_eq!(received.packet, segment.in_buffers(buffers));
+            if count > received.buffers.len() {
+                // A short one left a buffer over, which is as good as given for the next.
+                node.guest.rx[0].post(1, len);
+            }
+        }
+        assert_eq!(node.drops(), []);
+    }
+}
+
+#[test]
+fn others_have_their_turn_while_a_frame_becomes_very_many() {
+    let spec = Spec {
+        features: LEAN | Feature::EVENT_IDX,
+        rx_size: 1024,
+        buffers: (1024, 128),
+        ..Spec::default()
+    };
+    let (mut node, mut bulk) = node_and_peer(spec);
+    let mut other = Peer::attach(&mut node, 2, &Spec::default());
+    let many = incoming(60_054, 1).segmented(1, 1);
+    let small = Packet::new(mac(2), mac(0), 60, 9);
+    bulk.send(&many.bytes());
+    other.send(&small.bytes());
+    let (mut segments, mut before) = (0, None);
+    let deadline = Instant::now() + PATIENCE;
+    while segments < 60_000 || before.is_none() {
+        assert!(Instant::now() < deadline, "{segments} segments came");
+        let packet = node.guest.rx[0].receive();
+        if packet.source() == mac(2) {
+            before = Some(segments);
+        } else {
+            segments += 1;
+        }
+    }
+    assert!(before.unwrap() <= 1024, "{before:?} segments came first");
+    assert_eq!(node.drops(), []);
+}
+
+#[test]
+fn segments_that_no_buffer_can_hold_are_dropped_one_by_one() {
+    let (mut node, mut peer) = node_and_peer(Spec {
+        features: LEAN,
+        buffers: (16, 500),
+        ..Spec::default()
+    });
+    // The last segment fits.
+    let packet = incoming(54 + 3 * 1000 + 100, 1).segmented(1, 1000);
+    peer.send(&packet.bytes());
+    let segments = adapted(&packet, LEAN, 65_535);
+    let last = segments.last().unwrap().clone();
+    assert_eq!(node.guest.rx[0].receive(), last.in_buffers(1));
+    assert_eq!(node.drops(), [("rx_small_buffer", 3)]);
+}
+
+#[test]
+fn a_guest_that_reboots_in_the_middle_gets_the_next_frame_whole() {
+    let spec = Spec {
+        features: LEAN,
+        buffers: (2, 600),
+        ..Spec::default()
+    };
+    let (mut node, mut peer) = node_and_peer(spec);
+    node.guest.rx[0].refill = false;
+    peer.send(&incoming(6000, 1).segmented(1, 500).bytes());
+    until("the rest waits", || node.counters().rx_waits.get() != 0);
+    for _ in 0..2 {
+        node.guest.rx[0].receive();
+    }
+    for index in 0..node.port.queue_count() {
+        node.port.stop_queue(index).unwrap();
+    }
+    until("the rest is dropped", || {
+        node.counters().rx_no_guest.get() == 1
+    });
+    node.reboot(LEAN, (64, 600));
+    let packet = incoming(6000, 2).segmented(1, 500);
+    peer.send(&packet.bytes());
+    for segment in adapted(&packet, LEAN, 65_535) {
+        assert_eq!(node.guest.rx[0].receive(), segment.in_buffers(1));
+    }
+}
+
+#[test]
+fn a_segment_spans_mergeable_buffers() {
+    let spec = Spec {
+        features: LEAN | Feature::MRG_RXBUF,
+        buffers: (256, 64),
+        ..Spec::default()
+    };
+    let (mut node, mut peer) = node_and_peer(spec);
+    let packet = incoming(3000, 1).segmented(1, 1000);
+    peer.send(&packet.bytes());
+    for segment in adapted(&packet, spec.features, 65_535) {
+        let buffers = (HEADER + segment.frame.len()).div_ceil(64) as u16;
+        assert_eq!(node.guest.rx[0].receive(), segment.in_buffers(buffers));
+    }
+}
