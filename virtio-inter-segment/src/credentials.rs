@@ -51,6 +51,15 @@ pub fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     Ok(peer_ids(socket)?.0)
 }
 
+/// The effective user of the process at the other end of a connected Unix socket, as it was when it connected.
+///
+/// # Errors
+///
+/// When the descriptor is not a connected Unix socket.
+pub fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(peer_ids(socket)?.1)
+}
+
 /// Process, effective user and effective group of the other end.
 fn peer_ids(socket: BorrowedFd<'_>) -> io::Result<(Option<u32>, u32, u32)> {
     let mut cred = [0u32; 3];

@@ -34,7 +34,7 @@ mod segment;
 mod socket;
 mod wire;
 
-pub use credentials::peer_pid;
+pub use credentials::{peer_pid, peer_uid};
 pub use id::{MAX_ID_LEN, PortId, PortIdError};
 pub use join_error::{JoinError, MAX_SOCKET_PATH};
 pub use limits::{Limits, SegmentStats};

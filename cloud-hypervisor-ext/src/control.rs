@@ -1,0 +1,187 @@
+//! The control socket: requests of `ch-remote-ext`, for this user and root only.
+//!
+//! Nobody is waited for: a connection that says nothing, or does not read, costs a descriptor, and there are few.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use log::warn;
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+use virtio_inter_segment::peer_uid;
+
+use crate::protocol::{MAX_LINE, Reply, Request};
+
+/// Connections at a time; the oldest gives way to a further one.
+const MAX_CONNECTIONS: usize = 16;
+
+/// Names a connection; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller(u64);
+
+/// The socket and who is connected.
+#[derive(Debug)]
+pub struct Control {
+    listener: UnixListener,
+    path: PathBuf,
+    connections: Vec<Connection>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Connection {
+    caller: Caller,
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl Control {
+    /// Listens, mode 0600 from the start.
+    ///
+    /// # Errors
+    ///
+    /// When the path cannot be bound.
+    pub fn listen(path: &Path) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        // The kernel takes a socket's own mode over to the file that bind(2) makes.
+        fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+        bind(&socket, &SocketAddrUnix::new(path)?)?;
+        listen(&socket, 16)?;
+        Ok(Self {
+            listener: socket.into(),
+            path: path.to_owned(),
+            connections: Vec::new(),
+            next: 0,
+        })
+    }
+
+    /// What to wait for: each is to be readable, or writable where that is said.
+    pub fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
+        let connections = self
+            .connections
+            .iter()
+            .map(|connection| (connection.stream.as_fd(), !connection.output.is_empty()));
+        std::iter::once((self.listener.as_fd(), false)).chain(connections)
+    }
+
+    /// Takes connections and requests. Does not block.
+    pub fn process(&mut self) -> Vec<(Caller, Request)> {
+        self.accept();
+        let mut requests = Vec::new();
+        let mut replies = Vec::new();
+        self.connections.retain_mut(|connection| {
+            let alive = connection.send() && connection.receive();
+            while let Some(end) = connection.input.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = connection.input.drain(..=end).collect();
+                match serde_json::from_slice(&line) {
+                    Ok(request) => requests.push((connection.caller, request)),
+                    Err(error) => replies.push((
+                        connection.caller,
+                        Reply::Error(vec![
+                            "Request is not understood".to_owned(),
+                            error.to_string(),
+                        ]),
+                    )),
+                }
+            }
+            alive && connection.input.len() <= MAX_LINE
+        });
+        for (caller, reply) in replies {
+            self.reply(caller, &reply);
+        }
+        requests
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            // Root may do everything anyway; no other user gets past the directory's and the socket's modes.
+            let ours = rustix::process::geteuid().as_raw();
+            match peer_uid(stream.as_fd()) {
+                Ok(uid) if uid == ours || uid == 0 => {}
+                other => {
+                    warn!("Control connection refused: user {other:?}");
+                    continue;
+                }
+            }
+            if stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            if self.connections.len() == MAX_CONNECTIONS {
+                self.connections.remove(0);
+            }
+            self.connections.push(Connection {
+                caller: Caller(self.next),
+                stream,
+                input: Vec::new(),
+                output: Vec::new(),
+            });
+            self.next += 1;
+        }
+    }
+
+    /// Answers a caller; one that has hung up is not there any more.
+    pub fn reply(&mut self, caller: Caller, reply: &Reply) {
+        let Some(connection) = self
+            .connections
+            .iter_mut()
+            .find(|connection| connection.caller == caller)
+        else {
+            return;
+        };
+        // Nothing in it can fail to be written as JSON.
+        connection
+            .output
+            .extend(serde_json::to_vec(reply).unwrap_or_default());
+        connection.output.push(b'\n');
+        connection.send();
+    }
+}
+
+impl Connection {
+    /// Whether the connection is still of use.
+    fn receive(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        // Bounded: the rest comes with the next look.
+        match self.stream.read(&mut buffer) {
+            Ok(0) => false,
+            Ok(size) => {
+                self.input.extend(&buffer[..size]);
+                true
+            }
+            Err(error) => matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            ),
+        }
+    }
+
+    fn send(&mut self) -> bool {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(size) => {
+                    self.output.drain(..size);
+                }
+                Err(error) => {
+                    return matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    );
+                }
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // Gone with its directory at the latest.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

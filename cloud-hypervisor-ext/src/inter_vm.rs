@@ -1,0 +1,512 @@
+//! `--inter-vm`: what may be said of a device, and what Cloud Hypervisor and the port are told of it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use virtio_inter_segment::{MAX_QUEUE_PAIRS, MacAddr, PortId};
+
+use crate::options::{OptionError, Options, quote};
+
+/// The flag's help, in the manner of Cloud Hypervisor's.
+pub const SYNTAX: &str = "Inter-VM network parameters \
+     \"segment=<name_or_directory>,mac=<mac_addr>,id=<device_id>,mtu=<bytes>,\
+     num_queues=<number_of_queues>,queue_size=<size_of_each_queue>,socket=<vhost_user_socket_path>,\
+     pci_segment=<segment_id>,pci_device_id=<pci_slot>\"";
+
+/// Where segments that are given by name are.
+pub const SEGMENTS: &str = "/run/virtio-inter";
+
+/// Virtqueues of a device for which nothing was said, as with `--net`: one to receive, one to send.
+const DEFAULT_QUEUES: u16 = 2;
+
+/// A longer path does not fit a Unix socket's address (unix(7)), in bytes.
+pub const MAX_SOCKET_PATH: usize = 107;
+
+const KEYS: &[&str] = &[
+    "segment",
+    "mac",
+    "id",
+    "mtu",
+    "num_queues",
+    "queue_size",
+    "socket",
+    "pci_segment",
+    "pci_device_id",
+];
+
+/// Why a device cannot be as it was asked for.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum InterVmError {
+    /// The option string is wrong.
+    #[error("Error parsing --inter-vm")]
+    Options(#[source] OptionError),
+    /// No segment.
+    #[error("Error parsing --inter-vm: segment missing")]
+    SegmentMissing,
+    /// Two devices of one id.
+    #[error("Error parsing --inter-vm: Identifier {0} is not unique")]
+    NotUnique(PortId),
+    /// A value that the device cannot have.
+    #[error("Error parsing --inter-vm: {0}")]
+    Invalid(String),
+}
+
+/// A device as the user asked for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterVm {
+    /// The segment's directory.
+    pub segment: PathBuf,
+    /// None: to be derived.
+    pub mac: Option<MacAddr>,
+    /// Cloud Hypervisor's name for the device; None: the next that is free.
+    pub id: Option<PortId>,
+    /// In bytes, without the Ethernet header; None: the port's default.
+    pub mtu: Option<u16>,
+    /// Virtqueues, two for each pair; None: one pair.
+    pub num_queues: Option<u16>,
+    /// Entries of each virtqueue; None: Cloud Hypervisor's default.
+    pub queue_size: Option<u16>,
+    /// Where the port awaits Cloud Hypervisor; None: in the VM's own directory.
+    pub socket: Option<PathBuf>,
+    /// As with `--net`.
+    pub pci_segment: Option<u16>,
+    /// As with `--net`.
+    pub pci_device_id: Option<u8>,
+}
+
+impl InterVm {
+    /// Reads one device.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, InterVmError> {
+        let options = Options::parse(text, KEYS).map_err(InterVmError::Options)?;
+        let segment = options.get("segment").ok_or(InterVmError::SegmentMissing)?;
+        let device = Self {
+            segment: segment_directory(&segment)?,
+            mac: parse_with_reason(&options, "mac")?,
+            id: parse_with_reason(&options, "id")?,
+            mtu: convert(&options, "mtu")?,
+            num_queues: convert(&options, "num_queues")?,
+            queue_size: convert(&options, "queue_size")?,
+            socket: options.get("socket").map(PathBuf::from),
+            pci_segment: convert(&options, "pci_segment")?,
+            pci_device_id: convert(&options, "pci_device_id")?,
+        };
+        device.check()?;
+        Ok(device)
+    }
+
+    fn check(&self) -> Result<(), InterVmError> {
+        let invalid = |reason: String| Err(InterVmError::Invalid(reason));
+        if let Some(id) = &self.id
+            && id.as_str().starts_with("__")
+        {
+            return invalid(format!("Identifier {id} is not valid"));
+        }
+        if let Some(count) = self.num_queues
+            && (count < 2 || count % 2 != 0 || count / 2 > MAX_QUEUE_PAIRS)
+        {
+            return invalid(format!(
+                "Number of queues {count} is not an even number from 2 to {}: \
+                 there are two for each pair",
+                MAX_QUEUE_PAIRS * 2
+            ));
+        }
+        if let Some(size) = self.queue_size
+            && !(size.is_power_of_two() && size >= 2)
+        {
+            return invalid(format!(
+                "Queue size {size} is not a power of two from 2 to 32768"
+            ));
+        }
+        if let Some(socket) = &self.socket {
+            check_socket_path(socket)?;
+        }
+        Ok(())
+    }
+}
+
+/// A Unix socket's path has its limit.
+///
+/// # Errors
+///
+/// When it is longer.
+pub fn check_socket_path(path: &Path) -> Result<(), InterVmError> {
+    match path.as_os_str().len() {
+        size if size > MAX_SOCKET_PATH => Err(InterVmError::Invalid(format!(
+            "socket path {} has {size} bytes, a Unix socket's has at most {MAX_SOCKET_PATH}; \
+             give a shorter one by socket= or a shorter --api-socket",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn convert<T: std::str::FromStr>(options: &Options, key: &str) -> Result<Option<T>, InterVmError> {
+    options.convert(key).map_err(InterVmError::Options)
+}
+
+/// For types whose errors tell more than that a text is not one.
+fn parse_with_reason<T>(options: &Options, key: &str) -> Result<Option<T>, InterVmError>
+where
+    T: std::str::FromStr<Err: ToString>,
+{
+    let parse = |text: String| {
+        text.parse().map_err(|error: T::Err| {
+            InterVmError::Options(OptionError::Value(format!(
+                "{key}={text}: {}",
+                error.to_string()
+            )))
+        })
+    };
+    options.get(key).map(parse).transpose()
+}
+
+/// What has a slash is a directory, what has none a name.
+fn segment_directory(text: &str) -> Result<PathBuf, InterVmError> {
+    if text.contains('/') {
+        return Ok(PathBuf::from(text));
+    }
+    if text == "." || text == ".." {
+        return Err(InterVmError::Invalid(format!(
+            "segment={text} is neither a name nor a directory with a '/' in it"
+        )));
+    }
+    Ok(Path::new(SEGMENTS).join(text))
+}
+
+/// Reads all devices of a command line, and gives names to those that have none: `inter-vm0` and so on.
+///
+/// # Errors
+///
+/// The first thing that is wrong with one.
+pub fn parse_all<'a>(
+    texts: impl IntoIterator<Item = &'a str>,
+) -> Result<Vec<(PortId, InterVm)>, InterVmError> {
+    let mut devices = Vec::new();
+    for text in texts {
+        devices.push(InterVm::parse(text)?);
+    }
+    let mut named: Vec<(PortId, InterVm)> = Vec::new();
+    let mut taken: Vec<PortId> = Vec::new();
+    for id in devices.iter().filter_map(|device| device.id.clone()) {
+        if taken.contains(&id) {
+            return Err(InterVmError::NotUnique(id));
+        }
+        taken.push(id);
+    }
+    for device in devices {
+        let id = device.id.clone().unwrap_or_else(|| free_id(&taken));
+        taken.push(id.clone());
+        named.push((id, device));
+    }
+    Ok(named)
+}
+
+/// The first of `inter-vm0`, `inter-vm1`, … that is not taken.
+pub fn free_id(taken: &[PortId]) -> PortId {
+    (0u32..)
+        .filter_map(|number| format!("inter-vm{number}").parse().ok())
+        .find(|id| !taken.contains(id))
+        .unwrap_or_else(|| unreachable!("there are more names than devices"))
+}
+
+/// A device of which everything is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Cloud Hypervisor's name for it.
+    pub id: PortId,
+    /// Its port's name on the segment.
+    pub port_id: PortId,
+    /// The segment's directory.
+    pub segment: PathBuf,
+    /// The guest's address.
+    pub mac: MacAddr,
+    /// In bytes; None: the port's default.
+    pub mtu: Option<u16>,
+    /// Virtqueues, two for each pair.
+    pub num_queues: u16,
+    /// Entries of each virtqueue; None: Cloud Hypervisor's default.
+    pub queue_size: Option<u16>,
+    /// Where the port awaits Cloud Hypervisor.
+    pub socket: PathBuf,
+    /// Where the port tells its state.
+    pub status_socket: PathBuf,
+    /// As with `--net`.
+    pub pci_segment: Option<u16>,
+    /// As with `--net`.
+    pub pci_device_id: Option<u8>,
+}
+
+/// The device as `vm.add-net` and `vm.create` of Cloud Hypervisor's REST API take it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetConfig {
+    /// The device's name.
+    pub id: String,
+    /// Always.
+    pub vhost_user: bool,
+    /// The port's socket.
+    pub vhost_socket: String,
+    /// The guest's address.
+    pub mac: String,
+    /// Virtqueues, two for each pair.
+    pub num_queues: u16,
+    /// Entries of each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_size: Option<u16>,
+    /// In bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// PCI segment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pci_segment: Option<u16>,
+    /// PCI slot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pci_device_id: Option<u8>,
+}
+
+impl Device {
+    /// Completes what the user said.
+    pub fn new(
+        id: PortId,
+        asked: InterVm,
+        mac: MacAddr,
+        port_id: PortId,
+        socket: PathBuf,
+        status_socket: PathBuf,
+    ) -> Self {
+        Self {
+            id,
+            port_id,
+            segment: asked.segment,
+            mac,
+            mtu: asked.mtu,
+            num_queues: asked.num_queues.unwrap_or(DEFAULT_QUEUES),
+            queue_size: asked.queue_size,
+            socket,
+            status_socket,
+            pci_segment: asked.pci_segment,
+            pci_device_id: asked.pci_device_id,
+        }
+    }
+
+    /// For Cloud Hypervisor's REST API.
+    pub fn net_config(&self) -> NetConfig {
+        NetConfig {
+            id: self.id.to_string(),
+            vhost_user: true,
+            vhost_socket: self.socket.display().to_string(),
+            mac: self.mac.to_string(),
+            num_queues: self.num_queues,
+            queue_size: self.queue_size,
+            mtu: self.mtu,
+            pci_segment: self.pci_segment,
+            pci_device_id: self.pci_device_id,
+        }
+    }
+
+    /// For Cloud Hypervisor's `--net`.
+    pub fn net_option(&self) -> OsString {
+        let mut text = format!("vhost_user=on,id={},mac={}", self.id, self.mac);
+        let optional = [
+            ("mtu", self.mtu.map(u32::from)),
+            ("num_queues", Some(self.num_queues.into())),
+            ("queue_size", self.queue_size.map(u32::from)),
+            ("pci_segment", self.pci_segment.map(u32::from)),
+            ("pci_device_id", self.pci_device_id.map(u32::from)),
+        ];
+        for (key, value) in optional {
+            if let Some(value) = value {
+                text.push_str(&format!(",{key}={value}"));
+            }
+        }
+        text.push_str(",socket=");
+        text.push_str(&quote(&self.socket.display().to_string()));
+        text.into()
+    }
+
+    /// For `virtio-inter port`.
+    pub fn port_arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = [
+            ("--socket", self.socket.as_os_str().to_owned()),
+            ("--status-socket", self.status_socket.as_os_str().to_owned()),
+            ("--segment", self.segment.as_os_str().to_owned()),
+            ("--id", self.port_id.as_str().into()),
+            ("--mac", self.mac.to_string().into()),
+            ("--queues", (self.num_queues / 2).to_string().into()),
+        ]
+        .into_iter()
+        // Attached, so that no value is taken for an option.
+        .map(|(name, value)| {
+            let mut argument = OsString::from(name);
+            argument.push("=");
+            argument.push(value);
+            argument
+        })
+        .collect();
+        if let Some(mtu) = self.mtu {
+            arguments.push(format!("--mtu={mtu}").into());
+        }
+        if let Some(size) = self.queue_size {
+            arguments.push(format!("--queue-size={size}").into());
+        }
+        arguments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fails(text: &str) -> String {
+        let error = InterVm::parse(text).unwrap_err();
+        match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn all_keys() {
+        let device = InterVm::parse(
+            "segment=/run/a,mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,queue_size=512,\
+             socket=\"/tmp/a,b\",pci_segment=1,pci_device_id=9",
+        )
+        .unwrap();
+        assert_eq!(device.segment, Path::new("/run/a"));
+        assert_eq!(device.socket.as_deref(), Some(Path::new("/tmp/a,b")));
+        assert_eq!((device.num_queues, device.queue_size), (Some(4), Some(512)));
+        assert_eq!(
+            (device.pci_segment, device.pci_device_id),
+            (Some(1), Some(9))
+        );
+    }
+
+    #[test]
+    fn a_name_is_a_directory_of_run() {
+        let segment = |text: &str| InterVm::parse(text).unwrap().segment;
+        assert_eq!(segment("segment=web"), Path::new("/run/virtio-inter/web"));
+        assert_eq!(segment("segment=./web"), Path::new("./web"));
+    }
+
+    #[test]
+    fn mistakes() {
+        for (text, error) in [
+            (
+                "segmen=web",
+                "Error parsing --inter-vm: Unknown option: segmen",
+            ),
+            (
+                "mac=02:00:00:00:00:01",
+                "Error parsing --inter-vm: segment missing",
+            ),
+            ("", "Error parsing --inter-vm: segment missing"),
+            ("segment=", "Error parsing --inter-vm: segment missing"),
+            (
+                "segment=\"web",
+                "Error parsing --inter-vm: Invalid syntax: segment=\"web",
+            ),
+            (
+                "segment=web,mtu=x",
+                "Error parsing --inter-vm: Unable to convert x for mtu",
+            ),
+            (
+                "segment=web,mac=02:00",
+                "Error parsing --inter-vm: Invalid value: mac=02:00: MAC address \"02:00\" is not six pairs of \
+                 hexadecimal digits separated by colons",
+            ),
+            (
+                "segment=web,id=__a",
+                "Error parsing --inter-vm: Identifier __a is not valid",
+            ),
+        ] {
+            assert_eq!(fails(text), error);
+        }
+        for (text, part) in [
+            ("segment=web,mac=ff:ff:ff:ff:ff:ff", "multicast"),
+            ("segment=web,id=a/b", "contains '/'"),
+            ("segment=web,num_queues=3", "even number from 2 to 128"),
+            ("segment=web,num_queues=0", "even number from 2 to 128"),
+            ("segment=web,num_queues=130", "even number from 2 to 128"),
+            ("segment=web,queue_size=100", "power of two"),
+            ("segment=..", "neither a name nor a directory"),
+        ] {
+            assert!(fails(text).contains(part), "{}", fails(text));
+        }
+        let long = format!("segment=web,socket=/{}", "x".repeat(107));
+        assert!(fails(&long).contains("108 bytes"), "{}", fails(&long));
+    }
+
+    #[test]
+    fn ids_are_given_and_unique() {
+        let ids = |texts: &[&str]| -> Result<Vec<String>, InterVmError> {
+            let devices = parse_all(texts.iter().copied())?;
+            Ok(devices.iter().map(|(id, _)| id.to_string()).collect())
+        };
+        assert_eq!(
+            ids(&["segment=a", "segment=a,id=inter-vm0", "segment=b"]).unwrap(),
+            ["inter-vm1", "inter-vm0", "inter-vm2"]
+        );
+        let error = ids(&["segment=a,id=x", "segment=b,id=x"]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Error parsing --inter-vm: Identifier x is not unique"
+        );
+    }
+
+    fn device(text: &str) -> Device {
+        let asked = InterVm::parse(text).unwrap();
+        Device::new(
+            "n0".parse().unwrap(),
+            asked,
+            MacAddr::new([2, 0, 0, 0, 0, 1]),
+            "vm-n0".parse().unwrap(),
+            "/tmp/a,b".into(),
+            "/tmp/s".into(),
+        )
+    }
+
+    #[test]
+    fn cloud_hypervisor_is_told() {
+        assert_eq!(
+            device("segment=web").net_option(),
+            "vhost_user=on,id=n0,mac=02:00:00:00:00:01,num_queues=2,socket=\"/tmp/a,b\""
+        );
+        let full =
+            device("segment=web,mtu=9000,num_queues=8,queue_size=64,pci_segment=1,pci_device_id=5");
+        assert_eq!(
+            full.net_option(),
+            "vhost_user=on,id=n0,mac=02:00:00:00:00:01,mtu=9000,num_queues=8,queue_size=64,pci_segment=1,\
+             pci_device_id=5,socket=\"/tmp/a,b\""
+        );
+        assert_eq!(
+            serde_json::to_value(device("segment=web").net_config()).unwrap(),
+            serde_json::json!({
+                "id": "n0", "vhost_user": true, "vhost_socket": "/tmp/a,b", "mac": "02:00:00:00:00:01",
+                "num_queues": 2
+            })
+        );
+    }
+
+    #[test]
+    fn the_port_is_told() {
+        let arguments = device("segment=web,mtu=9000,num_queues=8,queue_size=64").port_arguments();
+        assert_eq!(
+            arguments,
+            [
+                "--socket=/tmp/a,b",
+                "--status-socket=/tmp/s",
+                "--segment=/run/virtio-inter/web",
+                "--id=vm-n0",
+                "--mac=02:00:00:00:00:01",
+                "--queues=4",
+                "--mtu=9000",
+                "--queue-size=64",
+            ]
+        );
+    }
+}

@@ -1,0 +1,271 @@
+//! Option strings, `key=value,key="va,lue",list=[1,2]`, as Cloud Hypervisor's device parameters have them.
+//!
+//! Commas part options, but not within quotes or brackets. Quotes are taken off a value, a doubled one within quotes
+//! stands for one. A key given twice counts as given last; one without text after `=` as not given.
+
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// What is wrong with an option string, in Cloud Hypervisor's words.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum OptionError {
+    /// A key that there is not.
+    #[error("Unknown option: {0}")]
+    Unknown(String),
+    /// Quotes or brackets without their other half, or a key without `=`.
+    #[error("Invalid syntax: {0}")]
+    Syntax(String),
+    /// A value that is not of the key's type.
+    #[error("Unable to convert {value} for {key}")]
+    Conversion {
+        /// The key.
+        key: String,
+        /// Its value, quotes included.
+        value: String,
+    },
+    /// A value of the right type that cannot be.
+    #[error("Invalid value: {0}")]
+    Value(String),
+}
+
+/// The options of one string.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// In the order in which they came; values as they came.
+    given: Vec<(String, String)>,
+}
+
+impl Options {
+    /// Reads a string in which only `keys` may occur.
+    ///
+    /// # Errors
+    ///
+    /// [`OptionError::Syntax`], [`OptionError::Unknown`].
+    pub fn parse(text: &str, keys: &[&str]) -> Result<Self, OptionError> {
+        let mut given = Vec::new();
+        if text.trim().is_empty() {
+            return Ok(Self { given });
+        }
+        for option in split(text)? {
+            // What is no key is said to be none first, as Cloud Hypervisor does.
+            let key = option.split('=').next().unwrap_or_default();
+            if !keys.contains(&key) {
+                return Err(OptionError::Unknown(key.to_owned()));
+            }
+            let Some((key, value)) = option.split_once('=') else {
+                return Err(OptionError::Syntax(option));
+            };
+            given.push((key.to_owned(), value.trim().to_owned()));
+        }
+        Ok(Self { given })
+    }
+
+    /// Reads a string for which another program says what may occur. An option without `=` is passed over.
+    ///
+    /// # Errors
+    ///
+    /// [`OptionError::Syntax`].
+    pub fn parse_known(text: &str) -> Result<Self, OptionError> {
+        let mut given = Vec::new();
+        for option in split(text)? {
+            if let Some((key, value)) = option.split_once('=') {
+                given.push((key.to_owned(), value.trim().to_owned()));
+            }
+        }
+        Ok(Self { given })
+    }
+
+    fn raw(&self, key: &str) -> Option<&str> {
+        let (_, value) = self.given.iter().rev().find(|(given, _)| given == key)?;
+        (!value.is_empty()).then_some(value)
+    }
+
+    /// A value without its quotes, None if it was not given.
+    pub fn get(&self, key: &str) -> Option<String> {
+        self.raw(key).map(dequote)
+    }
+
+    /// A value of another type than text.
+    ///
+    /// # Errors
+    ///
+    /// [`OptionError::Conversion`].
+    pub fn convert<T: FromStr>(&self, key: &str) -> Result<Option<T>, OptionError> {
+        self.raw(key)
+            .map(|value| {
+                dequote(value).parse().map_err(|_| OptionError::Conversion {
+                    key: key.to_owned(),
+                    value: value.to_owned(),
+                })
+            })
+            .transpose()
+    }
+
+    /// `on`, `true`, `off` or `false`, in any case; None if it was not given.
+    ///
+    /// # Errors
+    ///
+    /// [`OptionError::Conversion`].
+    pub fn toggle(&self, key: &str) -> Result<Option<bool>, OptionError> {
+        self.raw(key)
+            .map(|value| match dequote(value).to_ascii_lowercase().as_str() {
+                "on" | "true" => Ok(true),
+                "off" | "false" => Ok(false),
+                _ => Err(OptionError::Conversion {
+                    key: key.to_owned(),
+                    value: value.to_owned(),
+                }),
+            })
+            .transpose()
+    }
+}
+
+/// Parts a string at the commas outside of quotes and brackets.
+fn split(text: &str) -> Result<Vec<String>, OptionError> {
+    let syntax = || OptionError::Syntax(text.to_owned());
+    let mut parts = vec![String::new()];
+    let (mut depth, mut quoted) = (0u32, false);
+    for character in text.trim().chars() {
+        match character {
+            '"' => quoted = !quoted,
+            _ if quoted => {}
+            '[' => depth += 1,
+            ']' => depth = depth.checked_sub(1).ok_or_else(syntax)?,
+            ',' if depth == 0 => {
+                parts.push(String::new());
+                continue;
+            }
+            _ => {}
+        }
+        // There is always one.
+        if let Some(part) = parts.last_mut() {
+            part.push(character);
+        }
+    }
+    if quoted || depth != 0 {
+        return Err(syntax());
+    }
+    Ok(parts)
+}
+
+/// A value without its quotes. They are balanced: [`split`] saw to it.
+fn dequote(value: &str) -> String {
+    let mut plain = String::new();
+    let (mut quoted, mut previous) = (false, '\0');
+    for character in value.chars() {
+        if character == '"' {
+            if previous == '"' && !quoted {
+                plain.push('"');
+            }
+            quoted = !quoted;
+        } else {
+            plain.push(character);
+        }
+        previous = character;
+    }
+    plain
+}
+
+/// A value in a form that comes out of [`Options::get`] as it is now.
+pub fn quote(value: &str) -> String {
+    if value.contains([',', '[', ']', '"']) || value.trim() != value {
+        format!("\"{}\"", value.replace('"', "\"\""))
+    } else {
+        value.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: &[&str] = &["a", "b", "list"];
+
+    fn parse(text: &str) -> Result<Options, OptionError> {
+        Options::parse(text, KEYS)
+    }
+
+    #[test]
+    fn commas_part_options_but_not_within_quotes_or_brackets() {
+        let options = parse(r#" a=x,list=[1,[2,3]],b="p,q" "#).unwrap();
+        assert_eq!(options.get("a").as_deref(), Some("x"));
+        assert_eq!(options.get("list").as_deref(), Some("[1,[2,3]]"));
+        assert_eq!(options.get("b").as_deref(), Some("p,q"));
+    }
+
+    #[test]
+    fn brackets_within_quotes_mean_nothing() {
+        assert_eq!(
+            parse(r#"a="[",b=x"#).unwrap().get("a").as_deref(),
+            Some("[")
+        );
+    }
+
+    #[test]
+    fn a_doubled_quote_within_quotes_is_one() {
+        assert_eq!(
+            parse(r#"a="say ""hi""""#).unwrap().get("a").as_deref(),
+            Some(r#"say "hi""#)
+        );
+    }
+
+    #[test]
+    fn what_was_quoted_comes_back() {
+        for text in ["plain", "a,b", "[x", "x]", "say \"hi\"", "\"", " edge "] {
+            let options = parse(&format!("a={},b=z", quote(text))).unwrap();
+            assert_eq!(options.get("a").as_deref(), Some(text), "{}", quote(text));
+        }
+    }
+
+    #[test]
+    fn the_last_of_two_counts_and_an_empty_one_is_not_given() {
+        let options = parse("a=1,a=2,b=").unwrap();
+        assert_eq!(options.get("a").as_deref(), Some("2"));
+        assert_eq!(options.get("b"), None);
+        assert_eq!(options.convert::<u16>("b"), Ok(None));
+        assert_eq!(parse("a=1,a=").unwrap().get("a"), None);
+    }
+
+    #[test]
+    fn mistakes_are_told_in_cloud_hypervisors_words() {
+        for (text, error) in [
+            ("c=1", "Unknown option: c"),
+            ("c", "Unknown option: c"),
+            ("a=1,,b=2", "Unknown option: "),
+            ("a", "Invalid syntax: a"),
+            ("a=\"x", "Invalid syntax: a=\"x"),
+            ("a=[1", "Invalid syntax: a=[1"),
+            ("a=1]", "Invalid syntax: a=1]"),
+        ] {
+            assert_eq!(parse(text).unwrap_err().to_string(), error);
+        }
+        let options = parse("a=70000,b=maybe").unwrap();
+        assert_eq!(
+            options.convert::<u16>("a").unwrap_err().to_string(),
+            "Unable to convert 70000 for a"
+        );
+        assert_eq!(
+            options.toggle("b").unwrap_err().to_string(),
+            "Unable to convert maybe for b"
+        );
+    }
+
+    #[test]
+    fn toggles() {
+        for (text, value) in [
+            ("on", Some(true)),
+            ("TRUE", Some(true)),
+            ("off", Some(false)),
+            ("False", Some(false)),
+            ("", None),
+        ] {
+            assert_eq!(parse(&format!("a={text}")).unwrap().toggle("a"), Ok(value));
+        }
+    }
+
+    #[test]
+    fn nothing_is_nothing() {
+        assert!(parse("  ").unwrap().given.is_empty());
+    }
+}

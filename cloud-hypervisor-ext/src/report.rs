@@ -1,0 +1,92 @@
+//! How an error is told: in the form of Cloud Hypervisor, next to whose errors ours appear.
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Exit status of a wrong command line.
+pub const USAGE: u8 = 2;
+
+/// Exit status of everything else that goes wrong here.
+pub const FAILURE: u8 = 1;
+
+/// An error and the exit status that it leads to.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit status.
+    pub status: u8,
+    /// What went wrong.
+    pub error: anyhow::Error,
+}
+
+impl Failure {
+    /// A wrong command line.
+    pub fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            status: USAGE,
+            error: error.into(),
+        }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self {
+            status: FAILURE,
+            error: error.into(),
+        }
+    }
+}
+
+impl Failure {
+    /// Tells it on standard error.
+    pub fn report(&self, program: &str) -> ExitCode {
+        let text = describe(program, self.error.as_ref());
+        // Nobody to tell if standard error is closed.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+        ExitCode::from(self.status)
+    }
+}
+
+/// The error and what caused it, a line each.
+pub fn describe(program: &str, error: &(dyn Error + 'static)) -> String {
+    let lines = chain(error);
+    match &lines[..] {
+        [one] => format!("Error: {program} exited with the following error:\n  {one}\n"),
+        many => {
+            let mut text = format!("Error: {program} exited with the following chain of errors:\n");
+            for (level, line) in many.iter().enumerate() {
+                text.push_str(&format!("  {level}: {line}\n"));
+            }
+            text
+        }
+    }
+}
+
+/// An error and what caused it, the cause last.
+pub fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
+    std::iter::successors(Some(error), |error| (*error).source())
+        .map(ToString::to_string)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn alone_and_in_chains() {
+        let error = anyhow!("no");
+        assert_eq!(
+            describe("x", error.as_ref()),
+            "Error: x exited with the following error:\n  no\n"
+        );
+        let error = error.context("Cannot");
+        assert_eq!(
+            describe("x", error.as_ref()),
+            "Error: x exited with the following chain of errors:\n  0: Cannot\n  1: no\n"
+        );
+    }
+}

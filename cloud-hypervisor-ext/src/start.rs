@@ -1,0 +1,248 @@
+//! From arguments to a running VM: what is asked for is completed, checked, and handed to a supervisor.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, anyhow};
+use log::info;
+use virtio_inter_segment::PortId;
+
+use crate::command_line::CommandLine;
+use crate::identity::Identity;
+use crate::inter_vm::{Device, InterVm, InterVmError, check_socket_path, free_id, parse_all};
+use crate::memory;
+use crate::options::Options;
+use crate::port::PortProgram;
+use crate::programs::{check_vmm, find_port, find_vmm};
+use crate::report::Failure;
+use crate::snapshot::Snapshot;
+use crate::supervisor::{End, Supervisor};
+use crate::vm_directory::VmDirectory;
+
+/// The flag that this program adds.
+pub const FLAG: &str = "--inter-vm";
+
+/// Flags that bring a VM with them.
+const PAYLOADS: [&str; 3] = ["--kernel", "--firmware", "--igvm"];
+
+/// Completes devices: names, addresses, sockets.
+#[derive(Clone, Debug)]
+pub struct Factory {
+    identity: Identity,
+    /// Where sockets are for which the user named no place.
+    directory: PathBuf,
+}
+
+impl Factory {
+    /// For a VM.
+    pub fn new(identity: Identity, directory: &VmDirectory) -> Self {
+        Self {
+            identity,
+            directory: directory.join(""),
+        }
+    }
+
+    /// Completes one device beside others.
+    ///
+    /// # Errors
+    ///
+    /// When its name is taken, or a path is too long.
+    pub fn make(&self, asked: InterVm, taken: &[PortId]) -> Result<Device, InterVmError> {
+        let id = match asked.id.clone() {
+            Some(id) if taken.contains(&id) => return Err(InterVmError::NotUnique(id)),
+            Some(id) => id,
+            None => free_id(taken),
+        };
+        let mac = asked.mac.unwrap_or_else(|| self.identity.mac(id.as_str()));
+        if asked.mac.is_none() && !self.identity.stays() {
+            info!(
+                "The address of {id} will be another at the next start, as nothing tells this VM from others; \
+                 --api-socket, a disk that can be written to, or mac= would"
+            );
+        }
+        let place = |suffix: &str| self.directory.join(format!("{id}.{suffix}"));
+        let socket = asked.socket.clone().unwrap_or_else(|| place("sock"));
+        let status = place("status");
+        // The longest names that the port makes are these with `.lock`, which are no sockets.
+        check_socket_path(&socket)?;
+        check_socket_path(&status)?;
+        check_socket_path(&place("notify"))?;
+        let port_id = self.identity.port_id(id.as_str(), mac);
+        Ok(Device::new(id, asked, mac, port_id, socket, status))
+    }
+}
+
+/// Runs a VM as the arguments say: the exit status to end with.
+///
+/// # Errors
+///
+/// When it cannot be started.
+pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure> {
+    let api_socket = api_socket(&line);
+    let mut devices = parse_all(texts(flags)?).map_err(Failure::usage)?;
+    let vmm = find_vmm()?;
+    if devices.is_empty() && api_socket.is_none() {
+        // Nothing to supervise, and nobody could ask for it later.
+        let error = Command::new(&vmm).args(line.arguments()).exec();
+        return Err(anyhow!(error)
+            .context(format!("Cannot run {}", vmm.display()))
+            .into());
+    }
+    let has_payload = PAYLOADS.iter().any(|flag| line.has(flag));
+    let restore = line.texts("--restore").last().map(str::to_owned);
+    let identity = Identity::new(&line, api_socket.as_ref());
+    let mut made_directories = MadeDirectories::default();
+    if !devices.is_empty() {
+        check_vmm(&vmm)?;
+        if let Some(restore) = restore.filter(|_| !has_payload) {
+            let snapshot = Snapshot::read(&restore)?;
+            for (id, device) in &mut devices {
+                snapshot.complete(id, device)?;
+                made_directories.make_parent(device.socket.as_deref())?;
+            }
+        } else if has_payload {
+            memory::share(&mut line).map_err(Failure::usage)?;
+        } else {
+            info!("There is no VM yet: one created by `ch-remote-ext create` gets the devices");
+        }
+    }
+    let program = PortProgram {
+        path: find_port()?,
+        log: match line.verbosity() {
+            0 => "warn",
+            1 => "info",
+            _ => "debug",
+        },
+    };
+    let directory = VmDirectory::new(api_socket.as_deref())?;
+    let factory = Factory::new(identity, &directory);
+    let devices: Vec<Device> = devices
+        .into_iter()
+        .map(|(id, mut asked)| {
+            asked.id = Some(id);
+            factory.make(asked, &[]).map_err(Failure::usage)
+        })
+        .collect::<Result<_, _>>()?;
+    if has_payload && !devices.is_empty() {
+        line.append("--net", devices.iter().map(Device::net_option));
+    }
+    let mut command = Command::new(&vmm);
+    command.args(line.arguments());
+    let end = Supervisor::new(directory, factory, program)?.run(devices, command)?;
+    Ok(exit_status(&end))
+}
+
+/// The values of the flag, as text.
+fn texts(flags: &[Vec<OsString>]) -> Result<Vec<&str>, Failure> {
+    if flags.iter().any(Vec::is_empty) {
+        let message =
+            format!("a value is required for '{FLAG} <inter-vm>...' but none was supplied");
+        return Err(Failure::usage(anyhow!(message)));
+    }
+    let text = |value: &'_ OsString| -> Result<(), Failure> {
+        let message = || anyhow!("{FLAG} {} is not UTF-8", value.display());
+        value
+            .to_str()
+            .map(|_| ())
+            .ok_or_else(|| Failure::usage(message()))
+    };
+    flags.iter().flatten().try_for_each(text)?;
+    Ok(flags
+        .iter()
+        .flatten()
+        .filter_map(|value| value.to_str())
+        .collect())
+}
+
+/// The API socket's path. None where there is none, or it is a descriptor.
+fn api_socket(line: &CommandLine) -> Option<PathBuf> {
+    let value = line.values("--api-socket").last()?;
+    let Some(text) = value.to_str() else {
+        return Some(PathBuf::from(value));
+    };
+    // As Cloud Hypervisor reads it: a path alone, or options.
+    match Options::parse(text, &["path", "fd"]) {
+        Ok(options) if options.get("fd").is_some() => None,
+        Ok(options) => Some(
+            options
+                .get("path")
+                .unwrap_or_else(|| text.to_owned())
+                .into(),
+        ),
+        Err(_) => Some(text.into()),
+    }
+    .filter(|path: &PathBuf| path.as_os_str() != OsStr::new(""))
+}
+
+/// 128 and the signal for a VMM that was killed, as shells have it.
+fn exit_status(end: &End) -> u8 {
+    let signal = |number: i32| 128u8.saturating_add(number.try_into().unwrap_or(u8::MAX));
+    match end {
+        End::Signal(killed) => signal(killed.as_raw()),
+        End::Vmm(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => code.try_into().unwrap_or(u8::MAX),
+            (None, Some(number)) => {
+                log::warn!("Cloud Hypervisor was ended by signal {number}");
+                signal(number)
+            }
+            (None, None) => crate::report::FAILURE,
+        },
+    }
+}
+
+/// Directories of a snapshot's sockets that are not there any more: made, and removed in the end.
+#[derive(Debug, Default)]
+struct MadeDirectories(Vec<PathBuf>);
+
+impl MadeDirectories {
+    fn make_parent(&mut self, socket: Option<&Path>) -> anyhow::Result<()> {
+        let Some(parent) = socket.and_then(Path::parent) else {
+            return Ok(());
+        };
+        // Only those of a VM: others are not ours to make.
+        let ours = parent.extension() == Some(OsStr::new("inter-vm"));
+        if ours && !parent.exists() {
+            fs::DirBuilder::new()
+                .mode(0o700)
+                .create(parent)
+                .with_context(|| format!("Cannot make directory {}", parent.display()))?;
+            self.0.push(parent.to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for MadeDirectories {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // Another VM may have it for its own by now.
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket(arguments: &[&str]) -> Option<PathBuf> {
+        api_socket(&CommandLine::new(arguments.iter().map(Into::into)))
+    }
+
+    #[test]
+    fn api_sockets_as_cloud_hypervisor_reads_them() {
+        assert_eq!(socket(&["--api-socket", "/a"]), Some("/a".into()));
+        assert_eq!(socket(&["--api-socket=path=/a"]), Some("/a".into()));
+        assert_eq!(socket(&["--api-socket", "fd=3"]), None);
+        assert_eq!(socket(&["--api-socket", ""]), None);
+        assert_eq!(socket(&["-v"]), None);
+        assert_eq!(
+            crate::vm_directory::control_socket(Path::new("/a")),
+            Path::new("/a.inter-vm/control")
+        );
+    }
+}

@@ -1,0 +1,295 @@
+//! Watches over a VM's processes: starts ports, then the VMM; starts ports again that die; ends them with the VM.
+//!
+//! One thread, which waits for everything at once and never for one thing alone.
+
+use std::io;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use log::{info, warn};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
+use virtio_inter_segment::PortId;
+
+use crate::child::{Child, Descriptors};
+use crate::control::{Caller, Control};
+use crate::inter_vm::{Device, InterVm};
+use crate::port::{Change, Port, PortProgram};
+use crate::protocol::{Reply, Request, VERSION};
+use crate::report::chain;
+use crate::signals::{Signals, asks_for_the_end};
+use crate::start::Factory;
+use crate::vm_directory::VmDirectory;
+
+/// A VM and its ports.
+#[derive(Debug)]
+pub struct Supervisor {
+    signals: Signals,
+    vmm: Option<Child>,
+    ports: Vec<Supervised>,
+    control: Option<Control>,
+    factory: Factory,
+    program: PortProgram,
+    // Last: removed when the others are gone.
+    directory: VmDirectory,
+}
+
+#[derive(Debug)]
+struct Supervised {
+    port: Port,
+    /// Who waits for its start or its end.
+    caller: Option<Caller>,
+}
+
+/// How the whole ended.
+#[derive(Debug)]
+pub enum End {
+    /// The VMM ended.
+    Vmm(ExitStatus),
+    /// A signal asked for it before there was a VMM.
+    Signal(Signal),
+}
+
+impl Supervisor {
+    /// A supervisor of nothing yet. Signals are caught from here on.
+    ///
+    /// # Errors
+    ///
+    /// When a socket cannot be made.
+    pub fn new(
+        directory: VmDirectory,
+        factory: Factory,
+        program: PortProgram,
+    ) -> anyhow::Result<Self> {
+        let signals = Signals::catch().context("Cannot catch signals")?;
+        let control = directory
+            .is_beside_api_socket()
+            .then(|| {
+                let path = directory.join("control");
+                Control::listen(&path)
+                    .with_context(|| format!("Cannot listen on {}", path.display()))
+            })
+            .transpose()?;
+        Ok(Self {
+            signals,
+            vmm: None,
+            ports: Vec::new(),
+            control,
+            factory,
+            program,
+            directory,
+        })
+    }
+
+    /// Runs ports for `devices`, then the VMM, until that ends.
+    ///
+    /// # Errors
+    ///
+    /// When a port or the VMM cannot be started. Nothing runs any more then.
+    pub fn run(mut self, devices: Vec<Device>, vmm: Command) -> anyhow::Result<End> {
+        let result = self.start_and_watch(devices, vmm);
+        self.end_ports();
+        result
+    }
+
+    fn start_and_watch(&mut self, devices: Vec<Device>, vmm: Command) -> anyhow::Result<End> {
+        for device in devices {
+            self.start_port(device, None)?;
+        }
+        while self.ports.iter().any(|one| !one.port.is_proven()) {
+            if let Some(signal) = self.step()? {
+                return Ok(End::Signal(signal));
+            }
+        }
+        let program = vmm.get_program().display().to_string();
+        let vmm = Child::spawn(vmm, Signal::KILL, Descriptors::Inherited)
+            .with_context(|| format!("Cannot run {program}"))?;
+        info!("Cloud Hypervisor is process {}", vmm.pid());
+        self.vmm = Some(vmm);
+        loop {
+            self.step()?;
+            if let Some(vmm) = &mut self.vmm
+                && let Some(status) = vmm.try_wait().context("Cannot wait for the VMM")?
+            {
+                return Ok(End::Vmm(status));
+            }
+        }
+    }
+
+    fn start_port(&mut self, device: Device, caller: Option<Caller>) -> anyhow::Result<()> {
+        let notify = self.directory.join(&format!("{}.notify", device.id));
+        let port = Port::start(device, self.program.clone(), notify)?;
+        self.ports.push(Supervised { port, caller });
+        Ok(())
+    }
+
+    /// Waits for something to happen and sees to it; a signal that nobody could be sent asks for the end.
+    fn step(&mut self) -> anyhow::Result<Option<Signal>> {
+        self.wait().context("Cannot wait for events")?;
+        let mut unsent = None;
+        for signal in self.signals.take() {
+            match &self.vmm {
+                Some(vmm) => vmm.signal(signal),
+                None if asks_for_the_end(signal) => unsent = Some(signal),
+                None => {}
+            }
+        }
+        self.heed_ports()?;
+        self.heed_callers();
+        Ok(unsent)
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        if let Some(vmm) = &self.vmm {
+            fds.push(PollFd::new(vmm, PollFlags::IN));
+        }
+        for Supervised { port, .. } in &self.ports {
+            fds.push(PollFd::new(port.notify_fd(), PollFlags::IN));
+            if let Some(process) = port.process_fd() {
+                fds.push(PollFd::from_borrowed_fd(process, PollFlags::IN));
+            }
+        }
+        for (fd, writing) in self.control.iter().flat_map(Control::watched) {
+            let flags = if writing {
+                PollFlags::IN | PollFlags::OUT
+            } else {
+                PollFlags::IN
+            };
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+        }
+        let deadline = self
+            .ports
+            .iter()
+            .filter_map(|one| one.port.deadline())
+            .min();
+        let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        match poll(&mut fds, timeout.map(timespec).as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn heed_ports(&mut self) -> anyhow::Result<()> {
+        let mut index = 0;
+        while let Some(one) = self.ports.get_mut(index) {
+            let change = one.port.process();
+            let reply = match &change {
+                Change::None => None,
+                Change::Ready => Some(Reply::Added(Box::new(one.port.info()))),
+                Change::Failed(why) => Some(Reply::Error(why.clone())),
+                Change::Ended => Some(Reply::Removed),
+            };
+            let caller = if reply.is_some() {
+                one.caller.take()
+            } else {
+                None
+            };
+            if matches!(change, Change::Failed(_) | Change::Ended) {
+                self.ports.remove(index);
+            } else {
+                index += 1;
+            }
+            match (change, caller, reply) {
+                (_, Some(caller), Some(reply)) => self.reply(caller, &reply),
+                // At the start of the VM, without whose devices it is not to start.
+                (Change::Failed(why), None, _) if self.vmm.is_none() => {
+                    return Err(why
+                        .into_iter()
+                        .rev()
+                        .fold(None, |error: Option<anyhow::Error>, line| {
+                            Some(match error {
+                                None => anyhow!(line),
+                                Some(error) => error.context(line),
+                            })
+                        })
+                        .unwrap_or_else(|| anyhow!("Cannot start a port")));
+                }
+                (Change::Failed(why), ..) => warn!("{}", why.join(": ")),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn heed_callers(&mut self) {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        for (caller, request) in control.process() {
+            let reply = match request {
+                Request::List => Some(Reply::List {
+                    version: VERSION,
+                    ports: self.ports.iter().map(|one| one.port.info()).collect(),
+                }),
+                Request::Add(text) => self
+                    .add(&text, caller)
+                    .err()
+                    .map(|error| Reply::Error(chain(error.as_ref()))),
+                Request::Remove(id) => self.remove(&id, caller),
+            };
+            if let Some(reply) = reply {
+                self.reply(caller, &reply);
+            }
+        }
+    }
+
+    fn reply(&mut self, caller: Caller, reply: &Reply) {
+        if let Some(control) = &mut self.control {
+            control.reply(caller, reply);
+        }
+    }
+
+    fn add(&mut self, text: &str, caller: Caller) -> anyhow::Result<()> {
+        let asked = InterVm::parse(text)?;
+        let taken: Vec<PortId> = self
+            .ports
+            .iter()
+            .map(|one| one.port.device.id.clone())
+            .collect();
+        let device = self.factory.make(asked, &taken)?;
+        self.start_port(device, Some(caller))
+    }
+
+    fn remove(&mut self, id: &str, caller: Caller) -> Option<Reply> {
+        let Some(index) = self
+            .ports
+            .iter()
+            .position(|one| one.port.device.id.as_str() == id)
+        else {
+            return Some(Reply::Error(vec![format!("There is no port of {id}")]));
+        };
+        if self.ports[index].port.end() {
+            self.ports[index].caller = Some(caller);
+            return None;
+        }
+        self.ports.remove(index);
+        Some(Reply::Removed)
+    }
+
+    /// Ends all ports. Takes as long as the slowest of them, but not for ever.
+    fn end_ports(&mut self) {
+        self.ports.retain_mut(|one| one.port.end());
+        while !self.ports.is_empty() {
+            let _ = self.signals.take();
+            if let Err(error) = self.wait() {
+                // What is left is killed when it is dropped.
+                warn!("Cannot wait for ports: {error}");
+                return;
+            }
+            self.ports
+                .retain_mut(|one| !matches!(one.port.process(), Change::Ended));
+            self.heed_callers();
+        }
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    // Rounded up to the next microsecond, so that the deadline has passed.
+    let time = time + Duration::from_micros(1);
+    Timespec {
+        tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    }
+}

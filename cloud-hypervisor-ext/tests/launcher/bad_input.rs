@@ -1,0 +1,233 @@
+//! What users get wrong: one clear error, the right exit status, no VM, nothing left behind.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::harness::{Launcher, Place};
+
+/// What a launcher says that cannot start a VM.
+#[track_caller]
+fn complaint(place: &Place, launcher: Launcher, expected_status: i32) -> String {
+    let before = place.files();
+    let (status, text) = launcher.end();
+    assert_eq!(status, expected_status, "{text}");
+    assert!(
+        !place.path("arguments").exists(),
+        "the VMM was started: {text}"
+    );
+    assert_eq!(place.files(), before, "{text}");
+    text
+}
+
+#[test]
+fn wrong_devices_are_usage_errors() {
+    let place = Place::new();
+    for (device, expected) in [
+        (
+            "segmen=web",
+            "  0: Error parsing --inter-vm\n  1: Unknown option: segmen\n",
+        ),
+        (
+            "mac=02:00:00:00:00:01",
+            "  Error parsing --inter-vm: segment missing\n",
+        ),
+        (
+            "segment=web,mtu=big",
+            "  1: Unable to convert big for mtu\n",
+        ),
+        ("segment=\"web", "  1: Invalid syntax: segment=\"web\n"),
+        ("segment=web,mac=01:00:00:00:00:01", "a multicast address"),
+        ("segment=web,num_queues=3", "even number from 2 to 128"),
+    ] {
+        let launcher = place.launcher(&["--kernel", "k", "--inter-vm", device]);
+        let text = complaint(&place, launcher, 2);
+        assert!(
+            text.starts_with("Error: cloud-hypervisor-ext exited with the following "),
+            "{text}"
+        );
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn two_devices_of_one_id() {
+    let place = Place::new();
+    let device = place.device(",id=x");
+    let launcher = place.launcher(&[
+        "--inter-vm",
+        &device,
+        "--kernel",
+        "k",
+        "--inter-vm",
+        &device,
+    ]);
+    let text = complaint(&place, launcher, 2);
+    assert!(text.contains("Identifier x is not unique"), "{text}");
+}
+
+#[test]
+fn a_flag_without_a_value() {
+    let place = Place::new();
+    let text = complaint(&place, place.launcher(&["--inter-vm", "--kernel", "k"]), 2);
+    assert!(
+        text.contains("a value is required for '--inter-vm"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_value_that_is_no_text() {
+    let place = Place::new();
+    let argument = OsString::from_vec(b"--inter-vm=segment=\xff".to_vec());
+    let text = complaint(
+        &place,
+        place.launcher(&["--kernel", "k"]).argument(argument),
+        2,
+    );
+    assert!(text.contains("is not UTF-8"), "{text}");
+}
+
+#[test]
+fn memory_that_is_not_to_be_shared() {
+    let place = Place::new();
+    let device = place.device("");
+    let memory = ["--memory", "size=1G,shared=off"];
+    let launcher =
+        place.launcher(&[&["--kernel", "k", "--inter-vm", &device], &memory[..]].concat());
+    let text = complaint(&place, launcher, 2);
+    assert!(text.contains("--memory says shared=off"), "{text}");
+}
+
+#[test]
+fn no_cloud_hypervisor() {
+    let place = Place::new();
+    let device = place.device("");
+    let arguments = ["--kernel", "k", "--inter-vm", &device];
+    let launcher = place
+        .launcher(&arguments)
+        .env("CLOUD_HYPERVISOR", "")
+        .env("PATH", "/nowhere");
+    let text = complaint(&place, launcher, 1);
+    assert!(text.contains("No cloud-hypervisor found in PATH"), "{text}");
+    assert!(text.contains("CLOUD_HYPERVISOR"), "{text}");
+    let launcher = place
+        .launcher(&arguments)
+        .env("CLOUD_HYPERVISOR", place.path("nothing"));
+    let text = complaint(&place, launcher, 1);
+    assert!(text.contains("nothing, which is not a program"), "{text}");
+}
+
+#[test]
+fn a_version_without_vhost_user_net() {
+    let place = Place::new();
+    let device = place.device("");
+    let launcher = place
+        .launcher(&["--kernel", "k", "--inter-vm", &device])
+        .env("STAND_IN_NET", "tap=<if>,mac=<mac>");
+    let text = complaint(&place, launcher, 1);
+    assert!(
+        text.contains("(cloud-hypervisor v0-stand-in) has no vhost-user network devices"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_segment_that_cannot_be_joined() {
+    let place = Place::new();
+    let device = format!("segment={}", place.text("nowhere"));
+    let api = place.text("api");
+    let arguments = [
+        "--kernel",
+        "k",
+        "--api-socket",
+        &api,
+        "--inter-vm",
+        &place.device(""),
+        &device,
+    ];
+    let text = complaint(&place, place.launcher(&arguments), 1);
+    // The reason as the port has it, after what was tried.
+    let expected = format!(
+        "  0: Cannot start the port of inter-vm1 on segment {0}\n  1: Segment directory {0} does not exist",
+        place.text("nowhere")
+    );
+    assert!(text.contains(&expected), "{text}");
+}
+
+#[test]
+fn a_port_that_fails_at_its_start() {
+    let place = Place::new();
+    fs::write(place.path("file"), "precious").unwrap();
+    let device = place.device(&format!(",socket={}", place.text("file")));
+    let launcher = place.launcher(&["--kernel", "k", "--inter-vm", &device]);
+    let text = complaint(&place, launcher, 1);
+    assert!(text.contains("file exists and is not a socket"), "{text}");
+    assert_eq!(fs::read_to_string(place.path("file")).unwrap(), "precious");
+}
+
+#[test]
+fn an_api_socket_of_a_running_vm() {
+    let place = Place::new();
+    let running = place.run(&["--kernel", "k", "--inter-vm", &place.device("")]);
+    fs::remove_file(place.path("arguments")).unwrap();
+    let before = place.files();
+    let api = place.text("api");
+    let mut second = place.launcher(&["--kernel", "k", "--api-socket", &api]);
+    second = second.env("XDG_RUNTIME_DIR", "/tmp");
+    let text = complaint(&place, second, 1);
+    assert!(
+        text.contains("another VM runs with this API socket"),
+        "{text}"
+    );
+    assert_eq!(place.files(), before);
+    assert_eq!(running.ports().len(), 1);
+}
+
+#[test]
+fn a_socket_path_that_is_too_long() {
+    let place = Place::new();
+    let api = place.text(&"a".repeat(100));
+    let device = place.device("");
+    let launcher = place.launcher(&["--kernel", "k", "--api-socket", &api, "--inter-vm", &device]);
+    let text = complaint(&place, launcher, 2);
+    assert!(text.contains(&"a".repeat(100)), "{text}");
+}
+
+#[test]
+fn a_snapshot_that_has_no_such_device() {
+    let place = Place::new();
+    let snapshot = place.path("snapshot");
+    fs::create_dir(&snapshot).unwrap();
+    fs::write(snapshot.join("config.json"), "{\"net\": null}").unwrap();
+    let url = format!("source_url=file://{}", snapshot.display());
+    let launcher = place.launcher(&["--restore", &url, "--inter-vm", &place.device("")]);
+    let text = complaint(&place, launcher, 1);
+    assert!(
+        text.contains("has no vhost-user network device inter-vm0; it has none"),
+        "{text}"
+    );
+    let launcher = place.launcher(&[
+        "--restore",
+        "source_url=file:///nowhere",
+        "--inter-vm",
+        &place.device(""),
+    ]);
+    let text = complaint(&place, launcher, 1);
+    assert!(text.contains("Cannot read /nowhere/config.json"), "{text}");
+}
+
+#[test]
+fn a_program_that_cannot_be_run() {
+    let place = Place::new();
+    let broken = place.path("stand-in");
+    fs::write(&broken, "#!/nowhere\n").unwrap();
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
+    let launcher = place.launcher(&["--kernel", "k", "--inter-vm", &place.device("")]);
+    let text = complaint(&place, launcher, 1);
+    assert!(
+        text.contains("Cannot run") && text.contains("stand-in"),
+        "{text}"
+    );
+}

@@ -1,0 +1,328 @@
+//! A place for a test, the stand-in for Cloud Hypervisor, and launchers that end whatever happens.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use cloud_hypervisor_ext::protocol::{PortInfo, Reply, Request};
+use cloud_hypervisor_ext::vm_directory::control_socket;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tempfile::TempDir;
+
+/// Longer than anything here takes on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Notes its arguments and does what it was told to. `cat` waits for the end of its standard input, or a signal.
+const STAND_IN: &str = r#"#!/bin/sh
+case " $* " in
+*" --help "*)
+    printf 'Usage: cloud-hypervisor [OPTIONS]\n\nOptions:\n'
+    printf '      --initramfs <initramfs>\n          Path\n'
+    printf '      --net <net>...\n          Network parameters "%s"\n' "$STAND_IN_NET"
+    exit 0 ;;
+*" --version "*) echo 'cloud-hypervisor v0-stand-in'; exit 0 ;;
+esac
+[ $# -eq 0 ] || printf '%s\n' "$@" > "$STAND_IN_ARGUMENTS.new"
+mv "$STAND_IN_ARGUMENTS.new" "$STAND_IN_ARGUMENTS"
+case "$STAND_IN_DOES" in
+exit) exit "$STAND_IN_STATUS" ;;
+*) exec cat > /dev/null ;;
+esac
+"#;
+
+/// Waits until something is so, looking often.
+#[track_caller]
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A directory with a segment in it.
+pub(crate) struct Place {
+    directory: TempDir,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        build_port();
+        let directory = TempDir::with_prefix("vi").unwrap();
+        fs::create_dir(directory.path().join("segment")).unwrap();
+        let stand_in = directory.path().join("stand-in");
+        fs::write(&stand_in, STAND_IN).unwrap();
+        fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755)).unwrap();
+        Self { directory }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn text(&self, name: &str) -> String {
+        self.path(name).into_os_string().into_string().unwrap()
+    }
+
+    /// `segment=` for `--inter-vm`, and more.
+    pub(crate) fn device(&self, more: &str) -> String {
+        format!("segment={}{more}", self.text("segment"))
+    }
+
+    /// All that the launcher and its children have made.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let mut files = Vec::new();
+        for directory in ["", "segment"] {
+            for entry in fs::read_dir(self.path(directory)).unwrap() {
+                files.push(entry.unwrap().file_name().into_string().unwrap());
+            }
+        }
+        files.retain(|name| !["segment", "stand-in", "log", "arguments"].contains(&name.as_str()));
+        files.sort();
+        files
+    }
+
+    pub(crate) fn launcher(&self, arguments: &[&str]) -> Launcher {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cloud-hypervisor-ext"));
+        command
+            .args(arguments)
+            .env("CLOUD_HYPERVISOR", self.path("stand-in"))
+            .env("STAND_IN_ARGUMENTS", self.path("arguments"))
+            .env("STAND_IN_NET", "tap=<if>,vhost_user=<on>")
+            .env("STAND_IN_DOES", "wait")
+            .env("XDG_RUNTIME_DIR", self.directory.path())
+            .env_remove("RUST_LOG")
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::piped());
+        Launcher {
+            command,
+            log: self.path("log"),
+            arguments: self.path("arguments"),
+            api_socket: self.path("api"),
+        }
+    }
+
+    /// A launcher whose VM runs, with an API socket.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Running {
+        let api = self.text("api");
+        let mut all = vec!["--api-socket", &api];
+        all.extend(arguments);
+        self.launcher(&all).start()
+    }
+}
+
+/// The port's program is of another package, and not built where only this one is tested.
+fn build_port() {
+    let program =
+        Path::new(env!("CARGO_BIN_EXE_cloud-hypervisor-ext")).with_file_name("virtio-inter");
+    if program.exists() {
+        return;
+    }
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args([
+        "build",
+        "--package",
+        "virtio-inter",
+        "--bin",
+        "virtio-inter",
+    ]);
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    assert!(command.status().unwrap().success());
+}
+
+pub(crate) struct Launcher {
+    command: Command,
+    log: PathBuf,
+    arguments: PathBuf,
+    api_socket: PathBuf,
+}
+
+impl Launcher {
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    pub(crate) fn argument(mut self, argument: OsString) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
+    /// Starts it and sees.
+    pub(crate) fn spawn(mut self) -> Running {
+        let log = File::create(&self.log).unwrap();
+        self.command.stdout(log.try_clone().unwrap()).stderr(log);
+        Running {
+            child: self.command.spawn().unwrap(),
+            log: self.log,
+            arguments: self.arguments,
+            api_socket: self.api_socket,
+        }
+    }
+
+    /// Starts it; the VMM runs.
+    pub(crate) fn start(self) -> Running {
+        let mut running = self.spawn();
+        until("the VMM starts", || {
+            assert_eq!(running.child.try_wait().unwrap(), None, "{}", running.log());
+            running.arguments.exists()
+        });
+        running
+    }
+
+    /// Runs it to its end: its exit status, and all that was said.
+    pub(crate) fn end(self) -> (i32, String) {
+        let mut running = self.spawn();
+        let status = running.wait();
+        (status.code().expect("an exit status"), running.log())
+    }
+}
+
+pub(crate) struct Running {
+    child: Child,
+    log: PathBuf,
+    arguments: PathBuf,
+    api_socket: PathBuf,
+}
+
+impl Running {
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the VMM was started with.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let text = fs::read_to_string(&self.arguments).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(pid(self.pid()), signal).unwrap();
+    }
+
+    #[track_caller]
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the launcher ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// Lets the stand-in end in good order.
+    #[track_caller]
+    pub(crate) fn end(mut self) {
+        drop(self.child.stdin.take());
+        let status = self.wait();
+        assert_eq!(
+            (status.code(), status.signal()),
+            (Some(0), None),
+            "{}",
+            self.log()
+        );
+    }
+
+    pub(crate) fn connect(&self) -> Caller {
+        let stream = UnixStream::connect(control_socket(&self.api_socket)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Caller(BufReader::new(stream))
+    }
+
+    #[track_caller]
+    pub(crate) fn ports(&self) -> Vec<PortInfo> {
+        match self.connect().ask(&Request::List) {
+            Reply::List { version: 1, ports } => ports,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The processes that it started and that live: by their parent, as the kernel tells.
+    pub(crate) fn children(&self) -> Vec<u32> {
+        let path = format!("/proc/{0}/task/{0}/children", self.pid());
+        let text = fs::read_to_string(path).unwrap();
+        text.split_whitespace()
+            .map(|pid| pid.parse().unwrap())
+            .collect()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Ended already, as a rule; its children end with it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            // Through the test harness's capture, unlike a write to standard error.
+            #[allow(clippy::print_stderr, reason = "a failing test's report")]
+            {
+                eprintln!("--- launcher:\n{log}");
+            }
+        }
+    }
+}
+
+/// A connection to the control socket.
+pub(crate) struct Caller(BufReader<UnixStream>);
+
+impl Caller {
+    pub(crate) fn send(&mut self, line: &str) {
+        let mut stream = self.0.get_ref();
+        stream.write_all(line.as_bytes()).unwrap();
+        stream.write_all(b"\n").unwrap();
+    }
+
+    pub(crate) fn receive(&mut self) -> Reply {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    pub(crate) fn ask(&mut self, request: &Request) -> Reply {
+        self.send(&serde_json::to_string(request).unwrap());
+        self.receive()
+    }
+
+    /// Asks for what cannot be: why, on one line.
+    #[track_caller]
+    pub(crate) fn refused(&mut self, request: &Request) -> String {
+        match self.ask(request) {
+            Reply::Error(why) => why.join(": "),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn pid(number: u32) -> Pid {
+    Pid::from_raw(number.cast_signed()).unwrap()
+}
+
+pub(crate) fn kill(number: u32) {
+    kill_process(pid(number), Signal::KILL).unwrap();
+}
+
+pub(crate) fn is_alive(number: u32) -> bool {
+    // A process that has ended and was not waited for by its new parent yet is dead, too.
+    test_kill_process(pid(number)).is_ok()
+        && fs::read_to_string(format!("/proc/{number}/stat")).is_ok_and(|stat| {
+            !stat
+                .rsplit(')')
+                .next()
+                .unwrap_or("")
+                .trim_start()
+                .starts_with('Z')
+        })
+}

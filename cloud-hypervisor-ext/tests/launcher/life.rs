@@ -1,0 +1,142 @@
+//! From the start of a VM's processes to their end, whoever ends first.
+
+use std::os::unix::net::UnixStream;
+
+use cloud_hypervisor_ext::protocol::PortState;
+use rustix::process::Signal;
+
+use crate::harness::{Place, Running, is_alive, kill, until};
+
+fn vm(place: &Place) -> Running {
+    place.run(&["--kernel", "k", "--inter-vm", &place.device("")])
+}
+
+#[test]
+fn signals_go_to_the_vmm_and_its_end_comes_back() {
+    for signal in [Signal::TERM, Signal::INT, Signal::USR1, Signal::HUP] {
+        let place = Place::new();
+        let mut running = vm(&place);
+        running.signal(signal);
+        // The stand-in does not handle it.
+        assert_eq!(running.wait().code(), Some(128 + signal.as_raw()));
+        assert_eq!(place.files(), [""; 0]);
+    }
+}
+
+#[test]
+fn the_exit_status_is_the_vmms() {
+    for status in ["0", "1", "77"] {
+        let place = Place::new();
+        let (code, log) = place
+            .launcher(&["--kernel", "k", "--inter-vm", &place.device("")])
+            .env("STAND_IN_DOES", "exit")
+            .env("STAND_IN_STATUS", status)
+            .end();
+        assert_eq!(code.to_string(), status, "{log}");
+        assert_eq!(place.files(), [""; 0]);
+    }
+}
+
+#[test]
+fn ports_end_with_a_vmm_that_was_killed() {
+    let place = Place::new();
+    let mut running = vm(&place);
+    let port = running.ports()[0].pid.unwrap();
+    let vmm: Vec<u32> = running
+        .children()
+        .into_iter()
+        .filter(|pid| *pid != port)
+        .collect();
+    assert_eq!(vmm.len(), 1);
+    kill(vmm[0]);
+    assert_eq!(running.wait().code(), Some(128 + 9));
+    assert!(
+        running
+            .log()
+            .contains("Cloud Hypervisor was ended by signal 9")
+    );
+    assert!(!is_alive(port));
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn a_port_that_dies_is_started_again_again_and_again() {
+    let place = Place::new();
+    let running = vm(&place);
+    for restarts in 1..=5 {
+        let before = running.ports().remove(0);
+        kill(before.pid.unwrap());
+        until("it serves again", || {
+            let now = running.ports().remove(0);
+            now.restarts == restarts && now.state == PortState::Serving
+        });
+        let now = running.ports().remove(0);
+        assert_ne!(now.pid, before.pid);
+        assert_eq!(
+            (now.mac, now.net.vhost_socket),
+            (before.mac, before.net.vhost_socket.clone())
+        );
+        drop(UnixStream::connect(before.net.vhost_socket).unwrap());
+    }
+    assert!(
+        running
+            .log()
+            .contains("Port of inter-vm0 died (signal: 9 (SIGKILL)); starting it again")
+    );
+    running.end();
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn a_port_that_cannot_come_back_is_tried_for_as_long_as_the_vm_runs() {
+    let place = Place::new();
+    let running = vm(&place);
+    std::fs::rename(place.path("segment"), place.path("away")).unwrap();
+    kill(running.ports()[0].pid.unwrap());
+    until("it was tried", || running.ports()[0].restarts >= 4);
+    std::fs::rename(place.path("away"), place.path("segment")).unwrap();
+    until("it serves again", || {
+        running.ports()[0].state == PortState::Serving
+    });
+    running.end();
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn nothing_outlives_a_launcher_that_was_killed_and_the_next_takes_over() {
+    let place = Place::new();
+    let mut running = vm(&place);
+    let children = running.children();
+    assert_eq!(children.len(), 2);
+    running.signal(Signal::KILL);
+    running.wait();
+    until("its children are gone", || {
+        !children.iter().any(|pid| is_alive(*pid))
+    });
+    std::fs::remove_file(place.path("arguments")).unwrap();
+    vm(&place).end();
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn a_port_does_not_get_the_terminals_signals() {
+    let place = Place::new();
+    let running = vm(&place);
+    let port = running.ports()[0].pid.unwrap();
+    let group = |pid: u32| {
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed());
+        rustix::process::getpgid(pid)
+            .unwrap()
+            .as_raw_nonzero()
+            .get()
+    };
+    assert_eq!(group(port), port.cast_signed());
+    // The VMM does: it reads from the terminal.
+    let vmm = running
+        .children()
+        .into_iter()
+        .find(|pid| *pid != port)
+        .unwrap();
+    assert_eq!(group(vmm), group(running.pid()));
+    running.end();
+}

@@ -1,0 +1,169 @@
+//! A stock Cloud Hypervisor, where the variable `CLOUD_HYPERVISOR` names one: what it makes of what it is told. No
+//! guest is booted here; that is done by the tests with guests.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+
+use crate::harness::{Launcher, Place, until};
+
+/// The program, or the reason why the test cannot run.
+fn stock() -> Option<PathBuf> {
+    let program = std::env::var_os("CLOUD_HYPERVISOR").map(PathBuf::from);
+    let missing = match &program {
+        None => "CLOUD_HYPERVISOR names no Cloud Hypervisor",
+        // It opens that before it reads its devices.
+        Some(_)
+            if std::fs::File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/kvm")
+                .is_err() =>
+        {
+            "there is no /dev/kvm that can be opened"
+        }
+        Some(_) => return program,
+    };
+    skip(missing);
+    None
+}
+
+/// Names the running test as skipped, to whoever looks and to `cargo xtask test`.
+fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("test");
+    // A closed standard error leaves nobody to tell.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {reason}");
+    if let Some(path) = std::env::var_os("VIRTIO_INTER_SKIPS") {
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path);
+        // One write: other tests report to the same file.
+        let line = format!("{name}\t{reason}\n");
+        file.and_then(|mut file| file.write_all(line.as_bytes()))
+            .unwrap();
+    }
+}
+
+fn launcher(place: &Place, program: &Path, arguments: &[&str]) -> Launcher {
+    place.launcher(arguments).env("CLOUD_HYPERVISOR", program)
+}
+
+#[test]
+fn connects_to_its_ports_and_tells_its_own_errors() {
+    let Some(program) = stock() else { return };
+    let place = Place::new();
+    let (device, kernel) = (place.device(""), place.text("no-kernel"));
+    let arguments = [
+        "-v",
+        "--console",
+        "off",
+        "--inter-vm",
+        &device,
+        "--kernel",
+        &kernel,
+    ];
+    let (status, log) = launcher(&place, &program, &arguments).end();
+    assert_eq!(status, 1, "{log}");
+    assert!(log.contains("Frontend connected"), "{log}");
+    assert!(log.contains("Cannot open kernel file"), "{log}");
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn several_devices_with_all_that_can_be_said_of_them() {
+    let Some(program) = stock() else { return };
+    let place = Place::new();
+    let full = place.device(
+        ",id=full,mac=02:00:00:00:00:07,mtu=9000,num_queues=4,queue_size=512,pci_segment=0,pci_device_id=9",
+    );
+    let kernel = place.text("no-kernel");
+    let (one, odd) = (
+        place.device(""),
+        place.device(&format!(",socket=\"{}\"", place.text("o,dd"))),
+    );
+    let (status, log) = launcher(
+        &place,
+        &program,
+        &[
+            "--kernel",
+            &kernel,
+            "--console",
+            "off",
+            "-v",
+            "--cpus",
+            "boot=2",
+            "--memory",
+            "size=256M",
+            "--inter-vm",
+            &full,
+            &one,
+            &odd,
+        ],
+    )
+    .end();
+    assert_eq!(status, 1, "{log}");
+    assert_eq!(log.matches("Frontend connected").count(), 3, "{log}");
+    assert!(log.contains("Cannot open kernel file"), "{log}");
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn refuses_what_it_does_not_know() {
+    let Some(program) = stock() else { return };
+    let place = Place::new();
+    let device = place.device("");
+    let arguments = ["--kernel", "k", "--inter-vm", &device, "--frobnicate"];
+    let (status, log) = launcher(&place, &program, &arguments).end();
+    assert_eq!(status, 2, "{log}");
+    assert!(log.contains("unexpected argument '--frobnicate'"), "{log}");
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn waits_for_a_vm_by_its_api_socket() {
+    let Some(program) = stock() else { return };
+    let place = Place::new();
+    let (api, device) = (place.text("api"), place.device(""));
+    let mut running = launcher(
+        &place,
+        &program,
+        &["--api-socket", &api, "--inter-vm", &device],
+    )
+    .spawn();
+    until("the API socket accepts", || {
+        UnixStream::connect(&api).is_ok()
+    });
+    let ports = running.ports();
+    drop(UnixStream::connect(&ports[0].net.vhost_socket).unwrap());
+    running.signal(Signal::TERM);
+    assert_eq!(running.wait().code(), Some(0), "{}", running.log());
+    // A lock file of the VMM's own stays, from v53 on.
+    let left: Vec<String> = place
+        .files()
+        .into_iter()
+        .filter(|name| name != "api.lock")
+        .collect();
+    assert_eq!(left, [""; 0]);
+}
+
+#[test]
+fn help_has_the_flag_in_its_place() {
+    let Some(program) = stock() else { return };
+    let place = Place::new();
+    let (status, text) = launcher(&place, &program, &["--help"]).end();
+    assert_eq!(status, 0);
+    let flags: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("      --"))
+        .map(|line| line.split(' ').next().unwrap())
+        .collect();
+    assert!(
+        flags.contains(&"inter-vm") && flags.contains(&"net"),
+        "{flags:?}"
+    );
+    assert!(flags.is_sorted(), "{flags:?}");
+}
