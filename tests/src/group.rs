@@ -19,6 +19,8 @@ pub struct Group {
     pub ports: Vec<Port>,
     /// Where the ports meet.
     pub segment: Segment,
+    /// Of the ports' names, so that two groups of one test differ.
+    prefix: String,
 }
 
 impl Group {
@@ -43,29 +45,77 @@ impl Group {
         kinds: &[Frontend],
         change: impl Fn(PortConfig) -> PortConfig,
     ) -> Result<Self> {
-        let segment = Segment::new(bed, name)?;
-        let mut group = Self {
+        let mut group = Self::new(bed, name)?;
+        for kind in kinds {
+            group.start(bed, *kind, &change, |config| config)?;
+        }
+        group.ready()?;
+        Ok(group)
+    }
+
+    /// A segment without guests.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Segment::new`].
+    pub fn new(bed: &Testbed, name: &str) -> Result<Self> {
+        Ok(Self {
             vms: Vec::new(),
             ports: Vec::new(),
+            segment: Segment::new(bed, name)?,
+            prefix: match name {
+                "test" => String::new(),
+                other => format!("{other}-"),
+            },
+        })
+    }
+
+    /// A group of what is there already.
+    pub fn of(segment: Segment, ports: Vec<Port>, vms: Vec<Vm>) -> Self {
+        Self {
+            vms,
+            ports,
             segment,
-        };
-        for (kind, host) in kinds.iter().zip(1..) {
-            let id = if name == "test" {
-                format!("vm{host}")
-            } else {
-                format!("{name}-vm{host}")
-            };
-            let port = Port::start(bed, change(PortConfig::new(&group.segment, &id, host)))?;
-            let config = VmConfig::new(&id, *kind)
-                .vcpus(port.config().queues.into())
-                .nic(Nic::on_port(&port, host));
-            group.ports.push(port);
-            group.vms.push(Vm::start(bed, config)?);
+            prefix: String::new(),
         }
-        for vm in &group.vms {
-            vm.ready()?;
-        }
-        Ok(group)
+    }
+
+    /// Starts the next guest on a port of its own, with the port's flags and the guest's configuration changed. It has
+    /// as many processors as the port has queue pairs. [`Group::ready`] must come before any command.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Port::start`] and [`Vm::start`].
+    pub fn start(
+        &mut self,
+        bed: &Testbed,
+        kind: Frontend,
+        port: impl FnOnce(PortConfig) -> PortConfig,
+        vm: impl FnOnce(VmConfig) -> VmConfig,
+    ) -> Result<()> {
+        let host = self.vms.len() as u8 + 1;
+        let id = format!("{}vm{host}", self.prefix);
+        let port = Port::start(bed, port(PortConfig::new(&self.segment, &id, host)))?;
+        let config = VmConfig::new(&id, kind)
+            .vcpus(port.config().queues.into())
+            .nic(Nic::on_port(&port, host));
+        self.ports.push(port);
+        self.vms.push(Vm::start(bed, vm(config))?);
+        Ok(())
+    }
+
+    /// Waits until all guests are ready.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Vm::ready`].
+    pub fn ready(&self) -> Result<()> {
+        self.vms.iter().try_for_each(Vm::ready)
+    }
+
+    /// All of its guests.
+    pub fn members(&self) -> Vec<usize> {
+        (0..self.vms.len()).collect()
     }
 
     /// Pings from each of these guests to each other of them, over IPv4 and IPv6, until all answers come.
@@ -77,7 +127,7 @@ impl Group {
         for from in members {
             for to in members.iter().filter(|to| *to != from) {
                 let nic = self.vms[*to].nic(0);
-                for address in [IpAddr::from(nic.ipv4()), nic.ipv6().into()] {
+                for address in nic.addresses() {
                     reach(&self.vms[*from], address)?;
                 }
             }

@@ -1,10 +1,10 @@
 //! Network interfaces of guests: what is behind them, and their addresses.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
-use crate::{Port, Tap};
+use crate::{Offloads, Port, PortConfig, Tap};
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,6 +52,10 @@ pub struct Nic {
     pub queues: u16,
     /// Descriptors of each ring; QEMU only, User Mode Linux takes what the back-end allows.
     pub queue_size: u16,
+    /// What its device offers to the guest; QEMU only.
+    pub offloads: Offloads,
+    /// Further properties of its device, as `mrg_rxbuf=off,in_order=on`; QEMU only. The last word on each.
+    pub properties: String,
     /// Third byte of its IPv4 address, 10.0.`subnet`.`host`/24, and second group of fd00:`subnet`::`host`/64.
     pub subnet: u8,
     /// Last byte of its addresses.
@@ -61,13 +65,29 @@ pub struct Nic {
 impl Nic {
     /// An interface on a port, with the port's address, MTU and queues, as host `host` of subnet 0.
     pub fn on_port(port: &Port, host: u8) -> Self {
-        let config = port.config();
+        Self::on_socket(port.socket(), port.config(), host)
+    }
+
+    /// The same on a port with these flags that listens on `socket`, or will.
+    pub fn on_socket(socket: &Path, config: &PortConfig, host: u8) -> Self {
         Self {
-            backend: Backend::VhostUser(port.socket().to_path_buf()),
             mac: config.mac,
-            mtu: config.mtu,
             queues: config.queues,
             queue_size: config.queue_size,
+            ..Self::new(Backend::VhostUser(socket.to_path_buf()), config.mtu, host)
+        }
+    }
+
+    /// An interface with one queue pair and all offloads, as host `host` of subnet 0; its address ends in that too.
+    pub fn new(backend: Backend, mtu: u16, host: u8) -> Self {
+        Self {
+            backend,
+            mac: Mac::local(host),
+            mtu,
+            queues: 1,
+            queue_size: 256,
+            offloads: Offloads::Segmentation,
+            properties: String::new(),
             subnet: 0,
             host,
         }
@@ -75,15 +95,7 @@ impl Nic {
 
     /// An interface on a tap device, as host `host` of subnet 0.
     pub fn on_tap(tap: &Tap, host: u8) -> Self {
-        Self {
-            backend: Backend::Tap(tap.clone()),
-            mac: Mac::local(host),
-            mtu: tap.mtu(),
-            queues: 1,
-            queue_size: 256,
-            subnet: 0,
-            host,
-        }
+        Self::new(Backend::Tap(tap.clone()), tap.mtu(), host)
     }
 
     /// The same interface in another subnet.
@@ -100,5 +112,10 @@ impl Nic {
     /// Its IPv6 address.
     pub fn ipv6(&self) -> Ipv6Addr {
         Ipv6Addr::new(0xfd00, self.subnet.into(), 0, 0, 0, 0, 0, self.host.into())
+    }
+
+    /// Both of its addresses: what holds for one family is to hold for the other.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.ipv4().into(), self.ipv6().into()]
     }
 }

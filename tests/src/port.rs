@@ -1,5 +1,6 @@
 //! `virtio-inter port`, the program under test.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -62,6 +63,12 @@ impl PortConfig {
         Self { queues, ..self }
     }
 
+    /// The same with another limit on the size of queues.
+    #[must_use]
+    pub fn queue_size(self, queue_size: u16) -> Self {
+        Self { queue_size, ..self }
+    }
+
     /// The same bound to CPUs.
     #[must_use]
     pub fn cpus(self, cpus: &[usize]) -> Self {
@@ -87,7 +94,7 @@ impl Port {
     ///
     /// No program, or one that does not get ready within 20 s; its log is in the message.
     pub fn start(bed: &Testbed, config: PortConfig) -> Result<Self> {
-        let socket = bed.path(&format!("{}.vhost", config.id));
+        let socket = Self::future_socket(bed, &config);
         let log = bed.path(&format!("port-{}.log", config.id));
         let process = launch(&config, &socket, &log)?;
         Ok(Self {
@@ -96,6 +103,11 @@ impl Port {
             log,
             process,
         })
+    }
+
+    /// The socket on which a port with these flags will wait for a frontend.
+    pub fn future_socket(bed: &Testbed, config: &PortConfig) -> PathBuf {
+        bed.path(&format!("{}.vhost", config.id))
     }
 
     /// Kills the port with SIGKILL and starts it anew with the same flags.
@@ -134,6 +146,17 @@ impl Port {
         Ok(())
     }
 
+    /// Asks the port to leave, as [`Port::stop`] does, and returns what it counted in its life.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Port::stop`], and a log that does not tell.
+    pub fn stop_and_count(&mut self) -> Result<Counters> {
+        self.stop()?;
+        Counters::parse(&self.process.log())
+            .with_context(|| format!("Reading the counters of port {}", self.config.id))
+    }
+
     /// The socket on which it waits for a frontend.
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -147,6 +170,59 @@ impl Port {
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+}
+
+/// What a port counted, over all of its queue pairs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters(BTreeMap<String, u64>);
+
+impl Counters {
+    /// A counter's value: 0 for one that never moved.
+    pub fn get(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    /// Those for frames that went nowhere, and moved.
+    pub fn drops(&self) -> Vec<(&str, u64)> {
+        /// Counters of things that happen to frames on their way.
+        const HARMLESS: [&str; 9] = [
+            "tx_frames",
+            "tx_bytes",
+            "tx_waits",
+            "tx_spilled",
+            "rx_frames",
+            "rx_bytes",
+            "rx_waits",
+            "wakeups",
+            "interrupts",
+        ];
+        let moved = self.0.iter().map(|(name, value)| (name.as_str(), *value));
+        moved
+            .filter(|(name, value)| *value != 0 && !HARMLESS.contains(name))
+            .collect()
+    }
+
+    /// Adds up the lines at the end of a port's log.
+    fn parse(log: &str) -> Result<Self> {
+        let mut sum = Self::default();
+        let mut lines = 0;
+        for line in log.lines() {
+            let Some((_, counters)) = line
+                .split_once("Queue pair ")
+                .and_then(|(_, rest)| rest.split_once(": "))
+            else {
+                continue;
+            };
+            lines += 1;
+            for counter in counters.split(", ").filter(|text| !text.is_empty()) {
+                let (name, value) = counter.split_once(' ').context("A counter has no value")?;
+                let value: u64 = value.parse().context("A counter is no number")?;
+                *sum.0.entry(name.to_owned()).or_default() += value;
+            }
+        }
+        anyhow::ensure!(lines != 0, "There are none");
+        Ok(sum)
     }
 }
 
@@ -182,4 +258,18 @@ fn launch(config: &PortConfig, socket: &Path, log: &Path) -> Result<Process> {
     let mut process = Process::start(&name, command(config, socket)?, log, &config.cpus)?;
     process.wait_for_log(READY, before, READY_LIMIT)?;
     Ok(process)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counters;
+
+    #[test]
+    fn counters_of_all_queue_pairs_are_added_up() {
+        let log = "INFO Serving x\nINFO Queue pair 0: tx_frames 3, rx_too_long 1\nINFO Queue pair 1: tx_frames 4\n";
+        let counters = Counters::parse(log).unwrap();
+        assert_eq!(counters.get("tx_frames"), 7);
+        assert_eq!(counters.drops(), [("rx_too_long", 1)]);
+        assert!(Counters::parse("INFO Serving x").is_err());
+    }
 }

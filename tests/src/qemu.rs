@@ -72,7 +72,8 @@ pub(crate) fn command(
         .arg(&image.kernel)
         .arg("-initrd")
         .arg(&image.initramfs)
-        .args(["-append", "console=ttyS0 quiet"])
+        // On a busy host the kernel's check finds that the emulated timer does not tick, and panics.
+        .args(["-append", "console=ttyS0 quiet no_timer_check"])
         .arg("-chardev")
         .arg(format!(
             "file,id=console,append=on,path={}",
@@ -145,6 +146,12 @@ fn add_nic(command: &mut Command, index: usize, nic: &Nic) {
     if nic.queues > 1 {
         // Each ring has its interrupt, and so have the control queue and the configuration.
         device += &format!(",mq=on,vectors={}", 2 * nic.queues + 2);
+    }
+    for properties in [nic.offloads.properties(), &nic.properties] {
+        if !properties.is_empty() {
+            device += ",";
+            device += properties;
+        }
     }
     command.args(["-device", &device]);
 }

@@ -345,6 +345,21 @@ impl Vm {
             .with_context(|| format!("Reading {path}"))
     }
 
+    /// The features that the driver of an interface negotiated, as bits (VIRTIO 1.3, 5.1.3 and 6).
+    ///
+    /// # Errors
+    ///
+    /// An interface that is not there or is no virtio device.
+    pub fn features(&self, index: usize) -> Result<u64> {
+        let name = self.interface(index)?;
+        let text = self.run(&["cat", &format!("/sys/class/net/{name}/device/features")])?;
+        // The lowest bit is written first.
+        text.trim().chars().rev().try_fold(0, |bits, digit| {
+            let digit = digit.to_digit(2).context("Features are not binary")?;
+            Ok(bits << 1 | u64::from(digit))
+        })
+    }
+
     /// Gives all interfaces their addresses, raises them and waits for their carriers.
     ///
     /// # Errors

@@ -85,11 +85,7 @@ fn a_machine_that_wants_more_queues_than_offered_is_told_and_replaced() {
         let far = Port::start(bed, PortConfig::new(&segment, "vm2", 2))?;
         let nic = Nic::on_port(&far, 2);
         let other = Vm::boot(bed, VmConfig::new("other", Frontend::Uml).nic(nic))?;
-        let group = Group {
-            vms: vec![right, other],
-            ports: vec![port, far],
-            segment,
-        };
+        let group = Group::of(segment, vec![port, far], vec![right, other]);
         group.all_reach_all(&[0, 1])
     });
 }

@@ -4,25 +4,11 @@
 use std::time::Duration;
 
 use virtio_inter_tests::{
-    Backend, Frontend, Group, Kernel, Mac, Nic, Port, PortConfig, Segment, Testbed, Vm, VmConfig,
-    guest_test, until,
+    Frontend, Group, Kernel, Nic, Port, PortConfig, Segment, Vm, VmConfig, guest_test, until,
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
 const QEMU: Frontend = Frontend::Qemu(Kernel::Debian12);
-
-/// An interface on the port that [`Port::start`] will make of this configuration.
-fn on_future_port(bed: &Testbed, config: &PortConfig, host: u8) -> Nic {
-    Nic {
-        backend: Backend::VhostUser(bed.path(&format!("{}.vhost", config.id))),
-        mac: Mac::local(host),
-        mtu: config.mtu,
-        queues: config.queues,
-        queue_size: config.queue_size,
-        subnet: 0,
-        host,
-    }
-}
 
 #[test]
 #[cfg_attr(
@@ -37,7 +23,7 @@ fn machines_wait_for_their_ports() {
         for host in 1..=2 {
             let id = format!("vm{host}");
             let config = PortConfig::new(&segment, &id, host);
-            let nic = on_future_port(bed, &config, host);
+            let nic = Nic::on_socket(&Port::future_socket(bed, &config), &config, host);
             configs.push(config);
             vms.push(Vm::start(bed, VmConfig::new(&id, QEMU).nic(nic))?);
         }
@@ -53,11 +39,7 @@ fn machines_wait_for_their_ports() {
         for vm in &vms {
             vm.ready()?;
         }
-        let group = Group {
-            vms,
-            ports,
-            segment,
-        };
+        let group = Group::of(segment, ports, vms);
         group.all_reach_all(&[0, 1])
     });
 }

@@ -2,7 +2,8 @@
 //!
 //! A step that cannot run here is named as skipped, with the reason; it never looks like a pass. The same goes for
 //! a single test: it writes its name and reason into the file that `VIRTIO_INTER_SKIPS` names, and is counted as
-//! skipped although its harness saw it return.
+//! skipped although its harness saw it return. And a test with parts of their own names, as the cells of a matrix,
+//! tells of each in the file that `VIRTIO_INTER_PARTS` names.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -47,6 +48,8 @@ struct Run {
     lines: Vec<Line>,
     /// Tests report here that they were skipped: `name<TAB>reason` lines.
     skips: PathBuf,
+    /// And here what became of their parts: `name<TAB>part<TAB>ok|failed<TAB>milliseconds` lines.
+    parts: PathBuf,
 }
 
 /// Runs all steps and prints the summary.
@@ -61,6 +64,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
         options,
         lines: Vec::new(),
         skips,
+        parts: root().join("target").join("test-parts"),
     };
     run.all();
     run.summary()
@@ -170,16 +174,12 @@ impl Run {
             )
         });
         self.step("guests", |run| {
+            let port = root().join("target/release/virtio-inter");
             run.tests(
                 "guests",
-                &[
-                    "--release",
-                    "--package",
-                    "virtio-inter-tests",
-                    "--features",
-                    "guests",
-                ],
-                &[],
+                // The harness waits most of the time: unoptimised it is built in a tenth of the time. The port is not.
+                &["--package", "virtio-inter-tests", "--features", "guests"],
+                &[("VIRTIO_INTER_BIN", &port.display().to_string())],
             )
         });
     }
@@ -251,8 +251,10 @@ impl Run {
             all.extend(["--", "--test-threads=1"]);
         }
         let _ = fs::remove_file(&self.skips);
+        let _ = fs::remove_file(&self.parts);
         let mut child = cargo(&all, environment)
             .env("VIRTIO_INTER_SKIPS", &self.skips)
+            .env("VIRTIO_INTER_PARTS", &self.parts)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -269,6 +271,7 @@ impl Run {
         let mut seen = std::collections::HashSet::new();
         results.retain(|(name, ..)| (!nextest || name.contains(' ')) && seen.insert(name.clone()));
         let skipped = self.skipped_tests();
+        let parts = self.parts();
         for (name, passed, took) in &mut results {
             let end = match skipped
                 .iter()
@@ -283,6 +286,15 @@ impl Run {
                 end,
                 took: *took,
             });
+            for (test, part, took) in &parts {
+                if name.ends_with(test.as_str()) {
+                    self.lines.push(Line {
+                        name: format!("    {what}: {name}: {}", part.0),
+                        end: if part.1 { End::Passed } else { End::Failed },
+                        took: *took,
+                    });
+                }
+            }
         }
         if results.is_empty() {
             bail!("No test was run");
@@ -299,6 +311,19 @@ impl Run {
         text.lines()
             .filter_map(|line| line.split_once('\t'))
             .map(|(name, reason)| (name.to_owned(), reason.to_owned()))
+            .collect()
+    }
+
+    /// What tests told of their parts: the test, the part and whether it passed, and its time.
+    fn parts(&self) -> Vec<(String, (String, bool), Duration)> {
+        let text = fs::read_to_string(&self.parts).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| {
+                let mut fields = line.split('\t').map(str::to_owned);
+                let (test, part, ending) = (fields.next()?, fields.next()?, fields.next()?);
+                let took = Duration::from_millis(fields.next()?.parse().ok()?);
+                Some((test, (part, ending == "ok"), took))
+            })
             .collect()
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
-use virtio_inter_tests::{Backend, Frontend, Kernel, Mac, Nic, Testbed, Vm, VmConfig};
+use virtio_inter_tests::{Backend, Frontend, Kernel, Nic, Testbed, Vm, VmConfig};
 
 use crate::{image, setup};
 
@@ -63,13 +63,8 @@ pub(crate) fn run(options: Options) -> Result<()> {
             socket.display()
         );
         config = config.nic(Nic {
-            backend: Backend::VhostUser(socket),
-            mac: Mac::local(options.host),
-            mtu: options.mtu,
             queues: options.queues,
-            queue_size: 256,
-            subnet: 0,
-            host: options.host,
+            ..Nic::new(Backend::VhostUser(socket), options.mtu, options.host)
         });
     }
     let bed = Testbed::new("vm")?;

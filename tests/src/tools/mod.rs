@@ -15,7 +15,7 @@ pub use iperf3::{Iperf3, Throughput, iperf3};
 pub use netperf::{TransactionRate, tcp_rr};
 pub use ping::{Ping, PingReport, ping};
 pub use sockperf::{HalfRoundTrip, tcp_ping_pong};
-pub use transfer::{Transfer, TransferPlan, TransferReport};
+pub use transfer::{Transfer, TransferPlan, TransferReport, exchange};
 pub use udp::{UdpReport, udp_check};
 
 use std::time::Duration;

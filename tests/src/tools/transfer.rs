@@ -137,3 +137,29 @@ impl Transfer {
         serde_json::from_str(line).context("Reading a transfer's report")
     }
 }
+
+/// Moves `bytes` each way at once between two guests, to the server's `address`, and waits for up to `limit`.
+///
+/// # Errors
+///
+/// As for [`Transfer::start`] and [`Transfer::finish`].
+pub fn exchange(
+    client: &Vm,
+    server: &Vm,
+    address: impl Into<IpAddr>,
+    bytes: u64,
+    limit: Duration,
+) -> Result<()> {
+    let address = address.into();
+    let plan = TransferPlan::both_ways(bytes);
+    let report = Transfer::start(client, server, address, plan)
+        .and_then(|transfer| transfer.finish(limit))
+        .with_context(|| format!("Between {} and {address}", client.config().name))?;
+    // The guests' own verdicts are in their exit codes; that they speak of the same bytes is checked here.
+    ensure!(
+        (report.peer_received, report.received) == (bytes, bytes)
+            && report.sent_checksum == report.peer_checksum,
+        "{report:?}"
+    );
+    Ok(())
+}
