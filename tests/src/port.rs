@@ -1,16 +1,20 @@
 //! `virtio-inter port`, the program under test.
 
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::Signal;
+use serde::Deserialize;
 
 use crate::{Mac, Process, Result, Segment, Testbed, images, process};
 
 const READY_LIMIT: Duration = Duration::from_secs(20);
+const STATUS_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// What a port logs once its socket takes a frontend.
 const READY: &str = "Serving";
@@ -83,6 +87,7 @@ impl PortConfig {
 pub struct Port {
     config: PortConfig,
     socket: PathBuf,
+    status: PathBuf,
     log: PathBuf,
     process: Process,
 }
@@ -95,11 +100,13 @@ impl Port {
     /// No program, or one that does not get ready within 20 s; its log is in the message.
     pub fn start(bed: &Testbed, config: PortConfig) -> Result<Self> {
         let socket = Self::future_socket(bed, &config);
+        let status = bed.path(&format!("{}.status", config.id));
         let log = bed.path(&format!("port-{}.log", config.id));
-        let process = launch(&config, &socket, &log)?;
+        let process = launch(&config, [&socket, &status], &log)?;
         Ok(Self {
             config,
             socket,
+            status,
             log,
             process,
         })
@@ -126,7 +133,8 @@ impl Port {
     ///
     /// As for [`Port::start`].
     pub fn restart(&mut self) -> Result<()> {
-        self.process = launch(&self.config, &self.socket, &self.log)?;
+        let sockets = [self.socket.as_path(), &self.status];
+        self.process = launch(&self.config, sockets, &self.log)?;
         Ok(())
     }
 
@@ -146,15 +154,20 @@ impl Port {
         Ok(())
     }
 
-    /// Asks the port to leave, as [`Port::stop`] does, and returns what it counted in its life.
+    /// What it has counted since it started.
     ///
     /// # Errors
     ///
-    /// As for [`Port::stop`], and a log that does not tell.
-    pub fn stop_and_count(&mut self) -> Result<Counters> {
-        self.stop()?;
-        Counters::parse(&self.process.log())
-            .with_context(|| format!("Reading the counters of port {}", self.config.id))
+    /// A port that does not tell within 10 s.
+    pub fn counters(&self) -> Result<Counters> {
+        let read = || -> Result<Counters> {
+            let mut stream = UnixStream::connect(&self.status).context("Connecting")?;
+            stream.set_read_timeout(Some(STATUS_LIMIT))?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).context("Reading")?;
+            Counters::parse(&text)
+        };
+        read().with_context(|| format!("Asking port {} for its counters", self.config.id))
     }
 
     /// The socket on which it waits for a frontend.
@@ -173,61 +186,78 @@ impl Port {
     }
 }
 
-/// What a port counted, over all of its queue pairs.
+/// What a port counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters(BTreeMap<String, u64>);
+pub struct Counters {
+    /// Of each queue pair, by name; those that never moved may be missing.
+    pairs: Vec<BTreeMap<String, u64>>,
+}
 
 impl Counters {
-    /// A counter's value: 0 for one that never moved.
+    /// A counter, over all queue pairs.
     pub fn get(&self, name: &str) -> u64 {
-        self.0.get(name).copied().unwrap_or(0)
+        self.pairs.iter().filter_map(|pair| pair.get(name)).sum()
     }
 
-    /// Those for frames that went nowhere, and moved.
-    pub fn drops(&self) -> Vec<(&str, u64)> {
-        /// Counters of things that happen to frames on their way.
-        const HARMLESS: [&str; 9] = [
+    /// A counter of each queue pair.
+    pub fn of_pairs(&self, name: &str) -> Vec<u64> {
+        let of_pair = |pair: &BTreeMap<String, u64>| pair.get(name).copied().unwrap_or(0);
+        self.pairs.iter().map(of_pair).collect()
+    }
+
+    /// What happened since `before`, which the same port told.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let mut pairs = self.pairs.clone();
+        for (pair, before) in pairs.iter_mut().zip(&before.pairs) {
+            for (name, value) in pair.iter_mut() {
+                *value -= before.get(name).copied().unwrap_or(0);
+            }
+            pair.retain(|_, value| *value != 0);
+        }
+        Self { pairs }
+    }
+
+    /// Frames that went nowhere, by reason.
+    pub fn drops(&self) -> BTreeMap<&str, u64> {
+        /// What happens to frames that arrive, and to nobody's frame.
+        const HARMLESS: [&str; 11] = [
             "tx_frames",
             "tx_bytes",
             "tx_waits",
             "tx_spilled",
             "rx_frames",
             "rx_bytes",
+            "rx_segmented",
+            "rx_csum_completed",
             "rx_waits",
             "wakeups",
             "interrupts",
         ];
-        let moved = self.0.iter().map(|(name, value)| (name.as_str(), *value));
-        moved
-            .filter(|(name, value)| *value != 0 && !HARMLESS.contains(name))
-            .collect()
-    }
-
-    /// Adds up the lines at the end of a port's log.
-    fn parse(log: &str) -> Result<Self> {
-        let mut sum = Self::default();
-        let mut lines = 0;
-        for line in log.lines() {
-            let Some((_, counters)) = line
-                .split_once("Queue pair ")
-                .and_then(|(_, rest)| rest.split_once(": "))
-            else {
-                continue;
-            };
-            lines += 1;
-            for counter in counters.split(", ").filter(|text| !text.is_empty()) {
-                let (name, value) = counter.split_once(' ').context("A counter has no value")?;
-                let value: u64 = value.parse().context("A counter is no number")?;
-                *sum.0.entry(name.to_owned()).or_default() += value;
+        let mut drops = BTreeMap::new();
+        for (name, value) in self.pairs.iter().flatten() {
+            if *value != 0 && !HARMLESS.contains(&name.as_str()) {
+                *drops.entry(name.as_str()).or_default() += *value;
             }
         }
-        anyhow::ensure!(lines != 0, "There are none");
-        Ok(sum)
+        drops
+    }
+
+    /// Reads a port's status.
+    fn parse(text: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Status {
+            counters: Vec<BTreeMap<String, u64>>,
+        }
+        let status: Status = serde_json::from_str(text).context("Reading its status")?;
+        Ok(Self {
+            pairs: status.counters,
+        })
     }
 }
 
 /// The command that runs a port with these flags.
-fn command(config: &PortConfig, socket: &Path) -> Result<Command> {
+fn command(config: &PortConfig, [socket, status]: [&Path; 2]) -> Result<Command> {
     let program = match &config.program {
         Some(program) => program.clone(),
         None => images::port_program()?,
@@ -237,6 +267,8 @@ fn command(config: &PortConfig, socket: &Path) -> Result<Command> {
         .arg("port")
         .arg("--socket")
         .arg(socket)
+        .arg("--status-socket")
+        .arg(status)
         .arg("--segment")
         .arg(&config.segment)
         .args(["--id", &config.id])
@@ -252,10 +284,10 @@ fn command(config: &PortConfig, socket: &Path) -> Result<Command> {
     Ok(command)
 }
 
-fn launch(config: &PortConfig, socket: &Path, log: &Path) -> Result<Process> {
+fn launch(config: &PortConfig, sockets: [&Path; 2], log: &Path) -> Result<Process> {
     let before = log.metadata().map_or(0, |log| log.len() as usize);
     let name = format!("port {}", config.id);
-    let mut process = Process::start(&name, command(config, socket)?, log, &config.cpus)?;
+    let mut process = Process::start(&name, command(config, sockets)?, log, &config.cpus)?;
     process.wait_for_log(READY, before, READY_LIMIT)?;
     Ok(process)
 }
@@ -265,11 +297,21 @@ mod tests {
     use super::Counters;
 
     #[test]
-    fn counters_of_all_queue_pairs_are_added_up() {
-        let log = "INFO Serving x\nINFO Queue pair 0: tx_frames 3, rx_too_long 1\nINFO Queue pair 1: tx_frames 4\n";
-        let counters = Counters::parse(log).unwrap();
-        assert_eq!(counters.get("tx_frames"), 7);
-        assert_eq!(counters.drops(), [("rx_too_long", 1)]);
-        assert!(Counters::parse("INFO Serving x").is_err());
+    fn counters_of_queue_pairs_are_added_up_and_told_apart() {
+        let parse = |first, second| {
+            let text = format!(
+                r#"{{"id":"a","counters":[{{"tx_frames":{first}}},{{"tx_frames":4,"rx_too_long":{second}}}]}}"#
+            );
+            Counters::parse(&text).unwrap()
+        };
+        let (before, after) = (parse(3, 0), parse(5, 1));
+        assert_eq!(after.get("tx_frames"), 9);
+        let change = after.since(&before);
+        assert_eq!(change.of_pairs("tx_frames"), [2, 0]);
+        assert_eq!(
+            change.drops().into_iter().collect::<Vec<_>>(),
+            [("rx_too_long", 1)]
+        );
+        assert!(Counters::parse("{}").is_err());
     }
 }
