@@ -2,7 +2,8 @@
 //! completed, TCP and UDP cut into segments.
 //!
 //! No queues, no links, no shared memory: everything here works on private bytes. `worker/adapt.rs` brings them.
-//! Where there is a choice the result is the Linux kernel's: `docs/decisions/0030-offloads-at-the-receiver.md`.
+//! Where there is a choice the result is the Linux kernel's, to which `tests/kernel/` holds it
+//! (`docs/decisions/0030-offloads-at-the-receiver.md`).
 
 mod checksum;
 mod layout;
