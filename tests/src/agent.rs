@@ -1,8 +1,11 @@
 //! The host's end of the agent: commands in a guest, their input, output and end.
 
 use std::collections::HashMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -121,7 +124,7 @@ impl State {
 }
 
 struct Shared {
-    writer: Mutex<UnixStream>,
+    writer: Mutex<File>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -162,33 +165,115 @@ impl Shared {
     }
 }
 
-/// The line to a guest's agent.
-pub(crate) struct Agent {
+/// The near end of a guest's channel.
+pub(crate) struct Channel {
+    pub(crate) from_guest: File,
+    pub(crate) to_guest: File,
+}
+
+impl Channel {
+    /// A channel of one socket, and its far end.
+    pub(crate) fn on_socket() -> Result<(Self, OwnedFd)> {
+        let (near, far) = UnixStream::pair().context("Making the agent's channel")?;
+        let twin = near.try_clone().context("Making the agent's channel")?;
+        let near = Self {
+            from_guest: OwnedFd::from(near).into(),
+            to_guest: OwnedFd::from(twin).into(),
+        };
+        Ok((near, far.into()))
+    }
+}
+
+/// What the guest sends: over one stream until its end, then over the next. A frame may begin on one and end on the
+/// other, as a guest that moves to another VMM does not notice.
+struct Incoming {
+    current: File,
+    next: Receiver<File>,
     shared: Arc<Shared>,
 }
 
+impl Incoming {
+    /// Goes on with the next stream; waits for it if it is not there yet. False: there will be none.
+    fn advance(&mut self) -> bool {
+        if let Ok(next) = self.next.try_recv() {
+            self.current = next;
+            return true;
+        }
+        {
+            let mut state = self.shared.state();
+            state.is_closed = true;
+            state.end_all("The guest's machine ended");
+        }
+        self.shared.changed.notify_all();
+        let Ok(next) = self.next.recv() else {
+            return false;
+        };
+        self.shared.state().is_closed = false;
+        self.current = next;
+        true
+    }
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.current.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(len) if len > 0 => return Ok(len),
+                // An error is the end as well: the guest's process was killed.
+                _ => {
+                    if !self.advance() {
+                        return Ok(0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The line to a guest's agent.
+pub(crate) struct Agent {
+    shared: Arc<Shared>,
+    streams: Sender<File>,
+}
+
 impl Agent {
-    /// Takes over a stream whose other end is the guest's channel.
-    pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
-        let mut reader = FrameReader::new(stream.try_clone()?);
+    /// Takes over the near end of the guest's channel.
+    pub(crate) fn new(channel: Channel) -> Self {
         let shared = Arc::new(Shared {
-            writer: Mutex::new(stream),
+            writer: Mutex::new(channel.to_guest),
             state: Mutex::default(),
             changed: Condvar::new(),
         });
+        let (streams, next) = mpsc::channel();
         let reading = Arc::clone(&shared);
+        let mut reader = FrameReader::new(Incoming {
+            current: channel.from_guest,
+            next,
+            shared: Arc::clone(&shared),
+        });
         thread::spawn(move || {
-            // An error is the end as well: the guest's process was killed.
             while let Ok(Some(frame)) = reader.next_frame() {
                 reading.state().take(frame);
                 reading.changed.notify_all();
             }
-            let mut state = reading.state();
-            state.is_closed = true;
-            state.end_all("The guest's machine ended");
-            reading.changed.notify_all();
         });
-        Ok(Self { shared })
+        Self { shared, streams }
+    }
+
+    /// Goes on over another channel, to the same guest in another VMM. What comes over the former is still taken until
+    /// its end; commands go on.
+    pub(crate) fn attach(&self, channel: Channel) {
+        let mut writer = self
+            .shared
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *writer = channel.to_guest;
+        // What the former may have lost is not waited for.
+        self.shared.state().untaken = 0;
+        // The thread that takes it lives as long as this.
+        let _ = self.streams.send(channel.from_guest);
     }
 
     /// Times that the guest booted.
@@ -286,6 +371,19 @@ impl Job {
                 self.stdout()
             ),
         }
+    }
+
+    /// Waits for the command's end for up to `limit`; none if it still runs.
+    ///
+    /// # Errors
+    ///
+    /// A command that cannot be started, a guest that is gone.
+    pub(crate) fn wait_for_end(&mut self, limit: Duration) -> Result<Option<Output>> {
+        let ended = self.shared.wait(limit, |state| {
+            let job = state.jobs.get(&self.number)?;
+            job.end.is_some().then_some(())
+        });
+        ended.map(|()| self.wait(Duration::ZERO)).transpose()
     }
 
     /// Waits for `text` on the command's standard output or standard error.

@@ -16,6 +16,19 @@ pub enum Kernel {
     Debian13,
 }
 
+impl Kernel {
+    /// The name of its image.
+    pub(crate) fn image_name(self) -> &'static str {
+        match self {
+            Kernel::Debian12 => "debian-12",
+            Kernel::Debian13 => "debian-13",
+        }
+    }
+}
+
+/// Names the directory of the images, where it is not that of the workspace.
+pub(crate) const DIRECTORY: &str = "VIRTIO_INTER_IMAGES";
+
 /// The files of one image.
 #[derive(Clone, Debug)]
 pub(crate) struct Image {
@@ -27,10 +40,12 @@ pub(crate) struct Image {
 
 impl Image {
     pub(crate) fn of_kernel(kernel: Kernel) -> Result<Self> {
-        Self::named(match kernel {
-            Kernel::Debian12 => "debian-12",
-            Kernel::Debian13 => "debian-13",
-        })
+        Self::named(kernel.image_name())
+    }
+
+    /// The nested machine's, see [`crate::machine`].
+    pub(crate) fn of_machine() -> Result<Self> {
+        Self::named("machine")
     }
 
     pub(crate) fn of_uml() -> Result<Self> {
@@ -38,7 +53,8 @@ impl Image {
     }
 
     fn named(name: &str) -> Result<Self> {
-        let directory = target().join("images").join(name);
+        let images = env::var_os(DIRECTORY).map(PathBuf::from);
+        let directory = images.unwrap_or_else(|| target().join("images")).join(name);
         let image = Self {
             kernel: directory.join("kernel"),
             initramfs: directory.join("initramfs"),

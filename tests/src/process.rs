@@ -55,13 +55,30 @@ impl Process {
     ///
     /// A log that cannot be written, a program that cannot be started, CPUs that do not exist.
     pub fn start(name: &str, mut command: Command, log: &Path, cpus: &[usize]) -> Result<Self> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(log)
-            .with_context(|| format!("Opening {}", log.display()))?;
+        let file = open_log(log)?;
         let twin = file.try_clone().context("Opening a log twice")?;
-        command.stdout(file).stderr(twin).process_group(0);
+        command.stdout(file).stderr(twin);
+        Self::spawn(name, command, log, cpus)
+    }
+
+    /// The same with another standard output: only standard error is added to `log`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Process::start`].
+    pub(crate) fn start_with_output(
+        name: &str,
+        mut command: Command,
+        log: &Path,
+        cpus: &[usize],
+        output: impl Into<Stdio>,
+    ) -> Result<Self> {
+        command.stdout(output).stderr(open_log(log)?);
+        Self::spawn(name, command, log, cpus)
+    }
+
+    fn spawn(name: &str, mut command: Command, log: &Path, cpus: &[usize]) -> Result<Self> {
+        command.process_group(0);
         let child = spawn(command, cpus).with_context(|| format!("Starting {name}"))?;
         log::debug!("Started {name} as process {}", child.id());
         let registration = Registration::new(Action::Kill(Pid::from_child(&child)));
@@ -258,6 +275,14 @@ impl Drop for Process {
             log::warn!("{error:#}");
         }
     }
+}
+
+fn open_log(log: &Path) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("Opening {}", log.display()))
 }
 
 /// The process and its descendants.

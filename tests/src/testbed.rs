@@ -1,7 +1,7 @@
 //! What one test stands on: a directory for sockets, segments and logs, kept only if the test fails.
 
 use std::env;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,8 +9,8 @@ use std::thread;
 
 use anyhow::{Context, ensure};
 
-use crate::Result;
 use crate::cleanup::{Action, Registration};
+use crate::{Result, machine};
 
 /// The longest socket path that fits an address (`sun_path` less its end), minus room for a name in the directory.
 const DIRECTORY_LIMIT: usize = 107 - 40;
@@ -59,6 +59,28 @@ impl Testbed {
         &self.directory
     }
 
+    /// Tells the ends of the logs: nobody comes to look at them later.
+    fn tell_logs(&self) {
+        const LINES: usize = 25;
+        for entry in fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.ends_with(".log") && !name.ends_with(".console") {
+                continue;
+            }
+            let text = fs::read(entry.path()).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            tell(&format!("--- {name}"));
+            for line in &lines[lines.len().saturating_sub(LINES)..] {
+                tell(line);
+            }
+        }
+    }
+
     /// Keeps the directory, and tells where it is when the testbed is dropped.
     pub fn keep(&self) {
         self.keep.store(true, Ordering::Relaxed);
@@ -69,6 +91,10 @@ impl Drop for Testbed {
     fn drop(&mut self) {
         if self.keep.load(Ordering::Relaxed) || thread::panicking() {
             self.registration.cancel();
+            if machine::is_inside() {
+                self.tell_logs();
+                return;
+            }
             tell(&format!(
                 "Logs of {}: {}",
                 self.name,
@@ -119,7 +145,7 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-fn tell(line: &str) {
+pub(crate) fn tell(line: &str) {
     // A closed standard error leaves nobody to tell.
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,17 +1,16 @@
 //! A guest, whatever runs it.
 
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::agent::{Agent, Job, Output};
+use crate::agent::{Agent, Channel, Job, Output};
 use crate::monitor::Monitor;
 use crate::qemu::Accelerator;
-use crate::{Kernel, Nic, Process, Result, Testbed, qemu, uml, wait};
+use crate::{Kernel, Nic, Process, Result, Testbed, cloud_hypervisor, qemu, uml, wait};
 
 /// How long a guest may take to boot. TCG on a busy machine is slow.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -29,6 +28,8 @@ pub enum Frontend {
     Qemu(Kernel),
     /// User Mode Linux 6.1.
     Uml,
+    /// Cloud Hypervisor with a kernel of Debian's, under KVM.
+    CloudHypervisor(Kernel),
 }
 
 /// A guest to be.
@@ -48,6 +49,8 @@ pub struct VmConfig {
     pub cpus: Vec<usize>,
     /// Whether back-ends can see its memory, as they must. User Mode Linux always shares.
     pub shares_memory: bool,
+    /// Memory in MiB that can be plugged in, and how (`acpi`, `virtio-mem`); Cloud Hypervisor only.
+    pub hotplug: Option<(u32, String)>,
 }
 
 impl VmConfig {
@@ -61,6 +64,7 @@ impl VmConfig {
             nics: Vec::new(),
             cpus: Vec::new(),
             shares_memory: true,
+            hotplug: None,
         }
     }
 
@@ -75,6 +79,15 @@ impl VmConfig {
     #[must_use]
     pub fn vcpus(self, vcpus: u32) -> Self {
         Self { vcpus, ..self }
+    }
+
+    /// The same with room for more memory, in MiB, plugged in by `method`: `acpi` or `virtio-mem`.
+    #[must_use]
+    pub fn hotplug(self, memory: u32, method: &str) -> Self {
+        Self {
+            hotplug: Some((memory, method.to_owned())),
+            ..self
+        }
     }
 
     /// The same bound to CPUs of the host.
@@ -95,9 +108,13 @@ impl VmConfig {
         }
     }
 
-    /// Where QEMU's monitor listens.
+    /// Where QEMU's monitor, or Cloud Hypervisor's API, listens.
     pub(crate) fn monitor(&self, bed: &Testbed) -> PathBuf {
-        bed.path(&format!("vm-{}.qmp", self.name))
+        let kind = match self.frontend {
+            Frontend::CloudHypervisor(_) => "api",
+            _ => "qmp",
+        };
+        bed.path(&format!("vm-{}.{kind}", self.name))
     }
 
     /// Where the guest's console is logged.
@@ -108,11 +125,13 @@ impl VmConfig {
 
 /// A running guest, killed when dropped.
 pub struct Vm {
-    config: VmConfig,
-    process: Process,
-    agent: Agent,
+    pub(crate) config: VmConfig,
+    pub(crate) process: Process,
+    pub(crate) agent: Agent,
     console: PathBuf,
-    monitor: PathBuf,
+    pub(crate) monitor: PathBuf,
+    /// VMMs that it has moved to.
+    pub(crate) generation: u32,
 }
 
 impl Vm {
@@ -141,25 +160,30 @@ impl Vm {
         config: VmConfig,
         accelerator: Option<Accelerator>,
     ) -> Result<Self> {
-        let (mut command, log) = match config.frontend {
-            Frontend::Qemu(kernel) => {
-                let log = bed.path(&format!("vm-{}.log", config.name));
-                (qemu::command(bed, &config, kernel, accelerator)?, log)
-            }
-            Frontend::Uml => (uml::command(bed, &config)?, config.console(bed)),
-        };
         let (console, monitor) = (config.console(bed), config.monitor(bed));
-        let (near, far) = UnixStream::pair().context("Making the agent's channel")?;
-        command.stdin(OwnedFd::from(far));
+        let log = bed.path(&format!("vm-{}.log", config.name));
         let name = format!("guest {}", config.name);
-        let process = Process::start(&name, command, &log, &config.cpus)?;
-        let agent = Agent::new(near).context("Opening the agent's channel")?;
+        let (process, near) = match config.frontend {
+            Frontend::Qemu(kernel) => {
+                let command = qemu::command(bed, &config, kernel, accelerator)?;
+                on_socket(&name, command, &log, &config.cpus)?
+            }
+            Frontend::Uml => {
+                let command = uml::command(bed, &config)?;
+                on_socket(&name, command, &console, &config.cpus)?
+            }
+            Frontend::CloudHypervisor(kernel) => {
+                let command = cloud_hypervisor::command(bed, &config, kernel, &monitor)?;
+                cloud_hypervisor::start(&name, command, &log, &config.cpus)?
+            }
+        };
         Ok(Self {
             config,
             process,
-            agent,
+            agent: Agent::new(near),
             console,
             monitor,
+            generation: 0,
         })
     }
 
@@ -180,7 +204,7 @@ impl Vm {
     }
 
     /// What is known of the guest when something failed: the ends of its logs.
-    fn story(&self) -> String {
+    pub(crate) fn story(&self) -> String {
         let tail = |log: &str| {
             let lines: Vec<&str> = log.lines().map(str::trim).collect();
             lines[lines.len().saturating_sub(5)..].join(" | ")
@@ -397,13 +421,17 @@ impl Vm {
         self.configure_network()
     }
 
-    /// Stops the guest's machine, QEMU only: its processors stand still and its devices give their rings back.
+    /// Stops the guest's machine: its processors stand still and its devices give their rings back. Not for User Mode
+    /// Linux.
     ///
     /// # Errors
     ///
-    /// A monitor that does not answer within 30 s.
+    /// A monitor or VMM that refuses, or does not answer.
     pub fn pause(&self) -> Result<()> {
-        Monitor::connect(&self.monitor)?.execute("stop")
+        match self.config.frontend {
+            Frontend::CloudHypervisor(_) => self.request(&["pause"]).map(drop),
+            _ => Monitor::connect(&self.monitor)?.execute("stop"),
+        }
     }
 
     /// Goes on with a paused machine.
@@ -412,7 +440,10 @@ impl Vm {
     ///
     /// As for [`Vm::pause`].
     pub fn resume(&self) -> Result<()> {
-        Monitor::connect(&self.monitor)?.execute("cont")
+        match self.config.frontend {
+            Frontend::CloudHypervisor(_) => self.request(&["resume"]).map(drop),
+            _ => Monitor::connect(&self.monitor)?.execute("cont"),
+        }
     }
 
     /// Powers the guest off and waits for the end of its process.
@@ -435,4 +466,17 @@ impl Vm {
     pub fn kill(mut self) -> Result<()> {
         self.process.kill()
     }
+}
+
+/// Starts a frontend whose standard input is the agent's channel, and returns our end of it.
+fn on_socket(
+    name: &str,
+    mut command: Command,
+    log: &Path,
+    cpus: &[usize],
+) -> Result<(Process, Channel)> {
+    let (near, far) = Channel::on_socket()?;
+    command.stdin(far);
+    let process = Process::start(name, command, log, cpus)?;
+    Ok((process, near))
 }

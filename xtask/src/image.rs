@@ -14,9 +14,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use virtio_inter_agent::pattern::Checksum;
+use virtio_inter_tests::cpio::Archive;
 
 use crate::apt::{self, Apt, Mirror};
-use crate::cpio::Archive;
 use crate::{modules, root};
 
 /// Names of the files of an image.
@@ -78,6 +78,7 @@ const RECIPES: &[Recipe] = &[
             "virtio_pci",
             "virtio_console",
             "virtio_net",
+            "virtio_mem",
             "ipv6",
             "tcp_diag",
         ],
@@ -92,9 +93,19 @@ const RECIPES: &[Recipe] = &[
             "virtio_pci",
             "virtio_console",
             "virtio_net",
+            "virtio_mem",
             "ipv6",
             "tcp_diag",
         ],
+    },
+    // The machine in which guests run under KVM where this one's KVM does not run them.
+    Recipe {
+        name: "machine",
+        suite: "trixie",
+        package: "linux-image-cloud-amd64",
+        is_meta: true,
+        is_uml: false,
+        modules: &["virtio_pci", "virtio_console", "ipv6", "kvm_amd"],
     },
     Recipe {
         name: "uml",
@@ -204,7 +215,7 @@ impl Recipe {
         let mut sum = Checksum::new();
         for source in [
             include_str!("image.rs"),
-            include_str!("cpio.rs"),
+            include_str!("../../tests/src/cpio.rs"),
             include_str!("modules.rs"),
         ] {
             sum.update(source.as_bytes());

@@ -7,7 +7,6 @@
 )]
 
 mod apt;
-mod cpio;
 mod demo;
 mod image;
 mod modules;

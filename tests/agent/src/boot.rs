@@ -18,7 +18,7 @@ use virtio_inter_agent::{DEVICE_OPTION, PORT_NAME};
 
 /// Kernel modules in the order in which they load, one path a line. Written with the image.
 const MODULE_LIST: &str = "/modules/order";
-/// virtio-serial ports come from a work queue of the kernel, some time after the driver.
+/// virtio-serial ports, and virtio consoles, come from a work queue of the kernel, some time after the driver.
 const DEVICE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Sets the guest up, serves the host, and stops the machine when that ends.
@@ -27,9 +27,13 @@ pub(crate) fn boot() -> ! {
         ("proc", "/proc"),
         ("sysfs", "/sys"),
         ("devtmpfs", "/dev"),
+        ("devpts", "/dev/pts"),
+        ("tmpfs", "/dev/shm"),
         ("tmpfs", "/tmp"),
         ("tmpfs", "/run"),
     ] {
+        // Those in /dev are missing until it is mounted.
+        let _ = fs::create_dir_all(at);
         if let Err(error) = mount(kind, at, kind, MountFlags::empty(), None) {
             eprintln!("Mounting {at}: {error}");
         }
@@ -96,11 +100,16 @@ fn find_device() -> Option<PathBuf> {
         .split_whitespace()
         .find_map(|option| option.strip_prefix(DEVICE_OPTION))
     {
-        return Some(Path::new("/dev").join(name));
+        let path = Path::new("/dev").join(name);
+        return wait_for(|| path.exists().then(|| path.clone()));
     }
+    wait_for(find_port)
+}
+
+fn wait_for(look: impl Fn() -> Option<PathBuf>) -> Option<PathBuf> {
     let start = Instant::now();
     while start.elapsed() < DEVICE_LIMIT {
-        if let Some(path) = find_port() {
+        if let Some(path) = look() {
             return Some(path);
         }
         thread::sleep(Duration::from_millis(2));

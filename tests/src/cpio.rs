@@ -12,14 +12,15 @@ const SYMLINK: u32 = 0o120_000;
 const CHARACTER: u32 = 0o020_000;
 
 /// An archive in the making.
-pub(crate) struct Archive<W> {
+pub struct Archive<W> {
     writer: W,
     written: usize,
     inode: u32,
 }
 
 impl<W: Write> Archive<W> {
-    pub(crate) fn new(writer: W) -> Self {
+    /// An empty archive, to be written to `writer`.
+    pub fn new(writer: W) -> Self {
         Self {
             writer,
             written: 0,
@@ -27,25 +28,48 @@ impl<W: Write> Archive<W> {
         }
     }
 
-    pub(crate) fn directory(&mut self, path: &str) -> io::Result<()> {
+    /// A directory that anybody may enter.
+    ///
+    /// # Errors
+    ///
+    /// What the writer reports, here and below.
+    pub fn directory(&mut self, path: &str) -> io::Result<()> {
         self.entry(path, DIRECTORY | 0o755, (0, 0), &[])
     }
 
     /// A file that anybody may read and run.
-    pub(crate) fn file(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// A file over 4 GiB, which the format cannot say.
+    pub fn file(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
         self.entry(path, REGULAR | 0o755, (0, 0), content)
     }
 
-    pub(crate) fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
+    /// A symbolic link to `target`.
+    ///
+    /// # Errors
+    ///
+    /// What the writer reports.
+    pub fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
         self.entry(path, SYMLINK | 0o777, (0, 0), target.as_bytes())
     }
 
-    pub(crate) fn character_device(&mut self, path: &str, number: (u32, u32)) -> io::Result<()> {
+    /// A character device with major and minor `number`.
+    ///
+    /// # Errors
+    ///
+    /// What the writer reports.
+    pub fn character_device(&mut self, path: &str, number: (u32, u32)) -> io::Result<()> {
         self.entry(path, CHARACTER | 0o600, number, &[])
     }
 
-    /// Writes the end mark.
-    pub(crate) fn finish(mut self) -> io::Result<W> {
+    /// Writes the end mark and returns the writer.
+    ///
+    /// # Errors
+    ///
+    /// What the writer reports.
+    pub fn finish(mut self) -> io::Result<W> {
         self.entry("TRAILER!!!", 0, (0, 0), &[])?;
         self.writer.flush()?;
         Ok(self.writer)

@@ -1,0 +1,298 @@
+//! Cloud Hypervisor: its command line, and its life cycle driven through `ch-remote`.
+//!
+//! The programs are stock ones, found and never built here.
+
+use std::env;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use virtio_inter_agent::DEVICE_OPTION;
+
+use crate::agent::Channel;
+use crate::images::Image;
+use crate::{Backend, Kernel, Nic, Process, Result, Testbed, Vm, VmConfig, process, wait};
+
+/// The guest's end of the agent's channel.
+const CONSOLE: &str = "hvc0";
+/// How long a request to the VMM may take. A snapshot writes the guest's memory.
+const REQUEST_LIMIT: Duration = Duration::from_secs(120);
+/// How long a VMM may take until it answers requests.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// The `cloud-hypervisor` that `$CLOUD_HYPERVISOR` names, else the one in `$PATH`.
+pub fn program() -> Option<PathBuf> {
+    if let Some(path) = env::var_os("CLOUD_HYPERVISOR") {
+        return Some(path.into());
+    }
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|directory| directory.join("cloud-hypervisor"))
+        .find(|path| path.is_file())
+}
+
+/// The `ch-remote` beside the `cloud-hypervisor`.
+pub(crate) fn remote_program() -> Result<PathBuf> {
+    let program = program().context("No cloud-hypervisor: set CLOUD_HYPERVISOR")?;
+    let path = program.with_file_name("ch-remote");
+    ensure!(path.is_file(), "No {}", path.display());
+    Ok(path)
+}
+
+/// Starts a VMM, and returns our end of its guest's channel.
+///
+/// The guest's end is the virtio console, which has the VMM's standard input only if that is a terminal. The output is
+/// none: of such a one the VMM wants to know the size, and cannot reboot its guest if it may not.
+pub(crate) fn start(
+    name: &str,
+    mut command: Command,
+    log: &Path,
+    cpus: &[usize],
+) -> Result<(Process, Channel)> {
+    let (to_guest, terminal) = terminal().context("Making a pseudoterminal")?;
+    let (from_guest, output) = io::pipe().context("Making a pipe")?;
+    command.stdin(terminal);
+    let process = Process::start_with_output(name, command, log, cpus, output)?;
+    let channel = Channel {
+        from_guest: OwnedFd::from(from_guest).into(),
+        to_guest,
+    };
+    Ok((process, channel))
+}
+
+/// Both ends of a terminal that passes bytes on as they are.
+fn terminal() -> io::Result<(File, OwnedFd)> {
+    let near = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&near)?;
+    unlockpt(&near)?;
+    let name = ptsname(&near, Vec::new())?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let far = rustix::fs::open(name, flags, Mode::empty())?;
+    let mut settings = tcgetattr(&far)?;
+    settings.make_raw();
+    tcsetattr(&far, OptionalActions::Now, &settings)?;
+    Ok((near.into(), far))
+}
+
+/// The command that runs a guest, with its requests taken at `api`.
+pub(crate) fn command(
+    bed: &Testbed,
+    config: &VmConfig,
+    kernel: Kernel,
+    api: &Path,
+) -> Result<Command> {
+    let image = Image::of_kernel(kernel)?;
+    let mut command = vmm(api)?;
+    let memory = format!(
+        "size={}M,shared={}{}",
+        config.memory,
+        if config.shares_memory { "on" } else { "off" },
+        match &config.hotplug {
+            None => String::new(),
+            Some((size, method)) => format!(",hotplug_method={method},hotplug_size={size}M"),
+        }
+    );
+    command
+        .arg("--kernel")
+        .arg(&image.kernel)
+        .arg("--initramfs")
+        .arg(&image.initramfs)
+        .arg("--cmdline")
+        .arg(format!("console=ttyS0 quiet {DEVICE_OPTION}{CONSOLE}"))
+        .args(["--cpus", &format!("boot={}", config.vcpus)])
+        .args(["--memory", &memory])
+        .arg("--serial")
+        .arg(format!("file={}", config.console(bed).display()))
+        .args(["--console", "tty"]);
+    if !config.nics.is_empty() {
+        command.arg("--net");
+    }
+    for (index, nic) in config.nics.iter().enumerate() {
+        command.arg(net(index, nic)?);
+    }
+    Ok(command)
+}
+
+/// A VMM without a guest, which takes requests at `api`.
+fn vmm(api: &Path) -> Result<Command> {
+    let mut command = Command::new(program().context("No cloud-hypervisor")?);
+    // It does not take over what a killed one left there.
+    if api.exists() {
+        fs::remove_file(api).context("Removing a former VMM's socket")?;
+    }
+    command.arg("--api-socket").arg(api);
+    Ok(command)
+}
+
+/// The value of `--net`, and of `ch-remote add-net`.
+fn net(index: usize, nic: &Nic) -> Result<String> {
+    let Backend::VhostUser(socket) = &nic.backend else {
+        bail!("Guests of Cloud Hypervisor have no taps here");
+    };
+    Ok(format!(
+        "id=net{index},vhost_user=on,socket={},mac={},mtu={},num_queues={},queue_size={}",
+        socket.display(),
+        nic.mac,
+        nic.mtu,
+        2 * nic.queues,
+        nic.queue_size
+    ))
+}
+
+/// Asks the VMM at `api` for something and returns what it answered.
+fn request(api: &Path, arguments: &[&str]) -> Result<String> {
+    let name = format!("ch-remote {}", arguments.join(" "));
+    let log = api.with_extension("requests.log");
+    let before = fs::metadata(&log).map_or(0, |log| log.len() as usize);
+    let mut command = Command::new(remote_program()?);
+    command
+        .arg("--api-socket")
+        .arg(api)
+        .args(arguments)
+        .stdin(process::no_input().context("Opening an empty input")?);
+    let mut process = Process::start(&name, command, &log, &[])?;
+    let status = process.wait(REQUEST_LIMIT)?;
+    let answer = process.log().get(before..).unwrap_or_default().to_owned();
+    ensure!(status.success(), "{name} failed: {answer}");
+    Ok(answer)
+}
+
+/// What only Cloud Hypervisor's guests do here.
+impl Vm {
+    /// Asks the VMM for something by `ch-remote` and returns what it answered.
+    ///
+    /// # Errors
+    ///
+    /// What the VMM refuses, or does not answer within 120 s.
+    pub fn request(&self, arguments: &[&str]) -> Result<String> {
+        request(&self.monitor, arguments)
+    }
+
+    /// Plugs an interface into the running guest, waits for it there and gives it its addresses.
+    ///
+    /// # Errors
+    ///
+    /// What the VMM refuses, or an interface that does not appear in the guest.
+    pub fn plug(&mut self, nic: Nic) -> Result<()> {
+        let index = self.config.nics.len();
+        self.request(&["add-net", &net(index, &nic)?])?;
+        self.config.nics.push(nic);
+        self.configure_network()
+    }
+
+    /// Unplugs the last interface and waits until the guest and the VMM have let go of it.
+    ///
+    /// # Errors
+    ///
+    /// What the VMM refuses, or an interface that stays.
+    pub fn unplug(&mut self) -> Result<()> {
+        let index = self.config.nics.len() - 1;
+        let mac = self.nic(index).mac.to_string();
+        let id = format!("net{index}");
+        self.request(&["remove-device", &id])?;
+        wait::until("end of an unplugged interface", ANSWER_LIMIT, || {
+            let there = self.run(&["ip", "-brief", "link"])?.contains(&mac)
+                || self.request(&["info"])?.contains(&format!("\"{id}\""));
+            Ok((!there).then_some(()))
+        })?;
+        self.config.nics.pop();
+        Ok(())
+    }
+
+    /// Pauses the guest and writes all its state into a new directory, whose path is returned.
+    ///
+    /// # Errors
+    ///
+    /// What the VMM refuses.
+    pub fn snapshot(&self, bed: &Testbed, name: &str) -> Result<PathBuf> {
+        let directory = bed.path(name);
+        fs::create_dir(&directory).context("Making a snapshot's directory")?;
+        self.pause()?;
+        self.request(&["snapshot", &format!("file://{}", directory.display())])?;
+        Ok(directory)
+    }
+
+    /// Kills the VMM and goes on from a snapshot in a new one. Commands under way in the guest go on as well.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that does not restore it.
+    pub fn restore(&mut self, bed: &Testbed, snapshot: &Path) -> Result<()> {
+        self.generation += 1;
+        let api = bed.path(&format!("vm-{}-{}.api", self.config.name, self.generation));
+        let (process, channel) = start(
+            &format!("restored guest {}", self.config.name),
+            vmm(&api)?,
+            &bed.path(&format!("vm-{}.log", self.config.name)),
+            &self.config.cpus,
+        )?;
+        self.wait_for_vmm(&api)?;
+        // First, so that the end of the former is not taken for the guest's.
+        self.agent.attach(channel);
+        self.process.kill()?;
+        (self.process, self.monitor) = (process, api);
+        self.request(&[
+            "restore",
+            &format!("source_url=file://{},resume=true", snapshot.display()),
+        ])
+        .with_context(|| self.story())
+        .map(drop)
+    }
+
+    /// Moves the running guest to a new VMM of this host. Commands under way in the guest go on. `local`: the memory is
+    /// handed over; otherwise it is copied while the guest runs.
+    ///
+    /// # Errors
+    ///
+    /// A migration that fails.
+    pub fn migrate(&mut self, bed: &Testbed, local: bool) -> Result<()> {
+        self.generation += 1;
+        let name = format!("{}-{}", self.config.name, self.generation);
+        let api = bed.path(&format!("vm-{name}.api"));
+        let socket = bed.path(&format!("vm-{name}.migration"));
+        let (mut process, channel) = start(
+            &format!("VMM {name}"),
+            vmm(&api)?,
+            &bed.path(&format!("vm-{}.log", self.config.name)),
+            &self.config.cpus,
+        )?;
+        self.wait_for_vmm(&api)?;
+        let url = format!("unix:{}", socket.display());
+        let mut receive = Command::new(remote_program()?);
+        receive
+            .arg("--api-socket")
+            .arg(&api)
+            .args(["receive-migration", &format!("receiver_url={url}")])
+            .stdin(process::no_input().context("Opening an empty input")?);
+        let log = bed.path("ch-remote.log");
+        let mut receive = Process::start(&format!("ch-remote {name}"), receive, &log, &[])?;
+        wait::until("socket for a migration", ANSWER_LIMIT, || {
+            ensure!(process.is_running(), "The new VMM ended: {}", process.log());
+            ensure!(receive.is_running(), "ch-remote ended: {}", receive.log());
+            Ok(socket.exists().then_some(()))
+        })?;
+        self.agent.attach(channel);
+        let option = if local { ",local=on" } else { "" };
+        self.request(&["send-migration", &format!("destination_url={url}{option}")])
+            .with_context(|| self.story())?;
+        let status = receive.wait(REQUEST_LIMIT)?;
+        ensure!(status.success(), "The new VMM failed: {}", process.log());
+        // The former has no guest any more, and ends by itself.
+        self.process.wait(ANSWER_LIMIT)?;
+        (self.process, self.monitor) = (process, api);
+        Ok(())
+    }
+
+    fn wait_for_vmm(&self, api: &Path) -> Result<()> {
+        wait::until("answer of a VMM", ANSWER_LIMIT, || {
+            Ok((api.exists() && request(api, &["ping"]).is_ok()).then_some(()))
+        })
+        .with_context(|| self.story())
+    }
+}

@@ -1,0 +1,351 @@
+//! The nested machine: where this machine's KVM does not run stock kernels, QEMU emulates an AMD processor with SVM, on
+//! which KVM does. A test that needs KVM runs in there as it is: the machine holds this very program, the port,
+//! Cloud Hypervisor and the guests' images, and is told to run the one test.
+//!
+//! It shows function; it cannot show speed. The emulated processor is not perfect: some machines hang or stop. So
+//! a machine that does not get ready, or does not answer any more, is given up for a new one, and that is said; a
+//! test that fails has failed.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use virtio_inter_agent::PORT_NAME;
+
+use crate::agent::{Agent, Channel, Job};
+use crate::cpio::Archive;
+use crate::images::{self, Image};
+use crate::testbed::tell;
+use crate::{Kernel, Process, Result, Testbed, cloud_hypervisor, guest_test, kvm, skip};
+
+/// Machines tried for one test.
+const TRIES: u32 = 3;
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How long a test may take in there.
+const TEST_LIMIT: Duration = Duration::from_secs(540);
+/// How often the machine is asked whether it still lives, and how long it may take to answer.
+const PULSE: Duration = Duration::from_secs(20);
+const PULSE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Set for what runs in the machine.
+const INSIDE: &str = "VIRTIO_INTER_INSIDE";
+/// Where the machine has what it was given.
+const HOST: &str = "/host";
+
+/// Runs a test that needs guests of Cloud Hypervisor: here where KVM works, else in the nested machine. Without a
+/// `cloud-hypervisor` it is skipped.
+///
+/// # Panics
+///
+/// When the test fails.
+#[allow(clippy::panic, reason = "this is how a test fails")]
+pub fn cloud_hypervisor_test(test: impl FnOnce(&Testbed) -> Result<()>) {
+    let Some(program) = cloud_hypervisor::program() else {
+        skip("no cloud-hypervisor here: set CLOUD_HYPERVISOR, or put it and ch-remote into PATH");
+        return;
+    };
+    if is_inside() || kvm::runs_stock_kernels() {
+        guest_test(test);
+        return;
+    }
+    let name = thread::current().name().unwrap_or("test").to_owned();
+    for attempt in 1..=TRIES {
+        match run_inside(&name, &program) {
+            Ok(End::Passed) => return,
+            Ok(End::Skipped(reason)) => {
+                skip(&reason);
+                return;
+            }
+            Ok(End::Failed) => panic!("{name} failed in the nested machine; its output is above"),
+            Err(error) => tell(&format!(
+                "{name}: nested machine {attempt} of {TRIES} is given up: {error:#}"
+            )),
+        }
+    }
+    panic!("{name}: no nested machine lasted long enough");
+}
+
+/// Whether this program runs in the nested machine.
+pub(crate) fn is_inside() -> bool {
+    env::var_os(INSIDE).is_some()
+}
+
+/// How a test ended.
+enum End {
+    Passed,
+    Failed,
+    Skipped(String),
+}
+
+/// Runs the test of that name in a new machine. An error is the machine's.
+fn run_inside(name: &str, cloud_hypervisor: &Path) -> Result<End> {
+    let bed = Testbed::new(name)?;
+    let start = Instant::now();
+    let machine = Machine::boot(&bed, cloud_hypervisor)?;
+    let booted = start.elapsed();
+    let output = machine.run_test(name);
+    tell(&format!(
+        "{name}: the nested machine booted in {booted:.1?} and ran for {:.1?} more",
+        start.elapsed() - booted
+    ));
+    let output = output.inspect_err(|_| bed.keep())?;
+    if !output.passed {
+        return Ok(End::Failed);
+    }
+    let skipped = output
+        .text
+        .lines()
+        .find_map(|line| line.strip_prefix("SKIPPED "));
+    Ok(match skipped.and_then(|line| line.split_once(": ")) {
+        Some((_, reason)) => End::Skipped(reason.to_owned()),
+        None => End::Passed,
+    })
+}
+
+/// What a test left.
+struct TestOutput {
+    passed: bool,
+    text: String,
+}
+
+/// A running nested machine, killed when dropped.
+struct Machine {
+    process: Process,
+    agent: Agent,
+    console: PathBuf,
+}
+
+impl Machine {
+    fn boot(bed: &Testbed, cloud_hypervisor: &Path) -> Result<Self> {
+        let image = Image::of_machine()?;
+        let initramfs = bed.path("machine.cpio");
+        add_to_initramfs(&image.initramfs, &initramfs, &contents(cloud_hypervisor)?)
+            .context("Filling the nested machine")?;
+        let console = bed.path("machine.console");
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-machine", "q35,hpet=off", "-accel", "tcg,thread=multi"])
+            // Found to work most often: `max` has features with which KVM's guests crash.
+            .args(["-cpu", "EPYC,svm=on,npt=on", "-smp", "2", "-m", "4G"])
+            .arg("-kernel")
+            .arg(&image.kernel)
+            .arg("-initrd")
+            .arg(&initramfs)
+            .args(["-append", "console=ttyS0 quiet panic=-1"])
+            .arg("-chardev")
+            .arg(format!("file,id=console,path={}", console.display()))
+            .args(["-serial", "chardev:console", "-no-reboot"])
+            .args(["-chardev", "socket,id=agent,fd=0"])
+            .args(["-device", "virtio-serial-pci"])
+            .args([
+                "-device",
+                &format!("virtserialport,chardev=agent,name={PORT_NAME}"),
+            ]);
+        let (near, far) = Channel::on_socket()?;
+        command.stdin(far);
+        let log = bed.path("machine.log");
+        let machine = Self {
+            process: Process::start("the nested machine", command, &log, &[])?,
+            agent: Agent::new(near),
+            console,
+        };
+        machine
+            .agent
+            .wait_for_boot(1, BOOT_LIMIT)
+            .with_context(|| machine.story())?;
+        // From here on it is not needed: the kernel has unpacked it.
+        fs::remove_file(&initramfs).context("Removing the nested machine's initramfs")?;
+        Ok(machine)
+    }
+
+    /// Runs the test, shows its output as it comes, and returns it.
+    fn run_test(&self, name: &str) -> Result<TestOutput> {
+        let environment = [
+            format!("{INSIDE}=1"),
+            format!("PATH={HOST}/bin:/bin"),
+            format!("LD_LIBRARY_PATH={HOST}/lib"),
+            format!("CLOUD_HYPERVISOR={HOST}/bin/cloud-hypervisor"),
+            format!("VIRTIO_INTER_BIN={HOST}/bin/virtio-inter"),
+            format!("{}={HOST}/images", images::DIRECTORY),
+            "RUST_BACKTRACE=0".to_owned(),
+        ];
+        let program = format!("{HOST}/bin/tests");
+        let mut arguments = vec!["env"];
+        arguments.extend(environment.iter().map(String::as_str));
+        arguments.extend([
+            &*program,
+            "--exact",
+            name,
+            "--nocapture",
+            "--test-threads=1",
+        ]);
+        let mut job = self.agent.spawn(&arguments)?;
+        job.close_stdin()?;
+        let start = Instant::now();
+        let mut shown = Shown::default();
+        loop {
+            let end = job.wait_for_end(PULSE);
+            shown.show(&job);
+            if let Some(output) = end.with_context(|| self.story())? {
+                let text = output.stdout + &output.stderr;
+                return Ok(TestOutput {
+                    passed: output.code == Some(0) && text.contains("1 passed"),
+                    text,
+                });
+            }
+            self.check_pulse().with_context(|| self.story())?;
+            if start.elapsed() > TEST_LIMIT {
+                // The machine lives, so the test is to blame.
+                tell(&format!("{name} did not end within {TEST_LIMIT:?}"));
+                return Ok(TestOutput {
+                    passed: false,
+                    text: String::new(),
+                });
+            }
+        }
+    }
+
+    /// Whether anything still runs in there.
+    fn check_pulse(&self) -> Result<()> {
+        let mut job = self.agent.spawn(&["true"])?;
+        job.close_stdin()?;
+        let output = job
+            .wait(PULSE_LIMIT)
+            .context("The nested machine does not answer")?;
+        ensure!(output.success(), "The nested machine runs nothing any more");
+        Ok(())
+    }
+
+    fn story(&self) -> String {
+        let console = fs::read(&self.console).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console);
+        let lines: Vec<&str> = console.lines().map(str::trim).collect();
+        format!(
+            "The nested machine; its console ends: {}; QEMU wrote: {}",
+            lines[lines.len().saturating_sub(8)..].join(" | "),
+            self.process.log()
+        )
+    }
+}
+
+/// How much of a job's output was shown.
+#[derive(Default)]
+struct Shown {
+    stdout: usize,
+    stderr: usize,
+}
+
+impl Shown {
+    fn show(&mut self, job: &Job) {
+        for (text, shown) in [
+            (job.stdout(), &mut self.stdout),
+            (job.stderr(), &mut self.stderr),
+        ] {
+            if let Some(new) = text.get(*shown..).filter(|new| !new.is_empty()) {
+                tell(new.trim_end());
+                *shown = text.len();
+            }
+        }
+    }
+}
+
+/// What the machine is given: file by path.
+fn contents(cloud_hypervisor: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let mut files = BTreeMap::new();
+    let mut programs = vec![
+        ("tests", env::current_exe().context("Finding this program")?),
+        ("virtio-inter", images::port_program()?),
+        ("cloud-hypervisor", cloud_hypervisor.to_path_buf()),
+        ("ch-remote", cloud_hypervisor::remote_program()?),
+    ];
+    // The launcher and its like, where they were built.
+    for name in ["cloud-hypervisor-ext", "ch-remote-ext"] {
+        let path = images::port_program()?.with_file_name(name);
+        if path.is_file() {
+            programs.push((name, path));
+        }
+    }
+    for (name, path) in programs {
+        for (library, path) in libraries(&path)? {
+            files.insert(format!("lib/{library}"), path);
+        }
+        files.insert(format!("bin/{name}"), path);
+    }
+    for kernel in [Kernel::Debian12, Kernel::Debian13] {
+        let image = Image::of_kernel(kernel)?;
+        let name = kernel.image_name();
+        files.insert(format!("images/{name}/kernel"), image.kernel);
+        files.insert(format!("images/{name}/initramfs"), image.initramfs);
+    }
+    Ok(files)
+}
+
+/// The libraries that a program of this machine loads, but for those that all programs in the machine have.
+fn libraries(program: &Path) -> Result<Vec<(String, PathBuf)>> {
+    const IMAGE: [&str; 9] = [
+        "libc.so.6",
+        "libm.so.6",
+        "libdl.so.2",
+        "librt.so.1",
+        "libpthread.so.0",
+        "libresolv.so.2",
+        "libgcc_s.so.1",
+        "libstdc++.so.6",
+        "ld-linux-x86-64.so.2",
+    ];
+    let output = Command::new("ldd")
+        .arg(program)
+        .output()
+        .context("Running ldd")?;
+    let mut found = Vec::new();
+    // A program without libraries makes ldd fail, which says nothing.
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Some((name, rest)) = line.trim().split_once(" => ") else {
+            continue;
+        };
+        let path = rest.split(" (").next().unwrap_or_default();
+        if !IMAGE.contains(&name) {
+            ensure!(
+                path.starts_with('/'),
+                "{} needs {name}, which is not here",
+                program.display()
+            );
+            found.push((name.to_owned(), path.into()));
+        }
+    }
+    Ok(found)
+}
+
+/// Writes an initramfs with more files: Linux takes several archives one after the other.
+fn add_to_initramfs(
+    base: &Path,
+    target: &Path,
+    files: &BTreeMap<String, PathBuf>,
+) -> io::Result<()> {
+    let mut writer = BufWriter::new(File::create(target)?);
+    io::copy(&mut File::open(base)?, &mut writer)?;
+    let mut archive = Archive::new(writer);
+    let host = HOST.trim_start_matches('/');
+    let mut made: Vec<PathBuf> = Vec::new();
+    for (name, source) in files {
+        let path = Path::new(host).join(name);
+        let mut parents: Vec<&Path> = path.ancestors().skip(1).collect();
+        parents.reverse();
+        for parent in parents {
+            let text = parent.to_string_lossy();
+            if !text.is_empty() && !made.iter().any(|known| known == parent) {
+                archive.directory(&text)?;
+                made.push(parent.to_path_buf());
+            }
+        }
+        archive.file(&path.to_string_lossy(), &fs::read(source)?)?;
+    }
+    archive.finish()?.flush()
+}

@@ -1,0 +1,396 @@
+//! Guests of a stock Cloud Hypervisor: their life, and their ports'.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use virtio_inter_tests::{
+    Frontend, Group, Kernel, Nic, Port, PortConfig, Result, Segment, Vm, VmConfig,
+    cloud_hypervisor_test, tools, until,
+};
+
+const CH: Frontend = Frontend::CloudHypervisor(Kernel::Debian13);
+/// In the nested machine everything takes long.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Shown by `--no-capture`.
+#[allow(clippy::print_stderr, reason = "figures for whoever runs the test")]
+fn tell(what: &str) {
+    eprintln!("FIGURE {what}");
+}
+
+/// A transfer both ways from the first guest to the second.
+fn transfer(group: &Group, bytes: u64) -> Result<tools::Transfer> {
+    let [a, b] = [&group.vms[0], &group.vms[1]];
+    let plan = tools::TransferPlan::both_ways(bytes);
+    tools::Transfer::start(a, b, b.nic(0).ipv4(), plan)
+}
+
+fn finish(transfer: tools::Transfer, bytes: u64) -> Result<()> {
+    let report = transfer.finish(LIMIT)?;
+    assert_eq!(report.sent_checksum, report.peer_checksum);
+    assert_eq!((report.peer_received, report.received), (bytes, bytes));
+    Ok(())
+}
+
+/// Waits until the transfer has moved `bytes` more; the longest time in which it did not move, from `since` on.
+fn longest_stall(transfer: &tools::Transfer, since: Instant, bytes: u64) -> Result<Duration> {
+    let (mut last, mut since) = (transfer.progress(), since);
+    let target = last + bytes;
+    let mut longest = Duration::ZERO;
+    until("end of a transfer's stall", LIMIT, || {
+        let now = transfer.progress();
+        longest = longest.max(since.elapsed());
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        Ok((now >= target).then_some(()))
+    })?;
+    Ok(longest)
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn two_guests_exchange_tcp() {
+    cloud_hypervisor_test(|bed| {
+        let group = Group::boot(bed, &[CH, CH])?;
+        group.all_reach_all(&[0, 1])?;
+        let [a, b] = [&group.vms[0], &group.vms[1]];
+        for reverse in [false, true] {
+            let how = tools::Iperf3 {
+                reverse,
+                seconds: 3,
+                ..Default::default()
+            };
+            let report = tools::iperf3(a, b, b.nic(0).ipv4(), how)?;
+            tell(&format!("iperf3, reverse {reverse}: {report:?}"));
+            assert!(report.bits_per_second > 0.0);
+        }
+        let transfer = transfer(&group, 20_000_000)?;
+        finish(transfer, 20_000_000)
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn an_interface_is_plugged_and_unplugged_50_times() {
+    const TIMES: u32 = 50;
+    cloud_hypervisor_test(|bed| {
+        let segment = Segment::new(bed, "db")?;
+        let near = Port::start(bed, PortConfig::new(&segment, "near", 1))?;
+        let far = Port::start(bed, PortConfig::new(&segment, "far", 2))?;
+        let mut a = Vm::start(bed, VmConfig::new("a", CH))?;
+        let b = Vm::start(bed, VmConfig::new("b", CH).nic(Nic::on_port(&far, 2)))?;
+        a.ready()?;
+        b.ready()?;
+        let start = Instant::now();
+        for time in 0..TIMES {
+            a.plug(Nic::on_port(&near, 1))?;
+            let how = tools::Ping {
+                count: 1,
+                ..Default::default()
+            };
+            until("answer over a plugged interface", LIMIT, || {
+                let report = tools::ping(&a, b.nic(0).ipv4(), how)?;
+                Ok((report.received == report.sent).then_some(()))
+            })?;
+            if time == 0 {
+                let plan = tools::TransferPlan::both_ways(5_000_000);
+                tools::Transfer::start(&a, &b, b.nic(0).ipv4(), plan)?.finish(LIMIT)?;
+            }
+            a.unplug()?;
+        }
+        tell(&format!(
+            "plugged, reached and unplugged {TIMES} times in {:.1?}",
+            start.elapsed()
+        ));
+        Ok(())
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_guest_reboots_and_is_reached_again() {
+    cloud_hypervisor_test(|bed| {
+        let group = Group::boot(bed, &[CH, CH])?;
+        for _ in 0..2 {
+            let start = Instant::now();
+            group.vms[0].reboot()?;
+            group.all_reach_all(&[0, 1])?;
+            tell(&format!(
+                "rebooted and reached again in {:.1?}",
+                start.elapsed()
+            ));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_killed_vmm_is_replaced_on_the_same_port() {
+    cloud_hypervisor_test(|bed| {
+        let mut group = Group::boot(bed, &[CH, CH])?;
+        group.all_reach_all(&[0, 1])?;
+        for _ in 0..2 {
+            let old = group.vms.remove(0);
+            let config = old.config().clone();
+            let start = Instant::now();
+            old.kill()?;
+            group.vms.insert(0, Vm::boot(bed, config)?);
+            group.all_reach_all(&[0, 1])?;
+            tell(&format!(
+                "killed, booted anew and reached in {:.1?}",
+                start.elapsed()
+            ));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_connection_outlasts_killed_ports() {
+    const BYTES: u64 = 60_000_000;
+    cloud_hypervisor_test(|bed| {
+        let mut group = Group::boot(bed, &[CH, CH])?;
+        let mut transfer = transfer(&group, BYTES)?;
+        for victim in [0, 1, 0] {
+            transfer.wait_for_progress(transfer.progress() + 5_000_000, LIMIT)?;
+            let killed = Instant::now();
+            group.ports[victim].crash_and_restart()?;
+            let stall = longest_stall(&transfer, killed, 3_000_000)?;
+            tell(&format!(
+                "TCP stood still for {stall:.2?} after port {victim} was killed"
+            ));
+        }
+        finish(transfer, BYTES)?;
+        group.all_reach_all(&[0, 1])
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_connection_outlasts_pauses() {
+    const BYTES: u64 = 40_000_000;
+    cloud_hypervisor_test(|bed| {
+        let group = Group::boot(bed, &[CH, CH])?;
+        let mut transfer = transfer(&group, BYTES)?;
+        for victim in [0, 1, 0, 1] {
+            transfer.wait_for_progress(transfer.progress() + 4_000_000, LIMIT)?;
+            group.vms[victim].pause()?;
+            group.vms[victim].resume()?;
+            let resumed = Instant::now();
+            let stall = longest_stall(&transfer, resumed, 2_000_000)?;
+            tell(&format!(
+                "TCP went on {stall:.2?} after guest {victim} was resumed"
+            ));
+        }
+        finish(transfer, BYTES)
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_connection_outlasts_snapshot_and_restore() {
+    const BYTES: u64 = 40_000_000;
+    cloud_hypervisor_test(|bed| {
+        let mut group = Group::boot(bed, &[CH, CH])?;
+        let mut transfer = transfer(&group, BYTES)?;
+        for victim in [0, 1] {
+            transfer.wait_for_progress(transfer.progress() + 5_000_000, LIMIT)?;
+            let start = Instant::now();
+            let snapshot = group.vms[victim].snapshot(bed, &format!("snapshot-{victim}"))?;
+            group.vms[victim].restore(bed, &snapshot)?;
+            let stall = longest_stall(&transfer, start, 3_000_000)?;
+            tell(&format!(
+                "TCP stood still for {stall:.2?} while guest {victim} was saved and restored"
+            ));
+        }
+        finish(transfer, BYTES)?;
+        group.all_reach_all(&[0, 1])
+    });
+}
+
+/// Moves the first guest three times under load.
+fn migrate(local: bool) {
+    const BYTES: u64 = 100_000_000;
+    cloud_hypervisor_test(|bed| {
+        let mut group = Group::boot(bed, &[CH, CH])?;
+        let mut transfer = transfer(&group, BYTES)?;
+        for _ in 0..3 {
+            transfer.wait_for_progress(transfer.progress() + 5_000_000, LIMIT)?;
+            let start = Instant::now();
+            group.vms[0].migrate(bed, local)?;
+            let took = start.elapsed();
+            let stall = longest_stall(&transfer, start, 3_000_000)?;
+            tell(&format!(
+                "moved in {took:.2?}, TCP stood still for {stall:.2?}"
+            ));
+        }
+        finish(transfer, BYTES)?;
+        group.all_reach_all(&[0, 1])
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_guest_moves_between_vmms_under_load() {
+    migrate(false);
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_guest_moves_between_vmms_with_its_memory_handed_over() {
+    migrate(true);
+}
+
+/// Gives the first guest more memory while it transfers.
+fn resize(method: &str) {
+    const BYTES: u64 = 40_000_000;
+    cloud_hypervisor_test(|bed| {
+        let mut group = Group::new(bed, "test")?;
+        group.start(bed, CH, |port| port, |vm| vm.hotplug(512, method))?;
+        group.start(bed, CH, |port| port, |vm| vm)?;
+        group.ready()?;
+        let total = |group: &Group| -> Result<u64> {
+            let line = group.vms[0].shell("grep MemTotal /proc/meminfo")?;
+            let kib = line.split_whitespace().nth(1).unwrap_or_default();
+            Ok(kib.parse::<u64>()? / 1024)
+        };
+        let before = total(&group)?;
+        let mut transfer = transfer(&group, BYTES)?;
+        transfer.wait_for_progress(5_000_000, LIMIT)?;
+        group.vms[0].request(&["resize", "--memory", "640M"])?;
+        until("more memory", LIMIT, || {
+            // A kernel that does not take memory into use by itself is told to.
+            group.vms[0].shell(
+                "for f in /sys/devices/system/memory/memory*/state; do \
+                 grep -q offline $f && echo online > $f; done; true",
+            )?;
+            Ok((total(&group)? >= before + 256).then_some(()))
+        })?;
+        tell(&format!(
+            "memory went from {before} to {} MiB",
+            total(&group)?
+        ));
+        // The new memory is what is free: buffers come from there now.
+        let more = transfer.progress() + 20_000_000;
+        transfer.wait_for_progress(more.min(2 * BYTES - 4_000_000), LIMIT)?;
+        group.vms[0].request(&["resize", "--memory", "256M"])?;
+        finish(transfer, BYTES)?;
+        group.all_reach_all(&[0, 1])
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn memory_is_resized_by_virtio_mem_during_a_transfer() {
+    resize("virtio-mem");
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn memory_is_plugged_by_acpi_during_a_transfer() {
+    resize("acpi");
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_second_vmm_waits_for_the_first_to_leave_the_port() {
+    cloud_hypervisor_test(|bed| {
+        let mut group = Group::boot(bed, &[CH, CH])?;
+        let mut config = group.vms[0].config().clone();
+        config.name = "second".to_owned();
+        let second = Vm::start(bed, config)?;
+        group.ports[0].process().wait_for_log("waits", 0, LIMIT)?;
+        // The first is not disturbed.
+        group.all_reach_all(&[0, 1])?;
+        group.vms.remove(0).kill()?;
+        second.ready()?;
+        group.vms.insert(0, second);
+        group.all_reach_all(&[0, 1])
+    });
+}
+
+/// Guests with as many queue pairs as processors.
+fn queues(pairs: u16) {
+    cloud_hypervisor_test(|bed| {
+        let group = Group::boot_with(bed, "test", &[CH, CH], |config| config.queues(pairs))?;
+        group.all_reach_all(&[0, 1])?;
+        let [a, b] = [&group.vms[0], &group.vms[1]];
+        let name = a.interface(0)?;
+        let channels = a.run(&["ethtool", "-l", &name])?;
+        let current = channels
+            .lines()
+            .filter_map(|line| line.strip_prefix("Combined:"))
+            .next_back();
+        let in_use: u16 = current.unwrap_or_default().trim().parse()?;
+        assert_eq!(in_use, pairs, "{channels}");
+        let how = tools::Iperf3 {
+            streams: 4,
+            seconds: 3,
+            ..Default::default()
+        };
+        let report = tools::iperf3(a, b, b.nic(0).ipv4(), how)?;
+        tell(&format!("{pairs} queue pairs, 4 streams: {report:?}"));
+        for set in ["1", &pairs.to_string()] {
+            a.run(&["ethtool", "-L", &name, "combined", set])?;
+            finish(transfer(&group, 5_000_000)?, 5_000_000)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn guests_of_two_processors_use_two_queue_pairs() {
+    queues(2);
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn guests_of_four_processors_use_four_queue_pairs() {
+    queues(4);
+}
