@@ -129,9 +129,11 @@ impl Door {
         })
     }
 
-    /// Ends the session, if there is one. The socket goes with the door.
-    pub fn close(mut self, device: &mut dyn Device) {
-        if let Some(frontend) = self.frontend.take() {
+    /// Ends the session, if there is one. The socket goes first: a frontend that sees its connection end and tries again
+    /// at once is to find nobody, not a connection that is reset.
+    pub fn close(self, device: &mut dyn Device) {
+        drop(self.listener);
+        if let Some(frontend) = self.frontend {
             frontend.close(device);
         }
     }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use log::{debug, info, warn};
 use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
 
 /// How often a lock file may vanish between opening and locking it. Each time, another port has just left.
@@ -137,6 +139,7 @@ impl SocketLock {
         listener
             .set_nonblocking(true)
             .map_err(failed("listen on socket", path))?;
+        let listener = move_up(listener);
         let bound = fs::symlink_metadata(path).map_err(failed("examine", path))?;
         Ok(Listener {
             listener,
@@ -207,6 +210,23 @@ fn connects(path: &Path) -> io::Result<bool> {
         Ok(()) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::PROTOTYPE) => Ok(true),
         Err(rustix::io::Errno::CONNREFUSED) => Ok(false),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The listener under a number above those of connections. Linux closes a killed process's descriptors from the highest
+/// down: so nobody listens any more when a frontend sees its connection end, and its next attempt fails at once. Were
+/// it taken into the dying listener's queue it would be reset instead, which Cloud Hypervisor 53 never recovers from.
+fn move_up(listener: UnixListener) -> UnixListener {
+    // Few enough for a small table of descriptors, and more than a port has connections and memory regions.
+    const HIGH: u64 = 4096;
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(HIGH);
+    let number = i32::try_from(limit.min(HIGH).saturating_sub(1)).unwrap_or_default();
+    match fcntl_dupfd_cloexec(&listener, number) {
+        Ok(moved) => moved.into(),
+        Err(error) => {
+            debug!("The listener stays at a low number: {error}");
+            listener
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! From start to end: files, signals, and what a process leaves that was killed.
 
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -180,4 +180,29 @@ fn sockets_may_lie_in_the_segment() {
     first.wait_for("is down");
     first.end();
     assert_eq!(place.files(), [""; 0]);
+}
+
+/// Cloud Hypervisor 53 gives its device up for good when the next connection is accepted and then reset.
+#[test]
+fn whoever_sees_it_end_finds_nobody_there_any_more() {
+    for signal in [Signal::KILL, Signal::TERM] {
+        for _ in 0..10 {
+            let place = Place::new();
+            let mut port = place.start("a");
+            let mut frontend = UnixStream::connect(&port.socket).unwrap();
+            port.wait_for("Frontend connected");
+            port.signal(signal);
+            // Until its end, by which the frontend knows.
+            let _ = frontend.read(&mut [0]);
+            let again = UnixStream::connect(&port.socket).map_err(|error| error.kind());
+            assert!(
+                matches!(
+                    again,
+                    Err(ErrorKind::ConnectionRefused | ErrorKind::NotFound)
+                ),
+                "{signal:?}: {again:?}"
+            );
+            port.wait();
+        }
+    }
 }
