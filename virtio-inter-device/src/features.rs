@@ -2,11 +2,11 @@
 
 use virtio_bindings::bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
-    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
-    VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
 };
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -48,9 +48,13 @@ const OFFERED: u64 = mask(&[
 ]);
 
 /// The device features that a port with `queue_pairs` offers (VIRTIO 1.3, 5.1.3 and 6).
+///
+/// The control queue, without which a driver refuses several pairs, is the frontend's: Cloud Hypervisor has one only if the
+/// port offers it, QEMU and DPDK have one whatever it says. User Mode Linux would ask the port for it, and so
+/// has one pair.
 pub(crate) fn offered(queue_pairs: u16) -> u64 {
     if queue_pairs > 1 {
-        OFFERED | mask(&[VIRTIO_NET_F_MQ])
+        OFFERED | mask(&[VIRTIO_NET_F_MQ, VIRTIO_NET_F_CTRL_VQ])
     } else {
         OFFERED
     }
@@ -215,8 +219,9 @@ mod tests {
 
     #[test]
     fn multi_queue_is_offered_only_with_several_pairs() {
-        assert_eq!(offered(1) & (1 << VIRTIO_NET_F_MQ), 0);
-        assert_ne!(offered(2) & (1 << VIRTIO_NET_F_MQ), 0);
+        let both = mask(&[VIRTIO_NET_F_MQ, VIRTIO_NET_F_CTRL_VQ]);
+        assert_eq!(offered(1) & both, 0);
+        assert_eq!(offered(2) & both, both);
     }
 
     #[test]

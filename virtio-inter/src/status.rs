@@ -12,7 +12,7 @@ use crate::door::{Door, FrontendState};
 pub const VERSION: u32 = 1;
 
 /// The feature bits that a port offers, by name (VIRTIO 1.3, 5.1.3 and 6).
-const FEATURES: [(u32, &str); 17] = [
+const FEATURES: [(u32, &str); 21] = [
     (0, "CSUM"),
     (1, "GUEST_CSUM"),
     (3, "MTU"),
@@ -25,11 +25,15 @@ const FEATURES: [(u32, &str); 17] = [
     (13, "HOST_ECN"),
     (15, "MRG_RXBUF"),
     (16, "STATUS"),
+    (17, "CTRL_VQ"),
     (22, "MQ"),
     (28, "INDIRECT_DESC"),
     (29, "EVENT_IDX"),
     (32, "VERSION_1"),
     (35, "IN_ORDER"),
+    (54, "GUEST_USO4"),
+    (55, "GUEST_USO6"),
+    (56, "HOST_USO"),
 ];
 
 /// The document.

@@ -37,7 +37,10 @@ fn exactly_these_features_are_offered() {
             ..Spec::default()
         },
     );
-    assert_eq!(three.port.features(), OFFERED | Feature::MQ);
+    assert_eq!(
+        three.port.features(),
+        OFFERED | Feature::MQ | Feature::CTRL_VQ
+    );
     assert_eq!(three.port.queue_count(), 6);
 }
 
@@ -109,7 +112,7 @@ fn contradictory_choices_are_refused_and_change_nothing() {
     let bad = [
         0,
         OFFERED & !Feature::VERSION_1,
-        OFFERED | Feature::MQ,
+        OFFERED | Feature::MQ | Feature::CTRL_VQ,
         OFFERED | 1 << 63,
         LEAN | Feature::GUEST_TSO4,
         LEAN | Feature::HOST_TSO6,

@@ -38,6 +38,7 @@ impl Feature {
     pub(crate) const HOST_USO: u64 = 1 << net::VIRTIO_NET_F_HOST_USO;
     pub(crate) const MRG_RXBUF: u64 = 1 << net::VIRTIO_NET_F_MRG_RXBUF;
     pub(crate) const STATUS: u64 = 1 << net::VIRTIO_NET_F_STATUS;
+    pub(crate) const CTRL_VQ: u64 = 1 << net::VIRTIO_NET_F_CTRL_VQ;
     pub(crate) const MQ: u64 = 1 << net::VIRTIO_NET_F_MQ;
     pub(crate) const INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
     pub(crate) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
