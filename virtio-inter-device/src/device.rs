@@ -4,10 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
-/// A guest's memory as mapped by this process.
-pub type GuestMemory = GuestMemoryMmap<()>;
+pub use crate::memory::GuestMemory;
 
 /// Where a split virtqueue lies and how it is notified (VIRTIO 1.3, 2.7).
 #[derive(Debug)]
@@ -91,7 +90,8 @@ pub trait Device {
     /// [`DeviceError::Features`] for a set that contradicts itself; the former set stays.
     fn set_features(&mut self, acked: u64) -> Result<(), DeviceError>;
 
-    /// The guest's memory, or its new layout while queues run. None: no memory any more (queues are stopped).
+    /// The guest's memory, or its new layout, or another log of what is written there, while queues run. None: no memory
+    /// any more (queues are stopped). When this returns the former log is written no more.
     ///
     /// # Errors
     ///

@@ -8,6 +8,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 use super::rings::{descriptor_at, indirect_count};
 use super::{QueueViolation, Rings};
 use crate::device::GuestMemory;
+use crate::memory::DirtyLog;
 
 /// Longest chain taken, as in Linux's vhost (`UIO_MAXIOV`). A driver with indirect tables may exceed the queue
 /// size in one chain (Linux does on tiny queues), so the size alone is no bound.
@@ -220,8 +221,9 @@ impl Chain {
         head: &[u8],
         rest: &VolatileSlice<'_>,
     ) -> Result<(), QueueViolation> {
+        let len = head.len() + rest.len();
         let mut done = 0;
-        self.for_each_slice(memory, 0, head.len() + rest.len(), |guest| {
+        let result = self.for_each_slice(memory, 0, len, |guest| {
             let from_head = head.len().saturating_sub(done).min(guest.len());
             if from_head != 0 {
                 guest.copy_from(&head[done..done + from_head]);
@@ -233,7 +235,22 @@ impl Chain {
                 source.copy_to_volatile_slice(target);
             }
             done += guest.len();
-        })
+        });
+        // Also what was written before something went wrong.
+        if let Some(log) = memory.log() {
+            self.log_written(log, len as u64);
+        }
+        result
+    }
+
+    /// Notes that the first `left` bytes of the chain were written.
+    #[cold]
+    fn log_written(&self, log: &DirtyLog, mut left: u64) {
+        for segment in &self.segments {
+            let written = u64::from(segment.len).min(left);
+            log.mark(segment.address.0, written);
+            left -= written;
+        }
     }
 
     /// Calls `visit` with each contiguous piece of `skip..skip + len` of the chain, in order.

@@ -40,6 +40,8 @@ pub(crate) struct Rings<'m> {
     descriptors: VolatileSlice<'m>,
     available: VolatileSlice<'m>,
     used: VolatileSlice<'m>,
+    /// Guest physical address of the used ring.
+    used_at: u64,
 }
 
 impl<'m> Rings<'m> {
@@ -60,6 +62,7 @@ impl<'m> Rings<'m> {
             descriptors: area(addresses.descriptors, DESCRIPTOR_SIZE * size)?,
             available: area(addresses.available, RING + AVAILABLE_ELEMENT * size + 2)?,
             used: area(addresses.used, RING + USED_ELEMENT * size + 2)?,
+            used_at: addresses.used.0,
         })
     }
 
@@ -122,29 +125,40 @@ impl<'m> Rings<'m> {
         let offset = RING + USED_ELEMENT * self.slot(at);
         // Two words rather than one: the used ring is aligned to four bytes, so an element may not be to eight.
         store(&self.used, offset, (element as u32).to_le())?;
-        store(&self.used, offset + 4, ((element >> 32) as u32).to_le())
+        store(&self.used, offset + 4, ((element >> 32) as u32).to_le())?;
+        self.wrote_used(offset, USED_ELEMENT);
+        Ok(())
     }
 
     /// Publishes the used index. Release: elements and buffers written before are visible with it.
     pub(crate) fn publish_used_index(&self, index: u16) -> Result<(), QueueViolation> {
         self.used
             .store(index.to_le(), INDEX, Ordering::Release)
-            .map_err(|_| QueueViolation::RingOutsideMemory)
+            .map_err(|_| QueueViolation::RingOutsideMemory)?;
+        self.wrote_used(INDEX, size_of::<u16>());
+        Ok(())
     }
 
     /// Says whether kicks are wanted (only without the event index).
     pub(crate) fn set_notifications(&self, wanted: bool) -> Result<(), QueueViolation> {
         let flags = if wanted { 0 } else { NO_NOTIFY };
-        store(&self.used, FLAGS, flags.to_le())
+        store(&self.used, FLAGS, flags.to_le())?;
+        self.wrote_used(FLAGS, size_of::<u16>());
+        Ok(())
     }
 
     /// Says at which available index the next kick is wanted (only with the event index).
     pub(crate) fn set_available_event(&self, index: u16) -> Result<(), QueueViolation> {
-        store(
-            &self.used,
-            RING + USED_ELEMENT * usize::from(self.size),
-            index.to_le(),
-        )
+        let offset = RING + USED_ELEMENT * usize::from(self.size);
+        store(&self.used, offset, index.to_le())?;
+        self.wrote_used(offset, size_of::<u16>());
+        Ok(())
+    }
+
+    /// Notes a write to the used ring.
+    fn wrote_used(&self, offset: usize, len: usize) {
+        // Resolved in `new`, so the sum is an address.
+        self.memory.wrote(self.used_at + offset as u64, len as u64);
     }
 
     fn slot(&self, at: u16) -> usize {

@@ -174,11 +174,10 @@ fn a_bad_receive_queue_stops_and_can_be_reset() {
 #[test]
 fn memory_that_goes_away_under_a_queue_stops_it() {
     let (mut node, mut peer) = ten_frames_later();
-    let small = virtio_inter_device::GuestMemory::from_ranges(&[(
-        vm_memory::GuestAddress(0),
-        SEAM as usize,
-    )])
-    .unwrap();
+    let small =
+        vm_memory::GuestMemoryMmap::from_ranges(&[(vm_memory::GuestAddress(0), SEAM as usize)])
+            .unwrap();
+    let small = virtio_inter_device::GuestMemory::new(small);
     node.port.set_memory(Some(small.into())).unwrap();
     node.guest.tx[0].send(&Packet::new(mac(0), mac(1), 100, 1));
     peer.send(&Packet::new(mac(1), mac(0), 100, 1).bytes());

@@ -6,6 +6,7 @@ mod driver;
 
 mod back_pressure;
 mod delivery;
+mod dirty_log;
 mod disabled;
 mod features;
 mod forwarding;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use virtio_inter_device::GuestMemory;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Guest physical address at which one memory region ends and the next begins.
 pub(crate) const SEAM: u64 = 1 << 20;
@@ -32,7 +32,9 @@ impl Arena {
             (GuestAddress(SEAM), (END - SEAM) as usize),
         ];
         Arc::new(Arena {
-            memory: Arc::new(GuestMemory::from_ranges(&ranges).unwrap()),
+            memory: Arc::new(GuestMemory::new(
+                GuestMemoryMmap::from_ranges(&ranges).unwrap(),
+            )),
             pieces: Mutex::new(Pieces {
                 next: FIRST,
                 free: HashMap::new(),
@@ -42,6 +44,11 @@ impl Arena {
 
     pub(crate) fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
+    }
+
+    /// End of what was ever handed out.
+    pub(crate) fn end(&self) -> u64 {
+        self.pieces.lock().unwrap().next
     }
 
     /// A piece of at least `len` bytes, aligned to its size (to 4096 bytes if it is larger), with whatever is in it.

@@ -28,7 +28,7 @@ pub(crate) mod rng;
 pub(crate) mod stream;
 pub(crate) mod wait;
 
-pub(crate) use arena::{Arena, SEAM};
+pub(crate) use arena::{Arena, END, SEAM};
 pub(crate) use guest::{Guest, Received, RxQueue, TxQueue};
 pub(crate) use link::{RawLink, link};
 pub(crate) use network::{Feature, LEAN, Network, Node, Peer, Spec, mac};

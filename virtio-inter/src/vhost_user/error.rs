@@ -145,6 +145,27 @@ pub enum Refusal {
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
+    /// The log of what the device writes cannot be used.
+    #[error("Log of {size:#x} bytes at offset {offset:#x} of its file is refused: {problem}")]
+    Log {
+        /// Size in bytes.
+        size: u64,
+        /// Where it starts in its file.
+        offset: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// The log of what the device writes cannot be mapped.
+    #[error("Log of {size:#x} bytes at offset {offset:#x} of its file cannot be mapped")]
+    MapLog {
+        /// Size in bytes.
+        size: u64,
+        /// Where it starts in its file.
+        offset: u64,
+        /// Why.
+        #[source]
+        source: vm_memory::mmap::MmapRegionError,
+    },
     /// More pieces of memory than are supported.
     #[error("More than {0} memory regions")]
     TooManyRegions(usize),

@@ -10,7 +10,10 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat, fstatfs};
 use virtio_inter_device::GuestMemory;
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion,
+};
 
 use super::error::Refusal;
 use super::request::{Region, RingAddresses};
@@ -107,20 +110,29 @@ impl MemoryTable {
     }
 
     /// The memory for the device, None when there is none.
-    pub fn memory(&self) -> Option<Arc<GuestMemory>> {
+    pub fn memory(&self) -> Option<GuestMemory> {
         let regions = self
             .regions
             .iter()
             .map(|mapped| Arc::clone(&mapped.region))
             .collect();
         // Sorted and free of overlaps (see `add`), so only an empty table is refused here.
-        GuestMemory::from_arc_regions(regions).ok().map(Arc::new)
+        GuestMemoryMmap::from_arc_regions(regions)
+            .ok()
+            .map(GuestMemory::new)
     }
 
     /// The used index of a ring, the second u16 of the used ring (VIRTIO 1.3, 2.7.8). For logs.
     pub fn used_index(&self, place: &RingPlace) -> Option<u16> {
         let address = GuestAddress(place.used.0.checked_add(2)?);
         self.memory()?.read_obj(address).ok()
+    }
+
+    /// First guest address beyond the memory.
+    pub fn end(&self) -> u64 {
+        self.regions
+            .last()
+            .map_or(0, |mapped| mapped.guest() + mapped.size())
     }
 
     fn add(&mut self, region: &Region, fd: OwnedFd) -> Result<(), Refusal> {

@@ -3,10 +3,11 @@
 //! Written on the message types of the `vhost` crate rather than on its request handler, which is too
 //! strict for QEMU (queues enabled before features are set) and User Mode Linux (memory tables with unused
 //! slots), and ends on errors without a word. From bytes to the device: [`connection`] (messages),
-//! [`request`] (decoding), [`session`] (state, with [`memory`] and the queues), [`reply`]; [`frontend`]
+//! [`request`] (decoding), [`session`] (state, with [`memory`], its log and the queues), [`reply`]; [`frontend`]
 //! holds them together.
 
 pub mod connection;
+mod dirty_log;
 pub mod error;
 pub mod frontend;
 mod kick_watch;

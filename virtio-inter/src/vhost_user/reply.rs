@@ -3,6 +3,8 @@
 use vhost::vhost_user::message::{FrontendReq, VhostUserVringState};
 use vm_memory::ByteValued;
 
+use super::request::LogArea;
+
 /// What a request is answered with.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -17,6 +19,8 @@ pub enum Reply {
         /// The next available index to process.
         base: u16,
     },
+    /// SET_LOG_BASE: what was asked for. Rust's `vhost` wants it so, QEMU does not look.
+    Log(LogArea),
     /// GET_CONFIG: what was asked for, then the bytes.
     Config {
         /// First byte of the configuration space.
@@ -38,6 +42,12 @@ impl Reply {
                 VhostUserVringState::new(*index, (*base).into())
                     .as_slice()
                     .to_vec(),
+            ),
+            Self::Log(area) => Some(
+                [area.size, area.offset]
+                    .into_iter()
+                    .flat_map(u64::to_ne_bytes)
+                    .collect(),
             ),
             Self::Config {
                 offset,
@@ -63,6 +73,7 @@ pub(crate) fn has_own_reply(code: u32) -> bool {
         Ok(FrontendReq::GET_FEATURES
             | FrontendReq::GET_PROTOCOL_FEATURES
             | FrontendReq::GET_VRING_BASE
+            | FrontendReq::SET_LOG_BASE
             | FrontendReq::GET_QUEUE_NUM
             | FrontendReq::GET_CONFIG
             | FrontendReq::CREATE_CRYPTO_SESSION

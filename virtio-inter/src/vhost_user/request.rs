@@ -6,9 +6,9 @@
 use std::os::fd::OwnedFd;
 
 use vhost::vhost_user::message::{
-    FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserConfig, VhostUserConfigFlags, VhostUserMemory,
-    VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVringAddr,
-    VhostUserVringAddrFlags, VhostUserVringState,
+    FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserConfig, VhostUserConfigFlags, VhostUserLog,
+    VhostUserMemory, VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserU64,
+    VhostUserVringAddr, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
@@ -42,6 +42,15 @@ pub struct RingAddresses {
     pub available: u64,
     /// Used ring.
     pub used: u64,
+}
+
+/// Where the log of what the device writes lies in its file; nothing is checked yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogArea {
+    /// Size in bytes.
+    pub size: u64,
+    /// Where it starts in its file, in bytes.
+    pub offset: u64,
 }
 
 /// A request that came in one well-formed message.
@@ -145,6 +154,10 @@ pub enum Request {
     SetMtu(u64),
     /// SET_BACKEND_REQ_FD.
     SetBackendReqFd(OwnedFd),
+    /// SET_LOG_BASE with a file.
+    SetLogBase(LogArea, OwnedFd),
+    /// SET_LOG_FD.
+    SetLogFd(OwnedFd),
     /// Anything else, by its number.
     Other(u32),
 }
@@ -230,6 +243,11 @@ impl Request {
             FrontendReq::SET_BACKEND_REQ_FD => {
                 parts.check_size(0)?;
                 Self::SetBackendReqFd(parts.one_fd()?)
+            }
+            FrontendReq::SET_LOG_BASE => parts.log_base()?,
+            FrontendReq::SET_LOG_FD => {
+                parts.check_size(0)?;
+                Self::SetLogFd(parts.one_fd()?)
             }
             _ => Self::Other(parts.0.code),
         })
@@ -328,6 +346,20 @@ impl Parts {
                 used: address.used,
             },
         })
+    }
+
+    /// A log without a file would be an address of the frontend's, which means nothing here.
+    fn log_base(self) -> Result<Request, Malformed> {
+        if self.0.fds.is_empty() {
+            return Ok(Request::Other(self.0.code));
+        }
+        self.check_size(size_of::<VhostUserLog>())?;
+        let log: VhostUserLog = self.structure(0)?;
+        let area = LogArea {
+            size: log.mmap_size,
+            offset: log.mmap_offset,
+        };
+        Ok(Request::SetLogBase(area, self.one_fd()?))
     }
 
     fn one_fd(mut self) -> Result<OwnedFd, Malformed> {

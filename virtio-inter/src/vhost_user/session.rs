@@ -5,13 +5,17 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::{Level, debug};
-use vhost::vhost_user::message::{VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures};
-use virtio_inter_device::{Device, QueueSetup};
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures,
+};
+use virtio_inter_device::{Device, DirtyLog, GuestMemory, QueueSetup};
 use virtio_inter_segment::{LogLimit, log_limited};
 
+use super::dirty_log::{self, LOG_ALL};
 use super::error::Refusal;
 use super::kick_watch::{KickWatch, is_blank};
 use super::memory::{MAX_REGIONS, MemoryTable};
@@ -23,16 +27,20 @@ use crate::chain::chain;
 /// The feature bit by which both sides say that they know protocol features.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
+/// What vhost-user adds to the device's features.
+const ADDED_FEATURES: u64 = PROTOCOL_FEATURES | LOG_ALL;
+
 /// What of the protocol is offered. Not among it: INFLIGHT_SHMFD, since buffers are used in order and the
-/// ring's own used index says it all; LOG_SHMFD and DEVICE_STATE, which migration needs; RARP, as the peers
-/// of a segment know the addresses from the handshake.
+/// ring's own used index says it all; DEVICE_STATE, as all that there is to keep is in the guest's memory; RARP, as
+/// the peers of a segment know the addresses from the handshake.
 pub const OFFERED: Protocol = Protocol::MQ
     .union(Protocol::REPLY_ACK)
     .union(Protocol::MTU)
     .union(Protocol::BACKEND_REQ)
     .union(Protocol::CONFIG)
     .union(Protocol::RESET_DEVICE)
-    .union(Protocol::CONFIGURE_MEM_SLOTS);
+    .union(Protocol::CONFIGURE_MEM_SLOTS)
+    .union(Protocol::LOG_SHMFD);
 
 /// What a frontend makes happen, which it can repeat.
 static CHANGES: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
@@ -56,6 +64,10 @@ pub struct Session {
     applied: Option<u64>,
     protocol: Protocol,
     memory: MemoryTable,
+    /// From SET_LOG_BASE.
+    log: Option<Arc<DirtyLog>>,
+    /// From SET_FEATURES: everything is to be logged.
+    logs_all: bool,
     vrings: Vec<Vring>,
     /// Held open: User Mode Linux takes its end for broken otherwise. Nothing is asked over it yet.
     backend_requests: Option<OwnedFd>,
@@ -75,6 +87,8 @@ impl Session {
             applied: None,
             protocol: Protocol::empty(),
             memory: MemoryTable::default(),
+            log: None,
+            logs_all: false,
             vrings: (0..device.queue_count())
                 .map(|_| Vring::default())
                 .collect(),
@@ -99,7 +113,7 @@ impl Session {
         let verdicts = self.kicks.check(|index| {
             let place = self.vrings[usize::from(index)].running;
             memory
-                .as_deref()
+                .as_ref()
                 .zip(place)
                 .is_some_and(|(memory, place)| is_blank(memory, &place))
         })?;
@@ -139,7 +153,7 @@ impl Session {
     pub fn handle(&mut self, request: Request, device: &mut dyn Device) -> Result<Reply, Refusal> {
         match request {
             Request::GetFeatures => {
-                return Ok(Reply::Number(device.features() | PROTOCOL_FEATURES));
+                return Ok(Reply::Number(device.features() | ADDED_FEATURES));
             }
             Request::GetProtocolFeatures => return Ok(Reply::Number(OFFERED.bits())),
             // The specification says "queues", Cloud Hypervisor and User Mode Linux compare with queues;
@@ -164,6 +178,19 @@ impl Session {
                         bits: bits & !OFFERED.bits(),
                     })?;
             }
+            Request::SetLogBase(area, fd) => {
+                if !self.protocol.contains(Protocol::LOG_SHMFD) {
+                    return Err(Refusal::Unsupported(FrontendReq::SET_LOG_BASE.into()));
+                }
+                self.set_log(
+                    Some(Arc::new(dirty_log::map(area, fd)?)),
+                    self.logs_all,
+                    device,
+                )?;
+                return Ok(Reply::Log(area));
+            }
+            // Closed: see `dirty_log`.
+            Request::SetLogFd(_) => {}
             Request::ResetOwner => self.stop_all(device)?,
             Request::ResetDevice => {
                 self.stop_all(device)?;
@@ -242,14 +269,14 @@ impl Session {
     /// Notes the features. Whether the device can work with them shows when a queue is to start: crosvm sets
     /// PROTOCOL_FEATURES alone first, the driver's choice later.
     fn set_features(&mut self, bits: u64, device: &mut dyn Device) -> Result<(), Refusal> {
-        let strange = bits & !(device.features() | PROTOCOL_FEATURES);
+        let strange = bits & !(device.features() | ADDED_FEATURES);
         if strange != 0 {
             return Err(Refusal::Features {
                 kind: "Features",
                 bits: strange,
             });
         }
-        let features = bits & !PROTOCOL_FEATURES;
+        let features = bits & !ADDED_FEATURES;
         if self.features != Some(features) {
             for index in 0..self.device_queues() {
                 self.release_retired(index, device)?;
@@ -258,6 +285,13 @@ impl Session {
                 return Err(Refusal::FeaturesFixed);
             }
             self.features = Some(features);
+        }
+        // The one feature that comes and goes while queues run.
+        let logs_all = bits & LOG_ALL != 0;
+        if logs_all != self.logs_all {
+            // A log that is not written any more is not kept: the next one comes with the next migration.
+            let log = self.log.clone().filter(|_| logs_all || self.log.is_none());
+            self.set_log(log, logs_all, device)?;
         }
         if bits & PROTOCOL_FEATURES == 0 {
             // Such a frontend has no word for enabling.
@@ -282,10 +316,44 @@ impl Session {
                 self.stop(index, device)?;
             }
         }
-        device.set_memory(table.memory())?;
+        device.set_memory(logged(&table, self.active_log()))?;
         self.memory = table;
+        self.warn_of_short_log();
         self.settle_all(device);
         Ok(())
+    }
+
+    /// Where the device is to note what it writes.
+    fn active_log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref().filter(|_| self.logs_all)
+    }
+
+    /// Begins to log, ends it, or goes on in another log: when this returns the former is written no more.
+    fn set_log(
+        &mut self,
+        log: Option<Arc<DirtyLog>>,
+        logs_all: bool,
+        device: &mut dyn Device,
+    ) -> Result<(), Refusal> {
+        let active = log.as_ref().filter(|_| logs_all);
+        device.set_memory(logged(&self.memory, active))?;
+        (self.log, self.logs_all) = (log, logs_all);
+        self.warn_of_short_log();
+        Ok(())
+    }
+
+    fn warn_of_short_log(&self) {
+        if let Some(log) = self.active_log()
+            && log.end() < self.memory.end()
+        {
+            log_limited!(
+                CHANGES,
+                Level::Warn,
+                "The migration log ends at guest address {:#x}, memory at {:#x}: writes beyond are not noted",
+                log.end(),
+                self.memory.end()
+            );
+        }
     }
 
     fn set_size(&mut self, index: u32, size: u32, device: &mut dyn Device) -> Result<(), Refusal> {
@@ -497,6 +565,15 @@ impl Session {
         }
         result
     }
+}
+
+/// The memory as the device is to have it.
+fn logged(table: &MemoryTable, log: Option<&Arc<DirtyLog>>) -> Option<Arc<GuestMemory>> {
+    let memory = table.memory()?;
+    Some(Arc::new(match log {
+        Some(log) => memory.logged(Arc::clone(log)),
+        None => memory,
+    }))
 }
 
 fn log_waiting(index: u16, refusal: &Refusal) {

@@ -4,6 +4,7 @@
 mod crate_frontend;
 mod malformed;
 mod memory;
+mod migration;
 mod mock;
 mod nonsense;
 mod orders;

@@ -15,7 +15,7 @@ use crate::rig::*;
 fn qemu() {
     let mut rig = Rig::new(2);
     let features = number_of(&rig.ask(GET_FEATURES, &[]));
-    assert_eq!(features, FEATURES | F_PROTOCOL);
+    assert_eq!(features, FEATURES | F_PROTOCOL | F_LOG_ALL);
     let protocol = number_of(&rig.ask(GET_PROTOCOL_FEATURES, &[]));
     rig.tell(SET_PROTOCOL_FEATURES, &number(protocol), &[]);
     assert_eq!(number_of(&rig.ask(GET_QUEUE_NUM, &[])), 2);

@@ -70,15 +70,18 @@ fn without_reply_ack_nothing_is_acknowledged() {
     // Nor is a request acknowledged that has a reply.
     rig.send(GET_FEATURES, VERSION | NEED_REPLY, &[], &[]);
     rig.process().unwrap();
-    assert_eq!(number_of(&rig.reply().unwrap().2), FEATURES | F_PROTOCOL);
+    assert_eq!(
+        number_of(&rig.reply().unwrap().2),
+        FEATURES | F_PROTOCOL | F_LOG_ALL
+    );
     assert_eq!(rig.reply(), None);
 }
 
 #[test]
 fn unknown_requests_are_passed_over() {
     let mut rig = Rig::new(2);
-    // SET_LOG_BASE and SEND_RARP are known and not offered, 1000 is neither.
-    for code in [6, 19, 1000] {
+    // SEND_RARP is known and not offered, 1000 is neither.
+    for code in [19, 1000] {
         rig.tell(code, &[0; 8], &[event().as_fd()]);
     }
     rig.ask(GET_FEATURES, &[]);
@@ -183,9 +186,9 @@ fn the_end_of_the_connection_stops_everything() {
 
 #[test]
 fn features_that_were_not_offered_are_named() {
-    let text = Rig::new(2).offend(SET_FEATURES, &number(FEATURES | 1 << 26), &[]);
+    let text = Rig::new(2).offend(SET_FEATURES, &number(FEATURES | 1 << 27), &[]);
     assert!(
-        text.contains("Features 0x4000000 were not offered"),
+        text.contains("Features 0x8000000 were not offered"),
         "{text}"
     );
     let text = Rig::new(2).offend(SET_PROTOCOL_FEATURES, &number(1 << 12 | 1), &[]);

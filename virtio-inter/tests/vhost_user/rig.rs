@@ -20,6 +20,8 @@ pub(crate) const SET_FEATURES: u32 = 2;
 pub(crate) const SET_OWNER: u32 = 3;
 pub(crate) const RESET_OWNER: u32 = 4;
 pub(crate) const SET_MEM_TABLE: u32 = 5;
+pub(crate) const SET_LOG_BASE: u32 = 6;
+pub(crate) const SET_LOG_FD: u32 = 7;
 pub(crate) const SET_VRING_NUM: u32 = 8;
 pub(crate) const SET_VRING_ADDR: u32 = 9;
 pub(crate) const SET_VRING_BASE: u32 = 10;
@@ -47,6 +49,9 @@ pub(crate) const NEED_REPLY: u32 = 8;
 /// The feature bit of protocol features.
 pub(crate) const F_PROTOCOL: u64 = 1 << 30;
 pub(crate) const F_REPLY_ACK: u64 = 1 << 3;
+pub(crate) const F_LOG_SHMFD: u64 = 1 << 1;
+/// The feature bit by which everything that the device writes is to be logged.
+pub(crate) const F_LOG_ALL: u64 = 1 << 26;
 
 /// Where the tests' guest memory lies in the frontend and in the guest.
 pub(crate) const USER: u64 = 0x7f00_0000_0000;
@@ -214,7 +219,7 @@ impl<D: Device> Rig<D> {
         let features = number_of(&self.ask(GET_FEATURES, &[]));
         let protocol = number_of(&self.ask(GET_PROTOCOL_FEATURES, &[]));
         self.tell(SET_PROTOCOL_FEATURES, &number(protocol), &[]);
-        self.tell(SET_FEATURES, &number(features), &[]);
+        self.tell(SET_FEATURES, &number(features & !F_LOG_ALL), &[]);
     }
 
     /// Brings queue `index` up as far as its kick; `SET_VRING_ENABLE` is left.
