@@ -4,6 +4,7 @@
 mod adapt;
 mod buffers;
 mod command;
+mod completion;
 mod peer;
 mod poller;
 mod receive;
@@ -55,6 +56,8 @@ enum Pace {
 struct Rest {
     safe: bool,
     until: Option<Instant>,
+    /// The alarm has to be set.
+    alarm: bool,
 }
 
 /// A link's peer broke the ring's rules.
@@ -214,9 +217,16 @@ impl Worker {
             if sent == Pace::Idle && delivered == Pace::Idle {
                 let rest = self.arm();
                 self.report_faults();
+                if rest.alarm {
+                    self.poller.set_alarm(completion::LATE);
+                }
                 if rest.safe {
-                    self.kicked |= self.poller.wait(rest.until);
+                    let woken = self.poller.wait(rest.until);
                     self.rules.counters.wakeups.add(1);
+                    self.kicked |= woken.kicked;
+                    if woken.alarmed {
+                        self.alarm();
+                    }
                 }
             }
         }
@@ -254,6 +264,18 @@ impl Worker {
         }
     }
 
+    /// What was put off until the alarm is done.
+    fn alarm(&mut self) {
+        let memory = self.memory.as_deref();
+        let counters = &self.rules.counters;
+        if let Err(violation) = self
+            .transmitter
+            .alarm(self.transmit.usable(), memory, counters)
+        {
+            break_queue(&mut self.transmit, self.index * 2 + 1, violation);
+        }
+    }
+
     fn deliver(&mut self) -> Pace {
         if let (Some(queue), Some(memory)) = (self.receive.usable(), &self.memory) {
             match self.collector.run(queue, memory, &self.rules) {
@@ -275,6 +297,7 @@ impl Worker {
                 Rest {
                     safe: false,
                     until: None,
+                    alarm: false,
                 }
             }
         };
@@ -476,7 +499,17 @@ fn publish(
     rings: &Rings<'_>,
     counters: &Counters,
 ) -> Result<(), QueueViolation> {
-    if queue.publish(rings)? {
+    queue.publish(rings)?;
+    signal(queue, rings, counters)
+}
+
+/// Interrupts the driver for what it was shown, if it wants that.
+fn signal(
+    queue: &mut SplitQueue,
+    rings: &Rings<'_>,
+    counters: &Counters,
+) -> Result<(), QueueViolation> {
+    if queue.take_signal(rings)? {
         counters.interrupts.add(1);
         queue.interrupt();
     }

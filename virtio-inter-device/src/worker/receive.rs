@@ -19,6 +19,9 @@ use crate::queue::{QueueViolation, Rings, SplitQueue};
 const TURN: usize = 16;
 /// Bytes after which the guest is shown what it has, and peers get their room back, in mid-batch.
 const PUBLISH_BYTES: usize = 64 * 1024;
+/// Bytes after which the guest is interrupted in mid-batch. More, as an interrupted guest soon looks by itself, and one
+/// that shares the processor would be switched to for each frame.
+const SIGNAL_BYTES: usize = 256 * 1024;
 
 /// One link's receiving end.
 pub(crate) struct Source {
@@ -180,6 +183,7 @@ impl Collector {
     ) -> Result<(), QueueViolation> {
         let mut left = BATCH;
         let mut bytes = 0;
+        let mut unsignalled = 0;
         let mut quiet = 0;
         self.buffers.begin_batch();
         while left != 0 && quiet < self.sources.len() {
@@ -220,8 +224,13 @@ impl Collector {
                     return Ok(());
                 }
                 if bytes >= PUBLISH_BYTES {
-                    bytes = 0;
-                    publish(queue, rings, &rules.counters)?;
+                    unsignalled += std::mem::take(&mut bytes);
+                    if unsignalled >= SIGNAL_BYTES {
+                        unsignalled = 0;
+                        publish(queue, rings, &rules.counters)?;
+                    } else {
+                        queue.publish(rings)?;
+                    }
                     self.release();
                 }
             }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use virtio_inter_segment::PeerKey;
 
+use super::completion::Completion;
 use super::peer::{Outgoing, Peer, Room};
 use super::{BATCH, Failure, LinkFault, Pace, Rest, Rules, publish};
 use crate::counters::{Counter, Counters};
@@ -20,6 +21,7 @@ pub(crate) struct Transmitter {
     chain: Chain,
     /// What holds the queue.
     waiting: Option<Waiting>,
+    completion: Completion,
     /// Peers that broke the rules in this batch.
     faults: Vec<LinkFault>,
 }
@@ -47,6 +49,7 @@ impl Transmitter {
             forwarding: Forwarding::default(),
             chain: Chain::default(),
             waiting: None,
+            completion: Completion::default(),
             faults: Vec::new(),
         }
     }
@@ -85,10 +88,13 @@ impl Transmitter {
         queue.disarm(&rings)?;
         let waited = self.waiting.take().is_some();
         let mut pace = Pace::Idle;
-        let result = self.take_batch(queue, &rings, rules, &mut pace);
+        let mut bytes = 0;
+        let result = self.take_batch(queue, &rings, rules, &mut pace, &mut bytes);
         // Whatever went wrong in mid-batch, what was sent before is shown to peers and driver.
         self.flush();
-        publish(queue, &rings, &rules.counters)?;
+        queue.publish(&rings)?;
+        self.completion
+            .settle(queue, &rings, bytes, &rules.counters)?;
         if self.waiting.is_some() && (pace == Pace::Busy || !waited) {
             rules.counters.tx_waits.add(1);
         }
@@ -126,6 +132,7 @@ impl Transmitter {
         rings: &Rings<'_>,
         rules: &Rules,
         pace: &mut Pace,
+        bytes: &mut usize,
     ) -> Result<(), QueueViolation> {
         self.chain.begin_batch();
         for _ in 0..BATCH {
@@ -138,6 +145,7 @@ impl Transmitter {
                 Outcome::Done => {
                     queue.give_back(rings, head, 0)?;
                     *pace = Pace::Busy;
+                    *bytes += self.chain.len() as usize;
                 }
                 Outcome::Held(waiting) => {
                     self.waiting = Some(waiting);
@@ -279,6 +287,7 @@ impl Transmitter {
         let mut rest = Rest {
             safe: true,
             until: self.waiting.map(|w| w.until),
+            alarm: false,
         };
         for peer in &mut self.peers {
             let held = self.waiting.filter(|w| w.peer == peer.key).map(|w| w.len);
@@ -293,13 +302,31 @@ impl Transmitter {
                 }
             }
         }
-        if self.waiting.is_none()
-            && let (Some(queue), Some(memory)) = (queue, memory)
-        {
+        if let (Some(queue), Some(memory)) = (queue, memory) {
             let rings = queue.rings(memory)?;
-            rest.safe &= queue.arm(&rings)?;
+            rest.alarm = self.completion.needs_alarm(queue, &rings)?;
+            if self.waiting.is_none() {
+                rest.safe &= queue.arm(&rings)?;
+            }
         }
         Ok(rest)
+    }
+
+    /// The worker's alarm went off.
+    pub(crate) fn alarm(
+        &mut self,
+        queue: Option<&mut SplitQueue>,
+        memory: Option<&GuestMemory>,
+        counters: &Counters,
+    ) -> Result<(), QueueViolation> {
+        if let (Some(queue), Some(memory)) = (queue, memory) {
+            let rings = queue.rings(memory)?;
+            self.completion.alarm(queue, &rings, counters)
+        } else {
+            // The queue that it was set for is gone.
+            self.completion = Completion::default();
+            Ok(())
+        }
     }
 }
 

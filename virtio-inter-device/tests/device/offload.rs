@@ -251,7 +251,8 @@ fn others_have_their_turn_while_a_frame_becomes_very_many() {
             segments += 1;
         }
     }
-    assert!(before.unwrap() <= 1024, "{before:?} segments came first");
+    // The buffers that there were at first, and what was given back until the other's turn came: far from all.
+    assert!(before.unwrap() <= 6_000, "{before:?} segments came first");
     assert_eq!(node.drops(), []);
 }
 

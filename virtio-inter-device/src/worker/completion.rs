@@ -1,0 +1,306 @@
+//! When the driver is interrupted for frames that it has sent: late, as it hardly ever waits for that.
+//!
+//! The used index is shown at once. A driver that looks by itself (Linux's does when it sends the next frame, and when
+//! it receives one) finds its buffers free and moves its used event on: the interrupt is not wanted any more. In a
+//! conversation the answer thus takes the interrupt's place, which is half of all interrupts. Only a driver that
+//! really waits (a socket whose send buffer is full, and no answer comes) needs it, and gets it by the worker's alarm, or
+//! earlier when much is done.
+//!
+//! A driver that was found waiting is interrupted at once for a while, twice as long each time. So one that always
+//! waits is hardly ever late, and one that never does is hardly ever interrupted.
+
+use std::time::Duration;
+
+use super::signal;
+use crate::counters::Counters;
+use crate::queue::{QueueViolation, Rings, SplitQueue};
+
+/// When the worker's alarm goes off: a driver that waits does so for one to two of these. One timer serves all frames
+/// of that time, as setting one is expensive, above all on a host that is a virtual machine itself.
+pub(super) const LATE: Duration = Duration::from_millis(2);
+/// Entries after which the driver is interrupted at once: well below the places of a queue (see [`Completion::settle`]) and the
+/// small packets that a socket's send buffer has room for.
+const MANY: u16 = 32;
+/// Bytes after which it is: a stream fills its send buffer soon, and the interrupt is shared by many bytes.
+const MUCH: usize = 4 * 1024;
+/// Looks at the queue after which it is: the alarm is only heard by a worker that comes to sleep.
+const LOOKS: u32 = 16;
+/// Batches that are signalled at once after the driver was found waiting: at first, and at most.
+const SHORTEST_DISTRUST: u32 = 16;
+const LONGEST_DISTRUST: u32 = 4096;
+
+/// What is owed to the driver of a transmit queue.
+#[derive(Debug, Default)]
+pub(super) struct Completion {
+    /// Bytes of the frames that are owed.
+    bytes: usize,
+    /// How often the queue was looked at since.
+    looks: u32,
+    /// The alarm is set, for what had been shown up to this used index.
+    alarm: Option<u16>,
+    /// Batches still to be signalled at once.
+    distrust: u32,
+    /// How many there were the last time that the driver was found waiting.
+    last_distrust: u32,
+}
+
+impl Completion {
+    /// Interrupts the driver for what it was shown, if that has to be now. `bytes` were sent in the batch before.
+    pub(super) fn settle(
+        &mut self,
+        queue: &mut SplitQueue,
+        rings: &Rings<'_>,
+        bytes: usize,
+        counters: &Counters,
+    ) -> Result<(), QueueViolation> {
+        if queue.unsignalled() == 0 {
+            return Ok(());
+        }
+        self.bytes += bytes;
+        self.looks += 1;
+        // A quarter: a small queue must not fill up with entries that the driver does not know to be free.
+        let many = MANY.min(rings.size().div_ceil(4));
+        if queue.has_event_index()
+            && self.distrust == 0
+            && queue.unsignalled() < many
+            && self.bytes < MUCH
+            && self.looks < LOOKS
+        {
+            return Ok(());
+        }
+        if bytes != 0 {
+            self.distrust = self.distrust.saturating_sub(1);
+        }
+        self.settled();
+        signal(queue, rings, counters)
+    }
+
+    /// The worker is about to sleep. True: it has to set its alarm, and call [`Completion::alarm`] when that goes off.
+    pub(super) fn needs_alarm(
+        &mut self,
+        queue: &mut SplitQueue,
+        rings: &Rings<'_>,
+    ) -> Result<bool, QueueViolation> {
+        if self.alarm.is_some() || queue.unsignalled() == 0 {
+            return Ok(false);
+        }
+        let published = queue.published();
+        if !queue.wants_interrupt(rings, published)? {
+            self.settled();
+            return Ok(false);
+        }
+        self.alarm = Some(published);
+        Ok(true)
+    }
+
+    /// The alarm went off.
+    pub(super) fn alarm(
+        &mut self,
+        queue: &mut SplitQueue,
+        rings: &Rings<'_>,
+        counters: &Counters,
+    ) -> Result<(), QueueViolation> {
+        let Some(until) = self.alarm.take() else {
+            return Ok(());
+        };
+        if queue.wants_interrupt(rings, until)? {
+            self.last_distrust =
+                (self.last_distrust * 2).clamp(SHORTEST_DISTRUST, LONGEST_DISTRUST);
+            self.distrust = self.last_distrust;
+            self.settled();
+            signal(queue, rings, counters)?;
+        } else {
+            // The driver had looked by itself, or had been interrupted.
+            self.last_distrust /= 2;
+        }
+        Ok(())
+    }
+
+    fn settled(&mut self) {
+        self.bytes = 0;
+        self.looks = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{EventfdFlags, eventfd};
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::device::{GuestMemory, QueueSetup};
+
+    const SIZE: u16 = 256;
+    const AVAILABLE: u64 = 0x2000;
+    const USED: u64 = 0x4000;
+    /// Behind the available ring: VIRTIO 1.3, 2.7.6.
+    const USED_EVENT: u64 = AVAILABLE + 4 + 2 * SIZE as u64;
+
+    /// A driver's transmit queue, and a device that has taken nothing from it yet.
+    struct Fixture {
+        memory: GuestMemory,
+        queue: SplitQueue,
+        completion: Completion,
+        counters: Counters,
+    }
+
+    impl Fixture {
+        fn new(event_index: bool) -> Self {
+            let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+            let setup = QueueSetup {
+                size: SIZE,
+                descriptors: GuestAddress(0),
+                available: GuestAddress(AVAILABLE),
+                used: GuestAddress(USED),
+                kick: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+                call: None,
+            };
+            let queue = SplitQueue::start(&memory, setup, event_index).unwrap();
+            Fixture {
+                memory,
+                queue,
+                completion: Completion::default(),
+                counters: Counters::default(),
+            }
+        }
+
+        /// The driver has looked at all that it was shown, and wants an interrupt at the next entry.
+        fn driver_looks(&self) {
+            self.memory
+                .write_obj(self.queue.published(), GuestAddress(USED_EVENT))
+                .unwrap();
+        }
+
+        /// A batch of `count` frames of `bytes` in all is sent.
+        fn send(&mut self, count: u16, bytes: usize) {
+            let rings = self.queue.rings(&self.memory).unwrap();
+            for _ in 0..count {
+                self.queue.give_back(&rings, 0, 0).unwrap();
+            }
+            self.queue.publish(&rings).unwrap();
+            self.completion
+                .settle(&mut self.queue, &rings, bytes, &self.counters)
+                .unwrap();
+        }
+
+        fn needs_alarm(&mut self) -> bool {
+            let rings = self.queue.rings(&self.memory).unwrap();
+            self.completion
+                .needs_alarm(&mut self.queue, &rings)
+                .unwrap()
+        }
+
+        fn alarm(&mut self) {
+            let rings = self.queue.rings(&self.memory).unwrap();
+            self.completion
+                .alarm(&mut self.queue, &rings, &self.counters)
+                .unwrap();
+        }
+
+        fn interrupts(&self) -> u64 {
+            self.counters.interrupts.get()
+        }
+    }
+
+    #[test]
+    fn a_driver_that_waits_is_interrupted_by_the_alarm() {
+        let mut fixture = Fixture::new(true);
+        fixture.send(1, 100);
+        assert_eq!(fixture.interrupts(), 0);
+        assert!(fixture.needs_alarm());
+        assert!(!fixture.needs_alarm(), "It is set already");
+        fixture.send(1, 100);
+        fixture.alarm();
+        assert_eq!(fixture.interrupts(), 1);
+        assert!(!fixture.needs_alarm());
+    }
+
+    #[test]
+    fn a_driver_that_looks_by_itself_is_not_interrupted() {
+        let mut fixture = Fixture::new(true);
+        for _ in 0..100 {
+            fixture.send(1, 100);
+            assert!(fixture.needs_alarm());
+            fixture.driver_looks();
+            fixture.alarm();
+            // Before the alarm is set, too.
+            fixture.send(1, 100);
+            fixture.driver_looks();
+            assert!(!fixture.needs_alarm());
+        }
+        assert_eq!(fixture.interrupts(), 0);
+    }
+
+    #[test]
+    fn what_came_after_the_alarm_was_set_waits_for_the_next() {
+        let mut fixture = Fixture::new(true);
+        fixture.send(1, 100);
+        assert!(fixture.needs_alarm());
+        fixture.driver_looks();
+        fixture.send(1, 100);
+        fixture.alarm();
+        assert_eq!(fixture.interrupts(), 0);
+        assert!(fixture.needs_alarm());
+        fixture.alarm();
+        assert_eq!(fixture.interrupts(), 1);
+    }
+
+    #[test]
+    fn many_entries_and_many_bytes_are_told_of_at_once() {
+        let mut fixture = Fixture::new(true);
+        for _ in 0..MANY - 1 {
+            // In batches that are not looked at too often.
+            fixture.completion.looks = 0;
+            fixture.send(1, 1);
+        }
+        assert_eq!(fixture.interrupts(), 0);
+        fixture.send(1, 1);
+        assert_eq!(fixture.interrupts(), 1);
+        fixture.driver_looks();
+        fixture.send(1, MUCH - 1);
+        assert_eq!(fixture.interrupts(), 1);
+        fixture.send(1, 1);
+        assert_eq!(fixture.interrupts(), 2);
+    }
+
+    #[test]
+    fn a_worker_that_never_sleeps_tells_all_the_same() {
+        let mut fixture = Fixture::new(true);
+        fixture.send(1, 100);
+        for _ in 0..LOOKS - 2 {
+            fixture.send(0, 0);
+            assert_eq!(fixture.interrupts(), 0);
+        }
+        fixture.send(0, 0);
+        assert_eq!(fixture.interrupts(), 1);
+    }
+
+    #[test]
+    fn a_driver_that_was_found_waiting_is_told_at_once_for_longer_each_time() {
+        let mut fixture = Fixture::new(true);
+        let mut expected = SHORTEST_DISTRUST;
+        for _ in 0..10 {
+            fixture.driver_looks();
+            fixture.send(1, 100);
+            assert!(fixture.needs_alarm());
+            let before = fixture.interrupts();
+            fixture.alarm();
+            assert_eq!(fixture.interrupts(), before + 1);
+            for batch in 0..expected {
+                fixture.driver_looks();
+                fixture.send(1, 100);
+                assert_eq!(fixture.interrupts(), before + 2 + u64::from(batch));
+            }
+            expected = (expected * 2).min(LONGEST_DISTRUST);
+        }
+    }
+
+    #[test]
+    fn without_the_event_index_nothing_is_put_off() {
+        let mut fixture = Fixture::new(false);
+        for sent in 1..10 {
+            fixture.send(1, 100);
+            assert_eq!(fixture.interrupts(), sent);
+        }
+    }
+}
