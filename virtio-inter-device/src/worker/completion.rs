@@ -125,7 +125,7 @@ impl Completion {
 #[cfg(test)]
 mod tests {
     use rustix::event::{EventfdFlags, eventfd};
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::*;
     use crate::device::{GuestMemory, QueueSetup};
@@ -146,7 +146,8 @@ mod tests {
 
     impl Fixture {
         fn new(event_index: bool) -> Self {
-            let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+            let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+            let memory = GuestMemory::new(map);
             let setup = QueueSetup {
                 size: SIZE,
                 descriptors: GuestAddress(0),
