@@ -1,6 +1,7 @@
 //! `--inter-vm`: what may be said of a device, and what Cloud Hypervisor and the port are told of it.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,51 @@ impl InterVm {
         }
         if let Some(socket) = &self.socket {
             check_socket_path(socket)?;
+        }
+        Ok(())
+    }
+}
+
+impl InterVm {
+    /// The same device for a process with another working directory.
+    ///
+    /// # Errors
+    ///
+    /// When this process's own is gone.
+    pub fn with_absolute_paths(mut self) -> std::io::Result<Self> {
+        self.segment = std::path::absolute(&self.segment)?;
+        self.socket = self.socket.map(std::path::absolute).transpose()?;
+        Ok(self)
+    }
+}
+
+/// As it is parsed.
+impl fmt::Display for InterVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "segment={}", quote(&self.segment.display().to_string()))?;
+        let optional = [
+            ("mac", self.mac.map(|mac| mac.to_string())),
+            ("id", self.id.as_ref().map(ToString::to_string)),
+            ("mtu", self.mtu.map(|mtu| mtu.to_string())),
+            ("num_queues", self.num_queues.map(|count| count.to_string())),
+            ("queue_size", self.queue_size.map(|size| size.to_string())),
+            (
+                "socket",
+                self.socket.as_ref().map(|path| path.display().to_string()),
+            ),
+            (
+                "pci_segment",
+                self.pci_segment.map(|number| number.to_string()),
+            ),
+            (
+                "pci_device_id",
+                self.pci_device_id.map(|number| number.to_string()),
+            ),
+        ];
+        for (key, value) in optional {
+            if let Some(value) = value {
+                write!(f, ",{key}={}", quote(&value))?;
+            }
         }
         Ok(())
     }
@@ -384,6 +430,21 @@ mod tests {
             (device.pci_segment, device.pci_device_id),
             (Some(1), Some(9))
         );
+    }
+
+    #[test]
+    fn what_is_printed_is_parsed() {
+        for text in [
+            "segment=/run/a",
+            "segment=\"/run/a,b\",mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,queue_size=512,\
+             socket=\"/tmp/a,b\",pci_segment=1,pci_device_id=9",
+        ] {
+            let device = InterVm::parse(text).unwrap();
+            assert_eq!(device.to_string(), text);
+        }
+        let relative = InterVm::parse("segment=./web,socket=s").unwrap();
+        let absolute = relative.with_absolute_paths().unwrap();
+        assert!(absolute.segment.is_absolute() && absolute.socket.unwrap().is_absolute());
     }
 
     #[test]

@@ -1,0 +1,109 @@
+//! Devices plugged into a running VM and unplugged: port and VMM kept in step.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use cloud_hypervisor_ext::inter_vm::InterVm;
+use cloud_hypervisor_ext::report::{Failure, chain};
+
+use crate::api::{Api, ApiError};
+use crate::supervisor::Supervisor;
+
+/// A guest that is well lets a device go within a second.
+const GONE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Starts a port and plugs the device in; ends the port again if the VMM does not take it.
+pub(crate) fn add(api_socket: &Path, text: &str) -> Result<u8, Failure> {
+    let device = InterVm::parse(text).map_err(Failure::usage)?;
+    // The supervisor may have another working directory.
+    let device = device.with_absolute_paths()?;
+    let api = Api::connect(api_socket)?;
+    let mut supervisor = Supervisor::connect(api_socket)?;
+    if let Some(id) = &device.id {
+        end_port_left_over(&api, &mut supervisor, id.as_str())?;
+    }
+    let port = supervisor.add(device.to_string())?;
+    let config = serde_json::to_value(&port.net)?;
+    match api.add_net(&config) {
+        Ok(answer) => {
+            // A VM that has not been booted says nothing.
+            if !answer.is_empty() {
+                writeln!(std::io::stdout(), "{answer}")?;
+            }
+            Ok(0)
+        }
+        Err(refused) => {
+            // Told after what led to it.
+            let ended = supervisor.remove(&port.id);
+            let error = anyhow!(refused).context(format!("Cannot plug in {}", port.id));
+            match ended {
+                Ok(()) => Err(error.into()),
+                Err(left) => {
+                    let left = chain(left.as_ref()).join(": ");
+                    Err(error
+                        .context(format!("Port of {} is left: {left}", port.id))
+                        .into())
+                }
+            }
+        }
+    }
+}
+
+/// Ends the port of a device that the VMM knows no more: unplugged by other means, its name may come back.
+fn end_port_left_over(api: &Api, supervisor: &mut Supervisor, id: &str) -> anyhow::Result<()> {
+    let known = supervisor.list()?.iter().any(|port| port.id == id);
+    if known && !api.has_device(id)? {
+        supervisor.remove(id)?;
+    }
+    Ok(())
+}
+
+/// The supervisor that has a port for this device, if one has.
+pub(crate) fn find_port(api_socket: Option<&Path>, id: &str) -> Option<Supervisor> {
+    let mut supervisor = Supervisor::connect(api_socket?).ok()?;
+    let ports = supervisor.list().ok()?;
+    ports.iter().any(|port| port.id == id).then_some(supervisor)
+}
+
+/// Unplugs a device, and ends its port once the guest has let it go.
+pub(crate) fn remove(
+    api_socket: &Path,
+    mut supervisor: Supervisor,
+    id: &str,
+) -> Result<u8, Failure> {
+    let api = Api::connect(api_socket)?;
+    if api.has_device(id)? {
+        api.remove_device(id)
+            .with_context(|| format!("Cannot unplug {id}"))?;
+        wait_until_gone(&api, id)?;
+    }
+    supervisor.remove(id)?;
+    Ok(0)
+}
+
+fn wait_until_gone(api: &Api, id: &str) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while has_device(api, id)? {
+        if start.elapsed() > GONE_WITHIN {
+            return Err(anyhow!(
+                "Guest has not let go of {id} within {} s; its port stays until it has and you ask again",
+                GONE_WITHIN.as_secs()
+            ));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+/// A VMM that has ended meanwhile has no devices.
+fn has_device(api: &Api, id: &str) -> Result<bool, ApiError> {
+    match api.has_device(id) {
+        Err(ApiError::Connect { .. }) => Ok(false),
+        other => other,
+    }
+}

@@ -1,0 +1,196 @@
+//! `inter-vm list` and `inter-vm show`: what ports there are and what they do.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use clap::{Parser, Subcommand};
+use cloud_hypervisor_ext::protocol::{PortInfo, PortState};
+use cloud_hypervisor_ext::report::Failure;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::status;
+use crate::supervisor::Supervisor;
+
+/// Show inter-VM network devices.
+#[derive(Debug, Parser)]
+#[command(
+    name = "inter-vm",
+    bin_name = "ch-remote-ext --api-socket <api-socket> inter-vm"
+)]
+struct Show {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// All devices, a line each
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// All that is known of one device, or of all: peers, features, counters
+    Show {
+        /// The device
+        id: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A port as its supervisor knows it, and by its own word.
+#[derive(Debug, Serialize)]
+struct Device {
+    #[serde(flatten)]
+    port: PortInfo,
+    /// Null: it does not answer.
+    status: Value,
+}
+
+/// Runs what follows `inter-vm`, that included.
+pub(crate) fn run(api_socket: Option<&Path>, words: &[OsString]) -> Result<u8, Failure> {
+    let show = match Show::try_parse_from(words) {
+        Ok(show) => show,
+        // --help is asked for, on standard output.
+        Err(asked) if !asked.use_stderr() => asked.exit(),
+        Err(wrong) => {
+            return Err(Failure::usage(anyhow!(
+                wrong.to_string().trim_end().to_owned()
+            )));
+        }
+    };
+    let api_socket = api_socket.context("inter-vm needs --api-socket <api-socket>")?;
+    let mut devices: Vec<Device> = Supervisor::connect(api_socket)?
+        .list()?
+        .into_iter()
+        .map(|port| {
+            let status = status::read(Path::new(&port.status_socket)).unwrap_or(Value::Null);
+            Device { port, status }
+        })
+        .collect();
+    let mut out = std::io::stdout().lock();
+    match show.command {
+        Command::List { json: false } => list(&mut out, &devices)?,
+        Command::List { json: true } => print_json(&mut out, &devices)?,
+        Command::Show { id, json } => {
+            if let Some(id) = id {
+                devices.retain(|device| device.port.id == id);
+                if devices.is_empty() {
+                    return Err(anyhow!("There is no inter-VM device {id}").into());
+                }
+            }
+            if json {
+                print_json(&mut out, &devices)?;
+            } else {
+                for device in &devices {
+                    show_device(&mut out, device)?;
+                }
+            }
+        }
+    }
+    Ok(0)
+}
+
+fn print_json(out: &mut impl Write, devices: &[Device]) -> anyhow::Result<()> {
+    writeln!(out, "{}", serde_json::to_string_pretty(devices)?)?;
+    Ok(())
+}
+
+/// One word for what the port and its frontend do.
+fn state(device: &Device) -> &'static str {
+    let frontend = &device.status["frontend"];
+    match device.port.state {
+        PortState::Starting => "starting",
+        PortState::Down => "down",
+        PortState::Ending => "ending",
+        PortState::Serving if device.status.is_null() => "silent",
+        PortState::Serving if frontend.is_null() => "unplugged",
+        // The guest's driver has not started.
+        PortState::Serving if frontend["queues_running"] == 0 => "plugged",
+        PortState::Serving => "running",
+    }
+}
+
+fn list(out: &mut impl Write, devices: &[Device]) -> std::io::Result<()> {
+    let header = ["ID", "STATE", "MAC", "SEGMENT", "PEERS", "RESTARTS"].map(str::to_owned);
+    let rows: Vec<[String; 6]> = std::iter::once(header)
+        .chain(devices.iter().map(|device| {
+            let peers = device.status["peers"].as_array();
+            [
+                device.port.id.clone(),
+                state(device).to_owned(),
+                device.port.mac.clone(),
+                device.port.segment.clone(),
+                peers.map_or("-".to_owned(), |peers| peers.len().to_string()),
+                device.port.restarts.to_string(),
+            ]
+        }))
+        .collect();
+    let mut widths = [0; 6];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.len().max(*width);
+        }
+    }
+    for row in &rows {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+fn show_device(out: &mut impl Write, device: &Device) -> std::io::Result<()> {
+    let Device { port, status } = device;
+    writeln!(out, "{}: {}", port.id, state(device))?;
+    let mut line = |name: &str, value: &str| writeln!(out, "  {name:9} {value}");
+    line("mac", &port.mac)?;
+    line("segment", &format!("{} as {}", port.segment, port.port_id))?;
+    line("socket", &port.net.vhost_socket)?;
+    let process = port.pid.map_or("none".to_owned(), |pid| pid.to_string());
+    line(
+        "process",
+        &format!("{process}, started again {} times", port.restarts),
+    )?;
+    if status.is_null() {
+        return Ok(());
+    }
+    line("mtu", &status["mtu"].to_string())?;
+    line("queues", &format!("{} pairs", status["queue_pairs"]))?;
+    if let Some(features) = status["frontend"]["features"].as_array() {
+        let names: Vec<&str> = features.iter().filter_map(Value::as_str).collect();
+        line("features", &names.join(" "))?;
+    }
+    for peer in status["peers"].as_array().into_iter().flatten() {
+        let text = |key: &str| peer[key].as_str().unwrap_or("?").to_owned();
+        line(
+            "peer",
+            &format!("{} {} mtu {}", text("mac"), text("id"), peer["mtu"]),
+        )?;
+    }
+    for (pair, counters) in status["counters"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
+        let moved: Vec<String> = counters
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(_, value)| value.as_u64() != Some(0))
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        if !moved.is_empty() {
+            line(&format!("pair {pair}"), &moved.join(", "))?;
+        }
+    }
+    Ok(())
+}

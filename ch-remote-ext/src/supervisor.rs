@@ -1,0 +1,99 @@
+//! The VM's supervisor, asked over its control socket (docs/control-protocol.md).
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use cloud_hypervisor_ext::protocol::{PortInfo, Reply, Request};
+use cloud_hypervisor_ext::vm_directory::control_socket;
+
+/// A supervisor answers at once, but for a port's start (10 s at most) and end (5 s at most).
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// A connection to it.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    path: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl Supervisor {
+    /// The supervisor of the VM with this API socket.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub(crate) fn connect(api_socket: &Path) -> anyhow::Result<Self> {
+        let path = control_socket(api_socket);
+        let stream = UnixStream::connect(&path)
+            .and_then(|stream| {
+                stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+                stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+                Ok(stream)
+            })
+            .with_context(|| {
+                format!(
+                    "No supervisor at {}: was the VM started by cloud-hypervisor-ext? If not, start a \
+                     `virtio-inter port` by hand, and plug it in by add-net vhost_user=on,socket=…",
+                    path.display()
+                )
+            })?;
+        Ok(Self {
+            path,
+            stream: BufReader::new(stream),
+        })
+    }
+
+    fn ask(&mut self, request: &Request) -> anyhow::Result<Reply> {
+        let reply = self
+            .exchange(request)
+            .with_context(|| format!("Supervisor at {} does not answer", self.path.display()))?;
+        match reply {
+            Reply::Error(why) => Err(why
+                .into_iter()
+                .rev()
+                .fold(None, |error: Option<anyhow::Error>, line| {
+                    Some(match error {
+                        None => anyhow!(line),
+                        Some(error) => error.context(line),
+                    })
+                })
+                .unwrap_or_else(|| anyhow!("Supervisor gives no reason"))),
+            reply => Ok(reply),
+        }
+    }
+
+    fn exchange(&mut self, request: &Request) -> io::Result<Reply> {
+        let mut line = serde_json::to_string(request)?;
+        line.push('\n');
+        self.stream.get_mut().write_all(line.as_bytes())?;
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    pub(crate) fn list(&mut self) -> anyhow::Result<Vec<PortInfo>> {
+        match self.ask(&Request::List)? {
+            Reply::List { ports, .. } => Ok(ports),
+            other => bail!("Supervisor answers {other:?}"),
+        }
+    }
+
+    pub(crate) fn add(&mut self, device: String) -> anyhow::Result<PortInfo> {
+        match self.ask(&Request::Add(device))? {
+            Reply::Added(port) => Ok(*port),
+            other => bail!("Supervisor answers {other:?}"),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: &str) -> anyhow::Result<()> {
+        match self.ask(&Request::Remove(id.to_owned()))? {
+            Reply::Removed => Ok(()),
+            other => bail!("Supervisor answers {other:?}"),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Devices that come, are seen, and go.
+
+use serde_json::{Value, json};
+
+use crate::harness::Place;
+use crate::rest;
+
+#[test]
+fn a_device_is_plugged_in_and_unplugged_again_and_again() {
+    let place = Place::new();
+    let vm = rest::serve(&place.path("api"));
+    let _launcher = place.idle_vm(&["--kernel", "k"]);
+    for round in 0..5 {
+        let device = place.device(",id=db,mac=02:00:00:00:00:05,mtu=9000");
+        let out = if round % 2 == 0 {
+            place
+                .remote(&["add-device", &format!("inter-vm,{device}")])
+                .succeeded()
+        } else {
+            place.remote(&["add-inter-vm", &device]).succeeded()
+        };
+        assert_eq!(out, "{\"bdf\":\"0000:00:05.0\",\"id\":\"db\"}\n");
+        assert_eq!(
+            *vm.lock().unwrap().last("vm.add-net").unwrap(),
+            json!({
+                "id": "db", "vhost_user": true, "mac": "02:00:00:00:00:05", "mtu": 9000, "num_queues": 2,
+                "vhost_socket": place.text("api.inter-vm/db.sock"),
+            })
+        );
+        assert_eq!(place.ports(), 1);
+        place.remote(&["remove-device", "db"]).succeeded();
+        assert_eq!(place.ports(), 0);
+        assert_eq!(vm.lock().unwrap().devices, [""; 0]);
+    }
+}
+
+#[test]
+fn the_name_of_a_device_that_was_unplugged_by_other_means_is_free() {
+    let place = Place::new();
+    let vm = rest::serve(&place.path("api"));
+    let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let device = place.device(",id=db");
+    place.remote(&["add-inter-vm", &device]).succeeded();
+    // By ch-remote, say.
+    vm.lock().unwrap().devices.clear();
+    place.remote(&["add-inter-vm", &device]).succeeded();
+    assert_eq!(place.ports(), 1);
+    vm.lock().unwrap().devices.clear();
+    place.remote(&["remove-device", "db"]).succeeded();
+    assert_eq!(place.ports(), 0);
+}
+
+#[test]
+fn devices_are_shown() {
+    let place = Place::new();
+    let _launcher = place.idle_vm(&[
+        "--kernel",
+        "k",
+        "--inter-vm",
+        &place.device(""),
+        &place.device(",id=b"),
+    ]);
+    let list = place.remote(&["inter-vm", "list"]).succeeded();
+    let words: Vec<Vec<&str>> = list
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        words[0],
+        ["ID", "STATE", "MAC", "SEGMENT", "PEERS", "RESTARTS"]
+    );
+    assert_eq!(words[1][..2], ["inter-vm0", "unplugged"]);
+    assert_eq!(words[2][..2], ["b", "unplugged"]);
+    assert_eq!((words.len(), words[1][5]), (3, "0"));
+
+    let text = place.remote(&["inter-vm", "show", "b"]).succeeded();
+    assert!(text.starts_with("b: unplugged\n  mac "), "{text}");
+    assert!(text.contains(&place.text("api.inter-vm/b.sock")), "{text}");
+
+    let json: Value = serde_json::from_str(
+        &place
+            .remote(&["inter-vm", "show", "b", "--json"])
+            .succeeded(),
+    )
+    .unwrap();
+    assert_eq!(
+        (&json[0]["id"], &json[0]["state"]),
+        (&json!("b"), &json!("serving"))
+    );
+    assert_eq!(json[0]["status"]["counters"][0]["tx_frames"], 0);
+    let json: Value =
+        serde_json::from_str(&place.remote(&["inter-vm", "list", "--json"]).succeeded()).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_vm_is_created_with_its_devices() {
+    let place = Place::new();
+    let vm = rest::serve(&place.path("api"));
+    let _launcher = place.idle_vm(&["--inter-vm", &place.device(",mac=02:00:00:00:00:05")]);
+    let expected = json!({
+        "payload": {"kernel": "k"},
+        "memory": {"size": 1024, "shared": true},
+        "net": [{
+            "id": "inter-vm0", "vhost_user": true, "mac": "02:00:00:00:00:05", "num_queues": 2,
+            "vhost_socket": place.text("api.inter-vm/inter-vm0.sock"),
+        }],
+    });
+    let config = r#"{"payload": {"kernel": "k"}, "memory": {"size": 1024}}"#;
+    std::fs::write(place.path("vm.json"), config).unwrap();
+    place
+        .remote(&["create", &place.text("vm.json")])
+        .succeeded();
+    assert_eq!(*vm.lock().unwrap().last("vm.create").unwrap(), expected);
+    let api = place.text("api");
+    place
+        .run_with(&["--api-socket", &api, "create"], config)
+        .succeeded();
+    assert_eq!(*vm.lock().unwrap().last("vm.create").unwrap(), expected);
+}
+
+#[test]
+fn relative_paths_are_of_this_directory() {
+    let place = Place::new();
+    let _vm = rest::serve(&place.path("api"));
+    let _launcher = place.idle_vm(&["--kernel", "k"]);
+    // Tests run in the package's directory, the supervisor too: only what it is told differs.
+    let error = place
+        .remote(&["add-inter-vm", "segment=./nowhere"])
+        .failed(1);
+    let here = std::env::current_dir().unwrap();
+    assert!(
+        error.contains(&format!("{}/nowhere", here.display())),
+        "{error}"
+    );
+}

@@ -1,0 +1,61 @@
+//! What is the stock program's goes there untouched.
+
+use crate::harness::Place;
+
+#[test]
+fn all_that_is_not_ours() {
+    let place = Place::new();
+    let stock = place.path("remote");
+    for words in [
+        &["--api-socket", "/a", "info"][..],
+        &["--api-socket=/a", "add-device", "path=/x,id=y"],
+        &["--api-socket", "/a", "resize", "--cpus", "2"],
+        &["--api-socket", "/nowhere", "remove-device", "x"],
+        &["--api-socket", "/nowhere", "create", "/x"],
+        &[
+            "--dbus-service-name",
+            "a",
+            "--dbus-object-path",
+            "b",
+            "ping",
+        ],
+        &["frobnicate", "--x"],
+        &["--frobnicate"],
+    ] {
+        let ran = place.run_program(words, "", stock.as_os_str());
+        let expected: String = words.iter().map(|word| format!("[{word}]")).collect();
+        assert_eq!(
+            (ran.status, ran.out.as_str(), ran.err.as_str()),
+            (9, expected.as_str(), "")
+        );
+    }
+}
+
+#[test]
+fn help_is_the_stock_programs_with_ours_in_it() {
+    let place = Place::new();
+    for words in [&["--help"][..], &["help"]] {
+        let ran = place.run_program(words, "", place.path("remote").as_os_str());
+        let names: Vec<&str> = ran
+            .out
+            .lines()
+            .skip(3)
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        assert_eq!(
+            names,
+            ["add-device", "add-inter-vm", "info", "inter-vm", "help"]
+        );
+    }
+}
+
+#[test]
+fn version_is_both() {
+    let place = Place::new();
+    let ran = place.run_program(&["-V"], "", place.path("remote").as_os_str());
+    let ours = format!("ch-remote-ext {}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        ran.out.lines().collect::<Vec<_>>(),
+        ["ch-remote v0-stand-in", &ours]
+    );
+}
