@@ -139,7 +139,7 @@ impl CommandLine {
         taken
     }
 
-    /// Adds values to the last time that a long flag was given; gives it, if it was not. (Cloud Hypervisor before v51
+    /// Adds values to the last time that a long flag was given; gives it, if it was not. (Cloud Hypervisor before v52
     /// takes `--net` once only.)
     pub fn append(&mut self, flag: &str, more: impl IntoIterator<Item = OsString>) {
         for piece in self.pieces.iter_mut().rev() {
