@@ -216,6 +216,24 @@ impl Process {
         })
     }
 
+    /// Memory of the process that is resident, in bytes, with pages that several share divided among them, and each
+    /// counted once however often it is mapped.
+    ///
+    /// # Errors
+    ///
+    /// A process that is gone.
+    pub fn proportional_memory(&self) -> Result<u64> {
+        let path = format!("/proc/{}/smaps_rollup", self.pid());
+        let text = fs::read_to_string(&path).with_context(|| format!("Reading {path}"))?;
+        let kib: u64 = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB"))
+            .context("No Pss among a process's mappings")?
+            .parse()
+            .context("Reading a process's memory")?;
+        Ok(kib * 1024)
+    }
+
     /// Memory of the process that is resident, in bytes.
     ///
     /// # Errors
@@ -239,21 +257,64 @@ impl Process {
     ///
     /// A process that is gone.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let path = format!("/proc/{}/stat", self.pid());
-        let stat = fs::read_to_string(&path).with_context(|| format!("Reading {path}"))?;
-        // The second field, a name in brackets, may hold anything; user and system time are the 14th and 15th.
-        let fields = stat
-            .rsplit_once(')')
-            .context("No name in a process's status")?
-            .1;
-        let ticks: u64 = fields
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .map(str::parse::<u64>)
-            .sum::<std::result::Result<_, _>>()
-            .context("Reading a process's time")?;
-        Ok(TICK * u32::try_from(ticks).context("Reading a process's time")?)
+        cpu_time(self.pid(), 2)
+    }
+
+    /// The same of the process, all that it started, and of what these had started and seen end.
+    ///
+    /// # Errors
+    ///
+    /// A process that is gone.
+    pub fn family_cpu_time(&self) -> Result<Duration> {
+        let mut sum = cpu_time(self.pid(), 4)?;
+        for pid in family(self.pid()).into_iter().skip(1) {
+            // One that ended meanwhile is in its parent's sum from now on.
+            sum += cpu_time(pid, 4).unwrap_or_default();
+        }
+        Ok(sum)
+    }
+
+    /// Time that the kernel's own threads for deferred network work spent on CPUs so far, in steps of 10 ms.
+    pub fn softirq_threads_cpu_time() -> Duration {
+        static THREADS: OnceLock<Vec<u32>> = OnceLock::new();
+        let threads = THREADS.get_or_init(|| {
+            let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+            processes
+                .filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok())
+                .filter(|pid| {
+                    fs::read_to_string(format!("/proc/{pid}/comm"))
+                        .is_ok_and(|name| name.starts_with("ksoftirqd/"))
+                })
+                .collect()
+        });
+        threads
+            .iter()
+            .map(|pid| cpu_time(*pid, 2).unwrap_or_default())
+            .sum()
+    }
+
+    /// How often the process's threads went to sleep by themselves so far: each has woken up as often.
+    ///
+    /// # Errors
+    ///
+    /// A process that is gone.
+    pub fn sleeps(&self) -> Result<u64> {
+        let path = format!("/proc/{}/task", self.pid());
+        let mut sum = 0;
+        for thread in fs::read_dir(&path).with_context(|| format!("Listing {path}"))? {
+            let path = thread.context("Listing threads")?.path().join("status");
+            let status =
+                fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))?;
+            let count = status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
+                .context("No count of switches in a thread's status")?;
+            sum += count
+                .trim()
+                .parse::<u64>()
+                .context("Reading a thread's switches")?;
+        }
+        Ok(sum)
     }
 
     /// Number of files that the process has open.
@@ -283,6 +344,26 @@ fn open_log(log: &Path) -> Result<File> {
         .append(true)
         .open(log)
         .with_context(|| format!("Opening {}", log.display()))
+}
+
+/// The first of the four times in a process's status: user, system, and both again for children that have ended and
+/// were waited for (proc(5), fields 14 to 17).
+fn cpu_time(pid: u32, count: usize) -> Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("Reading {path}"))?;
+    // The second field, a name in brackets, may hold anything.
+    let fields = stat
+        .rsplit_once(')')
+        .context("No name in a process's status")?
+        .1;
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(count)
+        .map(str::parse::<u64>)
+        .sum::<std::result::Result<_, _>>()
+        .context("Reading a process's time")?;
+    Ok(TICK * u32::try_from(ticks).context("Reading a process's time")?)
 }
 
 /// The process and its descendants.

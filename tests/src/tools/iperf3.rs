@@ -1,4 +1,4 @@
-//! iperf3: TCP throughput.
+//! iperf3: TCP throughput, and datagrams that arrive.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 
 use super::{LISTEN_LIMIT, MARGIN};
-use crate::{Result, Vm};
+use crate::{Job, Result, Vm};
 
 /// How to measure.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +68,80 @@ pub fn iperf3(
     parse(&output.stdout).with_context(|| format!("iperf3 to {address}: {}", output.stderr))
 }
 
+/// What became of datagrams.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Datagrams {
+    /// Datagrams that arrived, in a second.
+    pub per_second: f64,
+    /// Datagrams that arrived.
+    pub received: f64,
+    /// Part of those sent that did not arrive, 0 to 1.
+    pub loss: f64,
+}
+
+/// Runs a server, and a client that sends it datagrams of `size` bytes at `address`, as many as it can.
+///
+/// # Errors
+///
+/// A client that fails; its message is in the error.
+pub fn iperf3_udp(
+    client: &Vm,
+    server: &Vm,
+    address: IpAddr,
+    seconds: u32,
+    size: u32,
+) -> Result<Datagrams> {
+    let port = Iperf3::default().port.to_string();
+    let (address, time, size) = (address.to_string(), seconds.to_string(), size.to_string());
+    let mut listening = server.spawn(&["iperf3", "-s", "-1", "--forceflush", "-p", &port])?;
+    listening.wait_for_output("Server listening", LISTEN_LIMIT)?;
+    // A bandwidth of 0 is as much as possible.
+    let arguments = [
+        "iperf3", "-c", &address, "-p", &port, "-J", "-u", "-b", "0", "-l", &size, "-t", &time,
+    ];
+    let limit = Duration::from_secs(seconds.into()) + MARGIN;
+    let output = client.run_within(limit, &arguments)?;
+    parse_udp(&output.stdout)
+        .with_context(|| format!("iperf3 over UDP to {address}: {}", output.stderr))
+}
+
+/// A stream over TCP that goes on for `seconds` or until it is dropped: the load beside a measurement.
+pub struct BulkStream {
+    _client: Job,
+    _server: Job,
+}
+
+impl BulkStream {
+    /// Runs a server and a client against it at `address`, and waits until bytes flow.
+    ///
+    /// # Errors
+    ///
+    /// A client that fails.
+    pub fn start(client: &Vm, server: &Vm, address: IpAddr, seconds: u32) -> Result<Self> {
+        let port = Iperf3::default().port.to_string();
+        let (address, time) = (address.to_string(), seconds.to_string());
+        let mut listening = server.spawn(&["iperf3", "-s", "-1", "--forceflush", "-p", &port])?;
+        listening.wait_for_output("Server listening", LISTEN_LIMIT)?;
+        let mut sending = client.spawn(&[
+            "iperf3",
+            "-c",
+            &address,
+            "-p",
+            &port,
+            "-t",
+            &time,
+            "-i",
+            "0.2",
+            "--forceflush",
+        ])?;
+        sending.wait_for_output("bits/sec", LISTEN_LIMIT)?;
+        Ok(Self {
+            _client: sending,
+            _server: listening,
+        })
+    }
+}
+
 fn parse(text: &str) -> Result<Throughput> {
     let report: Value = serde_json::from_str(text).context("Reading iperf3's report")?;
     if let Some(error) = report["error"].as_str() {
@@ -84,9 +158,33 @@ fn parse(text: &str) -> Result<Throughput> {
     })
 }
 
+fn parse_udp(text: &str) -> Result<Datagrams> {
+    let report: Value = serde_json::from_str(text).context("Reading iperf3's report")?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("iperf3 says: {error}");
+    }
+    let number = |side: &str, name: &str| {
+        report["end"][side][name]
+            .as_f64()
+            .with_context(|| format!("No {name} of {side} in iperf3's report"))
+    };
+    let sent = number("sum_sent", "packets")?;
+    // The receiver counts up to the last datagram that it saw.
+    let received = number("sum_received", "packets")? - number("sum_received", "lost_packets")?;
+    let seconds = number("sum_received", "seconds")?;
+    if !(sent > 0.0 && seconds > 0.0) {
+        bail!("iperf3 sent nothing");
+    }
+    Ok(Datagrams {
+        per_second: received / seconds,
+        received,
+        loss: (1.0 - received / sent).max(0.0),
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{parse, parse_udp};
 
     #[test]
     fn the_receivers_rate_and_the_senders_retransmissions_count() {
@@ -103,5 +201,16 @@ mod tests {
     fn what_iperf3_says_went_wrong_is_told() {
         let error = parse(r#"{"end":{},"error":"unable to connect"}"#).unwrap_err();
         assert!(error.to_string().contains("unable to connect"));
+    }
+
+    #[test]
+    fn what_arrived_of_what_was_sent_counts() {
+        let text = r#"{"end":{"sum_sent":{"packets":1000},
+                       "sum_received":{"packets":900,"lost_packets":100,"seconds":2.0}}}"#;
+        let datagrams = parse_udp(text).unwrap();
+        assert_eq!((datagrams.per_second, datagrams.received), (400.0, 800.0));
+        assert!((datagrams.loss - 0.2).abs() < 1e-9);
+        assert!(parse_udp(r#"{"error":"unable to connect"}"#).is_err());
+        assert!(parse_udp(r#"{"end":{}}"#).is_err());
     }
 }

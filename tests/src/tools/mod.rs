@@ -11,10 +11,14 @@ mod transfer;
 mod udp;
 
 pub use flood::Flood;
-pub use iperf3::{Iperf3, Throughput, iperf3};
-pub use netperf::{TransactionRate, tcp_rr};
+pub use iperf3::{BulkStream, Datagrams, Iperf3, Throughput, iperf3, iperf3_udp};
+pub use netperf::{
+    StreamRate, TcpStream, TransactionRate, netserver, tcp_rr, tcp_rr_of, tcp_stream,
+};
 pub use ping::{Ping, PingReport, ping};
-pub use sockperf::{HalfRoundTrip, tcp_ping_pong};
+pub use sockperf::{
+    HalfRoundTrip, Pace, Transport, half_round_trip, sockperf_server, tcp_ping_pong,
+};
 pub use transfer::{Transfer, TransferPlan, TransferReport, exchange};
 pub use udp::{UdpReport, udp_check};
 

@@ -1,4 +1,4 @@
-//! sockperf's ping-pong over TCP: half of a message's round trip.
+//! sockperf: half of a message's round trip, over TCP or UDP.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use super::{LISTEN_LIMIT, MARGIN};
-use crate::{Result, Vm, wait};
+use crate::{Job, Result, Vm, wait};
 
-/// TCP port of the server.
+/// Port of the server.
 const PORT: &str = "11111";
 
 /// Times of half a round trip, in microseconds.
@@ -20,9 +20,62 @@ pub struct HalfRoundTrip {
     pub median_us: f64,
     /// 99th percentile.
     pub p99_us: f64,
+    /// 99.9th percentile.
+    pub p99_9_us: f64,
 }
 
-/// Runs a server, and a client against it at `address` for `seconds`.
+/// What messages travel on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// One connection.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+/// When messages are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// The next one when the answer is there.
+    PingPong,
+    /// One at a time, so many each second, so that all parties fall asleep in between.
+    Each {
+        /// Messages in a second.
+        per_second: u32,
+    },
+    /// Several at once, each answered, so many times each second.
+    Bursts {
+        /// Bursts in a second.
+        per_second: u32,
+        /// Messages in a burst.
+        messages: u32,
+    },
+}
+
+/// Runs a server until the job is dropped.
+///
+/// # Errors
+///
+/// A server that does not listen.
+pub fn sockperf_server(server: &Vm, transport: Transport, is_ipv6: bool) -> Result<Job> {
+    let any = if is_ipv6 { "::" } else { "0.0.0.0" };
+    let mut arguments = vec!["sockperf", "server", "-i", any, "-p", PORT];
+    let sockets = match transport {
+        Transport::Tcp => {
+            arguments.push("--tcp");
+            "-Hltn"
+        }
+        Transport::Udp => "-Hlun",
+    };
+    let listening = server.spawn(&arguments)?;
+    wait::until("listening sockperf", LISTEN_LIMIT, || {
+        let sockets = server.run(&["ss", sockets, &format!("sport = :{PORT}")])?;
+        Ok(sockets.contains(PORT).then_some(()))
+    })?;
+    Ok(listening)
+}
+
+/// Runs a server, and a client against it at `address` for `seconds`, over TCP.
 ///
 /// # Errors
 ///
@@ -33,30 +86,48 @@ pub fn tcp_ping_pong(
     address: impl Into<IpAddr>,
     seconds: u32,
 ) -> Result<HalfRoundTrip> {
-    let (address, time) = (address.into().to_string(), seconds.to_string());
-    let any = if address.contains(':') {
-        "::"
-    } else {
-        "0.0.0.0"
+    let address = address.into();
+    let _listening = sockperf_server(server, Transport::Tcp, address.is_ipv6())?;
+    half_round_trip(client, address, Transport::Tcp, Pace::PingPong, seconds)
+}
+
+/// Runs a client with messages of 64 bytes against the server at `address` for `seconds`.
+///
+/// # Errors
+///
+/// A client that fails; its message is in the error.
+pub fn half_round_trip(
+    client: &Vm,
+    address: IpAddr,
+    transport: Transport,
+    pace: Pace,
+    seconds: u32,
+) -> Result<HalfRoundTrip> {
+    let (address, time) = (address.to_string(), seconds.to_string());
+    let (mode, rate, burst) = match pace {
+        Pace::PingPong => ("ping-pong", None, None),
+        Pace::Each { per_second } => ("ping-pong", Some(per_second), None),
+        Pace::Bursts {
+            per_second,
+            messages,
+        } => ("under-load", Some(per_second * messages), Some(messages)),
     };
-    let _listening = server.spawn(&["sockperf", "server", "--tcp", "-i", any, "-p", PORT])?;
-    wait::until("listening sockperf", LISTEN_LIMIT, || {
-        let sockets = server.run(&["ss", "-Hltn", &format!("sport = :{PORT}")])?;
-        Ok(sockets.contains(PORT).then_some(()))
-    })?;
-    let arguments = [
-        "sockperf",
-        "ping-pong",
-        "--tcp",
-        "-i",
-        &address,
-        "-p",
-        PORT,
-        "-t",
-        &time,
-        "-m",
-        "64",
+    let (rate, burst) = (
+        rate.map(|rate| rate.to_string()),
+        burst.map(|burst| burst.to_string()),
+    );
+    let mut arguments = vec![
+        "sockperf", mode, "-i", &address, "-p", PORT, "-t", &time, "-m", "64",
     ];
+    if transport == Transport::Tcp {
+        arguments.push("--tcp");
+    }
+    if let Some(rate) = &rate {
+        arguments.extend(["--mps", rate]);
+    }
+    if let Some(burst) = &burst {
+        arguments.extend(["--burst", burst, "--reply-every", "1"]);
+    }
     let limit = Duration::from_secs(seconds.into()) + MARGIN;
     let output = client.run_within(limit, &arguments)?;
     let story = || {
@@ -79,9 +150,10 @@ fn parse(text: &str) -> Option<HalfRoundTrip> {
         rest[..end].parse().ok()
     };
     Some(HalfRoundTrip {
-        mean_us: after("Latency is ")?,
+        mean_us: after("Latency is ").or_else(|| after("messages is "))?,
         median_us: after("percentile 50.000 =")?,
         p99_us: after("percentile 99.000 =")?,
+        p99_9_us: after("percentile 99.900 =")?,
     })
 }
 
@@ -93,12 +165,16 @@ mod tests {
     fn the_summary_is_read_through_its_colours() {
         let text = "sockperf: \x1b[2;35m====> avg-latency=33.1 (std-dev=2)\x1b[0m\n\
                     sockperf: \x1b[2;35mSummary: Latency is 33.125 usec\x1b[0m\n\
+                    sockperf: ---> percentile 99.900 =   70.125\n\
                     sockperf: ---> percentile 99.000 =   41.250\n\
                     sockperf: ---> percentile 50.000 =   32.500\n";
         let times = parse(text).unwrap();
         assert_eq!(
-            (times.mean_us, times.median_us, times.p99_us),
-            (33.125, 32.5, 41.25)
+            (times.mean_us, times.median_us, times.p99_us, times.p99_9_us),
+            (33.125, 32.5, 41.25, 70.125)
         );
+        let bursts = text.replace("Latency is", "Latency of burst of 16 messages is");
+        assert_eq!(parse(&bursts).unwrap(), times);
+        assert!(parse("sockperf: ERROR: Can't connect socket").is_none());
     }
 }
