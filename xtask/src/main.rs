@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup | image | demo | test | vm`.
+//! Developer commands: `cargo xtask setup | image | demo | bench | test | vm`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -7,6 +7,7 @@
 )]
 
 mod apt;
+mod bench;
 mod demo;
 mod image;
 mod modules;
@@ -36,6 +37,8 @@ enum Command {
     Image,
     /// Show two guests over loopback, virtio-inter and tap + bridge, side by side.
     Demo(demo::Options),
+    /// Measure beside other ways between guests and processes, and write bench/REPORT.md.
+    Bench(virtio_inter_bench::options::Options),
     /// Run all checks and tests, those with real guests included.
     Test(test::Options),
     /// Boot one guest by hand and run commands in it.
@@ -66,6 +69,7 @@ fn run(command: Command) -> Result<()> {
         Command::Setup => setup::ensure(),
         Command::Image => image::ensure().map(drop),
         Command::Demo(options) => demo::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Test(options) => test::run(options),
         Command::Vm(options) => vm::run(options),
     }

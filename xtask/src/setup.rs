@@ -82,21 +82,36 @@ pub(crate) fn ensure() -> Result<()> {
             missing.join(", ")
         );
     }
-    eprintln!("Installing {}", missing.join(", "));
+    install(&missing, true)?;
+    if let Some(need) = NEEDS.iter().find(|need| !(need.met)()) {
+        bail!("{} is installed and still does not do", need.package);
+    }
+    Ok(())
+}
+
+/// Installs what only some of the bench's comparisons need. Where it cannot be had these are left out by name.
+pub(crate) fn ensure_peers() {
+    if virtio_inter_bench::testpmd::is_there() || !is_root() {
+        return;
+    }
+    if let Err(error) = install(&["dpdk"], false) {
+        eprintln!("Installing dpdk: {error:#}");
+    }
+}
+
+/// Installs packages, from the backports where there are any and `may_be_newer`.
+fn install(packages: &[&str], may_be_newer: bool) -> Result<()> {
+    eprintln!("Installing {}", packages.join(", "));
     let mirror = Mirror::of_this_machine()?;
     let name = mirror.codename.as_str();
     let (security, updates) = (format!("{name}-security"), format!("{name}-updates"));
     let backports = format!("{name}-backports");
     let mut suites = vec![name, &security, &updates];
     // Debian 13 has a recent QEMU itself.
-    let release = (name == "bookworm").then_some(backports.as_str());
+    let release = (may_be_newer && name == "bookworm").then_some(backports.as_str());
     suites.extend(release);
     let apt = Apt::for_this_machine(&image::directory().join("apt/host"), &mirror, &suites)?;
-    apt.install(&missing, release)?;
-    if let Some(need) = NEEDS.iter().find(|need| !(need.met)()) {
-        bail!("{} is installed and still does not do", need.package);
-    }
-    Ok(())
+    apt.install(packages, release)
 }
 
 fn is_root() -> bool {

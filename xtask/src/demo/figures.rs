@@ -4,7 +4,7 @@ use std::io;
 
 use serde::Serialize;
 
-use super::placement::Placement;
+use virtio_inter_bench::placement::Placement;
 
 /// What runs the guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]

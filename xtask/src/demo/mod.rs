@@ -5,9 +5,7 @@
 
 mod figures;
 mod pair;
-mod placement;
 mod plan;
-mod progress;
 mod show;
 mod table;
 
@@ -23,11 +21,11 @@ use clap::Args;
 use virtio_inter_tests::{is_root, kvm_runs_stock_kernels};
 
 use self::figures::{Figure, Frontend};
-use self::placement::Placement;
 use self::plan::{Plan, plans};
-use self::progress::Progress;
 use self::show::{Demo, Findings};
 use crate::{image, root, setup};
+use virtio_inter_bench::placement::{self, Placement};
+use virtio_inter_bench::progress::Progress;
 
 /// What to show.
 #[derive(Args)]

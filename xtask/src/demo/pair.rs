@@ -13,7 +13,7 @@ use virtio_inter_tests::{
 };
 
 use super::figures::{Frontend, Metric, Path};
-use super::placement::Cpus;
+use virtio_inter_bench::placement::Cpus;
 
 /// Ethernet's usual: the same on both paths.
 pub(super) const MTU: u16 = 1500;

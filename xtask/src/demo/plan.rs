@@ -2,7 +2,7 @@
 
 use super::Options;
 use super::figures::{Frontend, Metric, Path};
-use super::placement::Placement;
+use virtio_inter_bench::placement::Placement;
 
 /// Measurements in one placement.
 pub(super) const GROUP_STEPS: usize = Metric::ALL.len() * Path::ALL.len();

@@ -8,10 +8,10 @@ use virtio_inter_tests::{Testbed, stop_here_if_ending};
 
 use super::figures::{Figure, Frontend, Metric, Path};
 use super::pair::{Measured, Pair};
-use super::placement::Placement;
 use super::plan::{GROUP_STEPS, Plan};
-use super::progress::Progress;
 use super::table;
+use virtio_inter_bench::placement::Placement;
+use virtio_inter_bench::progress::Progress;
 
 /// What a tool takes beside the time of its measurement, if nothing hangs.
 const SOON: Duration = Duration::from_secs(10);

@@ -1,4 +1,5 @@
-//! How far the demo is: a bar on a terminal, else a line for each step; both on standard error.
+//! How far a demo or bench is: a bar on a terminal, else a line for each step; both on standard error.
+#![allow(clippy::print_stderr, reason = "talks to the person who runs it")]
 
 use std::time::Duration;
 
@@ -8,14 +9,14 @@ const TEMPLATE: &str = "{spinner} [{bar:20}] {pos}/{len} {elapsed} (left: {eta})
 /// How often the spinner turns and the clock is shown anew.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The steps of the demo.
-pub(super) struct Progress {
+/// The steps of a run.
+pub struct Progress {
     bar: ProgressBar,
 }
 
 impl Progress {
     /// Shows no step of `steps` done.
-    pub(super) fn new(steps: usize) -> Self {
+    pub fn new(steps: usize) -> Self {
         let bar = ProgressBar::new(steps as u64);
         if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
             bar.set_style(style.progress_chars("=> "));
@@ -25,24 +26,24 @@ impl Progress {
     }
 
     /// Tells what is being done now.
-    pub(super) fn begin(&self, what: String) {
+    pub fn begin(&self, what: String) {
         self.bar.set_message(what);
     }
 
     /// Tells that a step is done and what came of it.
-    pub(super) fn done(&self, what: &str) {
+    pub fn done(&self, what: &str) {
         self.bar.inc(1);
         let (done, all) = (self.bar.position(), self.bar.length().unwrap_or_default());
         self.say(&format!("[{done:>2}/{all}] {what}"));
     }
 
     /// Counts steps of which nothing came.
-    pub(super) fn skip(&self, steps: usize) {
+    pub fn skip(&self, steps: usize) {
         self.bar.inc(steps as u64);
     }
 
     /// Tells something beside the steps.
-    pub(super) fn say(&self, what: &str) {
+    pub fn say(&self, what: &str) {
         // Not println of the bar's: that writes nothing where the bar is hidden.
         self.bar.suspend(|| eprintln!("{what}"));
     }

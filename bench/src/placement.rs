@@ -3,12 +3,12 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Where guests and ports run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Placement {
+pub enum Placement {
     /// Both guests and both ports on one CPU.
     OneCpu,
     /// A CPU for each guest and its port.
@@ -21,14 +21,16 @@ pub(super) enum Placement {
 
 /// The CPUs of each party; of the first guest in the first place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Cpus {
-    pub(super) guests: [Vec<usize>; 2],
-    pub(super) ports: [Vec<usize>; 2],
+pub struct Cpus {
+    /// Those of the guests.
+    pub guests: [Vec<usize>; 2],
+    /// Those of their ports.
+    pub ports: [Vec<usize>; 2],
 }
 
 impl Placement {
     /// How many CPUs it needs.
-    pub(super) fn needs(self) -> usize {
+    pub fn needs(self) -> usize {
         match self {
             Self::OneCpu | Self::Free => 1,
             Self::PerGuest => 2,
@@ -38,7 +40,7 @@ impl Placement {
 
     /// Who is to run where, of the CPUs that are there. The last ones are taken: the first one often has the
     /// interrupts. None where there are too few.
-    pub(super) fn cpus(self, there: &[usize]) -> Option<Cpus> {
+    pub fn cpus(self, there: &[usize]) -> Option<Cpus> {
         let taken = &there[there.len().checked_sub(self.needs())?..];
         let one = |index: usize| vec![taken[index]];
         Some(match self {
@@ -61,7 +63,18 @@ impl Placement {
         })
     }
 
-    pub(super) fn name(self) -> &'static str {
+    /// What it is called on the command line and in JSON.
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::OneCpu => "one-cpu",
+            Self::PerGuest => "per-guest",
+            Self::PerProcess => "per-process",
+            Self::Free => "free",
+        }
+    }
+
+    /// What it is called in words.
+    pub fn name(self) -> &'static str {
         match self {
             Self::OneCpu => "all on one CPU",
             Self::PerGuest => "a CPU for each guest with its port",
@@ -76,7 +89,7 @@ impl Placement {
 /// # Errors
 ///
 /// A kernel that does not tell.
-pub(super) fn allowed_cpus() -> Result<Vec<usize>> {
+pub fn allowed_cpus() -> Result<Vec<usize>> {
     let status = fs::read_to_string("/proc/self/status").context("Reading /proc/self/status")?;
     status
         .lines()

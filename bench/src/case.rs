@@ -1,0 +1,277 @@
+//! What is measured where, on which ways, with which sizes: the cases of a run and their names.
+
+use serde::{Deserialize, Serialize};
+
+use crate::placement::Placement;
+
+/// The groups of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Group {
+    /// The two figures of the paper from which the idea is: streams and transactions over message sizes.
+    Paper,
+    /// Latency without and with load, and after idleness.
+    Latency,
+    /// Datagrams.
+    Udp,
+    /// Other ways between processes, in the same topology.
+    Peers,
+    /// A link without anything around it.
+    Link,
+    /// Many ports.
+    Scale,
+}
+
+impl Group {
+    /// All, in the order in which they are measured and reported.
+    pub const ALL: [Self; 6] = [
+        Self::Paper,
+        Self::Latency,
+        Self::Udp,
+        Self::Peers,
+        Self::Link,
+        Self::Scale,
+    ];
+
+    /// What it is called on the command line and in JSON.
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::Paper => "paper",
+            Self::Latency => "latency",
+            Self::Udp => "udp",
+            Self::Peers => "peers",
+            Self::Link => "link",
+            Self::Scale => "scale",
+        }
+    }
+}
+
+/// What runs the two ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Environment {
+    /// Guests of User Mode Linux.
+    Uml,
+    /// Guests of QEMU, under KVM where that runs stock kernels.
+    Qemu,
+    /// Guests of Cloud Hypervisor.
+    CloudHypervisor,
+    /// Processes of the host, without guests.
+    Host,
+}
+
+impl Environment {
+    /// What it is called on the command line and in JSON.
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::Uml => "uml",
+            Self::Qemu => "qemu",
+            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Host => "host",
+        }
+    }
+
+    /// What it is called in words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uml => "User Mode Linux",
+            Self::Qemu => "QEMU",
+            Self::CloudHypervisor => "Cloud Hypervisor",
+            Self::Host => "processes of the host",
+        }
+    }
+}
+
+/// A way from one end to the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// From a guest to itself: the paper's upper bound.
+    Loopback,
+    /// Through two ports of virtio-inter.
+    Inter,
+    /// Through two tap devices on a Linux bridge.
+    Tap,
+    /// Through one DPDK testpmd with two vhost-user ports.
+    NetVhost,
+    /// Through one DPDK testpmd with two memif ports.
+    Memif,
+    /// Through a link alone.
+    Link,
+    /// Through a stream socket of the Unix family.
+    UnixStream,
+    /// Through a pipe.
+    Pipe,
+    /// One process that copies the bytes once.
+    Memcpy,
+}
+
+impl Way {
+    /// What it is called in words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loopback => "loopback",
+            Self::Inter => "virtio-inter",
+            Self::Tap => "tap + bridge",
+            Self::NetVhost => "testpmd net_vhost",
+            Self::Memif => "testpmd net_memif",
+            Self::Link => "link",
+            Self::UnixStream => "AF_UNIX stream",
+            Self::Pipe => "pipe",
+            Self::Memcpy => "memcpy",
+        }
+    }
+
+    /// How often the host copies each byte between the two ends.
+    pub fn copies(self) -> u8 {
+        match self {
+            Self::Loopback => 0,
+            Self::Memcpy => 1,
+            Self::Inter
+            | Self::Tap
+            | Self::NetVhost
+            | Self::Link
+            | Self::UnixStream
+            | Self::Pipe => 2,
+            // Each of its two hops copies in and out.
+            Self::Memif => 4,
+        }
+    }
+
+    /// Processes of the host that each byte passes between the two ends.
+    pub fn processes(self) -> u8 {
+        match self {
+            Self::Inter => 2,
+            Self::NetVhost | Self::Memif => 1,
+            Self::Loopback
+            | Self::Tap
+            | Self::Link
+            | Self::UnixStream
+            | Self::Pipe
+            | Self::Memcpy => 0,
+        }
+    }
+}
+
+/// How one case is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Test {
+    /// netperf TCP_STREAM; a size is that of a message.
+    TcpStream,
+    /// netperf TCP_RR; a size is that of a message each way.
+    TcpRr,
+    /// sockperf's ping-pong of 64 bytes, over TCP or else UDP, with a bulk stream beside it or not.
+    PingPong {
+        /// Whether over TCP.
+        tcp: bool,
+        /// Whether a stream goes the same way at the same time.
+        loaded: bool,
+    },
+    /// A message over TCP every 10 ms: all parties sleep in between.
+    AfterIdle,
+    /// 16 messages over TCP at once, every 10 ms.
+    Burst,
+    /// Datagrams as fast as the sender can; a size is that of a datagram's payload.
+    Datagrams,
+    /// Frames that circle between two virtio-user ports of one testpmd; a size is that of a frame.
+    Forward,
+    /// Bytes between two processes; a size is that of one call or record.
+    Bytes {
+        /// Records published at once on a link.
+        batch: u32,
+        /// Whether the bytes come from and go to more memory than caches hold.
+        cold: bool,
+    },
+    /// Streams between pairs of guests at once; a size is the number of ports.
+    Pairs,
+    /// Streams from all guests to one; a size is the number of ports.
+    AllToOne,
+    /// Ports with nothing to do; a size is the number of ports.
+    Idle,
+}
+
+impl Test {
+    /// What it is called on the command line and, as the name of its first value, in JSON.
+    pub fn id(self) -> String {
+        let name = match self {
+            Self::TcpStream => "tcp_stream",
+            Self::TcpRr => "tcp_rr",
+            Self::PingPong { tcp: true, loaded } if loaded => "tcp_loaded",
+            Self::PingPong { tcp: true, .. } => "tcp",
+            Self::PingPong { loaded, .. } if loaded => "udp_loaded",
+            Self::PingPong { .. } => "udp",
+            Self::AfterIdle => "tcp_after_idle",
+            Self::Burst => "tcp_burst",
+            Self::Datagrams => "datagrams",
+            Self::Forward => "forward",
+            Self::Bytes { cold: true, .. } => "cold",
+            Self::Bytes { batch, .. } => return format!("batch_{batch}"),
+            Self::Pairs => "pairs",
+            Self::AllToOne => "all_to_one",
+            Self::Idle => "idle",
+        };
+        name.to_owned()
+    }
+}
+
+/// One line of the plan: every size on every way, in each round.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Where it is reported.
+    pub group: Group,
+    /// What runs the ends.
+    pub environment: Environment,
+    /// Which CPUs they have.
+    pub placement: Placement,
+    /// What is measured.
+    pub test: Test,
+    /// Side by side on these ways.
+    pub ways: Vec<Way>,
+    /// With these sizes; what a size is depends on the test.
+    pub sizes: Vec<u32>,
+    /// At most so many rounds.
+    pub rounds: u32,
+}
+
+impl Case {
+    /// Its name: `group/environment/placement/test`.
+    pub fn id(&self) -> String {
+        format!(
+            "{}/{}/{}/{}",
+            self.group.id(),
+            self.environment.id(),
+            self.placement.id(),
+            self.test.id()
+        )
+    }
+
+    /// Measurements in one round.
+    pub fn steps(&self) -> usize {
+        self.ways.len() * self.sizes.len()
+    }
+}
+
+/// Whether a name is asked for: by no filter, by itself, or by one of the parts that it begins with.
+pub fn is_asked_for(id: &str, only: &[String]) -> bool {
+    only.is_empty()
+        || only.iter().any(|filter| {
+            let filter = filter.trim_end_matches('/');
+            id == filter
+                || id
+                    .strip_prefix(filter)
+                    .is_some_and(|rest| rest.starts_with('/'))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_asked_for_by_whole_parts() {
+        let asked = |filter: &str| is_asked_for("paper/uml/one-cpu/tcp_rr", &[filter.to_owned()]);
+        assert!(asked("paper") && asked("paper/uml/") && asked("paper/uml/one-cpu/tcp_rr"));
+        assert!(!asked("pap") && !asked("paper/um") && !asked("uml") && !asked("paper/qemu"));
+        assert!(is_asked_for("anything", &[]));
+    }
+}

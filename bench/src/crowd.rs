@@ -1,0 +1,189 @@
+//! Many guests on one segment and one bridge: how much they move together, and what they cost when idle.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use virtio_inter_tests::{
+    Bridge, Frontend, Job, Mac, Nic, Port, PortConfig, Process, Segment, Testbed, Vm, VmConfig,
+    tools,
+};
+
+use crate::case::{Test, Way};
+use crate::guests::{MTU, cpu_time_of};
+use crate::measured::Measured;
+use crate::run::PATIENCE;
+
+/// Index of the interfaces in each guest.
+const INTER: usize = 0;
+const TAP: usize = 1;
+/// The taps have addresses of their own.
+const TAP_MAC_BASE: u8 = 0x80;
+/// Seconds of one measurement: all clients must be at it for most of that time.
+const SECONDS: u32 = 2;
+/// Message size of the streams.
+const MESSAGE: u32 = 65536;
+/// How long idle ports are watched.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Guests with a port and a tap each. What stands on another is dropped before it.
+pub struct Crowd {
+    _servers: Vec<Job>,
+    guests: Vec<Vm>,
+    ports: Vec<Port>,
+    _bridge: Bridge,
+}
+
+impl Crowd {
+    /// Boots `count` guests of User Mode Linux, at once.
+    ///
+    /// # Errors
+    ///
+    /// What is missing on this machine; a guest that does not boot.
+    pub fn boot(bed: &Testbed, count: u32, program: Option<&Path>) -> Result<Self> {
+        let count = u8::try_from(count).context("Too many guests")?;
+        let segment = Segment::new(bed, "crowd")?;
+        let mut bridge = Bridge::new(MTU)?;
+        let (mut guests, mut ports) = (Vec::new(), Vec::new());
+        for host in 1..=count {
+            let id = format!("vm{host}");
+            let mut config = PortConfig::new(&segment, &id, host).mtu(MTU);
+            config.program = program.map(Path::to_path_buf);
+            let port = Port::start(bed, config)?;
+            let mut tap = Nic::on_tap(&bridge.tap()?, host).in_subnet(1);
+            tap.mac = Mac::local(TAP_MAC_BASE + host);
+            let config = VmConfig::new(&id, Frontend::Uml)
+                .nic(Nic::on_port(&port, host))
+                .nic(tap);
+            guests.push(Vm::start(bed, config)?);
+            ports.push(port);
+        }
+        let mut servers = Vec::new();
+        for guest in &guests {
+            guest.ready()?;
+            servers.push(tools::netserver(guest, false)?);
+        }
+        Ok(Self {
+            _servers: servers,
+            guests,
+            ports,
+            _bridge: bridge,
+        })
+    }
+
+    /// Takes one measurement between the first `count` guests.
+    ///
+    /// # Errors
+    ///
+    /// A tool that fails or measures nothing.
+    pub fn measure(&mut self, test: Test, way: Way, count: u32) -> Result<Measured> {
+        let interface = match way {
+            Way::Inter => INTER,
+            Way::Tap => TAP,
+            other => bail!("No crowd is joined by {}", other.name()),
+        };
+        let count = count as usize;
+        ensure!(
+            count <= self.guests.len(),
+            "{count} guests of {}",
+            self.guests.len()
+        );
+        let pairs: Vec<(usize, usize)> = match test {
+            Test::Pairs => (0..count / 2)
+                .map(|pair| (2 * pair, 2 * pair + 1))
+                .collect(),
+            Test::AllToOne => (1..count).map(|client| (client, 0)).collect(),
+            other => bail!("No measurement of a crowd: {}", other.id()),
+        };
+        let before = cpu_time_of(&self.processes())?;
+        let mut streams = Vec::new();
+        for (client, server) in pairs {
+            let address = self.guests[server].nic(interface).ipv4().into();
+            let client = &self.guests[client];
+            streams.push(tools::TcpStream::start(client, address, SECONDS, MESSAGE)?);
+        }
+        let (mut rate, mut bytes) = (0.0, 0.0);
+        for stream in streams {
+            let stream = stream.finish()?;
+            ensure!(stream.seconds > 0.0, "netperf took no time");
+            rate += stream.bytes * 8.0 / stream.seconds / 1e9;
+            bytes += stream.bytes;
+        }
+        let spent = cpu_time_of(&self.processes())?.saturating_sub(before);
+        let mut measured = Measured::one(&test.id(), "Gbit/s", rate).moved(bytes);
+        measured.set_cpu(spent);
+        measured.check()?;
+        Ok(measured)
+    }
+
+    fn processes(&mut self) -> Vec<&Process> {
+        let guests = self.guests.iter_mut().map(Vm::process);
+        let ports = self.ports.iter_mut().map(Port::process);
+        guests.chain(ports).map(|process| &*process).collect()
+    }
+}
+
+/// Starts `count` ports on one segment without guests and watches them do nothing.
+///
+/// # Errors
+///
+/// A port that does not start, ports that do not come to rest.
+pub fn idle(count: u32, program: Option<&Path>) -> Result<Measured> {
+    let bed = Testbed::new("the bench")?;
+    let segment = Segment::new(&bed, "idle")?;
+    let mut ports = Vec::new();
+    for host in 1..=u8::try_from(count).context("Too many ports")? {
+        let mut config = PortConfig::new(&segment, &format!("port{host}"), host).mtu(MTU);
+        config.program = program.map(Path::to_path_buf);
+        ports.push(Port::start(&bed, config)?);
+    }
+    let sleeps = |ports: &mut Vec<Port>| -> Result<u64> {
+        ports.iter_mut().map(|port| port.process().sleeps()).sum()
+    };
+    let cpu = |ports: &mut Vec<Port>| -> Result<Duration> {
+        ports.iter_mut().map(|port| port.process().cpu_time()).sum()
+    };
+    // All have met all when nothing moves for a second.
+    let start = Instant::now();
+    let mut before = sleeps(&mut ports)?;
+    loop {
+        watch(Duration::from_secs(1));
+        let now = sleeps(&mut ports)?;
+        if now == before {
+            break;
+        }
+        before = now;
+        if start.elapsed() > PATIENCE {
+            // Then they never rest, and that is the figure.
+            break;
+        }
+    }
+    let (sleeps_before, cpu_before) = (sleeps(&mut ports)?, cpu(&mut ports)?);
+    watch(IDLE);
+    let wakeups = sleeps(&mut ports)? - sleeps_before;
+    let spent = cpu(&mut ports)?.saturating_sub(cpu_before);
+    let memory: u64 = ports
+        .iter_mut()
+        .map(|port| port.process().proportional_memory())
+        .sum::<Result<u64>>()?;
+    let each = memory as f64 / f64::from(count) / 1024.0;
+    let measured = Measured::one("idle", "KiB of memory a port", each)
+        .and(
+            "idle_wakeups",
+            "wake-ups in 10 s, all ports",
+            wakeups as f64,
+        )
+        .and(
+            "idle_cpu",
+            "ms of CPU in 10 s, all ports",
+            spent.as_secs_f64() * 1e3,
+        );
+    measured.check()?;
+    Ok(measured)
+}
+
+/// Lets that much time go by: here time itself is what is measured.
+fn watch(time: Duration) {
+    thread::sleep(time);
+}

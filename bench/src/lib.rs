@@ -1,0 +1,197 @@
+//! Measures virtio-inter beside other ways between guests and between processes of the host, and reports it.
+//!
+//! `cargo xtask bench` does the set-up and calls [`run`]. A [`plan`] is a list of cases ([`case`]); [`run::Run`] takes
+//! them in rounds, all ways of a case side by side; [`results`] keeps each round; [`goals`], [`report`] and [`plots`]
+//! tell what came of it. `README.md` beside the manifest says how to add a case.
+#![forbid(unsafe_code)]
+
+pub mod case;
+pub mod crowd;
+pub mod goals;
+pub mod guests;
+pub mod host;
+pub mod machine;
+pub mod measured;
+pub mod options;
+pub mod parties;
+pub mod placement;
+pub mod plan;
+pub mod plots;
+pub mod progress;
+pub mod report;
+pub mod results;
+pub mod run;
+pub mod stats;
+pub mod testpmd;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::case::{Case, Group, is_asked_for};
+use crate::machine::{Machine, load_average, told};
+use crate::options::Options;
+use crate::plan::{Facts, plan};
+use crate::results::{Results, Row, RunNote};
+use crate::run::{Programs, Run};
+
+/// Measures what the options ask for, and writes the result file, the report and its plots into `output`.
+///
+/// # Errors
+///
+/// A result file that is none, a place that cannot be written, or how many measurements failed; all else is in the report.
+pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) -> Result<()> {
+    fs::create_dir_all(output).with_context(|| format!("Making {}", output.display()))?;
+    let file = output.join("results.json");
+    let mut results = Results::load(&file)?;
+    let mut verdict = Ok(());
+    if !options.report {
+        let cpus = placement::allowed_cpus()?;
+        let facts = Facts {
+            cpus: cpus.len(),
+            has_testpmd: testpmd::is_there(),
+            has_cloud_hypervisor: virtio_inter_tests::cloud_hypervisor_program().is_some(),
+            has_kvm,
+        };
+        let plan = plan(options, facts);
+        begin(&mut results, options, &plan.cases);
+        results.machine = Some(Machine::of_this_host(cpus.len(), has_kvm));
+        for note in &plan.not_run {
+            results.note_not_run(&note.what, &note.why);
+        }
+        let steps = plan
+            .cases
+            .iter()
+            .map(|case| case.steps() * case.rounds as usize)
+            .sum();
+        let mut run = Run::new(programs, cpus, results, file, steps);
+        run.measure_all(&plan.cases)?;
+        verdict = run.verdict();
+        results = run.finish();
+    }
+    tell(options, &results, output)?;
+    verdict
+}
+
+/// Makes room for what is to be measured, and notes the run.
+fn begin(results: &mut Results, options: &Options, cases: &[Case]) {
+    if options.only.is_empty() && !options.add {
+        *results = Results::default();
+    }
+    if !options.add {
+        results.forget(|row| cases.iter().any(|case| belongs(row, case)));
+    }
+    results.not_run.retain(|note| {
+        let is_part = |filter: &String| filter.starts_with(&note.what);
+        !(is_asked_for(&note.what, &options.only) || options.only.iter().any(is_part))
+    });
+    let mut arguments = Vec::new();
+    if options.quick {
+        arguments.push("--quick".to_owned());
+    }
+    if !options.only.is_empty() {
+        arguments.push(format!("--only {}", options.only.join(",")));
+    }
+    if let Some(rounds) = options.rounds {
+        arguments.push(format!("--rounds {rounds}"));
+    }
+    if options.add {
+        arguments.push("--add".to_owned());
+    }
+    results.runs.push(RunNote {
+        when: told("date", &["-u", "+%F %H:%M"]),
+        commit: told("git", &["describe", "--always", "--dirty"]),
+        arguments: arguments.join(" "),
+        load: load_average(),
+    });
+}
+
+/// Whether the case made the row.
+fn belongs(row: &Row, case: &Case) -> bool {
+    const SUFFIXES: [&str; 7] = ["", "_p99", "_p99_9", "_loss", "_each", "_wakeups", "_cpu"];
+    let id = case.test.id();
+    (row.group, row.environment, row.placement) == (case.group, case.environment, case.placement)
+        && row
+            .metric
+            .strip_prefix(&id)
+            .is_some_and(|rest| SUFFIXES.contains(&rest))
+}
+
+/// Writes the report, its plots and the JSON.
+fn tell(options: &Options, results: &Results, output: &Path) -> Result<()> {
+    let goals = goals::goals(results);
+    let plots = output.join("plots");
+    if plots.exists() {
+        fs::remove_dir_all(&plots).context("Removing the former plots")?;
+    }
+    fs::create_dir_all(&plots).with_context(|| format!("Making {}", plots.display()))?;
+    let mut drawn = Vec::new();
+    for group in Group::ALL {
+        for table in report::tables(results, group) {
+            if plots::draw(results, &table, &plots.join(table.file()))? {
+                drawn.push(table);
+            }
+        }
+    }
+    let page = report::render(results, &goals, |table| drawn.contains(table));
+    let path = output.join("REPORT.md");
+    fs::write(&path, page).with_context(|| format!("Writing {}", path.display()))?;
+    if let Some(path) = &options.json {
+        fs::File::create(path)
+            .and_then(|file| report::write_json(results, &goals, file))
+            .with_context(|| format!("Writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::Way;
+    use crate::options::tests::parse;
+    use crate::results::tests::row;
+
+    fn results() -> Results {
+        let mut results = Results::default();
+        results.add(row(Way::Inter, 64, &[1.0]));
+        let mut other = row(Way::Inter, 64, &[1.0]);
+        other.metric = "tcp_rr".to_owned();
+        results.add(other);
+        results.note_not_run("paper/uml/one-cpu/tcp_stream/tap", "failed");
+        results.note_not_run("udp/qemu", "failed");
+        results
+    }
+
+    fn after(arguments: &[&str]) -> Results {
+        let options = parse(arguments).unwrap();
+        let facts = Facts {
+            cpus: 2,
+            has_testpmd: true,
+            has_cloud_hypervisor: false,
+            has_kvm: false,
+        };
+        let mut results = results();
+        begin(&mut results, &options, &plan(&options, facts).cases);
+        results
+    }
+
+    #[test]
+    fn what_is_measured_anew_is_forgotten_and_the_rest_kept() {
+        let metrics = |results: &Results| -> Vec<String> {
+            let rows = results.rows.iter();
+            rows.map(|row| row.metric.clone()).collect()
+        };
+        let some = after(&["--only", "paper/uml/one-cpu/tcp_stream"]);
+        assert_eq!(metrics(&some), ["tcp_rr"]);
+        assert_eq!(some.not_run.len(), 1);
+        assert_eq!(
+            some.runs[0].arguments,
+            "--only paper/uml/one-cpu/tcp_stream"
+        );
+        let added = after(&["--only", "paper", "--add"]);
+        assert_eq!(metrics(&added), ["tcp_stream", "tcp_rr"]);
+        assert!(metrics(&after(&[])).is_empty());
+        assert!(metrics(&after(&["--only", "link"])).len() == 2);
+    }
+}

@@ -1,0 +1,136 @@
+//! Bytes through a link, as two ports use it: regions and doorbells travel over a socket.
+
+use std::hint::black_box;
+use std::io::{IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use anyhow::{Context, Result, ensure};
+use rustix::event::epoll;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use virtio_inter_link::{DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender};
+
+use super::{Outcome, Task, next, phases, say_done, timed};
+
+/// Bytes after which records are published, and released, whatever the batch: else one side waits while the other
+/// fills the ring.
+const BATCH_BYTES: usize = DEFAULT_CAPACITY as usize / 8;
+/// The region, the bell for records and the bell for room.
+const DESCRIPTORS: usize = 3;
+
+pub(super) fn send(task: &Task) -> Result<Outcome> {
+    let (near, far) = UnixStream::pair().context("Making a socket pair")?;
+    let mut receiver = super::Receiver::start(task, OwnedFd::from(far))?;
+    let [region, data_bell, space_bell] = receive_descriptors(&near)?;
+    let region = Region::open(region, DEFAULT_CAPACITY).context("Opening the region")?;
+    let data_bell = Doorbell::from_fd(data_bell).context("Taking the bell for records")?;
+    let space_bell = Doorbell::from_fd(space_bell).context("Taking the bell for room")?;
+    let mut sender = Sender::new(region, data_bell, space_bell);
+    let poll = waiter(sender.space_bell())?;
+    let len = task.size as usize;
+    let (memory, mut place) = (vec![1u8; task.memory()], 0);
+    let outcome = timed(task, &mut receiver, |records| {
+        for number in 1..=records {
+            while sender.reserve(len)?.is_none() {
+                if sender.wait_for_space(len)? {
+                    wait(&poll)?;
+                }
+            }
+            let at = next(&mut place, len, memory.len());
+            let slot = sender.reserve(len)?.context("Room that went away")?;
+            slot.slice().copy_from(&memory[at..at + len]);
+            slot.commit();
+            if number % u64::from(task.batch) == 0 || sender.pending() >= BATCH_BYTES {
+                sender.publish()?;
+            }
+        }
+        Ok(sender.publish()?)
+    })?;
+    receiver.finish()?;
+    Ok(outcome)
+}
+
+/// Receives on the link whose descriptors it sends over standard input, a socket.
+pub(super) fn receive(task: &Task, mut out: impl Write) -> Result<()> {
+    let region = Region::create(DEFAULT_CAPACITY).context("Making a region")?;
+    let (data_bell, space_bell) = (Doorbell::new()?, Doorbell::new()?);
+    let fds = [region.fd(), data_bell.as_fd(), space_bell.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ensure!(
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds)),
+        "No room for descriptors"
+    );
+    sendmsg(
+        std::io::stdin(),
+        &[IoSlice::new(&[0])],
+        &mut ancillary,
+        SendFlags::empty(),
+    )
+    .context("Sending descriptors")?;
+    let mut receiver = Receiver::new(region, data_bell, space_bell);
+    let poll = waiter(receiver.data_bell())?;
+    let len = task.size as usize;
+    let (mut memory, mut place) = (vec![0u8; task.memory()], 0);
+    for records in phases(task) {
+        let mut number = 0;
+        while number < records {
+            if let Some(record) = receiver.peek()? {
+                let at = next(&mut place, len, memory.len());
+                record.slice().copy_to(&mut memory[at..at + len]);
+                record.consume();
+                number += 1;
+                if number % u64::from(task.batch) == 0 || receiver.pending() >= BATCH_BYTES {
+                    receiver.release()?;
+                }
+            } else if receiver.wait_for_data()? {
+                wait(&poll)?;
+            }
+        }
+        receiver.release()?;
+        black_box(&mut memory);
+        say_done(&mut out)?;
+    }
+    Ok(())
+}
+
+fn receive_descriptors(from: &UnixStream) -> Result<[OwnedFd; DESCRIPTORS]> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(
+        from,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .context("Receiving descriptors")?;
+    let fds: Vec<OwnedFd> = ancillary
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    fds.try_into()
+        .map_err(|fds: Vec<_>| anyhow::anyhow!("{} descriptors of {DESCRIPTORS}", fds.len()))
+}
+
+fn waiter(bell: impl AsFd) -> Result<OwnedFd> {
+    let poll = epoll::create(epoll::CreateFlags::CLOEXEC).context("Making an epoll instance")?;
+    let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&poll, bell, epoll::EventData::new_u64(0), events).context("Watching a bell")?;
+    Ok(poll)
+}
+
+fn wait(poll: &OwnedFd) -> Result<()> {
+    let mut events = Vec::with_capacity(1);
+    epoll::wait(poll, rustix::buffer::spare_capacity(&mut events), None)
+        .context("Waiting for a bell")?;
+    Ok(())
+}

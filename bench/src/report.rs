@@ -1,0 +1,401 @@
+//! The page: the goals, the plots and every row, as Markdown; and the JSON of it.
+
+use std::fmt::Write;
+use std::io;
+
+use serde::Serialize;
+
+use crate::case::{Environment, Group, Way};
+use crate::goals::Goal;
+use crate::placement::Placement;
+use crate::results::{At, Results, Row};
+use crate::stats::{Spread, number};
+
+/// Stands where there is nothing.
+const NONE: &str = "–";
+
+/// Writes goals and all rows as one JSON object.
+///
+/// # Errors
+///
+/// What writing fails with.
+pub fn write_json(results: &Results, goals: &[Goal], mut to: impl io::Write) -> io::Result<()> {
+    #[derive(Serialize)]
+    struct Report<'a> {
+        goals: &'a [Goal],
+        #[serde(flatten)]
+        results: &'a Results,
+    }
+    serde_json::to_writer_pretty(&mut to, &Report { goals, results })?;
+    writeln!(to)
+}
+
+/// A table of the report, and a plot where its rows have several sizes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table {
+    /// The group.
+    pub group: Group,
+    /// What ran the ends.
+    pub environment: Environment,
+    /// Which CPUs they had.
+    pub placement: Placement,
+    /// The value's name.
+    pub metric: String,
+}
+
+impl Table {
+    /// Where its values stand.
+    pub fn at(&self) -> At<'_> {
+        At {
+            group: self.group,
+            environment: self.environment,
+            placement: self.placement,
+            metric: &self.metric,
+        }
+    }
+
+    /// The name of its plot's file.
+    pub fn file(&self) -> String {
+        format!(
+            "{}-{}-{}-{}.svg",
+            self.group.id(),
+            self.environment.id(),
+            self.placement.id(),
+            self.metric
+        )
+    }
+
+    /// Its title.
+    pub fn title(&self) -> String {
+        let place = match self.environment {
+            Environment::Host if self.group == Group::Scale => "no guests".to_owned(),
+            Environment::Host => "two CPUs of the host".to_owned(),
+            other => format!("{}, {}", other.name(), self.placement.name()),
+        };
+        format!("{}: {place}", metric_name(&self.metric))
+    }
+}
+
+/// The tables of a group, in the order of their first rows.
+pub fn tables(results: &Results, group: Group) -> Vec<Table> {
+    let mut tables: Vec<Table> = Vec::new();
+    for row in results.rows.iter().filter(|row| row.group == group) {
+        let table = Table {
+            group,
+            environment: row.environment,
+            placement: row.placement,
+            metric: row.metric.clone(),
+        };
+        if !tables.contains(&table) {
+            tables.push(table);
+        }
+    }
+    tables.sort_by_key(|table| (table.environment.id(), table.placement.id()));
+    tables
+}
+
+/// The ways of a table, in the order of their first rows.
+pub fn ways(results: &Results, table: &Table) -> Vec<Way> {
+    let mut ways = Vec::new();
+    for row in rows(results, table) {
+        if !ways.contains(&row.way) {
+            ways.push(row.way);
+        }
+    }
+    ways.sort_by_key(|way| *way as u8);
+    ways
+}
+
+fn rows<'a>(results: &'a Results, table: &'a Table) -> impl Iterator<Item = &'a Row> {
+    results.rows.iter().filter(|row| {
+        (row.group, row.environment, row.placement)
+            == (table.group, table.environment, table.placement)
+            && row.metric == table.metric
+    })
+}
+
+/// The page. Plots are linked where `has_plot` says so.
+pub fn render(results: &Results, goals: &[Goal], has_plot: impl Fn(&Table) -> bool) -> String {
+    let mut page = String::from(INTRODUCTION);
+    machine(&mut page, results);
+    goals_table(&mut page, goals);
+    for group in Group::ALL {
+        let tables = tables(results, group);
+        let _ = writeln!(page, "\n## {}\n\n{}", group_name(group), group_words(group));
+        if tables.is_empty() {
+            let _ = writeln!(page, "\nNot measured.");
+        }
+        for table in &tables {
+            section(&mut page, results, table, has_plot(table));
+        }
+    }
+    let _ = writeln!(page, "\n## What did not run\n");
+    for note in &results.not_run {
+        let _ = writeln!(page, "- `{}`: {}", note.what, one_line(&note.why));
+    }
+    if results.not_run.is_empty() {
+        page += "Nothing was left out.\n";
+    }
+    page
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn machine(page: &mut String, results: &Results) {
+    page.push_str("## Where and when\n\n");
+    if let Some(machine) = &results.machine {
+        let _ = writeln!(page, "{}.\n", machine.describe());
+    }
+    page.push_str(
+        "| begun (UTC) | commit | load before | `cargo xtask bench …` |\n|---|---|---|---|\n",
+    );
+    for run in &results.runs {
+        let _ = writeln!(
+            page,
+            "| {} | {} | {:.2} | `{}` |",
+            run.when, run.commit, run.load, run.arguments
+        );
+    }
+}
+
+fn goals_table(page: &mut String, goals: &[Goal]) {
+    page.push_str("\n## Goals\n\n| ratio | measured | goal | met | |\n|---|--:|--:|---|---|\n");
+    for goal in goals {
+        let value = goal.value.map_or_else(|| NONE.to_owned(), number);
+        let met = match goal.met {
+            Some(true) => "yes",
+            Some(false) => "**no**",
+            None => NONE,
+        };
+        let _ = writeln!(
+            page,
+            "| {} | {value} | {} | {met} | {} |",
+            goal.name,
+            goal.goal,
+            one_line(&goal.note)
+        );
+    }
+}
+
+fn section(page: &mut String, results: &Results, table: &Table, has_plot: bool) {
+    let title = table.title();
+    let _ = writeln!(page, "\n### {title}\n");
+    if has_plot {
+        let _ = writeln!(page, "![{title}](plots/{})\n", table.file());
+    }
+    let unit = rows(results, table)
+        .next()
+        .map_or("", |row| row.unit.as_str());
+    let base = base(table);
+    let against = base.map_or(NONE.to_owned(), |way| format!("÷ {}", way.name()));
+    let _ = writeln!(
+        page,
+        "| {} | way | median, {unit} | min … max | rounds | {against} | copies | processes | CPU s/GB |\n\
+         |--:|---|--:|--:|--:|--:|--:|--:|--:|",
+        size_name(table)
+    );
+    for size in results.sizes(&table.at()) {
+        for way in ways(results, table) {
+            let Some(row) = results.row(&table.at(), way, size) else {
+                continue;
+            };
+            let Some(spread) = row.spread() else { continue };
+            let against = base
+                .filter(|base| *base != way)
+                .and_then(|base| results.median(&table.at(), base, size))
+                .filter(|base| *base != 0.0)
+                .map_or_else(|| NONE.to_owned(), |base| number(spread.median / base));
+            let cost = Spread::of(&row.cpu_seconds_per_gb)
+                .map_or_else(|| NONE.to_owned(), |cost| number(cost.median));
+            let _ = writeln!(
+                page,
+                "| {size} | {} | {} | {} … {} | {} | {against} | {} | {} | {cost} |",
+                way.name(),
+                number(spread.median),
+                number(spread.min),
+                number(spread.max),
+                row.rounds.len(),
+                row.copies,
+                row.processes
+            );
+        }
+    }
+}
+
+/// What the others are compared with.
+fn base(table: &Table) -> Option<Way> {
+    match (table.group, table.metric.as_str()) {
+        (Group::Paper | Group::Latency | Group::Udp, _) => Some(Way::Loopback),
+        (Group::Peers, "forward") => Some(Way::NetVhost),
+        (Group::Peers | Group::Link, _) => Some(Way::Memcpy),
+        (Group::Scale, metric) if !metric.starts_with("idle") => Some(Way::Tap),
+        (Group::Scale, _) => None,
+    }
+}
+
+fn size_name(table: &Table) -> &'static str {
+    match (table.group, table.metric.as_str()) {
+        (Group::Scale, _) => "ports",
+        (Group::Peers, "forward") => "frame, B",
+        (Group::Link | Group::Peers, _) => "record or call, B",
+        (Group::Udp, _) => "payload, B",
+        _ => "message, B",
+    }
+}
+
+fn metric_name(metric: &str) -> String {
+    let (name, rest) = match metric {
+        metric if metric.ends_with("_p99_9") => {
+            (&metric[..metric.len() - 6], ", 99.9th percentile")
+        }
+        metric if metric.ends_with("_p99") => (&metric[..metric.len() - 4], ", 99th percentile"),
+        metric if metric.ends_with("_loss") => (&metric[..metric.len() - 5], ", lost"),
+        metric if metric.ends_with("_each") => (&metric[..metric.len() - 5], ", time of each"),
+        metric if metric.ends_with("_wakeups") => (&metric[..metric.len() - 8], ", wake-ups"),
+        metric if metric.ends_with("_cpu") => (&metric[..metric.len() - 4], ", processor time"),
+        metric => (metric, ""),
+    };
+    let name = match name {
+        "tcp_stream" => "netperf TCP_STREAM".to_owned(),
+        "tcp_rr" => "netperf TCP_RR, mean round trip".to_owned(),
+        "tcp" => "TCP half round trip".to_owned(),
+        "tcp_loaded" => "TCP half round trip beside a bulk stream".to_owned(),
+        "udp" => "UDP half round trip".to_owned(),
+        "udp_loaded" => "UDP half round trip beside a bulk stream".to_owned(),
+        "tcp_after_idle" => "TCP half round trip, one message in 10 ms".to_owned(),
+        "tcp_burst" => "TCP half round trip, 16 messages at once in 10 ms".to_owned(),
+        "datagrams" => "UDP datagrams that arrive".to_owned(),
+        "forward" => "frames of a testpmd with two virtio_user (or memif) ports".to_owned(),
+        "cold" => "batches of 32, cold memory".to_owned(),
+        "pairs" => "streams between pairs, total".to_owned(),
+        "all_to_one" => "streams from all to one, total".to_owned(),
+        "idle" => "idle ports".to_owned(),
+        other => match other.strip_prefix("batch_") {
+            Some(batch) => format!("batches of {batch}"),
+            None => other.to_owned(),
+        },
+    };
+    name + rest
+}
+
+fn group_name(group: Group) -> &'static str {
+    match group {
+        Group::Paper => "The paper's two figures",
+        Group::Latency => "Latency",
+        Group::Udp => "Datagrams",
+        Group::Peers => "Other ways between processes",
+        Group::Link => "A link alone",
+        Group::Scale => "Many ports",
+    }
+}
+
+fn group_words(group: Group) -> &'static str {
+    match group {
+        Group::Paper => {
+            "Throughput and latency over message sizes between two guests (Ding et al., 2011). Loopback is one guest \
+             with itself: the paper's upper bound. The guests, their kernels and tools are the same on all ways; \
+             both interfaces have TSO, checksum offload and GRO."
+        }
+        Group::Latency => {
+            "sockperf, 64 bytes each way. Half round trips. After idle: all parties have fallen asleep before each \
+             message, or before each burst."
+        }
+        Group::Udp => {
+            "iperf3 without a limit of rate; what arrives counts, and what is lost is told."
+        }
+        Group::Peers => {
+            "Frames: one testpmd with two ports, on one CPU, receives on each and sends on the other 1024 frames that \
+             circle; on the other CPU is what joins the two ports: two ports of virtio-inter, or one more testpmd \
+             that polls. CPU is that of the joining side, which polls where it is testpmd. Both directions are \
+             counted. Memory is in pages of 4 KiB. Bytes: two processes with a CPU each."
+        }
+        Group::Link => {
+            "Two processes on two CPUs. Payloads come from and go to 1 MiB of memory, or, cold, to 64 MiB, as the \
+             memcpy beside it, which is one copy on one CPU where the link makes two."
+        }
+        Group::Scale => {
+            "Guests of User Mode Linux wherever the host puts them; streams of two seconds with messages of 64 KiB. \
+             Idle: ports without guests on one segment, after each has met each; memory is resident, with what two ports \
+             share divided between them."
+        }
+    }
+}
+
+const INTRODUCTION: &str = "\
+# Measured
+
+Written by `cargo xtask bench`; `results.json` beside it has each round. See the end for what did not run.
+
+**How to read it.** Compare within a table only: ways stand side by side in one run, in an order that changes from
+round to round, so what else the machine does meets all of them; absolute values belong to this machine. A ratio is
+of medians; where the spreads of two ways overlap, their order is not known. Throughput: more is better; times, loss and
+CPU: less. *Copies* are the host's, between the two ends; *processes* those of the host that a byte passes between
+the ends. *CPU s/GB*: processor time of all guests, ports and the kernel's deferred network work, on 10^9 bytes of payload
+that arrived; what the kernel does in a system call, or on its way out of one, is the calling process's.
+
+";
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::goals::goals;
+    use crate::results::tests::row;
+
+    fn some() -> Results {
+        let mut results = Results::default();
+        for size in [64, 65536] {
+            results.add(row(Way::Loopback, size, &[10.0, 12.0, 11.0]));
+            results.add(row(Way::Inter, size, &[5.0, 6.0, 5.5]));
+        }
+        results.note_not_run("paper/cloud-hypervisor", "no\nprogram");
+        results
+    }
+
+    #[test]
+    fn the_json_has_the_promised_shape() {
+        let results = some();
+        let mut text = Vec::new();
+        write_json(&results, &goals(&results), &mut text).unwrap();
+        let report: Value = serde_json::from_slice(&text).unwrap();
+        let goals = report["goals"].as_array().unwrap();
+        assert!(goals.len() >= 20, "{}", goals.len());
+        for goal in goals {
+            assert!(goal["name"].is_string() && goal["goal"].is_string());
+            assert!(goal["value"].is_f64() || goal["value"].is_null());
+            assert_eq!(goal["met"].is_null(), goal["value"].is_null());
+        }
+        assert_eq!(goals[0]["value"], 0.5);
+        assert_eq!(goals[0]["met"], false);
+        assert_eq!(report["rows"].as_array().unwrap().len(), 4);
+        assert_eq!(report["rows"][0]["way"], "loopback");
+        assert_eq!(report["rows"][0]["placement"], "one-cpu");
+    }
+
+    #[test]
+    fn each_row_stands_with_its_spread_ratio_and_cost() {
+        let results = some();
+        let page = render(&results, &goals(&results), |_| true);
+        assert!(page.contains("### netperf TCP_STREAM: User Mode Linux, all on one CPU"));
+        assert!(page.contains("![netperf TCP_STREAM: User Mode Linux, all on one CPU](plots/paper-uml-one-cpu-tcp_stream.svg)"));
+        assert!(
+            page.contains("| 64 | virtio-inter | 5.50 | 5.00 … 6.00 | 3 | 0.50 | 2 | 2 | 1.00 |"),
+            "{page}"
+        );
+        assert!(page.contains("| 64 | loopback | 11.0 | 10.0 … 12.0 | 3 | – | 0 | 0 | 1.00 |"));
+        assert!(page.contains("- `paper/cloud-hypervisor`: no program\n"));
+        assert!(page.contains("## Many ports") && page.contains("Not measured."));
+    }
+
+    #[test]
+    fn percentiles_are_named() {
+        assert_eq!(
+            metric_name("tcp_loaded_p99_9"),
+            "TCP half round trip beside a bulk stream, 99.9th percentile"
+        );
+        assert_eq!(metric_name("batch_32_each"), "batches of 32, time of each");
+    }
+}
