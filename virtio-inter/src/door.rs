@@ -1,8 +1,9 @@
-//! The door: one frontend after another, on one listening socket.
+//! The door: frontends on one listening socket, one of which has the device.
 //!
-//! One is served at a time. Another that connects meanwhile waits, and is served as soon as the first hangs
-//! up: a restarted VMM may be back before its old connection's end has been seen. A connection over which
-//! nothing has ever been asked does not keep another waiting.
+//! A second may connect meanwhile and negotiate; it has the device as soon as none of the first's queues runs, or the first
+//! hangs up. So a guest moves between two VMMs on one port (QEMU's destination asks for features before anything
+//! is moved), and a restarted VMM may be back before its old connection's end has been seen. A third waits for
+//! one of them to hang up. A connection over which nothing has ever been asked does not keep another waiting.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,15 +19,19 @@ use virtio_inter_device::Device;
 use virtio_inter_segment::{LogLimit, log_limited, peer_pid};
 
 use crate::chain::chain;
-use crate::poll::Poll;
+use crate::poll::{Interest, Poll};
 use crate::socket::Listener;
 use crate::vhost_user::frontend::{Ended, Frontend};
 use crate::vhost_user::session::Limits;
 
 const LISTENER: u64 = 0;
-const FRONTEND: u64 = 1;
-const PAUSE: u64 = 2;
-const KICKS: u64 = 3;
+const PAUSE: u64 = 1;
+/// Of the first seat; the others' follow.
+const FRONTEND: u64 = 2;
+const KICKS: u64 = FRONTEND + SEATS as u64;
+
+/// Frontends served at a time: both ends of a migration.
+const SEATS: usize = 2;
 
 /// How long nothing is accepted after that failed, in seconds: descriptors do not come back at once.
 const PAUSE_SECONDS: i64 = 1;
@@ -51,7 +56,7 @@ pub struct Door {
     poll: Poll,
     listener: Listener,
     limits: Limits,
-    frontend: Option<Frontend>,
+    seats: [Option<Frontend>; SEATS],
     waiting: Option<UnixStream>,
     /// Whether the listener is polled: not while somebody waits already, nor after a failure.
     accepting: bool,
@@ -76,7 +81,7 @@ impl Door {
             poll,
             listener,
             limits,
-            frontend: None,
+            seats: [None, None],
             waiting: None,
             accepting: true,
             pause,
@@ -91,13 +96,21 @@ impl Door {
     pub fn process(&mut self, device: &mut dyn Device) -> io::Result<()> {
         let ready = self.poll.wait(false)?;
         // First, so that a connection that has ended makes room for one that came at the same time.
-        if ready.contains(&FRONTEND) {
-            self.serve(device)?;
+        for seat in 0..SEATS {
+            if ready.contains(&(FRONTEND + seat as u64)) {
+                self.serve(seat, device)?;
+            }
+            if ready.contains(&(KICKS + seat as u64))
+                && let Some(frontend) = &mut self.seats[seat]
+            {
+                frontend.heed_kicks()?;
+            }
         }
-        if ready.contains(&KICKS)
-            && let Some(frontend) = &mut self.frontend
-        {
-            frontend.heed_kicks()?;
+        // What the one waits for may be what the other has just done.
+        for seat in 0..SEATS {
+            if self.seats[seat].as_ref().is_some_and(Frontend::is_held) {
+                self.serve(seat, device)?;
+            }
         }
         if ready.contains(&PAUSE) {
             // Only to empty it.
@@ -119,9 +132,14 @@ impl Door {
         Ok(())
     }
 
-    /// Who is being served, if anybody.
+    /// Who has the device, or is about to, if anybody.
     pub fn frontend(&self) -> Option<FrontendState> {
-        let frontend = self.frontend.as_ref()?;
+        let holds_device = |frontend: &&Frontend| frontend.session().holds_device();
+        let mut frontends = self.seats.iter().flatten();
+        let frontend = frontends
+            .clone()
+            .find(holds_device)
+            .or_else(|| frontends.next())?;
         Some(FrontendState {
             pid: peer_pid(frontend.as_fd()).ok().flatten(),
             queues_running: frontend.session().queues_running(),
@@ -133,37 +151,51 @@ impl Door {
     /// at once is to find nobody, not a connection that is reset.
     pub fn close(self, device: &mut dyn Device) {
         drop(self.listener);
-        if let Some(frontend) = self.frontend {
+        for frontend in self.seats.into_iter().flatten() {
             frontend.close(device);
         }
     }
 
-    fn serve(&mut self, device: &mut dyn Device) -> io::Result<()> {
-        let Some(frontend) = &mut self.frontend else {
+    fn serve(&mut self, seat: usize, device: &mut dyn Device) -> io::Result<()> {
+        let Some(mut frontend) = self.seats[seat].take() else {
             return Ok(());
         };
-        let was_sending = frontend.is_sending();
-        let result = frontend.process(device);
-        let sending = frontend.is_sending();
-        match result {
-            Ok(()) if sending != was_sending => {
-                self.poll.set_writing(&*frontend, FRONTEND, sending)
-            }
-            Ok(()) => Ok(()),
-            Err(ended) => self.end(&ended, device),
+        let before = interest(&frontend);
+        let rival = self.seats[1 - seat].as_mut();
+        let result = frontend.process(device, rival);
+        let now = interest(&frontend);
+        if let Err(ended) = result {
+            return self.end(frontend, &ended, device);
         }
+        if now != before {
+            self.poll
+                .set_interest(&frontend, FRONTEND + seat as u64, now)?;
+        }
+        if now == Interest::HangUp
+            && before != now
+            && let Some(rival) = &self.seats[1 - seat]
+        {
+            log_limited!(
+                CONNECTIONS,
+                Level::Info,
+                "Frontend {} waits until {} stops its queues or hangs up",
+                describe_peer(&frontend),
+                describe_peer(rival)
+            );
+        }
+        self.seats[seat] = Some(frontend);
+        Ok(())
     }
 
     fn accept(&mut self) -> io::Result<()> {
         match self.listener.accept() {
             Ok(Some(stream)) if self.waiting.is_none() => {
-                if let Some(frontend) = self.frontend.as_ref().filter(|first| first.has_spoken()) {
+                if self.free_seat().is_none() {
                     log_limited!(
                         CONNECTIONS,
                         Level::Info,
-                        "Another frontend, {}, waits until {} hangs up",
-                        describe_peer(&stream),
-                        describe_peer(frontend)
+                        "Another frontend, {}, waits until one of {SEATS} hangs up",
+                        describe_peer(&stream)
                     );
                 }
                 self.waiting = Some(stream);
@@ -182,16 +214,24 @@ impl Door {
         Ok(())
     }
 
-    /// Begins to serve who waits, unless somebody is being served.
+    /// A seat that nobody has, or one whose frontend has never said anything: that one first, as it may be a probe.
+    fn free_seat(&self) -> Option<usize> {
+        let silent =
+            |seat: &Option<Frontend>| seat.as_ref().is_some_and(|frontend| !frontend.has_spoken());
+        let place = |is: &dyn Fn(&Option<Frontend>) -> bool| self.seats.iter().position(is);
+        place(&silent).or_else(|| place(&Option::is_none))
+    }
+
+    /// Begins to serve who waits, if there is a seat.
     fn admit(&mut self, device: &mut dyn Device) -> io::Result<()> {
         if self.waiting.is_none() {
             return Ok(());
         }
-        if let Some(frontend) = &self.frontend {
-            if frontend.has_spoken() {
-                return Ok(());
-            }
-            self.end(&Ended::Silent, device)?;
+        let Some(seat) = self.free_seat() else {
+            return Ok(());
+        };
+        if let Some(silent) = self.seats[seat].take() {
+            self.end(silent, &Ended::Silent, device)?;
         }
         let Some(stream) = self.waiting.take() else {
             return Ok(());
@@ -199,13 +239,13 @@ impl Door {
         let process = describe_peer(&stream);
         // That there are no descriptors or watches left for one connection is no reason to serve none.
         let welcomed = Frontend::new(stream, self.limits, device).and_then(|frontend| {
-            self.watch(&frontend).map_err(Ended::Connection)?;
+            self.watch(&frontend, seat).map_err(Ended::Connection)?;
             Ok(frontend)
         });
         match welcomed {
             Ok(frontend) => {
                 log_limited!(CONNECTIONS, Level::Info, "Frontend connected, {process}");
-                self.frontend = Some(frontend);
+                self.seats[seat] = Some(frontend);
             }
             Err(error) => {
                 log_limited!(
@@ -221,23 +261,21 @@ impl Door {
 
     /// Waits for what a frontend sends and for its queues' kicks. Where that fails half way, the kernel drops
     /// the rest with the frontend's descriptors.
-    fn watch(&self, frontend: &Frontend) -> io::Result<()> {
-        self.poll.add(frontend, FRONTEND)?;
-        self.poll.add(frontend.kicks_fd(), KICKS)
+    fn watch(&self, frontend: &Frontend, seat: usize) -> io::Result<()> {
+        self.poll.add(frontend, FRONTEND + seat as u64)?;
+        self.poll.add(frontend.kicks_fd(), KICKS + seat as u64)
     }
 
-    fn end(&mut self, why: &Ended, device: &mut dyn Device) -> io::Result<()> {
+    fn end(&self, frontend: Frontend, why: &Ended, device: &mut dyn Device) -> io::Result<()> {
         let level = if matches!(why, Ended::HungUp) {
             Level::Info
         } else {
             Level::Warn
         };
         log_limited!(CONNECTIONS, level, "{}", chain(why));
-        if let Some(frontend) = self.frontend.take() {
-            self.poll.remove(&frontend)?;
-            self.poll.remove(frontend.kicks_fd())?;
-            frontend.close(device);
-        }
+        self.poll.remove(&frontend)?;
+        self.poll.remove(frontend.kicks_fd())?;
+        frontend.close(device);
         Ok(())
     }
 
@@ -259,6 +297,17 @@ impl Door {
         };
         timerfd_settime(&self.pause, TimerfdTimerFlags::empty(), &once)?;
         Ok(())
+    }
+}
+
+/// What is waited for from a frontend.
+fn interest(frontend: &Frontend) -> Interest {
+    if frontend.is_sending() {
+        Interest::Writable
+    } else if frontend.is_held() {
+        Interest::HangUp
+    } else {
+        Interest::Readable
     }
 }
 

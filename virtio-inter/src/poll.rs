@@ -15,6 +15,17 @@ pub struct Poll {
     epoll: OwnedFd,
 }
 
+/// What of a descriptor is waited for; that the other end hangs up is told in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// There is something to read.
+    Readable,
+    /// There is room to write.
+    Writable,
+    /// Nothing but the hang-up.
+    HangUp,
+}
+
 impl Poll {
     /// An instance that waits for nothing yet.
     ///
@@ -54,16 +65,16 @@ impl Poll {
         )
     }
 
-    /// Waits for `fd` to be writable instead of readable, or the other way round.
+    /// Waits for something else of `fd`.
     ///
     /// # Errors
     ///
     /// When it is not waited for.
-    pub fn set_writing(&self, fd: impl AsFd, token: u64, writing: bool) -> io::Result<()> {
-        let events = if writing {
-            Events::EPOLLOUT
-        } else {
-            Events::EPOLLIN
+    pub fn set_interest(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        let events = match interest {
+            Interest::Readable => Events::EPOLLIN,
+            Interest::Writable => Events::EPOLLOUT,
+            Interest::HangUp => Events::empty(),
         };
         self.control(ControlOptions::EPOLL_CTL_MOD, fd.as_fd(), events, token)
     }

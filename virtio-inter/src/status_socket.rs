@@ -16,7 +16,7 @@ use rustix::net::{
     socket_with,
 };
 
-use crate::poll::Poll;
+use crate::poll::{Interest, Poll};
 use crate::socket::{SocketError, SocketLock};
 
 /// Readers that have not read all of it yet; the oldest gives way to a further one.
@@ -112,7 +112,8 @@ impl StatusSocket {
             self.forget(0)?;
         }
         self.poll.add(&reader.stream, reader.token)?;
-        self.poll.set_writing(&reader.stream, reader.token, true)?;
+        self.poll
+            .set_interest(&reader.stream, reader.token, Interest::Writable)?;
         self.readers.push(reader);
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
 };
@@ -178,6 +179,17 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Whether the frontend has closed the connection, whatever it has left to be read.
+    pub fn is_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::empty())];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // Asked again when it fails: whatever is wrong shows with the next message.
+        matches!(poll(&mut fds, Some(&at_once)), Ok(1..))
     }
 
     /// Whether replies wait for the frontend to read. No request is read meanwhile, so at most one does.

@@ -10,7 +10,7 @@ use thiserror::Error;
 use virtio_inter_device::Device;
 use virtio_inter_segment::{LogLimit, log_limited};
 
-use super::connection::{Connection, Message, Received, request_name};
+use super::connection::{Connection, Received, request_name};
 use super::error::{Malformed, Refusal};
 use super::reply::{Reply, acknowledgement, has_own_reply};
 use super::request::Request;
@@ -58,6 +58,16 @@ pub struct Frontend {
     connection: Connection,
     session: Session,
     spoken: bool,
+    /// What it asks for and cannot have while another has the device. Nothing more is read meanwhile.
+    held: Option<Asked>,
+}
+
+/// A request, and what is to be answered.
+#[derive(Debug)]
+struct Asked {
+    code: u32,
+    need_reply: bool,
+    request: Request,
 }
 
 impl Frontend {
@@ -71,6 +81,7 @@ impl Frontend {
             connection: Connection::new(socket).map_err(Ended::Connection)?,
             session: Session::new(limits, device).map_err(Ended::Connection)?,
             spoken: false,
+            held: None,
         })
     }
 
@@ -89,24 +100,76 @@ impl Frontend {
         self.connection.is_sending()
     }
 
-    /// Serves what the frontend has sent, as far as that goes without waiting and without end.
+    /// Whether it waits for the device, which another has. Only the end of that other's queues, or of either of them,
+    /// changes that.
+    pub fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Serves what the frontend has sent, as far as that goes without waiting and without end. `rival` is another that
+    /// is served: it may have the device, and gives it up when none of its queues runs.
     ///
     /// # Errors
     ///
     /// When it is to be served no longer; [`Frontend::close`] is to follow.
-    pub fn process(&mut self, device: &mut dyn Device) -> Result<(), Ended> {
+    pub fn process(
+        &mut self,
+        device: &mut dyn Device,
+        mut rival: Option<&mut Frontend>,
+    ) -> Result<(), Ended> {
         self.connection.flush().map_err(Ended::Connection)?;
         for _ in 0..BATCH {
             if self.connection.is_sending() {
                 break;
             }
-            match self.connection.receive()? {
-                Received::Message(message) => self.serve(message, device)?,
-                Received::Pending => break,
-                Received::HungUp => return Err(Ended::HungUp),
+            let asked = match self.held.take() {
+                Some(asked) => asked,
+                None => match self.connection.receive()? {
+                    Received::Message(message) => {
+                        let (code, need_reply) = (message.code, message.need_reply);
+                        let request = Request::decode(message)?;
+                        self.spoken = true;
+                        Asked {
+                            code,
+                            need_reply,
+                            request,
+                        }
+                    }
+                    Received::Pending => break,
+                    Received::HungUp => return Err(Ended::HungUp),
+                },
+            };
+            if self.session.needs_device_for(&asked.request)
+                && !self.has_device(device, rival.as_deref_mut())?
+            {
+                self.held = Some(asked);
+                if self.connection.is_hung_up() {
+                    return Err(Ended::HungUp);
+                }
+                break;
             }
+            self.serve(asked, device)?;
         }
         Ok(())
+    }
+
+    /// Whether it has the device now, taken from the rival where that has no use for it.
+    fn has_device(
+        &mut self,
+        device: &mut dyn Device,
+        rival: Option<&mut Frontend>,
+    ) -> Result<bool, Refusal> {
+        if self.session.holds_device() {
+            return Ok(true);
+        }
+        if let Some(rival) = rival.filter(|rival| rival.session.holds_device()) {
+            if !rival.session.is_idle() {
+                return Ok(false);
+            }
+            rival.session.give_device_up(device)?;
+        }
+        self.session.take_device(device)?;
+        Ok(true)
     }
 
     /// Readable when [`Frontend::heed_kicks`] has something to do.
@@ -132,10 +195,12 @@ impl Frontend {
         Ok(deaf)
     }
 
-    fn serve(&mut self, message: Message, device: &mut dyn Device) -> Result<(), Ended> {
-        let (code, need_reply) = (message.code, message.need_reply);
-        let request = Request::decode(message)?;
-        self.spoken = true;
+    fn serve(&mut self, asked: Asked, device: &mut dyn Device) -> Result<(), Ended> {
+        let Asked {
+            code,
+            need_reply,
+            request,
+        } = asked;
         let result = self.session.handle(request, device);
         // Asked for only now: User Mode Linux sets the flag on the very request that negotiates it.
         let acknowledge = need_reply && self.session.acknowledges();

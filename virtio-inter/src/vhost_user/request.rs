@@ -13,6 +13,7 @@ use vhost::vhost_user::message::{
 use vm_memory::ByteValued;
 
 use super::connection::Message;
+use super::dirty_log::LOG_ALL;
 use super::error::Malformed;
 
 /// Bits of SET_VRING_KICK, CALL and ERR that hold the queue's index.
@@ -251,6 +252,43 @@ impl Request {
             }
             _ => Self::Other(parts.0.code),
         })
+    }
+}
+
+impl Request {
+    /// Whether carrying it out needs the device: a frontend that does not have it can ask for everything else.
+    /// `has_memory`: the frontend has handed memory over before, so that a queue might start.
+    pub fn needs_device(&self, has_memory: bool) -> bool {
+        match self {
+            Self::GetFeatures
+            | Self::GetProtocolFeatures
+            | Self::SetProtocolFeatures(_)
+            | Self::SetOwner
+            | Self::GetMaxMemSlots
+            | Self::GetQueueNum
+            | Self::GetConfig { .. }
+            | Self::SetConfig { .. }
+            | Self::SetMtu(_)
+            | Self::SetBackendReqFd(_)
+            | Self::SetLogFd(_)
+            // None of its queues runs.
+            | Self::GetVringBase { .. }
+            | Self::Other(_) => false,
+            Self::SetMemTable(_)
+            | Self::AddMemReg(..)
+            | Self::RemMemReg(_)
+            | Self::SetLogBase(..) => true,
+            Self::SetFeatures(bits) => has_memory || bits & LOG_ALL != 0,
+            Self::ResetOwner
+            | Self::ResetDevice
+            | Self::SetVringNum { .. }
+            | Self::SetVringAddr { .. }
+            | Self::SetVringBase { .. }
+            | Self::SetVringKick { .. }
+            | Self::SetVringCall { .. }
+            | Self::SetVringErr { .. }
+            | Self::SetVringEnable { .. } => has_memory,
+        }
     }
 }
 

@@ -58,6 +58,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Session {
     limits: Limits,
+    /// The device has this session's memory, if any. One session at a time has it.
+    holds_device: bool,
     /// Features set, without [`PROTOCOL_FEATURES`]; None: none yet.
     features: Option<u64>,
     /// The features that the device runs with; set when a queue starts.
@@ -83,6 +85,7 @@ impl Session {
     pub fn new(limits: Limits, device: &dyn Device) -> io::Result<Self> {
         Ok(Self {
             limits,
+            holds_device: false,
             features: None,
             applied: None,
             protocol: Protocol::empty(),
@@ -138,6 +141,45 @@ impl Session {
     pub fn queues_running(&self) -> usize {
         let running = |vring: &&Vring| vring.running.is_some() && !vring.retired;
         self.vrings.iter().filter(running).count()
+    }
+
+    /// Whether the device is this session's.
+    pub fn holds_device(&self) -> bool {
+        self.holds_device
+    }
+
+    /// Whether it could do without the device: none of its queues is there.
+    pub fn is_idle(&self) -> bool {
+        self.vrings.iter().all(|vring| vring.running.is_none())
+    }
+
+    /// Whether carrying `request` out needs the device.
+    pub fn needs_device_for(&self, request: &Request) -> bool {
+        request.needs_device(!self.memory.is_empty())
+    }
+
+    /// Takes the device, which no other session holds.
+    ///
+    /// # Errors
+    ///
+    /// When the device does not answer.
+    pub fn take_device(&mut self, device: &mut dyn Device) -> Result<(), Refusal> {
+        device.set_memory(logged(&self.memory, self.active_log()))?;
+        // What it was last run with is another session's choice.
+        self.applied = None;
+        self.holds_device = true;
+        Ok(())
+    }
+
+    /// Gives the device up. The session must be idle; what it has set up stays, for the time that it gets it back.
+    ///
+    /// # Errors
+    ///
+    /// When the device does not answer.
+    pub fn give_device_up(&mut self, device: &mut dyn Device) -> Result<(), Refusal> {
+        device.set_memory(None)?;
+        self.holds_device = false;
+        Ok(())
     }
 
     /// Whether requests that ask for it are acknowledged.
@@ -240,6 +282,9 @@ impl Session {
 
     /// Ends the session: no queue runs and no memory is mapped afterwards.
     pub fn close(mut self, device: &mut dyn Device) {
+        if !self.holds_device {
+            return;
+        }
         let stopped = self
             .stop_all(device)
             .and_then(|()| Ok(device.set_memory(None)?));

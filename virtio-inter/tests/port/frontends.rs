@@ -2,11 +2,12 @@
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::process::{PATIENCE, Place, Port, until};
@@ -71,27 +72,131 @@ fn one_after_another() {
 }
 
 #[test]
-fn another_is_served_as_soon_as_the_first_is_gone() {
+fn a_third_is_served_as_soon_as_one_of_two_is_gone() {
     let place = Place::new();
     let port = place.start("a");
     let first = connect(&port);
+    let second = connect(&port);
     assert_served(&first);
+    assert_served(&second);
     let others = [connect(&port), connect(&port), connect(&port)];
     (&others[0]).write_all(&ASK).unwrap();
     assert!(is_kept_waiting(&others[0]));
     let us = std::process::id();
     port.wait_for(&format!(
-        "Another frontend, process {us}, waits until process {us} hangs up"
+        "Another frontend, process {us}, waits until one of 2 hangs up"
     ));
     assert_served(&first);
     drop(first);
     let mut answer = [0; 20];
     (&others[0]).read_exact(&mut answer).unwrap();
-    let [second, third, fourth] = others;
-    drop(second);
-    // One that waited and gave up is passed over.
+    let [third, fourth, fifth] = others;
     drop(third);
-    assert_served(&fourth);
+    // One that waited and gave up is passed over.
+    drop(fourth);
+    assert_served(&fifth);
+    assert_served(&second);
+    port.end();
+}
+
+const SET_FEATURES: u32 = 2;
+const SET_MEM_TABLE: u32 = 5;
+const SET_VRING_NUM: u32 = 8;
+const SET_VRING_ADDR: u32 = 9;
+const GET_VRING_BASE: u32 = 11;
+const SET_VRING_KICK: u32 = 12;
+
+/// Where the memory of these tests lies in the frontend.
+const USER: u64 = 0x1000_0000;
+
+/// Hands memory over; it has the rings of queue 0 at its start.
+fn share(socket: &UnixStream, memory: BorrowedFd<'_>) {
+    tell(
+        socket,
+        SET_MEM_TABLE,
+        &[1, 0, 0x10_0000, USER, 0],
+        &[memory],
+    );
+}
+
+fn start_queue(socket: &UnixStream) {
+    let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    // VERSION_1 alone, which enables the queues.
+    tell(socket, SET_FEATURES, &[1 << 32], &[]);
+    tell(socket, SET_VRING_NUM, &[256 << 32], &[]);
+    let address = [0, USER, USER + 0x4000, USER + 0x6000, u64::MAX];
+    tell(socket, SET_VRING_ADDR, &address, &[]);
+    tell(socket, SET_VRING_KICK, &[0], &[kick.as_fd()]);
+}
+
+/// Stops queue 0, and waits until that is done.
+#[track_caller]
+fn stop_queue(mut socket: &UnixStream) {
+    tell(socket, GET_VRING_BASE, &[0], &[]);
+    let mut answer = [0; 20];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[0], 11);
+}
+
+fn memory() -> OwnedFd {
+    let memory = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&memory, 0x10_0000).unwrap();
+    memory
+}
+
+/// As QEMU does it: its destination negotiates while the source runs, and sets memory up when that has stopped.
+#[test]
+fn the_device_goes_to_a_second_frontend_when_the_first_has_stopped() {
+    let place = Place::new();
+    let port = place.start("a");
+    let (first, second) = (connect(&port), connect(&port));
+    share(&first, memory().as_fd());
+    start_queue(&first);
+    assert_served(&first);
+    assert_served(&second);
+    share(&second, memory().as_fd());
+    (&second).write_all(&ASK).unwrap();
+    assert!(is_kept_waiting(&second));
+    port.wait_for("stops its queues or hangs up");
+    // There and back: the first gets it again with what it had set up.
+    assert_served(&first);
+    stop_queue(&first);
+    (&second).read_exact(&mut [0; 20]).unwrap();
+    start_queue(&second);
+    assert_served(&second);
+    for (giver, taker) in [(&second, &first), (&first, &second), (&second, &first)] {
+        stop_queue(giver);
+        start_queue(taker);
+        assert_served(taker);
+    }
+    // One that holds nothing leaves nothing behind; one that waits has it when the other dies.
+    share(&second, memory().as_fd());
+    (&second).write_all(&ASK).unwrap();
+    assert!(is_kept_waiting(&second));
+    drop(first);
+    (&second).read_exact(&mut [0; 20]).unwrap();
+    start_queue(&second);
+    assert_served(&second);
+    port.end();
+}
+
+#[test]
+fn one_that_waits_for_the_device_may_give_up() {
+    let place = Place::new();
+    let port = place.start("a");
+    let first = connect(&port);
+    share(&first, memory().as_fd());
+    start_queue(&first);
+    assert_served(&first);
+    for _ in 0..3 {
+        let second = connect(&port);
+        share(&second, memory().as_fd());
+        (&second).write_all(&ASK).unwrap();
+        assert!(is_kept_waiting(&second));
+    }
+    let third = connect(&port);
+    assert_served(&third);
+    assert_served(&first);
     port.end();
 }
 

@@ -10,7 +10,7 @@ use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{Frontend as CrateFrontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_inter::vhost_user::frontend::{Ended, Frontend};
 use virtio_inter::vhost_user::session::Limits;
 use vmm_sys_util::eventfd::EventFd;
@@ -39,7 +39,7 @@ fn is_served_from_start_to_end() {
                     }),
                 )
                 .unwrap();
-                if let Err(ended) = frontend.process(&mut device) {
+                if let Err(ended) = frontend.process(&mut device, None) {
                     assert!(matches!(ended, Ended::HungUp), "{ended:?}");
                     frontend.close(&mut device);
                     return device;
@@ -70,6 +70,14 @@ fn talk(socket: UnixStream) {
     assert_eq!(config, (1..=12).collect::<Vec<u8>>());
     frontend.set_features(features).unwrap();
     let memory = File::from(memfd(SIZE));
+    // As Cloud Hypervisor does it: the log first, and its reply read whole.
+    let log = File::from(memfd(SIZE));
+    let log_region = VhostUserDirtyLogRegion {
+        mmap_size: SIZE,
+        mmap_offset: 0,
+        mmap_handle: log.as_raw_fd(),
+    };
+    frontend.set_log_base(0, Some(log_region)).unwrap();
     let region = VhostUserMemoryRegionInfo {
         guest_phys_addr: GUEST,
         memory_size: SIZE,

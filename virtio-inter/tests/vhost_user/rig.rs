@@ -148,7 +148,7 @@ impl<D: Device> Rig<D> {
     /// Lets the other side work. An end closes the session, as the door does.
     pub(crate) fn process(&mut self) -> Result<(), Ended> {
         let frontend = self.frontend.as_mut().expect("a session");
-        let result = frontend.process(&mut self.device);
+        let result = frontend.process(&mut self.device, None);
         if result.is_err() {
             self.frontend
                 .take()
