@@ -120,7 +120,7 @@ pub(crate) fn command(
 }
 
 /// A VMM without a guest, which takes requests at `api`.
-fn vmm(api: &Path) -> Result<Command> {
+pub(crate) fn vmm(api: &Path) -> Result<Command> {
     let mut command = Command::new(program().context("No cloud-hypervisor")?);
     // It does not take over what a killed one left there.
     if api.exists() {
@@ -232,7 +232,7 @@ impl Vm {
             &bed.path(&format!("vm-{}.log", self.config.name)),
             &self.config.cpus,
         )?;
-        self.wait_for_vmm(&api)?;
+        wait_for_vmm(&api).with_context(|| self.story())?;
         // First, so that the end of the former is not taken for the guest's.
         self.agent.attach(channel);
         self.process.kill()?;
@@ -244,55 +244,11 @@ impl Vm {
         .with_context(|| self.story())
         .map(drop)
     }
+}
 
-    /// Moves the running guest to a new VMM of this host. Commands under way in the guest go on. `local`: the memory is
-    /// handed over; otherwise it is copied while the guest runs.
-    ///
-    /// # Errors
-    ///
-    /// A migration that fails.
-    pub fn migrate(&mut self, bed: &Testbed, local: bool) -> Result<()> {
-        self.generation += 1;
-        let name = format!("{}-{}", self.config.name, self.generation);
-        let api = bed.path(&format!("vm-{name}.api"));
-        let socket = bed.path(&format!("vm-{name}.migration"));
-        let (mut process, channel) = start(
-            &format!("VMM {name}"),
-            vmm(&api)?,
-            &bed.path(&format!("vm-{}.log", self.config.name)),
-            &self.config.cpus,
-        )?;
-        self.wait_for_vmm(&api)?;
-        let url = format!("unix:{}", socket.display());
-        let mut receive = Command::new(remote_program()?);
-        receive
-            .arg("--api-socket")
-            .arg(&api)
-            .args(["receive-migration", &format!("receiver_url={url}")])
-            .stdin(process::no_input().context("Opening an empty input")?);
-        let log = bed.path("ch-remote.log");
-        let mut receive = Process::start(&format!("ch-remote {name}"), receive, &log, &[])?;
-        wait::until("socket for a migration", ANSWER_LIMIT, || {
-            ensure!(process.is_running(), "The new VMM ended: {}", process.log());
-            ensure!(receive.is_running(), "ch-remote ended: {}", receive.log());
-            Ok(socket.exists().then_some(()))
-        })?;
-        self.agent.attach(channel);
-        let option = if local { ",local=on" } else { "" };
-        self.request(&["send-migration", &format!("destination_url={url}{option}")])
-            .with_context(|| self.story())?;
-        let status = receive.wait(REQUEST_LIMIT)?;
-        ensure!(status.success(), "The new VMM failed: {}", process.log());
-        // The former has no guest any more, and ends by itself.
-        self.process.wait(ANSWER_LIMIT)?;
-        (self.process, self.monitor) = (process, api);
-        Ok(())
-    }
-
-    fn wait_for_vmm(&self, api: &Path) -> Result<()> {
-        wait::until("answer of a VMM", ANSWER_LIMIT, || {
-            Ok((api.exists() && request(api, &["ping"]).is_ok()).then_some(()))
-        })
-        .with_context(|| self.story())
-    }
+/// Waits until the VMM at `api` answers.
+pub(crate) fn wait_for_vmm(api: &Path) -> Result<()> {
+    wait::until("answer of a VMM", ANSWER_LIMIT, || {
+        Ok((api.exists() && request(api, &["ping"]).is_ok()).then_some(()))
+    })
 }

@@ -14,6 +14,7 @@ mod group;
 mod images;
 mod kvm;
 mod machine;
+mod migration;
 mod monitor;
 mod nic;
 mod offloads;

@@ -161,7 +161,7 @@ impl Machine {
             .wait_for_boot(1, BOOT_LIMIT)
             .with_context(|| machine.story())?;
         // From here on it is not needed: the kernel has unpacked it.
-        fs::remove_file(&initramfs).context("Removing the nested machine's initramfs")?;
+        let _ = fs::remove_file(&initramfs);
         Ok(machine)
     }
 

@@ -37,16 +37,21 @@ impl Monitor {
 
     /// Runs a command to its end.
     pub(crate) fn execute(&mut self, command: &str) -> Result<()> {
-        let request = json!({"execute": command});
+        self.execute_with(command, &json!({})).map(drop)
+    }
+
+    /// Runs a command with arguments to its end, and returns its answer.
+    pub(crate) fn execute_with(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        let request = json!({"execute": command, "arguments": arguments});
         writeln!(self.stream.get_mut(), "{request}").context("Writing to QEMU's monitor")?;
         loop {
-            let answer = self.line()?;
+            let mut answer = self.line()?;
             if let Some(error) = answer.get("error") {
                 bail!("QEMU's monitor refuses {command}: {error}");
             }
             // What is neither is an event.
-            if answer.get("return").is_some() {
-                return Ok(());
+            if let Some(answer) = answer.get_mut("return") {
+                return Ok(answer.take());
             }
         }
     }

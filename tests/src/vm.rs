@@ -128,7 +128,7 @@ pub struct Vm {
     pub(crate) config: VmConfig,
     pub(crate) process: Process,
     pub(crate) agent: Agent,
-    console: PathBuf,
+    pub(crate) console: PathBuf,
     pub(crate) monitor: PathBuf,
     /// VMMs that it has moved to.
     pub(crate) generation: u32,
@@ -469,7 +469,7 @@ impl Vm {
 }
 
 /// Starts a frontend whose standard input is the agent's channel, and returns our end of it.
-fn on_socket(
+pub(crate) fn on_socket(
     name: &str,
     mut command: Command,
     log: &Path,

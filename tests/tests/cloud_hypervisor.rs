@@ -241,7 +241,11 @@ fn migrate(local: bool) {
         for _ in 0..3 {
             transfer.wait_for_progress(transfer.progress() + 5_000_000, LIMIT)?;
             let start = Instant::now();
-            group.vms[0].migrate(bed, local)?;
+            if local {
+                group.vms[0].migrate_locally(bed)?;
+            } else {
+                group.vms[0].migrate(bed)?;
+            }
             let took = start.elapsed();
             let stall = longest_stall(&transfer, start, 3_000_000)?;
             tell(&format!(

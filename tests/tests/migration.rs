@@ -1,0 +1,46 @@
+//! A guest moves between processes of its frontend, on one port, with its connections.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use virtio_inter_tests::{Frontend, Group, Kernel, guest_test, tools};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Shown by `--no-capture`.
+#[allow(clippy::print_stderr, reason = "figures for whoever runs the test")]
+fn tell(what: &str) {
+    eprintln!("{what}");
+}
+
+/// Everything that arrives is written by the port into memory that is being copied: what the log leaves out is lost,
+/// and shows as wrong bytes, or as a ring that stands still.
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_qemu_guest_moves_there_and_back_and_there_under_load() {
+    const BYTES: u64 = 300_000_000;
+    guest_test(|bed| {
+        let mut group = Group::boot(bed, &[Frontend::Qemu(Kernel::Debian13), Frontend::Uml])?;
+        let [a, b] = [&group.vms[0], &group.vms[1]];
+        let plan = tools::TransferPlan::both_ways(BYTES);
+        let mut transfer = tools::Transfer::start(a, b, b.nic(0).ipv4(), plan)?;
+        for _ in 0..3 {
+            transfer.wait_for_progress(transfer.progress() + 20_000_000, LIMIT)?;
+            let before = transfer.progress();
+            let start = Instant::now();
+            group.vms[0].migrate(bed)?;
+            tell(&format!(
+                "moved in {:.2?}, with {} bytes on the way",
+                start.elapsed(),
+                transfer.progress() - before
+            ));
+        }
+        let report = transfer.finish(LIMIT)?;
+        assert_eq!(report.sent_checksum, report.peer_checksum);
+        assert_eq!((report.peer_received, report.received), (BYTES, BYTES));
+        group.all_reach_all(&[0, 1])
+    });
+}
