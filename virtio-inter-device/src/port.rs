@@ -16,8 +16,8 @@ use crate::device::{Device, DeviceError, GuestMemory, QueueSetup};
 use crate::features::{Negotiated, offered};
 use crate::queue::check_setup;
 use crate::worker::{
-    Answer, Command, Direction, PeerPart, Poller, Ready, Report, Request, Source, Waker, Worker,
-    WorkerSetup,
+    Answer, Command, Direction, InUse, PeerPart, Poller, Ready, Report, Request, Source, Waker,
+    Worker, WorkerSetup,
 };
 
 /// A worker answers a command between two batches, microseconds later; one that takes this long is gone.
@@ -85,6 +85,7 @@ impl Port {
             ready: Ready::default(),
             bell,
         };
+        let in_use = Arc::new(InUse::default());
         for index in 0..local.queues {
             let (commands, inbox) = mpsc::channel();
             let (poller, waker) = Poller::new().map_err(io("create an epoll instance"))?;
@@ -97,6 +98,7 @@ impl Port {
                 counters: Arc::clone(&counters),
                 commands: inbox,
                 poller,
+                in_use: Arc::clone(&in_use),
                 report: Box::new(move |report| {
                     // The port may be on its way out; then nobody listens any more.
                     let _ = reporter.send(report);
@@ -128,6 +130,7 @@ impl Port {
         // Empties the counter; it is empty already when somebody asks without being told.
         let _ = rustix::io::read(&*self.bell, &mut [0; 8]);
         let mut ready = self.ready;
+        let mut to_steer = false;
         let mut events = Vec::new();
         for report in self.reports.try_iter() {
             match report {
@@ -135,10 +138,14 @@ impl Port {
                     peer: fault.peer,
                     reason: fault.violation.to_string(),
                 }),
-                Report::Ready { index, ready: now } => ready = ready.with(index, now),
+                Report::Ready { index, ready: now } => {
+                    ready = ready.with(index, now);
+                    to_steer = true;
+                }
             }
         }
-        if ready != self.ready {
+        // Also when one came and went: workers may hold frames for it.
+        if to_steer {
             self.ready = ready;
             if let Err(e) = self.steer() {
                 log::error!("Cannot move links between workers: {e}");

@@ -23,7 +23,7 @@ use virtio_inter_segment::{LogLimit, MacAddr, PeerKey, log_limited};
 pub(crate) use command::{Answer, Command, Direction, PeerPart, Request};
 pub(crate) use poller::{Poller, Waker};
 pub(crate) use receive::Source;
-pub(crate) use steering::Ready;
+pub(crate) use steering::{InUse, Ready};
 
 use crate::counters::Counters;
 use crate::device::{DeviceError, GuestMemory, QueueSetup};
@@ -142,6 +142,8 @@ pub(crate) struct WorkerSetup {
     pub(crate) counters: Arc<Counters>,
     pub(crate) commands: CommandReceiver<Request>,
     pub(crate) poller: Poller,
+    /// Shared by the port's workers.
+    pub(crate) in_use: Arc<InUse>,
     /// Tells the control thread.
     pub(crate) report: Box<dyn Fn(Report) + Send>,
 }
@@ -157,6 +159,7 @@ pub(crate) struct Worker {
     transmitter: Transmitter,
     commands: CommandReceiver<Request>,
     poller: Poller,
+    in_use: Arc<InUse>,
     report: Box<dyn Fn(Report) + Send>,
     /// What the control thread was told last: the receive queue can be fed.
     ready: bool,
@@ -173,6 +176,7 @@ impl Worker {
             counters,
             commands,
             poller,
+            in_use,
             report,
         } = setup;
         Worker {
@@ -190,6 +194,7 @@ impl Worker {
             transmitter: Transmitter::new(),
             commands,
             poller,
+            in_use,
             report,
             ready: false,
             kicked: false,
@@ -283,7 +288,13 @@ impl Worker {
                 Err(violation) => break_queue(&mut self.receive, self.index * 2, violation),
             }
         }
-        self.collector.discard(&self.rules.counters);
+        if self.in_use.by_others(self.index) {
+            // The guest goes on with another queue, and the control thread is about to move the links there. Whatever it
+            // does about them comes as a command, which wakes this worker.
+            self.collector.hold();
+        } else {
+            self.collector.discard(&self.rules.counters);
+        }
         Pace::Idle
     }
 
@@ -324,6 +335,7 @@ impl Worker {
             .is_some_and(|queue| queue.has_had_buffers());
         if ready != self.ready {
             self.ready = ready;
+            self.in_use.set(self.index, ready);
             (self.report)(Report::Ready {
                 index: self.index,
                 ready,

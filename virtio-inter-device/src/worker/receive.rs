@@ -67,6 +67,8 @@ pub(crate) struct Collector {
     adapter: Adapter,
     /// A frame waits for the guest's buffers.
     starved: bool,
+    /// Frames wait for the links to be moved to another worker.
+    held: bool,
     /// Sources that broke the rules in this batch.
     faults: Vec<LinkFault>,
 }
@@ -119,6 +121,7 @@ impl Collector {
             buffers: Buffers::default(),
             adapter: Adapter::new(),
             starved: false,
+            held: false,
             faults: Vec::new(),
         }
     }
@@ -158,6 +161,7 @@ impl Collector {
         let rings = queue.rings(memory)?;
         queue.disarm(&rings)?;
         let was_starved = std::mem::take(&mut self.starved);
+        self.held = false;
         if !queue.has_had_buffers() {
             // Looked at even when no link is served here: this is how the queue is found to be in use.
             queue.available(&rings, 1)?;
@@ -327,6 +331,7 @@ impl Collector {
     /// Takes and drops everything that peers have sent: there is no guest to give it to.
     pub(crate) fn discard(&mut self, counters: &Counters) {
         self.starved = false;
+        self.held = false;
         for source in self.sources.iter_mut().filter(|s| !s.dead) {
             loop {
                 match source.receiver.peek() {
@@ -345,6 +350,12 @@ impl Collector {
             }
         }
         self.release();
+    }
+
+    /// Leaves everything where it is until a command comes: another worker is to deliver it.
+    pub(crate) fn hold(&mut self) {
+        self.starved = false;
+        self.held = true;
     }
 
     /// Gives peers back the room of what was taken.
@@ -369,8 +380,8 @@ impl Collector {
             let rings = queue.rings(memory)?;
             safe = queue.arm(&rings)?;
         }
-        if self.starved {
-            // Buffers are waited for, not frames: those are there.
+        if self.starved || self.held {
+            // Buffers are waited for, or a command; not frames: those are there.
             return Ok(safe);
         }
         for source in self.sources.iter_mut().filter(|s| !s.dead) {

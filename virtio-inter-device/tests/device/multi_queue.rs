@@ -151,6 +151,42 @@ fn frames_that_came_too_early_follow_the_queue() {
 }
 
 #[test]
+fn frames_for_a_queue_that_is_given_up_wait_to_be_moved() {
+    let lazy = Spec {
+        buffers: (0, 0),
+        ..pairs(2)
+    };
+    let mut network = Network::new(&[pairs(2), lazy]);
+    use_queue(&mut network, 0);
+    use_queue(&mut network, 1);
+    for round in 0..20 {
+        // The guest's driver goes back to one pair. The process does not know of it yet, and frames come in meanwhile.
+        network.nodes[1].port.enable_queue(2, false).unwrap();
+        for seed in 0..20 {
+            let packet = Packet::new(mac(0), mac(1), 700, round * 100 + seed);
+            network.nodes[0].guest.tx[1].send(&packet);
+        }
+        until("they are sent", || {
+            network.nodes[0].count("tx_frames") == (round + 1) * 40 - 20
+        });
+        attend(&mut network);
+        for seed in 0..20 {
+            let received = network.nodes[1].guest.rx[0].receive();
+            assert_eq!(received.seed(), round * 100 + seed);
+        }
+        // And to two.
+        network.nodes[1].port.enable_queue(2, true).unwrap();
+        attend(&mut network);
+        for seed in 0..20 {
+            let packet = Packet::new(mac(0), mac(1), 700, seed);
+            network.nodes[0].guest.tx[1].send(&packet);
+            assert_eq!(network.nodes[1].guest.rx[1].receive().seed(), seed);
+        }
+    }
+    assert_eq!(network.nodes[1].drops(), []);
+}
+
+#[test]
 fn peers_that_join_later_are_served_by_queues_in_use() {
     let lazy = Spec {
         buffers: (0, 0),
