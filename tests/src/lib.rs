@@ -24,6 +24,7 @@ mod process;
 mod qemu;
 mod segment;
 mod testbed;
+pub mod testpmd;
 pub mod tools;
 mod uml;
 mod vm;

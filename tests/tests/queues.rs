@@ -36,7 +36,8 @@ fn no_connection_is_lost_when_the_queue_pairs_in_use_change() {
                 port: 7100 + number,
                 ..tools::TransferPlan::both_ways(60_000_000)
             };
-            let transfer = tools::Transfer::start(a, b, b.nic(0).ipv4(), plan)?;
+            let address = b.nic(0).addresses()[usize::from(number % 2)];
+            let transfer = tools::Transfer::start(a, b, address, plan)?;
             transfers.push((plan, transfer));
         }
         for (step, (vm, count)) in [(a, "1"), (b, "1"), (a, "2"), (b, "2"), (a, "1"), (a, "2")]
@@ -86,6 +87,64 @@ fn guests_with_different_numbers_of_queue_pairs_exchange_data() {
             assert!(throughput.bits_per_second > 1e7, "{throughput:?}");
             let plan = tools::TransferPlan::both_ways(10_000_000);
             tools::Transfer::start(one, many, many.nic(0).ipv6(), plan)?.finish(LIMIT)?;
+        }
+        group.all_reach_all(&[0, 1])
+    });
+}
+
+/// Brings one of a guest's processors up or takes it down.
+fn use_processor(vm: &Vm, number: u32, up: bool) -> Result<()> {
+    let value = u8::from(up);
+    vm.shell(&format!(
+        "echo {value} > /sys/devices/system/cpu/cpu{number}/online"
+    ))
+    .map(drop)
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn four_queue_pairs_serve_any_number_of_processors() {
+    guest_test(|bed| {
+        let mut group = Group::new(bed, "test")?;
+        // Four pairs each; one guest has a processor for each pair, the other one for all.
+        for (kernel, vcpus) in [(Kernel::Debian12, 4), (Kernel::Debian13, 1)] {
+            group.start(
+                bed,
+                Frontend::Qemu(kernel),
+                |port| port.queues(4),
+                |vm| vm.vcpus(vcpus),
+            )?;
+        }
+        group.ready()?;
+        let [many, one] = [&group.vms[0], &group.vms[1]];
+        let mut transfers = Vec::new();
+        for number in 0..CONNECTIONS {
+            let plan = tools::TransferPlan {
+                seed: number.into(),
+                port: 7100 + number,
+                ..tools::TransferPlan::both_ways(25_000_000)
+            };
+            let address = one.nic(0).addresses()[usize::from(number % 2)];
+            transfers.push(tools::Transfer::start(many, one, address, plan)?);
+        }
+        let steps: [&dyn Fn() -> Result<()>; 5] = [
+            &|| use_queues(one, "4"),
+            &|| use_processor(many, 3, false),
+            &|| use_queues(many, "2"),
+            &|| use_processor(many, 3, true),
+            &|| use_queues(one, "3").and_then(|()| use_queues(many, "4")),
+        ];
+        for (number, step) in steps.iter().enumerate() {
+            for transfer in &mut transfers {
+                transfer.wait_for_progress(5_000_000 * (number as u64 + 1), LIMIT)?;
+            }
+            step()?;
+        }
+        for transfer in transfers {
+            transfer.finish(LIMIT)?;
         }
         group.all_reach_all(&[0, 1])
     });

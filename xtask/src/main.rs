@@ -66,7 +66,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Setup => setup::ensure(),
+        Command::Setup => setup::ensure_for_tests(),
         Command::Image => image::ensure().map(drop),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),

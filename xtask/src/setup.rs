@@ -89,7 +89,8 @@ pub(crate) fn ensure() -> Result<()> {
     Ok(())
 }
 
-/// Installs what only some of the bench's comparisons need. Where it cannot be had these are left out by name.
+/// Installs what only some tests and some of the bench's comparisons need. Where it cannot be had these are left out, by
+/// name.
 pub(crate) fn ensure_peers() {
     if virtio_inter_bench::testpmd::is_there() || !is_root() {
         return;
@@ -97,6 +98,17 @@ pub(crate) fn ensure_peers() {
     if let Err(error) = install(&["dpdk"], false) {
         eprintln!("Installing dpdk: {error:#}");
     }
+}
+
+/// Installs what is missing, for any command.
+///
+/// # Errors
+///
+/// As for [`ensure`].
+pub(crate) fn ensure_for_tests() -> Result<()> {
+    ensure()?;
+    ensure_peers();
+    Ok(())
 }
 
 /// Installs packages, from the backports where there are any and `may_be_newer`.

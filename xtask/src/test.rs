@@ -160,7 +160,7 @@ impl Run {
             return;
         }
         self.step("guest set-up", |run| {
-            setup::ensure()?;
+            setup::ensure_for_tests()?;
             image::ensure()?;
             run.cargo(
                 &[
