@@ -81,6 +81,7 @@ const RECIPES: &[Recipe] = &[
             "virtio_mem",
             "ipv6",
             "tcp_diag",
+            "8021q",
         ],
     },
     Recipe {
@@ -96,6 +97,7 @@ const RECIPES: &[Recipe] = &[
             "virtio_mem",
             "ipv6",
             "tcp_diag",
+            "8021q",
         ],
     },
     // The machine in which guests run under KVM where this one's KVM does not run them.
