@@ -242,11 +242,10 @@ fn drivers_that_know_less_and_rings_of_other_sizes() {
         }
         group.ready()?;
         let mut parts = Parts::default();
-        for near in 0..KINDS.len() {
-            for far in near + 1..KINDS.len() {
+        for (near, (_, _, left, _)) in KINDS.iter().enumerate() {
+            for (far, (_, _, right, _)) in KINDS.iter().enumerate().skip(near + 1) {
                 for address in group.vms[far].nic(0).addresses() {
-                    let name = format!("{} with {}, to {address}", KINDS[near].2, KINDS[far].2);
-                    parts.run(&name, || {
+                    parts.run(&format!("{left} with {right}, to {address}"), || {
                         move_data(&group.vms[near], &group.vms[far], address)
                     });
                 }
