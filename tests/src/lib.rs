@@ -29,6 +29,7 @@ pub mod tools;
 mod uml;
 mod vm;
 mod wait;
+pub mod xdp;
 
 pub use agent::{Job, Output};
 pub use bridge::{Bridge, Tap};
