@@ -37,6 +37,7 @@ pub(crate) struct Segments {
     frame_len: usize,
     /// Payload of each segment but the last, in bytes.
     size: usize,
+    count: u32,
 }
 
 impl Segments {
@@ -54,17 +55,18 @@ impl Segments {
             Transport::Udp if asked <= room => asked,
             Transport::Udp => return None,
         };
+        let payload = frame_len - layout.payload_start;
         Some(Segments {
             layout,
             frame_len,
             size,
+            count: payload.div_ceil(size) as u32, // At most 64 KiB of payload.
         })
     }
 
     /// Number of segments.
     pub(crate) fn count(&self) -> u32 {
-        let payload = self.frame_len - self.layout.payload_start;
-        payload.div_ceil(self.size) as u32 // At most 64 KiB of payload.
+        self.count
     }
 
     /// Bytes of all headers of a segment.

@@ -3,7 +3,8 @@
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::rings::{descriptor_at, indirect_count};
 use super::{QueueViolation, Rings};
@@ -35,6 +36,60 @@ pub(crate) enum Direction {
     FromDriver,
     /// The device: a receive queue.
     ToDriver,
+}
+
+/// An indirect table.
+enum Table<'m> {
+    /// In one memory region.
+    Whole(VolatileSlice<'m>),
+    /// Across the seam of two.
+    Split {
+        memory: &'m GuestMemory,
+        address: GuestAddress,
+        len: u32,
+    },
+}
+
+impl<'m> Table<'m> {
+    /// The table of `len` bytes at `address`, all of which must be there.
+    fn new(
+        memory: &'m GuestMemory,
+        address: GuestAddress,
+        len: u32,
+    ) -> Result<Self, QueueViolation> {
+        if let Ok(table) = memory.get_slice(address, len as usize) {
+            return Ok(Table::Whole(table));
+        }
+        if memory.check_range(address, len as usize) {
+            return Ok(Table::Split {
+                memory,
+                address,
+                len,
+            });
+        }
+        Err(QueueViolation::BufferOutsideMemory {
+            address: address.0,
+            len,
+        })
+    }
+
+    /// One descriptor, read once. None: beyond the table's end.
+    fn descriptor(&self, index: u16) -> Option<Descriptor> {
+        match *self {
+            Table::Whole(ref table) => descriptor_at(table, usize::from(index)),
+            Table::Split {
+                memory,
+                address,
+                len,
+            } => {
+                let offset = u64::from(index) * size_of::<Descriptor>() as u64;
+                if offset + size_of::<Descriptor>() as u64 > u64::from(len) {
+                    return None;
+                }
+                memory.read_obj(address.checked_add(offset)?).ok()
+            }
+        }
+    }
 }
 
 /// The buffers of one or several chains, one after the other. Kept by the worker and reused: no allocation per
@@ -131,20 +186,15 @@ impl Chain {
             flags: INDIRECT,
         })?;
         // The table may have room for more than the chain uses, the chain must not be longer than the limit.
-        let table = memory.get_slice(address, len as usize).map_err(|_| {
-            QueueViolation::BufferOutsideMemory {
-                address: address.0,
-                len,
-            }
-        })?;
+        let table = Table::new(memory, address, len)?;
         let mut index = 0;
         for _ in 0..count.min(MAX_INDIRECT) {
-            let descriptor = descriptor_at(&table, usize::from(index)).ok_or(
-                QueueViolation::DescriptorIndex {
+            let descriptor = table
+                .descriptor(index)
+                .ok_or(QueueViolation::DescriptorIndex {
                     index,
                     size: count.try_into().unwrap_or(u16::MAX),
-                },
-            )?;
+                })?;
             let flags = descriptor.flags();
             if flags & INDIRECT != 0 {
                 return Err(QueueViolation::Indirect {

@@ -4,7 +4,9 @@ use virtio_inter_device::Device;
 use virtio_queue::desc::split::Descriptor;
 
 use crate::driver::ring::{INDIRECT, NEXT, WRITE};
-use crate::driver::{HEADER, Node, PATIENCE, Packet, Peer, Piece, Ring, Shape, Spec, mac};
+use crate::driver::{
+    HEADER, Node, PATIENCE, Packet, Peer, Piece, Ring, SEAM, Shape, Spec, mac, until,
+};
 
 fn node_and_peer() -> (Node, Peer) {
     let spec = Spec {
@@ -31,6 +33,45 @@ fn a_table_may_have_1024_entries() {
     node.guest.rx[0].queue.publish();
     peer.send(&received.bytes());
     assert_eq!(node.guest.rx[0].receive(), received.in_buffers(1));
+}
+
+#[test]
+fn a_table_may_span_two_memory_regions() {
+    let (mut node, mut peer) = node_and_peer();
+    // The seam between two descriptors, and in the middle of one.
+    for (at, before) in (0..).zip([16, 32, 8, 4, 24]) {
+        let table = SEAM - before;
+        let sent = Packet::new(mac(0), mac(1), 100, before);
+        let data = node.guest.arena.take(2048);
+        node.guest.arena.write(data, &sent.bytes());
+        for (ring, flags) in [
+            (&node.guest.tx[0].queue.ring, 0),
+            (&node.guest.rx[0].queue.ring, WRITE),
+        ] {
+            for (index, offset, len) in [(0, 0, 50), (1, 50, 12), (2, 62, 50)] {
+                let next = if index < 2 { NEXT } else { 0 };
+                let descriptor =
+                    Descriptor::new(data + offset, len, flags | next, index as u16 + 1);
+                ring.set_descriptor_at(table, index, descriptor);
+            }
+            ring.offer(at, at, table, 48, INDIRECT);
+            if flags == 0 {
+                node.guest.tx[0].queue.kick();
+                assert_eq!(peer.receive(0), sent);
+            } else {
+                node.guest.rx[0].queue.kick();
+                let received = Packet::new(mac(1), mac(0), 100, before + 100);
+                peer.send(&received.bytes());
+                let used = &node.guest.rx[0].queue.ring;
+                until("the frame is there", || used.used_index() == at + 1);
+                assert_eq!(used.used_entry(at), (at.into(), 112));
+                let bytes = node.guest.arena.read(data, 112);
+                assert_eq!(Packet::from_bytes(&bytes), received.in_buffers(1));
+            }
+        }
+    }
+    assert_eq!(node.drops(), []);
+    node.port.stop_queue(0).unwrap();
 }
 
 #[test]
