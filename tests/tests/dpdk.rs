@@ -48,11 +48,17 @@ struct Pair {
 
 impl Pair {
     fn new(bed: &Testbed, name: &str, queues: u16) -> Result<Self> {
+        Self::with_sizes(bed, name, queues, [256, 256])
+    }
+
+    /// The same with rings of these sizes.
+    fn with_sizes(bed: &Testbed, name: &str, queues: u16, sizes: [u16; 2]) -> Result<Self> {
         let segment = Segment::new(bed, name)?;
         let mut ports = Vec::new();
-        for number in 1..=2 {
+        for (number, size) in (1..=2).zip(sizes) {
             let config = PortConfig::new(&segment, &format!("{name}{number}"), number)
                 .mtu(MTU)
+                .queue_size(size)
                 .queues(queues);
             ports.push(Port::start(bed, config)?);
         }
@@ -176,6 +182,26 @@ fn dpdk_drivers_of_all_kinds_exchange_frames() {
 #[cfg_attr(not(feature = "guests"), ignore = "runs DPDK: needs --features guests")]
 fn dpdk_drivers_of_all_kinds_exchange_frames_on_two_queue_pairs() {
     variants(2);
+}
+
+#[test]
+#[cfg_attr(not(feature = "guests"), ignore = "runs DPDK: needs --features guests")]
+fn dpdk_drivers_with_rings_of_unequal_sizes_exchange_frames() {
+    dpdk_test(|bed| {
+        let mut parts = Parts::default();
+        for (number, sizes) in [[16, 1024], [1024, 64], [2048, 32], [128, 32768]]
+            .into_iter()
+            .enumerate()
+        {
+            let name = format!("{} descriptors with {}", sizes[0], sizes[1]);
+            parts.run(&name, || {
+                let pair = Pair::with_sizes(bed, &format!("size{number}-"), 1, sizes)?;
+                // A frame of 9014 bytes takes 5 small buffers.
+                pair.exchange(bed, [("", SMALL), ("mrg_rxbuf=0", LARGE)])
+            });
+        }
+        parts.finish()
+    });
 }
 
 #[test]
