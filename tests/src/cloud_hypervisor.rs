@@ -18,7 +18,9 @@ use virtio_inter_agent::DEVICE_OPTION;
 
 use crate::agent::Channel;
 use crate::images::Image;
-use crate::{Backend, Kernel, Nic, Process, Result, Testbed, Vm, VmConfig, process, wait};
+use crate::{
+    Backend, Kernel, Nic, Process, Result, Testbed, Vm, VmConfig, launcher, process, wait,
+};
 
 /// The guest's end of the agent's channel.
 const CONSOLE: &str = "hvc0";
@@ -89,10 +91,18 @@ pub(crate) fn command(
 ) -> Result<Command> {
     let image = Image::of_kernel(kernel)?;
     let mut command = vmm(api)?;
+    if config.nics.iter().any(launcher::is_for) {
+        command = launcher::of(&command)?;
+    }
     let memory = format!(
-        "size={}M,shared={}{}",
+        "size={}M{}{}",
         config.memory,
-        if config.shares_memory { "on" } else { "off" },
+        match config.shares_memory {
+            // The launcher sees to it.
+            true if config.nics.iter().any(launcher::is_for) => "",
+            true => ",shared=on",
+            false => ",shared=off",
+        },
         match &config.hotplug {
             None => String::new(),
             Some((size, method)) => format!(",hotplug_method={method},hotplug_size={size}M"),
@@ -110,11 +120,18 @@ pub(crate) fn command(
         .arg("--serial")
         .arg(format!("file={}", config.console(bed).display()))
         .args(["--console", "tty"]);
-    if !config.nics.is_empty() {
+    for (index, nic) in config.nics.iter().enumerate() {
+        if let Some(value) = launcher::inter_vm(index, nic) {
+            command.arg("--inter-vm").arg(value);
+        }
+    }
+    if config.nics.iter().any(|nic| !launcher::is_for(nic)) {
         command.arg("--net");
     }
     for (index, nic) in config.nics.iter().enumerate() {
-        command.arg(net(index, nic)?);
+        if !launcher::is_for(nic) {
+            command.arg(net(index, nic)?);
+        }
     }
     Ok(command)
 }
@@ -147,11 +164,17 @@ fn net(index: usize, nic: &Nic) -> Result<String> {
 
 /// Asks the VMM at `api` for something and returns what it answered.
 fn request(api: &Path, arguments: &[&str]) -> Result<String> {
+    request_by(&remote_program()?, api, arguments)
+}
+
+/// The same by a program that is used like `ch-remote`.
+pub(crate) fn request_by(program: &Path, api: &Path, arguments: &[&str]) -> Result<String> {
     let name = format!("ch-remote {}", arguments.join(" "));
     let log = api.with_extension("requests.log");
     let before = fs::metadata(&log).map_or(0, |log| log.len() as usize);
-    let mut command = Command::new(remote_program()?);
+    let mut command = Command::new(program);
     command
+        .env("CH_REMOTE", remote_program()?)
         .arg("--api-socket")
         .arg(api)
         .args(arguments)
@@ -181,7 +204,10 @@ impl Vm {
     /// What the VMM refuses, or an interface that does not appear in the guest.
     pub fn plug(&mut self, nic: Nic) -> Result<()> {
         let index = self.config.nics.len();
-        self.request(&["add-net", &net(index, &nic)?])?;
+        match launcher::inter_vm(index, &nic) {
+            Some(value) => self.request_ext(&["add-device", &format!("inter-vm,{value}")])?,
+            None => self.request(&["add-net", &net(index, &nic)?])?,
+        };
         self.config.nics.push(nic);
         self.configure_network()
     }
@@ -195,7 +221,11 @@ impl Vm {
         let index = self.config.nics.len() - 1;
         let mac = self.nic(index).mac.to_string();
         let id = format!("net{index}");
-        self.request(&["remove-device", &id])?;
+        if launcher::is_for(self.nic(index)) {
+            self.request_ext(&["remove-device", &id])?;
+        } else {
+            self.request(&["remove-device", &id])?;
+        }
         wait::until("end of an unplugged interface", ANSWER_LIMIT, || {
             let there = self.run(&["ip", "-brief", "link"])?.contains(&mac)
                 || self.request(&["info"])?.contains(&format!("\"{id}\""));

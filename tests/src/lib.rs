@@ -13,6 +13,7 @@ pub mod cpio;
 mod group;
 mod images;
 mod kvm;
+mod launcher;
 mod machine;
 mod migration;
 mod monitor;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use crate::{Offloads, Port, PortConfig, Tap};
+use crate::{Offloads, Port, PortConfig, Segment, Tap};
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +37,8 @@ pub enum Backend {
     VhostUser(PathBuf),
     /// A tap device.
     Tap(Tap),
+    /// A port on the segment of this directory, run by `cloud-hypervisor-ext`; Cloud Hypervisor only.
+    InterVm(PathBuf),
 }
 
 /// A guest's network interface.
@@ -96,6 +98,11 @@ impl Nic {
     /// An interface on a tap device, as host `host` of subnet 0.
     pub fn on_tap(tap: &Tap, host: u8) -> Self {
         Self::new(Backend::Tap(tap.clone()), tap.mtu(), host)
+    }
+
+    /// An interface with `--inter-vm` on a segment, as host `host` of subnet 0.
+    pub fn inter_vm(segment: &Segment, host: u8) -> Self {
+        Self::new(Backend::InterVm(segment.path().to_path_buf()), 1500, host)
     }
 
     /// The same interface in another subnet.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use anyhow::bail;
 use virtio_inter_agent::PORT_NAME;
 
 use crate::images::Image;
@@ -97,7 +98,7 @@ pub(crate) fn command(
             &format!("virtserialport,chardev=agent,name={PORT_NAME}"),
         ]);
     for (index, nic) in config.nics.iter().enumerate() {
-        add_nic(&mut command, index, nic);
+        add_nic(&mut command, index, nic)?;
     }
     Ok(command)
 }
@@ -112,7 +113,7 @@ fn program(config: &VmConfig) -> Command {
     Command::new(PROGRAM)
 }
 
-fn add_nic(command: &mut Command, index: usize, nic: &Nic) {
+fn add_nic(command: &mut Command, index: usize, nic: &Nic) -> Result<()> {
     match &nic.backend {
         Backend::VhostUser(socket) => {
             let socket = escaped(socket);
@@ -133,6 +134,7 @@ fn add_nic(command: &mut Command, index: usize, nic: &Nic) {
                 tap.name()
             ));
         }
+        Backend::InterVm(_) => bail!("QEMU has no --inter-vm"),
     }
     let size = nic.queue_size;
     let mut device = format!(
@@ -154,6 +156,7 @@ fn add_nic(command: &mut Command, index: usize, nic: &Nic) {
         }
     }
     command.args(["-device", &device]);
+    Ok(())
 }
 
 /// A path within an option list, where a comma is doubled.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use anyhow::bail;
 use virtio_inter_agent::DEVICE_OPTION;
 
 use crate::images::Image;
@@ -19,7 +20,7 @@ pub(crate) fn command(bed: &Testbed, config: &VmConfig) -> Result<Command> {
     let image = Image::of_uml()?;
     let taps = config.nics.iter().find_map(|nic| match &nic.backend {
         Backend::Tap(tap) => Some(tap),
-        Backend::VhostUser(_) => None,
+        Backend::VhostUser(_) | Backend::InterVm(_) => None,
     });
     let mut command = match taps {
         Some(tap) => tap.command(image.kernel.as_os_str()),
@@ -47,6 +48,7 @@ pub(crate) fn command(bed: &Testbed, config: &VmConfig) -> Result<Command> {
                 ));
                 vectors += 1;
             }
+            Backend::InterVm(_) => bail!("User Mode Linux has no --inter-vm"),
         }
     }
     if Path::new(MEMORY_DIRECTORY).is_dir() {

@@ -1,0 +1,78 @@
+//! `cloud-hypervisor-ext` and `ch-remote-ext`, in place of the programs of which they know every argument.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+
+use crate::{Backend, Nic, Result, Vm, cloud_hypervisor, images};
+
+/// A program beside the port's.
+fn program(name: &str) -> Result<PathBuf> {
+    let path = images::port_program()?.with_file_name(name);
+    ensure!(
+        path.is_file(),
+        "No {}: run `cargo build --release`",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Whether the launcher is needed for an interface.
+pub(crate) fn is_for(nic: &Nic) -> bool {
+    matches!(nic.backend, Backend::InterVm(_))
+}
+
+/// The command that launches what `vmm` would start.
+pub(crate) fn of(vmm: &Command) -> Result<Command> {
+    let mut command = Command::new(program("cloud-hypervisor-ext")?);
+    command
+        .env("CLOUD_HYPERVISOR", vmm.get_program())
+        .args(vmm.get_args());
+    Ok(command)
+}
+
+/// The value of `--inter-vm`, and of `add-device inter-vm,…`; None for another kind of interface.
+pub(crate) fn inter_vm(index: usize, nic: &Nic) -> Option<String> {
+    let Backend::InterVm(segment) = &nic.backend else {
+        return None;
+    };
+    Some(format!(
+        "segment={},id=net{index},mac={},mtu={},num_queues={},queue_size={}",
+        segment.display(),
+        nic.mac,
+        nic.mtu,
+        2 * nic.queues,
+        nic.queue_size
+    ))
+}
+
+/// What only a launcher's guests do.
+impl Vm {
+    /// Asks the VMM and its supervisor for something by `ch-remote-ext` and returns what they answered.
+    ///
+    /// # Errors
+    ///
+    /// What they refuse, or do not answer within 120 s.
+    pub fn request_ext(&self, arguments: &[&str]) -> Result<String> {
+        let program = program("ch-remote-ext")?;
+        cloud_hypervisor::request_by(&program, &self.monitor, arguments)
+    }
+
+    /// What the guest's ports tell of themselves: `inter-vm list --json`.
+    ///
+    /// # Errors
+    ///
+    /// A supervisor that is not there.
+    pub fn inter_vm_ports(&self) -> Result<serde_json::Value> {
+        let text = self.request_ext(&["inter-vm", "list", "--json"])?;
+        serde_json::from_str(&text).context("Reading the list of ports")
+    }
+
+    /// The directory of the supervisor's sockets.
+    pub fn supervisor_directory(&self) -> PathBuf {
+        let mut path = self.monitor.clone().into_os_string();
+        path.push(".inter-vm");
+        Path::new(&path).to_path_buf()
+    }
+}

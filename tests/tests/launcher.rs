@@ -1,0 +1,154 @@
+//! Guests of `cloud-hypervisor-ext`, and what `ch-remote-ext` does to them while they run.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use virtio_inter_tests::{
+    Frontend, Kernel, Nic, Result, Segment, Testbed, Vm, VmConfig, cloud_hypervisor_test, tools,
+    until,
+};
+
+const CH: Frontend = Frontend::CloudHypervisor(Kernel::Debian13);
+/// In the nested machine everything takes long.
+const LIMIT: Duration = Duration::from_secs(240);
+const BYTES: u64 = 20_000_000;
+
+/// Shown by `--no-capture`.
+#[allow(clippy::print_stderr, reason = "figures for whoever runs the test")]
+fn tell(what: &str) {
+    eprintln!("FIGURE {what}");
+}
+
+/// Two guests on one segment.
+fn pair(bed: &Testbed, segment: &Segment) -> Result<[Vm; 2]> {
+    let start = |name, host| {
+        let config = VmConfig::new(name, CH).nic(Nic::inter_vm(segment, host));
+        Vm::start(bed, config)
+    };
+    let (a, b) = (start("a", 1)?, start("b", 2)?);
+    a.ready()?;
+    b.ready()?;
+    Ok([a, b])
+}
+
+/// TCP by iperf3 over the interface of that number, in both directions.
+fn exchange(a: &Vm, b: &Vm, nic: usize) -> Result<()> {
+    for reverse in [false, true] {
+        let how = tools::Iperf3 {
+            seconds: 3,
+            reverse,
+            ..Default::default()
+        };
+        let report = tools::iperf3(a, b, b.nic(nic).ipv4(), how)?;
+        assert!(report.bits_per_second > 0.0);
+        tell(&format!(
+            "iperf3 over interface {nic}, {}: {:.0} Mbit/s",
+            if reverse { "b to a" } else { "a to b" },
+            report.bits_per_second / 1e6
+        ));
+    }
+    Ok(())
+}
+
+/// The process of a guest's first port.
+fn port_process(vm: &Vm) -> Result<Option<Pid>> {
+    let pid = vm.inter_vm_ports()?[0]["pid"].as_i64();
+    Ok(pid.and_then(|pid| Pid::from_raw(pid as i32)))
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn launched_guests_exchange_tcp_over_old_and_new_interfaces() {
+    cloud_hypervisor_test(|bed| {
+        let (web, db) = (Segment::new(bed, "web")?, Segment::new(bed, "db")?);
+        let [mut a, mut b] = pair(bed, &web)?;
+        exchange(&a, &b, 0)?;
+        a.plug(Nic::inter_vm(&db, 11).in_subnet(1))?;
+        b.plug(Nic::inter_vm(&db, 12).in_subnet(1))?;
+        exchange(&a, &b, 1)?;
+
+        let ports = a.inter_vm_ports()?;
+        assert_eq!(ports.as_array().map(Vec::len), Some(2));
+        for port in ports.as_array().into_iter().flatten() {
+            assert_eq!(port["status"]["frontend"]["queues_running"], 2, "{port}");
+            assert_eq!(port["status"]["peers"].as_array().map(Vec::len), Some(1));
+        }
+
+        a.unplug()?;
+        b.unplug()?;
+        assert_eq!(a.inter_vm_ports()?.as_array().map(Vec::len), Some(1));
+        // What stays was not touched.
+        exchange(&a, &b, 0)
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_connection_outlasts_ports_that_their_supervisor_starts_again() {
+    cloud_hypervisor_test(|bed| {
+        let segment = Segment::new(bed, "web")?;
+        let [a, b] = pair(bed, &segment)?;
+        let plan = tools::TransferPlan::both_ways(BYTES);
+        let mut transfer = tools::Transfer::start(&a, &b, b.nic(0).ipv4(), plan)?;
+        for vm in [&a, &b, &a] {
+            let moved = transfer.progress();
+            transfer.wait_for_progress(moved + BYTES / 10, LIMIT)?;
+            let former = port_process(vm)?;
+            if let Some(pid) = former {
+                kill_process(pid, Signal::KILL)?;
+            }
+            let killed = Instant::now();
+            until("a port that runs again", LIMIT, || {
+                let now = port_process(vm)?;
+                let ports = vm.inter_vm_ports()?;
+                let runs = ports[0]["status"]["frontend"]["queues_running"] == 2;
+                Ok((now != former && runs).then_some(()))
+            })?;
+            tell(&format!(
+                "a killed port served its guest again within {:.1?}",
+                killed.elapsed()
+            ));
+        }
+        let report = transfer.finish(LIMIT)?;
+        assert_eq!(report.sent_checksum, report.peer_checksum);
+        assert_eq!((report.peer_received, report.received), (BYTES, BYTES));
+        assert_eq!(a.inter_vm_ports()?[0]["restarts"], 2);
+        Ok(())
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn ports_end_with_the_guest_and_with_its_launcher() {
+    cloud_hypervisor_test(|bed| {
+        let segment = Segment::new(bed, "web")?;
+        let [a, mut b] = pair(bed, &segment)?;
+        let (first, second) = (a.supervisor_directory(), b.supervisor_directory());
+        a.power_off()?;
+        assert!(!first.exists(), "{}", first.display());
+        b.process().kill()?;
+        let left = || -> Result<Vec<String>> {
+            let entries = std::fs::read_dir(segment.path())?;
+            entries
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .filter(|name| name.as_ref().is_ok_and(|name| name.ends_with(".sock")))
+                .collect()
+        };
+        until("the end of a killed launcher's port", LIMIT, || {
+            Ok(left()?.is_empty().then_some(()))
+        })?;
+        // For the next launcher to take over.
+        assert!(second.exists());
+        Ok(())
+    });
+}
