@@ -5,7 +5,8 @@ use std::time::Instant;
 use virtio_inter_device::Device;
 
 use crate::driver::{
-    Feature, HEADER, LEAN, Network, Node, PATIENCE, Packet, Peer, Shape, Spec, adapted, mac, until,
+    Feature, HEADER, LEAN, Network, Node, PATIENCE, Packet, Peer, Rng, Shape, Spec, adapted, mac,
+    until,
 };
 
 const CSUM: u64 = Feature::GUEST_CSUM;
@@ -314,5 +315,35 @@ fn a_segment_spans_mergeable_buffers() {
     for segment in adapted(&packet, spec.features, 65_535) {
         let buffers = (HEADER + segment.frame.len()).div_ceil(64) as u16;
         assert_eq!(node.guest.rx[0].receive(), segment.in_buffers(buffers));
+    }
+}
+
+#[test]
+fn nonsense_harms_nobody() {
+    let mut rng = Rng::new(4);
+    for features in [LEAN, LEAN | CSUM, u64::MAX] {
+        let (mut node, mut peer) = node_and_peer(Spec {
+            features,
+            mtu: 1500,
+            ..Spec::default()
+        });
+        for round in 0..1000 {
+            let gso_type = GSO_TYPES[rng.range(0, GSO_TYPES.len() - 1)];
+            let (len, size) = (rng.range(80, 5000), rng.range(50, 3000) as u16);
+            let packet = incoming(len, round).segmented(gso_type, size);
+            // Anything, anywhere in the headers but for the addresses.
+            let mut bytes = packet.bytes();
+            for _ in 0..rng.range(1, 4) {
+                let at = [rng.range(0, HEADER - 1), rng.range(HEADER + 12, 90)][rng.range(0, 1)];
+                bytes[at] = [rng.next() as u8, 0, 0xff][rng.range(0, 2)];
+            }
+            peer.send(&bytes);
+            let good = incoming(60, round);
+            peer.send(&good.bytes());
+            let good = good.in_buffers(1);
+            while node.guest.rx[0].receive() != good {}
+        }
+        let refused: u64 = node.drops().into_iter().map(|(_, count)| count).sum();
+        assert!(refused > 100, "{:?}", node.drops());
     }
 }
