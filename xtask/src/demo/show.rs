@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use virtio_inter_tests::{Testbed, stop_here_if_ending};
+use virtio_inter_tests::{Kernel, Testbed, stop_here_if_ending};
 
 use super::figures::{Figure, Frontend, Metric, Path};
-use super::pair::{Measured, Pair};
+use super::pair::{self, Measured};
 use super::plan::{GROUP_STEPS, Plan};
 use super::table;
+use virtio_inter_bench::guests::Pair;
 use virtio_inter_bench::placement::Placement;
 use virtio_inter_bench::progress::Progress;
 
@@ -51,7 +52,11 @@ impl Demo {
             Ok(bed) => bed,
             Err(error) => return self.gap(plan.steps(), &format!("{name}: {error:#}")),
         };
-        let outcome = Pair::boot(&bed, plan.frontend, self.program.as_deref());
+        let kind = match plan.frontend {
+            Frontend::Qemu => virtio_inter_tests::Frontend::Qemu(Kernel::Debian13),
+            Frontend::Uml => virtio_inter_tests::Frontend::Uml,
+        };
+        let outcome = Pair::boot(&bed, kind, self.program.as_deref());
         let mut pair = match outcome {
             Ok(pair) => pair,
             Err(error) => {
@@ -139,7 +144,7 @@ impl Demo {
         title: &str,
     ) -> Result<Measured> {
         let start = Instant::now();
-        let outcome = pair.measure(path, metric, self.seconds);
+        let outcome = pair::measure(pair, path, metric, self.seconds);
         let limit = Duration::from_secs(self.seconds.into()) + SOON;
         match outcome {
             Err(error) if start.elapsed() < limit => {
@@ -148,7 +153,7 @@ impl Demo {
                 let note = format!("{title}, {what}: measured twice, as at first: {error:#}.");
                 self.progress.say(&note);
                 self.findings.notes.push(note);
-                pair.measure(path, metric, self.seconds)
+                pair::measure(pair, path, metric, self.seconds)
             }
             outcome => outcome,
         }
@@ -158,7 +163,7 @@ impl Demo {
     fn note(&mut self, name: &str, frontend: Frontend, has_kvm: bool, pair: &Pair) {
         let mut offloads = Vec::new();
         for path in Path::ALL {
-            match pair.offloads(path) {
+            match pair.offloads(pair::way(path)) {
                 Ok(words) => offloads.push(format!("{}: {words}", path.name())),
                 Err(error) => {
                     self.gap(
