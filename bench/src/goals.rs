@@ -249,7 +249,7 @@ fn cloud_hypervisor(results: &Results) -> Vec<Goal> {
     let datagrams = place(Group::Udp, "datagrams");
     let nested = |words: &str, bound| {
         let name = format!("Cloud Hypervisor, nested machine: {words} ÷ tap + bridge");
-        let why = "not measured: the emulated processor levels all ways".to_owned();
+        let why = "not measured: this bench does not enter the nested machine".to_owned();
         goal(name, None, bound, why)
     };
     vec![
