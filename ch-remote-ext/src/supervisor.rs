@@ -1,6 +1,8 @@
 //! The VM's supervisor, asked over its control socket (docs/control-protocol.md).
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use cloud_hypervisor_ext::protocol::{PortInfo, Reply, Request};
 use cloud_hypervisor_ext::vm_directory::control_socket;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
 
 /// A supervisor answers at once, but for a port's start (10 s at most) and end (5 s at most).
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -40,6 +44,17 @@ impl Supervisor {
                     path.display()
                 )
             })?;
+        let owner = fs::metadata(api_socket).ok().map(|socket| socket.uid());
+        let uid = socket_peercred(&stream)
+            .with_context(|| format!("Cannot tell whose {} is", path.display()))?
+            .uid
+            .as_raw();
+        if !may_supervise(uid, geteuid().as_raw(), owner) {
+            bail!(
+                "Process at {} is of user {uid}, who is neither the VM's nor root nor you: not asked for anything",
+                path.display()
+            );
+        }
         Ok(Self {
             path,
             stream: BufReader::new(stream),
@@ -94,6 +109,31 @@ impl Supervisor {
         match self.ask(&Request::Remove(id.to_owned()))? {
             Reply::Removed => Ok(()),
             other => bail!("Supervisor answers {other:?}"),
+        }
+    }
+}
+
+/// Whether a process of user `uid` may say which sockets are the VM's ports. In a directory such as `/tmp` anyone can
+/// listen where a supervisor would; what they name would be handed the guest's memory.
+fn may_supervise(uid: u32, ours: u32, api_socket_owner: Option<u32>) -> bool {
+    uid == 0 || uid == ours || Some(uid) == api_socket_owner
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_elses_word_is_taken() {
+        for (uid, ours, owner, expected) in [
+            (0, 1000, None, true),
+            (1000, 1000, None, true),
+            (1000, 0, Some(1000), true),
+            (1000, 0, Some(1001), false),
+            (1000, 0, Some(0), false),
+            (1000, 0, None, false),
+        ] {
+            assert_eq!(may_supervise(uid, ours, owner), expected);
         }
     }
 }

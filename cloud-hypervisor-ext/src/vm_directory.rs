@@ -1,18 +1,23 @@
 //! The directory of a VM's sockets: beside its API socket, so that others find it, or a temporary one.
 //!
-//! Mode 0700. Its lock, held as long as the supervisor lives, tells a live VM's directory from one that a killed
+//! Mode 0700, and this user's: whoever else could write there could put a socket in a port's place, and be handed the
+//! guest's memory. Its lock, held as long as the supervisor lives, tells a live VM's directory from one that a killed
 //! supervisor left, which is taken over.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use log::warn;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{FlockOperation, Mode, OFlags, fchmod, flock, open};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 use tempfile::TempDir;
 use thiserror::Error;
+
+/// How often the directory may vanish between opening and locking it. Each time, another VM has just ended.
+const LOCK_ATTEMPTS: usize = 8;
 
 /// Why there is no directory.
 #[derive(Debug, Error)]
@@ -20,6 +25,17 @@ pub enum DirectoryError {
     /// A live supervisor has it.
     #[error("{} is in use: another VM runs with this API socket", .0.display())]
     InUse(PathBuf),
+    /// Another user made it, and could put sockets of their own into it.
+    #[error(
+        "{} belongs to user {owner}, not to this VM's; remove it, or take an --api-socket where only this VM's user can write",
+        path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner's user id.
+        owner: u32,
+    },
     /// The file system refused.
     #[error("Cannot {action} {}", path.display())]
     Io {
@@ -98,30 +114,49 @@ impl VmDirectory {
                 source,
             }
         };
-        match fs::DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed("make directory")(error));
+        for _ in 0..LOCK_ATTEMPTS {
+            match fs::DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(failed("make directory")(error));
+                }
+                _ => {}
             }
-            _ => {}
+            // A link is not followed: what is in it is removed.
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+            let directory = match open(&path, flags, Mode::empty()) {
+                Ok(directory) => File::from(directory),
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(failed("open directory")(error.into())),
+            };
+            let ours = directory.metadata().map_err(failed("examine"))?;
+            if ours.uid() != geteuid().as_raw() {
+                return Err(DirectoryError::Foreign {
+                    path,
+                    owner: ours.uid(),
+                });
+            }
+            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(DirectoryError::InUse(path)),
+                Err(error) => return Err(failed("lock")(error.into())),
+            }
+            // One that its VM has removed meanwhile: that lock is worth nothing.
+            let there = fs::symlink_metadata(&path).ok();
+            if there.is_none_or(|there| (there.dev(), there.ino()) != (ours.dev(), ours.ino())) {
+                continue;
+            }
+            // Before it is cleared, so that nothing of others comes in after that.
+            fchmod(&directory, Mode::RWXU).map_err(|e| failed("set the mode of")(e.into()))?;
+            for entry in fs::read_dir(&path).map_err(failed("list"))? {
+                let file = entry.map_err(failed("list"))?.path();
+                fs::remove_file(&file).map_err(failed("clear"))?;
+            }
+            return Ok(Self {
+                path,
+                place: Place::BesideApiSocket(directory),
+            });
         }
-        // A link is not followed: what is in it is removed.
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-        let directory = open(&path, flags, Mode::empty())
-            .map_err(|e| failed("open directory")(e.into()))
-            .map(File::from)?;
-        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(DirectoryError::InUse(path)),
-            Err(error) => return Err(failed("lock")(error.into())),
-        }
-        for entry in fs::read_dir(&path).map_err(failed("list"))? {
-            let file = entry.map_err(failed("list"))?.path();
-            fs::remove_file(&file).map_err(failed("clear"))?;
-        }
-        Ok(Self {
-            path,
-            place: Place::BesideApiSocket(directory),
-        })
+        Err(DirectoryError::InUse(path))
     }
 
     /// A file in it.
@@ -197,5 +232,56 @@ mod tests {
         std::os::unix::fs::symlink(&elsewhere, beside(&api)).unwrap();
         VmDirectory::new(Some(&api)).unwrap_err();
         assert!(elsewhere.join("precious").exists());
+    }
+
+    #[test]
+    fn one_that_others_could_write_to_is_closed_to_them() {
+        let temp = TempDir::new().unwrap();
+        let api = temp.path().join("api");
+        fs::create_dir(beside(&api)).unwrap();
+        fs::set_permissions(beside(&api), fs::Permissions::from_mode(0o777)).unwrap();
+        let _directory = VmDirectory::new(Some(&api)).unwrap();
+        let mode = fs::metadata(beside(&api)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn another_users_is_refused() {
+        let temp = TempDir::new().unwrap();
+        // `/proc/1` is root's; root itself can give a directory away.
+        let api = if geteuid().is_root() {
+            let api = temp.path().join("api");
+            fs::create_dir(beside(&api)).unwrap();
+            std::os::unix::fs::chown(beside(&api), Some(65534), None).unwrap();
+            beside(&api)
+        } else {
+            PathBuf::from("/proc/1")
+        };
+        let error = VmDirectory::take(api).unwrap_err();
+        assert!(matches!(error, DirectoryError::Foreign { .. }), "{error}");
+    }
+
+    #[test]
+    fn vms_that_come_and_go_at_once_have_it_one_at_a_time() {
+        let temp = TempDir::new().unwrap();
+        let api = temp.path().join("api");
+        let come_and_go = || {
+            for _ in 0..300 {
+                match VmDirectory::new(Some(&api)) {
+                    // Of the one that has it, nobody takes anything away.
+                    Ok(directory) => {
+                        fs::write(directory.join("x"), "").unwrap();
+                        assert!(fs::exists(directory.join("x")).unwrap());
+                    }
+                    Err(error) => assert!(matches!(error, DirectoryError::InUse(_)), "{error:?}"),
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(come_and_go);
+            }
+        });
+        assert!(!beside(&api).exists());
     }
 }
