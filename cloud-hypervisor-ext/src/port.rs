@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -306,10 +306,15 @@ impl Port {
 
     /// What others are told of it.
     pub fn info(&self) -> PortInfo {
+        // Who is told may have another working directory.
+        let absolute = |path: &Path| {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            path.display().to_string()
+        };
         PortInfo {
             id: self.device.id.to_string(),
             port_id: self.device.port_id.to_string(),
-            segment: self.device.segment.display().to_string(),
+            segment: absolute(&self.device.segment),
             mac: self.device.mac.to_string(),
             state: match &self.state {
                 State::Starting { .. } => PortState::Starting,
@@ -319,7 +324,7 @@ impl Port {
             },
             pid: self.child().map(Child::pid),
             restarts: self.restarts,
-            status_socket: self.device.status_socket.display().to_string(),
+            status_socket: absolute(&self.device.status_socket),
             net: self.device.net_config(),
         }
     }

@@ -38,8 +38,10 @@ pub struct Supervisor {
 #[derive(Debug)]
 struct Supervised {
     port: Port,
-    /// Who waits for its start or its end.
-    caller: Option<Caller>,
+    /// Who waits for its start.
+    adder: Option<Caller>,
+    /// Who waits for its end: several may ask for it.
+    removers: Vec<Caller>,
 }
 
 /// How the whole ended.
@@ -117,10 +119,14 @@ impl Supervisor {
         }
     }
 
-    fn start_port(&mut self, device: Device, caller: Option<Caller>) -> anyhow::Result<()> {
+    fn start_port(&mut self, device: Device, adder: Option<Caller>) -> anyhow::Result<()> {
         let notify = self.directory.join(&format!("{}.notify", device.id));
         let port = Port::start(device, self.program.clone(), notify)?;
-        self.ports.push(Supervised { port, caller });
+        self.ports.push(Supervised {
+            port,
+            adder,
+            removers: Vec::new(),
+        });
         Ok(())
     }
 
@@ -175,24 +181,28 @@ impl Supervisor {
         let mut index = 0;
         while let Some(one) = self.ports.get_mut(index) {
             let change = one.port.process();
+            // Of one that is ended before it serves, its adder hears too.
             let reply = match &change {
                 Change::None => None,
                 Change::Ready => Some(Reply::Added(Box::new(one.port.info()))),
                 Change::Failed(why) => Some(Reply::Error(why.clone())),
-                Change::Ended => Some(Reply::Removed),
+                Change::Ended => Some(Reply::Error(vec![format!(
+                    "Port of {} was ended before it served",
+                    one.port.device.id
+                )])),
             };
-            let caller = if reply.is_some() {
-                one.caller.take()
-            } else {
-                None
+            let adder = one.adder.take_if(|_| reply.is_some());
+            let removers = match change {
+                Change::Ended => std::mem::take(&mut one.removers),
+                _ => Vec::new(),
             };
             if matches!(change, Change::Failed(_) | Change::Ended) {
                 self.ports.remove(index);
             } else {
                 index += 1;
             }
-            match (change, caller, reply) {
-                (_, Some(caller), Some(reply)) => self.reply(caller, &reply),
+            match (change, adder, reply) {
+                (_, Some(adder), Some(reply)) => self.reply(adder, &reply),
                 // At the start of the VM, without whose devices it is not to start.
                 (Change::Failed(why), None, _) if self.vmm.is_none() => {
                     return Err(why
@@ -208,6 +218,9 @@ impl Supervisor {
                 }
                 (Change::Failed(why), ..) => warn!("{}", why.join(": ")),
                 _ => {}
+            }
+            for remover in removers {
+                self.reply(remover, &Reply::Removed);
             }
         }
         Ok(())
@@ -261,7 +274,7 @@ impl Supervisor {
             return Some(Reply::Error(vec![format!("There is no port of {id}")]));
         };
         if self.ports[index].port.end() {
-            self.ports[index].caller = Some(caller);
+            self.ports[index].removers.push(caller);
             return None;
         }
         self.ports.remove(index);

@@ -114,3 +114,57 @@ fn only_this_user_may_ask() {
     assert_eq!(mode("api.inter-vm/control"), 0o600);
     running.end();
 }
+
+#[test]
+fn each_request_is_answered() {
+    let place = Place::new();
+    let running = place.run(&["--kernel", "k", "--inter-vm", &place.device("")]);
+    // Several who ask for the same.
+    let mut callers = [running.connect(), running.connect()];
+    for caller in &mut callers {
+        caller.send("{\"remove\":\"inter-vm0\"}");
+    }
+    let [first, second] = callers.map(|mut caller| caller.receive());
+    assert_eq!(first, Reply::Removed);
+    // It may have been asked when there was nothing left to remove.
+    assert!(
+        matches!(&second, Reply::Removed)
+            || matches!(&second, Reply::Error(why) if why[0].contains("There is no port")),
+        "{second:?}"
+    );
+    // At once, so that both wait for the same end, and for a start that does not come.
+    let mut caller = running.connect();
+    caller.send(&format!(
+        "{{\"add\":\"{}\"}}\n{{\"remove\":\"x\"}}\n{{\"remove\":\"x\"}}",
+        place.device(",id=x")
+    ));
+    let why = caller.receive();
+    assert!(
+        matches!(&why, Reply::Error(why) if why[0].contains("was ended before it served")),
+        "{why:?}"
+    );
+    assert_eq!(caller.receive(), Reply::Removed);
+    assert_eq!(caller.receive(), Reply::Removed);
+    assert_eq!(running.ports(), []);
+    running.end();
+}
+
+#[test]
+fn paths_are_told_so_that_they_lead_there_from_anywhere() {
+    let place = Place::new();
+    let running = place
+        .launcher(&[
+            "--api-socket",
+            "api",
+            "--kernel",
+            "k",
+            "--inter-vm",
+            "segment=./segment",
+        ])
+        .directory(&place.path(""))
+        .start();
+    let port = running.ports().remove(0);
+    assert_eq!(port.segment, place.text("segment"));
+    drop(UnixStream::connect(port.status_socket).unwrap());
+    running.end();
+}

@@ -156,6 +156,11 @@ impl Launcher {
         self
     }
 
+    pub(crate) fn directory(mut self, path: &Path) -> Self {
+        self.command.current_dir(path);
+        self
+    }
+
     /// Starts it and sees.
     pub(crate) fn spawn(mut self) -> Running {
         let log = File::create(&self.log).unwrap();
