@@ -49,7 +49,8 @@ impl Child {
             }
             if descriptors == Descriptors::StandardOnly {
                 // SAFETY: only marks descriptors, which exec then closes; none is used from here on but the one by
-                // which std tells that exec failed, and that is marked already. An old kernel refuses: no harm.
+                // which std tells that exec failed, and that is marked already. An old kernel refuses: no harm. An
+                // ignored signal has no handler that could run.
                 unsafe {
                     libc::syscall(
                         libc::SYS_close_range,
@@ -57,11 +58,14 @@ impl Child {
                         libc::c_uint::MAX,
                         libc::CLOSE_RANGE_CLOEXEC,
                     );
+                    // In a background process group, it would stop for ever at its first message on a terminal
+                    // with `stty tostop`.
+                    libc::signal(libc::SIGTTOU, libc::SIG_IGN);
                 }
             }
             Ok(())
         };
-        // SAFETY: between fork and exec `prepare` makes system calls only (prctl, getppid, close_range): it neither
+        // SAFETY: between fork and exec `prepare` makes system calls only (prctl, getppid, close_range, sigaction): it neither
         // allocates nor takes a lock.
         unsafe {
             command.pre_exec(prepare);

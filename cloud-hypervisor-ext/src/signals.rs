@@ -1,8 +1,11 @@
 //! Signals that are not for the supervisor but for the VM: caught here, to be sent on.
+#![allow(unsafe_code)] // One function asks the kernel what is ignored.
 
 use std::io::{self, Read};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,6 +23,9 @@ const FORWARDED: [Signal; 7] = [
     Signal::USR2,
     Signal::WINCH,
 ];
+
+/// Those that Cloud Hypervisor catches, whether they were ignored or not.
+const CAUGHT_BY_THE_VMM: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::WINCH];
 
 /// Catches signals from its making on.
 #[derive(Debug)]
@@ -39,6 +45,10 @@ impl Signals {
         reader.set_nonblocking(true)?;
         let mut caught = Vec::new();
         for signal in FORWARDED {
+            // As after nohup(1): the VMM is to ignore it too, and does as long as it is not caught here.
+            if is_ignored(signal) && !CAUGHT_BY_THE_VMM.contains(&signal) {
+                continue;
+            }
             let came = Arc::new(AtomicBool::new(false));
             // In this order: whoever reads the pipe finds the flag set.
             flag::register(signal.as_raw(), Arc::clone(&came))?;
@@ -57,6 +67,17 @@ impl Signals {
             .filter(|(_, came)| came.swap(false, Ordering::SeqCst))
             .map(|(signal, _)| *signal)
             .collect()
+    }
+}
+
+/// Whether this process was told to ignore a signal, by whoever started it.
+fn is_ignored(signal: Signal) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action sigaction(2) only writes the present one, to memory of that type; it is read if
+    // the call says that it was written.
+    unsafe {
+        libc::sigaction(signal.as_raw(), ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }
 

@@ -161,6 +161,25 @@ impl Launcher {
         self
     }
 
+    /// Started by something that ignores a signal.
+    pub(crate) fn ignoring(mut self, signal: &str) -> Self {
+        let mut shell = Command::new("sh");
+        shell
+            .arg("-c")
+            .arg(format!("trap '' {signal}; exec \"$0\" \"$@\""))
+            .arg(self.command.get_program())
+            .args(self.command.get_args())
+            .stdin(Stdio::piped());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        self.command = shell;
+        self
+    }
+
     /// Starts it and sees.
     pub(crate) fn spawn(mut self) -> Running {
         let log = File::create(&self.log).unwrap();

@@ -131,6 +131,8 @@ fn a_port_does_not_get_the_terminals_signals() {
             .get()
     };
     assert_eq!(group(port), port.cast_signed());
+    // Nor is it stopped when it writes to a terminal of which it has not the foreground.
+    assert!(ignores(port, Signal::TTOU));
     // The VMM does: it reads from the terminal.
     let vmm = running
         .children()
@@ -139,4 +141,31 @@ fn a_port_does_not_get_the_terminals_signals() {
         .unwrap();
     assert_eq!(group(vmm), group(running.pid()));
     running.end();
+}
+
+#[test]
+fn what_the_launcher_is_to_ignore_the_vmm_ignores() {
+    let place = Place::new();
+    let api = place.text("api");
+    let device = place.device("");
+    let arguments = ["--api-socket", &api, "--kernel", "k", "--inter-vm", &device];
+    // As nohup(1) does it.
+    let running = place.launcher(&arguments).ignoring("HUP").start();
+    let port = running.ports()[0].pid.unwrap();
+    let vmm = running.children().into_iter().find(|pid| *pid != port);
+    assert!(ignores(vmm.unwrap(), Signal::HUP));
+    running.signal(Signal::HUP);
+    assert_eq!(running.ports().len(), 1);
+    running.end();
+}
+
+/// By the kernel's word: proc_pid_status(5).
+fn ignores(process: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .unwrap();
+    let mask = u64::from_str_radix(mask.trim(), 16).unwrap();
+    mask & (1 << (signal.as_raw() - 1)) != 0
 }
