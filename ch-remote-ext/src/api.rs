@@ -130,8 +130,11 @@ impl Api {
     /// Whether the VM has a device. One that the guest is to let go of is still there.
     pub(crate) fn has_device(&self, id: &str) -> Result<bool, ApiError> {
         let info = match self.send(Method::GET, "vm.info", None, AT_ONCE) {
-            // There is no VM.
-            Err(ApiError::Refused { .. }) => return Ok(false),
+            // There is no VM. Anything else, such as too many requests at a time, says nothing of devices.
+            Err(ApiError::Refused {
+                status: StatusCode::NOT_FOUND,
+                ..
+            }) => return Ok(false),
             other => other?,
         };
         let info: Value = serde_json::from_str(&info).map_err(|source| ApiError::Content {

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use cloud_hypervisor_ext::report::Failure;
 
 /// The kind of device that stands before its options in `add-device`.
@@ -121,10 +121,16 @@ impl Arguments {
     }
 
     /// The API socket, for what cannot be done without.
-    pub(crate) fn api_socket(&self) -> anyhow::Result<PathBuf> {
+    ///
+    /// # Errors
+    ///
+    /// When it was not given.
+    pub(crate) fn api_socket(&self) -> Result<PathBuf, Failure> {
         match &self.api_socket {
             Some(path) if path != OsStr::new("") => Ok(path.clone()),
-            _ => bail!("Inter-VM devices need --api-socket <api-socket>"),
+            _ => Err(Failure::usage(anyhow!(
+                "Inter-VM devices need --api-socket <api-socket>"
+            ))),
         }
     }
 }

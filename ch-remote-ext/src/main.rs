@@ -51,7 +51,7 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
             Some(ports) => create::create(&arguments.api_socket()?, &path, &ports),
             None => pass_on(&arguments.all),
         },
-        Action::InterVm(words) => show::run(arguments.api_socket.as_deref(), &words),
+        Action::InterVm(words) => show::run(arguments, &words),
         Action::PassOn => pass_on(&arguments.all),
     }
 }

@@ -4,13 +4,14 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use cloud_hypervisor_ext::protocol::{PortInfo, PortState};
 use cloud_hypervisor_ext::report::Failure;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::arguments::Arguments;
 use crate::status;
 use crate::supervisor::Supervisor;
 
@@ -53,7 +54,7 @@ struct Device {
 }
 
 /// Runs what follows `inter-vm`, that included.
-pub(crate) fn run(api_socket: Option<&Path>, words: &[OsString]) -> Result<u8, Failure> {
+pub(crate) fn run(arguments: &Arguments, words: &[OsString]) -> Result<u8, Failure> {
     let show = match Show::try_parse_from(words) {
         Ok(show) => show,
         // --help is asked for, on standard output.
@@ -64,8 +65,7 @@ pub(crate) fn run(api_socket: Option<&Path>, words: &[OsString]) -> Result<u8, F
             )));
         }
     };
-    let api_socket = api_socket.context("inter-vm needs --api-socket <api-socket>")?;
-    let mut devices: Vec<Device> = Supervisor::connect(api_socket)?
+    let mut devices: Vec<Device> = Supervisor::connect(&arguments.api_socket()?)?
         .list()?
         .into_iter()
         .map(|port| {

@@ -34,7 +34,7 @@ fn wrong_devices_are_usage_errors() {
 fn no_api_socket_given() {
     let place = Place::new();
     for words in [&["add-inter-vm", "segment=web"][..], &["inter-vm", "list"]] {
-        let error = place.run(words).failed(1);
+        let error = place.run(words).failed(2);
         assert!(error.contains("--api-socket"), "{error}");
     }
 }
@@ -180,6 +180,23 @@ fn what_the_vmm_does_not_unplug_keeps_its_port() {
         "{error}"
     );
     assert_eq!(place.ports(), 1);
+    place.remote(&["remove-device", "x"]).succeeded();
+}
+
+#[test]
+fn a_vmm_that_does_not_tell_its_devices_keeps_its_ports() {
+    let place = Place::new();
+    let vm = rest::serve(&place.path("api"));
+    let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let device = place.device(",id=x");
+    place.remote(&["add-inter-vm", &device]).succeeded();
+    vm.lock().unwrap().busy = true;
+    for words in [&["remove-device", "x"], &["add-inter-vm", &device[..]]] {
+        let error = place.remote(words).failed(1);
+        assert!(error.contains("429 Too Many Requests"), "{error}");
+        assert_eq!(place.ports(), 1);
+    }
+    vm.lock().unwrap().busy = false;
     place.remote(&["remove-device", "x"]).succeeded();
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct Vm {
     leaving: Vec<(String, usize)>,
     /// Status and lines of the answer to the next request that would change something.
     pub(crate) refuse: Option<(u16, Value)>,
+    /// It does not tell what devices there are.
+    pub(crate) busy: bool,
 }
 
 /// Serves as long as the test runs.
@@ -85,6 +87,7 @@ impl Vm {
                 self.leaving.push((id, 3));
                 (204, None)
             }
+            "GET /api/v1/vm.info" if self.busy => (429, Some(json!(["Too Many Requests"]))),
             "GET /api/v1/vm.info" => {
                 self.let_go();
                 let tree: serde_json::Map<String, Value> = self
