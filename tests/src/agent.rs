@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -61,6 +60,10 @@ struct State {
     boots: u32,
     release: String,
     is_closed: bool,
+    /// What to read from when the present stream ends.
+    successor: Option<File>,
+    /// Nobody has the agent any more.
+    is_given_up: bool,
     last_job: u32,
     /// Bytes sent that the guest has not said to have taken.
     untaken: usize,
@@ -184,33 +187,34 @@ impl Channel {
     }
 }
 
-/// What the guest sends: over one stream until its end, then over the next. A frame may begin on one and end on the
-/// other, as a guest that moves to another VMM does not notice.
+/// What the guest sends: over one stream until its end, then over its successor. A frame may begin on one and end on
+/// the other, as a guest that moves to another VMM does not notice.
 struct Incoming {
     current: File,
-    next: Receiver<File>,
     shared: Arc<Shared>,
 }
 
 impl Incoming {
-    /// Goes on with the next stream; waits for it if it is not there yet. False: there will be none.
+    /// Goes on with the successor; waits for it if there is none yet. False: there will be none.
     fn advance(&mut self) -> bool {
-        if let Ok(next) = self.next.try_recv() {
-            self.current = next;
-            return true;
+        let mut state = self.shared.state();
+        loop {
+            if let Some(next) = state.successor.take() {
+                self.current = next;
+                state.is_closed = false;
+                return true;
+            }
+            if state.is_given_up {
+                return false;
+            }
+            if !state.is_closed {
+                state.is_closed = true;
+                state.end_all("The guest's machine ended");
+                self.shared.changed.notify_all();
+            }
+            let woken = self.shared.changed.wait(state);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
         }
-        {
-            let mut state = self.shared.state();
-            state.is_closed = true;
-            state.end_all("The guest's machine ended");
-        }
-        self.shared.changed.notify_all();
-        let Ok(next) = self.next.recv() else {
-            return false;
-        };
-        self.shared.state().is_closed = false;
-        self.current = next;
-        true
     }
 }
 
@@ -234,7 +238,6 @@ impl Read for Incoming {
 /// The line to a guest's agent.
 pub(crate) struct Agent {
     shared: Arc<Shared>,
-    streams: Sender<File>,
 }
 
 impl Agent {
@@ -245,11 +248,9 @@ impl Agent {
             state: Mutex::default(),
             changed: Condvar::new(),
         });
-        let (streams, next) = mpsc::channel();
         let reading = Arc::clone(&shared);
         let mut reader = FrameReader::new(Incoming {
             current: channel.from_guest,
-            next,
             shared: Arc::clone(&shared),
         });
         thread::spawn(move || {
@@ -258,22 +259,27 @@ impl Agent {
                 reading.changed.notify_all();
             }
         });
-        Self { shared, streams }
+        Self { shared }
     }
 
-    /// Goes on over another channel, to the same guest in another VMM. What comes over the former is still taken until
-    /// its end; commands go on.
-    pub(crate) fn attach(&self, channel: Channel) {
+    /// Reads from `successor` once the present stream ends, so that its end is not taken for the guest's. None: there is
+    /// no successor after all.
+    pub(crate) fn expect(&self, successor: Option<File>) {
+        self.shared.state().successor = successor;
+        self.shared.changed.notify_all();
+    }
+
+    /// From now on the guest is talked to over another stream: it is in another process.
+    pub(crate) fn switch(&self, to_guest: File) {
         let mut writer = self
             .shared
             .writer
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        *writer = channel.to_guest;
+        *writer = to_guest;
         // What the former may have lost is not waited for.
         self.shared.state().untaken = 0;
-        // The thread that takes it lives as long as this.
-        let _ = self.streams.send(channel.from_guest);
+        self.shared.changed.notify_all();
     }
 
     /// Times that the guest booted.
@@ -334,6 +340,13 @@ impl Agent {
             .send(Kind::Spawn, number, &payload)
             .with_context(|| format!("Starting `{}`", job.name))?;
         Ok(job)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.shared.state().is_given_up = true;
+        self.shared.changed.notify_all();
     }
 }
 

@@ -263,9 +263,9 @@ impl Vm {
             &self.config.cpus,
         )?;
         wait_for_vmm(&api).with_context(|| self.story())?;
-        // First, so that the end of the former is not taken for the guest's.
-        self.agent.attach(channel);
+        self.agent.expect(Some(channel.from_guest));
         self.process.kill()?;
+        self.agent.switch(channel.to_guest);
         (self.process, self.monitor) = (process, api);
         self.request(&[
             "restore",

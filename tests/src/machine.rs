@@ -169,7 +169,7 @@ impl Machine {
     fn run_test(&self, name: &str) -> Result<TestOutput> {
         let environment = [
             format!("{INSIDE}=1"),
-            format!("PATH={HOST}/bin:/bin"),
+            format!("PATH={HOST}/bin:/bin:/usr/bin"),
             format!("LD_LIBRARY_PATH={HOST}/lib"),
             format!("CLOUD_HYPERVISOR={HOST}/bin/cloud-hypervisor"),
             format!("VIRTIO_INTER_BIN={HOST}/bin/virtio-inter"),
@@ -274,17 +274,45 @@ fn contents(cloud_hypervisor: &Path) -> Result<BTreeMap<String, PathBuf>> {
     }
     for (name, path) in programs {
         for (library, path) in libraries(&path)? {
-            files.insert(format!("lib/{library}"), path);
+            files.insert(format!("{HOST}/lib/{library}"), path);
         }
-        files.insert(format!("bin/{name}"), path);
+        files.insert(format!("{HOST}/bin/{name}"), path);
+    }
+    for (path, is_program) in qemu_files() {
+        let name = path.display().to_string();
+        if is_program {
+            for (library, path) in libraries(&path)? {
+                files.insert(format!("{HOST}/lib/{library}"), path);
+            }
+        }
+        files.insert(name, path);
+    }
+    let uml = Image::of_uml()?;
+    for file in [uml.kernel, uml.initramfs, uml.shim] {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        files.insert(format!("{HOST}/images/uml/{name}"), file);
     }
     for kernel in [Kernel::Debian12, Kernel::Debian13] {
         let image = Image::of_kernel(kernel)?;
         let name = kernel.image_name();
-        files.insert(format!("images/{name}/kernel"), image.kernel);
-        files.insert(format!("images/{name}/initramfs"), image.initramfs);
+        files.insert(format!("{HOST}/images/{name}/kernel"), image.kernel);
+        files.insert(format!("{HOST}/images/{name}/initramfs"), image.initramfs);
     }
     Ok(files)
+}
+
+/// QEMU and what it loads when it starts, as far as it is here; true: a program.
+fn qemu_files() -> Vec<(PathBuf, bool)> {
+    let firmware = ["bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin"];
+    let places = ["/usr/share/qemu", "/usr/share/seabios"];
+    let mut files = vec![(PathBuf::from("/usr/bin/qemu-system-x86_64"), true)];
+    for place in places {
+        files.extend(firmware.map(|name| (Path::new(place).join(name), false)));
+    }
+    // Interfaces have a boot image, which nobody boots from.
+    files.push(("/usr/lib/ipxe/qemu/efi-virtio.rom".into(), false));
+    files.retain(|(path, _)| path.is_file());
+    files
 }
 
 /// The libraries that a program of this machine loads, but for those that all programs in the machine have.
@@ -332,10 +360,9 @@ fn add_to_initramfs(
     let mut writer = BufWriter::new(File::create(target)?);
     io::copy(&mut File::open(base)?, &mut writer)?;
     let mut archive = Archive::new(writer);
-    let host = HOST.trim_start_matches('/');
     let mut made: Vec<PathBuf> = Vec::new();
     for (name, source) in files {
-        let path = Path::new(host).join(name);
+        let path = Path::new(name.trim_start_matches('/'));
         let mut parents: Vec<&Path> = path.ancestors().skip(1).collect();
         parents.reverse();
         for parent in parents {

@@ -26,7 +26,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// A migration that fails; where the guest is then is unknown.
+    /// A migration that fails. A guest of Cloud Hypervisor's is then where it was, and goes on.
     pub fn migrate(&mut self, bed: &Testbed) -> Result<()> {
         match self.config.frontend {
             Frontend::Qemu(kernel) => self.migrate_qemu(bed, kernel),
@@ -71,8 +71,7 @@ impl Vm {
             );
             Ok(socket.exists().then_some(()))
         })?;
-        // First, so that the end of the former is not taken for the guest's.
-        self.agent.attach(channel);
+        self.agent.expect(Some(channel.from_guest));
         let mut monitor = Monitor::connect(&self.monitor)?;
         monitor.execute_with(
             "migrate-set-parameters",
@@ -88,6 +87,7 @@ impl Vm {
             }
         })
         .with_context(|| format!("The new QEMU wrote: {}", process.log()))?;
+        self.agent.switch(channel.to_guest);
         self.process.kill()?;
         (self.console, self.monitor) = (config.console(bed), config.monitor(bed));
         self.process = process;
@@ -119,16 +119,27 @@ impl Vm {
             ensure!(receive.is_running(), "ch-remote ended: {}", receive.log());
             Ok(socket.exists().then_some(()))
         })?;
-        self.agent.attach(channel);
+        self.agent.expect(Some(channel.from_guest));
         let option = if local { ",local=on" } else { "" };
-        self.request(&["send-migration", &format!("destination_url={url}{option}")])?;
-        let status = receive.wait(LIMIT)?;
-        ensure!(
-            status.success(),
-            "The new VMM failed: {}{}",
-            receive.log(),
-            process.log()
-        );
+        // The answer comes before the migration is over; what became of it, the receiver tells.
+        let moved = self
+            .request(&["send-migration", &format!("destination_url={url}{option}")])
+            .and_then(|_| receive.wait(LIMIT))
+            .and_then(|status| {
+                ensure!(
+                    status.success(),
+                    "The new VMM failed: {}{}",
+                    receive.log(),
+                    process.log()
+                );
+                Ok(())
+            });
+        if let Err(error) = moved {
+            // It stays where it was.
+            self.agent.expect(None);
+            return Err(error);
+        }
+        self.agent.switch(channel.to_guest);
         // The former has no guest any more, and ends by itself.
         self.process.wait(START_LIMIT)?;
         (self.process, self.monitor) = (process, api);
