@@ -15,10 +15,12 @@ use crate::{cloud_hypervisor, qemu, vm};
 const LIMIT: Duration = Duration::from_secs(120);
 /// How long the new process may take until it can be talked to, and the old one until it has ended.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// QEMU's bytes a second: as many as there can be, so that a busy guest's pages are copied faster than it writes them.
-const BANDWIDTH: u64 = 1 << 40;
-/// How long QEMU may let the guest stand still, in milliseconds.
-const DOWNTIME: u32 = 1000;
+/// What QEMU may send each second, in bytes, and how long it may let the guest stand still, in milliseconds. First so
+/// little that it copies pages again while the guest writes them, and cannot end; then so much that it does.
+const SLOWLY: (u64, u32) = (300 << 20, 1);
+const TO_ITS_END: (u64, u32) = (1 << 40, 10_000);
+/// Times that QEMU asks for what was written, before it is let to its end. The first is the beginning.
+const PASSES: u64 = 4;
 
 impl Vm {
     /// Moves the running guest to a new process of its frontend, its memory copied while it runs. Its ports serve both
@@ -73,13 +75,20 @@ impl Vm {
         })?;
         self.agent.expect(Some(channel.from_guest));
         let mut monitor = Monitor::connect(&self.monitor)?;
-        monitor.execute_with(
-            "migrate-set-parameters",
-            &json!({"max-bandwidth": BANDWIDTH, "downtime-limit": DOWNTIME}),
-        )?;
+        let limit = |monitor: &mut Monitor, (bandwidth, downtime): (u64, u32)| {
+            let limits = json!({"max-bandwidth": bandwidth, "downtime-limit": downtime});
+            monitor.execute_with("migrate-set-parameters", &limits)
+        };
+        limit(&mut monitor, SLOWLY)?;
         monitor.execute_with("migrate", &json!({"uri": uri}))?;
+        let mut is_limited = true;
         wait::until("end of a migration", LIMIT, || {
             let state = monitor.execute_with("query-migrate", &json!({}))?;
+            let passes = state["ram"]["dirty-sync-count"].as_u64();
+            if is_limited && passes >= Some(PASSES) {
+                limit(&mut monitor, TO_ITS_END)?;
+                is_limited = false;
+            }
             match state["status"].as_str() {
                 Some("completed") => Ok(Some(())),
                 Some("failed" | "cancelled") => bail!("The migration failed: {state}"),
