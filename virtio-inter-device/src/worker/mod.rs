@@ -455,6 +455,11 @@ impl Worker {
         state.queue.map_or(0, |queue| {
             // The transport keeps descriptors of its own to the same eventfd, so closing ours does not end the watch.
             self.poller.remove(queue.kick());
+            if queue.unsignalled() != 0 {
+                // Put off until an alarm that is not this queue's any more. Whoever takes the ring over, perhaps a backend
+                // of another make after a migration, cannot know of it.
+                queue.interrupt();
+            }
             log::debug!(
                 "Queue {} stops at {}",
                 self.queue_index(direction),

@@ -304,10 +304,11 @@ impl Transmitter {
         }
         if let (Some(queue), Some(memory)) = (queue, memory) {
             let rings = queue.rings(memory)?;
-            rest.alarm = self.completion.needs_alarm(queue, &rings)?;
             if self.waiting.is_none() {
                 rest.safe &= queue.arm(&rings)?;
             }
+            // Last, as it takes the alarm for set from now on: nothing may fail before the worker does that.
+            rest.alarm = self.completion.needs_alarm(queue, &rings)?;
         }
         Ok(rest)
     }
