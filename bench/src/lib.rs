@@ -1,6 +1,6 @@
 //! Measures virtio-inter beside other ways between guests and between processes of the host, and reports it.
 //!
-//! `cargo xtask bench` does the set-up and calls [`run`]. A [`plan`] is a list of cases ([`case`]); [`run::Run`] takes
+//! `cargo xtask bench` does the set-up and calls [`run()`]. A [`plan()`] is a list of cases ([`case`]); [`run::Run`] takes
 //! them in rounds, all ways of a case side by side; [`results`] keeps each round; [`goals`], [`report`] and [`plots`]
 //! tell what came of it. `README.md` beside the manifest says how to add a case.
 #![forbid(unsafe_code)]
