@@ -24,8 +24,34 @@ pub(crate) struct Options {
     #[arg(long)]
     no_guests: bool,
     /// Only the steps whose name contains this word.
-    #[arg(long, value_name = "WORD")]
+    #[arg(long, value_name = "WORD", value_parser = part_of_a_step)]
     only: Option<String>,
+}
+
+/// All steps, in their order.
+const STEPS: [&str; 10] = [
+    "format",
+    "clippy",
+    "dependencies",
+    "documentation",
+    "unit and property tests",
+    "doc tests",
+    "loom",
+    "miri",
+    "guest set-up",
+    "guests",
+];
+
+/// A word that no step's name contains would run nothing, and that would look like a pass.
+fn part_of_a_step(word: &str) -> Result<String, String> {
+    if STEPS.iter().any(|name| name.contains(word)) {
+        Ok(word.into())
+    } else {
+        Err(format!(
+            "no step's name contains it; the steps are {}",
+            STEPS.join(", ")
+        ))
+    }
 }
 
 /// How a step or a test ended.
@@ -189,6 +215,7 @@ impl Run {
 
     /// Runs one step, whatever became of the ones before.
     fn step(&mut self, name: &str, body: impl FnOnce(&mut Run) -> Result<End>) {
+        assert!(STEPS.contains(&name), "{name} is missing from the list");
         if self
             .options
             .only
@@ -423,6 +450,13 @@ fn result(line: &str) -> Option<(String, bool, Duration)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_that_no_step_has_is_refused() {
+        assert_eq!(part_of_a_step("guest"), Ok("guest".into()));
+        let error = part_of_a_step("cloud").unwrap_err();
+        assert!(error.contains("loom, miri, guest set-up"), "{error}");
+    }
 
     #[test]
     fn lines_of_both_harnesses_are_understood() {
