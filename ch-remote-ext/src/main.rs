@@ -21,7 +21,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, anyhow};
 use cloud_hypervisor_ext::programs::{ask, find};
-use cloud_hypervisor_ext::report::Failure;
+use cloud_hypervisor_ext::report::{Failure, status};
 
 use crate::arguments::{Action, Arguments};
 
@@ -86,11 +86,4 @@ fn version() -> Result<u8, Failure> {
     let ended = Command::new(stock()?).arg("--version").status()?;
     writeln!(std::io::stdout(), "{PROGRAM} {}", env!("CARGO_PKG_VERSION"))?;
     Ok(status(ended))
-}
-
-fn status(ended: std::process::ExitStatus) -> u8 {
-    ended
-        .code()
-        .and_then(|code| code.try_into().ok())
-        .unwrap_or(cloud_hypervisor_ext::report::FAILURE)
 }

@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use cloud_hypervisor_ext::command_line::CommandLine;
 use cloud_hypervisor_ext::help::with_inter_vm;
 use cloud_hypervisor_ext::programs::{ask, find_vmm};
-use cloud_hypervisor_ext::report::Failure;
+use cloud_hypervisor_ext::report::{Failure, status};
 use cloud_hypervisor_ext::start::{FLAG, run};
 use env_logger::Env;
 
@@ -57,11 +57,4 @@ fn version(arguments: &[OsString]) -> Result<u8, Failure> {
     let ended = Command::new(find_vmm()?).args(arguments).status()?;
     writeln!(std::io::stdout(), "{PROGRAM} {}", env!("CARGO_PKG_VERSION"))?;
     Ok(status(ended))
-}
-
-fn status(ended: std::process::ExitStatus) -> u8 {
-    ended
-        .code()
-        .and_then(|code| code.try_into().ok())
-        .unwrap_or(cloud_hypervisor_ext::report::FAILURE)
 }

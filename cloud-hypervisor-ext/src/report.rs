@@ -10,6 +10,15 @@ pub const USAGE: u8 = 2;
 /// Exit status of everything else that goes wrong here.
 pub const FAILURE: u8 = 1;
 
+/// The exit status of a program that was run for the user, to be passed on.
+#[must_use]
+pub fn status(ended: std::process::ExitStatus) -> u8 {
+    ended
+        .code()
+        .and_then(|code| code.try_into().ok())
+        .unwrap_or(FAILURE)
+}
+
 /// An error and the exit status that it leads to.
 #[derive(Debug)]
 pub struct Failure {

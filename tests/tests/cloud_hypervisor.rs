@@ -33,22 +33,6 @@ fn finish(transfer: tools::Transfer, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the transfer has moved `bytes` more; the longest time in which it did not move, from `since` on.
-fn longest_stall(transfer: &tools::Transfer, since: Instant, bytes: u64) -> Result<Duration> {
-    let (mut last, mut since) = (transfer.progress(), since);
-    let target = last + bytes;
-    let mut longest = Duration::ZERO;
-    until("end of a transfer's stall", LIMIT, || {
-        let now = transfer.progress();
-        longest = longest.max(since.elapsed());
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
-        Ok((now >= target).then_some(()))
-    })?;
-    Ok(longest)
-}
-
 #[test]
 #[cfg_attr(
     not(feature = "guests"),
@@ -174,7 +158,7 @@ fn a_connection_outlasts_killed_ports() {
             transfer.wait_for_progress(transfer.progress() + 5_000_000, LIMIT)?;
             let killed = Instant::now();
             group.ports[victim].crash_and_restart()?;
-            let stall = longest_stall(&transfer, killed, 3_000_000)?;
+            let stall = transfer.longest_stall(killed, 3_000_000, LIMIT)?;
             tell(&format!(
                 "TCP stood still for {stall:.2?} after port {victim} was killed"
             ));
@@ -199,7 +183,7 @@ fn a_connection_outlasts_pauses() {
             group.vms[victim].pause()?;
             group.vms[victim].resume()?;
             let resumed = Instant::now();
-            let stall = longest_stall(&transfer, resumed, 2_000_000)?;
+            let stall = transfer.longest_stall(resumed, 2_000_000, LIMIT)?;
             tell(&format!(
                 "TCP went on {stall:.2?} after guest {victim} was resumed"
             ));
@@ -223,7 +207,7 @@ fn a_connection_outlasts_snapshot_and_restore() {
             let start = Instant::now();
             let snapshot = group.vms[victim].snapshot(bed, &format!("snapshot-{victim}"))?;
             group.vms[victim].restore(bed, &snapshot)?;
-            let stall = longest_stall(&transfer, start, 3_000_000)?;
+            let stall = transfer.longest_stall(start, 3_000_000, LIMIT)?;
             tell(&format!(
                 "TCP stood still for {stall:.2?} while guest {victim} was saved and restored"
             ));

@@ -23,22 +23,6 @@ fn tell(what: &str, vm: &Vm, time: Duration) {
     eprintln!("{what}, Linux {}: {time:.3?}", vm.kernel_release());
 }
 
-/// The longest time in which a transfer did not move, from `since` until it has moved `bytes` more.
-fn longest_stall(transfer: &tools::Transfer, since: Instant, bytes: u64) -> Result<Duration> {
-    let (mut last, mut since) = (transfer.progress(), since);
-    let target = last + bytes;
-    let mut longest = Duration::ZERO;
-    until("end of a transfer's stall", LIMIT, || {
-        let now = transfer.progress();
-        longest = longest.max(since.elapsed());
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
-        Ok((now >= target).then_some(()))
-    })?;
-    Ok(longest)
-}
-
 #[test]
 #[cfg_attr(
     not(feature = "guests"),
@@ -54,7 +38,7 @@ fn a_connection_stands_still_for_a_moment_only() {
             transfer.wait_for_progress(20_000_000, LIMIT)?;
             let killed = Instant::now();
             group.ports[victim].crash_and_restart()?;
-            let stall = longest_stall(&transfer, killed, 50_000_000)?;
+            let stall = transfer.longest_stall(killed, 50_000_000, LIMIT)?;
             tell("TCP stood still for", a, stall);
             assert!(stall < OUTAGE_LIMIT, "{stall:?}");
             let report = transfer.finish(LIMIT)?;

@@ -1,7 +1,7 @@
 //! A TCP transfer both ways at once, every byte of which is checked at its receiver.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
@@ -119,6 +119,26 @@ impl Transfer {
             Ok(None)
         })
         .with_context(|| format!("The transfer is at {} bytes", self.progress()))
+    }
+
+    /// Waits until `bytes` more went by. The longest time in which none did, from `since` on.
+    ///
+    /// # Errors
+    ///
+    /// A transfer that is not that far within `limit`.
+    pub fn longest_stall(&self, since: Instant, bytes: u64, limit: Duration) -> Result<Duration> {
+        let (mut last, mut since) = (self.progress(), since);
+        let target = last + bytes;
+        let mut longest = Duration::ZERO;
+        wait::until("end of a transfer's stall", limit, || {
+            let now = self.progress();
+            longest = longest.max(since.elapsed());
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+            Ok((now >= target).then_some(()))
+        })?;
+        Ok(longest)
     }
 
     /// Waits for the end of the transfer.
