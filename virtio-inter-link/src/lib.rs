@@ -64,6 +64,7 @@ mod doorbell;
 mod layout;
 mod mapping;
 mod memory;
+mod prefetch;
 mod receiver;
 mod region;
 mod sender;
@@ -84,6 +85,7 @@ pub use doorbell::{Doorbell, DoorbellError};
 pub use layout::{
     DEFAULT_CAPACITY, FORMAT_VERSION, MAX_CAPACITY, MIN_CAPACITY, RECORD_ALIGN, max_record,
 };
+pub use prefetch::{Access, prefetch};
 pub use receiver::{Receiver, Record};
 pub use region::{Region, RegionError};
 pub use sender::{Sender, Slot};

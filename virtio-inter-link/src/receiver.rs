@@ -221,6 +221,12 @@ impl<M: Memory, B: Bell> Record<'_, M, B> {
             .payload(self.receiver.consumed, self.len)
     }
 
+    /// How many records of this one's size are known to be there, this one included: what to expect, nothing to rely on.
+    #[inline]
+    pub fn like_it(&self) -> usize {
+        ((self.receiver.published - self.receiver.consumed) / self.footprint) as usize
+    }
+
     /// Moves on to the next record. The sender gets the room back with the next
     /// [`release`](Receiver::release).
     #[inline]

@@ -24,9 +24,25 @@ const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
 /// A piece of guest memory that a descriptor names. Not yet known to exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Segment {
+pub(super) struct Segment {
     address: GuestAddress,
     len: u32,
+}
+
+impl Segment {
+    /// The buffer of a descriptor that is a chain by itself, and as it has to be.
+    #[inline]
+    pub(super) fn of_single(descriptor: &Descriptor, direction: Direction) -> Option<Self> {
+        let wanted = match direction {
+            Direction::FromDriver => 0,
+            Direction::ToDriver => WRITE,
+        };
+        let is_single = descriptor.flags() & (NEXT | INDIRECT | WRITE) == wanted;
+        (is_single && descriptor.len() != 0).then(|| Segment {
+            address: descriptor.addr(),
+            len: descriptor.len(),
+        })
+    }
 }
 
 /// Who fills a chain's buffers.
@@ -133,6 +149,27 @@ impl Chain {
         self.len
     }
 
+    /// Appends a chain that is one buffer. Returns its bytes.
+    #[inline]
+    pub(super) fn append_single(&mut self, segment: Segment) -> Result<u32, QueueViolation> {
+        self.places += 1;
+        self.append_segment(segment)?;
+        Ok(segment.len)
+    }
+
+    #[inline]
+    fn append_segment(&mut self, segment: Segment) -> Result<(), QueueViolation> {
+        self.walked = self.walked.saturating_add(1);
+        self.len = self
+            .len
+            .checked_add(segment.len)
+            .ok_or(QueueViolation::Length)?;
+        if segment.len != 0 {
+            self.segments.push(segment);
+        }
+        Ok(())
+    }
+
     /// Walks the chain that starts at `head` and appends its buffers. Returns their bytes.
     pub(crate) fn append(
         &mut self,
@@ -225,22 +262,17 @@ impl Chain {
                 position: self.segments.len(),
             });
         }
-        self.walked = self.walked.saturating_add(1);
-        self.len = self.len.checked_add(len).ok_or(QueueViolation::Length)?;
-        if len != 0 {
-            self.segments.push(Segment { address, len });
-        }
-        Ok(())
+        self.append_segment(Segment { address, len })
     }
 
     /// Copies the chain's first bytes into `head`, as many as both have. Returns how many.
     pub(crate) fn read_head(
         &self,
-        memory: &GuestMemory,
+        rings: &Rings<'_>,
         head: &mut [u8],
     ) -> Result<usize, QueueViolation> {
         let mut done = 0;
-        self.for_each_slice(memory, 0, head.len(), |guest| {
+        self.for_each_slice(rings, 0, head.len(), |guest| {
             let part = &mut head[done..done + guest.len()];
             guest.copy_to(part);
             done += part.len();
@@ -251,12 +283,12 @@ impl Chain {
     /// Fills `target` with the chain's bytes from offset `skip` on. The chain must have them.
     pub(crate) fn gather(
         &self,
-        memory: &GuestMemory,
+        rings: &Rings<'_>,
         skip: usize,
         target: &VolatileSlice<'_>,
     ) -> Result<(), QueueViolation> {
         let mut done = 0;
-        self.for_each_slice(memory, skip, target.len(), |guest| {
+        self.for_each_slice(rings, skip, target.len(), |guest| {
             if let Ok(part) = target.subslice(done, guest.len()) {
                 guest.copy_to_volatile_slice(part);
             }
@@ -267,13 +299,13 @@ impl Chain {
     /// Writes `head` and then `rest` into the chain's buffers, from their start. The chain must have the room.
     pub(crate) fn scatter(
         &self,
-        memory: &GuestMemory,
+        rings: &Rings<'_>,
         head: &[u8],
         rest: &VolatileSlice<'_>,
     ) -> Result<(), QueueViolation> {
         let len = head.len() + rest.len();
         let mut done = 0;
-        let result = self.for_each_slice(memory, 0, len, |guest| {
+        let result = self.for_each_slice(rings, 0, len, |guest| {
             let from_head = head.len().saturating_sub(done).min(guest.len());
             if from_head != 0 {
                 guest.copy_from(&head[done..done + from_head]);
@@ -287,7 +319,7 @@ impl Chain {
             done += guest.len();
         });
         // Also what was written before something went wrong.
-        if let Some(log) = memory.log() {
+        if let Some(log) = rings.memory().log() {
             self.log_written(log, len as u64);
         }
         result
@@ -306,7 +338,7 @@ impl Chain {
     /// Calls `visit` with each contiguous piece of `skip..skip + len` of the chain, in order.
     fn for_each_slice(
         &self,
-        memory: &GuestMemory,
+        rings: &Rings<'_>,
         mut skip: usize,
         mut len: usize,
         mut visit: impl FnMut(VolatileSlice<'_>),
@@ -328,14 +360,13 @@ impl Chain {
                 .address
                 .0
                 .checked_add(skip as u64)
-                .map(GuestAddress)
                 .ok_or_else(outside)?;
             let count = (segment_len - skip).min(len);
-            if let Ok(slice) = memory.get_slice(address, count) {
+            if let Some(slice) = rings.slice(address, count) {
                 visit(slice);
             } else {
                 // A buffer may span two memory regions (VIRTIO says nothing against it).
-                for slice in memory.get_slices(address, count) {
+                for slice in rings.memory().get_slices(GuestAddress(address), count) {
                     visit(slice.map_err(|_| outside())?);
                 }
             }

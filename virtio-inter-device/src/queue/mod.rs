@@ -4,6 +4,7 @@
 //! half of a frame that spans buffers), interrupts a driver that asked it not to when the event index is not
 //! negotiated, and takes its time for both. The descriptor type is still `virtio-queue`'s.
 
+mod ahead;
 mod chain;
 mod rings;
 mod split;

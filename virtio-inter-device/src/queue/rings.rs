@@ -4,10 +4,14 @@
 //! field's address, and borrows the memory so that it cannot go away meanwhile. The guest may write any of it at
 //! any time: each field is read once, by value.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileMemory,
+    VolatileSlice,
+};
 
 use super::QueueViolation;
 use crate::device::GuestMemory;
@@ -42,6 +46,16 @@ pub(crate) struct Rings<'m> {
     used: VolatileSlice<'m>,
     /// Guest physical address of the used ring.
     used_at: u64,
+    /// Where the last buffer was: a guest has few regions, and its buffers are mostly in one.
+    region: Cell<Area<'m>>,
+}
+
+/// A region of guest memory.
+#[derive(Clone, Copy)]
+struct Area<'m> {
+    /// Guest physical address of its first byte.
+    start: u64,
+    bytes: VolatileSlice<'m>,
 }
 
 impl<'m> Rings<'m> {
@@ -56,10 +70,15 @@ impl<'m> Rings<'m> {
                 .get_slice(address, len)
                 .map_err(|_| QueueViolation::RingOutsideMemory)
         };
+        let descriptors = area(addresses.descriptors, DESCRIPTOR_SIZE * size)?;
         Ok(Rings {
             memory,
             size: addresses.size,
-            descriptors: area(addresses.descriptors, DESCRIPTOR_SIZE * size)?,
+            region: Cell::new(Area {
+                start: addresses.descriptors.0,
+                bytes: descriptors,
+            }),
+            descriptors,
             available: area(addresses.available, RING + AVAILABLE_ELEMENT * size + 2)?,
             used: area(addresses.used, RING + USED_ELEMENT * size + 2)?,
             used_at: addresses.used.0,
@@ -69,6 +88,29 @@ impl<'m> Rings<'m> {
     /// The memory that the rings and buffers lie in.
     pub(crate) fn memory(&self) -> &'m GuestMemory {
         self.memory
+    }
+
+    /// The `len` bytes of guest memory at `address`. None: not all of them are in one region.
+    #[inline]
+    pub(crate) fn slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'m>> {
+        let region = self.region.get();
+        if let Some(offset) = address.checked_sub(region.start)
+            && let Ok(slice) = region.bytes.subslice(offset as usize, len)
+        {
+            return Some(slice);
+        }
+        self.find_slice(address, len)
+    }
+
+    /// The same, in another region than the last one.
+    #[cold]
+    fn find_slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'m>> {
+        let region = self.memory.find_region(GuestAddress(address))?;
+        let start = region.start_addr().raw_value();
+        let bytes = region.as_volatile_slice().ok()?;
+        let slice = bytes.subslice((address - start) as usize, len).ok()?;
+        self.region.set(Area { start, bytes });
+        Some(slice)
     }
 
     /// Number of descriptors.

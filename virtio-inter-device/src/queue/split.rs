@@ -10,6 +10,7 @@ use std::sync::atomic::{Ordering, fence};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::GuestAddress;
 
+use super::ahead::Ahead;
 use super::chain::Direction;
 use super::rings::RingAddresses;
 use super::{Chain, QueueViolation, Rings};
@@ -24,6 +25,8 @@ pub(crate) struct SplitQueue {
     next: u16,
     /// The driver's available index as last read and checked: entries `next..seen` may be taken.
     seen: u16,
+    /// Entries from `next` on that were looked at already.
+    ahead: Ahead,
     /// The used index that the driver can see.
     published: u16,
     /// The used index up to which the driver was interrupted, or found not to want it.
@@ -56,6 +59,7 @@ impl SplitQueue {
             event_index,
             next,
             seen: next,
+            ahead: Ahead::default(),
             published: next,
             signalled: next,
             // Without the event index, the first batch takes the wish for kicks back.
@@ -118,9 +122,33 @@ impl SplitQueue {
         direction: Direction,
         chain: &mut Chain,
     ) -> Result<(u16, u32), QueueViolation> {
-        let head = rings.available_head(self.next.wrapping_add(ahead))?;
-        let len = chain.append(rings, head, direction)?;
+        let at = self.next.wrapping_add(ahead);
+        let (head, only) = match self.ahead.get(at) {
+            Some(entry) => (entry.head, entry.only),
+            None => (rings.available_head(at)?, None),
+        };
+        let len = match only {
+            Some(buffer) => chain.append_single(buffer)?,
+            None => chain.append(rings, head, direction)?,
+        };
         Ok((head, len))
+    }
+
+    /// Says that the entries from `ahead` places after the next one on are about to be walked, `count` of them or as many as
+    /// are known to be available.
+    #[inline]
+    pub(crate) fn look_ahead(
+        &mut self,
+        rings: &Rings<'_>,
+        ahead: u16,
+        count: u16,
+        direction: Direction,
+    ) {
+        let at = self.next.wrapping_add(ahead);
+        if self.ahead.get(at).is_none() {
+            let known = self.seen.wrapping_sub(at);
+            self.ahead.look(rings, at, count.min(known), direction);
+        }
     }
 
     /// The head of the next entry, which must be available.

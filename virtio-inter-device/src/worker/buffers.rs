@@ -34,23 +34,29 @@ impl Buffers {
         self.chain.batch_is_long()
     }
 
-    /// Finds buffers for `len` bytes: one chain, or as many as it takes when they are mergeable.
+    /// Finds buffers for `len` bytes: one chain, or as many as it takes when they are mergeable. Some `frames` of that
+    /// length, this one included, are there to be delivered.
     pub(crate) fn collect(
         &mut self,
         queue: &mut SplitQueue,
         rings: &Rings<'_>,
         len: usize,
+        frames: usize,
         mergeable: bool,
     ) -> Result<Supply, QueueViolation> {
         let Self { chain, heads } = self;
         chain.clear();
         heads.clear();
         let places = u32::from(rings.size());
+        // Each frame takes one buffer, or this one shows that it takes more.
+        let mut expected = frames;
         loop {
             let ahead = heads.len() as u16; // At most the queue size: `available` says no more.
             if queue.available(rings, ahead + 1)? <= ahead {
                 return Ok(Supply::TooFew);
             }
+            let count = expected.min(usize::from(u16::MAX)) as u16;
+            queue.look_ahead(rings, ahead, count, Direction::ToDriver);
             let (head, bytes) = queue.walk(rings, ahead, Direction::ToDriver, chain)?;
             heads.push((head, bytes));
             if chain.len() as usize >= len {
@@ -69,6 +75,7 @@ impl Buffers {
                 // All of the queue's places, and still too small: more will not come.
                 return Ok(Supply::TooSmall);
             }
+            expected = (len - chain.len() as usize) / bytes as usize + 1;
         }
     }
 
@@ -82,7 +89,7 @@ impl Buffers {
         rest: &VolatileSlice<'_>,
     ) -> Result<(), QueueViolation> {
         set_buffers(head, self.heads.len() as u16); // At most the queue size, 32768.
-        self.chain.scatter(rings.memory(), head, rest)?;
+        self.chain.scatter(rings, head, rest)?;
         let mut left = (head.len() + rest.len()) as u32; // At most `MAX_RECORD`.
         for &(head, bytes) in &self.heads {
             let written = bytes.min(left);

@@ -12,9 +12,8 @@ use virtio_inter_segment::{MacAddr, PeerKey};
 use vm_memory::VolatileSlice;
 
 use super::Failure;
-use crate::device::GuestMemory;
 use crate::frame::{HEAD, Head};
-use crate::queue::{Chain, QueueViolation};
+use crate::queue::{Chain, QueueViolation, Rings};
 use crate::spill::Spill;
 
 /// A full ring holds the whole transmit queue for at most this long when there are other peers.
@@ -30,13 +29,13 @@ const PROGRESS: u64 = 64 * 1024;
 const PUBLISH_BYTES: usize = 32 * 1024;
 
 /// A frame on its way out: its private head, and the guest's buffers that hold the rest.
-pub(crate) struct Outgoing<'a> {
-    pub(crate) memory: &'a GuestMemory,
+pub(crate) struct Outgoing<'a, 'm> {
+    pub(crate) rings: &'a Rings<'m>,
     pub(crate) head: &'a Head,
     pub(crate) chain: &'a Chain,
 }
 
-impl Outgoing<'_> {
+impl Outgoing<'_, '_> {
     /// Bytes of the record: net header and frame.
     pub(crate) fn len(&self) -> usize {
         self.chain.len() as usize
@@ -46,7 +45,7 @@ impl Outgoing<'_> {
     fn write_to(&self, record: &VolatileSlice<'_>) -> Result<(), QueueViolation> {
         record.copy_from(&self.head.bytes()[..]);
         match record.offset(HEAD) {
-            Ok(rest) => self.chain.gather(self.memory, HEAD, &rest),
+            Ok(rest) => self.chain.gather(self.rings, HEAD, &rest),
             Err(_) => Ok(()), // A record is never shorter than its head: `Head::new` checked.
         }
     }
@@ -100,7 +99,7 @@ impl Peer {
 
     /// Hands a frame over if there is room for it, and says where it went or why it did not.
     /// `alone`: no other peer's frames could wait behind it.
-    pub(crate) fn offer(&mut self, frame: &Outgoing<'_>, alone: bool) -> Result<Room, Failure> {
+    pub(crate) fn offer(&mut self, frame: &Outgoing<'_, '_>, alone: bool) -> Result<Room, Failure> {
         self.flush_spill()?;
         if self.spill.is_empty()
             && let Some(slot) = self.sender.reserve(frame.len())?

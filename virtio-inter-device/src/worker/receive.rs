@@ -266,6 +266,7 @@ impl Collector {
         };
         source.armed = false;
         let slice = record.slice();
+        let frames = record.like_it();
         let counters = &*rules.counters;
         let form = read_head(&slice, source.mac, rules).and_then(|(mut head, gso)| {
             let form = adapter.form(&mut head, gso, &slice, rules)?;
@@ -306,7 +307,8 @@ impl Collector {
         };
         // What was half delivered as segments to a guest that has become another one meanwhile: that one gets it whole.
         source.segments_done = 0;
-        match buffers.collect(queue, rings, len, rules.negotiated.mergeable_buffers())? {
+        let mergeable = rules.negotiated.mergeable_buffers();
+        match buffers.collect(queue, rings, len, frames, mergeable)? {
             Supply::Enough => {}
             Supply::TooFew => return Ok(Outcome::none(Next::Starved)),
             Supply::TooSmall => {
@@ -440,7 +442,9 @@ impl Cut<'_> {
             }
             let payload = self.segments.payload(self.done);
             let len = NET_HEADER + self.segments.headers_len() + payload.len();
-            match buffers.collect(queue, rings, len, rules.negotiated.mergeable_buffers())? {
+            let frames = (self.segments.count() - self.done) as usize;
+            let mergeable = rules.negotiated.mergeable_buffers();
+            match buffers.collect(queue, rings, len, frames, mergeable)? {
                 Supply::Enough => {
                     if self.checksums {
                         let bytes = adapter.segment(self.head, self.segments, self.done, record);

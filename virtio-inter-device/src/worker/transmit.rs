@@ -135,13 +135,14 @@ impl Transmitter {
         bytes: &mut usize,
     ) -> Result<(), QueueViolation> {
         self.chain.begin_batch();
-        for _ in 0..BATCH {
+        for left in (1..=BATCH as u16).rev() {
             if self.chain.batch_is_long() || queue.available(rings, 1)? == 0 {
                 return Ok(());
             }
+            queue.look_ahead(rings, 0, left, Direction::FromDriver);
             self.chain.clear();
             let (head, _) = queue.walk(rings, 0, Direction::FromDriver, &mut self.chain)?;
-            match self.forward(rings.memory(), rules)? {
+            match self.forward(rings, rules)? {
                 Outcome::Done => {
                     queue.give_back(rings, head, 0)?;
                     *pace = Pace::Busy;
@@ -157,8 +158,8 @@ impl Transmitter {
     }
 
     /// Hands the frame in `self.chain` to whom it is for.
-    fn forward(&mut self, memory: &GuestMemory, rules: &Rules) -> Result<Outcome, QueueViolation> {
-        let head = match self.read_head(memory, rules)? {
+    fn forward(&mut self, rings: &Rings<'_>, rules: &Rules) -> Result<Outcome, QueueViolation> {
+        let head = match self.read_head(rings, rules)? {
             Ok(head) => head,
             Err(invalid) => {
                 guest_fault(invalid, &rules.counters).add(1);
@@ -168,7 +169,7 @@ impl Transmitter {
         let destination = self.forwarding.destination(head.destination());
         let head = head.for_peer();
         let frame = Outgoing {
-            memory,
+            rings,
             head: &head,
             chain: &self.chain,
         };
@@ -232,11 +233,11 @@ impl Transmitter {
     /// Reads and checks the head of the frame in `self.chain`.
     fn read_head(
         &self,
-        memory: &GuestMemory,
+        rings: &Rings<'_>,
         rules: &Rules,
     ) -> Result<Result<Head, Invalid>, QueueViolation> {
         let mut bytes = [0; HEAD];
-        self.chain.read_head(memory, &mut bytes)?;
+        self.chain.read_head(rings, &mut bytes)?;
         let checked = Head::new(bytes, self.chain.len() as usize).and_then(|head| {
             let gso = head.check(rules.negotiated.sends())?;
             if head.source() != rules.mac {
@@ -245,7 +246,7 @@ impl Transmitter {
             Ok((head, gso))
         });
         match checked {
-            Ok((head, Some(gso))) => self.check_layout(memory, head, &gso),
+            Ok((head, Some(gso))) => self.check_layout(rings, head, &gso),
             Ok((head, None)) => Ok(Ok(head)),
             Err(invalid) => Ok(Err(invalid)),
         }
@@ -255,13 +256,13 @@ impl Transmitter {
     /// it be told that this guest was wrong and not its port.
     fn check_layout(
         &self,
-        memory: &GuestMemory,
+        rings: &Rings<'_>,
         head: Head,
         gso: &Gso,
     ) -> Result<Result<Head, Invalid>, QueueViolation> {
         let mut bytes = [0; NET_HEADER + MAX_HEADERS];
         let needs = NET_HEADER + Layout::needs(gso, head.frame_len());
-        self.chain.read_head(memory, &mut bytes[..needs])?;
+        self.chain.read_head(rings, &mut bytes[..needs])?;
         Ok(Layout::parse(&bytes[NET_HEADER..needs], gso).map(|_| head))
     }
 
