@@ -284,7 +284,12 @@ impl Worker {
     fn deliver(&mut self) -> Pace {
         if let (Some(queue), Some(memory)) = (self.receive.usable(), &self.memory) {
             match self.collector.run(queue, memory, &self.rules) {
-                Ok(pace) => return pace,
+                Ok(pace) => {
+                    if pace == Pace::Busy {
+                        self.transmitter.received();
+                    }
+                    return pace;
+                }
                 Err(violation) => break_queue(&mut self.receive, self.index * 2, violation),
             }
         }

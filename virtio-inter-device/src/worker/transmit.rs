@@ -314,6 +314,11 @@ impl Transmitter {
         Ok(rest)
     }
 
+    /// The guest was given frames.
+    pub(crate) fn received(&mut self) {
+        self.completion.received();
+    }
+
     /// The worker's alarm went off.
     pub(crate) fn alarm(
         &mut self,
