@@ -85,7 +85,7 @@ pub use doorbell::{Doorbell, DoorbellError};
 pub use layout::{
     DEFAULT_CAPACITY, FORMAT_VERSION, MAX_CAPACITY, MIN_CAPACITY, RECORD_ALIGN, max_record,
 };
-pub use prefetch::{Access, prefetch};
+pub use prefetch::{Access, NEXT as PREFETCH_NEXT, prefetch};
 pub use receiver::{Receiver, Record};
 pub use region::{Region, RegionError};
 pub use sender::{Sender, Slot};

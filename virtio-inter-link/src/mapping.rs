@@ -15,6 +15,8 @@ use vm_memory::VolatileSlice;
 use crate::layout::{Geometry, RECORD_ALIGN, RECORD_HEADER, WORDS_OFFSET, Words};
 #[cfg(not(loom))]
 use crate::memory::Memory;
+#[cfg(not(loom))]
+use crate::prefetch::{Access, prefetch};
 
 /// Owns the address space `header | data | data again`.
 #[derive(Debug)]
@@ -157,5 +159,11 @@ impl Memory for Mapping {
         // SAFETY: `record` lies in the first data area, so header and `len` bytes, together at most
         // `capacity`, end in the second; both are mapped while `self` is borrowed.
         unsafe { VolatileSlice::new(self.record(position).add(RECORD_HEADER), len) }
+    }
+
+    #[inline(never)] // Off the way of small records.
+    fn expect(&self, position: u64, len: usize) {
+        // The header is on the first line of the payload.
+        prefetch(&self.payload(position, len), len, Access::Read);
     }
 }

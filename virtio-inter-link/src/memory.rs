@@ -28,6 +28,11 @@ pub trait Memory {
     /// The `len` bytes behind the header of the record at `position`, cut at what a record may
     /// hold.
     fn payload(&self, position: u64, len: usize) -> VolatileSlice<'_>;
+
+    /// Hints that the `len` bytes from `position` on are about to be read.
+    fn expect(&self, position: u64, len: usize) {
+        let _ = (position, len);
+    }
 }
 
 /// Something that wakes the other side.

@@ -13,6 +13,10 @@ pub enum Access {
     Write,
 }
 
+/// Bytes of what comes next that are asked for while the present is copied: a packet of the usual MTU. What is longer, the
+/// processor sees by itself to go on.
+pub const NEXT: usize = 1536;
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -33,7 +37,7 @@ pub fn prefetch(memory: &VolatileSlice<'_>, len: usize, access: Access) {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline]
 fn hint(address: *const u8, access: Access) {
     use std::arch::asm;
@@ -49,7 +53,7 @@ fn hint(address: *const u8, access: Access) {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
 #[inline]
 fn hint(_: *const u8, _: Access) {}
 

@@ -10,10 +10,15 @@ use crate::doorbell::Doorbell;
 use crate::layout::{RECORD_ALIGN, RECORD_HEADER, footprint};
 use crate::mapping::Mapping;
 use crate::memory::{Bell, Memory};
+use crate::prefetch::NEXT;
 #[cfg(not(loom))]
 use crate::region::Region;
 use crate::sync::{Ordering, fence};
 use crate::violation::Violation;
+
+/// Bytes that a record takes up from which on the next one is asked for: the processor sees by itself that small ones follow
+/// each other.
+const LARGE: u64 = 512;
 
 /// The receiving end of a link: peek, copy, consume; release what was consumed.
 #[derive(Debug)]
@@ -111,6 +116,12 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
                 position,
                 available,
             });
+        }
+        let next = available - footprint;
+        if footprint >= LARGE && next != 0 {
+            // By the time that this one is copied.
+            self.memory
+                .expect(position + footprint, next.min(NEXT as u64) as usize);
         }
         Ok(Some(Record {
             receiver: self,

@@ -2,18 +2,18 @@
 //! into the cache when it comes.
 //!
 //! The driver wrote that memory on another processor, and fetching it from there takes some 100 ns for each frame when
-//! they are taken one by one, more than everything else that is done to a small frame.
+//! they are taken one by one, more than everything else that is done to a small frame
+//! (`docs/decisions/0023-memory-asked-for-ahead.md`).
 
-use virtio_inter_link::{Access, prefetch};
+use virtio_inter_link::{Access, PREFETCH_NEXT, prefetch};
 
 use super::chain::{Direction, Segment};
 use super::{QueueViolation, Rings};
 
 /// Entries looked at together.
 const ENTRIES: usize = 32;
-/// Bytes of each buffer that are asked for: what is looked at of a frame, and small frames whole. The processor sees by itself
-/// that large ones go on.
-const BYTES: usize = 128;
+/// Bytes of each buffer that are asked for when its entry is looked at: what is looked at of a frame, and small frames whole.
+pub(super) const BYTES: usize = 128;
 
 /// An entry of the available ring, read once.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,6 +44,19 @@ impl Ahead {
         }
     }
 
+    /// Asks for the first `len` bytes that the entry at free-running index `at` leads to, if it was looked at: it is the next
+    /// one.
+    #[inline(never)] // Off the way of small frames.
+    pub(super) fn expect(&self, rings: &Rings<'_>, at: u16, len: usize, direction: Direction) {
+        if let Some(Entry {
+            only: Some(buffer), ..
+        }) = self.get(at)
+            && let Some(buffer) = buffer.slice(rings)
+        {
+            prefetch(&buffer, len.min(PREFETCH_NEXT), access(direction));
+        }
+    }
+
     /// Looks at up to `count` entries from free-running index `first` on, which must be available. An error is left to
     /// whoever takes the entry: the frames before it are as good as any.
     pub(super) fn look(&mut self, rings: &Rings<'_>, first: u16, count: u16, direction: Direction) {
@@ -59,18 +72,22 @@ impl Ahead {
     }
 }
 
+/// What this side does with the buffers of a queue.
+#[inline]
+fn access(direction: Direction) -> Access {
+    match direction {
+        Direction::FromDriver => Access::Read,
+        Direction::ToDriver => Access::Write,
+    }
+}
+
 #[inline]
 fn look_at(rings: &Rings<'_>, at: u16, direction: Direction) -> Result<Entry, QueueViolation> {
     let head = rings.available_head(at)?;
     let descriptor = rings.descriptor(head)?;
-    let (address, len) = (descriptor.addr().0, descriptor.len());
-    let access = match direction {
-        Direction::FromDriver => Access::Read,
-        Direction::ToDriver => Access::Write,
-    };
     // A buffer that is not there, or a seam of the guest's memory, is not worth a thought here.
-    if let Some(buffer) = rings.slice(address, len as usize) {
-        prefetch(&buffer, BYTES, access);
+    if let Some(buffer) = rings.slice(descriptor.addr().0, descriptor.len() as usize) {
+        prefetch(&buffer, BYTES, access(direction));
     }
     Ok(Entry {
         head,

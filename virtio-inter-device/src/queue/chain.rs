@@ -43,6 +43,12 @@ impl Segment {
             len: descriptor.len(),
         })
     }
+
+    /// Its bytes, if they lie in one region.
+    #[inline]
+    pub(super) fn slice<'m>(&self, rings: &Rings<'m>) -> Option<VolatileSlice<'m>> {
+        rings.slice(self.address.0, self.len as usize)
+    }
 }
 
 /// Who fills a chain's buffers.

@@ -10,7 +10,7 @@ use std::sync::atomic::{Ordering, fence};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::GuestAddress;
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, BYTES};
 use super::chain::Direction;
 use super::rings::RingAddresses;
 use super::{Chain, QueueViolation, Rings};
@@ -132,6 +132,16 @@ impl SplitQueue {
             None => chain.append(rings, head, direction)?,
         };
         Ok((head, len))
+    }
+
+    /// Says that the first `len` bytes of the entry `ahead` places after the next one are about to be copied.
+    #[inline]
+    pub(crate) fn expect(&self, rings: &Rings<'_>, ahead: u16, len: usize, direction: Direction) {
+        // What was asked for when the entry was looked at is enough for small frames.
+        if len > BYTES {
+            let at = self.next.wrapping_add(ahead);
+            self.ahead.expect(rings, at, len, direction);
+        }
     }
 
     /// Says that the entries from `ahead` places after the next one on are about to be walked, `count` of them or as many as

@@ -39,7 +39,7 @@ impl Adapter {
     }
 
     /// Decides on a record whose head was read and checked. The error is the counter of why it is dropped.
-    #[inline]
+    #[inline(never)] // Off the way of plain frames.
     pub(crate) fn form<'a>(
         &mut self,
         head: &mut Head,

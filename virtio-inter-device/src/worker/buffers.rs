@@ -79,6 +79,11 @@ impl Buffers {
         }
     }
 
+    /// Entries of the queue that the buffers which were collected are.
+    pub(crate) fn chains(&self) -> u16 {
+        self.heads.len() as u16 // At most the queue size, 32768.
+    }
+
     /// Fills the buffers that were collected with `head`, which begins with the net header, and then `rest`, and gives
     /// them back. They must have the room.
     pub(crate) fn fill(
@@ -88,7 +93,7 @@ impl Buffers {
         head: &mut [u8],
         rest: &VolatileSlice<'_>,
     ) -> Result<(), QueueViolation> {
-        set_buffers(head, self.heads.len() as u16); // At most the queue size, 32768.
+        set_buffers(head, self.chains());
         self.chain.scatter(rings, head, rest)?;
         let mut left = (head.len() + rest.len()) as u32; // At most `MAX_RECORD`.
         for &(head, bytes) in &self.heads {

@@ -13,7 +13,7 @@ use crate::device::GuestMemory;
 use crate::features::Offloads;
 use crate::frame::{Gso, HEAD, Head, NET_HEADER};
 use crate::offload::Segments;
-use crate::queue::{QueueViolation, Rings, SplitQueue};
+use crate::queue::{Direction, QueueViolation, Rings, SplitQueue};
 
 /// Frames from one peer before the next one's turn.
 const TURN: usize = 16;
@@ -268,12 +268,17 @@ impl Collector {
         let slice = record.slice();
         let frames = record.like_it();
         let counters = &*rules.counters;
-        let form = read_head(&slice, source.mac, rules).and_then(|(mut head, gso)| {
-            let form = adapter.form(&mut head, gso, &slice, rules)?;
+        let read = read_head(&slice, source.mac, rules).and_then(|(mut head, gso)| {
+            // Most frames are plain, and their way is short.
+            let form = if gso.is_none() && !head.needs_checksum() && head.fits(rules.mtu) {
+                Form::AsIs
+            } else {
+                adapter.form(&mut head, gso, &slice, rules)?
+            };
             Ok((head, form))
         });
-        let (mut head, form) = match form {
-            Ok(form) => form,
+        let (mut head, form) = match read {
+            Ok(read) => read,
             Err(counter) => {
                 counter.add(1);
                 record.consume();
@@ -316,6 +321,11 @@ impl Collector {
                 record.consume();
                 return Ok(Outcome::one(0));
             }
+        }
+        if frames > 1 {
+            // While this frame is copied, the buffer of the next one comes.
+            let next = buffers.chains();
+            queue.expect(rings, next, len, Direction::ToDriver);
         }
         if let Some(checksum) = checksum {
             let bytes = adapter.with_checksum(&head, &slice, checksum);

@@ -142,6 +142,8 @@ impl Transmitter {
             queue.look_ahead(rings, 0, left, Direction::FromDriver);
             self.chain.clear();
             let (head, _) = queue.walk(rings, 0, Direction::FromDriver, &mut self.chain)?;
+            // While this frame is copied, the next one comes, which is probably as long.
+            queue.expect(rings, 1, self.chain.len() as usize, Direction::FromDriver);
             match self.forward(rings, rules)? {
                 Outcome::Done => {
                     queue.give_back(rings, head, 0)?;
