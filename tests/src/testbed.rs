@@ -62,23 +62,29 @@ impl Testbed {
     /// Tells the ends of the logs: nobody comes to look at them later.
     fn tell_logs(&self) {
         const LINES: usize = 25;
-        for entry in fs::read_dir(&self.directory)
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !name.ends_with(".log") && !name.ends_with(".console") {
-                continue;
-            }
-            let text = fs::read(entry.path()).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text);
+        let logs = self.logs();
+        machine::tell_triple_faults(&logs);
+        for (name, text) in &logs {
             let lines: Vec<&str> = text.lines().collect();
             tell(&format!("--- {name}"));
             for line in &lines[lines.len().saturating_sub(LINES)..] {
                 tell(line);
             }
         }
+    }
+
+    /// The logs and what is in them.
+    fn logs(&self) -> Vec<(String, String)> {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten();
+        let mut logs = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(".log") || name.ends_with(".console") {
+                let text = fs::read(entry.path()).unwrap_or_default();
+                logs.push((name, String::from_utf8_lossy(&text).into_owned()));
+            }
+        }
+        logs
     }
 
     /// Keeps the directory, and tells where it is when the testbed is dropped.
@@ -130,10 +136,24 @@ pub fn skip(reason: &str) {
     let thread = thread::current();
     let name = thread.name().unwrap_or("test");
     tell(&format!("SKIPPED {name}: {reason}"));
-    if let Some(path) = env::var_os("VIRTIO_INTER_SKIPS") {
+    report("VIRTIO_INTER_SKIPS", name, reason);
+}
+
+/// Tells something of the running test that its end does not: to `cargo xtask test` by the file that it names in
+/// `VIRTIO_INTER_NOTES`.
+pub(crate) fn note(text: &str) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("test");
+    tell(&format!("{name}: {text}"));
+    report("VIRTIO_INTER_NOTES", name, text);
+}
+
+/// Adds a line to the file that a variable names.
+fn report(variable: &str, name: &str, text: &str) {
+    if let Some(path) = env::var_os(variable) {
         let file = OpenOptions::new().create(true).append(true).open(&path);
         // One write: other tests report to the same file.
-        let line = format!("{name}\t{reason}\n");
+        let line = format!("{name}\t{text}\n");
         if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
             log::warn!("Writing {}: {error}", path.display());
         }

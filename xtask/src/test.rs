@@ -8,7 +8,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,15 @@ enum End {
     Skipped(String),
 }
 
+/// What tests wrote into a file of `name<TAB>text` lines.
+fn told(file: &Path) -> Vec<(String, String)> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.split_once('\t'))
+        .map(|(name, text)| (name.to_owned(), text.to_owned()))
+        .collect()
+}
+
 /// A line of the summary.
 struct Line {
     name: String,
@@ -74,6 +83,8 @@ struct Run {
     lines: Vec<Line>,
     /// Tests report here that they were skipped: `name<TAB>reason` lines.
     skips: PathBuf,
+    /// Here what else there is to tell of one that ran: `name<TAB>note` lines.
+    notes: PathBuf,
     /// And here what became of their parts: `name<TAB>part<TAB>ok|failed<TAB>milliseconds` lines.
     parts: PathBuf,
 }
@@ -90,6 +101,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
         options,
         lines: Vec::new(),
         skips,
+        notes: root().join("target").join("test-notes"),
         parts: root().join("target").join("test-parts"),
     };
     run.all();
@@ -281,9 +293,11 @@ impl Run {
             all.extend(["--", "--test-threads=1"]);
         }
         let _ = fs::remove_file(&self.skips);
+        let _ = fs::remove_file(&self.notes);
         let _ = fs::remove_file(&self.parts);
         let mut child = cargo(&all, environment)
             .env("VIRTIO_INTER_SKIPS", &self.skips)
+            .env("VIRTIO_INTER_NOTES", &self.notes)
             .env("VIRTIO_INTER_PARTS", &self.parts)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -300,7 +314,8 @@ impl Run {
         // Nextest repeats its failures at the end, and shows the inner harness's lines of those.
         let mut seen = std::collections::HashSet::new();
         results.retain(|(name, ..)| (!nextest || name.contains(' ')) && seen.insert(name.clone()));
-        let skipped = self.skipped_tests();
+        let skipped = told(&self.skips);
+        let notes = told(&self.notes);
         let parts = self.parts();
         for (name, passed, took) in &mut results {
             let end = match skipped
@@ -311,8 +326,13 @@ impl Run {
                 None if *passed => End::Passed,
                 None => End::Failed,
             };
+            let notes: String = notes
+                .iter()
+                .filter(|(test, _)| name.ends_with(test.as_str()))
+                .map(|(_, note)| format!("; {note}"))
+                .collect();
             self.lines.push(Line {
-                name: format!("  {what}: {name}"),
+                name: format!("  {what}: {name}{notes}"),
                 end,
                 took: *took,
             });
@@ -334,14 +354,6 @@ impl Run {
         } else {
             End::Failed
         })
-    }
-
-    fn skipped_tests(&self) -> Vec<(String, String)> {
-        let text = fs::read_to_string(&self.skips).unwrap_or_default();
-        text.lines()
-            .filter_map(|line| line.split_once('\t'))
-            .map(|(name, reason)| (name.to_owned(), reason.to_owned()))
-            .collect()
     }
 
     /// What tests told of their parts: the test, the part and whether it passed, and its time.
