@@ -48,24 +48,47 @@ pub(crate) fn remote_program() -> Result<PathBuf> {
 }
 
 /// Starts a VMM, and returns our end of its guest's channel.
-///
-/// The guest's end is the virtio console, which has the VMM's standard input only if that is a terminal. The output is
-/// none: of such a one the VMM wants to know the size, and cannot reboot its guest if it may not.
 pub(crate) fn start(
     name: &str,
-    mut command: Command,
+    command: Command,
     log: &Path,
     cpus: &[usize],
 ) -> Result<(Process, Channel)> {
-    let (to_guest, terminal) = terminal().context("Making a pseudoterminal")?;
-    let (from_guest, output) = io::pipe().context("Making a pipe")?;
-    command.stdin(terminal);
-    let process = Process::start_with_output(name, command, log, cpus, output)?;
-    let channel = Channel {
-        from_guest: OwnedFd::from(from_guest).into(),
-        to_guest,
-    };
-    Ok((process, channel))
+    let (console, channel) = Console::new()?;
+    Ok((console.start(name, command, log, cpus)?, channel))
+}
+
+/// The VMM's end of its guest's channel.
+///
+/// The guest's end is the virtio console, which has the VMM's standard input only if that is a terminal. The output is
+/// none: of such a one the VMM wants to know the size, and cannot reboot its guest if it may not.
+pub(crate) struct Console {
+    input: OwnedFd,
+    output: io::PipeWriter,
+}
+
+impl Console {
+    pub(crate) fn new() -> Result<(Self, Channel)> {
+        let (to_guest, input) = terminal().context("Making a pseudoterminal")?;
+        let (from_guest, output) = io::pipe().context("Making a pipe")?;
+        let channel = Channel {
+            from_guest: OwnedFd::from(from_guest).into(),
+            to_guest,
+        };
+        Ok((Self { input, output }, channel))
+    }
+
+    /// Starts a VMM with it.
+    pub(crate) fn start(
+        self,
+        name: &str,
+        mut command: Command,
+        log: &Path,
+        cpus: &[usize],
+    ) -> Result<Process> {
+        command.stdin(self.input);
+        Process::start_with_output(name, command, log, cpus, self.output)
+    }
 }
 
 /// Both ends of a terminal that passes bytes on as they are.
@@ -92,7 +115,7 @@ pub(crate) fn command(
     let image = Image::of_kernel(kernel)?;
     let mut command = vmm(api)?;
     if config.nics.iter().any(launcher::is_for) {
-        command = launcher::of(&command)?;
+        command = launcher::of(&command, config)?;
     }
     let memory = format!(
         "size={}M{}{}",
@@ -121,7 +144,7 @@ pub(crate) fn command(
         .arg(format!("file={}", config.console(bed).display()))
         .args(["--console", "tty"]);
     for (index, nic) in config.nics.iter().enumerate() {
-        if let Some(value) = launcher::inter_vm(index, nic) {
+        if let Some(value) = launcher::inter_vm(config, index, nic) {
             command.arg("--inter-vm").arg(value);
         }
     }
@@ -204,7 +227,7 @@ impl Vm {
     /// What the VMM refuses, or an interface that does not appear in the guest.
     pub fn plug(&mut self, nic: Nic) -> Result<()> {
         let index = self.config.nics.len();
-        match launcher::inter_vm(index, &nic) {
+        match launcher::inter_vm(&self.config, index, &nic) {
             Some(value) => self.request_ext(&["add-device", &format!("inter-vm,{value}")])?,
             None => self.request(&["add-net", &net(index, &nic)?])?,
         };
@@ -248,31 +271,37 @@ impl Vm {
         Ok(directory)
     }
 
-    /// Kills the VMM and goes on from a snapshot in a new one. Commands under way in the guest go on as well.
+    /// Ends the VMM and goes on from a snapshot in a new one. Commands under way in the guest go on as well. A stock VMM
+    /// is killed; a launcher's is asked to end, as its next one has the same sockets.
     ///
     /// # Errors
     ///
     /// A VMM that does not restore it.
     pub fn restore(&mut self, bed: &Testbed, snapshot: &Path) -> Result<()> {
+        let source = format!("source_url=file://{},resume=true", snapshot.display());
+        let log = bed.path(&format!("vm-{}.log", self.config.name));
+        let name = format!("restored guest {}", self.config.name);
+        if self.config.nics.iter().any(launcher::is_for) {
+            let (console, channel) = Console::new()?;
+            self.agent.expect(Some(channel.from_guest));
+            self.request_ext(&["shutdown-vmm"])?;
+            self.process.wait(ANSWER_LIMIT)?;
+            self.agent.switch(channel.to_guest);
+            let command = launcher::restore(&self.config, &self.monitor, &source)?;
+            self.process = console.start(&name, command, &log, &self.config.cpus)?;
+            return wait_for_vmm(&self.monitor).with_context(|| self.story());
+        }
         self.generation += 1;
         let api = bed.path(&format!("vm-{}-{}.api", self.config.name, self.generation));
-        let (process, channel) = start(
-            &format!("restored guest {}", self.config.name),
-            vmm(&api)?,
-            &bed.path(&format!("vm-{}.log", self.config.name)),
-            &self.config.cpus,
-        )?;
+        let (process, channel) = start(&name, vmm(&api)?, &log, &self.config.cpus)?;
         wait_for_vmm(&api).with_context(|| self.story())?;
         self.agent.expect(Some(channel.from_guest));
         self.process.kill()?;
         self.agent.switch(channel.to_guest);
         (self.process, self.monitor) = (process, api);
-        self.request(&[
-            "restore",
-            &format!("source_url=file://{},resume=true", snapshot.display()),
-        ])
-        .with_context(|| self.story())
-        .map(drop)
+        self.request(&["restore", &source])
+            .with_context(|| self.story())
+            .map(drop)
     }
 }
 

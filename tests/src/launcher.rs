@@ -5,10 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-use crate::{Backend, Nic, Result, Vm, cloud_hypervisor, images};
+use crate::{Backend, Nic, Result, Vm, VmConfig, cloud_hypervisor, images};
 
 /// A program beside the port's.
-fn program(name: &str) -> Result<PathBuf> {
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let path = images::port_program()?.with_file_name(name);
     ensure!(
         path.is_file(),
@@ -24,21 +24,54 @@ pub(crate) fn is_for(nic: &Nic) -> bool {
 }
 
 /// The command that launches what `vmm` would start.
-pub(crate) fn of(vmm: &Command) -> Result<Command> {
+pub(crate) fn of(vmm: &Command, config: &VmConfig) -> Result<Command> {
     let mut command = Command::new(program("cloud-hypervisor-ext")?);
     command
         .env("CLOUD_HYPERVISOR", vmm.get_program())
         .args(vmm.get_args());
+    if let Some(host) = &config.host {
+        command.current_dir(host);
+    }
+    Ok(command)
+}
+
+/// The command that restores a guest from `source`, with its requests taken at `api` as before.
+pub(crate) fn restore(config: &VmConfig, api: &Path, source: &str) -> Result<Command> {
+    let mut command = of(&cloud_hypervisor::vmm(api)?, config)?;
+    command.args(["--restore", source]);
+    for (index, nic) in config.nics.iter().enumerate() {
+        if let Backend::InterVm(segment) = &nic.backend {
+            // All else is the snapshot's.
+            let value = format!("segment={},id=net{index}", segment.display());
+            command.arg("--inter-vm").arg(value);
+        }
+    }
+    Ok(command)
+}
+
+/// The command that takes a guest over, by requests at `api`.
+pub(crate) fn receiver(config: &VmConfig, api: &Path) -> Result<Command> {
+    let mut command = of(&cloud_hypervisor::vmm(api)?, config)?;
+    for (index, nic) in config.nics.iter().enumerate() {
+        if let Some(value) = inter_vm(config, index, nic) {
+            command.arg("--inter-vm").arg(value);
+        }
+    }
     Ok(command)
 }
 
 /// The value of `--inter-vm`, and of `add-device inter-vm,…`; None for another kind of interface.
-pub(crate) fn inter_vm(index: usize, nic: &Nic) -> Option<String> {
+pub(crate) fn inter_vm(config: &VmConfig, index: usize, nic: &Nic) -> Option<String> {
     let Backend::InterVm(segment) = &nic.backend else {
         return None;
     };
+    // The same on each host: it is part of what moves there.
+    let socket = match config.host {
+        Some(_) => format!(",socket=net{index}.sock"),
+        None => String::new(),
+    };
     Some(format!(
-        "segment={},id=net{index},mac={},mtu={},num_queues={},queue_size={}",
+        "segment={},id=net{index},mac={},mtu={},num_queues={},queue_size={}{socket}",
         segment.display(),
         nic.mac,
         nic.mtu,

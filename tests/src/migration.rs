@@ -1,6 +1,7 @@
 //! A running guest goes to another process of this host, under QEMU and Cloud Hypervisor. Commands under way in it go on.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use anyhow::{Context, bail, ensure};
 use serde_json::json;
 
 use crate::monitor::Monitor;
-use crate::{Frontend, Kernel, Process, Result, Testbed, Vm, VmConfig, process, wait};
-use crate::{cloud_hypervisor, qemu, vm};
+use crate::{
+    Backend, Frontend, Kernel, Process, Result, Segment, Testbed, Vm, VmConfig, process, wait,
+};
+use crate::{cloud_hypervisor, launcher, qemu, vm};
 
 /// How long a migration may take: it may have to copy pages again and again.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -21,6 +24,11 @@ const SLOWLY: (u64, u32) = (300 << 20, 1);
 const TO_ITS_END: (u64, u32) = (1 << 40, 10_000);
 /// Times that QEMU asks for what was written, before it is let to its end. The first is the beginning.
 const PASSES: u64 = 4;
+
+/// Of a migration whose memory is copied by Cloud Hypervisor: it stops the guest for the rest once that would take less
+/// than so many milliseconds, or after so many seconds in any case. By default it tries for an hour to stay below 300 ms,
+/// which an emulated processor may never reach.
+const BOUNDS: &str = ",downtime_ms=2000,timeout_s=30,timeout_strategy=ignore";
 
 impl Vm {
     /// Moves the running guest to a new process of its frontend, its memory copied while it runs. Its ports serve both
@@ -104,19 +112,51 @@ impl Vm {
     }
 
     fn migrate_vmm(&mut self, bed: &Testbed, local: bool) -> Result<()> {
+        let config = self.config.clone();
+        self.move_to(bed, config, if local { ",local=on" } else { BOUNDS })
+    }
+
+    /// Moves the running guest, its memory copied while it runs, to a launcher in the directory `host`, whose segments
+    /// its interfaces are then on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Vm::migrate`].
+    pub fn migrate_to(&mut self, bed: &Testbed, host: &Path, segments: &[&Segment]) -> Result<()> {
+        let mut config = self.config.clone().on_host(host);
+        for (nic, segment) in config.nics.iter_mut().zip(segments) {
+            nic.backend = Backend::InterVm(segment.path().to_path_buf());
+        }
+        self.move_to(bed, config, BOUNDS)
+            .with_context(|| self.story())
+    }
+
+    /// Moves the guest to a new VMM. With interfaces of a launcher's that is launched as well, with the same devices.
+    fn move_to(&mut self, bed: &Testbed, config: VmConfig, options: &str) -> Result<()> {
         let name = self.next_name();
         let api = bed.path(&format!("vm-{name}.api"));
         let socket = bed.path(&format!("vm-{name}.migration"));
+        let is_launched = config.nics.iter().any(launcher::is_for);
+        let (command, remote) = if is_launched {
+            let remote = launcher::program("ch-remote-ext")?;
+            (launcher::receiver(&config, &api)?, remote)
+        } else {
+            (
+                cloud_hypervisor::vmm(&api)?,
+                cloud_hypervisor::remote_program()?,
+            )
+        };
         let (mut process, channel) = cloud_hypervisor::start(
             &format!("VMM {name}"),
-            cloud_hypervisor::vmm(&api)?,
+            command,
             &bed.path(&format!("vm-{name}.log")),
-            &self.config.cpus,
+            &config.cpus,
         )?;
-        cloud_hypervisor::wait_for_vmm(&api)?;
+        cloud_hypervisor::wait_for_vmm(&api).with_context(|| process.log())?;
         let url = format!("unix:{}", socket.display());
-        let mut receive = Command::new(cloud_hypervisor::remote_program()?);
+        let mut receive = Command::new(&remote);
         receive
+            .env("CH_REMOTE", cloud_hypervisor::remote_program()?)
             .arg("--api-socket")
             .arg(&api)
             .args(["receive-migration", &format!("receiver_url={url}")])
@@ -129,10 +169,9 @@ impl Vm {
             Ok(socket.exists().then_some(()))
         })?;
         self.agent.expect(Some(channel.from_guest));
-        let option = if local { ",local=on" } else { "" };
+        let send = ["send-migration", &format!("destination_url={url}{options}")];
         // The answer comes before the migration is over; what became of it, the receiver tells.
-        let moved = self
-            .request(&["send-migration", &format!("destination_url={url}{option}")])
+        let moved = cloud_hypervisor::request_by(&remote, &self.monitor, &send)
             .and_then(|_| receive.wait(LIMIT))
             .and_then(|status| {
                 ensure!(
@@ -151,7 +190,7 @@ impl Vm {
         self.agent.switch(channel.to_guest);
         // The former has no guest any more, and ends by itself.
         self.process.wait(START_LIMIT)?;
-        (self.process, self.monitor) = (process, api);
+        (self.process, self.monitor, self.config) = (process, api, config);
         fs::remove_file(&socket).ok();
         Ok(())
     }

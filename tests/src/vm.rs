@@ -51,6 +51,8 @@ pub struct VmConfig {
     pub shares_memory: bool,
     /// Memory in MiB that can be plugged in, and how (`acpi`, `virtio-mem`); Cloud Hypervisor only.
     pub hotplug: Option<(u32, String)>,
+    /// A directory that stands for a host of its own: a launcher runs in it, and its ports' sockets are relative to it.
+    pub host: Option<PathBuf>,
 }
 
 impl VmConfig {
@@ -65,6 +67,7 @@ impl VmConfig {
             cpus: Vec::new(),
             shares_memory: true,
             hotplug: None,
+            host: None,
         }
     }
 
@@ -86,6 +89,15 @@ impl VmConfig {
     pub fn hotplug(self, memory: u32, method: &str) -> Self {
         Self {
             hotplug: Some((memory, method.to_owned())),
+            ..self
+        }
+    }
+
+    /// The same with its launcher in the directory `host`.
+    #[must_use]
+    pub fn on_host(self, host: &Path) -> Self {
+        Self {
+            host: Some(host.to_path_buf()),
             ..self
         }
     }

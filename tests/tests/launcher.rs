@@ -51,6 +51,13 @@ fn exchange(a: &Vm, b: &Vm, nic: usize) -> Result<()> {
     Ok(())
 }
 
+fn finish(transfer: tools::Transfer, bytes: u64) -> Result<()> {
+    let report = transfer.finish(LIMIT)?;
+    assert_eq!(report.sent_checksum, report.peer_checksum);
+    assert_eq!((report.peer_received, report.received), (bytes, bytes));
+    Ok(())
+}
+
 /// The process of a guest's first port.
 fn port_process(vm: &Vm) -> Result<Option<Pid>> {
     let pid = vm.inter_vm_ports()?[0]["pid"].as_i64();
@@ -116,9 +123,7 @@ fn a_connection_outlasts_ports_that_their_supervisor_starts_again() {
                 killed.elapsed()
             ));
         }
-        let report = transfer.finish(LIMIT)?;
-        assert_eq!(report.sent_checksum, report.peer_checksum);
-        assert_eq!((report.peer_received, report.received), (BYTES, BYTES));
+        finish(transfer, BYTES)?;
         assert_eq!(a.inter_vm_ports()?[0]["restarts"], 2);
         Ok(())
     });
@@ -150,5 +155,86 @@ fn ports_end_with_the_guest_and_with_its_launcher() {
         // For the next launcher to take over.
         assert!(second.exists());
         Ok(())
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_connection_outlasts_snapshot_and_restore_by_the_launcher() {
+    cloud_hypervisor_test(|bed| {
+        let segment = Segment::new(bed, "web")?;
+        let mut vms = pair(bed, &segment)?;
+        let plan = tools::TransferPlan::both_ways(2 * BYTES);
+        let address = vms[1].nic(0).ipv4();
+        let mut transfer = tools::Transfer::start(&vms[0], &vms[1], address, plan)?;
+        for victim in [0, 1] {
+            transfer.wait_for_progress(transfer.progress() + BYTES / 4, LIMIT)?;
+            let start = Instant::now();
+            let snapshot = vms[victim].snapshot(bed, &format!("snapshot-{victim}"))?;
+            vms[victim].restore(bed, &snapshot)?;
+            let stall = transfer.longest_stall(start, BYTES / 8, LIMIT)?;
+            tell(&format!(
+                "TCP stood still for {stall:.2?} while guest {victim} was saved and restored with its launcher"
+            ));
+            let ports = vms[victim].inter_vm_ports()?;
+            assert_eq!(
+                ports[0]["status"]["frontend"]["queues_running"], 2,
+                "{ports}"
+            );
+            assert_eq!(ports[0]["mac"], vms[victim].nic(0).mac.to_string());
+        }
+        finish(transfer, 2 * BYTES)
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_guest_moves_to_the_launcher_of_another_host() {
+    cloud_hypervisor_test(|bed| {
+        // Each with a segment of its own: segments are of one host.
+        let here = Segment::new(bed, "here")?;
+        let there = Segment::new(bed, "there")?;
+        let (from, to) = (bed.path("host-1"), bed.path("host-2"));
+        for host in [&from, &to] {
+            std::fs::create_dir(host)?;
+        }
+        let config =
+            |name, host, segment| VmConfig::new(name, CH).nic(Nic::inter_vm(segment, host));
+        let mut moving = Vm::start(bed, config("moving", 1, &here).on_host(&from))?;
+        let left = Vm::start(bed, config("left", 2, &here))?;
+        let met = Vm::start(bed, config("met", 3, &there))?;
+        for vm in [&moving, &left, &met] {
+            vm.ready()?;
+        }
+        moving.put("/tmp/mark", b"not rebooted")?;
+        let former = moving.supervisor_directory();
+        // So that there is something to log.
+        let plan = tools::TransferPlan::both_ways(100 * BYTES);
+        let mut load = tools::Transfer::start(&moving, &left, left.nic(0).ipv4(), plan)?;
+        load.wait_for_progress(BYTES / 4, LIMIT)?;
+        let start = Instant::now();
+        moving.migrate_to(bed, &to, &[&there])?;
+        tell(&format!(
+            "moved to the launcher of another host in {:.2?}",
+            start.elapsed()
+        ));
+        drop(load);
+        // Its former ports went with the launcher that had them.
+        assert!(!former.exists(), "{}", former.display());
+        assert_eq!(moving.get("/tmp/mark")?, b"not rebooted");
+        let ports = moving.inter_vm_ports()?;
+        assert_eq!(
+            ports[0]["status"]["frontend"]["queues_running"], 2,
+            "{ports}"
+        );
+        let plan = tools::TransferPlan::both_ways(BYTES);
+        let transfer = tools::Transfer::start(&moving, &met, met.nic(0).ipv4(), plan)?;
+        finish(transfer, BYTES)
     });
 }

@@ -231,3 +231,19 @@ fn a_program_that_cannot_be_run() {
         "{text}"
     );
 }
+
+#[test]
+fn a_socket_that_another_vms_port_has() {
+    let (first, second) = (Place::new(), Place::new());
+    // As where a VM is to move to another launcher of the same host.
+    let socket = format!(",socket={}", first.text("sock"));
+    let running = first.run(&["--kernel", "k", "--inter-vm", &first.device(&socket)]);
+    let port = running.ports()[0].pid.unwrap();
+    let launcher = second.launcher(&["--inter-vm", &second.device(&socket), "--kernel", "k"]);
+    let text = complaint(&second, launcher, 1);
+    assert!(
+        text.contains(&format!("sock is in use by process {port}")),
+        "{text}"
+    );
+    running.end();
+}
