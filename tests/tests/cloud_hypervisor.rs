@@ -321,8 +321,8 @@ fn move_once(vm: &mut Vm, bed: &Testbed, local: bool) -> Result<Duration> {
 /// What Cloud Hypervisor says of a device that does not log.
 const NOT_SUPPORTED: &str = "MigrationNotSupported";
 
-/// Whether a guest could not be moved as its VMM had taken it over itself: up to version 53 that forgets that the port
-/// can log. The guest must not notice.
+/// Whether a guest could not be moved as its VMM had taken it over itself: that forgets that the port can log (version
+/// 53, and main of August 2026). The guest must not notice.
 fn refused_again<T>(moved: &Result<T>) -> bool {
     moved
         .as_ref()
