@@ -87,6 +87,19 @@ impl Tap {
         self.mtu
     }
 
+    /// The same command, run where the device is.
+    pub(crate) fn enter(&self, command: &Command) -> Command {
+        let mut inside = self.command(command.get_program());
+        inside.args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => inside.env(name, value),
+                None => inside.env_remove(name),
+            };
+        }
+        inside
+    }
+
     /// A command that runs `program` where the device is.
     pub(crate) fn command(&self, program: &std::ffi::OsStr) -> Command {
         let mut command = Command::new("ip");

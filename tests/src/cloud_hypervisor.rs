@@ -117,6 +117,14 @@ pub(crate) fn command(
     if config.nics.iter().any(launcher::is_for) {
         command = launcher::of(&command, config)?;
     }
+    // All taps of one guest are in one namespace.
+    let tap = config.nics.iter().find_map(|nic| match &nic.backend {
+        Backend::Tap(tap) => Some(tap),
+        _ => None,
+    });
+    if let Some(tap) = tap {
+        command = tap.enter(&command);
+    }
     let memory = format!(
         "size={}M{}{}",
         config.memory,
@@ -172,12 +180,13 @@ pub(crate) fn vmm(api: &Path) -> Result<Command> {
 
 /// The value of `--net`, and of `ch-remote add-net`.
 fn net(index: usize, nic: &Nic) -> Result<String> {
-    let Backend::VhostUser(socket) = &nic.backend else {
-        bail!("Guests of Cloud Hypervisor have no taps here");
+    let backend = match &nic.backend {
+        Backend::VhostUser(socket) => format!("vhost_user=on,socket={}", socket.display()),
+        Backend::Tap(tap) => format!("tap={}", tap.name()),
+        Backend::InterVm(_) => bail!("--inter-vm is the launcher's"),
     };
     Ok(format!(
-        "id=net{index},vhost_user=on,socket={},mac={},mtu={},num_queues={},queue_size={}",
-        socket.display(),
+        "id=net{index},{backend},mac={},mtu={},num_queues={},queue_size={}",
         nic.mac,
         nic.mtu,
         2 * nic.queues,

@@ -74,7 +74,11 @@ pub(crate) fn target() -> PathBuf {
 }
 
 /// The `virtio-inter` program: what `VIRTIO_INTER_BIN` names, else the later of the workspace's builds.
-pub(crate) fn port_program() -> Result<PathBuf> {
+///
+/// # Errors
+///
+/// None there.
+pub fn port_program() -> Result<PathBuf> {
     if let Some(path) = env::var_os("VIRTIO_INTER_BIN") {
         return Ok(path.into());
     }

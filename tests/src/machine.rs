@@ -2,7 +2,7 @@
 //! which KVM does. A test that needs KVM runs in there as it is: the machine holds this very program, the port,
 //! Cloud Hypervisor and the guests' images, and is told to run the one test.
 //!
-//! It shows function; it cannot show speed. The emulated processor is not perfect: some machines hang or panic, and
+//! It shows function, and of speed only which of two ways in it is ahead. The emulated processor is not perfect: some machines hang or panic, and
 //! some guests in them triple-fault. So a machine that does not get ready, does not answer any more, or in which a guest
 //! triple-faulted and the test failed, is given up for a new one, and that is said; a test that fails otherwise has failed.
 
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, ensure};
 use virtio_inter_agent::PORT_NAME;
 
-use crate::agent::{Agent, Channel, Job};
+use crate::agent::{Agent, Channel, Job, Output};
 use crate::cpio::Archive;
 use crate::images::{self, Image};
 use crate::testbed::{note, tell};
@@ -35,8 +35,10 @@ const PULSE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Set for what runs in the machine.
 const INSIDE: &str = "VIRTIO_INTER_INSIDE";
-/// Where the machine has what it was given.
+/// Where the machine has what it was given …
 const HOST: &str = "/host";
+/// … and what it calls the program that is to run there.
+const PROGRAM: &str = "program";
 
 /// Runs a test that needs guests of Cloud Hypervisor: here where KVM works, else in the nested machine. Without a
 /// `cloud-hypervisor` it is skipped.
@@ -46,16 +48,16 @@ const HOST: &str = "/host";
 /// When the test fails.
 #[allow(clippy::panic, reason = "this is how a test fails")]
 pub fn cloud_hypervisor_test(test: impl FnOnce(&Testbed) -> Result<()>) {
-    let Some(program) = cloud_hypervisor::program() else {
+    if cloud_hypervisor::program().is_none() {
         skip("no cloud-hypervisor here: set CLOUD_HYPERVISOR, or put it and ch-remote into PATH");
         return;
-    };
+    }
     if is_inside() || kvm::runs_stock_kernels() {
         guest_test(test);
         return;
     }
     let name = thread::current().name().unwrap_or("test").to_owned();
-    let supplies = match Supplies::new(&program) {
+    let supplies = match supplies_of_test() {
         Ok(supplies) => supplies,
         Err(error) => panic!("{name}: {error:#}"),
     };
@@ -81,7 +83,7 @@ pub fn cloud_hypervisor_test(test: impl FnOnce(&Testbed) -> Result<()>) {
 }
 
 /// Whether this program runs in the nested machine.
-pub(crate) fn is_inside() -> bool {
+pub fn is_inside() -> bool {
     env::var_os(INSIDE).is_some()
 }
 
@@ -107,19 +109,28 @@ enum End {
 }
 
 /// What a machine is made of.
-struct Supplies {
+pub struct Supplies {
     image: Image,
     files: BTreeMap<String, PathBuf>,
 }
 
 impl Supplies {
-    /// An error is nobody's but the user's: something was not built.
-    fn new(cloud_hypervisor: &Path) -> Result<Self> {
+    /// Those of a machine that holds `program`, the port's program, Cloud Hypervisor and the guests' images.
+    ///
+    /// # Errors
+    ///
+    /// They are nobody's but the user's: something was not built.
+    pub fn new(program: &Path, port: &Path) -> Result<Self> {
         Ok(Self {
             image: Image::of_machine()?,
-            files: contents(cloud_hypervisor)?,
+            files: contents(program, port)?,
         })
     }
+}
+
+fn supplies_of_test() -> Result<Supplies> {
+    let tests = env::current_exe().context("Finding this program")?;
+    Supplies::new(&tests, &images::port_program()?)
 }
 
 /// Runs the test of that name in a new machine. An error is the machine's.
@@ -161,14 +172,19 @@ struct TestOutput {
 }
 
 /// A running nested machine, killed when dropped.
-struct Machine {
+pub struct Machine {
     process: Process,
     agent: Agent,
     console: PathBuf,
 }
 
 impl Machine {
-    fn boot(bed: &Testbed, Supplies { image, files }: &Supplies) -> Result<Self> {
+    /// Boots a machine.
+    ///
+    /// # Errors
+    ///
+    /// A machine that is not ready within 120 s.
+    pub fn boot(bed: &Testbed, Supplies { image, files }: &Supplies) -> Result<Self> {
         let initramfs = bed.path("machine.cpio");
         add_to_initramfs(&image.initramfs, &initramfs, files)
             .context("Filling the nested machine")?;
@@ -213,6 +229,36 @@ impl Machine {
 
     /// Runs the test, shows its output as it comes, and returns it.
     fn run_test(&self, name: &str) -> Result<TestOutput> {
+        let arguments = ["--exact", name, "--nocapture", "--test-threads=1"];
+        Ok(match self.run(&arguments, TEST_LIMIT, true)? {
+            Some(output) => {
+                let passed = output.success();
+                let text = output.stdout + &output.stderr;
+                TestOutput {
+                    passed: passed && text.contains("1 passed"),
+                    text,
+                }
+            }
+            // The machine lives, so the test is to blame.
+            None => TestOutput {
+                passed: false,
+                text: String::new(),
+            },
+        })
+    }
+
+    /// Runs the program that the machine was given, and shows what it writes to standard error as it comes, and to
+    /// standard output if `shows_all`. None: it did not end within `limit`.
+    ///
+    /// # Errors
+    ///
+    /// A machine that ended, or does not answer any more.
+    pub fn run(
+        &self,
+        arguments: &[&str],
+        limit: Duration,
+        shows_all: bool,
+    ) -> Result<Option<Output>> {
         let environment = [
             format!("{INSIDE}=1"),
             format!("PATH={HOST}/bin:/bin:/usr/bin"),
@@ -222,38 +268,26 @@ impl Machine {
             format!("{}={HOST}/images", images::DIRECTORY),
             "RUST_BACKTRACE=0".to_owned(),
         ];
-        let program = format!("{HOST}/bin/tests");
-        let mut arguments = vec!["env"];
-        arguments.extend(environment.iter().map(String::as_str));
-        arguments.extend([
-            &*program,
-            "--exact",
-            name,
-            "--nocapture",
-            "--test-threads=1",
-        ]);
-        let mut job = self.agent.spawn(&arguments)?;
+        let program = format!("{HOST}/bin/{PROGRAM}");
+        let mut line = vec!["env"];
+        line.extend(environment.iter().map(String::as_str));
+        line.push(&program);
+        line.extend(arguments);
+        let mut job = self.agent.spawn(&line)?;
         job.close_stdin()?;
         let start = Instant::now();
         let mut shown = Shown::default();
         loop {
             let end = job.wait_for_end(PULSE);
-            shown.show(&job);
+            shown.show(&job, shows_all);
             if let Some(output) = end.with_context(|| self.story())? {
-                let text = output.stdout + &output.stderr;
-                return Ok(TestOutput {
-                    passed: output.code == Some(0) && text.contains("1 passed"),
-                    text,
-                });
+                return Ok(Some(output));
             }
             self.check_pulse().with_context(|| self.story())?;
-            if start.elapsed() > TEST_LIMIT {
-                // The machine lives, so the test is to blame.
-                tell(&format!("{name} did not end within {TEST_LIMIT:?}"));
-                return Ok(TestOutput {
-                    passed: false,
-                    text: String::new(),
-                });
+            if start.elapsed() > limit {
+                let line = arguments.join(" ");
+                tell(&format!("`{line}` did not end within {limit:?}"));
+                return Ok(None);
             }
         }
     }
@@ -289,11 +323,13 @@ struct Shown {
 }
 
 impl Shown {
-    fn show(&mut self, job: &Job) {
-        for (text, shown) in [
-            (job.stdout(), &mut self.stdout),
-            (job.stderr(), &mut self.stderr),
-        ] {
+    fn show(&mut self, job: &Job, shows_all: bool) {
+        let stdout = if shows_all {
+            job.stdout()
+        } else {
+            String::new()
+        };
+        for (text, shown) in [(stdout, &mut self.stdout), (job.stderr(), &mut self.stderr)] {
             if let Some(new) = text.get(*shown..).filter(|new| !new.is_empty()) {
                 tell(new.trim_end());
                 *shown = text.len();
@@ -303,17 +339,18 @@ impl Shown {
 }
 
 /// What the machine is given: file by path.
-fn contents(cloud_hypervisor: &Path) -> Result<BTreeMap<String, PathBuf>> {
+fn contents(program: &Path, port: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let cloud_hypervisor = cloud_hypervisor::program().context("No cloud-hypervisor")?;
     let mut files = BTreeMap::new();
     let mut programs = vec![
-        ("tests", env::current_exe().context("Finding this program")?),
-        ("virtio-inter", images::port_program()?),
-        ("cloud-hypervisor", cloud_hypervisor.to_path_buf()),
+        (PROGRAM, program.to_path_buf()),
+        ("virtio-inter", port.to_path_buf()),
+        ("cloud-hypervisor", cloud_hypervisor),
         ("ch-remote", cloud_hypervisor::remote_program()?),
     ];
     // The launcher and its like, where they were built.
     for name in ["cloud-hypervisor-ext", "ch-remote-ext"] {
-        let path = images::port_program()?.with_file_name(name);
+        let path = port.with_file_name(name);
         if path.is_file() {
             programs.push((name, path));
         }

@@ -107,7 +107,14 @@ const RECIPES: &[Recipe] = &[
         package: "linux-image-cloud-amd64",
         is_meta: true,
         is_uml: false,
-        modules: &["virtio_pci", "virtio_console", "ipv6", "kvm_amd"],
+        modules: &[
+            "virtio_pci",
+            "virtio_console",
+            "ipv6",
+            "kvm_amd",
+            "tun",
+            "bridge",
+        ],
     },
     Recipe {
         name: "uml",
@@ -286,7 +293,10 @@ impl Recipe {
 }
 
 /// The packages that `download` fetches from the suite which `name` begins with, unpacked; kept from then on.
-fn unpacked(name: &str, download: impl FnOnce(&Apt, &Path) -> Result<()>) -> Result<PathBuf> {
+pub(crate) fn unpacked(
+    name: &str,
+    download: impl FnOnce(&Apt, &Path) -> Result<()>,
+) -> Result<PathBuf> {
     let place = directory().join("packages").join(name);
     if place.is_dir() {
         return Ok(place);
