@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::open_vswitch::LARGEST_FRAME;
 use crate::placement::Placement;
 
 /// The groups of the report.
@@ -56,6 +57,8 @@ pub enum Environment {
     Qemu,
     /// Guests of Cloud Hypervisor.
     CloudHypervisor,
+    /// The same in a nested machine, whose processor QEMU emulates, where this machine has no KVM for them.
+    Nested,
     /// Processes of the host, without guests.
     Host,
 }
@@ -67,6 +70,7 @@ impl Environment {
             Self::Uml => "uml",
             Self::Qemu => "qemu",
             Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Nested => "nested",
             Self::Host => "host",
         }
     }
@@ -77,6 +81,7 @@ impl Environment {
             Self::Uml => "User Mode Linux",
             Self::Qemu => "QEMU",
             Self::CloudHypervisor => "Cloud Hypervisor",
+            Self::Nested => "Cloud Hypervisor on an emulated processor",
             Self::Host => "processes of the host",
         }
     }
@@ -96,6 +101,8 @@ pub enum Way {
     NetVhost,
     /// Through one DPDK testpmd with two memif ports.
     Memif,
+    /// Through Open vSwitch with DPDK and two vhost-user ports.
+    OvsDpdk,
     /// Through a link alone.
     Link,
     /// Through a stream socket of the Unix family.
@@ -115,11 +122,17 @@ impl Way {
             Self::Tap => "tap + bridge",
             Self::NetVhost => "testpmd net_vhost",
             Self::Memif => "testpmd net_memif",
+            Self::OvsDpdk => "Open vSwitch with DPDK",
             Self::Link => "link",
             Self::UnixStream => "AF_UNIX stream",
             Self::Pipe => "pipe",
             Self::Memcpy => "memcpy",
         }
+    }
+
+    /// Whether it moves frames of that many bytes.
+    pub fn takes(self, size: u32) -> bool {
+        self != Self::OvsDpdk || size <= LARGEST_FRAME
     }
 
     /// How often the host copies each byte between the two ends.
@@ -130,6 +143,7 @@ impl Way {
             Self::Inter
             | Self::Tap
             | Self::NetVhost
+            | Self::OvsDpdk
             | Self::Link
             | Self::UnixStream
             | Self::Pipe => 2,
@@ -142,7 +156,7 @@ impl Way {
     pub fn processes(self) -> u8 {
         match self {
             Self::Inter => 2,
-            Self::NetVhost | Self::Memif => 1,
+            Self::NetVhost | Self::Memif | Self::OvsDpdk => 1,
             Self::Loopback
             | Self::Tap
             | Self::Link
@@ -154,7 +168,7 @@ impl Way {
 }
 
 /// How one case is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Test {
     /// netperf TCP_STREAM; a size is that of a message.
     TcpStream,
@@ -186,6 +200,8 @@ pub enum Test {
     Pairs,
     /// Streams from all guests to one; a size is the number of ports.
     AllToOne,
+    /// Memory of ports that have met; a size is the number of ports.
+    Memory,
     /// Ports with nothing to do; a size is the number of ports.
     Idle,
 }
@@ -208,6 +224,7 @@ impl Test {
             Self::Bytes { batch, .. } => return format!("batch_{batch}"),
             Self::Pairs => "pairs",
             Self::AllToOne => "all_to_one",
+            Self::Memory => "memory",
             Self::Idle => "idle",
         };
         name.to_owned()
@@ -215,7 +232,7 @@ impl Test {
 }
 
 /// One line of the plan: every size on every way, in each round.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Case {
     /// Where it is reported.
     pub group: Group,
@@ -247,7 +264,8 @@ impl Case {
 
     /// Measurements in one round.
     pub fn steps(&self) -> usize {
-        self.ways.len() * self.sizes.len()
+        let of_size = |size: &u32| self.ways.iter().filter(|way| way.takes(*size)).count();
+        self.sizes.iter().map(of_size).sum()
     }
 }
 

@@ -1,8 +1,6 @@
-//! Many guests on one segment and one bridge: how much they move together, and what they cost when idle.
+//! Many guests on one segment and one bridge: how much they move together.
 
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use virtio_inter_tests::{
@@ -13,7 +11,6 @@ use virtio_inter_tests::{
 use crate::case::{Test, Way};
 use crate::guests::{MTU, cpu_time_of};
 use crate::measured::Measured;
-use crate::run::PATIENCE;
 
 /// Index of the interfaces in each guest.
 const INTER: usize = 0;
@@ -24,8 +21,6 @@ const TAP_MAC_BASE: u8 = 0x80;
 const SECONDS: u32 = 2;
 /// Message size of the streams.
 const MESSAGE: u32 = 65536;
-/// How long idle ports are watched.
-const IDLE: Duration = Duration::from_secs(10);
 
 /// Guests with a port and a tap each. What stands on another is dropped before it.
 pub struct Crowd {
@@ -122,68 +117,4 @@ impl Crowd {
         let ports = self.ports.iter_mut().map(Port::process);
         guests.chain(ports).map(|process| &*process).collect()
     }
-}
-
-/// Starts `count` ports on one segment without guests and watches them do nothing.
-///
-/// # Errors
-///
-/// A port that does not start, ports that do not come to rest.
-pub fn idle(count: u32, program: Option<&Path>) -> Result<Measured> {
-    let bed = Testbed::new("the bench")?;
-    let segment = Segment::new(&bed, "idle")?;
-    let mut ports = Vec::new();
-    for host in 1..=u8::try_from(count).context("Too many ports")? {
-        let mut config = PortConfig::new(&segment, &format!("port{host}"), host).mtu(MTU);
-        config.program = program.map(Path::to_path_buf);
-        ports.push(Port::start(&bed, config)?);
-    }
-    let sleeps = |ports: &mut Vec<Port>| -> Result<u64> {
-        ports.iter_mut().map(|port| port.process().sleeps()).sum()
-    };
-    let cpu = |ports: &mut Vec<Port>| -> Result<Duration> {
-        ports.iter_mut().map(|port| port.process().cpu_time()).sum()
-    };
-    // All have met all when nothing moves for a second.
-    let start = Instant::now();
-    let mut before = sleeps(&mut ports)?;
-    loop {
-        watch(Duration::from_secs(1));
-        let now = sleeps(&mut ports)?;
-        if now == before {
-            break;
-        }
-        before = now;
-        if start.elapsed() > PATIENCE {
-            // Then they never rest, and that is the figure.
-            break;
-        }
-    }
-    let (sleeps_before, cpu_before) = (sleeps(&mut ports)?, cpu(&mut ports)?);
-    watch(IDLE);
-    let wakeups = sleeps(&mut ports)? - sleeps_before;
-    let spent = cpu(&mut ports)?.saturating_sub(cpu_before);
-    let memory: u64 = ports
-        .iter_mut()
-        .map(|port| port.process().proportional_memory())
-        .sum::<Result<u64>>()?;
-    let each = memory as f64 / f64::from(count) / 1024.0;
-    let measured = Measured::one("idle", "KiB of memory a port", each)
-        .and(
-            "idle_wakeups",
-            "wake-ups in 10 s, all ports",
-            wakeups as f64,
-        )
-        .and(
-            "idle_cpu",
-            "ms of CPU in 10 s, all ports",
-            spent.as_secs_f64() * 1e3,
-        );
-    measured.check()?;
-    Ok(measured)
-}
-
-/// Lets that much time go by: here time itself is what is measured.
-fn watch(time: Duration) {
-    thread::sleep(time);
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use virtio_inter_tests::{
     Bridge, Frontend, Job, Kernel, Mac, Nic, Port, PortConfig, Process, Segment, Testbed, Vm,
-    VmConfig, tools,
+    VmConfig, is_inside, tools,
 };
 
 use crate::case::{Environment, Test, Way};
@@ -23,8 +23,10 @@ const INTER: usize = 0;
 const TAP: usize = 1;
 /// The taps have addresses of their own.
 const TAP_MAC_BASE: u8 = 0x80;
-/// Seconds of one measurement.
+/// Seconds of one measurement …
 const SECONDS: u32 = 1;
+/// … and of one on an emulated processor, which translates what it has not run yet.
+const EMULATED_SECONDS: u32 = 2;
 /// Messages, or bursts of them, in a second when parties are to sleep in between.
 const IDLE_RATE: u32 = 100;
 /// Messages of a burst.
@@ -37,6 +39,8 @@ pub struct Pair {
     guests: [Vm; 2],
     ports: [Port; 2],
     _bridge: Bridge,
+    /// Seconds of one measurement.
+    seconds: u32,
 }
 
 impl Pair {
@@ -69,6 +73,11 @@ impl Pair {
             guests,
             ports: [port_a, port_b],
             _bridge: bridge,
+            seconds: if is_inside() {
+                EMULATED_SECONDS
+            } else {
+                SECONDS
+            },
         })
     }
 
@@ -171,15 +180,16 @@ impl Pair {
         let (server, address) = self.server(way)?;
         let client = &self.guests[0];
         let name = test.id();
+        let seconds = self.seconds;
         Ok(match test {
             Test::TcpStream => {
-                let stream = tools::tcp_stream(client, address, SECONDS, size)?;
+                let stream = tools::tcp_stream(client, address, seconds, size)?;
                 ensure!(stream.seconds > 0.0, "netperf took no time");
                 let rate = stream.bytes * 8.0 / stream.seconds / 1e9;
                 Measured::one(&name, "Gbit/s", rate).moved(stream.bytes)
             }
             Test::TcpRr => {
-                let rate = tools::tcp_rr_of(client, address, SECONDS, size)?;
+                let rate = tools::tcp_rr_of(client, address, seconds, size)?;
                 Measured::one(&name, "µs", rate.mean_us)
             }
             Test::PingPong { tcp, loaded } => {
@@ -189,26 +199,26 @@ impl Pair {
                     tools::Transport::Udp
                 };
                 let _load = loaded
-                    .then(|| tools::BulkStream::start(client, server, address, SECONDS + 30))
+                    .then(|| tools::BulkStream::start(client, server, address, seconds + 30))
                     .transpose()?;
                 let pace = tools::Pace::PingPong;
-                latency(&name, client, address, transport, pace)?
+                latency(&name, client, address, transport, pace, seconds)?
             }
             Test::AfterIdle => {
                 let pace = tools::Pace::Each {
                     per_second: IDLE_RATE,
                 };
-                latency(&name, client, address, tools::Transport::Tcp, pace)?
+                latency(&name, client, address, tools::Transport::Tcp, pace, seconds)?
             }
             Test::Burst => {
                 let pace = tools::Pace::Bursts {
                     per_second: IDLE_RATE,
                     messages: BURST,
                 };
-                latency(&name, client, address, tools::Transport::Tcp, pace)?
+                latency(&name, client, address, tools::Transport::Tcp, pace, seconds)?
             }
             Test::Datagrams => {
-                let datagrams = tools::iperf3_udp(client, server, address, SECONDS, size)?;
+                let datagrams = tools::iperf3_udp(client, server, address, seconds, size)?;
                 Measured::one(&name, "1/s", datagrams.per_second)
                     .and(&format!("{name}_loss"), "%", datagrams.loss * 100.0)
                     .moved(datagrams.received * f64::from(size))
@@ -224,8 +234,9 @@ fn latency(
     address: IpAddr,
     transport: tools::Transport,
     pace: tools::Pace,
+    seconds: u32,
 ) -> Result<Measured> {
-    let times = tools::half_round_trip(client, address, transport, pace, SECONDS)?;
+    let times = tools::half_round_trip(client, address, transport, pace, seconds)?;
     Ok(Measured::one(name, "µs", times.median_us)
         .and(&format!("{name}_p99"), "µs", times.p99_us)
         .and(&format!("{name}_p99_9"), "µs", times.p99_9_us))
@@ -254,7 +265,9 @@ pub fn frontend(environment: Environment) -> Result<Frontend> {
     Ok(match environment {
         Environment::Uml => Frontend::Uml,
         Environment::Qemu => Frontend::Qemu(Kernel::Debian13),
-        Environment::CloudHypervisor => Frontend::CloudHypervisor(Kernel::Debian13),
+        Environment::CloudHypervisor | Environment::Nested => {
+            Frontend::CloudHypervisor(Kernel::Debian13)
+        }
         other => bail!("No guests are booted by {}", other.name()),
     })
 }

@@ -9,6 +9,7 @@ use virtio_inter_tests::{Port, PortConfig, Process, Segment, Testbed};
 use crate::case::{Test, Way};
 use crate::guests::cpu_time_of;
 use crate::measured::Measured;
+use crate::open_vswitch::OpenVswitch;
 use crate::parties::{Outcome, Task};
 use crate::run::Programs;
 use crate::testpmd::{GENERATOR_MACS, Interface, Testpmd};
@@ -59,7 +60,7 @@ impl Host {
     /// Lets frames circle between two ports of one testpmd that are joined by `way`.
     fn forward(&self, way: Way, size: u32) -> Result<Measured> {
         let bed = Testbed::new("the bench")?;
-        let (mut ports, mut switch) = (Vec::new(), None);
+        let (mut ports, mut switch, mut vswitch) = (Vec::new(), None, None);
         let interfaces = match way {
             Way::Inter => {
                 let segment = Segment::new(&bed, "forward")?;
@@ -89,20 +90,32 @@ impl Host {
                 switch = Some(Testpmd::forwarder(&bed, "switch", &behind, self.far, size)?);
                 sockets.map(Interface::MemifClient).to_vec()
             }
+            Way::OvsDpdk => {
+                let packages = self.programs.open_vswitch.as_deref();
+                let packages = packages.context("No Open vSwitch with DPDK")?;
+                let started = OpenVswitch::start(&bed, packages, self.far)?;
+                let sockets = started.sockets();
+                vswitch = Some(started);
+                sockets.map(Interface::VirtioUser).to_vec()
+            }
             other => bail!("testpmd is not joined by {}", other.name()),
         };
         let mut generator =
             Testpmd::generator(&bed, "generator", &interfaces, [self.near, self.far], size)?;
+        if let Some(vswitch) = &vswitch {
+            vswitch.wait_for_drivers()?;
+        }
         generator.start_circling()?;
-        let spent = |ports: &mut Vec<Port>, switch: &Option<Testpmd>| {
+        let mut spent = || {
             let mut all: Vec<&Process> = ports.iter_mut().map(|port| &*port.process()).collect();
             all.extend(switch.as_ref().map(Testpmd::process));
+            all.extend(vswitch.as_ref().map(OpenVswitch::process));
             cpu_time_of(&all)
         };
-        let cpu = spent(&mut ports, &switch)?;
+        let cpu = spent()?;
         let (start, first) = generator.received()?;
         let (end, last) = generator.received_after(start + WINDOW)?;
-        let cpu = spent(&mut ports, &switch)?.saturating_sub(cpu);
+        let cpu = spent()?.saturating_sub(cpu);
         generator.quit()?;
         let frames = (last - first) as f64;
         let seconds = (end - start).as_secs_f64();

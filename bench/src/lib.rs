@@ -10,8 +10,11 @@ pub mod crowd;
 pub mod goals;
 pub mod guests;
 pub mod host;
+pub mod idle;
 pub mod machine;
 pub mod measured;
+pub mod nested;
+pub mod open_vswitch;
 pub mod options;
 pub mod parties;
 pub mod placement;
@@ -51,6 +54,7 @@ pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) 
         let facts = Facts {
             cpus: cpus.len(),
             has_testpmd: testpmd::is_there(),
+            has_open_vswitch: programs.open_vswitch.is_some(),
             has_cloud_hypervisor: virtio_inter_tests::cloud_hypervisor_program().is_some(),
             has_kvm,
         };
@@ -168,6 +172,7 @@ mod tests {
         let facts = Facts {
             cpus: 2,
             has_testpmd: true,
+            has_open_vswitch: true,
             has_cloud_hypervisor: false,
             has_kvm: false,
         };

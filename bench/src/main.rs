@@ -1,10 +1,23 @@
-//! `virtio-inter-bench`: moves bytes between two processes, for `cargo xtask bench`.
+//! `virtio-inter-bench`: what `cargo xtask bench` has done by processes of their own.
 #![forbid(unsafe_code)]
 
 use anyhow::Result;
 use clap::Parser;
-use virtio_inter_bench::parties;
+use virtio_inter_bench::{nested, parties};
+
+/// Its command line, which `cargo xtask bench` writes.
+#[derive(Parser)]
+enum Line {
+    /// Moves bytes between two processes
+    Bytes(parties::Line),
+    /// Measures between guests of Cloud Hypervisor, in the nested machine
+    Guests(nested::Line),
+}
 
 fn main() -> Result<()> {
-    parties::run(&parties::Line::parse(), std::io::stdout().lock())
+    let out = std::io::stdout().lock();
+    match Line::parse() {
+        Line::Bytes(line) => parties::run(&line, out),
+        Line::Guests(line) => nested::run_inside(&line, out),
+    }
 }

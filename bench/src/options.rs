@@ -9,14 +9,14 @@ use crate::case::Group;
 /// Options of `cargo xtask bench`.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// Fewer sizes and rounds: under ten minutes instead of about an hour.
+    /// Fewer sizes and rounds: under ten minutes instead of about 35.
     #[arg(long)]
     pub quick: bool,
     /// Only this group (paper, latency, udp, peers, link, scale), or a part of it, as
     /// `paper/uml/one-cpu/tcp_stream`; several with commas. What was measured of others is kept.
     #[arg(long, value_name = "GROUP[/PART…]", value_delimiter = ',', value_parser = group)]
     pub only: Vec<String>,
-    /// Rounds of each measurement [default: 5, with --quick 3, some fewer]
+    /// Rounds of each measurement [default: 5 for goals and 3 for others, with --quick 3 and 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: Option<u32>,
     /// Add rounds to those that the result file has, instead of replacing them.

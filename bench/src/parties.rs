@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use clap::Args;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
@@ -53,9 +53,8 @@ pub struct Outcome {
     pub cpu_seconds: f64,
 }
 
-/// The command line of `virtio-inter-bench`, which `cargo xtask bench` writes.
-#[derive(Parser)]
-#[command(about = "Moves bytes between two processes, for `cargo xtask bench`")]
+/// The arguments of `virtio-inter-bench bytes`.
+#[derive(Args)]
 pub struct Line {
     /// link, unix-stream, pipe or memcpy
     #[arg(long)]
@@ -78,7 +77,7 @@ pub struct Line {
 }
 
 impl Task {
-    /// The arguments that say this to `virtio-inter-bench`.
+    /// The arguments that say this to `virtio-inter-bench`, its subcommand first.
     pub fn arguments(&self) -> Vec<String> {
         let way = match self.way {
             Way::Link => "link",
@@ -87,6 +86,7 @@ impl Task {
             _ => "memcpy",
         };
         let mut arguments = vec![
+            "bytes".to_owned(),
             format!("--way={way}"),
             format!("--size={}", self.size),
             format!("--batch={}", self.batch),
@@ -256,7 +256,14 @@ fn next(place: &mut usize, len: usize, memory: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    enum Program {
+        Bytes(Line),
+    }
 
     #[test]
     fn arguments_say_the_task() {
@@ -271,7 +278,7 @@ mod tests {
         };
         let mut words = vec!["virtio-inter-bench".to_owned()];
         words.extend(task.arguments());
-        let line = Line::try_parse_from(words).unwrap();
+        let Program::Bytes(line) = Program::try_parse_from(words).unwrap();
         let read = line.task().unwrap();
         assert_eq!(format!("{read:?}"), format!("{task:?}"));
         assert!(!line.receive);

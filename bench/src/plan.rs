@@ -1,6 +1,8 @@
 //! The cases of a run: which ones, with which sizes, and what cannot be run on this machine.
 
 use crate::case::{Case, Environment, Group, Test, Way, is_asked_for};
+use crate::goals::GOAL_CPUS;
+use crate::open_vswitch::LARGEST_FRAME;
 use crate::options::Options;
 use crate::placement::Placement;
 use crate::results::NotRun;
@@ -12,6 +14,8 @@ pub struct Facts {
     pub cpus: usize,
     /// Whether testpmd is there.
     pub has_testpmd: bool,
+    /// Whether Open vSwitch with DPDK is there.
+    pub has_open_vswitch: bool,
     /// Whether a `cloud-hypervisor` program is there.
     pub has_cloud_hypervisor: bool,
     /// Whether KVM runs stock kernels, as Cloud Hypervisor needs.
@@ -37,7 +41,7 @@ pub fn plan(options: &Options, facts: Facts) -> Plan {
     let quick = options.quick;
     guests(&mut plan, quick, facts);
     peers(&mut plan, quick, facts);
-    scale(&mut plan, quick);
+    scale(&mut plan, quick, facts);
     if let Some(rounds) = options.rounds {
         for case in &mut plan.cases {
             case.rounds = rounds;
@@ -77,16 +81,28 @@ impl Plan {
     }
 }
 
+/// Rounds of what is part of a goal, and of what is not.
+struct Rounds {
+    goal: u32,
+    other: u32,
+}
+
+impl Rounds {
+    fn new(quick: bool) -> Self {
+        if quick {
+            return Self { goal: 3, other: 1 };
+        }
+        Self { goal: 5, other: 3 }
+    }
+}
+
 /// Message sizes, 64 B to 64 KiB.
 fn stream_sizes(quick: bool) -> Vec<u32> {
-    if quick {
-        return vec![64, 512, 4096, 65536];
-    }
-    (6..=16).map(|power| 1 << power).collect()
+    let step = if quick { 5 } else { 1 };
+    (6..=16).step_by(step).map(|power| 1 << power).collect()
 }
 
 fn guests(plan: &mut Plan, quick: bool, facts: Facts) {
-    let rounds = if quick { 3 } else { 5 };
     for placement in [
         Placement::OneCpu,
         Placement::PerGuest,
@@ -103,16 +119,13 @@ fn guests(plan: &mut Plan, quick: bool, facts: Facts) {
             }
             continue;
         }
-        guests_in(plan, Environment::Uml, placement, quick, rounds);
+        guests_in(plan, Environment::Uml, placement, quick);
     }
     // QEMU's own threads would wait for each other on one CPU.
-    let rounds = if quick { 1 } else { 3 };
-    guests_in(plan, Environment::Qemu, Placement::Free, quick, rounds);
+    guests_in(plan, Environment::Qemu, Placement::Free, quick);
     let why = match (facts.has_cloud_hypervisor, facts.has_kvm) {
         (true, true) => {
-            let rounds = if quick { 3 } else { 5 };
-            let environment = Environment::CloudHypervisor;
-            return guests_in(plan, environment, Placement::Free, quick, rounds);
+            return guests_in(plan, Environment::CloudHypervisor, Placement::Free, quick);
         }
         (false, _) => "no cloud-hypervisor program on this machine",
         (true, false) => "KVM does not run stock kernels on this machine",
@@ -120,57 +133,82 @@ fn guests(plan: &mut Plan, quick: bool, facts: Facts) {
     for group in [Group::Paper, Group::Latency, Group::Udp] {
         plan.skip(&format!("{}/cloud-hypervisor", group.id()), why);
     }
-}
-
-fn guests_in(
-    plan: &mut Plan,
-    environment: Environment,
-    placement: Placement,
-    quick: bool,
-    rounds: u32,
-) {
-    let is_short = quick && environment == Environment::Qemu;
-    let paper = (Group::Paper, environment, placement);
-    let streams = if is_short {
-        vec![64, 1024, 65536]
+    if facts.has_cloud_hypervisor {
+        nested(plan, quick);
     } else {
-        stream_sizes(quick)
-    };
-    let transactions: &[u32] = if quick {
-        &[1, 16384]
-    } else {
-        &[1, 4, 16, 64, 256, 1024, 4096, 16384]
-    };
-    plan.add(paper, Test::TcpStream, &GUEST_WAYS, &streams, rounds);
-    plan.add(paper, Test::TcpRr, &GUEST_WAYS, transactions, rounds);
-    let latency = (Group::Latency, environment, placement);
-    for tcp in [true, false] {
-        for loaded in [false, true] {
-            if loaded && !tcp && quick {
-                continue;
-            }
-            if loaded && is_short {
-                continue;
-            }
-            plan.add(
-                latency,
-                Test::PingPong { tcp, loaded },
-                &GUEST_WAYS,
-                &[64],
-                rounds,
-            );
+        for group in [Group::Paper, Group::Latency] {
+            plan.skip(&format!("{}/nested", group.id()), why);
         }
     }
-    if !is_short {
-        plan.add(latency, Test::AfterIdle, &GUEST_WAYS, &[64], rounds);
-        plan.add(latency, Test::Burst, &GUEST_WAYS, &[64], rounds);
+}
+
+fn guests_in(plan: &mut Plan, environment: Environment, placement: Placement, quick: bool) {
+    let mut rounds = Rounds::new(quick);
+    // No goal rests on QEMU alone, and emulation levels all ways.
+    let is_short = environment == Environment::Qemu;
+    if is_short {
+        rounds.goal = rounds.other;
+    }
+    let paper = (Group::Paper, environment, placement);
+    let streams = match is_short && !quick {
+        true => stream_sizes(false).into_iter().step_by(2).collect(),
+        false => stream_sizes(quick),
+    };
+    let transactions: &[u32] = match (quick, is_short) {
+        (true, _) => &[1, 16384],
+        (false, true) => &[1, 256, 16384],
+        (false, false) => &[1, 4, 16, 64, 256, 1024, 4096, 16384],
+    };
+    let ways = &GUEST_WAYS;
+    plan.add(paper, Test::TcpStream, ways, &streams, rounds.goal);
+    plan.add(paper, Test::TcpRr, ways, transactions, rounds.other);
+    let latency = (Group::Latency, environment, placement);
+    for (tcp, loaded) in [(true, false), (true, true), (false, false), (false, true)] {
+        let rounds = match (tcp, loaded) {
+            (true, false) => rounds.goal,
+            _ => rounds.other,
+        };
+        // In a hurry: what else there is to know of latency, once.
+        if quick && (loaded || !tcp) && placement != Placement::OneCpu {
+            continue;
+        }
+        if quick && loaded && !tcp {
+            continue;
+        }
+        let test = Test::PingPong { tcp, loaded };
+        plan.add(latency, test, ways, &[64], rounds);
+    }
+    if !quick || placement == Placement::OneCpu {
+        plan.add(latency, Test::AfterIdle, ways, &[64], rounds.other);
+        plan.add(latency, Test::Burst, ways, &[64], rounds.other);
     }
     let udp = (Group::Udp, environment, placement);
-    plan.add(udp, Test::Datagrams, &GUEST_WAYS, &[64, 1400], rounds);
+    let rounds = match environment {
+        Environment::CloudHypervisor => rounds.goal,
+        _ => rounds.other,
+    };
+    plan.add(udp, Test::Datagrams, ways, &[64, 1400], rounds);
+}
+
+/// What an emulated processor can tell: which way is ahead.
+fn nested(plan: &mut Plan, quick: bool) {
+    let Rounds { goal, .. } = Rounds::new(quick);
+    let place = |group| (group, Environment::Nested, Placement::Free);
+    let sizes: &[u32] = if quick { &[65536] } else { &[1024, 65536] };
+    let (tcp, loaded) = (true, false);
+    plan.add(
+        place(Group::Paper),
+        Test::TcpStream,
+        &GUEST_WAYS,
+        sizes,
+        goal,
+    );
+    let ping_pong = Test::PingPong { tcp, loaded };
+    plan.add(place(Group::Latency), ping_pong, &GUEST_WAYS, &[64], goal);
 }
 
 fn peers(plan: &mut Plan, quick: bool, facts: Facts) {
-    let rounds = if quick { 3 } else { 5 };
+    let rounds = Rounds::new(quick);
     if facts.cpus < 2 {
         for group in [Group::Peers, Group::Link] {
             plan.skip(group.id(), "needs 2 CPUs, this machine has 1");
@@ -178,19 +216,29 @@ fn peers(plan: &mut Plan, quick: bool, facts: Facts) {
         return;
     }
     let place = |group| (group, Environment::Host, Placement::PerGuest);
-    let ways = [Way::Inter, Way::NetVhost, Way::Memif];
+    let mut ways = vec![Way::Inter, Way::NetVhost, Way::Memif];
+    if facts.has_open_vswitch {
+        ways.push(Way::OvsDpdk);
+        let why = format!("it takes no frames above {LARGEST_FRAME} bytes");
+        plan.skip("peers/host/per-guest/forward/ovs-dpdk/16384", &why);
+    } else {
+        let why = "Debian's packages of it could not be had on this machine";
+        plan.skip("peers/host/per-guest/forward/ovs-dpdk", why);
+    }
     if facts.has_testpmd {
-        plan.add(place(Group::Peers), Test::Forward, &ways, &FRAMES, rounds);
+        plan.add(
+            place(Group::Peers),
+            Test::Forward,
+            &ways,
+            &FRAMES,
+            rounds.goal,
+        );
     } else {
         plan.skip(
             "peers/host/per-guest/forward",
             "no dpdk-testpmd on this machine",
         );
     }
-    plan.skip(
-        "peers/host/ovs-dpdk",
-        "not measured: a switch that polls as testpmd does, which stands for it here",
-    );
     let between = [Way::Link, Way::UnixStream, Way::Pipe, Way::Memcpy];
     let usual = Test::Bytes {
         batch: 32,
@@ -201,7 +249,7 @@ fn peers(plan: &mut Plan, quick: bool, facts: Facts) {
     } else {
         &[64, 1500, 16384, 65536]
     };
-    plan.add(place(Group::Peers), usual, &between, sizes, rounds);
+    plan.add(place(Group::Peers), usual, &between, sizes, rounds.other);
     let sizes: &[u32] = if quick {
         &[64, 1500, 65536]
     } else {
@@ -214,7 +262,7 @@ fn peers(plan: &mut Plan, quick: bool, facts: Facts) {
             batch: *batch,
             cold: false,
         };
-        plan.add(place(Group::Link), test, &ways, sizes, rounds);
+        plan.add(place(Group::Link), test, &ways, sizes, rounds.other);
     }
     let cold = Test::Bytes {
         batch: 32,
@@ -225,21 +273,27 @@ fn peers(plan: &mut Plan, quick: bool, facts: Facts) {
         cold,
         &ways,
         &[1500, 16384, 65536],
-        rounds.max(5),
+        rounds.goal,
     );
 }
 
-fn scale(plan: &mut Plan, quick: bool) {
-    let rounds = if quick { 2 } else { 5 };
+fn scale(plan: &mut Plan, quick: bool, facts: Facts) {
+    let rounds = Rounds::new(quick);
     let place = (Group::Scale, Environment::Uml, Placement::Free);
     let ways = [Way::Inter, Way::Tap];
     let ports: &[u32] = if quick { &[2, 8] } else { &[2, 4, 8, 16] };
-    plan.add(place, Test::Pairs, &ways, ports, rounds);
+    let judged = match facts.cpus >= GOAL_CPUS {
+        true => rounds.goal,
+        false => rounds.other,
+    };
+    plan.add(place, Test::Pairs, &ways, ports, judged);
     let ports: &[u32] = if quick { &[4] } else { &[2, 4, 8, 16] };
-    plan.add(place, Test::AllToOne, &ways, ports, rounds);
+    plan.add(place, Test::AllToOne, &ways, ports, rounds.other);
     let place = (Group::Scale, Environment::Host, Placement::Free);
-    let rounds = if quick { 1 } else { 3 };
-    plan.add(place, Test::Idle, &[Way::Inter], &[64], rounds);
+    let ports: &[u32] = if quick { &[2, 16] } else { &[2, 4, 8, 16, 32] };
+    plan.add(place, Test::Memory, &[Way::Inter], ports, 1);
+    let idle = if quick { rounds.other } else { rounds.goal };
+    plan.add(place, Test::Idle, &[Way::Inter], &[64], idle);
 }
 
 #[cfg(test)]
@@ -250,6 +304,7 @@ mod tests {
     const TWO_CPUS: Facts = Facts {
         cpus: 2,
         has_testpmd: true,
+        has_open_vswitch: true,
         has_cloud_hypervisor: false,
         has_kvm: false,
     };
@@ -284,6 +339,7 @@ mod tests {
         let small = Facts {
             cpus: 1,
             has_testpmd: false,
+            has_open_vswitch: false,
             ..TWO_CPUS
         };
         assert!(planned(&["--only", "peers,link"], small).cases.is_empty());

@@ -230,7 +230,7 @@ fn base(table: &Table) -> Option<Way> {
         (Group::Paper | Group::Latency | Group::Udp, _) => Some(Way::Loopback),
         (Group::Peers, "forward") => Some(Way::NetVhost),
         (Group::Peers | Group::Link, _) => Some(Way::Memcpy),
-        (Group::Scale, metric) if !metric.starts_with("idle") => Some(Way::Tap),
+        (Group::Scale, "pairs" | "all_to_one") => Some(Way::Tap),
         (Group::Scale, _) => None,
     }
 }
@@ -271,6 +271,7 @@ fn metric_name(metric: &str) -> String {
         "cold" => "batches of 32, cold memory".to_owned(),
         "pairs" => "streams between pairs, total".to_owned(),
         "all_to_one" => "streams from all to one, total".to_owned(),
+        "memory" => "memory of ports".to_owned(),
         "idle" => "idle ports".to_owned(),
         other => match other.strip_prefix("batch_") {
             Some(batch) => format!("batches of {batch}"),
@@ -307,9 +308,10 @@ fn group_words(group: Group) -> &'static str {
         }
         Group::Peers => {
             "Frames: one testpmd with two ports, on one CPU, receives on each and sends on the other 1024 frames that \
-             circle; on the other CPU is what joins the two ports: two ports of virtio-inter, or one more testpmd \
-             that polls. CPU is that of the joining side, which polls where it is testpmd. Both directions are \
-             counted. Memory is in pages of 4 KiB. Bytes: two processes with a CPU each."
+             circle; on the other CPU is what joins the two ports: two ports of virtio-inter, one more testpmd, or Open \
+             vSwitch with two flows. Testpmd and Open vSwitch poll, and map the memory of both ends; the ports sleep, and \
+             each maps one. CPU is that of the joining side. Both directions are counted. Memory is in pages of 4 KiB. \
+             Bytes: two processes with a CPU each."
         }
         Group::Link => {
             "Two processes on two CPUs. Payloads come from and go to 1 MiB of memory, or, cold, to 64 MiB, as the \
@@ -317,8 +319,8 @@ fn group_words(group: Group) -> &'static str {
         }
         Group::Scale => {
             "Guests of User Mode Linux wherever the host puts them; streams of two seconds with messages of 64 KiB. \
-             Idle: ports without guests on one segment, after each has met each; memory is resident, with what two ports \
-             share divided between them."
+             Memory and idleness: ports without guests on one segment, after each has met each; memory is resident, with \
+             what two ports share divided between them."
         }
     }
 }

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use virtio_inter_tests::{Testbed, stop_here_if_ending};
+use virtio_inter_tests::{Testbed, is_inside, stop_here_if_ending};
 
 use crate::case::{Case, Environment, Group, Test, Way};
-use crate::crowd::{self, Crowd};
+use crate::crowd::Crowd;
 use crate::guests::{self, Pair};
 use crate::host::Host;
+use crate::idle;
 use crate::measured::Measured;
+use crate::nested;
 use crate::placement::Placement;
 use crate::progress::Progress;
 use crate::results::{Results, Row};
@@ -23,6 +25,8 @@ pub struct Programs {
     pub port: Option<PathBuf>,
     /// `virtio-inter-bench`, which moves bytes between processes of the host.
     pub bench: PathBuf,
+    /// The directory with Open vSwitch's unpacked packages, if they could be had.
+    pub open_vswitch: Option<PathBuf>,
 }
 
 /// A run on its way.
@@ -71,11 +75,17 @@ impl Run {
             Environment::Uml,
             Environment::Qemu,
             Environment::CloudHypervisor,
+            Environment::Nested,
         ] {
             let some = pick(cases, |case| {
                 case.environment == environment && case.group != Group::Scale
             });
-            if !some.is_empty() {
+            if some.is_empty() {
+                continue;
+            }
+            if environment == Environment::Nested && !is_inside() {
+                self.measure_nested(&some)?;
+            } else {
                 self.measure_guests(environment, &some)?;
             }
         }
@@ -86,15 +96,19 @@ impl Run {
             self.measure_host(&host)?;
         }
         let crowd = pick(cases, |case| {
-            case.group == Group::Scale && case.test != Test::Idle
+            case.group == Group::Scale && case.environment != Environment::Host
         });
         if !crowd.is_empty() {
             self.measure_crowd(&crowd)?;
         }
-        let idle = pick(cases, |case| case.test == Test::Idle);
-        if !idle.is_empty() {
+        let alone = pick(cases, |case| {
+            case.group == Group::Scale && case.environment == Environment::Host
+        });
+        if !alone.is_empty() {
             let program = self.programs.port.clone();
-            self.rounds(&idle, |_, _, size| crowd::idle(size, program.as_deref()))?;
+            self.rounds(&alone, |case, _, size| {
+                idle::measure(case.test, size, program.as_deref())
+            })?;
         }
         Ok(())
     }
@@ -131,12 +145,66 @@ impl Run {
                 self.skip_all(&some, &format!("{error:#}"))?;
                 continue;
             }
+            if environment == Environment::Nested {
+                // Untimed: what runs for the first time is slow there.
+                for way in [Way::Loopback, Way::Inter, Way::Tap] {
+                    if let Err(error) = pair.measure(Test::TcpStream, way, 65536) {
+                        self.progress.say(&format!("{}: {error:#}", way.name()));
+                    }
+                }
+            }
             self.rounds(&some, |case, way, size| pair.measure(case.test, way, size))?;
         }
         if self.broken.len() > gaps {
             bed.keep();
         }
         Ok(())
+    }
+
+    /// Has a nested machine measure. Those that hang or stop are given up for a new one, with what they measured.
+    fn measure_nested(&mut self, cases: &[Case]) -> Result<()> {
+        let mut why = String::new();
+        let mut left = cases.to_vec();
+        for attempt in 1..=MACHINES {
+            self.progress
+                .begin(format!("Booting nested machine {attempt} of {MACHINES}"));
+            match nested::measure(&self.programs, &left) {
+                Ok(results) => {
+                    if let Some(note) = results.not_run.first() {
+                        why = format!("{}: {}", note.what, note.why);
+                    }
+                    self.take_whole_rounds(&mut left, results);
+                    self.results.save(&self.file)?;
+                }
+                Err(error) => why = format!("{error:#}"),
+            }
+            stop_here_if_ending();
+            if left.is_empty() {
+                return Ok(());
+            }
+            self.progress
+                .say(&format!("Nested machine {attempt} is given up: {why}"));
+        }
+        self.skip_all(&left, &format!("{MACHINES} nested machines failed: {why}"))
+    }
+
+    /// Takes over the rounds of which nothing is missing, and strikes them off what is left to do.
+    fn take_whole_rounds(&mut self, left: &mut Vec<Case>, results: Results) {
+        let whole = nested::whole_rounds(left, &results);
+        if whole > 0 {
+            for row in &results.rows {
+                let mut row = row.clone();
+                row.rounds.truncate(whole);
+                row.cpu_seconds_per_gb.truncate(whole);
+                self.results.add(row);
+            }
+        }
+        for case in left.iter_mut() {
+            self.progress.skip(case.steps() * whole);
+            let done = u32::try_from(whole).unwrap_or(u32::MAX);
+            case.rounds = case.rounds.saturating_sub(done);
+        }
+        left.retain(|case| case.rounds > 0);
     }
 
     /// Measures between processes of the host.
@@ -175,7 +243,8 @@ impl Run {
         for round in 0..rounds {
             for case in cases.iter().filter(|case| round < case.rounds) {
                 for (index, size) in case.sizes.iter().enumerate() {
-                    for way in rotated(&case.ways, round as usize + index) {
+                    let ways = rotated(&case.ways, round as usize + index);
+                    for way in ways.into_iter().filter(|way| way.takes(*size)) {
                         self.step(case, way, *size, round, &mut measure);
                     }
                 }
@@ -275,6 +344,8 @@ impl Run {
     }
 }
 
+/// Nested machines tried: an emulated processor is not perfect.
+const MACHINES: u32 = 3;
 /// How long a host may be waited for before a case counts as failed, beside the time of its measurement.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -162,7 +162,7 @@ impl Testpmd {
         })
     }
 
-    /// Sends the first frames until some come back: the other end may not be there yet.
+    /// Sends the first frames until each port receives some: the other end may not be there yet, or not wholly.
     ///
     /// # Errors
     ///
@@ -171,13 +171,14 @@ impl Testpmd {
         let start = Instant::now();
         loop {
             self.command(&format!("start tx_first {BURSTS}"))?;
-            let (asked, first) = self.received()?;
-            let (_, last) = self.received_after(asked + Duration::from_millis(200))?;
-            if last > first {
+            let (asked, first) = self.counts()?;
+            wait_until(asked + Duration::from_millis(200));
+            let (_, last) = self.counts()?;
+            if last.iter().zip(&first).all(|(last, first)| last > first) {
                 return Ok(());
             }
             if start.elapsed() > LIMIT {
-                bail!("No frame came back: {}", self.process.log());
+                bail!("Frames do not come back: {}", end_of(&self.process.log()));
             }
             self.command("stop")?;
         }
@@ -189,6 +190,11 @@ impl Testpmd {
     ///
     /// A testpmd that does not answer.
     pub fn received(&mut self) -> Result<(Instant, u64)> {
+        let (now, counts) = self.counts()?;
+        Ok((now, counts.iter().sum()))
+    }
+
+    fn counts(&mut self) -> Result<(Instant, Vec<u64>)> {
         let answer = self.command("show port stats all")?;
         let now = Instant::now();
         let frames = received_in(&answer)
@@ -202,7 +208,7 @@ impl Testpmd {
     ///
     /// As for [`Self::received`].
     pub fn received_after(&mut self, time: Instant) -> Result<(Instant, u64)> {
-        std::thread::sleep(time.saturating_duration_since(Instant::now()));
+        wait_until(time);
         self.received()
     }
 
@@ -222,14 +228,26 @@ fn buffer(size: u32) -> u32 {
     (size + 64).max(2048).next_multiple_of(64)
 }
 
-/// The sum over all ports in what `show port stats all` writes.
-fn received_in(answer: &str) -> Option<u64> {
+/// Lets time go by in which frames circle: that time is what is measured.
+fn wait_until(time: Instant) {
+    std::thread::sleep(time.saturating_duration_since(Instant::now()));
+}
+
+/// The last lines of a log.
+fn end_of(log: &str) -> String {
+    const LINES: usize = 12;
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join(" | ")
+}
+
+/// What each port received, in what `show port stats all` writes.
+fn received_in(answer: &str) -> Option<Vec<u64>> {
     let counts: Vec<u64> = answer
         .split("RX-packets:")
         .skip(1)
         .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
         .collect();
-    (!counts.is_empty()).then(|| counts.iter().sum())
+    (!counts.is_empty()).then_some(counts)
 }
 
 /// Whether there is a testpmd on this machine.
@@ -244,12 +262,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_of_all_ports_are_summed() {
+    fn frames_of_each_port_are_read() {
         let answer = "show port stats all\n\n  #### NIC statistics for port 0  ####\n\
                       \x20 RX-packets: 303680     RX-missed: 0          RX-bytes:  19435520\n\
                       \x20 TX-packets: 304000     TX-errors: 0\n\
                       \x20 RX-packets: 20     RX-missed: 0\ntestpmd> ";
-        assert_eq!(received_in(answer), Some(303_700));
+        assert_eq!(received_in(answer), Some(vec![303_680, 20]));
         assert_eq!(received_in("Command not found\ntestpmd> "), None);
     }
 

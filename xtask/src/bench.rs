@@ -26,6 +26,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Programs {
             port: None,
             bench: PathBuf::new(),
+            open_vswitch: None,
         }
     } else {
         ensure!(
@@ -67,5 +68,6 @@ fn build() -> Result<Programs> {
     Ok(Programs {
         port: (!is_named).then(|| built.join("virtio-inter")),
         bench: built.join("virtio-inter-bench"),
+        open_vswitch: setup::open_vswitch(),
     })
 }

@@ -2,6 +2,7 @@
 //!
 //! Nothing is installed that is there already, so a machine that is set up needs no root and no network.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -98,6 +99,36 @@ pub(crate) fn ensure_peers() {
     if let Err(error) = install(&["dpdk"], false) {
         eprintln!("Installing dpdk: {error:#}");
     }
+}
+
+/// Open vSwitch with DPDK, unpacked and not installed, so that no daemon of it is started; none where it cannot be had.
+pub(crate) fn open_vswitch() -> Option<PathBuf> {
+    const PACKAGES: [&str; 3] = [
+        "openvswitch-common",
+        "openvswitch-switch",
+        "openvswitch-switch-dpdk",
+    ];
+    const PROGRAM: &str = "usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+    let mirror = Mirror::of_this_machine().ok()?;
+    let name = format!("{}-openvswitch", mirror.codename);
+    let place = image::unpacked(&name, |apt, directory| {
+        PACKAGES
+            .iter()
+            .try_for_each(|package| apt.download(package, directory))
+    })
+    .inspect_err(|error| eprintln!("Getting Open vSwitch: {error:#}"))
+    .ok()?;
+    let starts = || {
+        let output = Command::new(place.join(PROGRAM)).arg("--version").output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    // The one library that DPDK's packages do not bring along.
+    if !starts()
+        && let Err(error) = install(&["libunbound8"], false)
+    {
+        eprintln!("Installing libunbound8: {error:#}");
+    }
+    starts().then_some(place)
 }
 
 /// Installs what is missing, for any command.

@@ -1,0 +1,141 @@
+//! Measurements between guests of Cloud Hypervisor where this machine has no KVM for them: this very program goes into
+//! the nested machine with the cases, takes the rounds there, and writes what came of them.
+//!
+//! The processor there is emulated, so only ratios within it are figures.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use virtio_inter_tests::{Machine, Supplies, Testbed, port_program};
+
+use crate::case::{Case, Way};
+use crate::placement::allowed_cpus;
+use crate::results::{At, Results};
+use crate::run::{Programs, Run};
+
+/// What booting guests on an emulated processor may take …
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// … and one measurement.
+const STEP_LIMIT: Duration = Duration::from_secs(15);
+
+/// The arguments of `virtio-inter-bench guests`.
+#[derive(Args)]
+pub struct Line {
+    /// The cases, as JSON
+    #[arg(long)]
+    cases: String,
+}
+
+/// Boots a nested machine and has it take the cases.
+///
+/// # Errors
+///
+/// What is missing here; a machine that hung or ended, as an emulated one may.
+pub fn measure(programs: &Programs, cases: &[Case]) -> Result<Results> {
+    let bed = Testbed::new("the nested machine")?;
+    let port = match &programs.port {
+        Some(port) => port.clone(),
+        None => port_program()?,
+    };
+    let outcome = in_machine(&bed, &programs.bench, &port, cases);
+    if outcome.is_err() {
+        bed.keep();
+    }
+    outcome
+}
+
+fn in_machine(bed: &Testbed, program: &Path, port: &Path, cases: &[Case]) -> Result<Results> {
+    let machine = Machine::boot(bed, &Supplies::new(program, port)?)?;
+    let steps: usize = cases
+        .iter()
+        .map(|case| case.steps() * case.rounds as usize)
+        .sum();
+    let limit = BOOT_LIMIT + STEP_LIMIT * u32::try_from(steps).context("Too many steps")?;
+    let cases = serde_json::to_string(cases)?;
+    let output = machine
+        .run(&["guests", "--cases", &cases], limit, false)?
+        .with_context(|| format!("Nothing was measured within {limit:?}"))?;
+    ensure!(output.success(), "The bench failed in the nested machine");
+    serde_json::from_str(output.stdout.trim())
+        .with_context(|| format!("The nested machine wrote: {}", output.stdout))
+}
+
+/// How many rounds of the cases have all their rows.
+pub fn whole_rounds(cases: &[Case], results: &Results) -> usize {
+    let rounds = |case: &Case, way: Way, size: u32| {
+        let metric = case.test.id();
+        let at = At {
+            group: case.group,
+            environment: case.environment,
+            placement: case.placement,
+            metric: &metric,
+        };
+        results
+            .row(&at, way, size)
+            .map_or(0, |row| row.rounds.len())
+    };
+    cases
+        .iter()
+        .flat_map(|case| {
+            let sizes = case.sizes.iter();
+            sizes.flat_map(move |size| case.ways.iter().map(move |way| rounds(case, *way, *size)))
+        })
+        .min()
+        .unwrap_or(0)
+}
+
+/// Takes the cases where this runs; the results go to `out` as JSON.
+///
+/// # Errors
+///
+/// Arguments that are no cases, a place that cannot be written.
+pub fn run_inside(line: &Line, mut out: impl Write) -> Result<()> {
+    let cases: Vec<Case> = serde_json::from_str(&line.cases).context("Reading the cases")?;
+    let programs = Programs {
+        port: None,
+        bench: std::env::current_exe().context("Finding this program")?,
+        open_vswitch: None,
+    };
+    let steps = cases
+        .iter()
+        .map(|case| case.steps() * case.rounds as usize)
+        .sum();
+    let file = std::env::temp_dir().join("results.json");
+    let mut run = Run::new(programs, allowed_cpus()?, Results::default(), file, steps);
+    run.measure_all(&cases)?;
+    serde_json::to_writer(&mut out, &run.finish())?;
+    writeln!(out)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::{Environment, Group, Test};
+    use crate::placement::Placement;
+    use crate::results::tests::row;
+
+    #[test]
+    fn a_round_is_whole_when_no_way_lacks_it() {
+        let case = Case {
+            group: Group::Paper,
+            environment: Environment::Uml,
+            placement: Placement::OneCpu,
+            test: Test::TcpStream,
+            ways: vec![Way::Inter, Way::Tap],
+            sizes: vec![64],
+            rounds: 3,
+        };
+        let mut results = Results::default();
+        results.add(row(Way::Inter, 64, &[1.0, 2.0]));
+        assert_eq!(whole_rounds(std::slice::from_ref(&case), &results), 0);
+        results.add(row(Way::Tap, 64, &[1.0]));
+        assert_eq!(whole_rounds(std::slice::from_ref(&case), &results), 1);
+        let text = serde_json::to_string(&case).unwrap();
+        let read: Case = serde_json::from_str(&text).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{case:?}"));
+    }
+}
