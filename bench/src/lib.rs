@@ -70,6 +70,9 @@ pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) 
             .map(|case| case.steps() * case.rounds as usize)
             .sum();
         let mut run = Run::new(programs, cpus, results, file, steps);
+        if options.quick {
+            run.hurry();
+        }
         run.measure_all(&plan.cases)?;
         verdict = run.verdict();
         results = run.finish();

@@ -76,10 +76,27 @@ impl Table {
     }
 }
 
+/// What ends the name of a value that stands beside another in one table, and its column's title.
+const COMPANIONS: [(&str, &str); 6] = [
+    ("_p99", "99 %"),
+    ("_p99_9", "99.9 %"),
+    ("_loss", "lost, %"),
+    ("_each", "ns each"),
+    ("_wakeups", "wake-ups in 10 s"),
+    ("_cpu", "ms of CPU in 10 s"),
+];
+
+fn is_companion(metric: &str) -> bool {
+    COMPANIONS
+        .iter()
+        .any(|(suffix, _)| metric.ends_with(suffix))
+}
+
 /// The tables of a group, in the order of their first rows.
 pub fn tables(results: &Results, group: Group) -> Vec<Table> {
     let mut tables: Vec<Table> = Vec::new();
-    for row in results.rows.iter().filter(|row| row.group == group) {
+    let of_group = |row: &&Row| row.group == group && !is_companion(&row.metric);
+    for row in results.rows.iter().filter(of_group) {
         let table = Table {
             group,
             environment: row.environment,
@@ -117,8 +134,8 @@ fn rows<'a>(results: &'a Results, table: &'a Table) -> impl Iterator<Item = &'a 
 /// The page. Plots are linked where `has_plot` says so.
 pub fn render(results: &Results, goals: &[Goal], has_plot: impl Fn(&Table) -> bool) -> String {
     let mut page = String::from(INTRODUCTION);
-    machine(&mut page, results);
     goals_table(&mut page, goals);
+    machine(&mut page, results);
     for group in Group::ALL {
         let tables = tables(results, group);
         let _ = writeln!(page, "\n## {}\n\n{}", group_name(group), group_words(group));
@@ -144,7 +161,7 @@ fn one_line(text: &str) -> String {
 }
 
 fn machine(page: &mut String, results: &Results) {
-    page.push_str("## Where and when\n\n");
+    page.push_str("\n## Where and when\n\n");
     if let Some(machine) = &results.machine {
         let _ = writeln!(page, "{}.\n", machine.describe());
     }
@@ -161,7 +178,7 @@ fn machine(page: &mut String, results: &Results) {
 }
 
 fn goals_table(page: &mut String, goals: &[Goal]) {
-    page.push_str("\n## Goals\n\n| ratio | measured | goal | met | |\n|---|--:|--:|---|---|\n");
+    page.push_str("## Goals\n\n| ratio | measured | goal | met | |\n|---|--:|--:|---|---|\n");
     for goal in goals {
         let value = goal.value.map_or_else(|| NONE.to_owned(), number);
         let met = match goal.met {
@@ -190,11 +207,25 @@ fn section(page: &mut String, results: &Results, table: &Table, has_plot: bool) 
         .map_or("", |row| row.unit.as_str());
     let base = base(table);
     let against = base.map_or(NONE.to_owned(), |way| format!("÷ {}", way.name()));
+    let companions: Vec<(String, &str)> = COMPANIONS
+        .iter()
+        .map(|(suffix, title)| (format!("{}{suffix}", table.metric), *title))
+        .filter(|(metric, _)| !results.sizes(&at_metric(table, metric)).is_empty())
+        .collect();
+    let titles: String = companions
+        .iter()
+        .map(|(_, title)| format!(" {title} |"))
+        .collect();
+    // Where there is a plot, figures are for who asks for them.
+    if has_plot {
+        page.push_str("<details><summary>Figures</summary>\n\n");
+    }
     let _ = writeln!(
         page,
-        "| {} | way | median, {unit} | min … max | rounds | {against} | copies | processes | CPU s/GB |\n\
-         |--:|---|--:|--:|--:|--:|--:|--:|--:|",
-        size_name(table)
+        "| {} | way | median, {unit} | min … max | rounds | {against} |{titles} copies | processes | CPU s/GB |\n\
+         |--:|---|--:|--:|--:|--:|{}--:|--:|--:|",
+        size_name(table),
+        "--:|".repeat(companions.len())
     );
     for size in results.sizes(&table.at()) {
         for way in ways(results, table) {
@@ -202,25 +233,45 @@ fn section(page: &mut String, results: &Results, table: &Table, has_plot: bool) 
                 continue;
             };
             let Some(spread) = row.spread() else { continue };
+            let shown = |value: Option<f64>| value.map_or_else(|| NONE.to_owned(), number);
             let against = base
                 .filter(|base| *base != way)
                 .and_then(|base| results.median(&table.at(), base, size))
                 .filter(|base| *base != 0.0)
-                .map_or_else(|| NONE.to_owned(), |base| number(spread.median / base));
-            let cost = Spread::of(&row.cpu_seconds_per_gb)
-                .map_or_else(|| NONE.to_owned(), |cost| number(cost.median));
+                .map(|base| spread.median / base);
+            let beside: String = companions
+                .iter()
+                .map(|(metric, _)| results.median(&at_metric(table, metric), way, size))
+                .map(|value| format!(" {} |", shown(value)))
+                .collect();
+            let cost = Spread::of(&row.cpu_seconds_per_gb).map(|cost| cost.median);
             let _ = writeln!(
                 page,
-                "| {size} | {} | {} | {} … {} | {} | {against} | {} | {} | {cost} |",
+                "| {size} | {} | {} | {} … {} | {} | {} |{beside} {} | {} | {} |",
                 way.name(),
                 number(spread.median),
                 number(spread.min),
                 number(spread.max),
                 row.rounds.len(),
+                shown(against),
                 row.copies,
-                row.processes
+                row.processes,
+                shown(cost)
             );
         }
+    }
+    if has_plot {
+        page.push_str("\n</details>\n");
+    }
+}
+
+/// Another value of the same place.
+fn at_metric<'a>(table: &Table, metric: &'a str) -> At<'a> {
+    At {
+        group: table.group,
+        environment: table.environment,
+        placement: table.placement,
+        metric,
     }
 }
 
@@ -246,18 +297,7 @@ fn size_name(table: &Table) -> &'static str {
 }
 
 fn metric_name(metric: &str) -> String {
-    let (name, rest) = match metric {
-        metric if metric.ends_with("_p99_9") => {
-            (&metric[..metric.len() - 6], ", 99.9th percentile")
-        }
-        metric if metric.ends_with("_p99") => (&metric[..metric.len() - 4], ", 99th percentile"),
-        metric if metric.ends_with("_loss") => (&metric[..metric.len() - 5], ", lost"),
-        metric if metric.ends_with("_each") => (&metric[..metric.len() - 5], ", time of each"),
-        metric if metric.ends_with("_wakeups") => (&metric[..metric.len() - 8], ", wake-ups"),
-        metric if metric.ends_with("_cpu") => (&metric[..metric.len() - 4], ", processor time"),
-        metric => (metric, ""),
-    };
-    let name = match name {
+    match metric {
         "tcp_stream" => "netperf TCP_STREAM".to_owned(),
         "tcp_rr" => "netperf TCP_RR, mean round trip".to_owned(),
         "tcp" => "TCP half round trip".to_owned(),
@@ -277,8 +317,7 @@ fn metric_name(metric: &str) -> String {
             Some(batch) => format!("batches of {batch}"),
             None => other.to_owned(),
         },
-    };
-    name + rest
+    }
 }
 
 fn group_name(group: Group) -> &'static str {
@@ -331,8 +370,8 @@ const INTRODUCTION: &str = "\
 Written by `cargo xtask bench`; `results.json` beside it has each round. See the end for what did not run.
 
 **How to read it.** Compare within a table only: ways stand side by side in one run, in an order that changes from
-round to round, so what else the machine does meets all of them; absolute values belong to this machine. A ratio is
-of medians; where the spreads of two ways overlap, their order is not known. Throughput: more is better; times, loss and
+round to round, so what else the machine does meets all of them; absolute values belong to this machine. Goals have
+five rounds, others three (with `--quick` three and one). A ratio is of medians; where the spreads of two ways overlap, their order is not known. Throughput: more is better; times, loss and
 CPU: less. *Copies* are the host's, between the two ends; *processes* those of the host that a byte passes between
 the ends. *CPU s/GB*: processor time of all guests, ports and the kernel's deferred network work, on 10^9 bytes of payload
 that arrived; what the kernel does in a system call, or on its way out of one, is the calling process's.
@@ -393,11 +432,19 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_named() {
-        assert_eq!(
-            metric_name("tcp_loaded_p99_9"),
-            "TCP half round trip beside a bulk stream, 99.9th percentile"
-        );
-        assert_eq!(metric_name("batch_32_each"), "batches of 32, time of each");
+    fn percentiles_stand_beside_their_median() {
+        let mut results = Results::default();
+        for (metric, value) in [("tcp", 10.0), ("tcp_p99", 20.0), ("tcp_p99_9", 30.0)] {
+            let mut row = row(Way::Inter, 64, &[value]);
+            (row.group, row.metric) = (Group::Latency, metric.to_owned());
+            row.cpu_seconds_per_gb.clear();
+            results.add(row);
+        }
+        assert_eq!(tables(&results, Group::Latency).len(), 1);
+        let page = render(&results, &[], |_| false);
+        assert!(page.contains("| ÷ loopback | 99 % | 99.9 % | copies |"));
+        let line = "| 64 | virtio-inter | 10.0 | 10.0 … 10.0 | 1 | – | 20.0 | 30.0 | 2 | 2 | – |";
+        assert!(page.contains(line), "{page}");
+        assert!(!page.contains("<details>"));
     }
 }
