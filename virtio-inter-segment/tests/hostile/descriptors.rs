@@ -1,0 +1,100 @@
+//! Descriptors where none belong, and such as do not close.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use virtio_inter_link::{Doorbell, Region};
+
+use crate::common::PATIENCE;
+use crate::common::raw;
+use crate::{MIB, check_unharmed, net, provoke};
+
+#[test]
+fn descriptors_where_none_belong() {
+    let mut net = net();
+    let hello = raw::hello("a", 1);
+    let fd = net.directory.path().to_owned();
+    let file = std::fs::File::open(fd).unwrap();
+    let many = [file.as_fd(); 64];
+    for count in [1, 3, 64] {
+        let refusal = provoke(&mut net, &[(&hello, &many[..count])]).unwrap();
+        assert_eq!(refusal.text, format!("HELLO with {count} descriptors"));
+    }
+    check_unharmed(&mut net);
+}
+
+/// A TCP socket that waits on close for data that nobody takes (`SO_LINGER`).
+fn lingering_socket() -> (OwnedFd, std::net::TcpStream) {
+    use std::io::Write;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (taker, _) = listener.accept().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    while stream.write(&[0; 65_536]).is_ok() {}
+    stream.set_nonblocking(false).unwrap();
+    rustix::net::sockopt::set_socket_linger(&stream, Some(PATIENCE)).unwrap();
+    (stream.into(), taker)
+}
+
+/// Closing a descriptor can take as long as who sent it likes. It must not take us with it, wherever
+/// the descriptor is met: in a message, beside one, or in a queue that nobody has read.
+#[test]
+fn descriptors_that_do_not_close() {
+    let mut net = net();
+    let region = Region::create(MIB).unwrap();
+    let bell = Doorbell::new().unwrap();
+    let mut takers = Vec::new();
+    let mut slow = || {
+        let (socket, taker) = lingering_socket();
+        takers.push(taker);
+        socket
+    };
+    let hello = raw::hello("a", 1);
+    let ring = raw::ring(0, 1, MIB);
+    let started = Instant::now();
+    {
+        let socket = raw::connect(&net, "m");
+        raw::try_send(&socket, &hello, &[slow().as_fd()]).unwrap();
+        raw::until_closed(&mut net, &socket);
+    }
+    {
+        let socket = raw::connect(&net, "m");
+        raw::send(&socket, &hello);
+        let bad = slow();
+        raw::try_send(&socket, &ring, &[region.fd(), bell.as_fd(), bad.as_fd()]).unwrap();
+        drop(bad);
+        raw::until_closed(&mut net, &socket);
+    }
+    {
+        let socket = raw::connect(&net, "m");
+        raw::send(&socket, &hello);
+        let bad = slow();
+        raw::try_send(&socket, &ring, &[bad.as_fd(), bell.as_fd(), bell.as_fd()]).unwrap();
+        drop(bad);
+        raw::until_closed(&mut net, &socket);
+    }
+    {
+        let socket = raw::connect(&net, "m");
+        let many = [slow(), slow(), slow(), slow(), slow(), slow()];
+        let fds: Vec<BorrowedFd<'_>> = many.iter().map(AsFd::as_fd).collect();
+        raw::try_send(&socket, &ring, &fds).unwrap();
+        drop(many);
+        raw::until_closed(&mut net, &socket);
+    }
+    {
+        let socket = raw::connect(&net, "m");
+        raw::send(&socket, b"garbage");
+        raw::try_send(&socket, &ring, &[slow().as_fd()]).unwrap();
+        raw::until_closed(&mut net, &socket);
+    }
+    {
+        // In the queue of the listener when the port leaves.
+        let socket = raw::connect(&net, "m");
+        raw::try_send(&socket, &ring, &[slow().as_fd()]).unwrap();
+        check_unharmed(&mut net);
+        net.leave("m");
+    }
+    net.join("m");
+    net.until_meshed();
+    assert!(started.elapsed() < PATIENCE / 4, "{:?}", started.elapsed());
+}

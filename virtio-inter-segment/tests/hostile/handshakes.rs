@@ -1,0 +1,298 @@
+//! Handshakes that are wrong: packets, rings, identities and versions.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::EventfdFlags;
+use rustix::pipe::PipeFlags;
+use virtio_inter_link::{Doorbell, Region};
+
+use crate::common::raw::{self, REFUSE, RING};
+use crate::common::{self, Net, PATIENCE, capture_log, local, logged, readable};
+use crate::{MIB, check_unharmed, expect_hello, net, provoke};
+
+#[test]
+fn packets_that_are_no_hello() {
+    let mut net = net();
+    let mut seed = 1u64;
+    let mut noise = |len: usize| -> Vec<u8> {
+        let byte = |seed: &mut u64| {
+            *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (*seed >> 56) as u8
+        };
+        (0..len).map(|_| byte(&mut seed)).collect()
+    };
+    let hello = raw::hello("a", 1);
+    let mut packets: Vec<Vec<u8>> = vec![
+        noise(1),
+        noise(8),
+        noise(128),
+        noise(1024),
+        noise(1025),
+        noise(60_000),
+        hello[..127].to_vec(),
+        [hello.as_slice(), &[0]].concat(),
+        raw::header(RING, 8),
+        raw::ring(0, 1, MIB),
+        raw::header(99, 8),
+    ];
+    // Whatever one byte is changed to, the outcome is an answer or silence, never harm.
+    for at in [
+        0, 3, 4, 6, 7, 8, 12, 14, 15, 24, 27, 28, 36, 37, 38, 44, 45, 107, 108, 127,
+    ] {
+        let mut packet = hello.clone();
+        packet[at] ^= 0xff;
+        packets.push(packet);
+    }
+    for packet in packets {
+        let refusal = provoke(&mut net, &[(&packet, &[])]);
+        let refusal = refusal.unwrap_or_else(|| panic!("not told why: {packet:?}"));
+        assert_eq!(refusal.versions, [1, 1]);
+        assert!(!refusal.text.is_empty());
+    }
+    // An empty packet cannot be told from the end.
+    provoke(&mut net, &[(&[], &[])]);
+    // A REFUSE is believed.
+    let mut refuse = raw::header(REFUSE, 192);
+    refuse.resize(192, 0xff);
+    assert!(provoke(&mut net, &[(&refuse, &[])]).is_none());
+    check_unharmed(&mut net);
+}
+
+#[test]
+fn rings_that_are_not_right() {
+    let mut net = net();
+    let hello = raw::hello("a", 1);
+    let region = Region::create(MIB).unwrap();
+    let small = Region::create(MIB / 2).unwrap();
+    let bell = Doorbell::new().unwrap();
+    let (pipe, _other) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let unsealed = rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&unsealed, region_size(&region)).unwrap();
+    let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+    let semaphore = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+
+    let (r, b) = (region.fd(), bell.as_fd());
+    let good = raw::ring(0, 1, MIB);
+    let cases: Vec<(&str, Vec<u8>, Vec<BorrowedFd<'_>>)> = vec![
+        ("no descriptors", good.clone(), vec![]),
+        ("two descriptors", good.clone(), vec![r, b]),
+        ("four descriptors", good.clone(), vec![r, b, b, b]),
+        ("sixty descriptors", good.clone(), vec![r; 60]),
+        ("index", raw::ring(1, 1, MIB), vec![r, b, b]),
+        ("count", raw::ring(0, 2, MIB), vec![r, b, b]),
+        (
+            "another capacity",
+            raw::ring(0, 1, MIB / 2),
+            vec![small.fd(), b, b],
+        ),
+        ("a capacity that lies", good.clone(), vec![small.fd(), b, b]),
+        (
+            "an unsealed region",
+            good.clone(),
+            vec![unsealed.as_fd(), b, b],
+        ),
+        ("a pipe as region", good.clone(), vec![pipe.as_fd(), b, b]),
+        ("a pipe as bell", good.clone(), vec![r, pipe.as_fd(), b]),
+        ("an epoll as bell", good.clone(), vec![r, b, epoll.as_fd()]),
+        ("a region as bell", good.clone(), vec![r, b, r]),
+        ("swapped", good.clone(), vec![b, r, b]),
+        ("HELLO again", hello.clone(), vec![]),
+        ("no message", vec![1, 2, 3], vec![r, b, b]),
+    ];
+    for (what, packet, fds) in cases {
+        let refusal = provoke(&mut net, &[(&hello, &[]), (&packet, &fds)]);
+        let refusal = refusal.unwrap_or_else(|| panic!("{what}: not told why"));
+        assert_eq!(refusal.reason, 8, "{what}: {}", refusal.text);
+    }
+    check_unharmed(&mut net);
+
+    // The right thing, by hand, is accepted; the same once more is one too many.
+    let socket = raw::connect(&net, "m");
+    raw::send(&socket, &hello);
+    raw::try_send(&socket, &good, &[r, b, semaphore.as_fd()]).unwrap();
+    net.until("the link", |net| net.ports["m"].links.contains_key("a"));
+    raw::try_send(&socket, &good, &[r, b, b]).unwrap();
+    net.until("its end", |net| !net.ports["m"].links.contains_key("a"));
+    assert_eq!(
+        net.ports["m"].downs[0].1,
+        "Peer sent data after the handshake"
+    );
+}
+
+fn region_size(region: &Region) -> u64 {
+    rustix::fs::fstat(region.fd())
+        .unwrap()
+        .st_size
+        .cast_unsigned()
+}
+
+#[test]
+fn identities_that_are_not_the_callers() {
+    let mut net = net();
+    let cases = [
+        (raw::hello("m", 1), "Peer has this port's own id m"),
+        (
+            raw::hello("z", 1),
+            "Peer z called, but has the larger id and is to be called",
+        ),
+        (
+            raw::hello("../x", 1),
+            "Peer's id is not valid: Port id \"../x\" starts with a dot",
+        ),
+    ];
+    for (hello, text) in cases {
+        let refusal = provoke(&mut net, &[(&hello, &[])]).unwrap();
+        assert_eq!((refusal.reason, refusal.text.as_str()), (3, text));
+    }
+    let mut clash = raw::hello("a", 1);
+    clash[38..44].copy_from_slice(&local("n").mac.octets());
+    let refusal = provoke(&mut net, &[(&clash, &[])]).unwrap();
+    assert_eq!(
+        refusal.text,
+        format!("MAC address {} belongs to n", local("n").mac)
+    );
+
+    // An id with a live link is refused; once that link's other end has closed, it is let in, even
+    // if both are seen at the same moment.
+    net.join("a");
+    net.until_meshed();
+    let refusal = provoke(&mut net, &[(&raw::hello("a", 1), &[])]).unwrap();
+    assert_eq!(refusal.text, "Id a has a live link");
+    assert_eq!(net.ports["m"].peers(), ["a", "n"]);
+    net.leave("a");
+    let socket = raw::connect(&net, "m");
+    raw::send(&socket, &raw::hello("a", 1));
+    expect_hello(&mut net, &socket);
+    // Rings cost memory: none for who only says HELLO.
+    net.until("quiet", |net| {
+        !readable(net.ports["m"].segment.fd(), Duration::ZERO)
+    });
+    assert!(matches!(raw::try_receive(&socket), Err(())));
+    let (region, bell) = (Region::create(MIB).unwrap(), Doorbell::new().unwrap());
+    let fds = [region.fd(), bell.as_fd(), bell.as_fd()];
+    raw::try_send(&socket, &raw::ring(0, 1, MIB), &fds).unwrap();
+    net.until(
+        "a ring",
+        |_| matches!(raw::try_receive(&socket), Ok(Some(p)) if p[4] == RING as u8),
+    );
+    assert_eq!(net.ports["m"].downs.len(), 1);
+}
+
+#[test]
+fn a_peer_of_another_version_is_refused_by_both() {
+    capture_log();
+    let mut net = Net::new();
+    net.join("ver-m");
+    // It calls us …
+    let mut hello = raw::hello("ver-a", 1);
+    hello[8..12].copy_from_slice(&[2, 0, 3, 0]);
+    hello.truncate(60);
+    hello[6] = 60;
+    let socket = raw::connect(&net, "ver-m");
+    raw::send(&socket, &hello);
+    let refusal = raw::until_closed(&mut net, &socket).unwrap();
+    let text = "Peer speaks version 2 to 3 of the segment protocol, this port speaks 1";
+    assert_eq!(refusal.text, text);
+    assert_eq!(
+        (refusal.versions, refusal.seen, refusal.reason),
+        ([1, 1], [2, 3], 1)
+    );
+    let lines = logged(&["Port ver-m", "refused", text]);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+
+    // … or we call it, and it is the one to refuse.
+    let listener = raw::listen(net.path(), "ver-z");
+    net.until("a call", |_| common::readable(&listener, Duration::ZERO));
+    let socket = rustix::net::accept(&listener).unwrap();
+    let mut refuse = raw::header(REFUSE, 192);
+    refuse.extend([2, 0, 3, 0, 1, 0, 1, 0, 1, 0, 10, 0]);
+    refuse.extend(b"I speak 2\n");
+    refuse.resize(192, 0);
+    raw::send(&socket, &refuse);
+    net.until("a log line", |_| {
+        !logged(&["Port ver-m", "refused by ver-z"]).is_empty()
+    });
+    let lines = logged(&["Port ver-m: refused by ver-z"]);
+    // What the peer wrote is quoted: it cannot forge lines of the log.
+    assert!(
+        lines[0].ends_with("\"I speak 2\\n\", speaks version 2 to 3"),
+        "{lines:?}"
+    );
+    drop(socket);
+
+    // Refused ones are called again, rarely.
+    net.until("a second call", |_| {
+        common::readable(&listener, Duration::ZERO)
+    });
+}
+
+#[test]
+fn a_region_of_another_format_is_refused() {
+    let mut net = net();
+    let mut hello = raw::hello("a", 1);
+    hello[12] = 9;
+    let refusal = provoke(&mut net, &[(&hello, &[])]).unwrap();
+    assert_eq!(refusal.text, "Peer has region format 9, this port has 1");
+    assert_eq!(refusal.reason, 2);
+}
+
+/// Conversations thrown together at random from good and bad packets: the healthy link stays, and
+/// nothing stays open.
+#[test]
+fn random_conversations() {
+    // With the default time limit: the speed of the machine is to decide little.
+    let mut net = Net::new();
+    net.join("m");
+    net.join("n");
+    net.until_meshed();
+    let region = Region::create(MIB).unwrap();
+    let bell = Doorbell::new().unwrap();
+    let (r, b) = (region.fd(), bell.as_fd());
+    let mut refuse = raw::header(REFUSE, 192);
+    refuse.resize(192, 0);
+    let ring = raw::ring(0, 1, MIB);
+    let packets: Vec<(Vec<u8>, Vec<BorrowedFd<'_>>)> = vec![
+        (raw::hello("a", 1), vec![]),
+        (raw::hello("b", 2), vec![]),
+        (raw::hello("a", 1), vec![b]),
+        (ring.clone(), vec![r, b, b]),
+        (ring.clone(), vec![b, r, b]),
+        (ring, vec![]),
+        (refuse, vec![]),
+        (vec![0; 40], vec![r]),
+    ];
+    let mut seed = 42u32;
+    let mut next = move |below: usize| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 16) as usize % below
+    };
+    let mut open: Vec<OwnedFd> = Vec::new();
+    // So much that the port may take breaks; enough conversations have to get through all the same.
+    let (mut left, started) = (20_000, Instant::now());
+    while left > 0 || net.ports["m"].segment.stats().up <= 10 {
+        left = i32::max(left - 1, 0);
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{:?}",
+            net.ports["m"].segment.stats()
+        );
+        match next(8) {
+            0 | 1 if open.len() < 20 => open.extend(raw::try_connect(&net, "m")),
+            2 if !open.is_empty() => drop(open.swap_remove(next(open.len()))),
+            3 => net.run_once(Duration::ZERO),
+            _ if !open.is_empty() => {
+                // A good start is likely: deeper states are reached.
+                let (bytes, fds) = &packets[[0, 3, next(packets.len())][next(3)]];
+                let _ = raw::try_send(&open[next(open.len())], bytes, fds);
+            }
+            _ => {}
+        }
+    }
+    drop(open);
+    net.until("the guests to be gone", |net| {
+        net.ports["m"].peers() == ["n"]
+    });
+    net.check_flow();
+    assert_eq!(net.ports["n"].downs, []);
+}

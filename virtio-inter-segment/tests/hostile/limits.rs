@@ -1,0 +1,105 @@
+//! How many, how much, and who: what a port's limits and the directory's mode allow.
+
+use std::time::Duration;
+
+use virtio_inter_segment::{Limits, Segment};
+
+use crate::common::{Net, PATIENCE, capture_log, limits, local, logged};
+
+#[test]
+fn limits_hold() {
+    let mut net = Net::new();
+    let few = Limits {
+        max_peers: 2,
+        ..limits()
+    };
+    net.join_with(local("m"), few).unwrap();
+    for id in ["a", "b", "c"] {
+        net.join(id);
+    }
+    net.until("one to be refused", |net| {
+        net.ports["m"].segment.stats().refused > 0
+    });
+    net.until("the others", |net| net.ports["m"].links.len() == 2);
+
+    let mut net = Net::new();
+    // Two rings of 256 KiB each, one to each side.
+    let little = Limits {
+        max_ring_bytes: 512 << 10,
+        ..limits()
+    };
+    net.join_with(local("m"), little).unwrap();
+    net.join("a");
+    net.until_meshed();
+    net.join("b");
+    net.until("a refusal", |net| {
+        net.ports["m"].segment.stats().refused > 0
+    });
+    assert_eq!(net.ports["m"].peers(), ["a"]);
+    net.leave("a");
+    net.until_meshed();
+}
+
+#[test]
+fn users_that_may_not_join_are_turned_away() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    capture_log();
+    // A process of another user, which the mode of the directory does not let in, but which gets at
+    // the socket because somebody has opened it up.
+    let mut net = Net::new();
+    let open = |path: &std::path::Path, mode: u32| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    net.join("cred-m");
+    open(net.path(), 0o755);
+    open(&net.path().join("cred-m.sock"), 0o666);
+    let connect_as_nobody = |net: &Net| {
+        use std::os::unix::process::CommandExt;
+        let script = "import socket,sys\n\
+            s=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET)\n\
+            s.connect(sys.argv[1])\n\
+            s.settimeout(20)\n\
+            while True:\n\
+            \x20 p=s.recv(1024)\n\
+            \x20 if not p: break\n\
+            \x20 if p[4]==2: print(p[20:20+p[18]].decode())\n\
+            \x20 if p[4]==1: print('HELLO'); break\n";
+        std::process::Command::new("python3")
+            .args(["-c", script])
+            .arg(net.path().join("cred-m.sock"))
+            .uid(65_534)
+            .gid(65_534)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+    };
+    let says = |net: &mut Net| -> Option<String> {
+        let mut child = connect_as_nobody(net).ok()?;
+        net.until("the child's end", |_| child.try_wait().unwrap().is_some());
+        Some(std::io::read_to_string(child.stdout.take().unwrap()).unwrap())
+    };
+    let Some(first) = says(&mut net) else { return };
+    assert!(
+        first.starts_with("User 65534 (group 65534) may not join"),
+        "{first}"
+    );
+    assert_eq!(net.ports["cred-m"].segment.stats().strangers, 1);
+    assert_eq!(logged(&["Port cred-m", "User 65534"]).len(), 1);
+    // The rule is looked up for each connection.
+    open(net.path(), 0o777);
+    assert_eq!(says(&mut net).unwrap(), "HELLO\n");
+}
+
+/// The default time limit is the documented one.
+#[test]
+fn defaults() {
+    let limits = Limits::default();
+    assert_eq!(limits.handshake_timeout, Duration::from_secs(5));
+    assert_eq!((limits.max_half_open, limits.max_peers), (64, 1024));
+    assert!(PATIENCE > limits.handshake_timeout);
+    let temp = tempfile::tempdir().unwrap();
+    let segment = Segment::join(temp.path(), local("m")).unwrap();
+    assert!(format!("{segment:?}").contains("\"m\""));
+}

@@ -1,0 +1,125 @@
+//! Peers that do not speak or do not listen, alone and in crowds.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use virtio_inter_segment::Limits;
+
+use crate::common::raw::{self, HELLO, REFUSE};
+use crate::common::{Net, limits, local};
+use crate::net;
+
+/// Silence at each point of the handshake ends it.
+#[test]
+fn silence_ends_in_time() {
+    let mut net = Net::new();
+    let limits = Limits {
+        handshake_timeout: Duration::from_millis(200),
+        ..limits()
+    };
+    net.join_with(local("m"), limits).unwrap();
+    for packets in [vec![], vec![raw::hello("a", 1)]] {
+        let started = Instant::now();
+        let socket = raw::connect(&net, "m");
+        for packet in packets {
+            raw::send(&socket, &packet);
+        }
+        let refusal = raw::until_closed(&mut net, &socket).unwrap();
+        assert_eq!(refusal.text, "No valid handshake within 200 ms");
+        assert!(started.elapsed() >= Duration::from_millis(200));
+    }
+    assert_eq!(net.ports["m"].segment.stats().timeouts, 2);
+}
+
+/// A socket that accepts and says nothing is called again, with pauses, and does no harm.
+#[test]
+fn a_silent_listener() {
+    let mut net = Net::new();
+    let listener = raw::listen(net.path(), "z");
+    let limits = Limits {
+        handshake_timeout: Duration::from_millis(50),
+        ..limits()
+    };
+    net.join_with(local("m"), limits).unwrap();
+    net.join("n");
+    net.until("two calls", |net| {
+        net.ports["m"].segment.stats().timeouts >= 2
+    });
+    drop(listener);
+    // Refused connections are not retried: the next socket of that name is.
+    net.until("both to have found out", |net| {
+        net.run_once(Duration::from_millis(1));
+        net.ports["m"].peers() == ["n"]
+    });
+    std::fs::remove_file(net.path().join("z.sock")).unwrap();
+    net.join("z");
+    net.until_meshed();
+    net.check_flow();
+}
+
+/// Many more silent listeners than calls may be under way, all with ids ahead of the good ones.
+#[test]
+fn a_crowd_of_silent_listeners() {
+    let mut net = Net::new();
+    let _crowd: Vec<OwnedFd> = (0..128)
+        .map(|i| raw::listen(net.path(), &format!("s{i:03}")))
+        .collect();
+    net.join("y");
+    let limits = Limits {
+        handshake_timeout: Duration::from_millis(400),
+        max_half_open: 12,
+        ..limits()
+    };
+    net.join_with(local("m"), limits).unwrap();
+    let linked = |net: &Net, id: &str| net.ports["m"].links.contains_key(id);
+    net.until("a link with y", |net| linked(net, "y"));
+    // By now all have been called, and every place is taken again.
+    net.join("z");
+    net.until("a link with z", |net| linked(net, "z"));
+}
+
+#[test]
+fn a_crowd_of_half_open_connections() {
+    let mut net = net();
+    let crowd: Vec<OwnedFd> = (0..200).map(|_| raw::connect(&net, "m")).collect();
+    // An honest port gets through nevertheless.
+    net.join("b");
+    net.until_meshed();
+    net.check_flow();
+    let crowded_out = net.ports["m"].segment.stats().crowded_out;
+    assert!((136..=137).contains(&crowded_out), "{crowded_out}");
+    let refused = crowd.iter().filter(|socket| {
+        let first = raw::try_receive(socket);
+        assert!(
+            matches!(first, Ok(Some(ref packet)) if packet[4] == HELLO as u8),
+            "{first:?}"
+        );
+        matches!(raw::try_receive(socket), Ok(Some(packet)) if packet[4] == REFUSE as u8)
+    });
+    assert_eq!(refused.count() as u64, crowded_out);
+}
+
+/// A peer that never reads cannot hold anybody up.
+#[test]
+fn a_peer_that_does_not_read() {
+    let mut net = Net::new();
+    let mut port = local("m");
+    port.queues = 64;
+    net.join_as(port).unwrap();
+    let mut sockets = Vec::new();
+    for i in 0..20 {
+        let id = format!("a{i}");
+        let mut hello = raw::hello(&id, i);
+        hello[14] = 64;
+        let socket = raw::connect(&net, "m");
+        raw::send(&socket, &hello);
+        sockets.push(socket);
+        let started = Instant::now();
+        net.run_once(Duration::from_millis(100));
+        assert!(started.elapsed() < Duration::from_secs(2));
+    }
+    net.join("z");
+    net.until("a link with z", |net| {
+        net.ports["m"].links.contains_key("z")
+    });
+}
