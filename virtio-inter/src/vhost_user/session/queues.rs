@@ -1,0 +1,295 @@
+//! A session's queues: what is known of each, and when it starts and stops.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use log::{Level, debug};
+use virtio_inter_device::{Device, QueueSetup};
+use virtio_inter_segment::log_limited;
+
+use super::{CHANGES, Session};
+use crate::chain::chain;
+use crate::vhost_user::error::Refusal;
+use crate::vhost_user::kick_watch::is_blank;
+use crate::vhost_user::reply::Reply;
+use crate::vhost_user::request::RingAddresses;
+use crate::vhost_user::vring::{Vring, make_nonblocking};
+
+impl Session {
+    pub(super) fn vring(&mut self, index: u32) -> Result<(u16, &mut Vring), Refusal> {
+        let count = self.device_queues();
+        match u16::try_from(index) {
+            Ok(short) if short < count => Ok((short, &mut self.vrings[usize::from(short)])),
+            _ => Err(Refusal::NoSuchQueue { index, count }),
+        }
+    }
+
+    pub(super) fn device_queues(&self) -> u16 {
+        // Made from a u16 in `new`.
+        self.vrings.len() as u16
+    }
+
+    /// Looks at the rings of queues that were kicked: those that the driver cannot have written, so that the
+    /// memory that it writes to is not this one. Each is named once.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice.
+    pub fn heed_kicks(&mut self) -> io::Result<Vec<u16>> {
+        let memory = self.memory.memory();
+        let verdicts = self.kicks.check(|index| {
+            let place = self.vrings[usize::from(index)].running;
+            memory
+                .as_ref()
+                .zip(place)
+                .is_some_and(|(memory, place)| is_blank(memory, &place))
+        })?;
+        for (index, _) in &verdicts {
+            if let Some(kick) = &self.vrings[usize::from(*index)].kick {
+                self.kicks.remove(*index, kick);
+            }
+        }
+        Ok(verdicts
+            .into_iter()
+            .filter(|(_, blank)| *blank)
+            .map(|(index, _)| index)
+            .collect())
+    }
+
+    pub(super) fn set_size(
+        &mut self,
+        index: u32,
+        size: u32,
+        device: &mut dyn Device,
+    ) -> Result<(), Refusal> {
+        let max = self.limits.queue_size;
+        let (index, vring) = self.vring(index)?;
+        let fitting = u16::try_from(size)
+            .ok()
+            .filter(|size| size.is_power_of_two() && *size <= max);
+        let Some(fitting) = fitting else {
+            return Err(Refusal::QueueSize { index, size, max });
+        };
+        if vring.size == Some(fitting) {
+            return Ok(());
+        }
+        if self.release_retired(index, device)? {
+            return Err(Refusal::QueueRuns(index));
+        }
+        self.change(index, |vring| &mut vring.size, Some(fitting), device)
+    }
+
+    pub(super) fn set_addresses(
+        &mut self,
+        index: u32,
+        addresses: RingAddresses,
+        device: &mut dyn Device,
+    ) -> Result<(), Refusal> {
+        let (index, vring) = self.vring(index)?;
+        if vring.addresses == Some(addresses) {
+            return Ok(());
+        }
+        if self.release_retired(index, device)? {
+            return Err(Refusal::QueueRuns(index));
+        }
+        self.change(index, |vring| &mut vring.addresses, Some(addresses), device)
+    }
+
+    pub(super) fn set_kick(
+        &mut self,
+        index: u32,
+        fd: Option<OwnedFd>,
+        device: &mut dyn Device,
+    ) -> Result<(), Refusal> {
+        let (index, _) = self.vring(index)?;
+        let Some(fd) = fd else {
+            return Err(Refusal::Polling(index));
+        };
+        if !self.release_retired(index, device)? {
+            return self.change(index, |vring| &mut vring.kick, Some(fd), device);
+        }
+        let vring = &mut self.vrings[usize::from(index)];
+        device.set_kick(index, duplicate(index, &fd)?)?;
+        if let Some(old) = &vring.kick {
+            self.kicks.remove(index, old);
+        }
+        self.kicks.add(index, &fd);
+        vring.kick = Some(fd);
+        Ok(())
+    }
+
+    pub(super) fn set_call(
+        &mut self,
+        index: u32,
+        fd: Option<OwnedFd>,
+        device: &mut dyn Device,
+    ) -> Result<(), Refusal> {
+        let (index, vring) = self.vring(index)?;
+        if let Some(fd) = &fd {
+            make_nonblocking(fd).map_err(|source| Refusal::Descriptor { index, source })?;
+        }
+        if vring.running.is_some() {
+            device.set_call(
+                index,
+                fd.as_ref().map(|fd| duplicate(index, fd)).transpose()?,
+            )?;
+        }
+        vring.call = fd;
+        Ok(())
+    }
+
+    pub(super) fn get_base(
+        &mut self,
+        index: u32,
+        device: &mut dyn Device,
+    ) -> Result<Reply, Refusal> {
+        let (short, _) = self.vring(index)?;
+        self.stop(short, device)?;
+        let vring = &mut self.vrings[usize::from(short)];
+        vring.kick = None;
+        Ok(Reply::VringBase {
+            index,
+            base: vring.base,
+        })
+    }
+
+    /// Changes one field of a queue, then starts or stops it accordingly. The field is as it was before if
+    /// that fails, so that what was refused does not come back with a later request. A queue for which there
+    /// is no memory at all is not refused: memory may come last.
+    pub(super) fn change<T>(
+        &mut self,
+        index: u16,
+        field: impl Fn(&mut Vring) -> &mut T,
+        value: T,
+        device: &mut dyn Device,
+    ) -> Result<(), Refusal> {
+        let at = usize::from(index);
+        let former = std::mem::replace(field(&mut self.vrings[at]), value);
+        match self.settle(index, device) {
+            Err(refusal @ Refusal::NoMemory(_)) => log_waiting(index, &refusal),
+            Err(refusal) => {
+                *field(&mut self.vrings[at]) = former;
+                return Err(refusal);
+            }
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+
+    /// Starts and stops queues after a change that is not one queue's. That some cannot start yet is not the
+    /// fault of the request that made the change.
+    pub(super) fn settle_all(&mut self, device: &mut dyn Device) {
+        for index in 0..self.device_queues() {
+            if let Err(refusal) = self.settle(index, device) {
+                log_waiting(index, &refusal);
+            }
+        }
+    }
+
+    /// Starts or stops a queue, whichever what is known of it asks for.
+    fn settle(&mut self, index: u16, device: &mut dyn Device) -> Result<(), Refusal> {
+        let vring = &self.vrings[usize::from(index)];
+        match (vring.ready().zip(self.features), vring.running) {
+            (Some(_), Some(_)) if vring.retired => {
+                device.enable_queue(index, true)?;
+                self.vrings[usize::from(index)].retired = false;
+                Ok(())
+            }
+            (Some(_), Some(_)) | (None, None) => Ok(()),
+            // Odd queues are those that the driver transmits on.
+            (None, Some(_)) if index % 2 == 1 && vring.is_only_disabled() => {
+                device.enable_queue(index, false)?;
+                self.vrings[usize::from(index)].retired = true;
+                Ok(())
+            }
+            (None, Some(_)) => self.stop(index, device),
+            (Some((ready, features)), None) => {
+                if self.memory.is_empty() {
+                    return Err(Refusal::NoMemory(index));
+                }
+                let place = self.memory.translate(index, ready.size, &ready.addresses)?;
+                let setup = QueueSetup {
+                    size: ready.size,
+                    descriptors: place.descriptors,
+                    available: place.available,
+                    used: place.used,
+                    kick: duplicate(index, ready.kick)?,
+                    call: ready.call.map(|call| duplicate(index, call)).transpose()?,
+                };
+                debug!(
+                    "Starting queue {index} with {} entries at used index {:?}, base {}",
+                    ready.size,
+                    self.memory.used_index(&place),
+                    vring.base
+                );
+                // Other queues do not run if these are new: see `set_features`.
+                if self.applied != Some(features) {
+                    device.set_features(features)?;
+                    log_limited!(CHANGES, Level::Info, "Driver uses features {features:#x}");
+                    self.applied = Some(features);
+                }
+                device.start_queue(index, setup)?;
+                self.kicks.add(index, ready.kick);
+                self.vrings[usize::from(index)].running = Some(place);
+                if let Err(error) = device.enable_queue(index, true) {
+                    self.stop(index, device)?;
+                    return Err(error.into());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Stops a queue that only runs to be emptied: what is to come changes it, or makes it another one. True: it runs
+    /// for good.
+    pub(super) fn release_retired(
+        &mut self,
+        index: u16,
+        device: &mut dyn Device,
+    ) -> Result<bool, Refusal> {
+        if self.vrings[usize::from(index)].retired {
+            self.stop(index, device)?;
+        }
+        Ok(self.vrings[usize::from(index)].running.is_some())
+    }
+
+    pub(super) fn stop(&mut self, index: u16, device: &mut dyn Device) -> Result<(), Refusal> {
+        let vring = &mut self.vrings[usize::from(index)];
+        if vring.running.take().is_some() {
+            if let Some(kick) = &vring.kick {
+                self.kicks.remove(index, kick);
+            }
+            vring.retired = false;
+            vring.base = device.stop_queue(index)?;
+            debug!("Stopped queue {index} at {}", vring.base);
+        }
+        Ok(())
+    }
+
+    /// Stops and disables every queue; each needs a new kick to start again.
+    pub(super) fn stop_all(&mut self, device: &mut dyn Device) -> Result<(), Refusal> {
+        let mut result = Ok(());
+        for index in 0..self.device_queues() {
+            // The others are stopped even if one does not.
+            result = result.and(self.stop(index, device));
+            let vring = &mut self.vrings[usize::from(index)];
+            vring.enabled = false;
+            vring.kick = None;
+        }
+        result
+    }
+}
+
+fn log_waiting(index: u16, refusal: &Refusal) {
+    log_limited!(
+        CHANGES,
+        Level::Warn,
+        "Queue {index} waits: {}",
+        chain(refusal)
+    );
+}
+
+fn duplicate(index: u16, fd: &OwnedFd) -> Result<OwnedFd, Refusal> {
+    fd.try_clone()
+        .map_err(|source| Refusal::Descriptor { index, source })
+}
