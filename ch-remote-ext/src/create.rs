@@ -93,7 +93,7 @@ fn share(memory: &mut Map<String, Value>, what: &str) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use cloud_hypervisor_ext::inter_vm::NetConfig;
+    use cloud_hypervisor_ext::device::NetConfig;
     use cloud_hypervisor_ext::protocol::PortState;
 
     use super::*;

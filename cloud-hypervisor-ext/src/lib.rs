@@ -4,7 +4,7 @@
 //! The program starts a `virtio-inter port` for each such device, then a stock `cloud-hypervisor`, told of the ports
 //! as vhost-user network devices, and stays as their supervisor:
 //!
-//! 1. `command_line`, `inter_vm`, `options`, `memory`, `identity`, `snapshot`: what was asked for, and what Cloud
+//! 1. `command_line`, `inter_vm`, `device`, `options`, `memory`, `identity`, `snapshot`: what was asked for, and what Cloud
 //!    Hypervisor is to be told;
 //! 2. `programs`, `help`: the stock program, as it is;
 //! 3. `child`, `port`, `supervisor`: the processes, from their start to their end;
@@ -13,6 +13,7 @@
 pub mod child;
 pub mod command_line;
 pub mod control;
+pub mod device;
 pub mod help;
 pub mod identity;
 pub mod inter_vm;

@@ -14,7 +14,7 @@ use log::{info, warn};
 use rustix::process::Signal;
 
 use crate::child::{Child, Descriptors};
-use crate::inter_vm::Device;
+use crate::device::Device;
 use crate::protocol::{PortInfo, PortState};
 
 /// A port that does not serve after that is given up, at its first start.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::inter_vm::NetConfig;
+use crate::device::NetConfig;
 
 /// Of the protocol; counts up when something changes its meaning or goes away, not when something is added.
 pub const VERSION: u32 = 1;

@@ -12,8 +12,9 @@ use log::info;
 use virtio_inter_segment::PortId;
 
 use crate::command_line::CommandLine;
+use crate::device::Device;
 use crate::identity::Identity;
-use crate::inter_vm::{Device, InterVm, InterVmError, check_socket_path, free_id, parse_all};
+use crate::inter_vm::{InterVm, InterVmError, check_socket_path, free_id, parse_all};
 use crate::memory;
 use crate::options::Options;
 use crate::port::PortProgram;

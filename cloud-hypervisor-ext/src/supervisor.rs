@@ -14,7 +14,8 @@ use virtio_inter_segment::PortId;
 
 use crate::child::{Child, Descriptors};
 use crate::control::{Caller, Control};
-use crate::inter_vm::{Device, InterVm};
+use crate::device::Device;
+use crate::inter_vm::InterVm;
 use crate::port::{Change, Port, PortProgram};
 use crate::protocol::{Reply, Request, VERSION};
 use crate::report::chain;

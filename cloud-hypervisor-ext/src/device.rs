@@ -1,0 +1,213 @@
+//! A device of which everything is known: what Cloud Hypervisor and the port are told of it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use virtio_inter_segment::{MacAddr, PortId};
+
+use crate::inter_vm::InterVm;
+use crate::options::quote;
+
+/// Virtqueues of a device for which nothing was said, as with `--net`: one to receive, one to send.
+const DEFAULT_QUEUES: u16 = 2;
+
+/// A device of which everything is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Cloud Hypervisor's name for it.
+    pub id: PortId,
+    /// Its port's name on the segment.
+    pub port_id: PortId,
+    /// The segment's directory.
+    pub segment: PathBuf,
+    /// The guest's address.
+    pub mac: MacAddr,
+    /// In bytes; None: the port's default.
+    pub mtu: Option<u16>,
+    /// Virtqueues, two for each pair.
+    pub num_queues: u16,
+    /// Entries of each virtqueue; None: Cloud Hypervisor's default.
+    pub queue_size: Option<u16>,
+    /// Where the port awaits Cloud Hypervisor.
+    pub socket: PathBuf,
+    /// Where the port tells its state.
+    pub status_socket: PathBuf,
+    /// As with `--net`.
+    pub pci_segment: Option<u16>,
+    /// As with `--net`.
+    pub pci_device_id: Option<u8>,
+}
+
+/// The device as `vm.add-net` and `vm.create` of Cloud Hypervisor's REST API take it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetConfig {
+    /// The device's name.
+    pub id: String,
+    /// Always.
+    pub vhost_user: bool,
+    /// The port's socket.
+    pub vhost_socket: String,
+    /// The guest's address.
+    pub mac: String,
+    /// Virtqueues, two for each pair.
+    pub num_queues: u16,
+    /// Entries of each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_size: Option<u16>,
+    /// In bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// PCI segment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pci_segment: Option<u16>,
+    /// PCI slot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pci_device_id: Option<u8>,
+}
+
+impl Device {
+    /// Completes what the user said.
+    pub fn new(
+        id: PortId,
+        asked: InterVm,
+        mac: MacAddr,
+        port_id: PortId,
+        socket: PathBuf,
+        status_socket: PathBuf,
+    ) -> Self {
+        Self {
+            id,
+            port_id,
+            segment: asked.segment,
+            mac,
+            mtu: asked.mtu,
+            num_queues: asked.num_queues.unwrap_or(DEFAULT_QUEUES),
+            queue_size: asked.queue_size,
+            socket,
+            status_socket,
+            pci_segment: asked.pci_segment,
+            pci_device_id: asked.pci_device_id,
+        }
+    }
+
+    /// For Cloud Hypervisor's REST API.
+    pub fn net_config(&self) -> NetConfig {
+        NetConfig {
+            id: self.id.to_string(),
+            vhost_user: true,
+            vhost_socket: self.socket.display().to_string(),
+            mac: self.mac.to_string(),
+            num_queues: self.num_queues,
+            queue_size: self.queue_size,
+            mtu: self.mtu,
+            pci_segment: self.pci_segment,
+            pci_device_id: self.pci_device_id,
+        }
+    }
+
+    /// For Cloud Hypervisor's `--net`.
+    pub fn net_option(&self) -> OsString {
+        let mut text = format!("vhost_user=on,id={},mac={}", self.id, self.mac);
+        let optional = [
+            ("mtu", self.mtu.map(u32::from)),
+            ("num_queues", Some(self.num_queues.into())),
+            ("queue_size", self.queue_size.map(u32::from)),
+            ("pci_segment", self.pci_segment.map(u32::from)),
+            ("pci_device_id", self.pci_device_id.map(u32::from)),
+        ];
+        for (key, value) in optional {
+            if let Some(value) = value {
+                text.push_str(&format!(",{key}={value}"));
+            }
+        }
+        text.push_str(",socket=");
+        text.push_str(&quote(&self.socket.display().to_string()));
+        text.into()
+    }
+
+    /// For `virtio-inter port`.
+    pub fn port_arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = [
+            ("--socket", self.socket.as_os_str().to_owned()),
+            ("--status-socket", self.status_socket.as_os_str().to_owned()),
+            ("--segment", self.segment.as_os_str().to_owned()),
+            ("--id", self.port_id.as_str().into()),
+            ("--mac", self.mac.to_string().into()),
+            ("--queues", (self.num_queues / 2).to_string().into()),
+        ]
+        .into_iter()
+        // Attached, so that no value is taken for an option.
+        .map(|(name, value)| {
+            let mut argument = OsString::from(name);
+            argument.push("=");
+            argument.push(value);
+            argument
+        })
+        .collect();
+        if let Some(mtu) = self.mtu {
+            arguments.push(format!("--mtu={mtu}").into());
+        }
+        if let Some(size) = self.queue_size {
+            arguments.push(format!("--queue-size={size}").into());
+        }
+        arguments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(text: &str) -> Device {
+        let asked = InterVm::parse(text).unwrap();
+        Device::new(
+            "n0".parse().unwrap(),
+            asked,
+            MacAddr::new([2, 0, 0, 0, 0, 1]),
+            "vm-n0".parse().unwrap(),
+            "/tmp/a,b".into(),
+            "/tmp/s".into(),
+        )
+    }
+
+    #[test]
+    fn cloud_hypervisor_is_told() {
+        assert_eq!(
+            device("segment=web").net_option(),
+            "vhost_user=on,id=n0,mac=02:00:00:00:00:01,num_queues=2,socket=\"/tmp/a,b\""
+        );
+        let full =
+            device("segment=web,mtu=9000,num_queues=8,queue_size=64,pci_segment=1,pci_device_id=5");
+        assert_eq!(
+            full.net_option(),
+            "vhost_user=on,id=n0,mac=02:00:00:00:00:01,mtu=9000,num_queues=8,queue_size=64,pci_segment=1,\
+             pci_device_id=5,socket=\"/tmp/a,b\""
+        );
+        assert_eq!(
+            serde_json::to_value(device("segment=web").net_config()).unwrap(),
+            serde_json::json!({
+                "id": "n0", "vhost_user": true, "vhost_socket": "/tmp/a,b", "mac": "02:00:00:00:00:01",
+                "num_queues": 2
+            })
+        );
+    }
+
+    #[test]
+    fn the_port_is_told() {
+        let arguments = device("segment=web,mtu=9000,num_queues=8,queue_size=64").port_arguments();
+        assert_eq!(
+            arguments,
+            [
+                "--socket=/tmp/a,b",
+                "--status-socket=/tmp/s",
+                "--segment=/run/virtio-inter/web",
+                "--id=vm-n0",
+                "--mac=02:00:00:00:00:01",
+                "--queues=4",
+                "--mtu=9000",
+                "--queue-size=64",
+            ]
+        );
+    }
+}
