@@ -9,6 +9,10 @@ use cloud_hypervisor_ext::report::Failure;
 /// The kind of device that stands before its options in `add-device`.
 const KIND: &str = "inter-vm";
 
+/// How a device is plugged in.
+pub(crate) const ADD_USAGE: &str =
+    "Usage: ch-remote-ext --api-socket <api-socket> add-inter-vm <inter-vm_config>";
+
 /// The arguments, and what was found among them.
 #[derive(Debug)]
 pub(crate) struct Arguments {
@@ -32,6 +36,8 @@ enum Asks {
 pub(crate) enum Action {
     Help,
     Version,
+    /// How `add-inter-vm` is used.
+    AddHelp,
     /// A device, by what may follow `--inter-vm`.
     Add(String),
     /// A device that may be ours.
@@ -104,11 +110,13 @@ impl Arguments {
             ("add-device", Some(text)) if text.starts_with("inter-vm,") => {
                 Action::Add(text[KIND.len() + 1..].to_owned())
             }
+            ("help", Some("add-inter-vm")) | ("add-inter-vm", Some("-h" | "--help")) => {
+                Action::AddHelp
+            }
+            ("help", Some(KIND)) => Action::InterVm(vec![KIND.into(), "--help".into()]),
             ("add-inter-vm", Some(text)) if !text.starts_with('-') => Action::Add(text.to_owned()),
             ("add-inter-vm", _) => {
-                let usage =
-                    "Usage: ch-remote-ext --api-socket <api-socket> add-inter-vm <inter-vm_config>";
-                return Err(Failure::usage(anyhow!(usage)));
+                return Err(Failure::usage(anyhow!(ADD_USAGE)));
             }
             ("remove-device", Some(id)) if !id.starts_with('-') => Action::Remove(id.to_owned()),
             ("create", Some(path)) if path == "-" || !path.starts_with('-') => {
@@ -167,6 +175,12 @@ mod tests {
             (
                 &["add-inter-vm", "segment=a"],
                 Action::Add("segment=a".into()),
+            ),
+            (&["help", "add-inter-vm"], Action::AddHelp),
+            (&["add-inter-vm", "--help"], Action::AddHelp),
+            (
+                &["help", "inter-vm"],
+                Action::InterVm(vec!["inter-vm".into(), "--help".into()]),
             ),
             (&["remove-device", "x"], Action::Remove("x".into())),
             (&["remove-device"], Action::PassOn),

@@ -15,9 +15,18 @@ use crate::supervisor::Supervisor;
 const DEFAULT_MEMORY: u64 = 512 << 20;
 
 /// The ports of the VM to be created, if there are any.
-pub(crate) fn find_ports(api_socket: Option<&Path>) -> Option<Vec<PortInfo>> {
-    let ports = Supervisor::connect(api_socket?).ok()?.list().ok()?;
-    (!ports.is_empty()).then_some(ports)
+///
+/// # Errors
+///
+/// When there is a supervisor that cannot be asked: the VM would lack its devices.
+pub(crate) fn find_ports(api_socket: Option<&Path>) -> anyhow::Result<Option<Vec<PortInfo>>> {
+    let Some(mut supervisor) = api_socket.map(Supervisor::find).transpose()?.flatten() else {
+        return Ok(None);
+    };
+    let ports = supervisor
+        .list()
+        .context("Cannot tell which inter-VM devices the VM is to have; it is not created")?;
+    Ok((!ports.is_empty()).then_some(ports))
 }
 
 /// Creates the VM that a file describes, with the devices.

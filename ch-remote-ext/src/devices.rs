@@ -64,10 +64,18 @@ fn end_port_left_over(api: &Api, supervisor: &mut Supervisor, id: &str) -> anyho
 }
 
 /// The supervisor that has a port for this device, if one has.
-pub(crate) fn find_port(api_socket: Option<&Path>, id: &str) -> Option<Supervisor> {
-    let mut supervisor = Supervisor::connect(api_socket?).ok()?;
-    let ports = supervisor.list().ok()?;
-    ports.iter().any(|port| port.id == id).then_some(supervisor)
+///
+/// # Errors
+///
+/// When there is a supervisor that cannot be asked: its port would be left behind.
+pub(crate) fn find_port(api_socket: Option<&Path>, id: &str) -> anyhow::Result<Option<Supervisor>> {
+    let Some(mut supervisor) = api_socket.map(Supervisor::find).transpose()?.flatten() else {
+        return Ok(None);
+    };
+    let ports = supervisor
+        .list()
+        .with_context(|| format!("Cannot tell whether {id} has a port; it stays plugged in"))?;
+    Ok(ports.iter().any(|port| port.id == id).then_some(supervisor))
 }
 
 /// Unplugs a device, and ends its port once the guest has let it go.

@@ -1,5 +1,9 @@
 //! The stock program's own help, with the commands that it does not know in their places.
 
+use cloud_hypervisor_ext::inter_vm::SYNTAX;
+
+use crate::arguments::ADD_USAGE;
+
 const COMMANDS: [(&str, &str); 2] = [
     (
         "add-inter-vm",
@@ -7,6 +11,14 @@ const COMMANDS: [(&str, &str); 2] = [
     ),
     ("inter-vm", "Show inter-VM network devices: list, show"),
 ];
+
+/// How `add-inter-vm` is used.
+pub(crate) fn add_inter_vm() -> String {
+    format!(
+        "{}\n\nPlugs in a network device, and starts its port.\n\nArguments:\n  <inter-vm_config>  {}",
+        ADD_USAGE, SYNTAX
+    )
+}
 
 /// Adds our commands to the list of a help text, by the alphabet; leaves a text without one alone.
 pub(crate) fn with_inter_vm(help: &str) -> String {

@@ -42,12 +42,16 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
     match arguments.action()? {
         Action::Help => help(&arguments.all),
         Action::Version => version(),
+        Action::AddHelp => {
+            writeln!(std::io::stdout(), "{}", help::add_inter_vm())?;
+            Ok(0)
+        }
         Action::Add(device) => devices::add(&arguments.api_socket()?, &device),
-        Action::Remove(id) => match devices::find_port(arguments.api_socket.as_deref(), &id) {
+        Action::Remove(id) => match devices::find_port(arguments.api_socket.as_deref(), &id)? {
             Some(supervisor) => devices::remove(&arguments.api_socket()?, supervisor, &id),
             None => pass_on(&arguments.all),
         },
-        Action::Create(path) => match create::find_ports(arguments.api_socket.as_deref()) {
+        Action::Create(path) => match create::find_ports(arguments.api_socket.as_deref())? {
             Some(ports) => create::create(&arguments.api_socket()?, &path, &ports),
             None => pass_on(&arguments.all),
         },

@@ -31,19 +31,47 @@ impl Supervisor {
     /// When there is none.
     pub(crate) fn connect(api_socket: &Path) -> anyhow::Result<Self> {
         let path = control_socket(api_socket);
-        let stream = UnixStream::connect(&path)
-            .and_then(|stream| {
-                stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-                stream.set_write_timeout(Some(ANSWER_WITHIN))?;
-                Ok(stream)
-            })
-            .with_context(|| {
-                format!(
-                    "No supervisor at {}: was the VM started by cloud-hypervisor-ext? If not, start a \
-                     `virtio-inter port` by hand, and plug it in by add-net vhost_user=on,socket=…",
-                    path.display()
-                )
-            })?;
+        let stream = UnixStream::connect(&path).with_context(|| {
+            format!(
+                "No supervisor at {}: was the VM started by cloud-hypervisor-ext? If not, start a \
+                 `virtio-inter port` by hand, and plug it in by add-net vhost_user=on,socket=…",
+                path.display()
+            )
+        })?;
+        Self::of(stream, path, api_socket)
+    }
+
+    /// The supervisor of the VM with this API socket, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be told, or another user's process stands in its place.
+    pub(crate) fn find(api_socket: &Path) -> anyhow::Result<Option<Self>> {
+        let path = control_socket(api_socket);
+        match UnixStream::connect(&path) {
+            Ok(stream) => Self::of(stream, path, api_socket).map(Some),
+            // Refused: one that was killed, whose ports have gone with it.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::NotADirectory
+                        | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => {
+                Err(error).with_context(|| format!("Cannot ask supervisor at {}", path.display()))
+            }
+        }
+    }
+
+    fn of(stream: UnixStream, path: PathBuf, api_socket: &Path) -> anyhow::Result<Self> {
+        stream
+            .set_read_timeout(Some(ANSWER_WITHIN))
+            .and_then(|()| stream.set_write_timeout(Some(ANSWER_WITHIN)))
+            .with_context(|| format!("Cannot ask supervisor at {}", path.display()))?;
         let owner = fs::metadata(api_socket).ok().map(|socket| socket.uid());
         let uid = socket_peercred(&stream)
             .with_context(|| format!("Cannot tell whose {} is", path.display()))?

@@ -17,7 +17,7 @@ use crate::child::{Child, Descriptors};
 use crate::device::Device;
 use crate::protocol::{PortInfo, PortState};
 
-/// A port that does not serve after that is given up, at its first start.
+/// A port that does not serve after that is given up at its first start, and killed and started again later.
 const READY_WITHIN: Duration = Duration::from_secs(10);
 
 /// A port that has lived that long is started again at once when it dies; one that dies sooner, after a pause.
@@ -156,8 +156,8 @@ impl Port {
     /// When [`Port::process`] has something to do although nothing is readable.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.state {
-            State::Starting { since, .. } if !self.proven => Some(*since + READY_WITHIN),
-            State::Starting { .. } | State::Serving { .. } => None,
+            State::Starting { since, .. } => Some(*since + READY_WITHIN),
+            State::Serving { .. } => None,
             State::Down { until } => Some(*until),
             State::Ending { kill_at, .. } => *kill_at,
         }
@@ -165,8 +165,11 @@ impl Port {
 
     /// Does what there is to do.
     pub fn process(&mut self) -> Change {
+        self.process_at(Instant::now())
+    }
+
+    fn process_at(&mut self, now: Instant) -> Change {
         let ready = self.hear();
-        let now = Instant::now();
         if let Some(status) = self.take_end() {
             return self.ended(status, now);
         }
@@ -177,6 +180,15 @@ impl Port {
                     self.cannot_start(),
                     format!("It does not serve after {} s", READY_WITHIN.as_secs()),
                 ]);
+            }
+            State::Starting { child, since } if now >= *since + READY_WITHIN => {
+                // Its end is told as any other's, and leads to the next start.
+                child.signal(Signal::KILL);
+                *since = now;
+                self.reason = Some(format!(
+                    "it did not serve after {} s",
+                    READY_WITHIN.as_secs()
+                ));
             }
             State::Down { until } if now >= *until => self.start_again(now),
             State::Ending { child, kill_at } if kill_at.is_some_and(|at| now >= at) => {
@@ -352,4 +364,74 @@ fn spawn(device: &Device, program: &PortProgram, notify: &PathBuf) -> io::Result
     }
     // SIGTERM, so that its sockets go too.
     Child::spawn(command, Signal::TERM, Descriptors::StandardOnly)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn until(mut done: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !done() {
+            assert!(Instant::now() < end, "It does not happen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn one_that_hangs_when_it_is_started_again_is_started_once_more() {
+        let temp = TempDir::new().unwrap();
+        // A port in name only: what it would say is said by this test.
+        let path = temp.path().join("port");
+        std::fs::write(&path, "#!/bin/sh\nexec sleep 600\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let program = PortProgram { path, log: "warn" };
+        let notify = temp.path().join("notify");
+        let device = Device {
+            id: "net0".parse().unwrap(),
+            port_id: "vm.net0".parse().unwrap(),
+            segment: temp.path().into(),
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            mtu: None,
+            num_queues: 2,
+            queue_size: None,
+            socket: temp.path().join("socket"),
+            status_socket: temp.path().join("status"),
+            pci_segment: None,
+            pci_device_id: None,
+        };
+        let mut port = Port::start(device, program, notify.clone()).unwrap();
+        let says = UnixDatagram::unbound().unwrap();
+        says.send_to(b"READY=1", &notify).unwrap();
+        assert_eq!(port.process(), Change::Ready);
+        let pid = |port: &Port| port.child().map(Child::pid);
+        let kill = |port: &Port| port.child().unwrap().signal(Signal::KILL);
+
+        kill(&port);
+        until(|| {
+            assert_eq!(port.process(), Change::None);
+            port.restarts == 1
+        });
+        let hanging = pid(&port);
+        let deadline = port.deadline().unwrap();
+        assert_eq!(port.process_at(deadline), Change::None);
+        let mut now = deadline;
+        until(|| {
+            // Its clock goes on, or the pause before the next start would have no end.
+            now += FIRST_PAUSE;
+            assert_eq!(port.process_at(now), Change::None);
+            port.restarts == 2
+        });
+        assert_ne!(pid(&port), hanging);
+        says.send_to(b"READY=1", &notify).unwrap();
+        assert_eq!(port.process(), Change::None);
+        assert!(matches!(port.state, State::Serving { .. }));
+
+        port.end();
+        until(|| port.process() == Change::Ended);
+    }
 }

@@ -99,6 +99,34 @@ fn a_vm_without_a_supervisor() {
     }
 }
 
+/// The stock program would unplug the device and leave its port, or create the VM without its devices.
+#[test]
+fn a_supervisor_that_hangs_up_is_not_taken_for_none() {
+    let place = Place::new();
+    let _vm = rest::serve(&place.path("api"));
+    let control = cloud_hypervisor_ext::vm_directory::control_socket(&place.path("api"));
+    std::fs::create_dir(control.parent().unwrap()).unwrap();
+    let supervisor = UnixListener::bind(&control).unwrap();
+    std::fs::write(place.path("config"), "{}").unwrap();
+    for (words, told) in [
+        (
+            &["remove-device", "net0"][..],
+            "Cannot tell whether net0 has a port",
+        ),
+        (
+            &["create", &place.text("config")],
+            "Cannot tell which inter-VM devices",
+        ),
+    ] {
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| drop(supervisor.accept().unwrap()));
+            place.remote(words).failed(1)
+        });
+        assert!(error.contains(told), "{error}");
+        assert!(error.contains("does not answer"), "{error}");
+    }
+}
+
 #[test]
 fn a_segment_that_cannot_be_joined() {
     let place = Place::new();

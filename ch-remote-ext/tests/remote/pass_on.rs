@@ -50,6 +50,20 @@ fn help_is_the_stock_programs_with_ours_in_it() {
 }
 
 #[test]
+fn help_for_a_command_of_ours_is_ours() {
+    let place = Place::new();
+    for (words, expected) in [
+        (&["help", "add-inter-vm"][..], "segment=<name_or_directory>"),
+        (&["add-inter-vm", "--help"], "segment=<name_or_directory>"),
+        (&["help", "inter-vm"], "All devices, a line each"),
+    ] {
+        let ran = place.run_program(words, "", place.path("remote").as_os_str());
+        assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{words:?}");
+        assert!(ran.out.contains(expected), "{words:?}: {}", ran.out);
+    }
+}
+
+#[test]
 fn version_is_both() {
     let place = Place::new();
     let ran = place.run_program(&["-V"], "", place.path("remote").as_os_str());

@@ -11,7 +11,9 @@ use crate::harness::{Launcher, Place, until};
 
 /// The program, or the reason why the test cannot run.
 fn stock() -> Option<PathBuf> {
-    let program = std::env::var_os("CLOUD_HYPERVISOR").map(PathBuf::from);
+    let program = std::env::var_os("CLOUD_HYPERVISOR")
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from);
     let missing = match &program {
         None => "CLOUD_HYPERVISOR names no Cloud Hypervisor",
         // It opens that before it reads its devices.
