@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::raw;
-use common::{Net, PATIENCE, limits, local};
+use common::{Net, PATIENCE, limits, local, skip};
 use virtio_inter_segment::Limits;
 
 /// Connects so often, each time with a TCP socket in the queue that waits on close for data that
@@ -78,21 +78,6 @@ fn attack(net: &mut Net, count: usize, uid: u32) -> Option<Attacker> {
     net.until("the attack", |_| said.is_finished());
     assert_eq!(said.join().unwrap().unwrap(), "done\n");
     Some(child)
-}
-
-/// Tells `cargo xtask test` that this test did not run, and why.
-fn skip(reason: &str) {
-    use std::io::Write;
-    let line = format!("a_user_whose_descriptors_do_not_close_is_turned_away_alone\t{reason}\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
-    if let Some(path) = std::env::var_os("VIRTIO_INTER_SKIPS") {
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path);
-        file.and_then(|mut file| file.write_all(line.as_bytes()))
-            .unwrap();
-    }
 }
 
 #[test]
