@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use cloud_hypervisor_ext::protocol::{PortInfo, Reply, Request};
 use cloud_hypervisor_ext::vm_directory::control_socket;
-use rustix::net::sockopt::socket_peercred;
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::geteuid;
 
 /// A supervisor answers at once, but for a port's start (10 s at most) and end (5 s at most).
@@ -31,7 +32,7 @@ impl Supervisor {
     /// When there is none.
     pub(crate) fn connect(api_socket: &Path) -> anyhow::Result<Self> {
         let path = control_socket(api_socket);
-        let stream = UnixStream::connect(&path).with_context(|| {
+        let stream = open(&path).with_context(|| {
             format!(
                 "No supervisor at {}: was the VM started by cloud-hypervisor-ext? If not, start a \
                  `virtio-inter port` by hand, and plug it in by add-net vhost_user=on,socket=…",
@@ -48,15 +49,22 @@ impl Supervisor {
     /// When it cannot be told, or another user's process stands in its place.
     pub(crate) fn find(api_socket: &Path) -> anyhow::Result<Option<Self>> {
         let path = control_socket(api_socket);
-        match UnixStream::connect(&path) {
+        // Looked for first: a path that is too long for a socket's address is refused whether there is one or not.
+        if let Err(error) = fs::symlink_metadata(&path)
+            && matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            )
+        {
+            return Ok(None);
+        }
+        match open(&path) {
             Ok(stream) => Self::of(stream, path, api_socket).map(Some),
-            // Refused: one that was killed, whose ports have gone with it.
+            // One that was killed, whose ports have gone with it.
             Err(error)
                 if matches!(
                     error.kind(),
-                    io::ErrorKind::NotFound
-                        | io::ErrorKind::NotADirectory
-                        | io::ErrorKind::ConnectionRefused
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
                 ) =>
             {
                 Ok(None)
@@ -68,10 +76,6 @@ impl Supervisor {
     }
 
     fn of(stream: UnixStream, path: PathBuf, api_socket: &Path) -> anyhow::Result<Self> {
-        stream
-            .set_read_timeout(Some(ANSWER_WITHIN))
-            .and_then(|()| stream.set_write_timeout(Some(ANSWER_WITHIN)))
-            .with_context(|| format!("Cannot ask supervisor at {}", path.display()))?;
         let owner = fs::metadata(api_socket).ok().map(|socket| socket.uid());
         let uid = socket_peercred(&stream)
             .with_context(|| format!("Cannot tell whose {} is", path.display()))?
@@ -139,6 +143,21 @@ impl Supervisor {
             other => bail!("Supervisor answers {other:?}"),
         }
     }
+}
+
+/// A connection with time limits, for connecting too: a listener that hangs takes no more of them some day.
+fn open(path: &Path) -> io::Result<UnixStream> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    for timeout in [Timeout::Send, Timeout::Recv] {
+        set_socket_timeout(&socket, timeout, Some(ANSWER_WITHIN))?;
+    }
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 /// Whether a process of user `uid` may say which sockets are the VM's ports. In a directory such as `/tmp` anyone can

@@ -12,6 +12,13 @@ fn all_that_is_not_ours() {
         &["--api-socket", "/a", "resize", "--cpus", "2"],
         &["--api-socket", "/nowhere", "remove-device", "x"],
         &["--api-socket", "/nowhere", "create", "/x"],
+        // Good for an API socket, but a supervisor's beside it would be too long.
+        &[
+            "--api-socket",
+            &format!("/{:a<95}", "no"),
+            "remove-device",
+            "x",
+        ],
         &[
             "--dbus-service-name",
             "a",

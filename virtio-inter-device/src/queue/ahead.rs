@@ -199,6 +199,21 @@ mod tests {
         assert!(matches!(direction, QueueViolation::Direction { .. }));
     }
 
+    #[test]
+    fn a_queue_that_is_enabled_again_is_looked_at_anew() {
+        let memory = memory();
+        let mut queue = queue(&memory);
+        describe(&memory, 0, BUFFERS, 100);
+        make_available(&memory, &[0]);
+        let rings = queue.rings(&memory).unwrap();
+        assert_eq!(queue.available(&rings, 1), Ok(1));
+        queue.look_ahead(&rings, 0, 1, Direction::FromDriver);
+        describe(&memory, 0, FAR, 4000);
+        assert_eq!(walk(&queue, &rings, 0), Ok(100));
+        queue.rearm();
+        assert_eq!(walk(&queue, &rings, 0), Ok(4000));
+    }
+
     fn walk_to_driver(
         queue: &SplitQueue,
         rings: &Rings<'_>,

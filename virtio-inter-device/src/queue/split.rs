@@ -269,6 +269,8 @@ impl SplitQueue {
     /// index the next [`SplitQueue::disarm`] does.
     pub(crate) fn rearm(&mut self) {
         self.armed = !self.event_index;
+        // What was emptied unseen while the queue was disabled may have gone round all indices.
+        self.ahead = Ahead::default();
     }
 
     /// Interrupts the driver.
