@@ -39,8 +39,23 @@ impl Adapter {
     }
 
     /// Decides on a record whose head was read and checked. The error is the counter of why it is dropped.
-    #[inline(never)] // Off the way of plain frames.
+    #[inline]
     pub(crate) fn form<'a>(
+        &mut self,
+        head: &mut Head,
+        gso: Option<Gso>,
+        record: &VolatileSlice<'_>,
+        rules: &'a Rules,
+    ) -> Result<Form, &'a Counter> {
+        // Most frames are plain, and their way is short.
+        if gso.is_none() && !head.needs_checksum() && head.fits(rules.mtu) {
+            return Ok(Form::AsIs);
+        }
+        self.form_of_any(head, gso, record, rules)
+    }
+
+    #[inline(never)] // Off the way of plain frames.
+    fn form_of_any<'a>(
         &mut self,
         head: &mut Head,
         gso: Option<Gso>,

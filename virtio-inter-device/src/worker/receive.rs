@@ -269,12 +269,7 @@ impl Collector {
         let frames = record.like_it();
         let counters = &*rules.counters;
         let read = read_head(&slice, source.mac, rules).and_then(|(mut head, gso)| {
-            // Most frames are plain, and their way is short.
-            let form = if gso.is_none() && !head.needs_checksum() && head.fits(rules.mtu) {
-                Form::AsIs
-            } else {
-                adapter.form(&mut head, gso, &slice, rules)?
-            };
+            let form = adapter.form(&mut head, gso, &slice, rules)?;
             Ok((head, form))
         });
         let (mut head, form) = match read {
