@@ -46,7 +46,8 @@ pub use parts::Parts;
 pub use port::{Counters, Port, PortConfig};
 pub use process::Process;
 pub use segment::Segment;
-pub use testbed::{Testbed, guest_test, is_root, skip};
+pub use testbed::{Testbed, guest_test, is_root};
+pub use virtio_inter_test_support::skip;
 pub use vm::{Frontend, Vm, VmConfig};
 pub use wait::until;
 

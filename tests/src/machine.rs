@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 use virtio_inter_agent::PORT_NAME;
+use virtio_inter_test_support::{note, tell};
 
 use crate::agent::{Agent, Channel, Job, Output};
 use crate::cpio::Archive;
 use crate::images::{self, Image};
-use crate::testbed::{note, tell};
 use crate::{Kernel, Process, Result, Testbed, cloud_hypervisor, guest_test, kvm, skip};
 
 /// Machines tried for one test.

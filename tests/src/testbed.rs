@@ -1,13 +1,12 @@
 //! What one test stands on: a directory for sockets, segments and logs, kept only if the test fails.
 
-use std::env;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, ensure};
+use virtio_inter_test_support::tell;
 
 use crate::cleanup::{Action, Registration};
 use crate::{Result, machine};
@@ -130,42 +129,7 @@ pub fn guest_test(test: impl FnOnce(&Testbed) -> Result<()>) {
     }
 }
 
-/// Says that the running test is skipped and why: past the capture of test output, and to `cargo xtask test` by the
-/// file that it names in `VIRTIO_INTER_SKIPS`.
-pub fn skip(reason: &str) {
-    let thread = thread::current();
-    let name = thread.name().unwrap_or("test");
-    tell(&format!("SKIPPED {name}: {reason}"));
-    report("VIRTIO_INTER_SKIPS", name, reason);
-}
-
-/// Tells something of the running test that its end does not: to `cargo xtask test` by the file that it names in
-/// `VIRTIO_INTER_NOTES`.
-pub(crate) fn note(text: &str) {
-    let thread = thread::current();
-    let name = thread.name().unwrap_or("test");
-    tell(&format!("{name}: {text}"));
-    report("VIRTIO_INTER_NOTES", name, text);
-}
-
-/// Adds a line to the file that a variable names.
-fn report(variable: &str, name: &str, text: &str) {
-    if let Some(path) = env::var_os(variable) {
-        let file = OpenOptions::new().create(true).append(true).open(&path);
-        // One write: other tests report to the same file.
-        let line = format!("{name}\t{text}\n");
-        if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
-            log::warn!("Writing {}: {error}", path.display());
-        }
-    }
-}
-
 /// Whether this process may make network namespaces and devices.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-pub(crate) fn tell(line: &str) {
-    // A closed standard error leaves nobody to tell.
-    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -10,8 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::raw;
-use common::{Net, PATIENCE, limits, local, skip};
+use common::{Net, PATIENCE, limits, local};
 use virtio_inter_segment::Limits;
+use virtio_inter_test_support::skip;
 
 /// Connects so often, each time with a TCP socket in the queue that waits on close for data that
 /// nobody takes; says so, and keeps all of it until it is killed.

@@ -1,48 +1,13 @@
 //! A stock Cloud Hypervisor, where the variable `CLOUD_HYPERVISOR` names one. Its VM is created but not booted here: that is
 //! done by the tests with guests.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use virtio_inter_test_support::stock_cloud_hypervisor;
 
 use crate::harness::{Launcher, Place, until};
-
-/// The program, or the reason why the test cannot run.
-fn stock() -> Option<PathBuf> {
-    let program = std::env::var_os("CLOUD_HYPERVISOR")
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from);
-    let missing = match &program {
-        None => "CLOUD_HYPERVISOR names no Cloud Hypervisor",
-        Some(_)
-            if std::fs::File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/kvm")
-                .is_err() =>
-        {
-            "there is no /dev/kvm that can be opened"
-        }
-        Some(_) => return program,
-    };
-    let thread = std::thread::current();
-    let name = thread.name().unwrap_or("test");
-    // A closed standard error leaves nobody to tell.
-    let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {missing}");
-    if let Some(path) = std::env::var_os("VIRTIO_INTER_SKIPS") {
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path);
-        // One write: other tests report to the same file.
-        let line = format!("{name}\t{missing}\n");
-        file.and_then(|mut file| file.write_all(line.as_bytes()))
-            .unwrap();
-    }
-    None
-}
 
 /// A VMM that waits for a VM.
 fn vmm(place: &Place, program: &std::path::Path, arguments: &[&str]) -> Launcher {
@@ -57,7 +22,9 @@ const CONFIG: &str = r#"{"payload": {"kernel": "/no-kernel"}, "memory": {"size":
 
 #[test]
 fn a_created_vm_has_its_devices_and_takes_and_gives_more() {
-    let Some(program) = stock() else { return };
+    let Some(program) = stock_cloud_hypervisor() else {
+        return;
+    };
     let place = Place::new();
     let launcher = vmm(&place, &program, &["--inter-vm", &place.device("")]);
     let api = place.text("api");
@@ -95,7 +62,9 @@ fn a_created_vm_has_its_devices_and_takes_and_gives_more() {
 
 #[test]
 fn what_it_refuses_is_told_in_its_words_and_the_port_ends() {
-    let Some(program) = stock() else { return };
+    let Some(program) = stock_cloud_hypervisor() else {
+        return;
+    };
     let place = Place::new();
     let _launcher = vmm(&place, &program, &[]);
     let error = place.remote(&["add-inter-vm", &place.device("")]).failed(1);
@@ -124,7 +93,9 @@ fn what_it_refuses_is_told_in_its_words_and_the_port_ends() {
 
 #[test]
 fn it_is_told_when_the_device_is_none_of_ours() {
-    let Some(program) = stock() else { return };
+    let Some(program) = stock_cloud_hypervisor() else {
+        return;
+    };
     let stock = program.with_file_name("ch-remote");
     let place = Place::new();
     let _launcher = vmm(&place, &program, &["--inter-vm", &place.device("")]);

@@ -1,54 +1,13 @@
 //! A stock Cloud Hypervisor, where the variable `CLOUD_HYPERVISOR` names one: what it makes of what it is told. No
 //! guest is booted here; that is done by the tests with guests.
 
-use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::process::Signal;
+use virtio_inter_test_support::stock_cloud_hypervisor;
 
 use crate::harness::{Launcher, Place, until};
-
-/// The program, or the reason why the test cannot run.
-fn stock() -> Option<PathBuf> {
-    let program = std::env::var_os("CLOUD_HYPERVISOR")
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from);
-    let missing = match &program {
-        None => "CLOUD_HYPERVISOR names no Cloud Hypervisor",
-        // It opens that before it reads its devices.
-        Some(_)
-            if std::fs::File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/kvm")
-                .is_err() =>
-        {
-            "there is no /dev/kvm that can be opened"
-        }
-        Some(_) => return program,
-    };
-    skip(missing);
-    None
-}
-
-/// Names the running test as skipped, to whoever looks and to `cargo xtask test`.
-fn skip(reason: &str) {
-    let thread = std::thread::current();
-    let name = thread.name().unwrap_or("test");
-    // A closed standard error leaves nobody to tell.
-    let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {reason}");
-    if let Some(path) = std::env::var_os("VIRTIO_INTER_SKIPS") {
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path);
-        // One write: other tests report to the same file.
-        let line = format!("{name}\t{reason}\n");
-        file.and_then(|mut file| file.write_all(line.as_bytes()))
-            .unwrap();
-    }
-}
 
 fn launcher(place: &Place, program: &Path, arguments: &[&str]) -> Launcher {
     place.launcher(arguments).env("CLOUD_HYPERVISOR", program)
@@ -56,7 +15,9 @@ fn launcher(place: &Place, program: &Path, arguments: &[&str]) -> Launcher {
 
 #[test]
 fn connects_to_its_ports_and_tells_its_own_errors() {
-    let Some(program) = stock() else { return };
+    let Some(program) = stock_cloud_hypervisor() else {
+        return;
+    };
     let place = Place::new();
     let (device, kernel) = (place.device(""), place.text("no-kernel"));
     let arguments = [
@@ -77,7 +38,9 @@ fn connects_to_its_ports_and_tells_its_own_errors() {
 
 #[test]
 fn several_devices_with_all_that_can_be_said_of_them() {
-    let Some(program) = stock() else { return };
+    let Some(program) = stock_cloud_hypervisor() else {
+        return;
+    };
     let place = Place::new();
     let full = place.device(
         ",id=full,mac=02:00:00:00:00:07,mtu=9000,num_queues=4,queue_size=512,pci_segment=0,pci_device_id=9",
@@ -115,7 +78,9 @@ fn several_devices_with_all_that_can_be_said_of_them() {
 
 #[test]
 fn refuses_what_it_does_not_know() {
-    let Some(program) = stock() else { return };
+    let Some(program) = stock_cloud_hypervisor() else {
+        return;
+    };
     let place = Place::new();
     let device = place.device("");
     let arguments = ["--kernel", "k", "--inter-vm", &device, "--frobnicate"];
@@ -127,7 +92,9 @@ fn refuses_what_it_does_not_know() {
 
 #[test]
 fn waits_for_a_vm_by_its_api_socket() {
-    let Some(program) = stock() else { return };
+    let Some(program) = stock_cloud_hypervisor() else {
+        return;
+    };
     let place = Place::new();
     let (api, device) = (place.text("api"), place.device(""));
     let mut running = launcher(
@@ -154,7 +121,9 @@ fn waits_for_a_vm_by_its_api_socket() {
 
 #[test]
 fn help_has_the_flag_in_its_place() {
-    let Some(program) = stock() else { return };
+    let Some(program) = stock_cloud_hypervisor() else {
+        return;
+    };
     let place = Place::new();
     let (status, text) = launcher(&place, &program, &["--help"]).end();
     assert_eq!(status, 0);

@@ -7,11 +7,10 @@ mod frames;
 mod tap;
 
 use std::cell::RefCell;
-use std::fs::OpenOptions;
-use std::io::Write;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use virtio_inter_test_support::skip;
 
 use driver::{Feature, LEAN, Node, PATIENCE, Packet, Peer, Spec, mac};
 use frames::{Frame, Transport, Wish, frame};
@@ -192,23 +191,6 @@ fn compare(receivers: &[(u64, u16)], transport: impl Strategy<Value = Transport>
         count > 2 * u64::from(cases),
         "Hardly anything was segmented: {count} frames"
     );
-}
-
-/// Says that the running test is skipped and why; `cargo xtask test` counts it so.
-#[allow(
-    clippy::print_stderr,
-    reason = "a skipped test must not look like a pass"
-)]
-fn skip(reason: &str) {
-    let thread = std::thread::current();
-    let name = thread.name().unwrap_or("test");
-    eprintln!("SKIPPED {name}: {reason}");
-    if let Some(path) = std::env::var_os("VIRTIO_INTER_SKIPS") {
-        let file = OpenOptions::new().create(true).append(true).open(&path);
-        // One write: other tests report to the same file.
-        file.and_then(|mut file| file.write_all(format!("{name}\t{reason}\n").as_bytes()))
-            .unwrap();
-    }
 }
 
 #[test]

@@ -22,25 +22,6 @@ use virtio_inter_segment::{
 /// Long enough for the slowest machine; reached only by a test that fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Names the running test as skipped, to whoever looks and to `cargo xtask test`.
-pub fn skip(reason: &str) {
-    use std::io::Write;
-    let thread = std::thread::current();
-    let name = thread.name().unwrap_or("test");
-    // A closed standard error leaves nobody to tell.
-    let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {reason}");
-    if let Some(path) = std::env::var_os("VIRTIO_INTER_SKIPS") {
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path);
-        // One write: other tests report to the same file.
-        let line = format!("{name}\t{reason}\n");
-        file.and_then(|mut file| file.write_all(line.as_bytes()))
-            .unwrap();
-    }
-}
-
 /// Limits for tests: slow retries that a test can wait for.
 pub fn limits() -> Limits {
     Limits {

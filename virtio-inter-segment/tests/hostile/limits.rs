@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use virtio_inter_segment::{Limits, Segment};
+use virtio_inter_test_support::skip;
 
-use crate::common::{Net, PATIENCE, capture_log, limits, local, logged, skip};
+use crate::common::{Net, PATIENCE, capture_log, limits, local, logged};
 
 #[test]
 fn limits_hold() {
