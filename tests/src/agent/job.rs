@@ -1,6 +1,7 @@
 //! A command in a guest: its input, output and end.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -9,6 +10,9 @@ use virtio_inter_agent::{Kind, MAX_PAYLOAD_TO_GUEST};
 
 use super::shared::{End, JobState, Shared};
 use crate::Result;
+
+/// How long a killed command may take to end. In a guest that is paused it does not.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a finished command left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +34,7 @@ impl Output {
     }
 }
 
-/// A command in a guest, killed when dropped.
+/// A command in a guest, killed when dropped, and gone then.
 pub struct Job {
     pub(super) shared: Arc<Shared>,
     pub(super) number: u32,
@@ -183,9 +187,16 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        if self.is_running() {
-            // A guest that is gone runs nothing.
-            let _ = self.signal(Signal::KILL);
+        // A guest that is gone runs nothing.
+        if self.is_running() && self.signal(Signal::KILL).is_ok() && !thread::panicking() {
+            // What it held, a port say, is free for the next command only once it has ended.
+            let ended = self.wait_for_end(KILL_LIMIT);
+            if matches!(ended, Ok(None)) {
+                log::warn!(
+                    "`{}` has not ended {KILL_LIMIT:?} after its SIGKILL",
+                    self.name
+                );
+            }
         }
         self.shared.state().jobs.remove(&self.number);
     }

@@ -80,12 +80,6 @@ impl State {
             Kind::Stdout => job.stdout.extend(payload),
             Kind::Stderr => job.stderr.extend(payload),
             Kind::Exit => {
-                let word = |at: usize| {
-                    let bytes = payload
-                        .get(at..at + 4)
-                        .and_then(|word| word.try_into().ok());
-                    bytes.map_or(-1, i32::from_le_bytes)
-                };
                 job.end = Some(End::Exited {
                     code: word(0),
                     signal: word(4),
