@@ -112,6 +112,8 @@ fn row(
     let spec = Spec {
         features: features | Feature::EVENT_IDX | Feature::MRG_RXBUF,
         capacity: 8 << 20,
+        // One thread, whose time is taken.
+        nice: 0,
         rx_size: 1024,
         buffers: (1024, 2048),
         ..Spec::default()

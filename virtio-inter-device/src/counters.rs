@@ -103,4 +103,6 @@ counters! {
     wakeups,
     /// Interrupts sent to the guest.
     interrupts,
+    /// Times that the worker changed between its two threads: from the nicer one when it was starved there, and back.
+    handed_over,
 }

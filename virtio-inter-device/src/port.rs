@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -16,12 +15,16 @@ use crate::device::{Device, DeviceError, GuestMemory, QueueSetup};
 use crate::features::{Negotiated, offered};
 use crate::queue::check_setup;
 use crate::worker::{
-    Answer, Command, Direction, InUse, PeerPart, Poller, Ready, Report, Request, Source, Waker,
-    Worker, WorkerSetup,
+    Answer, Command, Direction, InUse, PeerPart, Poller, Ready, Report, Request, Source, Threads,
+    Waker, Worker, WorkerSetup,
 };
 
 /// A worker answers a command between two batches, microseconds later; one that takes this long is gone.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How much nicer than its process a worker's thread usually is: a tenth of the weight, to the scheduler
+/// (`docs/decisions/0060-nicer-workers.md`).
+pub const NICE: u8 = 10;
 
 /// What a port tells the process that runs it.
 #[derive(Debug)]
@@ -56,16 +59,18 @@ struct Handle {
     commands: Option<Sender<Request>>,
     waker: Waker,
     counters: Arc<Counters>,
-    thread: Option<JoinHandle<()>>,
+    threads: Option<Threads>,
 }
 
 impl Port {
     /// Starts the workers, one for each queue pair, with nothing to do yet.
     ///
+    /// Their threads are nicer than the calling one by `nice` (nice(2)), while that does not starve them; 0: never.
+    ///
     /// # Errors
     ///
     /// When a thread or a descriptor cannot be had.
-    pub fn new(local: &LocalPort) -> Result<Port, DeviceError> {
+    pub fn new(local: &LocalPort, nice: u8) -> Result<Port, DeviceError> {
         let io = |action| move |source| DeviceError::Io { action, source };
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| io("create an eventfd")(e.into()))?;
@@ -99,21 +104,19 @@ impl Port {
                 commands: inbox,
                 poller,
                 in_use: Arc::clone(&in_use),
+                may_be_nicer: nice != 0,
                 report: Box::new(move |report| {
                     // The port may be on its way out; then nobody listens any more.
                     let _ = reporter.send(report);
                     let _ = rustix::io::write(&*bell, &1u64.to_ne_bytes());
                 }),
             });
-            let thread = std::thread::Builder::new()
-                .name(format!("queue-{index}"))
-                .spawn(move || worker.run())
-                .map_err(io("start a worker thread"))?;
+            let threads = Threads::start(worker, nice).map_err(io("start a worker thread"))?;
             port.workers.push(Handle {
                 commands: Some(commands),
                 waker,
                 counters,
-                thread: Some(thread),
+                threads: Some(threads),
             });
         }
         Ok(port)
@@ -319,10 +322,8 @@ impl Drop for Port {
             worker.waker.wake();
         }
         for worker in &mut self.workers {
-            if let Some(thread) = worker.thread.take()
-                && thread.join().is_err()
-            {
-                log::error!("A worker thread panicked");
+            if let Some(threads) = worker.threads.take() {
+                threads.join();
             }
         }
     }

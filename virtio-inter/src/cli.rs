@@ -75,6 +75,11 @@ pub struct PortArgs {
     #[arg(long, value_name = "BYTES", default_value_t = virtio_inter_link::DEFAULT_CAPACITY,
           value_parser = parse_ring_size)]
     pub ring_size: u32,
+    /// How much nicer than the process (nice(1)) the threads of the queues are: 0 to 19. A guest on the same CPU then has its
+    /// say before it is served, which saves both many wake-ups. While that starves the threads, they are not nicer
+    #[arg(long, value_name = "ADJUSTMENT", default_value_t = virtio_inter_device::NICE,
+          value_parser = value_parser!(u8).range(0..=19))]
+    pub nice: u8,
     /// Socket on which who connects is told this port's state, peers and counters as JSON; for this user and root only
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub status_socket: Option<PathBuf>,

@@ -158,7 +158,7 @@ mod tests {
             queues: 2,
             ring_capacity: virtio_inter_link::DEFAULT_CAPACITY,
         };
-        let names = feature_names(Port::new(&local).unwrap().features());
+        let names = feature_names(Port::new(&local, 0).unwrap().features());
         assert!(names.contains(&"MQ".to_owned()), "{names:?}");
         assert!(!names.iter().any(|name| name.contains("bit")), "{names:?}");
     }

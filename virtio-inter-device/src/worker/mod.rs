@@ -5,10 +5,12 @@ mod adapt;
 mod buffers;
 mod command;
 mod completion;
+mod niceness;
 mod peer;
 mod poller;
 mod receive;
 mod steering;
+mod threads;
 mod transmit;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,11 +26,13 @@ pub(crate) use command::{Answer, Command, Direction, PeerPart, Request};
 pub(crate) use poller::{Poller, Waker};
 pub(crate) use receive::Source;
 pub(crate) use steering::{InUse, Ready};
+pub(crate) use threads::Threads;
 
 use crate::counters::Counters;
 use crate::device::{DeviceError, GuestMemory, QueueSetup};
 use crate::features::Negotiated;
 use crate::queue::{QueueViolation, Rings, SplitQueue};
+use niceness::{Account, Niceness, Thread};
 use peer::Peer;
 use receive::Collector;
 use transmit::Transmitter;
@@ -144,6 +148,8 @@ pub(crate) struct WorkerSetup {
     pub(crate) poller: Poller,
     /// Shared by the port's workers.
     pub(crate) in_use: Arc<InUse>,
+    /// It may be nicer than the process.
+    pub(crate) may_be_nicer: bool,
     /// Tells the control thread.
     pub(crate) report: Box<dyn Fn(Report) + Send>,
 }
@@ -165,6 +171,7 @@ pub(crate) struct Worker {
     ready: bool,
     /// The transmit queue was kicked since it was last looked at.
     kicked: bool,
+    niceness: Niceness,
 }
 
 impl Worker {
@@ -177,6 +184,7 @@ impl Worker {
             commands,
             poller,
             in_use,
+            may_be_nicer,
             report,
         } = setup;
         Worker {
@@ -198,12 +206,26 @@ impl Worker {
             report,
             ready: false,
             kicked: false,
+            niceness: Niceness::new(match may_be_nicer {
+                true => Thread::Nicer,
+                false => Thread::Plain,
+            }),
         }
     }
 
-    /// Works until the port is gone.
-    pub(crate) fn run(mut self) {
+    /// The thread that it belongs on.
+    fn thread(&self) -> Thread {
+        self.niceness.thread()
+    }
+
+    /// Works until it belongs on its other thread, or, returning nothing, until the port is gone. `account`: the thread's.
+    fn run(mut self: Box<Self>, account: Option<&Account>) -> Option<Box<Self>> {
+        let mut changes = self.niceness.begin(account);
         loop {
+            if changes {
+                self.rules.counters.handed_over.add(1);
+                return Some(self);
+            }
             loop {
                 match self.commands.try_recv() {
                     Ok(request) => {
@@ -212,7 +234,7 @@ impl Worker {
                         let _ = request.reply.send(reply);
                     }
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Disconnected) => return None,
                 }
             }
             let sent = self.transmit();
@@ -234,6 +256,7 @@ impl Worker {
                     }
                 }
             }
+            changes = self.niceness.changes(account);
         }
     }
 

@@ -10,7 +10,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use virtio_inter::vhost_user::frontend::{Ended, Frontend};
 use virtio_inter::vhost_user::session::Limits;
-use virtio_inter_device::{Device, Port};
+use virtio_inter_device::{Device, NICE, Port};
 use virtio_inter_segment::LocalPort;
 
 use crate::mock::MockDevice;
@@ -240,14 +240,14 @@ impl<D: Device> Rig<D> {
 
 /// The real device, with one queue pair.
 pub(crate) fn port(id: &str) -> Port {
-    Port::new(&LocalPort {
+    let local = LocalPort {
         id: id.parse().unwrap(),
         mac: "52:54:00:00:00:01".parse().unwrap(),
         mtu: 1500,
         queues: 1,
         ring_capacity: virtio_inter_link::MIN_CAPACITY,
-    })
-    .unwrap()
+    };
+    Port::new(&local, NICE).unwrap()
 }
 
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
