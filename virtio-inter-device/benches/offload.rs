@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use driver::{Feature, LEAN, Node, Packet, Peer, Spec, mac, until};
 use rustix::time::{ClockId, clock_gettime};
 use tap::Tap;
+use virtio_inter_device::Scheduling;
 
 const ROUNDS: usize = 9;
 /// Bytes of a large frame, and of a segment's payload.
@@ -113,7 +114,10 @@ fn row(
         features: features | Feature::EVENT_IDX | Feature::MRG_RXBUF,
         capacity: 8 << 20,
         // One thread, whose time is taken.
-        nice: 0,
+        scheduling: Scheduling {
+            nice: 0,
+            ..Scheduling::default()
+        },
         rx_size: 1024,
         buffers: (1024, 2048),
         ..Spec::default()

@@ -31,4 +31,4 @@ pub use config::CONFIG_SIZE;
 pub use counters::{Counter, Counters};
 pub use device::{Device, DeviceError, GuestMemory, QueueSetup};
 pub use memory::DirtyLog;
-pub use port::{NICE, Port, PortEvent};
+pub use port::{Port, PortEvent, Scheduling};

@@ -22,9 +22,25 @@ use crate::worker::{
 /// A worker answers a command between two batches, microseconds later; one that takes this long is gone.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// How much nicer than its process a worker's thread usually is: a tenth of the weight, to the scheduler
-/// (`docs/decisions/0060-nicer-workers.md`).
-pub const NICE: u8 = 10;
+/// How workers share CPUs with guests and others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scheduling {
+    /// How much nicer (nice(2)) their threads are than the one that starts them, while that does not starve them; 0: never.
+    pub nice: u8,
+    /// How long they look on before they sleep, at most, where work has been coming soon; zero: not at all. Only
+    /// those do that are nicer.
+    pub busy_poll: Duration,
+}
+
+impl Default for Scheduling {
+    /// A tenth of the weight (`docs/decisions/0060-nicer-workers.md`), and 50 µs (`docs/decisions/0061-busy-polling.md`).
+    fn default() -> Self {
+        Scheduling {
+            nice: 10,
+            busy_poll: Duration::from_micros(50),
+        }
+    }
+}
 
 /// What a port tells the process that runs it.
 #[derive(Debug)]
@@ -65,12 +81,10 @@ struct Handle {
 impl Port {
     /// Starts the workers, one for each queue pair, with nothing to do yet.
     ///
-    /// Their threads are nicer than the calling one by `nice` (nice(2)), while that does not starve them; 0: never.
-    ///
     /// # Errors
     ///
     /// When a thread or a descriptor cannot be had.
-    pub fn new(local: &LocalPort, nice: u8) -> Result<Port, DeviceError> {
+    pub fn new(local: &LocalPort, scheduling: Scheduling) -> Result<Port, DeviceError> {
         let io = |action| move |source| DeviceError::Io { action, source };
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| io("create an eventfd")(e.into()))?;
@@ -104,14 +118,15 @@ impl Port {
                 commands: inbox,
                 poller,
                 in_use: Arc::clone(&in_use),
-                may_be_nicer: nice != 0,
+                scheduling,
                 report: Box::new(move |report| {
                     // The port may be on its way out; then nobody listens any more.
                     let _ = reporter.send(report);
                     let _ = rustix::io::write(&*bell, &1u64.to_ne_bytes());
                 }),
             });
-            let threads = Threads::start(worker, nice).map_err(io("start a worker thread"))?;
+            let threads =
+                Threads::start(worker, scheduling.nice).map_err(io("start a worker thread"))?;
             port.workers.push(Handle {
                 commands: Some(commands),
                 waker,

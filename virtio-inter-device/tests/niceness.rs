@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::getpriority_process;
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
-use virtio_inter_device::NICE;
+use virtio_inter_device::Scheduling;
 
 use driver::stream::{all_to_all, mixed};
 use driver::{Network, Spec, until};
@@ -81,7 +81,10 @@ fn exchange_until_handed_over(network: &mut Network, times: u64) {
 fn workers_are_nicer_until_that_starves_them() {
     let mut network = Network::new(&[Spec::default(), Spec::default()]);
     let own = getpriority_process(None).unwrap();
-    for (name, nice) in [("queue-0", own), ("queue-0-nicer", own + i32::from(NICE))] {
+    for (name, nice) in [
+        ("queue-0", own),
+        ("queue-0-nicer", own + i32::from(Scheduling::default().nice)),
+    ] {
         // A thread gives itself both after it was started.
         until("the threads are as nice as they are to be", || {
             let threads = queue_threads().into_iter();

@@ -67,6 +67,8 @@ mod memory;
 mod prefetch;
 mod receiver;
 mod region;
+#[cfg(not(loom))]
+mod schedule;
 mod sender;
 mod signal;
 mod sync;
@@ -88,5 +90,7 @@ pub use layout::{
 pub use prefetch::{Access, NEXT as PREFETCH_NEXT, prefetch};
 pub use receiver::{Receiver, Record};
 pub use region::{Region, RegionError};
+#[cfg(not(loom))]
+pub use schedule::set_time_slice;
 pub use sender::{Sender, Slot};
 pub use violation::Violation;

@@ -2,10 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
+use virtio_inter_device::Scheduling;
 use virtio_inter_segment::{LocalPort, MAX_QUEUE_PAIRS, MIN_MTU, MacAddr, PortId};
 
 /// Longest path of a Unix socket in bytes: `sun_path` without its terminating zero (unix(7)).
@@ -77,9 +79,14 @@ pub struct PortArgs {
     pub ring_size: u32,
     /// How much nicer than the process (nice(1)) the threads of the queues are: 0 to 19. A guest on the same CPU then has its
     /// say before it is served, which saves both many wake-ups. While that starves the threads, they are not nicer
-    #[arg(long, value_name = "ADJUSTMENT", default_value_t = virtio_inter_device::NICE,
+    #[arg(long, value_name = "ADJUSTMENT", default_value_t = Scheduling::default().nice,
           value_parser = value_parser!(u8).range(0..=19))]
     pub nice: u8,
+    /// How long those threads look on before they sleep, at most, in microseconds: 0 to 1000. They do where work has
+    /// been coming that soon, and give the CPU to whoever wants it meanwhile; without --nice they do not
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = Scheduling::default().busy_poll.as_micros() as u16,
+          value_parser = value_parser!(u16).range(0..=1000))]
+    pub busy_poll: u16,
     /// Socket on which who connects is told this port's state, peers and counters as JSON; for this user and root only
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub status_socket: Option<PathBuf>,
@@ -94,6 +101,14 @@ impl PortArgs {
             mtu: self.mtu,
             queues: self.queues,
             ring_capacity: self.ring_size,
+        }
+    }
+
+    /// How the port's queues are served.
+    pub fn scheduling(&self) -> Scheduling {
+        Scheduling {
+            nice: self.nice,
+            busy_poll: Duration::from_micros(self.busy_poll.into()),
         }
     }
 }

@@ -31,7 +31,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         .transpose()?;
     let local = arguments.local_port();
     let segment = Segment::join(&arguments.segment, local.clone())?;
-    let device = Port::new(&local, arguments.nice)?;
+    let device = Port::new(&local, arguments.scheduling())?;
     let limits = Limits {
         queue_size: arguments.queue_size,
         mtu: arguments.mtu,

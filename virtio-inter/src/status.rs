@@ -144,7 +144,7 @@ fn feature_names(bits: u64) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use virtio_inter_device::Device;
+    use virtio_inter_device::{Device, Scheduling};
     use virtio_inter_segment::{LocalPort, MacAddr};
 
     use super::*;
@@ -158,7 +158,7 @@ mod tests {
             queues: 2,
             ring_capacity: virtio_inter_link::DEFAULT_CAPACITY,
         };
-        let names = feature_names(Port::new(&local, 0).unwrap().features());
+        let names = feature_names(Port::new(&local, Scheduling::default()).unwrap().features());
         assert!(names.contains(&"MQ".to_owned()), "{names:?}");
         assert!(!names.iter().any(|name| name.contains("bit")), "{names:?}");
     }

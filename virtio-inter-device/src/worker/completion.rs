@@ -24,8 +24,8 @@ pub(super) const LATE: Duration = Duration::from_millis(2);
 const MANY: u16 = 32;
 /// Bytes after which it is: a stream fills its send buffer soon, and the interrupt is shared by many bytes.
 const MUCH: usize = 4 * 1024;
-/// Looks at the queue after which it is: the alarm is only heard by a worker that comes to sleep.
-const LOOKS: u32 = 16;
+/// Rounds of the worker after which it is: the alarm is only heard by a worker that comes to sleep.
+const ROUNDS: u32 = 16;
 /// Batches in a row, each after something received, that make a conversation: at first, and at most. A driver that
 /// waits after all loses up to two of [`LATE`], which is little when spread over so many.
 const SHORTEST_PATIENCE: u32 = 256;
@@ -36,8 +36,8 @@ const LONGEST_PATIENCE: u32 = 65536;
 pub(super) struct Completion {
     /// Bytes of the frames that are owed.
     bytes: usize,
-    /// How often the queue was looked at since.
-    looks: u32,
+    /// The worker's rounds since.
+    rounds: u32,
     /// The alarm is set, for what had been shown up to this used index.
     alarm: Option<u16>,
     /// The guest was given a frame since it last sent one.
@@ -52,7 +52,7 @@ impl Default for Completion {
     fn default() -> Self {
         Completion {
             bytes: 0,
-            looks: 0,
+            rounds: 0,
             alarm: None,
             received: false,
             alternating: 0,
@@ -65,6 +65,11 @@ impl Completion {
     /// The guest was given a frame: it looks at its transmit queue, too.
     pub(super) fn received(&mut self) {
         self.received = true;
+    }
+
+    /// The worker begins another round of work, without having slept.
+    pub(super) fn round(&mut self) {
+        self.rounds = self.rounds.saturating_add(1);
     }
 
     /// Interrupts the driver for what it was shown, if that has to be now. `bytes` were sent in the batch before.
@@ -83,17 +88,17 @@ impl Completion {
             };
         }
         if queue.unsignalled() == 0 {
+            self.rounds = 0;
             return Ok(());
         }
         self.bytes += bytes;
-        self.looks += 1;
         // A quarter: a small queue must not fill up with entries that the driver does not know to be free.
         let many = MANY.min(rings.size().div_ceil(4));
         if queue.has_event_index()
             && self.alternating >= self.patience
             && queue.unsignalled() < many
             && self.bytes < MUCH
-            && self.looks < LOOKS
+            && self.rounds < ROUNDS
         {
             return Ok(());
         }
@@ -141,7 +146,7 @@ impl Completion {
 
     fn settled(&mut self) {
         self.bytes = 0;
-        self.looks = 0;
+        self.rounds = 0;
     }
 }
 
@@ -329,10 +334,12 @@ mod tests {
         let mut fixture = Fixture::in_conversation();
         let before = fixture.interrupts();
         fixture.send(1, 100);
-        for _ in 0..LOOKS - 2 {
+        for _ in 1..ROUNDS {
+            fixture.completion.round();
             fixture.send(0, 0);
             assert_eq!(fixture.interrupts(), before);
         }
+        fixture.completion.round();
         fixture.send(0, 0);
         assert_eq!(fixture.interrupts(), before + 1);
     }

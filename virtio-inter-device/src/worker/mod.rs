@@ -3,6 +3,7 @@
 
 mod adapt;
 mod buffers;
+mod busy_poll;
 mod command;
 mod completion;
 mod niceness;
@@ -19,6 +20,7 @@ use std::sync::mpsc::{Receiver as CommandReceiver, TryRecvError};
 use std::time::Instant;
 
 use log::Level;
+use rustix::thread::sched_yield;
 use virtio_inter_link::Violation;
 use virtio_inter_segment::{LogLimit, MacAddr, PeerKey, log_limited};
 
@@ -31,10 +33,13 @@ pub(crate) use threads::Threads;
 use crate::counters::Counters;
 use crate::device::{DeviceError, GuestMemory, QueueSetup};
 use crate::features::Negotiated;
+use crate::port::Scheduling;
 use crate::queue::{QueueViolation, Rings, SplitQueue};
-use niceness::{Account, Niceness, Thread};
+use busy_poll::BusyPoll;
+use niceness::{Niceness, Thread};
 use peer::Peer;
 use receive::Collector;
+use threads::Nicer;
 use transmit::Transmitter;
 
 /// Frames that one half of a worker moves before the other half's turn.
@@ -148,8 +153,7 @@ pub(crate) struct WorkerSetup {
     pub(crate) poller: Poller,
     /// Shared by the port's workers.
     pub(crate) in_use: Arc<InUse>,
-    /// It may be nicer than the process.
-    pub(crate) may_be_nicer: bool,
+    pub(crate) scheduling: Scheduling,
     /// Tells the control thread.
     pub(crate) report: Box<dyn Fn(Report) + Send>,
 }
@@ -172,6 +176,7 @@ pub(crate) struct Worker {
     /// The transmit queue was kicked since it was last looked at.
     kicked: bool,
     niceness: Niceness,
+    busy_poll: BusyPoll,
 }
 
 impl Worker {
@@ -184,7 +189,7 @@ impl Worker {
             commands,
             poller,
             in_use,
-            may_be_nicer,
+            scheduling,
             report,
         } = setup;
         Worker {
@@ -206,10 +211,11 @@ impl Worker {
             report,
             ready: false,
             kicked: false,
-            niceness: Niceness::new(match may_be_nicer {
-                true => Thread::Nicer,
-                false => Thread::Plain,
+            niceness: Niceness::new(match scheduling.nice {
+                0 => Thread::Plain,
+                _ => Thread::Nicer,
             }),
+            busy_poll: BusyPoll::new(scheduling.busy_poll),
         }
     }
 
@@ -218,8 +224,11 @@ impl Worker {
         self.niceness.thread()
     }
 
-    /// Works until it belongs on its other thread, or, returning nothing, until the port is gone. `account`: the thread's.
-    fn run(mut self: Box<Self>, account: Option<&Account>) -> Option<Box<Self>> {
+    /// Works until it belongs on its other thread, or, returning nothing, until the port is gone. `nicer`: what there
+    /// is to know of its thread, if that is the nicer one.
+    fn run(mut self: Box<Self>, nicer: Option<&Nicer>) -> Option<Box<Self>> {
+        let account = nicer.map(|nicer| &nicer.account);
+        let may_look_on = nicer.is_some_and(|nicer| nicer.takes_short_turns);
         let mut changes = self.niceness.begin(account);
         loop {
             if changes {
@@ -237,26 +246,54 @@ impl Worker {
                     Err(TryRecvError::Disconnected) => return None,
                 }
             }
+            self.transmitter.round();
             let sent = self.transmit();
             let delivered = self.deliver();
             self.report_ready();
             self.report_faults();
             if sent == Pace::Idle && delivered == Pace::Idle {
-                let rest = self.arm();
-                self.report_faults();
-                if rest.alarm {
-                    self.poller.set_alarm(completion::LATE);
+                let idle_since = Instant::now();
+                if !(may_look_on && self.look_on(idle_since)) {
+                    self.sleep();
                 }
-                if rest.safe {
-                    let woken = self.poller.wait(rest.until);
-                    self.rules.counters.wakeups.add(1);
-                    self.kicked |= woken.kicked;
-                    if woken.alarmed {
-                        self.alarm();
-                    }
-                }
+                self.busy_poll.idled(idle_since.elapsed());
             }
             changes = self.niceness.changes(account);
+        }
+    }
+
+    /// Looks whether there is something to do, as long as that pays. True: there was, and some of it is done.
+    fn look_on(&mut self, idle_since: Instant) -> bool {
+        let window = self.busy_poll.window();
+        if window.is_zero() {
+            return false;
+        }
+        let (found, time) = loop {
+            sched_yield();
+            let found = self.transmit() == Pace::Busy || self.deliver() == Pace::Busy;
+            let time = idle_since.elapsed();
+            if found || time >= window {
+                break (found, time);
+            }
+        };
+        self.niceness.looked_on(time);
+        found
+    }
+
+    /// Sleeps until something happens, unless something has happened meanwhile.
+    fn sleep(&mut self) {
+        let rest = self.arm();
+        self.report_faults();
+        if rest.alarm {
+            self.poller.set_alarm(completion::LATE);
+        }
+        if rest.safe {
+            let woken = self.poller.wait(rest.until);
+            self.rules.counters.wakeups.add(1);
+            self.kicked |= woken.kicked;
+            if woken.alarmed {
+                self.alarm();
+            }
         }
     }
 

@@ -21,6 +21,9 @@ const TOO_LITTLE: Duration = Duration::from_millis(10);
 /// A thread that ran for less than one part in so many of the time in which it wanted to is starved. Next to one other
 /// thread that is ten nice values below, it still has one part in ten.
 const PARTS: u32 = 16;
+/// A worker that gives its CPU away while it has nothing to do is back before that, where others do as well: a guest has its say
+/// and sleeps.
+const LONG: Duration = Duration::from_micros(250);
 /// How long a worker that was starved is as nice as its process: at first, and at most. Twice as long when it is starved
 /// again within [`RELAPSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -45,10 +48,11 @@ struct Share {
 }
 
 impl Share {
-    /// Whether too little was run from `former` on.
-    fn is_starved_since(self, former: Share) -> bool {
+    /// Whether too little was run from `former` on. For `looked_on` of that time there was nothing to wait for.
+    fn is_starved_since(self, former: Share, looked_on: Duration) -> bool {
         let ran = self.ran.saturating_sub(former.ran);
-        let wanted = ran + self.waited.saturating_sub(former.waited);
+        let waited = self.waited.saturating_sub(former.waited);
+        let wanted = ran + waited.saturating_sub(looked_on);
         wanted >= TOO_LITTLE && ran * PARTS < wanted
     }
 }
@@ -86,6 +90,8 @@ pub(crate) struct Niceness {
     thread: Thread,
     /// What the nicer thread's account said at the last look.
     share: Share,
+    /// Time since then in which the thread had nothing to do and only looked on: it waited for nothing.
+    looked_on: Duration,
     /// Not to be looked at anything before. All times are those of the coarse monotonic clock.
     next_look: Duration,
     /// When the worker became nicer.
@@ -100,6 +106,7 @@ impl Niceness {
         Niceness {
             thread,
             share: Share::default(),
+            looked_on: Duration::ZERO,
             // On the plain thread from the start: for ever.
             next_look: Duration::MAX,
             since: Duration::ZERO,
@@ -128,6 +135,12 @@ impl Niceness {
         true
     }
 
+    /// The thread had nothing to do for so long, and looked on. From [`LONG`] on it would have been back sooner, had not
+    /// others kept the CPU.
+    pub(crate) fn looked_on(&mut self, time: Duration) {
+        self.looked_on += time.min(LONG);
+    }
+
     /// Whether the worker belongs on its other thread from now on. Costs a few nanoseconds, mostly.
     #[inline]
     pub(crate) fn changes(&mut self, account: Option<&Account>) -> bool {
@@ -147,6 +160,7 @@ impl Niceness {
     fn become_nicer(&mut self, now: Duration, share: Share) {
         self.thread = Thread::Nicer;
         self.share = share;
+        self.looked_on = Duration::ZERO;
         self.since = now;
         self.next_look = now + WINDOW;
     }
@@ -158,7 +172,7 @@ impl Niceness {
                 self.thread = Thread::Nicer;
                 true
             }
-            Thread::Nicer if share.is_starved_since(self.share) => {
+            Thread::Nicer if share.is_starved_since(self.share, self.looked_on) => {
                 self.thread = Thread::Plain;
                 let relapsed = now.saturating_sub(self.since) < RELAPSE;
                 let pause = match self.pause.filter(|_| relapsed) {
@@ -171,6 +185,7 @@ impl Niceness {
             }
             Thread::Nicer => {
                 self.share = share;
+                self.looked_on = Duration::ZERO;
                 self.next_look = now + WINDOW;
                 false
             }
@@ -236,6 +251,20 @@ mod tests {
         // And one that hardly wants to run is not judged by a single wait.
         got.waited += MS * 9;
         assert!(!niceness.judge(WINDOW * 100, got));
+    }
+
+    #[test]
+    fn one_that_only_looks_on_is_not_starved() {
+        let mut niceness = nicer(MS);
+        for _ in 0..300 {
+            niceness.looked_on(MS / 5);
+        }
+        assert!(!niceness.judge(WINDOW, share(5, 95)));
+        // That was then. And somebody has the CPU for long when it is given away.
+        for _ in 0..20 {
+            niceness.looked_on(MS * 3);
+        }
+        assert!(niceness.judge(WINDOW * 2, share(10, 190)));
     }
 
     #[test]

@@ -6,11 +6,20 @@
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use rustix::process::{getpriority_process, setpriority_process};
 
+use virtio_inter_link::set_time_slice;
+
 use super::Worker;
 use super::niceness::{Account, Thread};
+
+/// The largest nice value.
+const NICEST: i32 = 19;
+/// How long a nicer thread runs at a time where others want to: the least that Linux has. One that gives its CPU away is
+/// not asked again for as long as it could have run; with the usual 3 ms, and a tenth of the weight, that is 30.
+const SLICE: Duration = Duration::from_micros(100);
 
 /// A worker's threads. They end when the worker's commands do.
 #[derive(Debug)]
@@ -29,10 +38,10 @@ impl Threads {
         let start =
             |name: String, mine: Receiver<Box<Worker>>, other: Sender<Box<Worker>>, nice| {
                 Builder::new().name(name).spawn(move || {
-                    let account = (nice != 0).then(|| make_nicer(nice)).flatten();
+                    let nicer = (nice != 0).then(|| Nicer::make(nice)).flatten();
                     // Ends when the other thread has ended, as nobody else holds a sender.
                     while let Ok(worker) = mine.recv() {
-                        let Some(worker) = worker.run(account.as_ref()) else {
+                        let Some(worker) = worker.run(nicer.as_ref()) else {
                             break;
                         };
                         if other.send(worker).is_err() {
@@ -61,16 +70,32 @@ impl Threads {
     }
 }
 
-/// Makes the calling thread nicer. On Linux a nice value is a thread's own, although POSIX says process. Returns the account
-/// that tells whether that starves it, if there is one.
-fn make_nicer(by: u8) -> Option<Account> {
-    let result = getpriority_process(None)
-        .and_then(|nice| setpriority_process(None, nice.saturating_add(i32::from(by))));
-    if let Err(e) = result {
+/// What there is to know of the nicer thread.
+pub(super) struct Nicer {
+    /// Tells whether it is starved.
+    pub(super) account: Account,
+    /// It may give its CPU away and soon has it again.
+    pub(super) takes_short_turns: bool,
+}
+
+impl Nicer {
+    /// Makes the calling thread nicer. On Linux a nice value is a thread's own, although POSIX says process. None: nobody could
+    /// tell whether that starves it.
+    fn make(by: u8) -> Option<Self> {
         // Always allowed in this direction; and without it the port works all the same.
-        log::warn!("Cannot make a queue thread nicer: {e}");
+        let takes_short_turns = getpriority_process(None)
+            .map(|nice| nice.saturating_add(by.into()).min(NICEST))
+            .and_then(|nice| setpriority_process(None, nice).map(|()| nice))
+            .map_err(io::Error::from)
+            .and_then(|nice| set_time_slice(nice, SLICE))
+            .inspect_err(|e| log::debug!("Cannot make a queue thread as nice as it should be: {e}"))
+            .unwrap_or(false);
+        let account = Account::of_this_thread()
+            .inspect_err(|e| log::debug!("No queue thread is nicer: it has no account: {e}"))
+            .ok()?;
+        Some(Nicer {
+            account,
+            takes_short_turns,
+        })
     }
-    Account::of_this_thread()
-        .inspect_err(|e| log::debug!("No queue thread is nicer: there is no account of it: {e}"))
-        .ok()
 }

@@ -316,6 +316,11 @@ impl Transmitter {
         Ok(rest)
     }
 
+    /// The worker begins another round of work.
+    pub(crate) fn round(&mut self) {
+        self.completion.round();
+    }
+
     /// The guest was given frames.
     pub(crate) fn received(&mut self) {
         self.completion.received();

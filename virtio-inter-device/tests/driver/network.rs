@@ -8,7 +8,7 @@ use virtio_bindings::bindings::virtio_net as net;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use virtio_inter_device::{Counters, Device, NICE, Port, PortEvent, QueueSetup};
+use virtio_inter_device::{Counters, Device, Port, PortEvent, QueueSetup, Scheduling};
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
 use virtio_inter_segment::{LocalPort, MacAddr, PeerInfo, PeerKey, PeerLink};
 
@@ -66,8 +66,7 @@ pub(crate) struct Spec {
     pub(crate) tx_size: u16,
     /// Where the rings' indices start.
     pub(crate) start: u16,
-    /// How much nicer the port's threads are.
-    pub(crate) nice: u8,
+    pub(crate) scheduling: Scheduling,
     /// Receive buffers given at first: how many (the size at most), and of how many bytes.
     pub(crate) buffers: (usize, usize),
 }
@@ -82,7 +81,7 @@ impl Default for Spec {
             rx_size: 256,
             tx_size: 256,
             start: 0,
-            nice: NICE,
+            scheduling: Scheduling::default(),
             buffers: (256, 2048),
         }
     }
@@ -98,7 +97,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(number: usize, spec: Spec) -> Self {
-        let port = Port::new(&local(number, &spec), spec.nice).unwrap();
+        let port = Port::new(&local(number, &spec), spec.scheduling).unwrap();
         let guest = boot(&spec, port.features() & spec.features);
         let mut node = Node {
             number,
@@ -167,7 +166,7 @@ impl Node {
     /// Ends the port, as a process that is killed between two batches does, and starts another on the same rings.
     /// `setups` were asked for earlier: the queues may be in other threads' hands.
     pub(crate) fn reincarnate(&mut self, setups: Vec<(u16, QueueSetup)>) {
-        self.port = Port::new(&local(self.number, &self.spec), self.spec.nice).unwrap();
+        self.port = Port::new(&local(self.number, &self.spec), self.spec.scheduling).unwrap();
         self.connect_with(setups);
     }
 
