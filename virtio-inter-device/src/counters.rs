@@ -103,6 +103,7 @@ counters! {
     wakeups,
     /// Interrupts sent to the guest.
     interrupts,
-    /// Times that the worker changed between its two threads: from the nicer one when it was starved there, and back.
+    /// Times that the worker changed between its two threads: from the nicer one when it was starved there
+    /// (or cannot be nicer), and back.
     handed_over,
 }

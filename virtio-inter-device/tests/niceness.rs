@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::getpriority_process;
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use virtio_inter_device::Scheduling;
+use virtio_inter_test_support::skip;
 
 use driver::stream::{all_to_all, mixed};
 use driver::{Network, Spec, until};
@@ -79,8 +80,11 @@ fn exchange_until_handed_over(network: &mut Network, times: u64) {
 /// One test, for what it looks at is the process.
 #[test]
 fn workers_are_nicer_until_that_starves_them() {
-    let mut network = Network::new(&[Spec::default(), Spec::default()]);
     let own = getpriority_process(None).unwrap();
+    if own + i32::from(Scheduling::default().nice) > NICEST {
+        return skip("This process is too nice already");
+    }
+    let mut network = Network::new(&[Spec::default(), Spec::default()]);
     for (name, nice) in [
         ("queue-0", own),
         ("queue-0-nicer", own + i32::from(Scheduling::default().nice)),
@@ -89,7 +93,7 @@ fn workers_are_nicer_until_that_starves_them() {
         until("the threads are as nice as they are to be", || {
             let threads = queue_threads().into_iter();
             let nice_values: Vec<i32> = threads.filter(|t| t.0 == name).map(|t| t.2).collect();
-            nice_values == [nice.min(NICEST); 2]
+            nice_values == [nice; 2]
         });
     }
 
@@ -112,6 +116,6 @@ fn workers_are_nicer_until_that_starves_them() {
         exchange_until_handed_over(&mut network, 1);
         drop(hogs);
     });
-    // Nobody is in the way any more: back.
+    // Back, for good, as nobody is in the way any more.
     exchange_until_handed_over(&mut network, 2);
 }

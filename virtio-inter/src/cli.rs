@@ -82,10 +82,10 @@ pub struct PortArgs {
     #[arg(long, value_name = "ADJUSTMENT", default_value_t = Scheduling::default().nice,
           value_parser = value_parser!(u8).range(0..=19))]
     pub nice: u8,
-    /// How long those threads look on before they sleep, at most, in microseconds: 0 to 1000. They do where work has
-    /// been coming that soon, and give the CPU to whoever wants it meanwhile; without --nice they do not
+    /// How long those threads look on before they sleep, at most, in microseconds: 0 to 200. They do where work has been
+    /// coming that soon, and give the CPU to whoever wants it meanwhile; with --nice 0, and before Linux 6.12, they do not
     #[arg(long, value_name = "MICROSECONDS", default_value_t = Scheduling::default().busy_poll.as_micros() as u16,
-          value_parser = value_parser!(u16).range(0..=1000))]
+          value_parser = value_parser!(u16).range(0..=200))]
     pub busy_poll: u16,
     /// Socket on which who connects is told this port's state, peers and counters as JSON; for this user and root only
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]

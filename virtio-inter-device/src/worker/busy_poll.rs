@@ -37,7 +37,7 @@ impl BusyPoll {
     pub(crate) fn idled(&mut self, gap: Duration) {
         self.window = if gap <= self.longest {
             (self.window * 2).max(SHORTEST).min(self.longest)
-        } else if self.window > SHORTEST {
+        } else if self.window / 2 >= SHORTEST {
             self.window / 2
         } else {
             Duration::ZERO
@@ -70,7 +70,7 @@ mod tests {
     fn it_shrinks_to_nothing_when_work_comes_late() {
         let mut poll = BusyPoll::new(LONGEST);
         windows(&mut poll, [1; 10]);
-        assert_eq!(windows(&mut poll, [51; 5]), [25, 12, 6, 0, 0]);
+        assert_eq!(windows(&mut poll, [51; 5]), [25, 12, 0, 0, 0]);
         assert_eq!(windows(&mut poll, [1_000_000]), [0]);
     }
 

@@ -67,7 +67,7 @@ impl Completion {
         self.received = true;
     }
 
-    /// The worker begins another round of work, without having slept.
+    /// The worker begins another round of work.
     pub(super) fn round(&mut self) {
         self.rounds = self.rounds.saturating_add(1);
     }

@@ -1,4 +1,4 @@
-//! One thread for one queue pair: the guest's transmit queue into the peers' rings, the peers' rings into the
+//! What serves one queue pair, on one thread at a time: the guest's transmit queue into the peers' rings, the peers' rings into the
 //! guest's receive queue. It owns all that it touches; the control thread talks to it by commands.
 
 mod adapt;
@@ -265,7 +265,8 @@ impl Worker {
     /// Looks whether there is something to do, as long as that pays. True: there was, and some of it is done.
     fn look_on(&mut self, idle_since: Instant) -> bool {
         let window = self.busy_poll.window();
-        if window.is_zero() {
+        // A retired queue's kicks are heard in sleep only.
+        if window.is_zero() || self.transmit.retired {
             return false;
         }
         let (found, time) = loop {
@@ -282,6 +283,8 @@ impl Worker {
 
     /// Sleeps until something happens, unless something has happened meanwhile.
     fn sleep(&mut self) {
+        // Looking on may have found the receive queue in use, or broken it.
+        self.report_ready();
         let rest = self.arm();
         self.report_faults();
         if rest.alarm {

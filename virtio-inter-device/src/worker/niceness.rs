@@ -16,10 +16,10 @@ use rustix::time::{ClockId, clock_gettime};
 /// How often a nicer worker looks at what it gets, at most. Shorter times tell too little: where nobody is starved, one in a
 /// hundred of 20 ms looked like it.
 const WINDOW: Duration = Duration::from_millis(100);
-/// Time in which a thread wanted to run, below which a window tells nothing.
+/// Time in which a thread wanted to run, below which a window tells nothing yet.
 const TOO_LITTLE: Duration = Duration::from_millis(10);
-/// A thread that ran for less than one part in so many of the time in which it wanted to is starved. Next to one other
-/// thread that is ten nice values below, it still has one part in ten.
+/// A thread that ran for less than one part in so many of the time in which it wanted to is starved. By its weight one that is ten
+/// nicer has one part in ten beside one other thread; a guest is one or two.
 const PARTS: u32 = 16;
 /// A worker that gives its CPU away while it has nothing to do is back before that, where others do as well: a guest has its say
 /// and sleeps.
@@ -48,12 +48,13 @@ struct Share {
 }
 
 impl Share {
-    /// Whether too little was run from `former` on. For `looked_on` of that time there was nothing to wait for.
-    fn is_starved_since(self, former: Share, looked_on: Duration) -> bool {
+    /// Whether too little was run from `former` on; none where that cannot be told yet. For `looked_on` of that time there
+    /// was nothing to wait for.
+    fn is_starved_since(self, former: Share, looked_on: Duration) -> Option<bool> {
         let ran = self.ran.saturating_sub(former.ran);
         let waited = self.waited.saturating_sub(former.waited);
         let wanted = ran + waited.saturating_sub(looked_on);
-        wanted >= TOO_LITTLE && ran * PARTS < wanted
+        (wanted >= TOO_LITTLE).then_some(ran * PARTS < wanted)
     }
 }
 
@@ -77,10 +78,12 @@ impl Account {
 
 fn parse(text: &[u8]) -> Option<Share> {
     let mut numbers = str::from_utf8(text).ok()?.split_ascii_whitespace();
-    let mut next = || Some(Duration::from_nanos(numbers.next()?.parse().ok()?));
-    Some(Share {
-        ran: next()?,
-        waited: next()?,
+    let mut next = || numbers.next()?.parse().ok();
+    let (ran, waited, slices) = (next()?, next()?, next()?);
+    // A kernel that does not count leaves all at zero.
+    (slices != 0).then_some(Share {
+        ran: Duration::from_nanos(ran),
+        waited: Duration::from_nanos(waited),
     })
 }
 
@@ -166,13 +169,13 @@ impl Niceness {
     }
 
     fn judge(&mut self, now: Duration, share: Share) -> bool {
-        match self.thread {
-            Thread::Plain => {
-                // The pause is over. What the account says is for `begin` to see.
-                self.thread = Thread::Nicer;
-                true
-            }
-            Thread::Nicer if share.is_starved_since(self.share, self.looked_on) => {
+        if self.thread == Thread::Plain {
+            // The pause is over. What the account says is for `begin` to see.
+            self.thread = Thread::Nicer;
+            return true;
+        }
+        match share.is_starved_since(self.share, self.looked_on) {
+            Some(true) => {
                 self.thread = Thread::Plain;
                 let relapsed = now.saturating_sub(self.since) < RELAPSE;
                 let pause = match self.pause.filter(|_| relapsed) {
@@ -183,9 +186,14 @@ impl Niceness {
                 self.next_look = now + pause;
                 true
             }
-            Thread::Nicer => {
+            Some(false) => {
                 self.share = share;
                 self.looked_on = Duration::ZERO;
+                self.next_look = now + WINDOW;
+                false
+            }
+            // Little that is to be done, and late each time, adds up.
+            None => {
                 self.next_look = now + WINDOW;
                 false
             }
@@ -233,7 +241,7 @@ mod tests {
                 waited: MS * 3
             })
         );
-        for wrong in [&b""[..], b"1", b"1 x", b"-1 2 3", b"\xff 2 3"] {
+        for wrong in [&b""[..], b"1 2", b"1 x 3", b"-1 2 3", b"\xff 2 3", b"0 0 0"] {
             assert_eq!(parse(wrong), None, "{wrong:?}");
         }
     }
@@ -241,16 +249,19 @@ mod tests {
     #[test]
     fn one_that_gets_its_part_stays_nicer() {
         let mut niceness = nicer(MS);
-        let mut got = Share::default();
         for look in 1..100 {
-            // One part in eleven, as beside one busy thread.
-            got = share(look * 8, look * 80);
-            assert!(!niceness.judge(WINDOW * look, got));
+            // One part in eleven.
+            assert!(!niceness.judge(WINDOW * look, share(look * 8, look * 80)));
         }
         assert_eq!(niceness.thread(), Thread::Nicer);
-        // And one that hardly wants to run is not judged by a single wait.
-        got.waited += MS * 9;
-        assert!(!niceness.judge(WINDOW * 100, got));
+    }
+
+    #[test]
+    fn one_that_hardly_wants_to_run_is_judged_in_the_end() {
+        let mut niceness = nicer(MS);
+        // Four milliseconds late, twice in each window.
+        assert!(!niceness.judge(WINDOW, share(0, 8)));
+        assert!(niceness.judge(WINDOW * 2, share(0, 16)));
     }
 
     #[test]

@@ -79,16 +79,18 @@ pub(super) struct Nicer {
 }
 
 impl Nicer {
-    /// Makes the calling thread nicer. On Linux a nice value is a thread's own, although POSIX says process. None: nobody could
-    /// tell whether that starves it.
+    /// Makes the calling thread nicer. On Linux a nice value is a thread's own, although POSIX says process. None: it cannot be,
+    /// or nobody could tell whether that starves it.
     fn make(by: u8) -> Option<Self> {
-        // Always allowed in this direction; and without it the port works all the same.
-        let takes_short_turns = getpriority_process(None)
-            .map(|nice| nice.saturating_add(by.into()).min(NICEST))
-            .and_then(|nice| setpriority_process(None, nice).map(|()| nice))
-            .map_err(io::Error::from)
-            .and_then(|nice| set_time_slice(nice, SLICE))
-            .inspect_err(|e| log::debug!("Cannot make a queue thread as nice as it should be: {e}"))
+        let nice = getpriority_process(None)
+            .ok()
+            .filter(|nice| *nice < NICEST)?;
+        let nice = nice.saturating_add(by.into()).min(NICEST);
+        setpriority_process(None, nice)
+            .inspect_err(|e| log::debug!("Cannot make a queue thread nicer: {e}"))
+            .ok()?;
+        let takes_short_turns = set_time_slice(nice, SLICE)
+            .inspect_err(|e| log::debug!("Cannot give a queue thread short slices: {e}"))
             .unwrap_or(false);
         let account = Account::of_this_thread()
             .inspect_err(|e| log::debug!("No queue thread is nicer: it has no account: {e}"))
