@@ -96,8 +96,9 @@ pub(crate) fn ensure_peers() {
     if virtio_inter_bench::testpmd::is_there() || !is_root() {
         return;
     }
-    if let Err(error) = install(&["dpdk"], false) {
-        eprintln!("Installing dpdk: {error:#}");
+    // The package that has testpmd; that of the name `dpdk` has scripts only.
+    if let Err(error) = install(&["dpdk-dev"], false) {
+        eprintln!("Installing dpdk-dev: {error:#}");
     }
 }
 
