@@ -11,6 +11,9 @@ use std::time::Duration;
 /// The shortest time that is worth it.
 const SHORTEST: Duration = Duration::from_micros(8);
 
+/// Work that comes sooner than this comes all the time: better many pieces of it at once than each at once.
+const AT_ONCE: Duration = Duration::from_micros(4);
+
 /// How long to look on.
 #[derive(Debug)]
 pub(crate) struct BusyPoll {
@@ -35,7 +38,7 @@ impl BusyPoll {
 
     /// Work came when there had been nothing to do for so long.
     pub(crate) fn idled(&mut self, gap: Duration) {
-        self.window = if gap <= self.longest {
+        self.window = if (AT_ONCE..=self.longest).contains(&gap) {
             (self.window * 2).max(SHORTEST).min(self.longest)
         } else if self.window / 2 >= SHORTEST {
             self.window / 2
@@ -63,21 +66,28 @@ mod tests {
     fn it_grows_while_work_comes_soon() {
         let mut poll = BusyPoll::new(LONGEST);
         assert_eq!(poll.window(), Duration::ZERO);
-        assert_eq!(windows(&mut poll, [50, 3, 20, 1, 1]), [8, 16, 32, 50, 50]);
+        assert_eq!(windows(&mut poll, [50, 4, 20, 5, 5]), [8, 16, 32, 50, 50]);
     }
 
     #[test]
     fn it_shrinks_to_nothing_when_work_comes_late() {
         let mut poll = BusyPoll::new(LONGEST);
-        windows(&mut poll, [1; 10]);
+        windows(&mut poll, [10; 10]);
         assert_eq!(windows(&mut poll, [51; 5]), [25, 12, 0, 0, 0]);
         assert_eq!(windows(&mut poll, [1_000_000]), [0]);
     }
 
     #[test]
+    fn it_shrinks_when_work_comes_all_the_time() {
+        let mut poll = BusyPoll::new(LONGEST);
+        windows(&mut poll, [10; 10]);
+        assert_eq!(windows(&mut poll, [3, 0, 1, 2]), [25, 12, 0, 0]);
+    }
+
+    #[test]
     fn no_longer_than_it_may() {
         let mut poll = BusyPoll::new(Duration::from_micros(5));
-        assert_eq!(windows(&mut poll, [1, 1, 6]), [5, 5, 0]);
+        assert_eq!(windows(&mut poll, [5, 4, 6]), [5, 5, 0]);
         let mut none = BusyPoll::new(Duration::ZERO);
         assert_eq!(windows(&mut none, [0, 1, 0]), [0, 0, 0]);
     }
