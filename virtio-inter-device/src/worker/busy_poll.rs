@@ -3,8 +3,9 @@
 //! To be put to sleep and woken again costs two to four microseconds where both sides share a CPU, and ten times that where an
 //! idle CPU has to be woken. A worker that still looks needs no kick and no doorbell, either. It gives its CPU away
 //! at each look (sched_yield(2)), so on a shared CPU it looks when all others have had their say; and it does
-//! so only on its nicer thread, where that takes short turns. As KVM does with its halt polling, it looks on for longer while that pays, and not at all where
-//! it does not: an idle port sleeps. `docs/decisions/0061-busy-polling.md` says what was measured.
+//! so only on its nicer thread, where that takes short turns. As KVM does with its halt polling, it looks on for longer
+//! while that pays, and not at all where it does not: an idle port sleeps. `docs/decisions/0061-busy-polling.md` says
+//! what was measured.
 
 use std::time::Duration;
 
