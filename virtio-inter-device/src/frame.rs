@@ -6,6 +6,7 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 use virtio_inter_segment::MacAddr;
+use vm_memory::{VolatileMemory, VolatileSlice};
 
 use crate::features::Offloads;
 
@@ -88,10 +89,22 @@ pub(crate) struct Gso {
     pub(crate) transport: usize,
 }
 
+/// Words that hold a head. The last is not full.
+const WORDS: usize = HEAD.div_ceil(WORD);
+const WORD: usize = size_of::<u64>();
+/// Where the last word begins, and what it holds: the Ethernet type.
+const LAST: usize = (WORDS - 1) * WORD;
+const _: () = assert!(HEAD - LAST == size_of::<u16>());
+
 /// A frame's first bytes, private.
-#[derive(Debug, Clone, Copy)]
+///
+/// In words, and read and written in place: what is loaded in other pieces than it was stored in has to reach the cache first,
+/// behind all stores before it, of which those into the guest's memory take long. To return or copy a head is such a load
+/// (`docs/decisions/0026-heads-in-words.md`).
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Head {
-    bytes: [u8; HEAD],
+    /// The bytes in memory order from the lowest of the first word on; zeros behind them.
+    words: [u64; WORDS],
     /// Bytes of the whole record, the net header included.
     len: usize,
 }
@@ -99,21 +112,68 @@ pub(crate) struct Head {
 impl Head {
     /// Takes over what was read of a record of `len` bytes.
     pub(crate) fn new(bytes: [u8; HEAD], len: usize) -> Result<Self, Invalid> {
-        if len < HEAD {
+        let mut padded = [0; WORDS * WORD];
+        padded[..HEAD].copy_from_slice(&bytes);
+        let (words, _) = padded.as_chunks::<WORD>();
+        let mut head = Head {
+            len,
+            ..Head::default()
+        };
+        for (word, bytes) in head.words.iter_mut().zip(words) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        head.check_len()?;
+        Ok(head)
+    }
+
+    /// Becomes the head of a record of `len` bytes, of which `first` are the first ones. Each byte is read once.
+    #[inline]
+    pub(crate) fn read(&mut self, first: &VolatileSlice<'_>, len: usize) -> Result<(), Invalid> {
+        self.len = len;
+        self.check_len()?;
+        let word = |at| {
+            let word = first.get_ref::<u64>(at).map_err(|_| Invalid::Short)?;
+            Ok(u64::from_le(word.load()))
+        };
+        let last = first.get_ref::<u16>(LAST).map_err(|_| Invalid::Short)?;
+        let last = u16::from_le(last.load());
+        self.words = [word(0)?, word(WORD)?, word(2 * WORD)?, last.into()];
+        Ok(())
+    }
+
+    #[inline]
+    fn check_len(&self) -> Result<(), Invalid> {
+        if self.len < HEAD {
             return Err(Invalid::Short);
         }
-        if len > MAX_RECORD {
+        if self.len > MAX_RECORD {
             return Err(Invalid::Long);
         }
-        Ok(Head { bytes, len })
+        Ok(())
     }
 
-    pub(crate) fn bytes(&self) -> &[u8; HEAD] {
-        &self.bytes
+    /// Writes it to where a record begins. False: there is not enough room for it.
+    #[inline]
+    #[must_use]
+    pub(crate) fn write(&self, first: &VolatileSlice<'_>) -> bool {
+        let Ok(last) = first.get_ref::<u16>(LAST) else {
+            return false;
+        };
+        last.store((self.words[WORDS - 1] as u16).to_le());
+        for (word, at) in self.words[..WORDS - 1].iter().zip((0..).step_by(WORD)) {
+            if let Ok(place) = first.get_ref::<u64>(at) {
+                place.store(word.to_le());
+            }
+        }
+        true
     }
 
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8; HEAD] {
-        &mut self.bytes
+    pub(crate) fn bytes(&self) -> [u8; HEAD] {
+        let mut bytes = [0; WORDS * WORD];
+        for (word, bytes) in self.words.iter().zip(bytes.chunks_exact_mut(WORD)) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        std::array::from_fn(|at| bytes[at])
     }
 
     /// Bytes of the whole record.
@@ -121,31 +181,51 @@ impl Head {
         self.len
     }
 
+    #[inline]
     pub(crate) fn destination(&self) -> MacAddr {
         self.address(NET_HEADER)
     }
 
+    #[inline]
     pub(crate) fn source(&self) -> MacAddr {
         self.address(NET_HEADER + 6)
     }
 
+    /// `at` is not a multiple of a word's bytes.
+    #[inline]
     fn address(&self, at: usize) -> MacAddr {
-        let mut octets = [0; 6];
-        octets.copy_from_slice(&self.bytes[at..at + 6]);
-        MacAddr::new(octets)
+        let shift = at % WORD * 8;
+        let bits = self.words[at / WORD] >> shift | self.words[at / WORD + 1] << (64 - shift);
+        let [a, b, c, d, e, f, _, _] = bits.to_le_bytes();
+        MacAddr::new([a, b, c, d, e, f])
     }
 
+    #[inline]
+    fn byte(&self, at: usize) -> u8 {
+        (self.words[at / WORD] >> (at % WORD * 8)) as u8
+    }
+
+    #[inline]
+    fn set_byte(&mut self, at: usize, value: u8) {
+        let (word, shift) = (&mut self.words[at / WORD], at % WORD * 8);
+        *word = *word & !(0xff << shift) | u64::from(value) << shift;
+    }
+
+    /// A field at an even place.
+    #[inline]
     fn field(&self, at: usize) -> u16 {
-        u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]])
+        (self.words[at / WORD] >> (at % WORD * 8)) as u16
     }
 
+    #[inline]
     fn set_field(&mut self, at: usize, value: u16) {
-        self.bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        let (word, shift) = (&mut self.words[at / WORD], at % WORD * 8);
+        *word = *word & !(0xffff << shift) | u64::from(value) << shift;
     }
 
     /// The checksum covers everything from `checksum_start` on.
     pub(crate) fn needs_checksum(&self) -> bool {
-        u32::from(self.bytes[FLAGS]) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
+        u32::from(self.byte(FLAGS)) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
     }
 
     /// Where a checksum that is needed begins, and where behind that it is to be put, in bytes of the frame.
@@ -170,7 +250,7 @@ impl Head {
     }
 
     pub(crate) fn is_segmented_later(&self) -> bool {
-        u32::from(self.bytes[GSO_TYPE]) != VIRTIO_NET_HDR_GSO_NONE
+        u32::from(self.byte(GSO_TYPE)) != VIRTIO_NET_HDR_GSO_NONE
     }
 
     /// Checks the net header against the frame's length and against what its sender negotiated (VIRTIO 1.3, 5.1.6.2).
@@ -192,7 +272,7 @@ impl Head {
     }
 
     fn check_gso(&self, offloads: Offloads) -> Result<Gso, Invalid> {
-        let gso_type = u32::from(self.bytes[GSO_TYPE]);
+        let gso_type = u32::from(self.byte(GSO_TYPE));
         let ecn = gso_type & VIRTIO_NET_HDR_GSO_ECN != 0;
         let (kind, allowed) = match gso_type & !VIRTIO_NET_HDR_GSO_ECN {
             VIRTIO_NET_HDR_GSO_TCPV4 => (GsoKind::Tcp4, offloads.tcp4),
@@ -221,15 +301,15 @@ impl Head {
         }
     }
 
-    /// The head as a peer gets it: only what means something to a receiver (VIRTIO 1.3, 5.1.6.4: `num_buffers` is
+    /// Makes it what a peer gets: only what means something to a receiver (VIRTIO 1.3, 5.1.6.4: `num_buffers` is
     /// the receiving side's; flags other than NEEDS_CSUM are not a transmitting driver's to set).
     #[inline]
-    pub(crate) fn for_peer(mut self) -> Self {
-        // Most frames of small packets: left alone, as what was just written in part is slow to read as a whole.
-        if self.bytes[..NET_HEADER] == [0; NET_HEADER] {
-            return self;
+    pub(crate) fn clean(&mut self) {
+        // Most frames of small packets. The net header is a word and a half.
+        if self.words[0] == 0 && self.words[1] as u32 == 0 {
+            return;
         }
-        self.bytes[FLAGS] &= VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
+        self.set_byte(FLAGS, self.byte(FLAGS) & VIRTIO_NET_HDR_F_NEEDS_CSUM as u8);
         if !self.needs_checksum() {
             self.set_field(CSUM_START, 0);
             self.set_field(CSUM_OFFSET, 0);
@@ -239,19 +319,18 @@ impl Head {
             self.set_field(GSO_SIZE, 0);
         }
         self.set_buffers(0);
-        self
     }
 
     /// The checksum is complete now.
     pub(crate) fn clear_checksum(&mut self) {
-        self.bytes[FLAGS] = 0;
+        self.set_byte(FLAGS, 0);
         self.set_field(CSUM_START, 0);
         self.set_field(CSUM_OFFSET, 0);
     }
 
     /// There is nothing to segment any more.
     pub(crate) fn clear_gso(&mut self) {
-        self.bytes[GSO_TYPE] = VIRTIO_NET_HDR_GSO_NONE as u8;
+        self.set_byte(GSO_TYPE, VIRTIO_NET_HDR_GSO_NONE as u8);
         self.set_field(HDR_LEN, 0);
         self.set_field(GSO_SIZE, 0);
     }
@@ -302,6 +381,42 @@ mod tests {
             Invalid::Long
         );
         assert!(Head::new([0; HEAD], MAX_RECORD).is_ok());
+    }
+
+    /// A head whose bytes all differ, at any place in memory.
+    #[test]
+    fn it_is_read_and_written_as_it_is() {
+        let bytes: [u8; HEAD] = std::array::from_fn(|at| at as u8 + 1);
+        for place in 0..9 {
+            let mut memory = [0xaa; 40];
+            memory[place..place + HEAD].copy_from_slice(&bytes);
+            let mut head = Head::default();
+            let slice = VolatileSlice::from(&mut memory[place..]);
+            assert_eq!(head.read(&slice, 100), Ok(()));
+            assert_eq!((head.bytes(), head.len()), (bytes, 100));
+            assert_eq!(Head::new(bytes, 100).unwrap().bytes(), bytes);
+            let address = |from: u8| MacAddr::new(std::array::from_fn(|at| from + at as u8));
+            assert_eq!(head.destination(), address(13));
+            assert_eq!(head.source(), address(19));
+            head.set_buffers(0x1234);
+            let mut memory = [0xaa; 40];
+            assert!(head.write(&VolatileSlice::from(&mut memory[place..])));
+            let mut expected = bytes;
+            expected[NUM_BUFFERS..NET_HEADER].copy_from_slice(&[0x34, 0x12]);
+            assert_eq!(memory[place..place + HEAD], expected);
+            memory[place..place + HEAD].fill(0xaa);
+            assert_eq!(memory, [0xaa; 40]);
+        }
+    }
+
+    #[test]
+    fn memory_that_is_too_short_is_neither_read_nor_written() {
+        let mut memory = [0xaa; HEAD - 1];
+        let mut head = Head::new([1; HEAD], 100).unwrap();
+        let slice = VolatileSlice::from(&mut memory[..]);
+        assert_eq!(head.read(&slice, 100), Err(Invalid::Short));
+        assert!(!head.write(&slice));
+        assert_eq!(memory, [0xaa; HEAD - 1]);
     }
 
     #[test]
@@ -383,7 +498,9 @@ mod tests {
             let mut bytes = [0xff; HEAD];
             bytes[FLAGS] = flags;
             bytes[GSO_TYPE] = gso;
-            Head::new(bytes, 200).unwrap().for_peer().bytes[..NET_HEADER].to_vec()
+            let mut head = Head::new(bytes, 200).unwrap();
+            head.clean();
+            head.bytes()[..NET_HEADER].to_vec()
         };
         assert_eq!(peer(0xfe, 0), [0; NET_HEADER]);
         let partial = [1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];

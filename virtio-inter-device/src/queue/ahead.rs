@@ -152,7 +152,7 @@ mod tests {
         let mut chain = Chain::default();
         let (_, len) = queue.walk(rings, ahead, Direction::FromDriver, &mut chain)?;
         let mut head = [0; 1];
-        chain.read_head(rings, &mut head)?;
+        chain.read_first(rings, &mut head)?;
         Ok(len)
     }
 

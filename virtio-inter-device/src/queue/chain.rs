@@ -9,6 +9,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice}
 use super::rings::{descriptor_at, indirect_count};
 use super::{QueueViolation, Rings};
 use crate::device::GuestMemory;
+use crate::frame::{HEAD, Head, Invalid};
 use crate::memory::DirtyLog;
 
 /// Longest chain taken, as in Linux's vhost (`UIO_MAXIOV`). A driver with indirect tables may exceed the queue
@@ -271,35 +272,81 @@ impl Chain {
         self.append_segment(Segment { address, len })
     }
 
-    /// Copies the chain's first bytes into `head`, as many as both have. Returns how many.
+    /// Reads the head of the record that the chain holds, each byte once.
+    #[inline]
     pub(crate) fn read_head(
         &self,
         rings: &Rings<'_>,
-        head: &mut [u8],
-    ) -> Result<usize, QueueViolation> {
-        let mut done = 0;
-        self.for_each_slice(rings, 0, head.len(), |guest| {
-            let part = &mut head[done..done + guest.len()];
-            guest.copy_to(part);
-            done += part.len();
-        })?;
-        Ok(done)
+        head: &mut Head,
+    ) -> Result<Result<(), Invalid>, QueueViolation> {
+        let len = self.len as usize;
+        // Most drivers have it in one piece.
+        if let Some(first) = self.segments.first()
+            && first.len as usize >= HEAD
+            && let Some(bytes) = rings.slice(first.address.0, HEAD)
+        {
+            return Ok(head.read(&bytes, len));
+        }
+        let mut bytes = [0; HEAD];
+        self.read_first(rings, &mut bytes)?;
+        Ok(Head::new(bytes, len).map(|read| *head = read))
     }
 
-    /// Fills `target` with the chain's bytes from offset `skip` on. The chain must have them.
+    /// Copies the chain's first bytes into `first`, as many as both have.
+    pub(crate) fn read_first(
+        &self,
+        rings: &Rings<'_>,
+        first: &mut [u8],
+    ) -> Result<(), QueueViolation> {
+        let mut done = 0;
+        self.for_each_slice(rings, first.len(), |guest| {
+            let part = &mut first[done..done + guest.len()];
+            guest.copy_to(part);
+            done += part.len();
+        })
+    }
+
+    /// Fills `target` with the chain's bytes. The chain must have them.
     pub(crate) fn gather(
         &self,
         rings: &Rings<'_>,
-        skip: usize,
         target: &VolatileSlice<'_>,
     ) -> Result<(), QueueViolation> {
         let mut done = 0;
-        self.for_each_slice(rings, skip, target.len(), |guest| {
+        self.for_each_slice(rings, target.len(), |guest| {
             if let Ok(part) = target.subslice(done, guest.len()) {
                 guest.copy_to_volatile_slice(part);
             }
             done += guest.len();
         })
+    }
+
+    /// Writes a record with this `head` into the chain's buffers, from their start. The chain must have the room.
+    #[inline]
+    pub(crate) fn scatter_record(
+        &self,
+        rings: &Rings<'_>,
+        head: &Head,
+        record: &VolatileSlice<'_>,
+    ) -> Result<(), QueueViolation> {
+        // Most records fit one buffer. The driver does not look before it is given back: the record's own head is of no
+        // consequence.
+        if let [segment] = &self.segments[..]
+            && let Some(target) = rings.slice(segment.address.0, record.len())
+            && record.len() <= segment.len as usize
+        {
+            record.copy_to_volatile_slice(target);
+            let written = head.write(&target);
+            debug_assert!(written, "a record is never shorter than its head");
+            if let Some(log) = rings.memory().log() {
+                self.log_written(log, record.len() as u64);
+            }
+            return Ok(());
+        }
+        match record.offset(HEAD) {
+            Ok(rest) => self.scatter(rings, &head.bytes(), &rest),
+            Err(_) => Ok(()), // A record is never shorter than its head.
+        }
     }
 
     /// Writes `head` and then `rest` into the chain's buffers, from their start. The chain must have the room.
@@ -311,7 +358,7 @@ impl Chain {
     ) -> Result<(), QueueViolation> {
         let len = head.len() + rest.len();
         let mut done = 0;
-        let result = self.for_each_slice(rings, 0, len, |guest| {
+        let result = self.for_each_slice(rings, len, |guest| {
             let from_head = head.len().saturating_sub(done).min(guest.len());
             if from_head != 0 {
                 guest.copy_from(&head[done..done + from_head]);
@@ -341,11 +388,10 @@ impl Chain {
         }
     }
 
-    /// Calls `visit` with each contiguous piece of `skip..skip + len` of the chain, in order.
+    /// Calls `visit` with each contiguous piece of the chain's first `len` bytes, in order.
     fn for_each_slice(
         &self,
         rings: &Rings<'_>,
-        mut skip: usize,
         mut len: usize,
         mut visit: impl FnMut(VolatileSlice<'_>),
     ) -> Result<(), QueueViolation> {
@@ -353,31 +399,19 @@ impl Chain {
             if len == 0 {
                 break;
             }
-            let segment_len = segment.len as usize;
-            if skip >= segment_len {
-                skip -= segment_len;
-                continue;
-            }
-            let outside = || QueueViolation::BufferOutsideMemory {
-                address: segment.address.0,
-                len: segment.len,
-            };
-            let address = segment
-                .address
-                .0
-                .checked_add(skip as u64)
-                .ok_or_else(outside)?;
-            let count = (segment_len - skip).min(len);
-            if let Some(slice) = rings.slice(address, count) {
+            let (address, count) = (segment.address, len.min(segment.len as usize));
+            if let Some(slice) = rings.slice(address.0, count) {
                 visit(slice);
             } else {
                 // A buffer may span two memory regions (VIRTIO says nothing against it).
-                for slice in rings.memory().get_slices(GuestAddress(address), count) {
-                    visit(slice.map_err(|_| outside())?);
+                for slice in rings.memory().get_slices(address, count) {
+                    visit(slice.map_err(|_| QueueViolation::BufferOutsideMemory {
+                        address: address.0,
+                        len: segment.len,
+                    })?);
                 }
             }
             len -= count;
-            skip = 0;
         }
         Ok(())
     }

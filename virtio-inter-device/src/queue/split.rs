@@ -16,13 +16,31 @@ use super::rings::RingAddresses;
 use super::{Chain, QueueViolation, Rings};
 use crate::device::{GuestMemory, QueueSetup};
 
+/// A free-running index that changes with each entry. In 32 bits, the upper ones zero: of a field of 16 bits that happens to be aligned
+/// to 32 the compiler may load 32, and a load that is wider than the store before it waits until that has reached the cache
+/// (`docs/decisions/0026-heads-in-words.md`).
+#[derive(Debug, Clone, Copy)]
+struct Index(u32);
+
+impl Index {
+    #[inline]
+    fn new(value: u16) -> Self {
+        Index(value.into())
+    }
+
+    #[inline]
+    fn get(self) -> u16 {
+        self.0 as u16
+    }
+}
+
 /// A running virtqueue.
 #[derive(Debug)]
 pub(crate) struct SplitQueue {
     addresses: RingAddresses,
     event_index: bool,
     /// Next entry to take from the available ring and to fill in the used ring (free-running).
-    next: u16,
+    next: Index,
     /// The driver's available index as last read and checked: entries `next..seen` may be taken.
     seen: u16,
     /// Entries from `next` on that were looked at already.
@@ -57,7 +75,7 @@ impl SplitQueue {
         Ok(SplitQueue {
             addresses,
             event_index,
-            next,
+            next: Index::new(next),
             seen: next,
             ahead: Ahead::default(),
             published: next,
@@ -77,7 +95,7 @@ impl SplitQueue {
 
     /// The next available index to process.
     pub(crate) fn next_index(&self) -> u16 {
-        self.next
+        self.next.get()
     }
 
     /// Whether the driver has made anything available since the start: a queue without is not in use.
@@ -91,17 +109,17 @@ impl SplitQueue {
         rings: &Rings<'_>,
         wanted: u16,
     ) -> Result<u16, QueueViolation> {
-        let known = self.seen.wrapping_sub(self.next);
+        let known = self.seen.wrapping_sub(self.next.get());
         if known >= wanted {
             return Ok(known);
         }
         let available = rings.available_index()?;
-        let count = available.wrapping_sub(self.next);
+        let count = available.wrapping_sub(self.next.get());
         // Never backwards either: an index behind the one seen before is as wrong as one too far ahead.
         if count > self.addresses.size || count < known {
             return Err(QueueViolation::AvailableIndex {
                 available,
-                next: self.next,
+                next: self.next.get(),
                 size: self.addresses.size,
             });
         }
@@ -122,7 +140,7 @@ impl SplitQueue {
         direction: Direction,
         chain: &mut Chain,
     ) -> Result<(u16, u32), QueueViolation> {
-        let at = self.next.wrapping_add(ahead);
+        let at = self.next.get().wrapping_add(ahead);
         let (head, only) = match self.ahead.get(at) {
             Some(entry) => (entry.head, entry.only),
             None => (rings.available_head(at)?, None),
@@ -139,7 +157,7 @@ impl SplitQueue {
     pub(crate) fn expect(&self, rings: &Rings<'_>, ahead: u16, len: usize, direction: Direction) {
         // What was asked for when the entry was looked at is enough for small frames.
         if len > BYTES {
-            let at = self.next.wrapping_add(ahead);
+            let at = self.next.get().wrapping_add(ahead);
             self.ahead.expect(rings, at, len, direction);
         }
     }
@@ -154,7 +172,7 @@ impl SplitQueue {
         count: u16,
         direction: Direction,
     ) {
-        let at = self.next.wrapping_add(ahead);
+        let at = self.next.get().wrapping_add(ahead);
         if self.ahead.get(at).is_none() {
             let known = self.seen.wrapping_sub(at);
             self.ahead.look(rings, at, count.min(known), direction);
@@ -163,7 +181,7 @@ impl SplitQueue {
 
     /// The head of the next entry, which must be available.
     pub(crate) fn head(&self, rings: &Rings<'_>) -> Result<u16, QueueViolation> {
-        rings.available_head(self.next)
+        rings.available_head(self.next.get())
     }
 
     /// Gives the next entry back with `len` bytes written. The driver sees it once published.
@@ -173,17 +191,19 @@ impl SplitQueue {
         head: u16,
         len: u32,
     ) -> Result<(), QueueViolation> {
-        rings.write_used(self.next, head, len)?;
-        self.next = self.next.wrapping_add(1);
+        let next = self.next.get();
+        rings.write_used(next, head, len)?;
+        self.next = Index::new(next.wrapping_add(1));
         Ok(())
     }
 
     /// Shows the driver everything that was given back. Whether it wants an interrupt for that is
     /// [`SplitQueue::wants_interrupt`]'s to say, at once or a little later.
     pub(crate) fn publish(&mut self, rings: &Rings<'_>) -> Result<(), QueueViolation> {
-        if self.next != self.published {
-            self.published = self.next;
-            rings.publish_used_index(self.next)?;
+        let next = self.next.get();
+        if next != self.published {
+            self.published = next;
+            rings.publish_used_index(next)?;
         }
         Ok(())
     }

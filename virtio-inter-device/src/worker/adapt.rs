@@ -125,11 +125,11 @@ impl Adapter {
         (start, offset): (usize, usize),
     ) -> &mut [u8] {
         let bytes = &mut self.record[..head.len()];
-        bytes[..HEAD].copy_from_slice(head.bytes());
+        bytes[..HEAD].copy_from_slice(&head.bytes());
         if let Ok(rest) = record.offset(HEAD) {
             rest.copy_to(&mut bytes[HEAD..]);
         }
-        let mut done = *head;
+        let mut done = head.clone();
         done.clear_checksum();
         bytes[..NET_HEADER].copy_from_slice(&done.bytes()[..NET_HEADER]);
         // Never zero, whatever the protocol, as in Linux's `skb_checksum_help`: who put the field there is not known.

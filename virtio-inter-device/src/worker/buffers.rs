@@ -2,7 +2,7 @@
 
 use vm_memory::VolatileSlice;
 
-use crate::frame::{NET_HEADER, set_buffers};
+use crate::frame::{Head, NET_HEADER, set_buffers};
 use crate::queue::{Chain, Direction, QueueViolation, Rings, SplitQueue};
 
 /// Chains of the receive queue that hold one frame. Kept by the worker and reused.
@@ -84,18 +84,44 @@ impl Buffers {
         self.heads.len() as u16 // At most the queue size, 32768.
     }
 
-    /// Fills the buffers that were collected with `head`, which begins with the net header, and then `rest`, and gives
+    /// Fills the buffers that were collected with a record, but for its head, which is `head`, and gives them back. They must
+    /// have the room.
+    #[inline]
+    pub(crate) fn fill_record(
+        &mut self,
+        queue: &mut SplitQueue,
+        rings: &Rings<'_>,
+        head: &mut Head,
+        record: &VolatileSlice<'_>,
+    ) -> Result<(), QueueViolation> {
+        head.set_buffers(self.chains());
+        self.chain.scatter_record(rings, head, record)?;
+        self.give_back(queue, rings, record.len())
+    }
+
+    /// Fills the buffers that were collected with `first`, which begins with the net header, and then `rest`, and gives
     /// them back. They must have the room.
     pub(crate) fn fill(
         &mut self,
         queue: &mut SplitQueue,
         rings: &Rings<'_>,
-        head: &mut [u8],
+        first: &mut [u8],
         rest: &VolatileSlice<'_>,
     ) -> Result<(), QueueViolation> {
-        set_buffers(head, self.chains());
-        self.chain.scatter(rings, head, rest)?;
-        let mut left = (head.len() + rest.len()) as u32; // At most `MAX_RECORD`.
+        set_buffers(first, self.chains());
+        self.chain.scatter(rings, first, rest)?;
+        self.give_back(queue, rings, first.len() + rest.len())
+    }
+
+    /// Gives the buffers back, with `len` bytes in them.
+    #[inline]
+    fn give_back(
+        &self,
+        queue: &mut SplitQueue,
+        rings: &Rings<'_>,
+        len: usize,
+    ) -> Result<(), QueueViolation> {
+        let mut left = len as u32; // At most `MAX_RECORD`.
         for &(head, bytes) in &self.heads {
             let written = bytes.min(left);
             left -= written;

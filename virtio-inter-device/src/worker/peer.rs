@@ -12,7 +12,7 @@ use virtio_inter_segment::{MacAddr, PeerKey};
 use vm_memory::VolatileSlice;
 
 use super::Failure;
-use crate::frame::{HEAD, Head};
+use crate::frame::Head;
 use crate::queue::{Chain, QueueViolation, Rings};
 use crate::spill::Spill;
 
@@ -41,13 +41,12 @@ impl Outgoing<'_, '_> {
         self.chain.len() as usize
     }
 
-    /// Writes the record: the head as it was checked, the rest as the guest has it now.
+    /// Writes the record: the head as it was checked, the rest as the guest has it now. Nobody takes it before it is published.
     fn write_to(&self, record: &VolatileSlice<'_>) -> Result<(), QueueViolation> {
-        record.copy_from(&self.head.bytes()[..]);
-        match record.offset(HEAD) {
-            Ok(rest) => self.chain.gather(self.rings, HEAD, &rest),
-            Err(_) => Ok(()), // A record is never shorter than its head: `Head::new` checked.
-        }
+        self.chain.gather(self.rings, record)?;
+        let written = self.head.write(record);
+        debug_assert!(written, "a record is never shorter than its head");
+        Ok(())
     }
 }
 

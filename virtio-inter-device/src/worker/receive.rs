@@ -11,7 +11,7 @@ use super::{BATCH, Failure, LinkFault, Pace, Rules, publish};
 use crate::counters::{Counter, Counters};
 use crate::device::GuestMemory;
 use crate::features::Offloads;
-use crate::frame::{Gso, HEAD, Head, NET_HEADER};
+use crate::frame::{Gso, Head, NET_HEADER};
 use crate::offload::Segments;
 use crate::queue::{Direction, QueueViolation, Rings, SplitQueue};
 
@@ -268,12 +268,11 @@ impl Collector {
         let slice = record.slice();
         let frames = record.like_it();
         let counters = &*rules.counters;
-        let read = read_head(&slice, source.mac, rules).and_then(|(mut head, gso)| {
-            let form = adapter.form(&mut head, gso, &slice, rules)?;
-            Ok((head, form))
-        });
-        let (mut head, form) = match read {
-            Ok(read) => read,
+        let mut head = Head::default();
+        let form = read_head(&slice, source.mac, rules, &mut head)
+            .and_then(|gso| adapter.form(&mut head, gso, &slice, rules));
+        let form = match form {
+            Ok(form) => form,
             Err(counter) => {
                 counter.add(1);
                 record.consume();
@@ -326,8 +325,8 @@ impl Collector {
             let bytes = adapter.with_checksum(&head, &slice, checksum);
             buffers.fill(queue, rings, bytes, &VolatileSlice::from(&mut [][..]))?;
             counters.rx_csum_completed.add(1);
-        } else if let Ok(rest) = slice.offset(HEAD) {
-            buffers.fill(queue, rings, head.bytes_mut(), &rest)?;
+        } else {
+            buffers.fill_record(queue, rings, &mut head, &slice)?;
         }
         record.consume();
         counters.rx_frames.add(1);
@@ -478,15 +477,16 @@ impl Cut<'_> {
 }
 
 /// Reads and checks a frame's head. The error is the counter of what is wrong with it.
+#[inline]
 fn read_head<'a>(
     record: &VolatileSlice<'_>,
     peer: MacAddr,
     rules: &'a Rules,
-) -> Result<(Head, Option<Gso>), &'a Counter> {
+    head: &mut Head,
+) -> Result<Option<Gso>, &'a Counter> {
     let counters = &*rules.counters;
-    let mut bytes = [0; HEAD];
-    record.copy_to(&mut bytes[..]);
-    let head = Head::new(bytes, record.len()).map_err(|e| peer_fault(e, counters))?;
+    head.read(record, record.len())
+        .map_err(|e| peer_fault(e, counters))?;
     let destination = head.destination();
     if head.source() != peer || (destination != rules.mac && !destination.is_multicast()) {
         return Err(&counters.rx_bad_address);
@@ -495,7 +495,8 @@ fn read_head<'a>(
         .check(Offloads::ALL)
         .map_err(|e| peer_fault(e, counters))?;
     // The peer's port has done the same, if it is an honest one.
-    Ok((head.for_peer(), gso))
+    head.clean();
+    Ok(gso)
 }
 
 fn fail(faults: &mut Vec<LinkFault>, source: &mut Source, violation: Violation) {

@@ -10,7 +10,7 @@ use super::{BATCH, Failure, LinkFault, Pace, Rest, Rules, publish};
 use crate::counters::{Counter, Counters};
 use crate::device::GuestMemory;
 use crate::forward::{Destination, Forwarding};
-use crate::frame::{Gso, HEAD, Head, Invalid, NET_HEADER};
+use crate::frame::{Gso, Head, Invalid, NET_HEADER};
 use crate::offload::{Layout, MAX_HEADERS};
 use crate::queue::{Chain, Direction, QueueViolation, Rings, SplitQueue};
 
@@ -161,15 +161,13 @@ impl Transmitter {
 
     /// Hands the frame in `self.chain` to whom it is for.
     fn forward(&mut self, rings: &Rings<'_>, rules: &Rules) -> Result<Outcome, QueueViolation> {
-        let head = match self.read_head(rings, rules)? {
-            Ok(head) => head,
-            Err(invalid) => {
-                guest_fault(invalid, &rules.counters).add(1);
-                return Ok(Outcome::Done);
-            }
-        };
+        let mut head = Head::default();
+        if let Err(invalid) = self.read_head(rings, rules, &mut head)? {
+            guest_fault(invalid, &rules.counters).add(1);
+            return Ok(Outcome::Done);
+        }
         let destination = self.forwarding.destination(head.destination());
-        let head = head.for_peer();
+        head.clean();
         let frame = Outgoing {
             rings,
             head: &head,
@@ -233,24 +231,26 @@ impl Transmitter {
     }
 
     /// Reads and checks the head of the frame in `self.chain`.
+    #[inline]
     fn read_head(
         &self,
         rings: &Rings<'_>,
         rules: &Rules,
-    ) -> Result<Result<Head, Invalid>, QueueViolation> {
-        let mut bytes = [0; HEAD];
-        self.chain.read_head(rings, &mut bytes)?;
-        let checked = Head::new(bytes, self.chain.len() as usize).and_then(|head| {
-            let gso = head.check(rules.negotiated.sends())?;
-            if head.source() != rules.mac {
-                return Err(Invalid::Source);
-            }
-            Ok((head, gso))
-        });
-        match checked {
-            Ok((head, Some(gso))) => self.check_layout(rings, head, &gso),
-            Ok((head, None)) => Ok(Ok(head)),
-            Err(invalid) => Ok(Err(invalid)),
+        head: &mut Head,
+    ) -> Result<Result<(), Invalid>, QueueViolation> {
+        if let Err(invalid) = self.chain.read_head(rings, head)? {
+            return Ok(Err(invalid));
+        }
+        let gso = match head.check(rules.negotiated.sends()) {
+            Ok(gso) => gso,
+            Err(invalid) => return Ok(Err(invalid)),
+        };
+        if head.source() != rules.mac {
+            return Ok(Err(Invalid::Source));
+        }
+        match gso {
+            Some(gso) => self.check_layout(rings, head, &gso),
+            None => Ok(Ok(())),
         }
     }
 
@@ -259,13 +259,13 @@ impl Transmitter {
     fn check_layout(
         &self,
         rings: &Rings<'_>,
-        head: Head,
+        head: &Head,
         gso: &Gso,
-    ) -> Result<Result<Head, Invalid>, QueueViolation> {
+    ) -> Result<Result<(), Invalid>, QueueViolation> {
         let mut bytes = [0; NET_HEADER + MAX_HEADERS];
         let needs = NET_HEADER + Layout::needs(gso, head.frame_len());
-        self.chain.read_head(rings, &mut bytes[..needs])?;
-        Ok(Layout::parse(&bytes[NET_HEADER..needs], gso).map(|_| head))
+        self.chain.read_first(rings, &mut bytes[..needs])?;
+        Ok(Layout::parse(&bytes[NET_HEADER..needs], gso).map(|_| ()))
     }
 
     /// Moves what waits aside on, and shows peers what was committed.
