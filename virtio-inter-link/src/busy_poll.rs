@@ -1,45 +1,77 @@
 //! Looking on for a little while before sleeping, where work has been coming soon.
 //!
 //! To be put to sleep and woken again costs two to four microseconds where both sides share a CPU, and ten times that where an
-//! idle CPU has to be woken. A worker that still looks needs no kick and no doorbell, either. It gives its CPU away
-//! at each look (sched_yield(2)), so on a shared CPU it looks when all others have had their say; and it does
-//! so only on its nicer thread, where that takes short turns. As KVM does with its halt polling, it looks on for longer
-//! while that pays, and not at all where it does not: an idle port sleeps. `docs/decisions/0061-busy-polling.md` says
-//! what was measured.
+//! idle CPU has to be woken. A side that still looks needs no doorbell. It gives its CPU away
+//! at each look (sched_yield(2)), so on a shared CPU it looks when all others have had their say. As KVM does with its halt
+//! polling, it looks on for longer while that pays, and not at all where it does not: who is idle
+//! sleeps. `docs/decisions/0061-busy-polling.md` says what was measured.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::thread::sched_yield;
 
 /// The shortest time that is worth it.
 const SHORTEST: Duration = Duration::from_micros(8);
 
-/// Work that comes sooner than this comes all the time: better many pieces of it at once than each at once.
+/// Work that comes sooner than this comes all the time: where others share the CPU, better many pieces of it at once than each
+/// at once.
 const AT_ONCE: Duration = Duration::from_micros(4);
 
-/// How long to look on.
-#[derive(Debug)]
-pub(crate) struct BusyPoll {
+/// A turn in which nobody else ran is shorter: two switches alone take as long.
+const ALONE: Duration = Duration::from_nanos(1500);
+
+/// How long to look on before sleeping: learnt from when work came.
+#[derive(Debug, Clone, Copy)]
+pub struct BusyPoll {
     longest: Duration,
     window: Duration,
+    /// Nobody else wanted the CPU when this side looked on last.
+    alone: bool,
 }
 
 impl BusyPoll {
-    /// Never longer than `longest`.
-    pub(crate) fn new(longest: Duration) -> Self {
+    /// Never longer than `longest`; zero: not at all.
+    pub fn new(longest: Duration) -> Self {
         BusyPoll {
             longest,
             window: Duration::ZERO,
+            alone: false,
         }
     }
 
-    /// How long to look on now, from when there was nothing to do; zero: not at all.
+    /// Whether it pays to look on now.
     #[inline]
-    pub(crate) fn window(&self) -> Duration {
-        self.window
+    pub fn pays(&self) -> bool {
+        !self.window.is_zero()
+    }
+
+    /// Gives the CPU away and looks whether there is something to do, for as long as that pays and `look` finds nothing. There
+    /// has been nothing to do since `idle_since`. Returns whether it found something, and how long it was idle before that.
+    pub fn look_on(
+        &mut self,
+        idle_since: Instant,
+        mut look: impl FnMut() -> bool,
+    ) -> (bool, Duration) {
+        self.alone = true;
+        let mut gone = idle_since.elapsed();
+        loop {
+            sched_yield();
+            let back = idle_since.elapsed();
+            self.alone &= back - gone < ALONE;
+            if look() {
+                return (true, back);
+            }
+            gone = idle_since.elapsed();
+            if gone >= self.window {
+                return (false, gone);
+            }
+        }
     }
 
     /// Work came when there had been nothing to do for so long.
-    pub(crate) fn idled(&mut self, gap: Duration) {
-        self.window = if (AT_ONCE..=self.longest).contains(&gap) {
+    pub fn idled(&mut self, gap: Duration) {
+        let at_once = gap < AT_ONCE && !self.alone;
+        self.window = if gap <= self.longest && !at_once {
             (self.window * 2).max(SHORTEST).min(self.longest)
         } else if self.window / 2 >= SHORTEST {
             self.window / 2
@@ -58,7 +90,7 @@ mod tests {
     fn windows(poll: &mut BusyPoll, gaps: impl IntoIterator<Item = u64>) -> Vec<u128> {
         let step = |gap| {
             poll.idled(Duration::from_micros(gap));
-            poll.window().as_micros()
+            poll.window.as_micros()
         };
         gaps.into_iter().map(step).collect()
     }
@@ -66,8 +98,9 @@ mod tests {
     #[test]
     fn it_grows_while_work_comes_soon() {
         let mut poll = BusyPoll::new(LONGEST);
-        assert_eq!(poll.window(), Duration::ZERO);
+        assert!(!poll.pays());
         assert_eq!(windows(&mut poll, [50, 4, 20, 5, 5]), [8, 16, 32, 50, 50]);
+        assert!(poll.pays());
     }
 
     #[test]
@@ -76,13 +109,16 @@ mod tests {
         windows(&mut poll, [10; 10]);
         assert_eq!(windows(&mut poll, [51; 5]), [25, 12, 0, 0, 0]);
         assert_eq!(windows(&mut poll, [1_000_000]), [0]);
+        assert!(!poll.pays());
     }
 
     #[test]
-    fn it_shrinks_when_work_comes_all_the_time() {
+    fn it_shrinks_when_work_comes_all_the_time_and_others_want_the_cpu() {
         let mut poll = BusyPoll::new(LONGEST);
         windows(&mut poll, [10; 10]);
         assert_eq!(windows(&mut poll, [3, 0, 1, 2]), [25, 12, 0, 0]);
+        poll.alone = true;
+        assert_eq!(windows(&mut poll, [3, 0, 1, 2]), [8, 16, 32, 50]);
     }
 
     #[test]
@@ -91,5 +127,21 @@ mod tests {
         assert_eq!(windows(&mut poll, [5, 4, 6]), [5, 5, 0]);
         let mut none = BusyPoll::new(Duration::ZERO);
         assert_eq!(windows(&mut none, [0, 1, 0]), [0, 0, 0]);
+    }
+
+    #[test]
+    fn it_looks_until_it_finds_or_does_not_pay() {
+        let mut poll = BusyPoll::new(LONGEST);
+        windows(&mut poll, [10; 10]);
+        let mut looks = 0;
+        let (found, _) = poll.look_on(Instant::now(), || {
+            looks += 1;
+            looks == 3
+        });
+        // A machine that is busy otherwise may have taken longer than it looks on for two looks.
+        assert!(looks == 3 || !found);
+        let start = Instant::now();
+        let (found, idle) = poll.look_on(start, || false);
+        assert!(!found && idle >= LONGEST && idle <= start.elapsed());
     }
 }

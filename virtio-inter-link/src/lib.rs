@@ -60,6 +60,8 @@
     )
 )]
 
+#[cfg(not(loom))]
+mod busy_poll;
 mod doorbell;
 mod layout;
 mod mapping;
@@ -83,6 +85,8 @@ mod ring_tests;
 #[cfg(test)]
 mod test_memory;
 
+#[cfg(not(loom))]
+pub use busy_poll::BusyPoll;
 pub use doorbell::{Doorbell, DoorbellError};
 pub use layout::{
     DEFAULT_CAPACITY, FORMAT_VERSION, MAX_CAPACITY, MIN_CAPACITY, RECORD_ALIGN, max_record,

@@ -5,6 +5,7 @@ use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::event::epoll;
@@ -12,13 +13,15 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use virtio_inter_link::{DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender};
+use virtio_inter_link::{BusyPoll, DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender};
 
 use super::{Outcome, Task, next, phases, say_done, timed};
 
 /// Bytes after which records are published, and released, whatever the batch: else one side waits while the other
 /// fills the ring.
 const BATCH_BYTES: usize = DEFAULT_CAPACITY as usize / 8;
+/// Looks on for so long before it sleeps, at most: as a port does if not told otherwise.
+const LOOKS_ON: Duration = Duration::from_micros(50);
 /// The region, the bell for records and the bell for room.
 const DESCRIPTORS: usize = 3;
 
@@ -30,15 +33,19 @@ pub(super) fn send(task: &Task) -> Result<Outcome> {
     let data_bell = Doorbell::from_fd(data_bell).context("Taking the bell for records")?;
     let space_bell = Doorbell::from_fd(space_bell).context("Taking the bell for room")?;
     let mut sender = Sender::new(region, data_bell, space_bell);
-    let poll = waiter(sender.space_bell())?;
+    let mut idle = Idle::new(sender.space_bell())?;
     let len = task.size as usize;
     let (memory, mut place) = (vec![1u8; task.memory()], 0);
     let outcome = timed(task, &mut receiver, |records| {
         for number in 1..=records {
             while sender.reserve(len)?.is_none() {
-                if sender.wait_for_space(len)? {
-                    wait(&poll)?;
-                }
+                // The receiver makes room of what it has seen.
+                sender.publish()?;
+                idle.wait(
+                    &mut sender,
+                    |sender| Ok(sender.reserve(len)?.is_some()),
+                    |sender| Ok(sender.wait_for_space(len)?),
+                )?;
             }
             let at = next(&mut place, len, memory.len());
             let slot = sender.reserve(len)?.context("Room that went away")?;
@@ -73,7 +80,7 @@ pub(super) fn receive(task: &Task, mut out: impl Write) -> Result<()> {
     )
     .context("Sending descriptors")?;
     let mut receiver = Receiver::new(region, data_bell, space_bell);
-    let poll = waiter(receiver.data_bell())?;
+    let mut idle = Idle::new(receiver.data_bell())?;
     let len = task.size as usize;
     let (mut memory, mut place) = (vec![0u8; task.memory()], 0);
     for records in phases(task) {
@@ -87,8 +94,13 @@ pub(super) fn receive(task: &Task, mut out: impl Write) -> Result<()> {
                 if number % u64::from(task.batch) == 0 || receiver.pending() >= BATCH_BYTES {
                     receiver.release()?;
                 }
-            } else if receiver.wait_for_data()? {
-                wait(&poll)?;
+            } else {
+                receiver.release()?;
+                idle.wait(
+                    &mut receiver,
+                    |receiver| Ok(!receiver.is_empty()?),
+                    |receiver| Ok(receiver.wait_for_data()?),
+                )?;
             }
         }
         receiver.release()?;
@@ -121,16 +133,54 @@ fn receive_descriptors(from: &UnixStream) -> Result<[OwnedFd; DESCRIPTORS]> {
         .map_err(|fds: Vec<_>| anyhow::anyhow!("{} descriptors of {DESCRIPTORS}", fds.len()))
 }
 
-fn waiter(bell: impl AsFd) -> Result<OwnedFd> {
-    let poll = epoll::create(epoll::CreateFlags::CLOEXEC).context("Making an epoll instance")?;
-    let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
-    epoll::add(&poll, bell, epoll::EventData::new_u64(0), events).context("Watching a bell")?;
-    Ok(poll)
+/// How a side waits: as a port's worker does.
+struct Idle {
+    busy_poll: BusyPoll,
+    poll: OwnedFd,
 }
 
-fn wait(poll: &OwnedFd) -> Result<()> {
-    let mut events = Vec::with_capacity(1);
-    epoll::wait(poll, rustix::buffer::spare_capacity(&mut events), None)
-        .context("Waiting for a bell")?;
-    Ok(())
+impl Idle {
+    fn new(bell: impl AsFd) -> Result<Self> {
+        let poll =
+            epoll::create(epoll::CreateFlags::CLOEXEC).context("Making an epoll instance")?;
+        let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&poll, bell, epoll::EventData::new_u64(0), events).context("Watching a bell")?;
+        Ok(Idle {
+            busy_poll: BusyPoll::new(LOOKS_ON),
+            poll,
+        })
+    }
+
+    /// Looks on while that pays, then arms the bell and, if that says so, sleeps until it rings.
+    fn wait<T>(
+        &mut self,
+        side: &mut T,
+        mut look: impl FnMut(&mut T) -> Result<bool>,
+        arm: impl FnOnce(&mut T) -> Result<bool>,
+    ) -> Result<()> {
+        let idle_since = Instant::now();
+        if self.busy_poll.pays() {
+            let mut seen = Ok(false);
+            let (found, gap) = self.busy_poll.look_on(idle_since, || {
+                seen = look(side);
+                !matches!(seen, Ok(false))
+            });
+            seen?;
+            if found {
+                self.busy_poll.idled(gap);
+                return Ok(());
+            }
+        }
+        if arm(side)? {
+            let mut events = Vec::with_capacity(1);
+            epoll::wait(
+                &self.poll,
+                rustix::buffer::spare_capacity(&mut events),
+                None,
+            )
+            .context("Waiting for a bell")?;
+        }
+        self.busy_poll.idled(idle_since.elapsed());
+        Ok(())
+    }
 }

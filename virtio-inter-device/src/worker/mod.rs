@@ -3,7 +3,6 @@
 
 mod adapt;
 mod buffers;
-mod busy_poll;
 mod command;
 mod completion;
 mod niceness;
@@ -17,11 +16,10 @@ mod transmit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver as CommandReceiver, TryRecvError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::Level;
-use rustix::thread::sched_yield;
-use virtio_inter_link::Violation;
+use virtio_inter_link::{BusyPoll, Violation};
 use virtio_inter_segment::{LogLimit, MacAddr, PeerKey, log_limited};
 
 pub(crate) use command::{Answer, Command, Direction, PeerPart, Request};
@@ -35,7 +33,6 @@ use crate::device::{DeviceError, GuestMemory, QueueSetup};
 use crate::features::Negotiated;
 use crate::port::Scheduling;
 use crate::queue::{QueueViolation, Rings, SplitQueue};
-use busy_poll::BusyPoll;
 use niceness::{Niceness, Thread};
 use peer::Peer;
 use receive::Collector;
@@ -253,32 +250,32 @@ impl Worker {
             self.report_faults();
             if sent == Pace::Idle && delivered == Pace::Idle {
                 let idle_since = Instant::now();
-                if !(may_look_on && self.look_on(idle_since)) {
-                    self.sleep();
-                }
-                self.busy_poll.idled(idle_since.elapsed());
+                let gap = (may_look_on.then(|| self.look_on(idle_since)).flatten()).unwrap_or_else(
+                    || {
+                        self.sleep();
+                        idle_since.elapsed()
+                    },
+                );
+                self.busy_poll.idled(gap);
             }
             changes = self.niceness.changes(account);
         }
     }
 
-    /// Looks whether there is something to do, as long as that pays. True: there was, and some of it is done.
-    fn look_on(&mut self, idle_since: Instant) -> bool {
-        let window = self.busy_poll.window();
+    /// Looks whether there is something to do, as long as that pays. Returns how long there was not if there was then, and
+    /// some of it is done.
+    fn look_on(&mut self, idle_since: Instant) -> Option<Duration> {
         // A retired queue's kicks are heard in sleep only.
-        if window.is_zero() || self.transmit.retired {
-            return false;
+        if !self.busy_poll.pays() || self.transmit.retired {
+            return None;
         }
-        let (found, time) = loop {
-            sched_yield();
-            let found = self.transmit() == Pace::Busy || self.deliver() == Pace::Busy;
-            let time = idle_since.elapsed();
-            if found || time >= window {
-                break (found, time);
-            }
-        };
-        self.niceness.looked_on(time);
-        found
+        let mut poll = self.busy_poll;
+        let (found, gap) = poll.look_on(idle_since, || {
+            self.transmit() == Pace::Busy || self.deliver() == Pace::Busy
+        });
+        self.busy_poll = poll;
+        self.niceness.looked_on(gap);
+        found.then_some(gap)
     }
 
     /// Sleeps until something happens, unless something has happened meanwhile.
