@@ -186,14 +186,12 @@ impl Niceness {
                 self.next_look = now + pause;
                 true
             }
-            Some(false) => {
-                self.share = share;
-                self.looked_on = Duration::ZERO;
-                self.next_look = now + WINDOW;
-                false
-            }
-            // Little that is to be done, and late each time, adds up.
-            None => {
+            told => {
+                // Little that is to be done, and late each time, adds up.
+                if told.is_some() {
+                    self.share = share;
+                    self.looked_on = Duration::ZERO;
+                }
                 self.next_look = now + WINDOW;
                 false
             }
