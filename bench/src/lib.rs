@@ -7,6 +7,7 @@
 
 pub mod case;
 pub mod crowd;
+pub mod distance;
 pub mod goals;
 pub mod guests;
 pub mod host;
@@ -73,6 +74,7 @@ pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) 
         if options.quick {
             run.hurry();
         }
+        run.watch_distance(&plan.cases, options.quick)?;
         run.measure_all(&plan.cases)?;
         verdict = run.verdict();
         results = run.finish();
@@ -111,6 +113,7 @@ fn begin(results: &mut Results, options: &Options, cases: &[Case]) {
         commit: told("git", &["describe", "--always", "--dirty"]),
         arguments: arguments.join(" "),
         load: load_average(),
+        distance: None,
     });
 }
 

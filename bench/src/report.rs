@@ -6,6 +6,7 @@ use std::io;
 use serde::Serialize;
 
 use crate::case::{Environment, Group, Way};
+use crate::distance::DistanceNote;
 use crate::goals::Goal;
 use crate::placement::Placement;
 use crate::results::{At, Results, Row};
@@ -175,6 +176,25 @@ fn machine(page: &mut String, results: &Results) {
             run.when, run.commit, run.load, run.arguments
         );
     }
+    for run in &results.runs {
+        if let Some(distance) = &run.distance {
+            let _ = writeln!(page, "\n{}", apart(&run.when, distance));
+        }
+    }
+}
+
+/// How far the two CPUs of a run were from each other.
+fn apart(when: &str, distance: &DistanceNote) -> String {
+    let DistanceNote {
+        least_ns,
+        most_ns,
+        waited,
+        apart,
+    } = distance;
+    format!(
+        "{when}: a cache line takes {least_ns} to {most_ns} ns from one CPU to the other, as a virtual machine's are moved. Measurements on two \
+         CPUs were taken while they were near; that took {waited:.0} s of waiting and of measuring once more, and {apart} were taken all the same while they were apart."
+    )
 }
 
 fn goals_table(page: &mut String, goals: &[Goal]) {

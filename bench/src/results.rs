@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::case::{Environment, Group, Way};
+use crate::distance::DistanceNote;
 use crate::machine::Machine;
 use crate::placement::Placement;
 use crate::stats::Spread;
@@ -74,6 +75,9 @@ pub struct RunNote {
     pub arguments: String,
     /// Load average of the machine before it.
     pub load: f64,
+    /// How far its two CPUs were from each other; none where no two were measured on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distance: Option<DistanceNote>,
 }
 
 /// All that is known.

@@ -8,6 +8,7 @@ use virtio_inter_tests::{Testbed, is_inside, stop_here_if_ending};
 
 use crate::case::{Case, Environment, Group, Test, Way};
 use crate::crowd::Crowd;
+use crate::distance::Distance;
 use crate::guests::{self, Pair};
 use crate::host::Host;
 use crate::idle;
@@ -41,6 +42,8 @@ pub struct Run {
     broken: Vec<(String, Way)>,
     /// No further nested machine is booted after this time.
     nested_limit: Duration,
+    /// Of the two CPUs that are measured on, where two are.
+    distance: Option<Distance>,
 }
 
 impl Run {
@@ -60,6 +63,7 @@ impl Run {
             file,
             broken: Vec::new(),
             nested_limit: NESTED_LIMIT,
+            distance: None,
         }
     }
 
@@ -68,8 +72,27 @@ impl Run {
         self.nested_limit = Duration::ZERO;
     }
 
+    /// Measures with two CPUs only while they are near each other, if any of these cases does. `quick`: without waiting long
+    /// for that.
+    ///
+    /// # Errors
+    ///
+    /// CPUs that this process may not use.
+    pub fn watch_distance(&mut self, cases: &[Case], quick: bool) -> Result<()> {
+        if let Some(cpus) = self.cpus.last_chunk::<2>()
+            && cases.iter().any(uses_two_cpus)
+        {
+            let limit = if quick { QUICK_SETTLING } else { SETTLING };
+            self.distance = Some(Distance::new(*cpus, limit)?);
+        }
+        Ok(())
+    }
+
     /// Ends the run.
-    pub fn finish(self) -> Results {
+    pub fn finish(mut self) -> Results {
+        if let (Some(distance), Some(run)) = (&self.distance, self.results.runs.last_mut()) {
+            run.distance = Some(distance.note());
+        }
         self.results
     }
 
@@ -282,14 +305,15 @@ impl Run {
         let what = format!("{id}, {size}, {}, round {}", way.name(), round + 1);
         self.progress.begin(what.clone());
         // Once more if it failed: a connection may stall for long on a busy machine.
-        let outcome = measure(case, way, size).or_else(|error| {
+        let mut take = || measure(case, way, size);
+        let outcome = self.take_near(case, &what, &mut take).or_else(|error| {
             stop_here_if_ending();
             if is_inside() {
                 return Err(error);
             }
             self.progress
                 .say(&format!("{what}: once more after: {error:#}"));
-            measure(case, way, size)
+            self.take_near(case, &what, &mut take)
         });
         match outcome {
             Ok(measured) => {
@@ -311,6 +335,33 @@ impl Run {
                     .note_not_run(&format!("{id}/{}", way.name()), &format!("failed: {why}"));
                 self.broken.push((id, way));
             }
+        }
+    }
+
+    /// Takes a measurement while the CPUs that it needs stay near each other, if that can be had.
+    fn take_near(
+        &mut self,
+        case: &Case,
+        what: &str,
+        take: &mut impl FnMut() -> Result<Measured>,
+    ) -> Result<Measured> {
+        let Some(distance) = self.distance.as_mut().filter(|_| uses_two_cpus(case)) else {
+            return take();
+        };
+        loop {
+            let near = distance.settle()?;
+            let start = Instant::now();
+            let measured = take()?;
+            if near && distance.is_near()? {
+                return Ok(measured);
+            }
+            if !near {
+                distance.count_apart();
+                return Ok(measured);
+            }
+            distance.lost(start.elapsed());
+            self.progress
+                .say(&format!("{what}: once more, as the CPUs moved apart"));
         }
     }
 
@@ -364,8 +415,16 @@ impl Run {
 const MACHINES: u32 = 3;
 /// … and for how long.
 const NESTED_LIMIT: Duration = Duration::from_secs(240);
+/// How long a run waits, in all, for two CPUs to be near each other.
+const SETTLING: Duration = Duration::from_secs(600);
+const QUICK_SETTLING: Duration = Duration::from_secs(60);
 /// How long a host may be waited for before a case counts as failed, beside the time of its measurement.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whether the parties of a case are bound to two CPUs.
+fn uses_two_cpus(case: &Case) -> bool {
+    case.placement == Placement::PerGuest && !is_inside()
+}
 
 fn pick(cases: &[Case], is_it: impl Fn(&Case) -> bool) -> Vec<Case> {
     cases.iter().filter(|case| is_it(case)).cloned().collect()
