@@ -4,51 +4,65 @@
 use std::io;
 use std::time::Duration;
 
-use libc::{SYS_sched_getattr, SYS_sched_setattr, c_long, c_uint, c_ulong, sched_attr};
+use libc::{SCHED_BATCH, SCHED_OTHER, SYS_sched_getattr, SYS_sched_setattr};
+use libc::{c_int, c_long, c_uint, c_ulong, sched_attr};
 
-/// Leave the policy as it is (Linux, `include/uapi/linux/sched.h`).
-const SCHED_FLAG_KEEP_POLICY: u64 = 0x08;
 const SIZE: u32 = size_of::<sched_attr>() as u32;
 /// The calling thread, for both calls.
 const SELF: c_long = 0;
+const NO_FLAGS: c_uint = 0;
 
-/// Makes the calling thread run for `slice` at a time (0.1 to 100 ms), so that it soon makes room for others, and when it has
+/// Makes the calling thread one that lets others go first: it takes no thread's CPU away when it wakes up (`SCHED_BATCH`, sched(7)),
+/// and runs for `slice` at a time (0.1 to 100 ms), so that it soon makes room for others, and when it has
 /// done so soon has its turn again. `nice` has to be given, too: the thread's own, or more than that.
 ///
-/// Returns whether the kernel knows slices of threads: Linux does from 6.12 on.
+/// Returns whether the thread has such slices. Linux has them from 6.12 on, and not for threads of other policies than the usual one,
+/// which are left as they are.
 ///
 /// # Errors
 ///
-/// Those of sched_setattr(2), as where the thread is a real-time one, or may not have so low a nice value.
-pub fn set_time_slice(nice: i32, slice: Duration) -> io::Result<bool> {
+/// Those of sched_setattr(2), as where the thread may not have so low a nice value.
+pub fn let_others_go_first(nice: i32, slice: Duration) -> io::Result<bool> {
+    let mut attributes = attributes()?;
+    if ![SCHED_OTHER, SCHED_BATCH].contains(&(attributes.sched_policy as c_int)) {
+        return Ok(false);
+    }
+    attributes.sched_policy = SCHED_BATCH as u32;
+    attributes.sched_nice = nice;
     let nanoseconds = slice.as_nanos() as u64;
-    let wanted = sched_attr {
+    attributes.sched_runtime = nanoseconds;
+    let wanted = &raw const attributes;
+    // SAFETY: the kernel reads `size` bytes of the structure, which are as many as it has, and keeps no pointer to it.
+    check(unsafe { libc::syscall(SYS_sched_setattr, SELF, wanted, NO_FLAGS) })?;
+    Ok(self::attributes()?.sched_runtime == nanoseconds)
+}
+
+/// Those of the calling thread.
+fn attributes() -> io::Result<sched_attr> {
+    let mut attributes = sched_attr {
         size: SIZE,
         sched_policy: 0,
-        sched_flags: SCHED_FLAG_KEEP_POLICY,
-        sched_nice: nice,
+        sched_flags: 0,
+        sched_nice: 0,
         sched_priority: 0,
-        sched_runtime: nanoseconds,
+        sched_runtime: 0,
         sched_deadline: 0,
         sched_period: 0,
     };
-    let no_flags: c_uint = 0;
-    // SAFETY: the kernel reads `size` bytes of the structure, which are as many as it has, and keeps no pointer to it.
-    check(unsafe { libc::syscall(SYS_sched_setattr, SELF, &raw const wanted, no_flags) })?;
-    let mut got = wanted;
-    got.sched_runtime = 0;
     // SAFETY: the kernel writes at most `SIZE` bytes into the structure, which has as many, and all values are valid in it.
     let result = unsafe {
         libc::syscall(
             SYS_sched_getattr,
             SELF,
-            &raw mut got,
+            &raw mut attributes,
             c_ulong::from(SIZE),
-            no_flags,
+            NO_FLAGS,
         )
     };
     check(result)?;
-    Ok(got.sched_runtime == nanoseconds)
+    // Newer kernels know more than is asked for here, and say how much.
+    attributes.size = SIZE;
+    Ok(attributes)
 }
 
 fn check(result: c_long) -> io::Result<()> {
@@ -72,8 +86,10 @@ mod tests {
         in_a_thread(|| {
             let nice = rustix::process::getpriority_process(None).unwrap();
             let slice = Duration::from_micros(100);
-            let knows = set_time_slice(nice, slice).unwrap();
+            let knows = let_others_go_first(nice, slice).unwrap();
             assert_eq!(knows, is_at_least(6, 12));
+            let policy = attributes().unwrap().sched_policy;
+            assert_eq!(policy, SCHED_BATCH as u32);
             assert_eq!(rustix::process::getpriority_process(None).unwrap(), nice);
         });
     }
@@ -81,8 +97,22 @@ mod tests {
     #[test]
     fn a_nice_value_out_of_range_is_the_nearest() {
         in_a_thread(|| {
-            set_time_slice(20, Duration::from_millis(1)).unwrap();
+            let_others_go_first(20, Duration::from_millis(1)).unwrap();
             assert_eq!(rustix::process::getpriority_process(None).unwrap(), 19);
+        });
+    }
+
+    #[test]
+    fn a_thread_of_another_policy_keeps_it() {
+        in_a_thread(|| {
+            let mut idle = attributes().unwrap();
+            idle.sched_policy = libc::SCHED_IDLE as u32;
+            // SAFETY: as in `let_others_go_first`.
+            let set = unsafe { libc::syscall(SYS_sched_setattr, SELF, &raw const idle, NO_FLAGS) };
+            check(set).unwrap();
+            let has = let_others_go_first(19, Duration::from_millis(1)).unwrap();
+            assert!(!has);
+            assert_eq!(attributes().unwrap().sched_policy, idle.sched_policy);
         });
     }
 

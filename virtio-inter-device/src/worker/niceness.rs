@@ -26,7 +26,7 @@ const PARTS: u32 = 16;
 const LONG: Duration = Duration::from_micros(250);
 /// How long a worker that was starved is as nice as its process: at first, and at most. Twice as long when it is starved
 /// again within [`RELAPSE`].
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 const RELAPSE: Duration = Duration::from_secs(10);
 
@@ -291,15 +291,15 @@ mod tests {
         let mut now = MS;
         let mut niceness = nicer(now);
         let mut pauses = Vec::new();
-        for _ in 0..8 {
+        for _ in 0..10 {
             now += WINDOW;
             assert!(niceness.judge(now, share(0, 100)));
-            pauses.push((niceness.next_look - now).as_secs());
+            pauses.push((niceness.next_look - now).as_secs_f64());
             now = niceness.next_look;
             assert!(niceness.judge(now, Share::default()));
             niceness.become_nicer(now, Share::default());
         }
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 64]);
+        assert_eq!(pauses, [0.25, 0.5, 1., 2., 4., 8., 16., 32., 64., 64.]);
         // Until it was not starved for long enough.
         now += RELAPSE;
         assert!(!niceness.judge(now, share(100, 0)));

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{getpriority_process, setpriority_process};
 
-use virtio_inter_link::set_time_slice;
+use virtio_inter_link::let_others_go_first;
 
 use super::Worker;
 use super::niceness::{Account, Thread};
@@ -89,7 +89,7 @@ impl Nicer {
         setpriority_process(None, nice)
             .inspect_err(|e| log::debug!("Cannot make a queue thread nicer: {e}"))
             .ok()?;
-        let takes_short_turns = set_time_slice(nice, SLICE)
+        let takes_short_turns = let_others_go_first(nice, SLICE)
             .inspect_err(|e| log::debug!("Cannot give a queue thread short slices: {e}"))
             .unwrap_or(false);
         let account = Account::of_this_thread()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::getpriority_process;
 use virtio_inter_device::Scheduling;
-use virtio_inter_link::set_time_slice;
+use virtio_inter_link::let_others_go_first;
 use virtio_inter_test_support::skip;
 
 use crate::driver::{Network, Spec, until};
@@ -54,7 +54,7 @@ fn wakeups_of_a_conversation(network: &mut Network, seed: u64) -> u64 {
 fn kernel_knows_slices() -> bool {
     let ask = || {
         let nice = getpriority_process(None).unwrap();
-        set_time_slice(nice, Duration::from_millis(1)).unwrap()
+        let_others_go_first(nice, Duration::from_millis(1)).unwrap()
     };
     std::thread::spawn(ask).join().unwrap()
 }
