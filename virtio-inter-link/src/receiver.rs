@@ -232,10 +232,12 @@ impl<M: Memory, B: Bell> Record<'_, M, B> {
             .payload(self.receiver.consumed, self.len)
     }
 
-    /// How many records of this one's size are known to be there, this one included: what to expect, nothing to rely on.
+    /// How many records of this one's size are known to be there, this one included: what to expect, nothing to rely on. Up to
+    /// twice as many as there are, as a division takes longer than the rest of what is done to a small record here.
     #[inline]
     pub fn like_it(&self) -> usize {
-        ((self.receiver.published - self.receiver.consumed) / self.footprint) as usize
+        let bytes = self.receiver.published - self.receiver.consumed;
+        (bytes >> self.footprint.ilog2()) as usize
     }
 
     /// Moves on to the next record. The sender gets the room back with the next

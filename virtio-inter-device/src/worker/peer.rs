@@ -99,7 +99,9 @@ impl Peer {
     /// Hands a frame over if there is room for it, and says where it went or why it did not.
     /// `alone`: no other peer's frames could wait behind it.
     pub(crate) fn offer(&mut self, frame: &Outgoing<'_, '_>, alone: bool) -> Result<Room, Failure> {
-        self.flush_spill()?;
+        if !self.spill.is_empty() {
+            self.flush_spill()?;
+        }
         if self.spill.is_empty()
             && let Some(slot) = self.sender.reserve(frame.len())?
         {
