@@ -43,7 +43,8 @@ pub struct Distance {
     waited: Duration,
     /// How long may be waited in all.
     limit: Duration,
-    apart: u32,
+    /// How far they were at each measurement that was taken, before it or after it.
+    taken: Vec<Duration>,
 }
 
 impl Distance {
@@ -60,48 +61,53 @@ impl Distance {
             most: first,
             waited: Duration::ZERO,
             limit,
-            apart: 0,
+            taken: Vec::new(),
         })
     }
 
-    /// Whether the CPUs are near now.
-    ///
-    /// # Errors
-    ///
-    /// As [`Distance::new`].
-    pub fn is_near(&mut self) -> Result<bool> {
+    /// How far the CPUs are now.
+    fn look(&mut self) -> Result<Duration> {
         let now = handover(self.cpus)?;
         self.least = self.least.min(now);
         self.most = self.most.max(now);
-        Ok(now * 100 <= self.least * NEAR)
+        Ok(now)
     }
 
-    /// Waits until the CPUs are near. False: all the time there was for that is gone.
+    fn is_near(&self, distance: Duration) -> bool {
+        distance * 100 <= self.least * NEAR
+    }
+
+    /// Waits until the CPUs are near, or all the time that there was for it is gone. Returns how far they are.
     ///
     /// # Errors
     ///
     /// As [`Distance::new`].
-    pub fn settle(&mut self) -> Result<bool> {
+    pub fn settle(&mut self) -> Result<Duration> {
         loop {
-            if self.is_near()? {
-                return Ok(true);
-            }
-            if self.waited >= self.limit {
-                return Ok(false);
+            let now = self.look()?;
+            if self.is_near(now) || self.waited >= self.limit {
+                return Ok(now);
             }
             std::thread::sleep(INTERVAL);
             self.waited += INTERVAL;
         }
     }
 
-    /// A measurement took so long, and has to be taken once more.
-    pub fn lost(&mut self, time: Duration) {
-        self.waited += time;
-    }
-
-    /// A measurement was taken while the CPUs were apart.
-    pub fn count_apart(&mut self) {
-        self.apart += 1;
+    /// Whether a measurement counts that began when the CPUs were so far from each other and took so long: they stayed near, or
+    /// there is no time left to try once more.
+    ///
+    /// # Errors
+    ///
+    /// As [`Distance::new`].
+    pub fn counts(&mut self, before: Duration, took: Duration) -> Result<bool> {
+        let distance = self.look()?.max(before);
+        let counts = self.is_near(distance) || self.waited >= self.limit;
+        if counts {
+            self.taken.push(distance);
+        } else {
+            self.waited += took;
+        }
+        Ok(counts)
     }
 
     /// What is to be said of it all.
@@ -110,7 +116,11 @@ impl Distance {
             least_ns: self.least.as_nanos() as u64,
             most_ns: self.most.as_nanos() as u64,
             waited: self.waited.as_secs_f64(),
-            apart: self.apart,
+            apart: (self
+                .taken
+                .iter()
+                .filter(|&&distance| !self.is_near(distance)))
+            .count() as u32,
         }
     }
 }
@@ -192,15 +202,13 @@ mod tests {
             return; // Nothing to measure on one CPU.
         };
         let mut distance = Distance::new([a, b], Duration::ZERO).unwrap();
-        distance.is_near().unwrap();
-        distance.lost(Duration::from_secs(1));
-        distance.count_apart();
+        assert!(distance.settle().unwrap() > Duration::ZERO);
         let note = distance.note();
         assert!(
             note.least_ns > 0 && note.least_ns <= note.most_ns,
             "{note:?}"
         );
-        assert_eq!((note.waited, note.apart), (1.0, 1));
+        assert_eq!((note.waited, note.apart), (0.0, 0));
     }
 
     #[test]
@@ -209,10 +217,20 @@ mod tests {
         let Some([a, b]) = cpus.last_chunk::<2>().copied() else {
             return;
         };
-        let mut distance = Distance::new([a, b], Duration::from_secs(1)).unwrap();
+        let limit = Duration::from_secs(1);
+        let mut distance = Distance::new([a, b], limit).unwrap();
         distance.least = Duration::from_nanos(1);
-        assert!(!distance.is_near().unwrap() && !distance.settle().unwrap());
-        assert_eq!(distance.waited, Duration::from_secs(1));
+        // Far from the beginning: taken once more while there is time, then as it is.
+        assert!(!distance.counts(Duration::ZERO, limit / 2).unwrap());
+        let before = distance.settle().unwrap();
+        assert_eq!(distance.waited, limit);
+        assert!(distance.counts(before, limit / 2).unwrap());
+        assert_eq!((distance.note().waited, distance.note().apart), (1.0, 1));
+        // One that seemed near when it was taken counts as apart once it turns out that they can be nearer.
+        distance.least = Duration::from_secs(1);
+        assert!(distance.counts(Duration::ZERO, limit).unwrap());
+        distance.least = Duration::from_nanos(1);
+        assert_eq!(distance.note().apart, 2);
     }
 
     #[test]

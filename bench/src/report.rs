@@ -192,8 +192,8 @@ fn apart(when: &str, distance: &DistanceNote) -> String {
         apart,
     } = distance;
     format!(
-        "{when}: a cache line takes {least_ns} to {most_ns} ns from one CPU to the other, as a virtual machine's are moved. Measurements on two \
-         CPUs were taken while they were near; that took {waited:.0} s of waiting and of measuring once more, and {apart} were taken all the same while they were apart."
+        "{when}: a cache line takes {least_ns} to {most_ns} ns from one CPU to the other. Measurements with a CPU for \
+         each guest were taken while that was little; that took {waited:.0} s of waiting and of measuring once more, and {apart} were taken all the same while they were apart."
     )
 }
 

@@ -349,17 +349,12 @@ impl Run {
             return take();
         };
         loop {
-            let near = distance.settle()?;
+            let before = distance.settle()?;
             let start = Instant::now();
             let measured = take()?;
-            if near && distance.is_near()? {
+            if distance.counts(before, start.elapsed())? {
                 return Ok(measured);
             }
-            if !near {
-                distance.count_apart();
-                return Ok(measured);
-            }
-            distance.lost(start.elapsed());
             self.progress
                 .say(&format!("{what}: once more, as the CPUs moved apart"));
         }

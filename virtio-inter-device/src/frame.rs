@@ -194,6 +194,7 @@ impl Head {
     /// `at` is not a multiple of a word's bytes.
     #[inline]
     fn address(&self, at: usize) -> MacAddr {
+        debug_assert!(!at.is_multiple_of(WORD));
         let shift = at % WORD * 8;
         let bits = self.words[at / WORD] >> shift | self.words[at / WORD + 1] << (64 - shift);
         let [a, b, c, d, e, f, _, _] = bits.to_le_bytes();

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::sched_yield;
 
+use crate::schedule::switches;
+
 /// The shortest time that is worth it.
 const SHORTEST: Duration = Duration::from_micros(8);
 
@@ -17,15 +19,12 @@ const SHORTEST: Duration = Duration::from_micros(8);
 /// at once.
 const AT_ONCE: Duration = Duration::from_micros(4);
 
-/// A turn in which nobody else ran is shorter: two switches alone take as long.
-const ALONE: Duration = Duration::from_nanos(1500);
-
 /// How long to look on before sleeping: learnt from when work came.
 #[derive(Debug, Clone, Copy)]
 pub struct BusyPoll {
     longest: Duration,
     window: Duration,
-    /// Nobody else wanted the CPU when this side looked on last.
+    /// Nobody else ran on the CPU while this side looked on last, and work came soon.
     alone: bool,
 }
 
@@ -52,18 +51,18 @@ impl BusyPoll {
         idle_since: Instant,
         mut look: impl FnMut() -> bool,
     ) -> (bool, Duration) {
-        self.alone = true;
-        let mut gone = idle_since.elapsed();
+        let before = switches();
         loop {
             sched_yield();
-            let back = idle_since.elapsed();
-            self.alone &= back - gone < ALONE;
+            let idle = idle_since.elapsed();
             if look() {
-                return (true, back);
+                self.alone = idle < AT_ONCE && switches() == before;
+                return (true, idle);
             }
-            gone = idle_since.elapsed();
-            if gone >= self.window {
-                return (false, gone);
+            let idle = idle_since.elapsed();
+            if idle >= self.window {
+                self.alone = false;
+                return (false, idle);
             }
         }
     }

@@ -180,7 +180,9 @@ fn a_starved_queue_without_the_event_index_asks_for_kicks_while_it_is() {
         node.guest.rx[0].queue.ring.used_flags() == 0
     });
     // A worker that was woken once more meanwhile, and looks, needs no kick.
+    let kicks = node.guest.rx[0].queue.kicks;
     node.guest.rx[0].post(4, 2048);
+    assert!(node.guest.rx[0].queue.kicks <= kicks + 1);
     assert_eq!(node.guest.rx[0].receive().seed(), 4);
     // Served, so no more.
     assert_eq!(node.guest.rx[0].queue.ring.used_flags(), 1);
