@@ -45,7 +45,7 @@ pub struct Testpmd {
 impl Testpmd {
     /// Why testpmd does not run here; nothing if it does.
     pub fn unavailable(bed: &Testbed) -> Option<String> {
-        let mut command = command(bed, "probe");
+        let mut command = command(bed, "probe", 1);
         command
             .arg("--vdev=net_null0")
             .args(["--", "--total-num-mbufs=2048"]);
@@ -90,9 +90,12 @@ impl Testpmd {
         if config.for_ever {
             files += ",infinite_rx=1";
         }
-        let mut command = command(bed, &config.name);
+        // One that waits for room to send must not keep another from receiving: the other end may be waiting, too.
+        let cores = 2 * queues;
+        let mut command = command(bed, &config.name, cores);
         command
             .args([&driver, &files, "--", "--interactive", "--no-mlockall"])
+            .arg(format!("--nb-cores={cores}"))
             .args(["--forward-mode=io", "--total-num-mbufs=4096"])
             // Else it throws away, before it starts, what the captures hold.
             .arg("--no-flush-rx")
@@ -184,8 +187,8 @@ impl Testpmd {
 }
 
 /// Without huge pages, devices or anything left behind.
-fn command(bed: &Testbed, name: &str) -> Command {
-    // Two threads, one that waits and one that polls, wherever the scheduler has room for them.
+fn command(bed: &Testbed, name: &str, cores: usize) -> Command {
+    // A thread that waits and `cores` that poll, wherever the scheduler has room for them.
     let cpus: Vec<String> = sched_getaffinity(None).map_or_else(
         |_| vec!["0".to_owned()],
         |set| {
@@ -197,7 +200,7 @@ fn command(bed: &Testbed, name: &str) -> Command {
     let mut command = Command::new("stdbuf");
     command
         .args(["-oL", PROGRAM])
-        .arg(format!("--lcores=(0-1)@({})", cpus.join(",")))
+        .arg(format!("--lcores=(0-{cores})@({})", cpus.join(",")))
         .args(["--no-huge", "-m", "256", "--no-pci", "--no-shconf"])
         .args(["--no-telemetry", "--file-prefix", name])
         .env("RUNTIME_DIRECTORY", bed.directory());
