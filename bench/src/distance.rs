@@ -112,15 +112,13 @@ impl Distance {
 
     /// What is to be said of it all.
     pub fn note(&self) -> DistanceNote {
+        let taken = self.taken.iter();
+        let apart = taken.filter(|&&distance| !self.is_near(distance));
         DistanceNote {
             least_ns: self.least.as_nanos() as u64,
             most_ns: self.most.as_nanos() as u64,
             waited: self.waited.as_secs_f64(),
-            apart: (self
-                .taken
-                .iter()
-                .filter(|&&distance| !self.is_near(distance)))
-            .count() as u32,
+            apart: apart.count() as u32,
         }
     }
 }

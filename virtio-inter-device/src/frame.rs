@@ -208,8 +208,7 @@ impl Head {
 
     #[inline]
     fn set_byte(&mut self, at: usize, value: u8) {
-        let (word, shift) = (&mut self.words[at / WORD], at % WORD * 8);
-        *word = *word & !(0xff << shift) | u64::from(value) << shift;
+        self.put(at, u8::MAX.into(), value.into());
     }
 
     /// A field at an even place.
@@ -220,8 +219,14 @@ impl Head {
 
     #[inline]
     fn set_field(&mut self, at: usize, value: u16) {
+        self.put(at, u16::MAX.into(), value.into());
+    }
+
+    /// Replaces what `mask` covers, from byte `at` on, within one word.
+    #[inline]
+    fn put(&mut self, at: usize, mask: u64, value: u64) {
         let (word, shift) = (&mut self.words[at / WORD], at % WORD * 8);
-        *word = *word & !(0xffff << shift) | u64::from(value) << shift;
+        *word = *word & !(mask << shift) | value << shift;
     }
 
     /// The checksum covers everything from `checksum_start` on.
