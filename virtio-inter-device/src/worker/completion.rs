@@ -7,10 +7,11 @@
 //!
 //! Elsewhere the driver may really wait: Linux's TCP holds a small segment back while an earlier one is not known to be
 //! sent, so that an application which writes a header and then a body would wait for our alarm each time. So interrupts
-//! come late only after [`Completion::patience`] batches in a row that each followed something received, and a
-//! driver that is found waiting all the same has to show twice as many from then on.
+//! come late only after [`Completion::patience`] batches in a row that each followed something received. A driver that
+//! goes on by itself as soon as it is interrupted late had waited, and has to show twice as many from then on; one that
+//! does not had just come to an end of what it had to say, as each conversation does.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::signal;
 use crate::counters::Counters;
@@ -46,6 +47,8 @@ pub(super) struct Completion {
     alternating: u32,
     /// How many of them there must be before interrupts come late.
     patience: u32,
+    /// When the alarm interrupted the driver, if it has sent nothing since.
+    interrupted_late: Option<Instant>,
 }
 
 impl Default for Completion {
@@ -57,6 +60,7 @@ impl Default for Completion {
             received: false,
             alternating: 0,
             patience: SHORTEST_PATIENCE,
+            interrupted_late: None,
         }
     }
 }
@@ -81,11 +85,15 @@ impl Completion {
         counters: &Counters,
     ) -> Result<(), QueueViolation> {
         if bytes != 0 {
-            self.alternating = if std::mem::take(&mut self.received) {
+            let answers = std::mem::take(&mut self.received);
+            self.alternating = if answers {
                 self.alternating.saturating_add(1)
             } else {
                 0
             };
+            if let Some(interrupted) = self.interrupted_late.take() {
+                self.learn(!answers && interrupted.elapsed() < LATE);
+            }
         }
         if queue.unsignalled() == 0 {
             self.rounds = 0;
@@ -137,11 +145,21 @@ impl Completion {
         // If not, the driver had looked by itself, or had been interrupted.
         if queue.wants_interrupt(rings, until)? {
             self.alternating = 0;
-            self.patience = (self.patience * 2).min(LONGEST_PATIENCE);
+            self.interrupted_late = Some(Instant::now());
             self.settled();
             signal(queue, rings, counters)?;
         }
         Ok(())
+    }
+
+    /// Whether the driver had waited for the interrupt that came late.
+    fn learn(&mut self, waited: bool) {
+        self.patience = if waited {
+            self.patience * 2
+        } else {
+            self.patience / 2
+        }
+        .clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE);
     }
 
     fn settled(&mut self) {
@@ -344,20 +362,58 @@ mod tests {
         assert_eq!(fixture.interrupts(), before + 1);
     }
 
+    /// Has `fixture` converse until interrupts come late, which takes `patience` batches, and the alarm go off.
+    fn converse_and_be_late(fixture: &mut Fixture, patience: u32) {
+        let before = fixture.interrupts();
+        fixture.converse(patience - 1);
+        assert_eq!(fixture.interrupts(), before + u64::from(patience) - 1);
+        fixture.send(1, 100);
+        assert_eq!(fixture.interrupts(), before + u64::from(patience) - 1);
+        assert!(fixture.needs_alarm());
+        fixture.alarm();
+        assert_eq!(fixture.interrupts(), before + u64::from(patience));
+    }
+
     #[test]
     fn a_driver_that_was_found_waiting_has_to_converse_twice_as_long() {
         let mut fixture = Fixture::new(true);
         let mut patience = SHORTEST_PATIENCE;
         for _ in 0..10 {
-            let before = fixture.interrupts();
-            fixture.converse(patience - 1);
-            assert_eq!(fixture.interrupts(), before + u64::from(patience) - 1);
+            converse_and_be_late(&mut fixture, patience);
+            // The machine may be busy: the driver has been interrupted just now.
+            fixture.completion.interrupted_late = Some(Instant::now());
             fixture.send(1, 100);
-            assert_eq!(fixture.interrupts(), before + u64::from(patience) - 1);
-            assert!(fixture.needs_alarm());
-            fixture.alarm();
-            assert_eq!(fixture.interrupts(), before + u64::from(patience));
             patience = (patience * 2).min(LONGEST_PATIENCE);
+        }
+    }
+
+    #[test]
+    fn one_whose_conversation_ended_need_not_converse_for_longer() {
+        let long_ago = Instant::now().checked_sub(2 * LATE).unwrap();
+        let mut fixture = Fixture::new(true);
+        // It speaks first next time, or is spoken to.
+        for answers in [false, true, false, true] {
+            converse_and_be_late(&mut fixture, SHORTEST_PATIENCE);
+            if answers {
+                fixture.receive();
+            } else {
+                fixture.completion.interrupted_late = Some(long_ago);
+            }
+            fixture.send(1, 100);
+            // That was one of those that make a conversation, or none of them.
+            fixture.completion.alternating = 0;
+        }
+    }
+
+    #[test]
+    fn one_that_waited_once_need_not_show_it_for_ever() {
+        let mut fixture = Fixture::new(true);
+        fixture.completion.patience = 4 * SHORTEST_PATIENCE;
+        for patience in [4, 2, 1, 1] {
+            converse_and_be_late(&mut fixture, patience * SHORTEST_PATIENCE);
+            fixture.receive();
+            fixture.send(1, 100);
+            fixture.completion.alternating = 0;
         }
     }
 
