@@ -14,9 +14,10 @@ use crate::{Backend, Result, Testbed, VmConfig};
 const MEMORY_DIRECTORY: &str = "/dev/shm";
 /// virtio's number for network devices (VIRTIO 1.3, section 5).
 const NETWORK_DEVICE: u32 = 1;
-/// Ticks go on while the guest idles. Linux 6.1 may go to sleep on an interrupt that came a moment before, until the next timer:
-/// that is now the next tick, soon enough for TCP not to send anything again.
-const TICKING: &str = "nohz=off";
+/// Ticks go on while the guest idles, from a timer that the host repeats. Linux 6.1 may go to sleep on an interrupt that came a
+/// moment before, until the next timer: that is now the next tick, soon enough for TCP not to send anything again. And it may lose
+/// a timer's signal: one that is set again by each tick would never come back, and the guest with it.
+const TICKING: [&str; 2] = ["nohz=off", "highres=off"];
 
 /// The command that runs the guest. Its standard input is the agent's channel, its output the console.
 pub(crate) fn command(bed: &Testbed, config: &VmConfig) -> Result<Command> {
@@ -33,7 +34,7 @@ pub(crate) fn command(bed: &Testbed, config: &VmConfig) -> Result<Command> {
         .arg(format!("mem={}M", config.memory))
         .arg(format!("initrd={}", image.initramfs.display()))
         .args(["con=null", "con0=null,fd:1", "ssl0=fd:0", "quiet"])
-        .arg(TICKING)
+        .args(TICKING)
         .arg(format!("{DEVICE_OPTION}ttyS0"))
         .arg(format!("uml_dir={}", bed.path("uml").display()))
         .arg(format!("umid={}", config.name));
