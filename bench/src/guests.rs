@@ -27,6 +27,8 @@ const TAP_MAC_BASE: u8 = 0x80;
 const SECONDS: u32 = 1;
 /// … and of one on an emulated processor, which translates what it has not run yet.
 const EMULATED_SECONDS: u32 = 2;
+/// How long a guest may take to do nothing, before it is taken for one that hangs.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Messages, or bursts of them, in a second when parties are to sleep in between.
 const IDLE_RATE: u32 = 100;
 /// Messages of a burst.
@@ -115,6 +117,12 @@ impl Pair {
             port.process().pin(cpus)?;
         }
         Ok(())
+    }
+
+    /// Whether both guests still do what they are told.
+    pub fn answers(&self) -> bool {
+        let mut guests = self.guests.iter();
+        guests.all(|guest| guest.run_within(ANSWER_LIMIT, &["true"]).is_ok())
     }
 
     /// What the guests' network stack leaves to each way, in words.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use virtio_inter_tests::{Testbed, is_inside, stop_here_if_ending};
 
 use crate::case::{Case, Environment, Group, Test, Way};
@@ -148,10 +148,13 @@ impl Run {
     fn measure_guests(&mut self, environment: Environment, cases: &[Case]) -> Result<()> {
         let name = environment.name();
         self.progress.begin(format!("{name}: booting two guests"));
-        let bed = Testbed::new("the bench")?;
-        let booted = guests::frontend(environment)
-            .and_then(|kind| Pair::boot(&bed, kind, self.programs.port.as_deref()));
-        let mut pair = match booted {
+        let mut bed = Testbed::new("the bench")?;
+        let program = self.programs.port.clone();
+        let boot = |bed: &Testbed| {
+            let kind = guests::frontend(environment)?;
+            Pair::boot(bed, kind, program.as_deref())
+        };
+        let mut pair = match boot(&bed) {
             Ok(pair) => pair,
             Err(error) => {
                 bed.keep();
@@ -168,14 +171,17 @@ impl Run {
         let gaps = self.broken.len();
         for placement in placements(cases) {
             let some = pick(cases, |case| case.placement == placement);
-            let placed = match placement.cpus(&self.cpus) {
-                Some(cpus) => pair.place(&cpus),
-                None => Err(anyhow::anyhow!("Too few CPUs")),
+            let placed = placement
+                .cpus(&self.cpus)
+                .context("Too few CPUs")
+                .and_then(|cpus| pair.place(&cpus).map(|()| cpus));
+            let cpus = match placed {
+                Ok(cpus) => cpus,
+                Err(error) => {
+                    self.skip_all(&some, &format!("{error:#}"))?;
+                    continue;
+                }
             };
-            if let Err(error) = placed {
-                self.skip_all(&some, &format!("{error:#}"))?;
-                continue;
-            }
             if environment == Environment::Nested {
                 // Untimed: what runs for the first time is slow there.
                 for way in [Way::Loopback, Way::Inter, Way::Tap] {
@@ -184,7 +190,17 @@ impl Run {
                     }
                 }
             }
-            self.rounds(&some, |case, way, size| pair.measure(case.test, way, size))?;
+            self.rounds(&some, |case, way, size| {
+                let outcome = pair.measure(case.test, way, size);
+                // A guest that hangs would have everything after it fail, a minute each. A nested machine is given up as a whole.
+                if outcome.is_err() && !is_inside() && !pair.answers() {
+                    bed.keep();
+                    bed = Testbed::new("the bench")?;
+                    pair = boot(&bed).context("Booting two guests anew")?;
+                    pair.place(&cpus)?;
+                }
+                outcome
+            })?;
         }
         if self.broken.len() > gaps {
             bed.keep();
