@@ -5,6 +5,7 @@ mod adapt;
 mod buffers;
 mod command;
 mod completion;
+mod cut;
 mod niceness;
 mod obey;
 mod peer;

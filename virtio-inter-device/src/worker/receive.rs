@@ -6,13 +6,13 @@ use vm_memory::VolatileSlice;
 
 use super::adapt::{Adapter, Form, peer_fault};
 use super::buffers::{Buffers, Supply};
+use super::cut::Cut;
 use super::steering::Ready;
 use super::{BATCH, Failure, LinkFault, Pace, Rules, publish};
 use crate::counters::{Counter, Counters};
 use crate::device::GuestMemory;
 use crate::features::Offloads;
 use crate::frame::{Gso, Head, NET_HEADER};
-use crate::offload::Segments;
 use crate::queue::{Direction, QueueViolation, Rings, SplitQueue};
 
 /// Frames from one peer before the next one's turn.
@@ -74,17 +74,17 @@ pub(crate) struct Collector {
 }
 
 /// What came of a source's next record.
-struct Outcome {
+pub(super) struct Outcome {
     /// Frames that the guest got, or that were dropped: what a turn and a batch are counted in.
-    frames: usize,
+    pub(super) frames: usize,
     /// Bytes that the guest got.
-    bytes: usize,
-    next: Next,
+    pub(super) bytes: usize,
+    pub(super) next: Next,
 }
 
 /// What is to be done with a source next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
+pub(super) enum Next {
     /// The record is done with: look at the next one.
     Record,
     /// There is none.
@@ -104,7 +104,7 @@ impl Outcome {
         }
     }
 
-    fn none(next: Next) -> Self {
+    pub(super) fn none(next: Next) -> Self {
         Outcome {
             frames: 0,
             bytes: 0,
@@ -407,72 +407,6 @@ impl Collector {
             }
         }
         Ok(safe)
-    }
-}
-
-/// A record that is delivered as segments.
-struct Cut<'a> {
-    head: &'a Head,
-    segments: &'a Segments,
-    /// Their checksums are to be completed.
-    checksums: bool,
-    /// How many of them the guest has.
-    done: u32,
-}
-
-impl Cut<'_> {
-    /// Delivers at most `limit` segments. `Next::Record`: all are done with.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the parts of a collector, borrowed apart"
-    )]
-    fn deliver(
-        &mut self,
-        limit: usize,
-        record: &VolatileSlice<'_>,
-        adapter: &mut Adapter,
-        buffers: &mut Buffers,
-        queue: &mut SplitQueue,
-        rings: &Rings<'_>,
-        rules: &Rules,
-    ) -> Result<Outcome, QueueViolation> {
-        let counters = &*rules.counters;
-        let nothing = VolatileSlice::from(&mut [][..]);
-        let mut outcome = Outcome::none(Next::Record);
-        while self.done < self.segments.count() {
-            if outcome.frames == limit || buffers.batch_is_long() {
-                outcome.next = Next::Turn;
-                return Ok(outcome);
-            }
-            let payload = self.segments.payload(self.done);
-            let len = NET_HEADER + self.segments.headers_len() + payload.len();
-            let frames = (self.segments.count() - self.done) as usize;
-            let mergeable = rules.negotiated.mergeable_buffers();
-            match buffers.collect(queue, rings, len, frames, mergeable)? {
-                Supply::Enough => {
-                    if self.checksums {
-                        let bytes = adapter.segment(self.head, self.segments, self.done, record);
-                        buffers.fill(queue, rings, bytes, &nothing)?;
-                        counters.rx_csum_completed.add(1);
-                    } else {
-                        let head = adapter.segment_head(self.head, self.segments, self.done);
-                        let rest = record.subslice(NET_HEADER + payload.start, payload.len());
-                        buffers.fill(queue, rings, head, rest.as_ref().unwrap_or(&nothing))?;
-                    }
-                    counters.rx_frames.add(1);
-                    counters.rx_bytes.add((len - NET_HEADER) as u64);
-                    outcome.bytes += len;
-                }
-                Supply::TooFew => {
-                    outcome.next = Next::Starved;
-                    return Ok(outcome);
-                }
-                Supply::TooSmall => counters.rx_small_buffer.add(1),
-            }
-            self.done += 1;
-            outcome.frames += 1;
-        }
-        Ok(outcome)
     }
 }
 
