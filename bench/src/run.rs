@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use virtio_inter_tests::{Testbed, is_inside, stop_here_if_ending};
 
 use crate::case::{Case, Environment, Group, Test, Way};
@@ -169,6 +169,7 @@ impl Run {
             }
         }
         let gaps = self.broken.len();
+        let mut hangs = 0;
         for placement in placements(cases) {
             let some = pick(cases, |case| case.placement == placement);
             let placed = placement
@@ -191,16 +192,28 @@ impl Run {
                 }
             }
             self.rounds(&some, |case, way, size| {
+                ensure!(hangs <= MAX_HANGS, "Guests hung {hangs} times");
                 let outcome = pair.measure(case.test, way, size);
                 // A guest that hangs would have everything after it fail, a minute each. A nested machine is given up as a whole.
-                if outcome.is_err() && !is_inside() && !pair.answers() {
-                    bed.keep();
-                    bed = Testbed::new("the bench")?;
-                    pair = boot(&bed).context("Booting two guests anew")?;
-                    pair.place(&cpus)?;
+                if outcome.is_err() && !is_inside() {
+                    stop_here_if_ending();
+                    if !pair.answers() {
+                        hangs += 1;
+                        bed.keep();
+                        let next = Testbed::new("the bench")?;
+                        let mut booted = boot(&next).context("Booting guests anew")?;
+                        booted.place(&cpus).context("Placing guests anew")?;
+                        // The pair is dropped before the bed that it lies in.
+                        (pair, bed) = (booted, next);
+                    }
                 }
                 outcome
             })?;
+        }
+        if hangs > 0 {
+            let why = format!("hung {hangs} times, and were booted anew");
+            self.results
+                .note_not_run(&format!("guests/{}", environment.id()), &why);
         }
         if self.broken.len() > gaps {
             bed.keep();
@@ -422,6 +435,8 @@ impl Run {
     }
 }
 
+/// Times that guests of one environment are booted anew because they hung.
+const MAX_HANGS: u32 = 3;
 /// Nested machines tried: an emulated processor is not perfect.
 const MACHINES: u32 = 3;
 /// … and for how long.

@@ -8,8 +8,8 @@
 //! Elsewhere the driver may really wait: Linux's TCP holds a small segment back while an earlier one is not known to be
 //! sent, so that an application which writes a header and then a body would wait for our alarm each time. So interrupts
 //! come late only after [`Completion::patience`] batches in a row that each followed something received. A driver that
-//! goes on by itself as soon as it is interrupted late had waited, and has to show twice as many from then on; one that
-//! does not had just come to an end of what it had to say, as each conversation does.
+//! goes on by itself as soon as it is interrupted late had waited, and has to show twice as many, until that is forgotten; one
+//! that does not had just come to an end of what it had to say, as each conversation does.
 
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,10 @@ const ROUNDS: u32 = 16;
 /// waits after all loses up to two of [`LATE`], which is little when spread over so many.
 const SHORTEST_PATIENCE: u32 = 256;
 const LONGEST_PATIENCE: u32 = 65536;
+/// A driver that waited sends so soon after it was interrupted late.
+const PROMPTLY: Duration = Duration::from_micros(500);
+/// After so long half of the patience is forgotten: a driver that waits for up to two of [`LATE`] in it loses nearly nothing.
+const FORGETS_HALF: Duration = Duration::from_secs(10);
 
 /// What is owed to the driver of a transmit queue.
 #[derive(Debug)]
@@ -47,6 +51,8 @@ pub(super) struct Completion {
     alternating: u32,
     /// How many of them there must be before interrupts come late.
     patience: u32,
+    /// When the driver was last found waiting, moved on by what is forgotten of it.
+    waited: Option<Instant>,
     /// When the alarm interrupted the driver, if it has sent nothing since.
     interrupted_late: Option<Instant>,
 }
@@ -60,6 +66,7 @@ impl Default for Completion {
             received: false,
             alternating: 0,
             patience: SHORTEST_PATIENCE,
+            waited: None,
             interrupted_late: None,
         }
     }
@@ -86,13 +93,21 @@ impl Completion {
     ) -> Result<(), QueueViolation> {
         if bytes != 0 {
             let answers = std::mem::take(&mut self.received);
-            self.alternating = if answers {
-                self.alternating.saturating_add(1)
+            if let Some(interrupted) = self.interrupted_late.take()
+                && !answers
+                && interrupted.elapsed() < PROMPTLY
+            {
+                self.found_waiting();
+            }
+            if answers {
+                self.alternating = self.alternating.saturating_add(1);
+                if self.alternating == SHORTEST_PATIENCE {
+                    self.forget();
+                }
+                // The driver looked when it received: only what it sent now can still be waited for.
+                self.settled();
             } else {
-                0
-            };
-            if let Some(interrupted) = self.interrupted_late.take() {
-                self.learn(!answers && interrupted.elapsed() < LATE);
+                self.alternating = 0;
             }
         }
         if queue.unsignalled() == 0 {
@@ -152,14 +167,23 @@ impl Completion {
         Ok(())
     }
 
-    /// Whether the driver had waited for the interrupt that came late.
-    fn learn(&mut self, waited: bool) {
-        self.patience = if waited {
-            self.patience * 2
-        } else {
-            self.patience / 2
-        }
-        .clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE);
+    /// The driver had waited for the interrupt that came late.
+    fn found_waiting(&mut self) {
+        self.patience = (self.patience * 2).min(LONGEST_PATIENCE);
+        self.waited = Some(Instant::now());
+    }
+
+    /// Forgets what the time since a driver was last found waiting has made unlikely.
+    fn forget(&mut self) {
+        let Some(waited) = self.waited else { return };
+        let times = waited.elapsed().as_secs() / FORGETS_HALF.as_secs();
+        let times = u32::try_from(times).unwrap_or(u32::MAX);
+        self.patience = self
+            .patience
+            .checked_shr(times)
+            .unwrap_or(0)
+            .max(SHORTEST_PATIENCE);
+        self.waited = (self.patience > SHORTEST_PATIENCE).then(|| waited + FORGETS_HALF * times);
     }
 
     fn settled(&mut self) {
@@ -249,6 +273,12 @@ mod tests {
             self.completion
                 .settle(&mut self.queue, &rings, bytes, &self.counters)
                 .unwrap();
+        }
+
+        /// Sends at once after the alarm, on however busy a machine.
+        fn sends_at_once(&mut self) {
+            self.completion.interrupted_late = Some(Instant::now() + Duration::from_secs(3600));
+            self.send(1, 100);
         }
 
         fn needs_alarm(&mut self) -> bool {
@@ -380,41 +410,64 @@ mod tests {
         let mut patience = SHORTEST_PATIENCE;
         for _ in 0..10 {
             converse_and_be_late(&mut fixture, patience);
-            // The machine may be busy: the driver has been interrupted just now.
-            fixture.completion.interrupted_late = Some(Instant::now());
-            fixture.send(1, 100);
+            fixture.sends_at_once();
             patience = (patience * 2).min(LONGEST_PATIENCE);
         }
     }
 
     #[test]
     fn one_whose_conversation_ended_need_not_converse_for_longer() {
-        let long_ago = Instant::now().checked_sub(2 * LATE).unwrap();
         let mut fixture = Fixture::new(true);
-        // It speaks first next time, or is spoken to.
-        for answers in [false, true, false, true] {
+        // It is spoken to next, or speaks first, as it begins another.
+        for answers in [true, false, true, false] {
             converse_and_be_late(&mut fixture, SHORTEST_PATIENCE);
             if answers {
                 fixture.receive();
             } else {
-                fixture.completion.interrupted_late = Some(long_ago);
+                fixture.completion.interrupted_late = Instant::now().checked_sub(2 * PROMPTLY);
             }
             fixture.send(1, 100);
-            // That was one of those that make a conversation, or none of them.
             fixture.completion.alternating = 0;
         }
     }
 
     #[test]
-    fn one_that_waited_once_need_not_show_it_for_ever() {
+    fn a_wait_is_forgotten() {
         let mut fixture = Fixture::new(true);
-        fixture.completion.patience = 4 * SHORTEST_PATIENCE;
-        for patience in [4, 2, 1, 1] {
-            converse_and_be_late(&mut fixture, patience * SHORTEST_PATIENCE);
-            fixture.receive();
-            fixture.send(1, 100);
-            fixture.completion.alternating = 0;
+        for _ in 0..6 {
+            let patience = fixture.completion.patience;
+            converse_and_be_late(&mut fixture, patience);
+            fixture.sends_at_once();
         }
+        let patience = 64 * SHORTEST_PATIENCE;
+        assert_eq!(fixture.completion.patience, patience);
+        let mut begin = |ago: Duration| {
+            fixture.completion.waited = Instant::now().checked_sub(ago);
+            // Far shorter than what was learnt.
+            fixture.converse(SHORTEST_PATIENCE);
+            fixture.completion.alternating = 0;
+            fixture.completion.patience
+        };
+        let slack = Duration::from_secs(1);
+        assert_eq!(begin(FORGETS_HALF - slack), patience);
+        assert_eq!(begin(FORGETS_HALF + slack), patience / 2);
+        assert_eq!(begin(2 * FORGETS_HALF + slack), patience / 8);
+        assert_eq!(begin(200 * FORGETS_HALF), SHORTEST_PATIENCE);
+        assert_eq!(fixture.completion.waited, None);
+    }
+
+    #[test]
+    fn rounds_and_bytes_count_from_the_last_answer() {
+        let mut fixture = Fixture::in_conversation();
+        let before = fixture.interrupts();
+        for _ in 0..MANY / 2 {
+            fixture.send(1, MUCH / 4);
+            for _ in 1..ROUNDS {
+                fixture.completion.round();
+            }
+            fixture.receive();
+        }
+        assert_eq!(fixture.interrupts(), before);
     }
 
     #[test]

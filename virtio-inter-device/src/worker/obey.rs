@@ -79,6 +79,9 @@ impl Worker {
                 }
             })?;
         self.watch_kick(direction, &queue.kick())?;
+        if direction == Direction::Transmit {
+            self.transmitter.begin();
+        }
         log::debug!("Queue {index} starts at {}", queue.next_index());
         *self.state(direction) = QueueState {
             queue: Some(queue),

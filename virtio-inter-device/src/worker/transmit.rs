@@ -326,6 +326,11 @@ impl Transmitter {
         self.completion.received();
     }
 
+    /// The transmit queue starts: what was learnt of the former driver is not true of this one.
+    pub(crate) fn begin(&mut self) {
+        self.completion = Completion::default();
+    }
+
     /// The worker's alarm went off.
     pub(crate) fn alarm(
         &mut self,
