@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use virtio_inter_tests::{Testbed, is_inside, stop_here_if_ending};
+use virtio_inter_tests::{Testbed, is_inside, stop_here_if_ending, tools};
 
 use crate::case::{Case, Environment, Group, Test, Way};
 use crate::crowd::Crowd;
@@ -40,6 +40,9 @@ pub struct Run {
     file: PathBuf,
     /// Cases and ways that failed: they are not tried again.
     broken: Vec<(String, Way)>,
+    /// Cases and peers that lose what the case cannot do without: they are not tried again, and named, but the
+    /// bench did its part.
+    lossy: Vec<(String, Way)>,
     /// No further nested machine is booted after this time.
     nested_limit: Duration,
     /// Of the two CPUs that are measured on, where two are.
@@ -62,6 +65,7 @@ impl Run {
             results,
             file,
             broken: Vec::new(),
+            lossy: Vec::new(),
             nested_limit: NESTED_LIMIT,
             distance: None,
         }
@@ -328,7 +332,8 @@ impl Run {
         let id = case.id();
         // In a nested machine the first failure is most often the machine's: a new one is to be had sooner.
         let is_lost = is_inside() && !self.broken.is_empty();
-        if is_lost || self.broken.contains(&(id.clone(), way)) {
+        let is_known = |known: &[_]| known.contains(&(id.clone(), way));
+        if is_lost || is_known(&self.broken) || is_known(&self.lossy) {
             return self.progress.skip(1);
         }
         let what = format!("{id}, {size}, {}, round {}", way.name(), round + 1);
@@ -355,6 +360,8 @@ impl Run {
             }
             Err(error) => {
                 stop_here_if_ending();
+                let is_loss =
+                    error.is::<tools::Unanswered>() && !matches!(way, Way::Inter | Way::Loopback);
                 let why = format!("{error:#}");
                 // A log at its end may end with line feeds, and be long.
                 let why: String = why.trim_end().chars().take(500).collect();
@@ -362,7 +369,12 @@ impl Run {
                 self.progress.say(&format!("FAILED {what}: {why}"));
                 self.results
                     .note_not_run(&format!("{id}/{}", way.name()), &format!("failed: {why}"));
-                self.broken.push((id, way));
+                let list = if is_loss {
+                    &mut self.lossy
+                } else {
+                    &mut self.broken
+                };
+                list.push((id, way));
             }
         }
     }
@@ -422,7 +434,7 @@ impl Run {
         self.results.save(&self.file)
     }
 
-    /// Fails if something did.
+    /// Fails if something did. A peer that loses datagrams did not: the report names it.
     ///
     /// # Errors
     ///

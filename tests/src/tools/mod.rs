@@ -17,7 +17,7 @@ pub use netperf::{
 };
 pub use ping::{Ping, PingReport, ping};
 pub use sockperf::{
-    HalfRoundTrip, Pace, Transport, half_round_trip, sockperf_server, tcp_ping_pong,
+    HalfRoundTrip, Pace, Transport, Unanswered, half_round_trip, sockperf_server, tcp_ping_pong,
 };
 pub use transfer::{Transfer, TransferPlan, TransferReport, exchange};
 pub use udp::{UdpReport, udp_check};

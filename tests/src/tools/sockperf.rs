@@ -1,5 +1,6 @@
 //! sockperf: half of a message's round trip, over TCP or UDP.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -23,6 +24,28 @@ pub struct HalfRoundTrip {
     /// 99.9th percentile.
     pub p99_9_us: f64,
 }
+
+/// A ping-pong that stopped at a message or an answer that did not arrive, so early that sockperf reports no times: it does not
+/// send the next message before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unanswered {
+    /// Messages sent.
+    pub sent: u64,
+    /// Answers to them.
+    pub received: u64,
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sent, received } = self;
+        write!(
+            f,
+            "{sent} messages sent, {received} answered: a ping-pong stops at one that is lost"
+        )
+    }
+}
+
+impl std::error::Error for Unanswered {}
 
 /// What messages travel on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +118,7 @@ pub fn tcp_ping_pong(
 ///
 /// # Errors
 ///
-/// A client that fails; its message is in the error.
+/// [`Unanswered`]; a client that fails otherwise: its message is in the error.
 pub fn half_round_trip(
     client: &Vm,
     address: IpAddr,
@@ -130,6 +153,9 @@ pub fn half_round_trip(
     }
     let limit = Duration::from_secs(seconds.into()) + MARGIN;
     let output = client.run_within(limit, &arguments)?;
+    if let Some(unanswered) = stopped(&output.stdout) {
+        return Err(unanswered.into());
+    }
     let story = || {
         format!(
             "sockperf to {address} wrote: {}{}",
@@ -138,6 +164,19 @@ pub fn half_round_trip(
     };
     ensure!(output.success(), story());
     parse(&output.stdout).with_context(story)
+}
+
+/// Reads whether the test stopped at a message without an answer, and has no summary for that.
+fn stopped(text: &str) -> Option<Unanswered> {
+    let count = |mark: &str| -> Option<u64> {
+        let rest = text.split(mark).nth(1)?;
+        rest.split(|c: char| !c.is_ascii_digit())
+            .next()?
+            .parse()
+            .ok()
+    };
+    let (sent, received) = (count("SentMessages=")?, count("ReceivedMessages=")?);
+    (parse(text).is_none() && received < sent).then_some(Unanswered { sent, received })
 }
 
 /// Reads the summary, in which terminal colours may stand.
@@ -159,7 +198,7 @@ fn parse(text: &str) -> Option<HalfRoundTrip> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{Unanswered, parse, stopped};
 
     #[test]
     fn the_summary_is_read_through_its_colours() {
@@ -176,5 +215,22 @@ mod tests {
         let bursts = text.replace("Latency is", "Latency of burst of 16 messages is");
         assert_eq!(parse(&bursts).unwrap(), times);
         assert!(parse("sockperf: ERROR: Can't connect socket").is_none());
+    }
+
+    #[test]
+    fn a_ping_pong_that_stops_is_told_from_one_that_fails() {
+        let text = "sockperf: Test ended\nsockperf: [Total Run] RunTime=1.010 sec; Warm up time=400 msec; SentMessages=76; \
+                    ReceivedMessages=75\nsockperf: No valid observations found.\n";
+        let unanswered = Unanswered {
+            sent: 76,
+            received: 75,
+        };
+        assert_eq!(stopped(text), Some(unanswered));
+        assert_eq!(stopped("sockperf: ERROR: Can't connect socket"), None);
+        // The last message of a test that goes on to its end has no answer either.
+        let whole = format!(
+            "{text}Latency is 33.125 usec\npercentile 99.900 = 70\npercentile 99.000 = 41\npercentile 50.000 = 32\n"
+        );
+        assert_eq!(stopped(&whole), None);
     }
 }
