@@ -1,6 +1,7 @@
 //! What serves one queue pair, on one thread at a time: the guest's transmit queue into the peers' rings, the peers' rings into the
 //! guest's receive queue. It owns all that it touches; the control thread talks to it by commands.
 
+mod account;
 mod adapt;
 mod buffers;
 mod command;
@@ -223,7 +224,7 @@ impl Worker {
     fn run(mut self: Box<Self>, nicer: Option<&Nicer>) -> Option<Box<Self>> {
         let account = nicer.map(|nicer| &nicer.account);
         let may_look_on = nicer.is_some_and(|nicer| nicer.takes_short_turns);
-        let mut changes = self.niceness.begin(account);
+        let mut changes = self.niceness.begin(account, self.rules.counters.moved());
         loop {
             if changes {
                 self.rules.counters.handed_over.add(1);
@@ -255,7 +256,7 @@ impl Worker {
                 );
                 self.busy_poll.idled(gap);
             }
-            changes = self.niceness.changes(account);
+            changes = (self.niceness).changes(account, || self.rules.counters.moved());
         }
     }
 

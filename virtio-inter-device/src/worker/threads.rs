@@ -13,7 +13,8 @@ use rustix::process::{getpriority_process, setpriority_process};
 use virtio_inter_link::let_others_go_first;
 
 use super::Worker;
-use super::niceness::{Account, Thread};
+use super::account::Account;
+use super::niceness::Thread;
 
 /// The largest nice value.
 const NICEST: i32 = 19;
