@@ -115,7 +115,22 @@ counters! {
     wakeups,
     /// Interrupts sent to the guest.
     interrupts,
-    /// Times that the worker changed between its two threads: from the nicer one when it was starved there
-    /// (or cannot be nicer), and back.
+    /// Times that the worker changed between its two threads: from the nicer one when it looked starved there
+    /// (busy guests look like that every few seconds), or cannot be nicer, and back.
     handed_over,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counters;
+
+    #[test]
+    fn bytes_and_frames_of_both_ways_are_what_was_moved() {
+        let counters = Counters::default();
+        counters.tx_frames.add(2);
+        counters.tx_bytes.add(100);
+        counters.rx_frames.add(1);
+        counters.rx_bytes.add(30);
+        assert_eq!(counters.moved(), 3 * 512 + 130);
+    }
 }

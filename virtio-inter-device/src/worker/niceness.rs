@@ -24,13 +24,15 @@ const LONG: Duration = Duration::from_micros(250);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const RELAPSE: Duration = Duration::from_secs(10);
-/// How long a worker is nicer unjudged when its plain thread moved less: at first, and at most. Twice as long when that is so
-/// again within [`RELAPSE`].
+/// How long a worker is nicer, starved or not, when its plain thread moved less: at first, and at most. Twice as long when that is
+/// so again as soon as it is over.
 const FIRST_TRUST: Duration = Duration::from_millis(500);
 const LONGEST_TRUST: Duration = Duration::from_secs(2);
-/// What a plain thread moves a second, as parts of what the nicer one did, that tells that the latter was not starved. Where guests were busy
-/// it was 0.4 to 0.75, where other programs were 0.9 to 10. Far less is from guests that have less to say than before.
-const LESS: std::ops::Range<f64> = 0.25..0.9;
+/// What a plain thread moves a second, as parts of what the nicer one did, that tells that guests were busy, and it not starved: 0.4 to 0.75
+/// was seen with guests alone, seldom less than 0.9 beside other programs. Far less is from guests that have less to say than before.
+const PLAIN_TO_NICER: std::ops::Range<f64> = 0.25..0.9;
+/// A nicer thread that is trusted and starved moves less than this part of what it was trusted for: something else came to its CPU.
+const FALL: f64 = 0.5;
 
 /// One of a worker's two threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +43,7 @@ pub(crate) enum Thread {
     Nicer,
 }
 
-/// What a worker has moved up to some time ([`Counters::moved`](crate::counters::Counters::moved)).
+/// What a worker had moved at some time ([`Counters::moved`](crate::counters::Counters::moved)).
 #[derive(Debug, Clone, Copy, Default)]
 struct Moved {
     at: Duration,
@@ -49,10 +51,11 @@ struct Moved {
 }
 
 impl Moved {
-    /// How much in a second, from `former` on.
-    fn rate_since(self, former: Moved) -> f64 {
-        let seconds = self.at.saturating_sub(former.at).as_secs_f64();
-        self.sum.wrapping_sub(former.sum) as f64 / seconds.max(f64::MIN_POSITIVE)
+    /// How much in a second, from `former` on. None of a worker that looks late: it slept, for most of that time.
+    fn rate_since(self, former: Moved) -> Option<f64> {
+        let time = self.at.saturating_sub(former.at);
+        let is_late = time > WINDOW * 2;
+        (!is_late).then(|| self.sum.wrapping_sub(former.sum) as f64 / time.as_secs_f64())
     }
 }
 
@@ -66,19 +69,21 @@ pub(crate) struct Niceness {
     looked_on: Duration,
     /// What was moved up to the last look.
     moved: Moved,
-    /// What the nicer thread moved a second when it was found starved, and the plain one at its best since then.
-    nicer_rate: f64,
+    /// What the nicer thread moved a second, of late and before it was left, and the plain one at its best since then.
+    nicer_rate: Option<f64>,
     plain_rate: f64,
     /// Not to be looked at anything before. All times are those of the coarse monotonic clock.
     next_look: Duration,
     /// When the worker became nicer.
-    since: Duration,
+    nicer_since: Duration,
     /// How long it stayed on the plain thread the last time; none if it never had to.
     pause: Option<Duration>,
     /// When it began.
     pause_start: Duration,
-    /// How long the nicer thread was not judged the last time; none if it always was.
+    /// How long the nicer thread is trusted, from the time that it began; none if it is not.
     trust: Option<Duration>,
+    /// What it moved a second when it was trusted.
+    trusted_rate: f64,
 }
 
 impl Niceness {
@@ -91,12 +96,13 @@ impl Niceness {
             // On the plain thread from the start: for ever.
             next_look: Duration::MAX,
             moved: Moved::default(),
-            nicer_rate: 0.0,
+            nicer_rate: None,
             plain_rate: 0.0,
-            since: Duration::ZERO,
+            nicer_since: Duration::ZERO,
             pause: None,
             pause_start: Duration::ZERO,
             trust: None,
+            trusted_rate: 0.0,
         }
     }
 
@@ -160,34 +166,44 @@ impl Niceness {
             at: now,
             sum: moved,
         };
-        self.since = now;
-        self.next_look = now + self.trust.unwrap_or(WINDOW);
+        self.nicer_rate = None;
+        self.nicer_since = now;
+        self.next_look = now + WINDOW;
     }
 
-    /// Of a worker on its nicer thread. True: it was starved.
+    /// Of a worker on its nicer thread. True: it looks starved.
     fn judge_nicer(&mut self, share: Share, moved: Moved) -> bool {
         let now = moved.at;
-        let told = share.is_starved_since(self.share, self.looked_on);
-        if told != Some(true) {
-            // Little that is to be done, and late each time, adds up.
-            if told.is_some() {
-                self.share = share;
-                self.looked_on = Duration::ZERO;
-                self.moved = moved;
-            }
-            self.next_look = now + WINDOW;
+        let rate = moved.rate_since(self.moved);
+        self.moved = moved;
+        // Of late: what the plain thread earned is used up soon, and what is on the CPU changes.
+        self.nicer_rate = match (self.nicer_rate, rate) {
+            (Some(former), Some(rate)) => Some(f64::midpoint(former, rate)),
+            (former, rate) => rate.or(former),
+        };
+        self.next_look = now + WINDOW;
+        // Little that is to be done, and late each time, adds up.
+        let Some(is_starved) = share.is_starved_since(self.share, self.looked_on) else {
+            return false;
+        };
+        self.share = share;
+        self.looked_on = Duration::ZERO;
+        let nicer_for = now.saturating_sub(self.nicer_since);
+        let falls = rate.is_some_and(|rate| rate < self.trusted_rate * FALL);
+        let is_trusted = self.trust.is_some_and(|trust| nicer_for < trust);
+        if !is_starved || is_trusted && !falls {
             return false;
         }
-        if now.saturating_sub(self.since) >= RELAPSE {
+        if is_trusted {
+            self.nicer_rate = rate; // What was before no longer counts.
+        }
+        if nicer_for >= RELAPSE {
             (self.pause, self.trust) = (None, None);
         }
         self.thread = Thread::Plain;
         self.pause = Some(twice(self.pause, FIRST_PAUSE, LONGEST_PAUSE));
         self.pause_start = now;
-        self.nicer_rate = moved.rate_since(self.moved);
         self.plain_rate = 0.0;
-        self.moved = moved;
-        self.next_look = now + WINDOW;
         true
     }
 
@@ -196,14 +212,21 @@ impl Niceness {
     fn judge_plain(&mut self, moved: Moved) -> bool {
         let now = moved.at;
         // At its best, as guests fall silent now and then.
-        self.plain_rate = self.plain_rate.max(moved.rate_since(self.moved));
+        let rate = moved.rate_since(self.moved).unwrap_or(0.0);
+        self.plain_rate = self.plain_rate.max(rate);
         self.moved = moved;
         let paused = now.saturating_sub(self.pause_start);
-        let ratio = self.plain_rate / self.nicer_rate; // Not a number, or infinite, if nothing was moved: no part of it then.
-        if paused >= FIRST_PAUSE && LESS.contains(&ratio) {
+        // No part of it if there is none, or nothing was moved.
+        let nicer_rate = self.nicer_rate.unwrap_or(0.0);
+        let is_less = PLAIN_TO_NICER.contains(&(self.plain_rate / nicer_rate));
+        let goes_on = rate >= nicer_rate * PLAIN_TO_NICER.start;
+        if paused >= FIRST_PAUSE && is_less && goes_on {
             // It was not starved: it waited for those whom it works for.
-            self.pause = None;
+            if self.trust.is_some() {
+                self.pause = None; // Twice in a row is no chance.
+            }
             self.trust = Some(twice(self.trust, FIRST_TRUST, LONGEST_TRUST));
+            self.trusted_rate = nicer_rate;
         } else if self.pause.is_some_and(|pause| paused < pause) {
             self.next_look = now + WINDOW;
             return false;
@@ -266,13 +289,24 @@ mod tests {
 
         /// The next look of a nicer worker, that ran for some milliseconds, waited for some, and moved something since the last one.
         fn look(&mut self, ran: u32, waited: u32, moved: u64) -> bool {
+            self.look_late(Duration::ZERO, ran, waited, moved)
+        }
+
+        /// The same, so much later.
+        fn look_late(&mut self, late: Duration, ran: u32, waited: u32, moved: u64) -> bool {
             assert_eq!(self.niceness.thread(), Thread::Nicer);
-            self.now = self.niceness.next_look;
+            assert_eq!(self.niceness.next_look, self.now + WINDOW);
+            self.now = self.niceness.next_look + late;
             self.share.ran += MS * ran;
             self.share.waited += MS * waited;
             self.moved += moved;
             let moved = self.moved();
             self.niceness.judge_nicer(self.share, moved)
+        }
+
+        /// How many windows a nicer worker stays that gets little, and moves so much in each.
+        fn stays(&mut self, moved: u64) -> u64 {
+            (1..).find(|_| self.look(4, 96, moved)).unwrap()
         }
 
         /// The pause of a worker that moves so much in each window, and then becomes nicer. Returns how long it was, in windows.
@@ -290,11 +324,6 @@ mod tests {
             }
             unreachable!()
         }
-
-        /// How long it is not looked at, in windows.
-        fn trust(&self) -> f64 {
-            (self.niceness.next_look - self.now).div_duration_f64(WINDOW)
-        }
     }
 
     #[test]
@@ -309,11 +338,12 @@ mod tests {
     #[test]
     fn one_that_hardly_wants_to_run_is_judged_in_the_end() {
         let mut trial = Trial::new();
-        // Four milliseconds late, twice in each window.
+        // Four milliseconds late, twice in each window, or twice in a second.
         assert!(!trial.look(0, 8, 10));
         assert!(trial.look(0, 8, 10));
-        // By what it moved in all that time.
-        assert_eq!(trial.niceness.nicer_rate, 100.0);
+        trial.pause(|_| 10);
+        assert!(!trial.look_late(WINDOW * 9, 0, 8, 10));
+        assert!(trial.look_late(WINDOW * 9, 0, 8, 10));
     }
 
     #[test]
@@ -333,11 +363,10 @@ mod tests {
     #[test]
     fn one_that_is_starved_is_as_nice_as_its_process_for_a_while() {
         let mut trial = Trial::new();
-        assert!(trial.look(5, 95, 100));
+        assert_eq!(trial.stays(100), 1);
         assert_eq!(trial.niceness.thread(), Thread::Plain);
         assert_eq!(trial.pause(|_| 200), 3); // A quarter of a second, in whole windows.
         assert_eq!(trial.niceness.thread(), Thread::Nicer);
-        assert_eq!(trial.trust(), 1.0);
     }
 
     #[test]
@@ -345,68 +374,120 @@ mod tests {
         let mut trial = Trial::new();
         let pauses: Vec<u64> = (0..8)
             .map(|_| {
-                assert!(trial.look(0, 100, 100));
+                assert_eq!(trial.stays(100), 1);
                 trial.pause(|_| 100)
             })
             .collect();
         assert_eq!(pauses, [3, 5, 10, 20, 20, 20, 20, 20]);
         // Until it was not starved for long enough.
-        while trial.now - trial.niceness.since < RELAPSE {
+        while trial.now - trial.niceness.nicer_since < RELAPSE {
             assert!(!trial.look(100, 0, 100));
         }
-        assert!(trial.look(0, 100, 100));
+        assert_eq!(trial.stays(100), 1);
         assert_eq!(trial.pause(|_| 100), 3);
     }
 
     #[test]
     fn one_whose_plain_thread_moves_less_was_not_starved() {
+        for (plain, windows) in [(240, 1), (260, 5), (890, 5), (910, 1), (2000, 1)] {
+            let mut trial = Trial::new();
+            assert_eq!(trial.stays(1000), 1);
+            assert_eq!(trial.pause(|_| plain), 3);
+            assert_eq!(trial.stays(1000), windows, "{plain}");
+        }
+    }
+
+    #[test]
+    fn one_that_is_not_starved_again_and_again_stays_nicer_longer_each_time() {
         let mut trial = Trial::new();
-        // It had been, again and again.
+        // It had been.
         for _ in 0..4 {
-            assert!(trial.look(0, 100, 100));
+            assert_eq!(trial.stays(100), 1);
             trial.pause(|_| 200);
         }
-        // Then came guests that are busy: it is back soon, and stays for longer each time.
-        let trusts: Vec<f64> = (0..5)
-            .map(|_| {
-                // As much a second each time.
-                let moved = 1000.0 * trial.trust();
-                assert!(trial.look(4, 96, moved as u64));
-                assert_eq!(trial.pause(|_| 600), 3);
-                trial.trust()
-            })
-            .collect();
-        assert_eq!(trusts, [5.0, 10.0, 20.0, 20.0, 20.0]);
+        // Then came guests that are busy.
+        assert_eq!(trial.stays(1000), 1);
+        let mut trusts = Vec::new();
+        for _ in 0..5 {
+            assert_eq!(trial.pause(|_| 600), 3);
+            trusts.push(trial.stays(1000));
+        }
+        assert_eq!(trusts, [5, 10, 20, 20, 20]);
         // Other programs are busy again.
-        assert!(trial.look(1, 1999, 2000));
         assert_eq!(trial.pause(|_| 1000), 3);
-        assert_eq!(trial.trust(), 1.0);
-        assert!(trial.look(1, 99, 100));
+        assert_eq!(trial.stays(100), 1);
         assert_eq!(trial.pause(|_| 1000), 5);
     }
 
     #[test]
-    fn guests_that_fall_silent_do_not_tell_that_it_was_not_starved() {
-        // For a while: the best window counts.
+    fn one_verdict_by_chance_does_not_make_the_next_pause_short() {
         let mut trial = Trial::new();
-        assert!(trial.look(4, 96, 1000));
-        assert_eq!(
-            trial.pause(|window| if window == 2 { 1000 } else { 300 }),
-            3
-        );
-        assert_eq!(trial.trust(), 1.0);
-        // Nearly, or altogether.
-        for silent in [10, 0] {
+        for _ in 0..4 {
+            assert_eq!(trial.stays(100), 1);
+            trial.pause(|_| 200);
+        }
+        assert_eq!(trial.stays(100), 1);
+        assert_eq!(trial.pause(|_| 80), 3);
+        assert_eq!(trial.stays(100), 5);
+        assert_eq!(trial.pause(|_| 200), 20);
+    }
+
+    #[test]
+    fn a_program_that_comes_while_it_is_trusted_is_noticed() {
+        let mut trial = Trial::new();
+        assert_eq!(trial.stays(1000), 1);
+        assert_eq!(trial.pause(|_| 600), 3);
+        // Half as much may be chance, or guests.
+        assert!(!trial.look(4, 96, 1000));
+        assert!(!trial.look(4, 96, 500));
+        assert!(trial.look(1, 99, 400));
+        // Compared with what it moved beside that program, it moves more.
+        assert_eq!(trial.pause(|_| 500), 5);
+        assert_eq!(trial.stays(400), 1);
+        // Guests that say less are no such program: it is not starved.
+        let mut trial = Trial::new();
+        assert_eq!(trial.stays(1000), 1);
+        assert_eq!(trial.pause(|_| 600), 3);
+        assert!(!trial.look(20, 20, 10));
+    }
+
+    #[test]
+    fn what_was_moved_of_late_counts() {
+        let mut trial = Trial::new();
+        for _ in 0..10 {
+            assert!(!trial.look(50, 50, 1000));
+        }
+        assert!(trial.look(4, 96, 200));
+        assert_eq!(trial.niceness.nicer_rate, Some(6000.0));
+        // A worker that slept did not move little.
+        let mut trial = Trial::new();
+        assert!(!trial.look(50, 50, 1000));
+        assert!(trial.look_late(WINDOW * 5, 1, 30, 300));
+        assert_eq!(trial.niceness.nicer_rate, Some(10000.0));
+        assert_eq!(trial.pause(|_| 600), 3);
+        assert_eq!(trial.stays(1000), 5);
+    }
+
+    #[test]
+    fn guests_that_fall_silent_do_not_tell_that_it_was_not_starved() {
+        let silences: [fn(u64) -> u64; 5] = [
+            |window| if window == 1 { 1000 } else { 300 }, // For a while: the best window counts.
+            |window| if window == 0 { 500 } else { 0 },    // In the first window.
+            |_| 10,
+            |_| 0,
+            |window| if window < 2 { 500 } else { 200 },
+        ];
+        for silence in silences {
             let mut trial = Trial::new();
-            assert!(trial.look(4, 96, 1000));
-            assert_eq!(trial.pause(|_| silent), 3);
-            assert_eq!(trial.trust(), 1.0);
+            assert_eq!(trial.stays(1000), 1);
+            assert_eq!(trial.pause(silence), 3);
+            assert_eq!(trial.stays(1000), 1);
         }
         // And from the start.
         let mut trial = Trial::new();
         assert!(trial.look(0, 10, 0));
         assert_eq!(trial.pause(|_| 0), 3);
-        assert_eq!(trial.trust(), 1.0);
+        assert_eq!(trial.stays(0), 1);
     }
 
     #[test]
