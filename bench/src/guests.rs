@@ -125,6 +125,13 @@ impl Pair {
         guests.all(|guest| guest.run_within(ANSWER_LIMIT, &["true"]).is_ok())
     }
 
+    /// Whether both ports are still there.
+    pub fn has_ports(&mut self) -> bool {
+        self.ports
+            .iter_mut()
+            .all(|port| port.process().is_running())
+    }
+
     /// What the guests' network stack leaves to each way, in words.
     ///
     /// # Errors

@@ -77,7 +77,7 @@ pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) 
         run.watch_distance(&plan.cases, options.quick)?;
         run.measure_all(&plan.cases)?;
         verdict = run.verdict();
-        results = run.finish();
+        results = run.finish()?;
     }
     tell(options, &results, output)?;
     verdict
@@ -91,9 +91,13 @@ fn begin(results: &mut Results, options: &Options, cases: &[Case]) {
     if !options.add {
         results.forget(|row| cases.iter().any(|case| belongs(row, case)));
     }
+    let are_booted =
+        |what: &str| (cases.iter()).any(|case| what == run::hangs_of(case.environment));
     results.not_run.retain(|note| {
         let is_part = |filter: &String| filter.starts_with(&note.what);
-        !(is_asked_for(&note.what, &options.only) || options.only.iter().any(is_part))
+        !(is_asked_for(&note.what, &options.only)
+            || options.only.iter().any(is_part)
+            || are_booted(&note.what))
     });
     let mut arguments = Vec::new();
     if options.quick {

@@ -106,7 +106,7 @@ pub fn run_inside(line: &Line, mut out: impl Write) -> Result<()> {
     let file = std::env::temp_dir().join("results.json");
     let mut run = Run::new(programs, allowed_cpus()?, Results::default(), file, steps);
     run.measure_all(&cases)?;
-    serde_json::to_writer(&mut out, &run.finish())?;
+    serde_json::to_writer(&mut out, &run.finish()?)?;
     writeln!(out)?;
     Ok(())
 }

@@ -93,11 +93,16 @@ impl Run {
     }
 
     /// Ends the run.
-    pub fn finish(mut self) -> Results {
+    ///
+    /// # Errors
+    ///
+    /// A result file that cannot be written.
+    pub fn finish(mut self) -> Result<Results> {
         if let (Some(distance), Some(run)) = (&self.distance, self.results.runs.last_mut()) {
             run.distance = Some(distance.note());
         }
-        self.results
+        self.results.save(&self.file)?;
+        Ok(self.results)
     }
 
     /// Measures all cases. What fails is noted, and the others go on.
@@ -173,7 +178,7 @@ impl Run {
             }
         }
         let gaps = self.broken.len();
-        let mut hangs = 0;
+        let mut hangs = Vec::new();
         for placement in placements(cases) {
             let some = pick(cases, |case| case.placement == placement);
             let placed = placement
@@ -196,14 +201,17 @@ impl Run {
                 }
             }
             self.rounds(&some, |case, way, size| {
-                ensure!(hangs < MAX_HANGS, "Guests hung {hangs} times");
+                ensure!(hangs.len() < MAX_HANGS, "Guests hung {MAX_HANGS} times");
                 let outcome = pair.measure(case.test, way, size);
                 // A guest that hangs would have everything after it fail, a minute each. A nested machine is given up as a whole.
                 if outcome.is_err() && !is_inside() {
                     stop_here_if_ending();
                     if !pair.answers() {
-                        hangs += 1;
                         bed.keep();
+                        hangs.push((case.id(), way));
+                        let has_ports = pair.has_ports();
+                        ensure!(has_ports, "A port ended, and guests hang: {outcome:?}");
+                        ensure!(hangs.len() < MAX_HANGS, "Guests hung {MAX_HANGS} times");
                         let next = Testbed::new("the bench")?;
                         let mut booted = boot(&next).context("Booting guests anew")?;
                         booted.place(&cpus).context("Placing guests anew")?;
@@ -214,10 +222,16 @@ impl Run {
                 outcome
             })?;
         }
-        if hangs > 0 {
-            let why = format!("hung {hangs} times, and were booted anew");
-            self.results
-                .note_not_run(&format!("guests/{}", environment.id()), &why);
+        if !hangs.is_empty() {
+            let when: Vec<String> = hangs
+                .iter()
+                .map(|(id, way)| format!("{id}/{}", way.name()))
+                .collect();
+            let why = format!("hung, and were booted anew, in {}", when.join(", "));
+            self.results.note_not_run(&hangs_of(environment), &why);
+            // Nobody says that it was not ours.
+            self.broken
+                .extend(hangs.into_iter().filter(|(_, way)| *way == Way::Inter));
         }
         if self.broken.len() > gaps {
             bed.keep();
@@ -340,11 +354,13 @@ impl Run {
         self.progress.begin(what.clone());
         // Once more if it failed: a connection may stall for long on a busy machine.
         let mut take = || measure(case, way, size);
+        let mut losses = 0;
         let outcome = self.take_near(case, &what, &mut take).or_else(|error| {
             stop_here_if_ending();
             if is_inside() {
                 return Err(error);
             }
+            losses += u32::from(is_loss(&error));
             self.progress
                 .say(&format!("{what}: once more after: {error:#}"));
             self.take_near(case, &what, &mut take)
@@ -360,16 +376,16 @@ impl Run {
             }
             Err(error) => {
                 stop_here_if_ending();
-                let is_loss =
-                    error.is::<tools::Unanswered>() && !matches!(way, Way::Inter | Way::Loopback);
-                let why = format!("{error:#}");
+                losses += u32::from(is_loss(&error));
+                let is_lossy = losses == 2 && !matches!(way, Way::Inter | Way::Loopback);
+                let why = format!("round {}: {error:#}", round + 1);
                 // A log at its end may end with line feeds, and be long.
                 let why: String = why.trim_end().chars().take(500).collect();
                 self.progress.skip(1);
                 self.progress.say(&format!("FAILED {what}: {why}"));
                 self.results
                     .note_not_run(&format!("{id}/{}", way.name()), &format!("failed: {why}"));
-                let list = if is_loss {
+                let list = if is_lossy {
                     &mut self.lossy
                 } else {
                     &mut self.broken
@@ -448,7 +464,7 @@ impl Run {
 }
 
 /// Times that guests of one environment are booted anew because they hung.
-const MAX_HANGS: u32 = 3;
+const MAX_HANGS: usize = 3;
 /// Nested machines tried: an emulated processor is not perfect.
 const MACHINES: u32 = 3;
 /// … and for how long.
@@ -458,6 +474,16 @@ const SETTLING: Duration = Duration::from_secs(600);
 const QUICK_SETTLING: Duration = Duration::from_secs(60);
 /// How long a host may be waited for before a case counts as failed, beside the time of its measurement.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whether a ping-pong stopped as a datagram was lost.
+fn is_loss(error: &anyhow::Error) -> bool {
+    error.is::<tools::Unanswered>()
+}
+
+/// What the hangs of an environment's guests are noted as.
+pub fn hangs_of(environment: Environment) -> String {
+    format!("guests/{}", environment.id())
+}
 
 /// Whether the parties of a case are bound to two CPUs.
 fn uses_two_cpus(case: &Case) -> bool {

@@ -25,7 +25,7 @@ pub struct HalfRoundTrip {
     pub p99_9_us: f64,
 }
 
-/// A ping-pong that stopped at a message or an answer that did not arrive, so early that sockperf reports no times: it does not
+/// A ping-pong over UDP that stopped at a message or an answer that did not arrive, so early that sockperf reports no times: it does not
 /// send the next message before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unanswered {
@@ -153,7 +153,9 @@ pub fn half_round_trip(
     }
     let limit = Duration::from_secs(seconds.into()) + MARGIN;
     let output = client.run_within(limit, &arguments)?;
-    if let Some(unanswered) = stopped(&output.stdout) {
+    if (transport, pace) == (Transport::Udp, Pace::PingPong)
+        && let Some(unanswered) = stopped(&output.stdout)
+    {
         return Err(unanswered.into());
     }
     let story = || {
@@ -176,7 +178,8 @@ fn stopped(text: &str) -> Option<Unanswered> {
             .ok()
     };
     let (sent, received) = (count("SentMessages=")?, count("ReceivedMessages=")?);
-    (parse(text).is_none() && received < sent).then_some(Unanswered { sent, received })
+    (parse(text).is_none() && 0 < received && received < sent)
+        .then_some(Unanswered { sent, received })
 }
 
 /// Reads the summary, in which terminal colours may stand.
@@ -227,6 +230,8 @@ mod tests {
         };
         assert_eq!(stopped(text), Some(unanswered));
         assert_eq!(stopped("sockperf: ERROR: Can't connect socket"), None);
+        // That is nobody who answers at all.
+        assert_eq!(stopped(&text.replace("Messages=75", "Messages=0")), None);
         // The last message of a test that goes on to its end has no answer either.
         let whole = format!(
             "{text}Latency is 33.125 usec\npercentile 99.900 = 70\npercentile 99.000 = 41\npercentile 50.000 = 32\n"
