@@ -20,12 +20,17 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// Whether too little was run from `former` on; none where that cannot be told yet. For `looked_on` of that time there
-    /// was nothing to wait for.
+    /// How long the thread wanted to run from `former` on, whether it did or not. For `looked_on` of that time there was
+    /// nothing to wait for.
+    pub(super) fn wanted_since(self, former: Share, looked_on: Duration) -> Duration {
+        let waited = self.waited.saturating_sub(former.waited);
+        self.ran.saturating_sub(former.ran) + waited.saturating_sub(looked_on)
+    }
+
+    /// Whether too little of that was run; none where it cannot be told yet.
     pub(super) fn is_starved_since(self, former: Share, looked_on: Duration) -> Option<bool> {
         let ran = self.ran.saturating_sub(former.ran);
-        let waited = self.waited.saturating_sub(former.waited);
-        let wanted = ran + waited.saturating_sub(looked_on);
+        let wanted = self.wanted_since(former, looked_on);
         (wanted >= TOO_LITTLE).then_some(ran * PARTS < wanted)
     }
 }

@@ -25,7 +25,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const RELAPSE: Duration = Duration::from_secs(10);
 /// How long a worker is nicer, starved or not, when its plain thread moved less: at first, and at most. Twice as long when that is
-/// so again as soon as it is over.
+/// so again within [`RELAPSE`].
 const FIRST_TRUST: Duration = Duration::from_millis(500);
 const LONGEST_TRUST: Duration = Duration::from_secs(2);
 /// What a plain thread moves a second, as parts of what the nicer one did, that tells that guests were busy, and it not starved: 0.4 to 0.75
@@ -51,11 +51,12 @@ struct Moved {
 }
 
 impl Moved {
-    /// How much in a second, from `former` on. None of a worker that looks late: it slept, for most of that time.
-    fn rate_since(self, former: Moved) -> Option<f64> {
+    /// How much in a second, from `former` on. None of a worker that looks late and did not want to run for most of that
+    /// time: it slept.
+    fn rate_since(self, former: Moved, wanted: Duration) -> Option<f64> {
         let time = self.at.saturating_sub(former.at);
-        let is_late = time > WINDOW * 2;
-        (!is_late).then(|| self.sum.wrapping_sub(former.sum) as f64 / time.as_secs_f64())
+        let slept = time > WINDOW * 2 && wanted * 2 < time;
+        (!slept).then(|| self.sum.wrapping_sub(former.sum) as f64 / time.as_secs_f64())
     }
 }
 
@@ -174,7 +175,8 @@ impl Niceness {
     /// Of a worker on its nicer thread. True: it looks starved.
     fn judge_nicer(&mut self, share: Share, moved: Moved) -> bool {
         let now = moved.at;
-        let rate = moved.rate_since(self.moved);
+        let wanted = share.wanted_since(self.share, self.looked_on);
+        let rate = moved.rate_since(self.moved, wanted);
         self.moved = moved;
         // Of late: what the plain thread earned is used up soon, and what is on the CPU changes.
         self.nicer_rate = match (self.nicer_rate, rate) {
@@ -189,13 +191,18 @@ impl Niceness {
         self.share = share;
         self.looked_on = Duration::ZERO;
         let nicer_for = now.saturating_sub(self.nicer_since);
-        let falls = rate.is_some_and(|rate| rate < self.trusted_rate * FALL);
-        let is_trusted = self.trust.is_some_and(|trust| nicer_for < trust);
-        if !is_starved || is_trusted && !falls {
+        if !is_starved {
+            self.nicer_rate = None; // That was alone, or with guests that said less.
             return false;
         }
-        if is_trusted {
+        // Guests that are silent for most of a window are no fall.
+        let falls = self.trust.is_some()
+            && wanted * 2 >= WINDOW
+            && rate.is_some_and(|rate| rate < self.trusted_rate * FALL);
+        if falls {
             self.nicer_rate = rate; // What was before no longer counts.
+        } else if self.trust.is_some_and(|trust| nicer_for < trust) {
+            return false;
         }
         if nicer_for >= RELAPSE {
             (self.pause, self.trust) = (None, None);
@@ -212,7 +219,7 @@ impl Niceness {
     fn judge_plain(&mut self, moved: Moved) -> bool {
         let now = moved.at;
         // At its best, as guests fall silent now and then.
-        let rate = moved.rate_since(self.moved).unwrap_or(0.0);
+        let rate = (moved.rate_since(self.moved, Duration::ZERO)).unwrap_or(0.0);
         self.plain_rate = self.plain_rate.max(rate);
         self.moved = moved;
         let paused = now.saturating_sub(self.pause_start);
@@ -444,28 +451,54 @@ mod tests {
         // Compared with what it moved beside that program, it moves more.
         assert_eq!(trial.pause(|_| 500), 5);
         assert_eq!(trial.stays(400), 1);
-        // Guests that say less are no such program: it is not starved.
+        // Also one that keeps it from looking for long.
+        let mut trial = Trial::new();
+        assert_eq!(trial.stays(1000), 1);
+        assert_eq!(trial.pause(|_| 600), 3);
+        assert!(trial.look_late(WINDOW * 2, 3, 290, 30));
+        // Guests that say less, or nothing for most of a window, are no such program.
         let mut trial = Trial::new();
         assert_eq!(trial.stays(1000), 1);
         assert_eq!(trial.pause(|_| 600), 3);
         assert!(!trial.look(20, 20, 10));
+        assert!(!trial.look(2, 38, 400));
+    }
+
+    #[test]
+    fn a_program_that_comes_when_it_was_not_starved_is_no_guest() {
+        let mut trial = Trial::new();
+        for _ in 0..10 {
+            assert!(!trial.look(50, 50, 1000));
+        }
+        assert_eq!(trial.stays(350), 1);
+        assert_eq!(trial.pause(|_| 600), 3);
+        assert_eq!(trial.stays(350), 1);
     }
 
     #[test]
     fn what_was_moved_of_late_counts() {
         let mut trial = Trial::new();
-        for _ in 0..10 {
-            assert!(!trial.look(50, 50, 1000));
+        assert_eq!(trial.stays(1000), 1);
+        assert_eq!(trial.pause(|_| 600), 3);
+        for moved in [1000, 900, 800, 700] {
+            assert!(!trial.look(4, 96, moved));
         }
-        assert!(trial.look(4, 96, 200));
-        assert_eq!(trial.niceness.nicer_rate, Some(6000.0));
-        // A worker that slept did not move little.
+        assert!(trial.look(4, 96, 600));
+        assert_eq!(trial.niceness.nicer_rate, Some(6937.5));
+    }
+
+    #[test]
+    fn a_worker_that_slept_did_not_move_little() {
         let mut trial = Trial::new();
-        assert!(!trial.look(50, 50, 1000));
+        assert_eq!(trial.stays(1000), 1);
+        assert_eq!(trial.pause(|_| 600), 3);
+        assert!(!trial.look(4, 96, 1000));
+        assert!(!trial.look_late(WINDOW * 2, 1, 30, 300)); // No fall.
         assert!(trial.look_late(WINDOW * 5, 1, 30, 300));
         assert_eq!(trial.niceness.nicer_rate, Some(10000.0));
+        // It is trusted again, and for longer.
         assert_eq!(trial.pause(|_| 600), 3);
-        assert_eq!(trial.stays(1000), 5);
+        assert_eq!(trial.stays(1000), 10);
     }
 
     #[test]
