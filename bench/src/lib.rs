@@ -23,6 +23,7 @@ pub mod plan;
 pub mod plots;
 pub mod progress;
 pub mod report;
+pub mod rescue;
 pub mod results;
 pub mod run;
 pub mod stats;
@@ -91,13 +92,9 @@ fn begin(results: &mut Results, options: &Options, cases: &[Case]) {
     if !options.add {
         results.forget(|row| cases.iter().any(|case| belongs(row, case)));
     }
-    let are_booted =
-        |what: &str| (cases.iter()).any(|case| what == run::hangs_of(case.environment));
     results.not_run.retain(|note| {
         let is_part = |filter: &String| filter.starts_with(&note.what);
-        !(is_asked_for(&note.what, &options.only)
-            || options.only.iter().any(is_part)
-            || are_booted(&note.what))
+        !(is_asked_for(&note.what, &options.only) || options.only.iter().any(is_part))
     });
     let mut arguments = Vec::new();
     if options.quick {

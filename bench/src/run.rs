@@ -3,19 +3,19 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use virtio_inter_tests::{Testbed, is_inside, stop_here_if_ending, tools};
 
 use crate::case::{Case, Environment, Group, Test, Way};
 use crate::crowd::Crowd;
 use crate::distance::Distance;
-use crate::guests::{self, Pair};
 use crate::host::Host;
 use crate::idle;
 use crate::measured::Measured;
 use crate::nested;
 use crate::placement::Placement;
 use crate::progress::Progress;
+use crate::rescue::RescuedPair;
 use crate::results::{Results, Row};
 use crate::stats::{number, rotated};
 
@@ -157,19 +157,11 @@ impl Run {
     fn measure_guests(&mut self, environment: Environment, cases: &[Case]) -> Result<()> {
         let name = environment.name();
         self.progress.begin(format!("{name}: booting two guests"));
-        let mut bed = Testbed::new("the bench")?;
-        let program = self.programs.port.clone();
-        let boot = |bed: &Testbed| {
-            let kind = guests::frontend(environment)?;
-            Pair::boot(bed, kind, program.as_deref())
+        let mut guests = match RescuedPair::boot(environment, self.programs.port.clone()) {
+            Ok(guests) => guests,
+            Err(error) => return self.skip_all(cases, &format!("{error:#}")),
         };
-        let mut pair = match boot(&bed) {
-            Ok(pair) => pair,
-            Err(error) => {
-                bed.keep();
-                return self.skip_all(cases, &format!("{error:#}"));
-            }
-        };
+        let pair = guests.pair();
         self.progress
             .say(&format!("{name}, Linux {}: ready", pair.kernel_release()));
         for way in [Way::Loopback, Way::Inter, Way::Tap] {
@@ -178,13 +170,12 @@ impl Run {
             }
         }
         let gaps = self.broken.len();
-        let mut hangs = Vec::new();
         for placement in placements(cases) {
             let some = pick(cases, |case| case.placement == placement);
             let placed = placement
                 .cpus(&self.cpus)
                 .context("Too few CPUs")
-                .and_then(|cpus| pair.place(&cpus).map(|()| cpus));
+                .and_then(|cpus| guests.pair().place(&cpus).map(|()| cpus));
             let cpus = match placed {
                 Ok(cpus) => cpus,
                 Err(error) => {
@@ -195,46 +186,26 @@ impl Run {
             if environment == Environment::Nested {
                 // Untimed: what runs for the first time is slow there.
                 for way in [Way::Loopback, Way::Inter, Way::Tap] {
-                    if let Err(error) = pair.measure(Test::TcpStream, way, 65536) {
+                    if let Err(error) = guests.pair().measure(Test::TcpStream, way, 65536) {
                         self.progress.say(&format!("{}: {error:#}", way.name()));
                     }
                 }
             }
             self.rounds(&some, |case, way, size| {
-                ensure!(hangs.len() < MAX_HANGS, "Guests hung {MAX_HANGS} times");
-                let outcome = pair.measure(case.test, way, size);
-                // A guest that hangs would have everything after it fail, a minute each. A nested machine is given up as a whole.
-                if outcome.is_err() && !is_inside() {
-                    stop_here_if_ending();
-                    if !pair.answers() {
-                        bed.keep();
-                        hangs.push((case.id(), way));
-                        let has_ports = pair.has_ports();
-                        ensure!(has_ports, "A port ended, and guests hang: {outcome:?}");
-                        ensure!(hangs.len() < MAX_HANGS, "Guests hung {MAX_HANGS} times");
-                        let next = Testbed::new("the bench")?;
-                        let mut booted = boot(&next).context("Booting guests anew")?;
-                        booted.place(&cpus).context("Placing guests anew")?;
-                        // The pair is dropped before the bed that it lies in.
-                        (pair, bed) = (booted, next);
-                    }
-                }
-                outcome
+                guests.measure(case, way, size, &cpus)
             })?;
         }
-        if !hangs.is_empty() {
-            let when: Vec<String> = hangs
-                .iter()
-                .map(|(id, way)| format!("{id}/{}", way.name()))
-                .collect();
-            let why = format!("hung, and were booted anew, in {}", when.join(", "));
-            self.results.note_not_run(&hangs_of(environment), &why);
-            // Nobody says that it was not ours.
-            self.broken
-                .extend(hangs.into_iter().filter(|(_, way)| *way == Way::Inter));
-        }
         if self.broken.len() > gaps {
-            bed.keep();
+            guests.keep();
+        }
+        for (id, way) in guests.into_hangs() {
+            let what = format!("{id}/{}: hang", way.name());
+            self.results
+                .note_not_run(&what, "guests hung, or their port ended");
+            // Nobody says that it was not ours.
+            if way == Way::Inter && !self.broken.contains(&(id.clone(), way)) {
+                self.broken.push((id, way));
+            }
         }
         Ok(())
     }
@@ -463,8 +434,6 @@ impl Run {
     }
 }
 
-/// Times that guests of one environment are booted anew because they hung.
-const MAX_HANGS: usize = 3;
 /// Nested machines tried: an emulated processor is not perfect.
 const MACHINES: u32 = 3;
 /// … and for how long.
@@ -478,11 +447,6 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Whether a ping-pong stopped as a datagram was lost.
 fn is_loss(error: &anyhow::Error) -> bool {
     error.is::<tools::Unanswered>()
-}
-
-/// What the hangs of an environment's guests are noted as.
-pub fn hangs_of(environment: Environment) -> String {
-    format!("guests/{}", environment.id())
 }
 
 /// Whether the parties of a case are bound to two CPUs.

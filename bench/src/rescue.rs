@@ -1,0 +1,112 @@
+//! A pair of guests that is booted anew when it hangs: everything after that would fail, a minute each.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use virtio_inter_tests::{Testbed, is_inside, stop_here_if_ending};
+
+use crate::case::{Case, Environment, Way};
+use crate::guests::{Pair, frontend};
+use crate::measured::Measured;
+use crate::placement::Cpus;
+
+/// Times that guests may hang.
+const MAX_HANGS: usize = 3;
+
+/// The pair, and what became of its predecessors.
+pub struct RescuedPair {
+    environment: Environment,
+    program: Option<PathBuf>,
+    /// Dropped before the bed that it lies in.
+    pair: Pair,
+    bed: Testbed,
+    /// What hung while it was measured.
+    hangs: Vec<(String, Way)>,
+    /// Why there is nothing more to be measured.
+    given_up: Option<String>,
+}
+
+impl RescuedPair {
+    /// Boots guests of an environment, on ports that run `program`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Pair::boot`]. What there is to know is kept.
+    pub fn boot(environment: Environment, program: Option<PathBuf>) -> Result<Self> {
+        let bed = Testbed::new("the bench")?;
+        let booted = frontend(environment)
+            .and_then(|frontend| Pair::boot(&bed, frontend, program.as_deref()));
+        match booted {
+            Ok(pair) => Ok(Self {
+                environment,
+                program,
+                pair,
+                bed,
+                hangs: Vec::new(),
+                given_up: None,
+            }),
+            Err(error) => {
+                bed.keep();
+                Err(error)
+            }
+        }
+    }
+
+    /// The pair that is there now.
+    pub fn pair(&mut self) -> &mut Pair {
+        &mut self.pair
+    }
+
+    /// Keeps the logs of the pair that is there now.
+    pub fn keep(&self) {
+        self.bed.keep();
+    }
+
+    /// What hung while it was measured, or ended its port.
+    pub fn into_hangs(self) -> Vec<(String, Way)> {
+        self.hangs
+    }
+
+    /// Takes one measurement. If that fails as the guests hang, others are booted, on the same CPUs. A nested machine is given up
+    /// as a whole, by others.
+    ///
+    /// # Errors
+    ///
+    /// A tool that fails or measures nothing; guests that hung too often, or a port that ended.
+    pub fn measure(&mut self, case: &Case, way: Way, size: u32, cpus: &Cpus) -> Result<Measured> {
+        if let Some(why) = &self.given_up {
+            bail!("{why}");
+        }
+        let outcome = self.pair.measure(case.test, way, size);
+        if outcome.is_err() && !is_inside() {
+            stop_here_if_ending();
+            let has_ports = self.pair.has_ports();
+            if !has_ports || !self.pair.answers() {
+                self.hung(case, way, has_ports, cpus);
+            }
+        }
+        outcome
+    }
+
+    fn hung(&mut self, case: &Case, way: Way, has_ports: bool, cpus: &Cpus) {
+        self.bed.keep();
+        self.hangs.push((case.id(), way));
+        let after = format!("after {}/{}", case.id(), way.name());
+        if !has_ports {
+            self.given_up = Some(format!("A port ended {after}"));
+        } else if self.hangs.len() == MAX_HANGS {
+            self.given_up = Some(format!("Guests hung {MAX_HANGS} times, at last {after}"));
+        } else if let Err(error) = self.boot_anew(cpus) {
+            self.given_up = Some(format!("Guests hung {after}: {error:#}"));
+        }
+    }
+
+    fn boot_anew(&mut self, cpus: &Cpus) -> Result<()> {
+        let next = Self::boot(self.environment, self.program.clone());
+        let mut next = next.context("Booting guests anew")?;
+        let placed = next.pair.place(cpus).inspect_err(|_| next.keep());
+        placed.context("Placing guests anew")?;
+        (self.pair, self.bed) = (next.pair, next.bed);
+        Ok(())
+    }
+}
