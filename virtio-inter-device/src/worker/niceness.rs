@@ -283,6 +283,22 @@ mod tests {
             trial
         }
 
+        /// One that is trusted with 1000 in each window, as its plain thread moved 600.
+        fn trusted() -> Self {
+            let mut trial = Self::new();
+            assert_eq!(trial.stays(1000), 1);
+            assert_eq!(trial.pause(|_| 600), 3);
+            trial
+        }
+
+        /// It looks starved, and moves twice as much on its plain thread, so many times.
+        fn starve(&mut self, times: u32) {
+            for _ in 0..times {
+                assert_eq!(self.stays(100), 1);
+                self.pause(|_| 200);
+            }
+        }
+
         fn begin(&mut self) {
             (self.niceness).become_nicer(self.now, self.share, self.moved);
         }
@@ -408,10 +424,7 @@ mod tests {
     fn one_that_is_not_starved_again_and_again_stays_nicer_longer_each_time() {
         let mut trial = Trial::new();
         // It had been.
-        for _ in 0..4 {
-            assert_eq!(trial.stays(100), 1);
-            trial.pause(|_| 200);
-        }
+        trial.starve(4);
         // Then came guests that are busy.
         assert_eq!(trial.stays(1000), 1);
         let mut trusts = Vec::new();
@@ -429,10 +442,7 @@ mod tests {
     #[test]
     fn one_verdict_by_chance_does_not_make_the_next_pause_short() {
         let mut trial = Trial::new();
-        for _ in 0..4 {
-            assert_eq!(trial.stays(100), 1);
-            trial.pause(|_| 200);
-        }
+        trial.starve(4);
         assert_eq!(trial.stays(100), 1);
         assert_eq!(trial.pause(|_| 80), 3);
         assert_eq!(trial.stays(100), 5);
@@ -441,9 +451,7 @@ mod tests {
 
     #[test]
     fn a_program_that_comes_while_it_is_trusted_is_noticed() {
-        let mut trial = Trial::new();
-        assert_eq!(trial.stays(1000), 1);
-        assert_eq!(trial.pause(|_| 600), 3);
+        let mut trial = Trial::trusted();
         // Half as much may be chance, or guests.
         assert!(!trial.look(4, 96, 1000));
         assert!(!trial.look(4, 96, 500));
@@ -452,14 +460,10 @@ mod tests {
         assert_eq!(trial.pause(|_| 500), 5);
         assert_eq!(trial.stays(400), 1);
         // Also one that keeps it from looking for long.
-        let mut trial = Trial::new();
-        assert_eq!(trial.stays(1000), 1);
-        assert_eq!(trial.pause(|_| 600), 3);
+        let mut trial = Trial::trusted();
         assert!(trial.look_late(WINDOW * 2, 3, 290, 30));
         // Guests that say less, or nothing for most of a window, are no such program.
-        let mut trial = Trial::new();
-        assert_eq!(trial.stays(1000), 1);
-        assert_eq!(trial.pause(|_| 600), 3);
+        let mut trial = Trial::trusted();
         assert!(!trial.look(20, 20, 10));
         assert!(!trial.look(2, 38, 400));
     }
@@ -477,9 +481,7 @@ mod tests {
 
     #[test]
     fn what_was_moved_of_late_counts() {
-        let mut trial = Trial::new();
-        assert_eq!(trial.stays(1000), 1);
-        assert_eq!(trial.pause(|_| 600), 3);
+        let mut trial = Trial::trusted();
         for moved in [1000, 900, 800, 700] {
             assert!(!trial.look(4, 96, moved));
         }
@@ -489,9 +491,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_slept_did_not_move_little() {
-        let mut trial = Trial::new();
-        assert_eq!(trial.stays(1000), 1);
-        assert_eq!(trial.pause(|_| 600), 3);
+        let mut trial = Trial::trusted();
         assert!(!trial.look(4, 96, 1000));
         assert!(!trial.look_late(WINDOW * 2, 1, 30, 300)); // No fall.
         assert!(trial.look_late(WINDOW * 5, 1, 30, 300));
