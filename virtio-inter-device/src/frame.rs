@@ -33,7 +33,7 @@ const NUM_BUFFERS: usize = 10;
 
 /// Where the checksum lies in a TCP header (RFC 9293, 3.1) and in a UDP header (RFC 768), in bytes.
 const TCP_CHECKSUM: usize = 16;
-const UDP_CHECKSUM: usize = 6;
+pub(crate) const UDP_CHECKSUM: usize = 6;
 
 /// Why a frame goes no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

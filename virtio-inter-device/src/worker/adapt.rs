@@ -8,8 +8,13 @@ use vm_memory::VolatileSlice;
 use super::Rules;
 use crate::counters::{Counter, Counters};
 use crate::features::Offloads;
-use crate::frame::{ETHERNET_HEADER, Gso, GsoKind, HEAD, Head, Invalid, MAX_RECORD, NET_HEADER};
+use crate::frame::{
+    ETHERNET_HEADER, Gso, GsoKind, HEAD, Head, Invalid, MAX_RECORD, NET_HEADER, UDP_CHECKSUM,
+};
 use crate::offload::{Ip, Layout, MAX_HEADERS, Segments, complete};
+
+/// UDP port of DHCP servers and relays (RFC 2131, 4.1).
+const DHCP_SERVER: u16 = 67;
 
 /// What is to be done to a record.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +76,9 @@ impl Adapter {
             return Err(&rules.counters.rx_too_long);
         }
         match head.checksum() {
-            Some((start, offset)) if !rules.negotiated.takes().checksum => {
+            Some((start, offset))
+                if !rules.negotiated.takes().checksum || is_dhcp(record, start, offset) =>
+            {
                 Ok(Form::Checksum { start, offset })
             }
             _ => Ok(Form::AsIs),
@@ -186,6 +193,27 @@ fn takes_whole(takes: Offloads, gso: &Gso, layout: &Layout) -> bool {
         (GsoKind::Udp, Ip::V6) => takes.udp6,
     };
     kind && (takes.ecn || !gso.ecn)
+}
+
+/// Whether a frame with this partial checksum comes from or goes to a DHCP server or relay.
+///
+/// Old DHCP programs read packet sockets and ignore PACKET_AUXDATA, where the kernel says that a checksum is partial: they drop
+/// the frame as damaged. So its checksum is completed for guests that take partial ones, too, as QEMU and libvirt do.
+/// DHCPv6 programs use UDP sockets, for which the guest's kernel knows better.
+///
+/// The peer may change the ports meanwhile; a completed checksum is right for any guest.
+fn is_dhcp(record: &VolatileSlice<'_>, start: usize, offset: usize) -> bool {
+    if offset != UDP_CHECKSUM {
+        return false; // TCP, mostly: no byte beyond the frame's head is read.
+    }
+    let mut ports = [0; 4];
+    if let Ok(header) = record.offset(NET_HEADER + start) {
+        header.copy_to(&mut ports);
+    }
+    let (ports, _) = ports.as_chunks();
+    ports
+        .iter()
+        .any(|&port| u16::from_be_bytes(port) == DHCP_SERVER)
 }
 
 /// The counter of what is wrong with a peer's frame.

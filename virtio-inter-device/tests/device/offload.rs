@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use virtio_inter_device::Device;
+use virtio_inter_segment::MacAddr;
 
 use crate::driver::{
     Feature, HEADER, LEAN, Network, Node, PATIENCE, Packet, Peer, Rng, Shape, Spec, adapted, mac,
@@ -61,6 +62,47 @@ fn partial_checksums_are_completed() {
         };
         expect_adapted(spec, &packets);
     }
+}
+
+/// Old DHCP programs read packet sockets and take a partial checksum for damage.
+#[test]
+fn dhcp_checksum_is_completed_for_a_guest_that_takes_partial_ones() {
+    // Source and destination port, and whether the guest gets the checksum completed.
+    let exchanges = [
+        (67u16, 68u16, true),
+        (67, 67, true),
+        (68, 67, true),
+        (67, 40_000, true),
+        (53, 40_000, false),
+        (547, 546, false),
+        (67 << 8, 67 << 8, false),
+    ];
+    // As it is, behind a VLAN tag, and behind 40 bytes of IP options.
+    for start in [34u16, 38, 74] {
+        for (source, destination, completed) in exchanges {
+            for to in [mac(0), MacAddr::new([0xff; 6])] {
+                let (mut node, mut peer) = node_and_peer(Spec::default());
+                let mut packet = Packet::new(mac(1), to, 342, 5).with_checksum(start, 6);
+                let at = usize::from(start);
+                packet.frame[at..at + 2].copy_from_slice(&source.to_be_bytes());
+                packet.frame[at + 2..at + 4].copy_from_slice(&destination.to_be_bytes());
+                peer.send(&packet.bytes());
+                let features = if completed { LEAN } else { u64::MAX };
+                let [expected] = &adapted(&packet, features, 65_535)[..] else {
+                    panic!("It is not to be segmented");
+                };
+                assert_eq!(node.guest.rx[0].receive(), expected.clone().in_buffers(1));
+                assert_eq!(node.count("rx_csum_completed"), u64::from(completed));
+                assert_eq!(node.drops(), []);
+            }
+        }
+    }
+    // TCP from that port is left alone.
+    let (mut node, mut peer) = node_and_peer(Spec::default());
+    let mut packet = incoming(100, 6).with_checksum(34, 16);
+    packet.frame[34..36].copy_from_slice(&67u16.to_be_bytes());
+    peer.send(&packet.bytes());
+    assert_eq!(node.guest.rx[0].receive(), packet.in_buffers(1));
 }
 
 #[test]
