@@ -4,26 +4,26 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PathBufValueParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
+use virtio_inter_args::{
+    SocketPathError, absolute, check_socket_path, format_size, parse_size, segment_directory,
+};
 use virtio_inter_device::Scheduling;
 use virtio_inter_segment::{LocalPort, MAX_QUEUE_PAIRS, MIN_MTU, MacAddr, PortId};
-
-/// Longest path of a Unix socket in bytes: `sun_path` without its terminating zero (unix(7)).
-pub const MAX_SOCKET_PATH: usize = 107;
 
 /// Most entries of a split virtqueue (VIRTIO 1.3, 2.7).
 const MAX_QUEUE_SIZE: u16 = 32768;
 
 /// Network between the VMs of one host, through shared memory.
 #[derive(Debug, Parser)]
-#[command(version, disable_help_subcommand = true)]
+#[command(version, propagate_version = true)]
 pub struct Cli {
-    /// Log more: debug messages, twice for everything. The variable RUST_LOG takes precedence.
+    /// Log more than milestones, warnings and errors: -v adds debug messages, -vv all. RUST_LOG takes precedence
     #[arg(short, long, action = ArgAction::Count, global = true, display_order = 100)]
     pub verbose: u8,
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -36,58 +36,68 @@ pub enum Command {
     Port(PortArgs),
 }
 
+/// One line for each paragraph: clap wraps them.
 const PORT_HELP: &str = "\
-The port serves one frontend after another on its socket (Cloud Hypervisor, QEMU, User Mode Linux, DPDK's
-virtio_user) until SIGTERM, SIGINT or SIGHUP; the same signal again kills it at once. The VM's memory must be
-shared: --memory shared=on (Cloud Hypervisor), -object memory-backend-memfd,share=on (QEMU). A lock file
-beside the socket, PATH.lock, tells a live port's socket from a dead one's, which is taken over.
-Where NOTIFY_SOCKET is set (a systemd unit with Type=notify, say), it is told when the port serves.
+The port serves one frontend after another on its socket: a VMM such as Cloud Hypervisor, QEMU or User Mode Linux, or \
+DPDK's virtio_user. SIGTERM, SIGINT or SIGHUP ends it; the same signal again kills it at once.
 
-Exit status: 0 after a signal, 1 when the port cannot run, 2 for a wrong command line.";
+The VM's memory must be shared with the port: --memory shared=on (Cloud Hypervisor), or \
+-object memory-backend-memfd,share=on (QEMU).
+
+BYTES and ENTRIES may have a suffix: K for 2^10, M for 2^20, G for 2^30, T for 2^40. A relative PATH or DIR is relative \
+to the working directory. Beside each socket the port locks the file PATH.lock, by which a later port can tell that \
+this one is gone and take its socket over.
+
+If the environment variable NOTIFY_SOCKET is set (systemd: Type=notify), the port reports READY=1 when it serves.
+
+Exit status: 0 after a signal, 1 if the port cannot run, 2 if the command line is wrong.";
 
 /// Options of `virtio-inter port`.
 #[derive(Debug, Clone, Args)]
 pub struct PortArgs {
-    /// vhost-user socket to listen on; at most 107 bytes
+    /// Unix socket on which the port waits for the VMM (vhost-user). At most 107 bytes; abstract sockets are not
+    /// supported
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub socket: PathBuf,
-    /// Directory of the segment; it must exist, and who can write there can join
-    #[arg(long, value_name = "DIR")]
+    /// Segment to join: a name, for a directory of /run/virtio-inter, or a path with a '/' in it. The directory must
+    /// exist; every user with write permission on it can join
+    #[arg(long, value_name = "NAME|DIR", value_parser = segment_parser())]
     pub segment: PathBuf,
-    /// Name of this port, unique on the segment: 1 to 64 letters, digits, '.', '_' or '-'
+    /// Name of the port, unique on the segment: 1 to 64 letters, digits, '.', '_' or '-'
     #[arg(long, value_name = "NAME")]
     pub id: PortId,
-    /// The VM's hardware address, unique on the segment: unicast, six pairs of hexadecimal digits
+    /// MAC address of the VM's interface, unique on the segment and unicast, as in 52:54:00:00:00:01
     #[arg(long)]
     pub mac: MacAddr,
-    /// Largest IP packet, without the 14 bytes of Ethernet header: 68 to 65535 bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 1500,
-          value_parser = value_parser!(u16).range(i64::from(MIN_MTU)..))]
+    /// Maximum size of an IP packet, without the Ethernet header of 14 bytes: 68 to 65535. All ports of a segment
+    /// should have the same
+    #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = parse_mtu)]
     pub mtu: u16,
-    /// Queue pairs offered to the VM, each served by a thread of its own: 1 to 64. User Mode Linux needs 1,
-    /// as its frontend has no control queue
+    /// Number of queue pairs offered to the VM, 1 to 64. Each pair is served by a thread of its own. User Mode Linux
+    /// supports only 1
     #[arg(long, value_name = "PAIRS", default_value_t = 1,
           value_parser = value_parser!(u16).range(1..=i64::from(MAX_QUEUE_PAIRS)))]
     pub queues: u16,
-    /// Largest size of a queue that a frontend may choose, in descriptors: a power of two, 2 to 32768
-    #[arg(long, value_name = "ENTRIES", default_value_t = 1024, value_parser = parse_queue_size)]
+    /// Maximum size of a queue that the VMM may choose, in descriptors: a power of two from 2 to 32K
+    #[arg(long, value_name = "ENTRIES", default_value = "1K", value_parser = parse_queue_size)]
     pub queue_size: u16,
-    /// Memory that this port shares with each queue pair of each peer, for frames on their way to it, in
-    /// bytes: a power of two
-    #[arg(long, value_name = "BYTES", default_value_t = virtio_inter_link::DEFAULT_CAPACITY,
-          value_parser = parse_ring_size)]
+    /// Size of the ring that the port allocates for frames from each queue pair of each peer: a power of two from
+    /// 256K to 64M
+    #[arg(long, value_name = "BYTES", default_value = "512K", value_parser = parse_ring_size)]
     pub ring_size: u32,
-    /// How much nicer than the process (nice(1)) the threads of the queues are: 0 to 19. A guest on the same CPU then has its
-    /// say before it is served, which saves both many wake-ups. While that starves the threads, they are not nicer
-    #[arg(long, value_name = "ADJUSTMENT", default_value_t = Scheduling::default().nice,
+    /// Nice increment of the queue threads, 0 to 19. A VM that shares a CPU with its port then runs first, and more
+    /// frames are moved per wake-up. While the threads get too little CPU time, the port does without the increment
+    #[arg(long, value_name = "INCREMENT", default_value_t = Scheduling::default().nice,
           value_parser = value_parser!(u8).range(0..=19))]
     pub nice: u8,
-    /// How long those threads look on before they sleep, at most, in microseconds: 0 to 200. They do where work has been
-    /// coming that soon, and give the CPU to whoever wants it meanwhile; with --nice 0, and before Linux 6.12, they do not
+    /// Maximum time in microseconds that a queue thread busy-polls before it sleeps, 0 to 200. It busy-polls only
+    /// where frames have arrived within that time, and yields the CPU to other threads meanwhile. 0 means never; so
+    /// do --nice 0 and kernels before Linux 6.12
     #[arg(long, value_name = "MICROSECONDS", default_value_t = Scheduling::default().busy_poll.as_micros() as u16,
           value_parser = value_parser!(u16).range(0..=200))]
     pub busy_poll: u16,
-    /// Socket on which who connects is told this port's state, peers and counters as JSON; for this user and root only
+    /// Unix socket that serves the state of the port as JSON: frontend, peers, counters. Only this user and root can
+    /// connect
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub status_socket: Option<PathBuf>,
 }
@@ -134,13 +144,30 @@ pub fn explain(error: &clap::Error) -> String {
     }
 }
 
+/// Checks a socket's path and makes it absolute, for logs and the status document, unless it is too long then.
 fn socket_path_parser() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().try_map(|path| match path.as_os_str().len() {
-        size if size > MAX_SOCKET_PATH => Err(format!(
-            "the path has {size} bytes, a Unix socket's has at most {MAX_SOCKET_PATH}"
-        )),
-        _ => Ok(path),
+    OsStringValueParser::new().try_map(|text| {
+        let path = PathBuf::from(text);
+        check_socket_path(&path)?;
+        let whole = absolute(&path);
+        Ok::<_, SocketPathError>(if check_socket_path(&whole).is_ok() {
+            whole
+        } else {
+            path
+        })
     })
+}
+
+fn segment_parser() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(|text| segment_directory(&text))
+}
+
+fn parse_mtu(text: &str) -> Result<u16, String> {
+    let size = parse_size(text).map_err(|error| error.to_string())?;
+    u16::try_from(size)
+        .ok()
+        .filter(|mtu| *mtu >= MIN_MTU)
+        .ok_or_else(|| format!("{text} is not in {MIN_MTU}..={}", u16::MAX))
 }
 
 fn parse_queue_size(text: &str) -> Result<u16, String> {
@@ -158,10 +185,14 @@ fn parse_ring_size(text: &str) -> Result<u32, String> {
 }
 
 fn parse_power_of_two(text: &str, min: u32, max: u32) -> Result<u32, String> {
-    text.parse()
+    let size = parse_size(text).map_err(|error| error.to_string())?;
+    u32::try_from(size)
         .ok()
-        .filter(|value: &u32| value.is_power_of_two() && (min..=max).contains(value))
-        .ok_or_else(|| format!("a power of two from {min} to {max} is needed"))
+        .filter(|size| size.is_power_of_two() && (min..=max).contains(size))
+        .ok_or_else(|| {
+            let (min, max) = (format_size(min.into()), format_size(max.into()));
+            format!("a power of two from {min} to {max} is needed")
+        })
 }
 
 #[cfg(test)]
@@ -203,6 +234,46 @@ mod tests {
     fn defaults() {
         let port = parse_with(&[]).unwrap();
         assert_eq!((port.mtu, port.queues, port.queue_size), (1500, 1, 1024));
+        assert_eq!(port.ring_size, virtio_inter_link::DEFAULT_CAPACITY);
+    }
+
+    #[test]
+    fn size_options_take_suffixes() {
+        let port = parse_with(&["--ring-size", "1M", "--queue-size", "4K", "--mtu", "9K"]).unwrap();
+        assert_eq!(
+            (port.ring_size, port.queue_size, port.mtu),
+            (1 << 20, 4096, 9216)
+        );
+        let error = parse_with(&["--ring-size", "128K"]).unwrap_err();
+        assert!(
+            error.contains("a power of two from 256K to 64M is needed"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn segment_option_is_a_name_or_a_path() {
+        let segment = |value: &str| {
+            let mut arguments = GOOD.map(OsString::from).to_vec();
+            arguments[5] = value.into();
+            let Command::Port(port) = parse(arguments).unwrap().command;
+            port.segment
+        };
+        assert_eq!(segment("web"), PathBuf::from("/run/virtio-inter/web"));
+        assert_eq!(
+            segment("./web"),
+            std::env::current_dir().unwrap().join("web")
+        );
+    }
+
+    #[test]
+    fn socket_options_become_absolute_where_they_fit() {
+        let here = std::env::current_dir().unwrap();
+        let port = parse_with(&["--status-socket", "s"]).unwrap();
+        assert_eq!(port.status_socket, Some(here.join("s")));
+        let long = "x".repeat(107);
+        let port = parse_with(&["--status-socket", &long]).unwrap();
+        assert_eq!(port.status_socket, Some(long.into()));
     }
 
     #[test]
@@ -224,23 +295,23 @@ mod tests {
         for (option, value, reason) in [
             ("--mtu", "67", "67 is not in 68..=65535"),
             ("--mtu", "65536", "65536 is not in 68..=65535"),
-            ("--mtu", "big", "invalid digit"),
+            ("--mtu", "big", "not a whole number"),
             ("--queues", "0", "0 is not in 1..=64"),
             ("--queues", "65", "65 is not in 1..=64"),
             (
                 "--queue-size",
                 "0",
-                "a power of two from 2 to 32768 is needed",
+                "a power of two from 2 to 32K is needed",
             ),
             (
                 "--queue-size",
                 "1000",
-                "a power of two from 2 to 32768 is needed",
+                "a power of two from 2 to 32K is needed",
             ),
             (
                 "--queue-size",
                 "65536",
-                "a power of two from 2 to 32768 is needed",
+                "a power of two from 2 to 32K is needed",
             ),
             ("--ring-size", "1000", "a power of two from"),
         ] {
@@ -260,7 +331,10 @@ mod tests {
             ("--id", "a/b", "'/'"),
             ("--id", "", "empty"),
             ("--socket", &long, "108 bytes"),
-            ("--socket", "", "a value is required"),
+            ("--socket", "", "empty"),
+            ("--socket", "@a", "abstract socket"),
+            ("--segment", "", "empty"),
+            ("--segment", "..", "neither a name"),
         ] {
             let mut arguments = GOOD.map(OsString::from).to_vec();
             let at = GOOD

@@ -1,10 +1,11 @@
 //! One port's process: takes what it needs, runs until it is told to end, and leaves nothing behind.
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use log::{debug, info, warn};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use virtio_inter_args::{SEGMENTS, absolute};
 use virtio_inter_device::Port;
-use virtio_inter_segment::Segment;
+use virtio_inter_segment::{JoinError, Segment};
 
 use crate::cli::PortArgs;
 use crate::door::Door;
@@ -30,7 +31,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         .map(StatusSocket::listen)
         .transpose()?;
     let local = arguments.local_port();
-    let segment = Segment::join(&arguments.segment, local.clone())?;
+    let segment = Segment::join(&arguments.segment, local.clone()).map_err(suggest_directory)?;
     let device = Port::new(&local, arguments.scheduling())?;
     let limits = Limits {
         queue_size: arguments.queue_size,
@@ -41,7 +42,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         .context("Cannot wait for events")?;
     info!(
         "Serving {} on segment {} as {}, {}, MTU {}, {} queue pair(s)",
-        arguments.socket.display(),
+        absolute(&arguments.socket).display(),
         arguments.segment.display(),
         local.id,
         local.mac,
@@ -52,6 +53,20 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     event_loop.run().context("Cannot wait for events")?;
     info!("Leaving {}", arguments.segment.display());
     Ok(())
+}
+
+/// A segment's name that is also a directory here was perhaps meant as that.
+fn suggest_directory(error: JoinError) -> anyhow::Error {
+    if let JoinError::NoDirectory(path) = &error
+        && let Ok(name) = path.strip_prefix(SEGMENTS)
+        && name.is_dir()
+    {
+        let name = name.display().to_string();
+        return anyhow!(
+            "{error}; for the directory {name} of the working directory write ./{name}"
+        );
+    }
+    error.into()
 }
 
 /// Each peer and each piece of guest memory takes descriptors: as many as the system lets us have.

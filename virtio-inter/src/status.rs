@@ -2,6 +2,7 @@
 
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
+use virtio_inter_args::absolute;
 use virtio_inter_device::{Counters, Port};
 use virtio_inter_segment::PeerInfo;
 
@@ -99,8 +100,8 @@ impl<'a> Status<'a> {
             mac: arguments.mac.to_string(),
             mtu: arguments.mtu,
             queue_pairs: arguments.queues,
-            segment: arguments.segment.display().to_string(),
-            socket: arguments.socket.display().to_string(),
+            segment: absolute(&arguments.segment).display().to_string(),
+            socket: absolute(&arguments.socket).display().to_string(),
             frontend: door.frontend().map(Frontend::from),
             peers: peers.map(Peer::from).collect(),
             counters: device.counters().map(ByName).collect(),

@@ -64,6 +64,7 @@ impl Place {
             socket: self.path(&format!("{id}.vhost")),
             log: self.path(&format!("{id}.log")),
             notify: None,
+            directory: None,
             options: vec![
                 (
                     "--socket",
@@ -87,6 +88,8 @@ pub(crate) struct PortCommand {
     log: PathBuf,
     /// NOTIFY_SOCKET.
     notify: Option<PathBuf>,
+    /// Its working directory; None: this test's.
+    directory: Option<PathBuf>,
     options: Vec<(&'static str, std::ffi::OsString)>,
 }
 
@@ -104,6 +107,12 @@ impl PortCommand {
         self
     }
 
+    /// Gives it another working directory.
+    pub(crate) fn in_directory(mut self, directory: &Path) -> Self {
+        self.directory = Some(directory.to_owned());
+        self
+    }
+
     /// Starts it and sees.
     pub(crate) fn spawn(&self) -> Port {
         let log = File::create(&self.log).unwrap();
@@ -117,6 +126,9 @@ impl PortCommand {
             Some(socket) => command.env("NOTIFY_SOCKET", socket),
             None => command.env_remove("NOTIFY_SOCKET"),
         };
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
         let child = command
             .arg("port")
             .args(

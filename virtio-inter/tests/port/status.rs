@@ -52,6 +52,29 @@ fn tells_peers_frontend_and_counters() {
     assert_eq!(place.files(), [""; 0]);
 }
 
+/// Who reads the document or the log has another working directory.
+#[test]
+fn status_and_log_have_absolute_paths() {
+    let place = Place::new();
+    let port = place
+        .command("a")
+        .with("--socket", "a.vhost")
+        .with("--status-socket", "a.status")
+        .with("--segment", "./segment")
+        .in_directory(&place.path(""))
+        .start();
+    let now = status(&place.path("a.status"));
+    assert_eq!(now["socket"], place.path("a.vhost").to_str().unwrap());
+    assert_eq!(now["segment"], place.segment().to_str().unwrap());
+    let serving = format!(
+        "Serving {} on segment {} as",
+        place.path("a.vhost").display(),
+        place.segment().display()
+    );
+    assert!(port.log().contains(&serving), "{}", port.log());
+    port.end();
+}
+
 #[test]
 fn only_this_user_may_ask() {
     let place = Place::new();

@@ -51,29 +51,142 @@ fn missing_options_are_usage_errors() {
     }
 }
 
-#[test]
-fn help_is_no_error() {
+/// Runs the program: exit status, standard output, standard error.
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
-        .args(["port", "--help"])
+        .args(arguments)
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(0));
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn help_in_each_form_is_no_error() {
+    for arguments in [&["port", "--help"][..], &["port", "-h"], &["help", "port"]] {
+        let (status, text, errors) = run(arguments);
+        assert_eq!((status, errors.as_str()), (Some(0), ""), "{arguments:?}");
+        for option in [
+            "--socket",
+            "--segment",
+            "--id",
+            "--mac",
+            "--mtu",
+            "--queues",
+            "--queue-size",
+            "--ring-size",
+            "--nice",
+            "--busy-poll",
+            "--status-socket",
+            "68 to 65535",
+            "Exit status",
+        ] {
+            assert!(text.contains(option), "{option} in {text}");
+        }
+        assert!(text.lines().all(|line| line.len() <= 100), "{text}");
+    }
+    for arguments in [&["help"][..], &["--help"], &["-h"], &["help", "help"]] {
+        let (status, text, errors) = run(arguments);
+        assert_eq!((status, errors.as_str()), (Some(0), ""), "{arguments:?}");
+        assert!(text.contains("Usage: virtio-inter"), "{text}");
+    }
+}
+
+#[test]
+fn version_in_each_form_is_no_error() {
+    for arguments in [
+        &["--version"][..],
+        &["-V"],
+        &["port", "--version"],
+        &["port", "-V"],
+    ] {
+        let (status, text, errors) = run(arguments);
+        assert_eq!((status, errors.as_str()), (Some(0), ""), "{arguments:?}");
+        assert!(text.trim().ends_with(env!("CARGO_PKG_VERSION")), "{text}");
+    }
+}
+
+#[test]
+fn usage_errors_suggest_what_was_perhaps_meant() {
+    for (arguments, suggestion) in [
+        (&["prot"][..], "'port'"),
+        (&["port", "--sokcet", "x"], "'--socket'"),
+        (&["port", "--ringsize", "1M"], "'--ring-size'"),
+    ] {
+        let (status, out, text) = run(arguments);
+        assert_eq!((status, out.as_str()), (Some(2), ""), "{text}");
+        assert!(text.contains(suggestion), "{text}");
+    }
+    let (status, _, text) = run(&[]);
+    assert_eq!(status, Some(2));
+    assert!(text.contains("Usage: virtio-inter"), "{text}");
+}
+
+#[test]
+fn socket_that_looks_abstract_is_a_usage_error() {
+    for option in ["--socket", "--status-socket"] {
+        let place = Place::new();
+        let command = place.command("a").with(option, "@vm1");
+        let text = complaint(&place, &command, 2);
+        assert!(text.contains(option), "{text}");
+        assert!(
+            text.contains("@vm1 looks like an abstract socket"),
+            "{text}"
+        );
+    }
+    // A file of that name is no abstract socket.
+    let place = Place::new();
+    let command = place.command("a").with("--socket", place.path("@vm1"));
+    command.start().end();
+}
+
+#[test]
+fn empty_values_are_usage_errors() {
     for option in [
         "--socket",
+        "--status-socket",
         "--segment",
         "--id",
         "--mac",
         "--mtu",
-        "--queues",
-        "--queue-size",
     ] {
+        let place = Place::new();
+        let text = complaint(&place, &place.command("a").with(option, ""), 2);
         assert!(text.contains(option), "{text}");
     }
+}
+
+#[test]
+fn sizes_with_a_suffix_are_taken() {
+    let place = Place::new();
+    let command = place
+        .command("a")
+        .with("--ring-size", "1M")
+        .with("--queue-size", "1K");
+    command.start().end();
+}
+
+/// The launcher's rule, too: `segment=web` of `--inter-vm`.
+#[test]
+fn segment_by_name_is_a_directory_of_run() {
+    let place = Place::new();
+    fs::create_dir(place.path("no-such-segment")).unwrap();
+    let command = place
+        .command("a")
+        .with("--segment", "no-such-segment")
+        .in_directory(&place.path(""));
+    let text = complaint(&place, &command, 1);
     assert!(
-        text.contains("68 to 65535 bytes") && text.contains("Exit status"),
+        text.contains("Segment directory /run/virtio-inter/no-such-segment does not exist"),
         "{text}"
     );
+    assert!(text.contains("write ./no-such-segment"), "{text}");
+    let command = command.with("--segment", "./no-such-segment");
+    command.start().end();
 }
 
 #[test]
