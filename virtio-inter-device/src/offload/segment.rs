@@ -41,17 +41,27 @@ pub(crate) struct Segments {
 }
 
 impl Segments {
-    /// How a frame of `frame_len` bytes is cut for a receiver with this MTU.
+    /// How a frame of `frame_len` bytes is cut for a receiver with this MTU, whose buffers hold a frame of `buffer` bytes.
     ///
-    /// TCP is cut smaller than it asks for if the MTU wants that: it is a stream of bytes. UDP is not.
-    /// None: no segment fits.
-    pub(crate) fn new(layout: Layout, gso: &Gso, frame_len: usize, mtu: u16) -> Option<Self> {
+    /// TCP is cut smaller than it asks for if MTU or buffers want that: it is a stream of bytes. UDP is not.
+    /// None: no segment fits the MTU.
+    pub(crate) fn new(
+        layout: Layout,
+        gso: &Gso,
+        frame_len: usize,
+        mtu: u16,
+        buffer: usize,
+    ) -> Option<Self> {
         let room = usize::from(mtu)
             .checked_sub(layout.packet_headers())
             .filter(|&room| room != 0)?;
         let asked = usize::from(gso.size);
         let size = match layout.transport {
-            Transport::Tcp => asked.min(room),
+            // Buffers that hold no payload at all make no difference: each segment is dropped for them.
+            Transport::Tcp => match buffer.saturating_sub(layout.payload_start) {
+                0 => asked.min(room),
+                held => asked.min(room).min(held),
+            },
             Transport::Udp if asked <= room => asked,
             Transport::Udp => return None,
         };
@@ -140,6 +150,11 @@ impl Segments {
             Transport::Udp => UDP_CHECKSUM,
         };
         (self.layout.transport_start, offset)
+    }
+
+    /// Whether segments may be smaller than the frame asks for.
+    pub(crate) fn can_be_smaller(&self) -> bool {
+        self.layout.transport == Transport::Tcp
     }
 
     /// Whether a checksum of zero would mean that there is none.

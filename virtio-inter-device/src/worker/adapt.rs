@@ -43,7 +43,8 @@ impl Adapter {
         }
     }
 
-    /// Decides on a record whose head was read and checked. The error is the counter of why it is dropped.
+    /// Decides on a record whose head was read and checked. `buffer`: the longest frame that the guest's buffers hold, if
+    /// they were found to be too small for this one. The error is the counter of why it is dropped.
     #[inline]
     pub(crate) fn form<'a>(
         &mut self,
@@ -51,12 +52,13 @@ impl Adapter {
         gso: Option<Gso>,
         record: &VolatileSlice<'_>,
         rules: &'a Rules,
+        buffer: Option<usize>,
     ) -> Result<Form, &'a Counter> {
         // Most frames are plain, and their way is short.
         if gso.is_none() && !head.needs_checksum() && head.fits(rules.mtu) {
             return Ok(Form::AsIs);
         }
-        self.form_of_any(head, gso, record, rules)
+        self.form_of_any(head, gso, record, rules, buffer)
     }
 
     #[inline(never)] // Off the way of plain frames.
@@ -66,9 +68,10 @@ impl Adapter {
         gso: Option<Gso>,
         record: &VolatileSlice<'_>,
         rules: &'a Rules,
+        buffer: Option<usize>,
     ) -> Result<Form, &'a Counter> {
         if let Some(gso) = gso
-            && let Some(segments) = self.segments(head, &gso, record, rules)?
+            && let Some(segments) = self.segments(head, &gso, record, rules, buffer)?
         {
             return Ok(segments);
         }
@@ -92,6 +95,7 @@ impl Adapter {
         gso: &Gso,
         record: &VolatileSlice<'_>,
         rules: &'a Rules,
+        buffer: Option<usize>,
     ) -> Result<Option<Form>, &'a Counter> {
         let needs = Layout::needs(gso, head.frame_len());
         let headers = &mut self.headers[..needs];
@@ -107,7 +111,7 @@ impl Adapter {
             return Ok(None);
         }
         let takes = rules.negotiated.takes();
-        if takes_whole(takes, gso, &layout) {
+        if buffer.is_none() && takes_whole(takes, gso, &layout) {
             head.set_header_len(layout.payload_start as u16); // At most `MAX_HEADERS`.
             return Ok(None);
         }
@@ -115,7 +119,8 @@ impl Adapter {
         if !takes.checksum {
             head.clear_checksum();
         }
-        match Segments::new(layout, gso, head.frame_len(), rules.mtu) {
+        let buffer = buffer.unwrap_or(usize::MAX);
+        match Segments::new(layout, gso, head.frame_len(), rules.mtu, buffer) {
             Some(segments) => Ok(Some(Form::Segments {
                 segments,
                 checksums: !takes.checksum,

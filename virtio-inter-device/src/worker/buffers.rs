@@ -79,6 +79,11 @@ impl Buffers {
         }
     }
 
+    /// The longest frame that the buffers which were collected hold, in bytes.
+    pub(crate) fn frame_room(&self) -> usize {
+        (self.chain.len() as usize).saturating_sub(NET_HEADER)
+    }
+
     /// Entries of the queue that the buffers which were collected are.
     pub(crate) fn chains(&self) -> u16 {
         self.heads.len() as u16 // At most the queue size, 32768.

@@ -19,10 +19,13 @@ pub(super) struct Cut<'a> {
     pub(super) checksums: bool,
     /// How many of them the guest has.
     pub(super) done: u32,
+    /// They are as small as the guest's buffers want them.
+    pub(super) fits_buffers: bool,
 }
 
 impl Cut<'_> {
-    /// Delivers at most `limit` segments. `Next::Record`: all are done with.
+    /// Delivers at most `limit` segments. `Next::Record`: all are done with. `Next::Smaller`: none is, as the buffers that
+    /// were collected are too small for one.
     #[allow(
         clippy::too_many_arguments,
         reason = "the parts of a collector, borrowed apart"
@@ -66,6 +69,12 @@ impl Cut<'_> {
                 }
                 Supply::TooFew => {
                     outcome.next = Next::Starved;
+                    return Ok(outcome);
+                }
+                Supply::TooSmall
+                    if self.done == 0 && !self.fits_buffers && self.segments.can_be_smaller() =>
+                {
+                    outcome.next = Next::Smaller;
                     return Ok(outcome);
                 }
                 Supply::TooSmall => counters.rx_small_buffer.add(1),

@@ -34,8 +34,17 @@ pub(crate) struct Source {
     armed: bool,
     /// Broke the rules: nothing more is taken from it until it is removed.
     dead: bool,
-    /// Segments of its next record that the guest has already.
-    segments_done: u32,
+    progress: Progress,
+}
+
+/// How far the next record of a source has come.
+#[derive(Default)]
+struct Progress {
+    /// Segments of it that the guest has already.
+    segments: u32,
+    /// The longest frame that the guest's buffers hold, if they were too small for the record as it is: it is cut into such
+    /// frames. Kept until the record is done with, as the segments must stay the same ones.
+    buffer: Option<usize>,
 }
 
 impl Source {
@@ -52,7 +61,7 @@ impl Source {
             home,
             armed: false,
             dead: false,
-            segments_done: 0,
+            progress: Progress::default(),
         }
     }
 }
@@ -93,6 +102,8 @@ pub(super) enum Next {
     Starved,
     /// The rest of the record waits for its turn.
     Turn,
+    /// The record is to be looked at once more, to be cut to what the guest's buffers hold.
+    Smaller,
 }
 
 impl Outcome {
@@ -203,7 +214,7 @@ impl Collector {
                             bytes += outcome.bytes;
                         }
                         match outcome.next {
-                            Next::Record => {}
+                            Next::Record | Next::Smaller => {}
                             Next::Nothing => break,
                             // The batch is full.
                             Next::Turn => return Ok(()),
@@ -270,13 +281,13 @@ impl Collector {
         let counters = &*rules.counters;
         let mut head = Head::default();
         let form = read_head(&slice, source.mac, rules, &mut head)
-            .and_then(|gso| adapter.form(&mut head, gso, &slice, rules));
+            .and_then(|gso| adapter.form(&mut head, gso, &slice, rules, source.progress.buffer));
         let form = match form {
             Ok(form) => form,
             Err(counter) => {
                 counter.add(1);
                 record.consume();
-                source.segments_done = 0;
+                source.progress = Progress::default();
                 return Ok(Outcome::one(0));
             }
         };
@@ -291,25 +302,34 @@ impl Collector {
                     head: &head,
                     segments: &segments,
                     checksums,
-                    done: source.segments_done,
+                    done: source.progress.segments,
+                    fits_buffers: source.progress.buffer.is_some(),
                 };
                 let outcome = cut.deliver(limit, &slice, adapter, buffers, queue, rings, rules)?;
-                if outcome.next == Next::Record {
-                    record.consume();
-                    counters.rx_segmented.add(1);
-                    source.segments_done = 0;
-                } else {
-                    source.segments_done = cut.done;
+                let done = cut.done;
+                match outcome.next {
+                    Next::Record => {
+                        record.consume();
+                        counters.rx_segmented.add(1);
+                        source.progress = Progress::default();
+                    }
+                    Next::Smaller => source.progress.buffer = Some(buffers.frame_room()),
+                    _ => source.progress.segments = done,
                 }
                 return Ok(outcome);
             }
         };
         // What was half delivered as segments to a guest that has become another one meanwhile: that one gets it whole.
-        source.segments_done = 0;
+        source.progress = Progress::default();
         let mergeable = rules.negotiated.mergeable_buffers();
         match buffers.collect(queue, rings, len, frames, mergeable)? {
             Supply::Enough => {}
             Supply::TooFew => return Ok(Outcome::none(Next::Starved)),
+            // It takes such frames, but has no room for one.
+            Supply::TooSmall if head.is_segmented_later() => {
+                source.progress.buffer = Some(buffers.frame_room());
+                return Ok(Outcome::none(Next::Smaller));
+            }
             Supply::TooSmall => {
                 counters.rx_small_buffer.add(1);
                 record.consume();
@@ -344,7 +364,7 @@ impl Collector {
                     Ok(Some(record)) => {
                         record.consume();
                         source.armed = false;
-                        source.segments_done = 0;
+                        source.progress = Progress::default();
                         counters.rx_no_guest.add(1);
                     }
                     Ok(None) => break,

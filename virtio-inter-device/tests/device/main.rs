@@ -21,3 +21,4 @@ mod multi_queue;
 mod notifications;
 mod offload;
 mod resume;
+mod small_buffers;

@@ -301,22 +301,6 @@ fn others_have_their_turn_while_a_frame_becomes_very_many() {
 }
 
 #[test]
-fn segments_that_no_buffer_can_hold_are_dropped_one_by_one() {
-    let (mut node, mut peer) = node_and_peer(Spec {
-        features: LEAN,
-        buffers: (16, 500),
-        ..Spec::default()
-    });
-    // The last segment fits.
-    let packet = incoming(54 + 3 * 1000 + 100, 1).segmented(1, 1000);
-    peer.send(&packet.bytes());
-    let segments = adapted(&packet, LEAN, 65_535);
-    let last = segments.last().unwrap().clone();
-    assert_eq!(node.guest.rx[0].receive(), last.in_buffers(1));
-    assert_eq!(node.drops(), [("rx_small_buffer", 3)]);
-}
-
-#[test]
 fn a_guest_that_reboots_in_the_middle_gets_the_next_frame_whole() {
     let spec = Spec {
         features: LEAN,
