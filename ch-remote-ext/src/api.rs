@@ -19,6 +19,9 @@ use tokio::time::timeout;
 /// For what a VMM answers at once.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
+/// For what is of use only if it comes at once.
+const SOON: Duration = Duration::from_secs(3);
+
 /// For what may wait for a device: Cloud Hypervisor gives a backend 60 s.
 const FOR_A_DEVICE: Duration = Duration::from_secs(75);
 
@@ -84,6 +87,54 @@ impl Told {
     }
 }
 
+/// What `vm.info` answers.
+#[derive(Debug)]
+pub(crate) struct VmInfo(Value);
+
+/// A VM's word on one of its devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceInfo {
+    /// There is none.
+    Absent,
+    /// It is there.
+    Present,
+    /// It is there until the guest lets go of it, which the VMM has asked it to.
+    Leaving,
+}
+
+impl VmInfo {
+    #[cfg(test)]
+    pub(crate) fn new(info: Value) -> Self {
+        Self(info)
+    }
+
+    /// Whether the VM was booted: it has its devices, and has connected to what serves them.
+    pub(crate) fn is_booted(&self) -> bool {
+        self.0["device_tree"].is_object()
+    }
+
+    /// Whether its processors stand still.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.0["state"] == "Paused"
+    }
+
+    /// What it says of a device.
+    pub(crate) fn device(&self, id: &str) -> DeviceInfo {
+        let is_named = |net: &Value| net["id"] == id;
+        let nets = self.0["config"]["net"].as_array();
+        let configured = nets.is_some_and(|nets| nets.iter().any(is_named));
+        // There is a tree once the VM was booted; before, there is what it will be made of.
+        let in_tree = self.0["device_tree"].as_object();
+        match in_tree.map(|tree| tree.contains_key(id)) {
+            None if configured => DeviceInfo::Present,
+            None | Some(false) => DeviceInfo::Absent,
+            // A request to unplug takes the device out of the configuration, the guest's consent out of the tree.
+            Some(true) if configured => DeviceInfo::Present,
+            Some(true) => DeviceInfo::Leaving,
+        }
+    }
+}
+
 /// A VMM.
 #[derive(Debug)]
 pub(crate) struct Api {
@@ -92,22 +143,35 @@ pub(crate) struct Api {
 }
 
 impl Api {
+    /// What the VM at a socket is and does, by a VMM that answers soon. None: there is no VM.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer, or nobody is there.
+    pub(crate) fn look(path: &Path) -> Result<Option<VmInfo>, ApiError> {
+        Self::new(path)?.info_within(SOON)
+    }
+
     /// A VMM at a socket that answers.
     ///
     /// # Errors
     ///
     /// When it does not.
     pub(crate) fn connect(path: &Path) -> Result<Self, ApiError> {
+        let api = Self::new(path)?;
+        api.send(Method::GET, "vmm.ping", None, AT_ONCE)?;
+        Ok(api)
+    }
+
+    fn new(path: &Path) -> Result<Self, ApiError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(ApiError::Runtime)?;
-        let api = Self {
+        Ok(Self {
             path: path.to_owned(),
             runtime,
-        };
-        api.send(Method::GET, "vmm.ping", None, AT_ONCE)?;
-        Ok(api)
+        })
     }
 
     /// Plugs in a network device: what the VMM says of it.
@@ -127,28 +191,32 @@ impl Api {
         self.send(Method::PUT, "vm.create", Some(config), FOR_A_DEVICE)
     }
 
-    /// Whether the VM has a device. One that the guest is to let go of is still there.
-    pub(crate) fn has_device(&self, id: &str) -> Result<bool, ApiError> {
-        let info = match self.send(Method::GET, "vm.info", None, AT_ONCE) {
-            // There is no VM. Anything else, such as too many requests at a time, says nothing of devices.
+    /// What the VM is and does. None: there is no VM.
+    pub(crate) fn info(&self) -> Result<Option<VmInfo>, ApiError> {
+        self.info_within(AT_ONCE)
+    }
+
+    fn info_within(&self, within: Duration) -> Result<Option<VmInfo>, ApiError> {
+        let info = match self.send(Method::GET, "vm.info", None, within) {
+            // Anything else, such as too many requests at a time, says nothing of the VM.
             Err(ApiError::Refused {
                 status: StatusCode::NOT_FOUND,
                 ..
-            }) => return Ok(false),
+            }) => return Ok(None),
             other => other?,
         };
-        let info: Value = serde_json::from_str(&info).map_err(|source| ApiError::Content {
+        let info = serde_json::from_str(&info).map_err(|source| ApiError::Content {
             path: self.path.clone(),
             request: "vm.info",
             source,
         })?;
-        // There is a tree once the VM was booted; before, there is what it will be made of.
-        Ok(match info["device_tree"].as_object() {
-            Some(tree) => tree.contains_key(id),
-            None => info["config"]["net"]
-                .as_array()
-                .is_some_and(|nets| nets.iter().any(|net| net["id"] == id)),
-        })
+        Ok(Some(VmInfo(info)))
+    }
+
+    /// What the VM says of a device.
+    pub(crate) fn device(&self, id: &str) -> Result<DeviceInfo, ApiError> {
+        let info = self.info()?;
+        Ok(info.map_or(DeviceInfo::Absent, |info| info.device(id)))
     }
 
     fn send(

@@ -44,6 +44,8 @@ pub(crate) enum Action {
     Remove(String),
     /// A VM that may have devices of ours, from a file, or `-`.
     Create(String),
+    /// A snapshot, which the stock program takes once the ports stand still.
+    Snapshot,
     /// `inter-vm` and what follows it.
     InterVm(Vec<OsString>),
     PassOn,
@@ -123,6 +125,7 @@ impl Arguments {
                 Action::Create(path.to_owned())
             }
             ("create", None) if rest.is_empty() => Action::Create("-".to_owned()),
+            ("snapshot", Some(url)) if !url.starts_with('-') => Action::Snapshot,
             (KIND, _) => Action::InterVm(self.command.clone()),
             _ => Action::PassOn,
         })
@@ -185,6 +188,8 @@ mod tests {
             (&["remove-device", "x"], Action::Remove("x".into())),
             (&["remove-device"], Action::PassOn),
             (&["remove-device", "--help"], Action::PassOn),
+            (&["snapshot", "file:///x"], Action::Snapshot),
+            (&["snapshot", "--help"], Action::PassOn),
             (&["create"], Action::Create("-".into())),
             (&["create", "/x"], Action::Create("/x".into())),
             (&["--dbus-service-name", "create", "info"], Action::PassOn),

@@ -8,7 +8,8 @@ use anyhow::{Context, anyhow};
 use cloud_hypervisor_ext::inter_vm::InterVm;
 use cloud_hypervisor_ext::report::{Failure, chain};
 
-use crate::api::{Api, ApiError};
+use crate::api::{Api, ApiError, DeviceInfo, VmInfo};
+use crate::state::{self, DeviceState};
 use crate::supervisor::Supervisor;
 
 /// A guest that is well lets a device go within a second.
@@ -57,7 +58,7 @@ pub(crate) fn add(api_socket: &Path, text: &str) -> Result<u8, Failure> {
 /// Ends the port of a device that the VMM knows no more: unplugged by other means, its name may come back.
 fn end_port_left_over(api: &Api, supervisor: &mut Supervisor, id: &str) -> anyhow::Result<()> {
     let known = supervisor.list()?.iter().any(|port| port.id == id);
-    if known && !api.has_device(id)? {
+    if known && api.device(id)? == DeviceInfo::Absent {
         supervisor.remove(id)?;
     }
     Ok(())
@@ -85,23 +86,57 @@ pub(crate) fn remove(
     id: &str,
 ) -> Result<u8, Failure> {
     let api = Api::connect(api_socket)?;
-    if api.has_device(id)? {
-        api.remove_device(id)
-            .with_context(|| format!("Cannot unplug {id}"))?;
-        wait_until_gone(&api, id)?;
+    if api.device(id)? == DeviceInfo::Present
+        && let Err(refused) = api.remove_device(id)
+        // Cloud Hypervisor finds no device to remove where the guest was asked to let go of it before.
+        && api.device(id)? == DeviceInfo::Present
+    {
+        return Err(anyhow!(refused)
+            .context(format!("Cannot unplug {id}"))
+            .into());
     }
+    wait_until_gone(&api, id)?;
     supervisor.remove(id)?;
     Ok(0)
 }
 
+/// Checks that a snapshot that is taken now finds the guest's memory at rest, as far as that can be told: the VMM itself
+/// takes none of a VM that is not paused.
+///
+/// # Errors
+///
+/// When a port of the VM goes on although the VM is paused.
+pub(crate) fn check_stopped(api_socket: Option<&Path>) -> anyhow::Result<()> {
+    let Some((api_socket, Ok(Some(mut supervisor)))) =
+        api_socket.map(|socket| (socket, Supervisor::find(socket)))
+    else {
+        return Ok(());
+    };
+    let devices = state::devices(api_socket, &mut supervisor).unwrap_or_default();
+    for device in devices {
+        if let (DeviceState::Unstopped, Some(warning)) = (device.device_state, device.warning) {
+            let context = format!("No snapshot is taken because of {}", device.port.id);
+            return Err(anyhow!(warning).context(context));
+        }
+    }
+    Ok(())
+}
+
 fn wait_until_gone(api: &Api, id: &str) -> anyhow::Result<()> {
     let start = Instant::now();
-    while has_device(api, id)? {
+    while device(api, id)? != DeviceInfo::Absent {
         if start.elapsed() > GONE_WITHIN {
-            return Err(anyhow!(
-                "Guest has not let go of {id} within {} s; its port stays until it has and you ask again",
-                GONE_WITHIN.as_secs()
-            ));
+            let seconds = GONE_WITHIN.as_secs();
+            return Err(match api.info()?.as_ref().map(VmInfo::is_paused) {
+                Some(true) => anyhow!(
+                    "The VM is paused: its guest lets go of {id} once it is resumed. The port of {id} stays until \
+                     then; run remove-device again to wait for it"
+                ),
+                _ => anyhow!(
+                    "Guest has not let go of {id} within {seconds} s. Its port stays until it has; run remove-device \
+                     again to wait for another {seconds} s"
+                ),
+            });
         }
         std::thread::sleep(LOOK_EVERY);
     }
@@ -109,9 +144,9 @@ fn wait_until_gone(api: &Api, id: &str) -> anyhow::Result<()> {
 }
 
 /// A VMM that has ended meanwhile has no devices.
-fn has_device(api: &Api, id: &str) -> Result<bool, ApiError> {
-    match api.has_device(id) {
-        Err(ApiError::Connect { .. }) => Ok(false),
+fn device(api: &Api, id: &str) -> Result<DeviceInfo, ApiError> {
+    match api.device(id) {
+        Err(ApiError::Connect { .. }) => Ok(DeviceInfo::Absent),
         other => other,
     }
 }

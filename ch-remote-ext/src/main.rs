@@ -10,6 +10,7 @@ mod create;
 mod devices;
 mod help;
 mod show;
+mod state;
 mod status;
 mod supervisor;
 
@@ -55,6 +56,10 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
             Some(ports) => create::create(&arguments.api_socket()?, &path, &ports),
             None => pass_on(&arguments.all),
         },
+        Action::Snapshot => {
+            devices::check_stopped(arguments.api_socket.as_deref())?;
+            pass_on(&arguments.all)
+        }
         Action::InterVm(words) => show::run(arguments, &words),
         Action::PassOn => pass_on(&arguments.all),
     }

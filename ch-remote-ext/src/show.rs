@@ -2,17 +2,14 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::Path;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
-use cloud_hypervisor_ext::protocol::{PortInfo, PortState};
 use cloud_hypervisor_ext::report::Failure;
-use serde::Serialize;
 use serde_json::Value;
 
 use crate::arguments::Arguments;
-use crate::status;
+use crate::state::{Device, devices};
 use crate::supervisor::Supervisor;
 
 /// Show inter-VM network devices.
@@ -44,15 +41,6 @@ enum Command {
     },
 }
 
-/// A port as its supervisor knows it, and by its own word.
-#[derive(Debug, Serialize)]
-struct Device {
-    #[serde(flatten)]
-    port: PortInfo,
-    /// Null: it does not answer.
-    status: Value,
-}
-
 /// Runs what follows `inter-vm`, that included.
 pub(crate) fn run(arguments: &Arguments, words: &[OsString]) -> Result<u8, Failure> {
     let show = match Show::try_parse_from(words) {
@@ -65,14 +53,8 @@ pub(crate) fn run(arguments: &Arguments, words: &[OsString]) -> Result<u8, Failu
             )));
         }
     };
-    let mut devices: Vec<Device> = Supervisor::connect(&arguments.api_socket()?)?
-        .list()?
-        .into_iter()
-        .map(|port| {
-            let status = status::read(Path::new(&port.status_socket)).unwrap_or(Value::Null);
-            Device { port, status }
-        })
-        .collect();
+    let api_socket = arguments.api_socket()?;
+    let mut devices = devices(&api_socket, &mut Supervisor::connect(&api_socket)?)?;
     let mut out = std::io::stdout().lock();
     match show.command {
         Command::List { json: false } => list(&mut out, &devices)?,
@@ -101,21 +83,6 @@ fn print_json(out: &mut impl Write, devices: &[Device]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One word for what the port and its frontend do.
-fn state(device: &Device) -> &'static str {
-    let frontend = &device.status["frontend"];
-    match device.port.state {
-        PortState::Starting => "starting",
-        PortState::Down => "down",
-        PortState::Ending => "ending",
-        PortState::Serving if device.status.is_null() => "silent",
-        PortState::Serving if frontend.is_null() => "unplugged",
-        // The guest's driver has not started.
-        PortState::Serving if frontend["queues_running"] == 0 => "plugged",
-        PortState::Serving => "running",
-    }
-}
-
 fn list(out: &mut impl Write, devices: &[Device]) -> std::io::Result<()> {
     let header = ["ID", "STATE", "MAC", "SEGMENT", "PEERS", "RESTARTS"].map(str::to_owned);
     let rows: Vec<[String; 6]> = std::iter::once(header)
@@ -123,7 +90,7 @@ fn list(out: &mut impl Write, devices: &[Device]) -> std::io::Result<()> {
             let peers = device.status["peers"].as_array();
             [
                 device.port.id.clone(),
-                state(device).to_owned(),
+                device.device_state.word().to_owned(),
                 device.port.mac.clone(),
                 device.port.segment.clone(),
                 peers.map_or("-".to_owned(), |peers| peers.len().to_string()),
@@ -148,9 +115,12 @@ fn list(out: &mut impl Write, devices: &[Device]) -> std::io::Result<()> {
 }
 
 fn show_device(out: &mut impl Write, device: &Device) -> std::io::Result<()> {
-    let Device { port, status } = device;
-    writeln!(out, "{}: {}", port.id, state(device))?;
+    let Device { port, status, .. } = device;
+    writeln!(out, "{}: {}", port.id, device.device_state.word())?;
     let mut line = |name: &str, value: &str| writeln!(out, "  {name:9} {value}");
+    if let Some(warning) = device.warning {
+        line("warning", warning)?;
+    }
     line("mac", &port.mac)?;
     line("segment", &format!("{} as {}", port.segment, port.port_id))?;
     line("socket", &port.net.vhost_socket)?;

@@ -1,8 +1,10 @@
 //! Devices that come, are seen, and go.
 
+use std::os::unix::net::UnixStream;
+
 use serde_json::{Value, json};
 
-use crate::harness::Place;
+use crate::harness::{Place, until};
 use crate::rest;
 
 #[test]
@@ -51,6 +53,48 @@ fn the_name_of_a_device_that_was_unplugged_by_other_means_is_free() {
 }
 
 #[test]
+fn remove_device_asked_again_goes_on_waiting() {
+    let place = Place::new();
+    let vm = rest::serve(&place.path("api"));
+    let _launcher = place.idle_vm(&["--kernel", "k"]);
+    place
+        .remote(&["add-inter-vm", &place.device(",id=db")])
+        .succeeded();
+    // Asked for before, by a program that has given up waiting, or by another one.
+    {
+        let mut vm = vm.lock().unwrap();
+        vm.holds = true;
+        assert_eq!(vm.unplug("db".into()).0, 204);
+    }
+    std::thread::scope(|scope| {
+        let again = scope.spawn(|| place.remote(&["remove-device", "db"]));
+        let seen = vm.lock().unwrap().requests.len();
+        until("it waits", || {
+            assert!(!again.is_finished());
+            vm.lock().unwrap().requests.len() > seen + 3
+        });
+        assert_eq!(place.ports(), 1);
+        vm.lock().unwrap().holds = false;
+        again.join().unwrap().succeeded();
+    });
+    assert_eq!(place.ports(), 0);
+}
+
+/// The other's request comes between the look at the device and the request to unplug it.
+#[test]
+fn remove_device_goes_on_waiting_when_another_was_quicker() {
+    let place = Place::new();
+    let vm = rest::serve(&place.path("api"));
+    let _launcher = place.idle_vm(&["--kernel", "k"]);
+    place
+        .remote(&["add-inter-vm", &place.device(",id=db")])
+        .succeeded();
+    vm.lock().unwrap().other_is_quicker = true;
+    place.remote(&["remove-device", "db"]).succeeded();
+    assert_eq!(place.ports(), 0);
+}
+
+#[test]
 fn devices_are_shown() {
     let place = Place::new();
     let _launcher = place.idle_vm(&[
@@ -69,12 +113,16 @@ fn devices_are_shown() {
         words[0],
         ["ID", "STATE", "MAC", "SEGMENT", "PEERS", "RESTARTS"]
     );
-    assert_eq!(words[1][..2], ["inter-vm0", "unplugged"]);
-    assert_eq!(words[2][..2], ["b", "unplugged"]);
+    // Nobody answers for the VM.
+    assert_eq!(words[1][..2], ["inter-vm0", "disconnected"]);
+    assert_eq!(words[2][..2], ["b", "disconnected"]);
     assert_eq!((words.len(), words[1][5]), (3, "0"));
 
     let text = place.remote(&["inter-vm", "show", "b"]).succeeded();
-    assert!(text.starts_with("b: unplugged\n  mac "), "{text}");
+    assert!(
+        text.starts_with("b: disconnected\n  warning   Cloud Hypervisor "),
+        "{text}"
+    );
     assert!(text.contains(&place.text("api.inter-vm/b.sock")), "{text}");
 
     let json: Value = serde_json::from_str(
@@ -91,6 +139,51 @@ fn devices_are_shown() {
     let json: Value =
         serde_json::from_str(&place.remote(&["inter-vm", "list", "--json"]).succeeded()).unwrap();
     assert_eq!(json.as_array().unwrap().len(), 2);
+}
+
+/// Each of these was `unplugged` once.
+#[test]
+fn device_state_tells_a_vm_to_be_booted_from_a_device_that_is_gone() {
+    let place = Place::new();
+    let vm = rest::serve(&place.path("api"));
+    let _launcher = place.idle_vm(&["--inter-vm", &place.device("")]);
+    let state = || {
+        let list = place.remote(&["inter-vm", "list", "--json"]).succeeded();
+        let list: Value = serde_json::from_str(&list).unwrap();
+        let words = place.remote(&["inter-vm", "list"]).succeeded();
+        let word = words
+            .lines()
+            .nth(1)
+            .and_then(|line| line.split_whitespace().nth(1));
+        assert_eq!(list[0]["device_state"], *word.unwrap());
+        word.unwrap().to_owned()
+    };
+    let set = |vm_state, devices: &[&str]| {
+        let mut vm = vm.lock().unwrap();
+        vm.state = Some(vm_state);
+        vm.devices = devices.iter().map(|id| (*id).to_owned()).collect();
+    };
+    set("", &[]);
+    assert_eq!(state(), "no-vm");
+    set("Created", &["inter-vm0"]);
+    assert_eq!(state(), "created");
+    set("Created", &[]);
+    assert_eq!(state(), "unplugged");
+    set("Running", &["inter-vm0"]);
+    assert_eq!(state(), "disconnected");
+    set("Running", &[]);
+    assert_eq!(state(), "unplugged");
+    // As the VMM does when the VM is booted.
+    set("Running", &["inter-vm0"]);
+    let _frontend = UnixStream::connect(place.path("api.inter-vm/inter-vm0.sock")).unwrap();
+    until("the port has a frontend", || state() == "plugged");
+    set("Paused", &["inter-vm0"]);
+    assert_eq!(state(), "paused");
+    let mut vm = vm.lock().unwrap();
+    vm.holds = true;
+    assert_eq!(vm.unplug("inter-vm0".into()).0, 204);
+    drop(vm);
+    assert_eq!(state(), "unplugging");
 }
 
 #[test]

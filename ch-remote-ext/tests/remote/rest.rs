@@ -14,6 +14,12 @@ pub(crate) struct Vm {
     pub(crate) devices: Vec<String>,
     /// Devices that the guest is about to let go of: how often they are still seen.
     leaving: Vec<(String, usize)>,
+    /// The guest lets go of nothing.
+    pub(crate) holds: bool,
+    /// Somebody else asks for the same just before the next request to unplug.
+    pub(crate) other_is_quicker: bool,
+    /// What the VM does: Running, unless said otherwise. An empty one: there is none.
+    pub(crate) state: Option<&'static str>,
     /// Status and lines of the answer to the next request that would change something.
     pub(crate) refuse: Option<(u16, Value)>,
     /// It does not tell what devices there are.
@@ -83,23 +89,49 @@ impl Vm {
                 self.devices.push(id.clone());
                 (200, Some(json!({"id": id, "bdf": "0000:00:05.0"})))
             }
-            "PUT /api/v1/vm.remove-device" => {
-                self.leaving.push((id, 3));
-                (204, None)
-            }
+            "PUT /api/v1/vm.remove-device" => self.unplug(id),
             "GET /api/v1/vm.info" if self.busy => (429, Some(json!(["Too Many Requests"]))),
-            "GET /api/v1/vm.info" => {
-                self.let_go();
-                let tree: serde_json::Map<String, Value> = self
-                    .devices
-                    .iter()
-                    .map(|id| (id.clone(), json!({})))
-                    .collect();
-                (200, Some(json!({"state": "Running", "device_tree": tree})))
-            }
+            "GET /api/v1/vm.info" if self.state == Some("") => (404, None),
+            "GET /api/v1/vm.info" => (200, Some(self.info())),
             "PUT /api/v1/vm.create" => (204, None),
             _ => (404, Some(json!(["Error from API", "Not Found"]))),
         }
+    }
+
+    /// As v53: a device is taken out of the configuration at once, so that it is not found a second time.
+    pub(crate) fn unplug(&mut self, id: String) -> (u16, Option<Value>) {
+        if std::mem::take(&mut self.other_is_quicker) {
+            self.leaving.push((id.clone(), 3));
+        }
+        if !self.devices.contains(&id) || self.is_leaving(&id) {
+            let lines = json!([
+                "Error from API",
+                "The device could not be removed from the VM",
+                format!("Failed to find device corresponding to the given identifier: {id}"),
+            ]);
+            return (500, Some(lines));
+        }
+        self.leaving.push((id, 3));
+        (204, None)
+    }
+
+    fn is_leaving(&self, id: &str) -> bool {
+        self.leaving.iter().any(|(name, _)| name == id)
+    }
+
+    fn info(&mut self) -> Value {
+        if !self.holds {
+            self.let_go();
+        }
+        let configured = self.devices.iter().filter(|id| !self.is_leaving(id));
+        let nets: Vec<Value> = configured.map(|id| json!({ "id": id })).collect();
+        let state = self.state.unwrap_or("Running");
+        let mut info = json!({"state": state, "config": {"net": nets}});
+        if state != "Created" {
+            let tree = self.devices.iter().map(|id| (id.clone(), json!({})));
+            info["device_tree"] = Value::Object(tree.collect());
+        }
+        info
     }
 
     fn let_go(&mut self) {
