@@ -15,6 +15,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
+use virtio_inter_args::absolute;
 
 /// For what a VMM answers at once.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -206,7 +207,7 @@ impl Api {
             other => other?,
         };
         let info = serde_json::from_str(&info).map_err(|source| ApiError::Content {
-            path: self.path.clone(),
+            path: absolute(&self.path),
             request: "vm.info",
             source,
         })?;
@@ -231,7 +232,7 @@ impl Api {
                 .await
                 .unwrap_or_else(|_| {
                     Err(ApiError::Silent {
-                        path: self.path.clone(),
+                        path: absolute(&self.path),
                         within,
                     })
                 })
@@ -246,13 +247,13 @@ impl Api {
         body: Option<&Value>,
     ) -> Result<String, ApiError> {
         let http = |source| ApiError::Http {
-            path: self.path.clone(),
+            path: absolute(&self.path),
             source,
         };
         let stream = UnixStream::connect(&self.path)
             .await
             .map_err(|source| ApiError::Connect {
-                path: self.path.clone(),
+                path: absolute(&self.path),
                 source,
             })?;
         let (mut sender, connection) =

@@ -5,9 +5,22 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use cloud_hypervisor_ext::report::Failure;
+use virtio_inter_args::{check_socket_path, is_typing_error};
 
 /// The kind of device that stands before its options in `add-device`.
 const KIND: &str = "inter-vm";
+
+/// Our commands.
+const COMMANDS: [&str; 2] = ["add-inter-vm", KIND];
+
+/// Options before the command.
+const OPTIONS: [&str; 5] = [
+    "--api-socket",
+    "--dbus-service-name",
+    "--dbus-object-path",
+    "--help",
+    "--version",
+];
 
 /// How a device is plugged in.
 pub(crate) const ADD_USAGE: &str =
@@ -20,6 +33,8 @@ pub(crate) struct Arguments {
     pub(crate) all: Vec<OsString>,
     pub(crate) api_socket: Option<PathBuf>,
     asks: Asks,
+    /// An option that does not exist, and the one that was probably meant.
+    mistyped: Option<(String, &'static str)>,
     /// The subcommand and what follows it.
     command: Vec<OsString>,
 }
@@ -38,6 +53,8 @@ pub(crate) enum Action {
     Version,
     /// How `add-inter-vm` is used.
     AddHelp,
+    /// How a command of the stock program is used that does more here.
+    ChangedHelp(Changed),
     /// A device, by what may follow `--inter-vm`.
     Add(String),
     /// A device that may be ours.
@@ -51,11 +68,42 @@ pub(crate) enum Action {
     PassOn,
 }
 
+/// A command of the stock program that does more here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Changed {
+    AddDevice,
+    RemoveDevice,
+    Create,
+    Snapshot,
+}
+
+impl Changed {
+    const ALL: [Self; 4] = [
+        Self::AddDevice,
+        Self::RemoveDevice,
+        Self::Create,
+        Self::Snapshot,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::AddDevice => "add-device",
+            Self::RemoveDevice => "remove-device",
+            Self::Create => "create",
+            Self::Snapshot => "snapshot",
+        }
+    }
+
+    fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|command| command.name() == name)
+    }
+}
+
 impl Arguments {
     /// Reads arguments, without the program's name.
     pub(crate) fn new(arguments: impl IntoIterator<Item = OsString>) -> Self {
         let all: Vec<OsString> = arguments.into_iter().collect();
-        let (mut api_socket, mut asks) = (None, Asks::Command);
+        let (mut api_socket, mut asks, mut mistyped) = (None, Asks::Command, None);
         let mut rest = all.iter();
         let mut command = Vec::new();
         while let Some(argument) = rest.next() {
@@ -70,7 +118,13 @@ impl Arguments {
                 Some(text) if text.starts_with("--api-socket=") => {
                     api_socket = text.split_once('=').map(|(_, path)| path.into());
                 }
-                Some(text) if text.starts_with('-') => {}
+                Some(text) if text.starts_with('-') => {
+                    let name = text.split('=').next().unwrap_or(text);
+                    let meant = OPTIONS
+                        .into_iter()
+                        .find(|known| is_typing_error(name, known));
+                    mistyped = mistyped.or(meant.map(|known| (name.to_owned(), known)));
+                }
                 _ => {
                     command.push(argument.clone());
                     command.extend(rest.by_ref().cloned());
@@ -84,8 +138,14 @@ impl Arguments {
             all,
             api_socket,
             asks,
+            mistyped,
             command,
         }
+    }
+
+    /// The subcommand.
+    pub(crate) fn command(&self) -> Option<&OsStr> {
+        self.command.first().map(OsString::as_os_str)
     }
 
     /// What is asked for.
@@ -99,6 +159,9 @@ impl Arguments {
             Asks::Version => return Ok(Action::Version),
             Asks::Command => {}
         }
+        if let Some((given, meant)) = &self.mistyped {
+            return Err(unexpected("argument", given, meant));
+        }
         let (name, rest) = match self.command.split_first() {
             Some((name, rest)) => (name.to_str().unwrap_or_default(), rest),
             None => return Ok(Action::PassOn),
@@ -108,17 +171,23 @@ impl Arguments {
             _ => None,
         };
         Ok(match (name, only) {
+            ("help", _) => self.help_of(rest),
+            ("add-inter-vm", Some("-h" | "--help")) => Action::AddHelp,
+            (changed, Some("-h" | "--help")) if let Some(command) = Changed::find(changed) => {
+                Action::ChangedHelp(command)
+            }
             ("add-device", Some(text)) if text == KIND => Action::Add(String::new()),
             ("add-device", Some(text)) if text.starts_with("inter-vm,") => {
                 Action::Add(text[KIND.len() + 1..].to_owned())
             }
-            ("help", Some("add-inter-vm")) | ("add-inter-vm", Some("-h" | "--help")) => {
-                Action::AddHelp
+            ("add-device", Some(text)) if is_typing_error(kind_of(text), KIND) => {
+                return Err(unexpected("kind of device", kind_of(text), KIND));
             }
-            ("help", Some(KIND)) => Action::InterVm(vec![KIND.into(), "--help".into()]),
             ("add-inter-vm", Some(text)) if !text.starts_with('-') => Action::Add(text.to_owned()),
             ("add-inter-vm", _) => {
-                return Err(Failure::usage(anyhow!(ADD_USAGE)));
+                return Err(Failure::usage(anyhow!(
+                    "add-inter-vm takes one argument\n{ADD_USAGE}"
+                )));
             }
             ("remove-device", Some(id)) if !id.starts_with('-') => Action::Remove(id.to_owned()),
             ("create", Some(path)) if path == "-" || !path.starts_with('-') => {
@@ -127,8 +196,32 @@ impl Arguments {
             ("create", None) if rest.is_empty() => Action::Create("-".to_owned()),
             ("snapshot", Some(url)) if !url.starts_with('-') => Action::Snapshot,
             (KIND, _) => Action::InterVm(self.command.clone()),
-            _ => Action::PassOn,
+            _ => match COMMANDS
+                .into_iter()
+                .find(|known| is_typing_error(name, known))
+            {
+                Some(known) => return Err(unexpected("command", name, known)),
+                None => Action::PassOn,
+            },
         })
+    }
+
+    /// What is asked for by `help` and a command.
+    fn help_of(&self, words: &[OsString]) -> Action {
+        let Some((name, rest)) = words.split_first() else {
+            return Action::Help;
+        };
+        let name = name.to_str().unwrap_or_default();
+        match Changed::find(name) {
+            Some(command) if rest.is_empty() => Action::ChangedHelp(command),
+            _ if name == KIND => {
+                let mut words = words.to_vec();
+                words.push("--help".into());
+                Action::InterVm(words)
+            }
+            _ if name == "add-inter-vm" => Action::AddHelp,
+            _ => Action::PassOn,
+        }
     }
 
     /// The API socket, for what cannot be done without.
@@ -138,12 +231,26 @@ impl Arguments {
     /// When it was not given.
     pub(crate) fn api_socket(&self) -> Result<PathBuf, Failure> {
         match &self.api_socket {
-            Some(path) if path != OsStr::new("") => Ok(path.clone()),
-            _ => Err(Failure::usage(anyhow!(
+            Some(path) => match check_socket_path(path) {
+                Ok(()) => Ok(path.clone()),
+                Err(error) => Err(Failure::usage(anyhow!("--api-socket: {error}"))),
+            },
+            None => Err(Failure::usage(anyhow!(
                 "Inter-VM devices need --api-socket <api-socket>"
             ))),
         }
     }
+}
+
+fn unexpected(what: &str, given: &str, meant: &str) -> Failure {
+    Failure::usage(anyhow!(
+        "unexpected {what} '{given}' found; a similar one exists: '{meant}'"
+    ))
+}
+
+/// What stands before the options of a device.
+fn kind_of(text: &str) -> &str {
+    text.split(',').next().unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -166,9 +273,14 @@ mod tests {
             (&["--api-socket", "a", "info"], Action::PassOn),
             (&["--api-socket", "--help"], Action::PassOn),
             (&["info", "--help"], Action::PassOn),
-            (&["help", "add-device"], Action::PassOn),
+            (&["help", "info"], Action::PassOn),
+            (
+                &["help", "add-device"],
+                Action::ChangedHelp(Changed::AddDevice),
+            ),
+            (&["create", "--help"], Action::ChangedHelp(Changed::Create)),
             (&["add-device", "path=/x"], Action::PassOn),
-            (&["add-device", "inter-vmx"], Action::PassOn),
+            (&["add-device", "vfio"], Action::PassOn),
             (&["add-device"], Action::PassOn),
             (&["add-device", "inter-vm"], Action::Add(String::new())),
             (
@@ -187,9 +299,19 @@ mod tests {
             ),
             (&["remove-device", "x"], Action::Remove("x".into())),
             (&["remove-device"], Action::PassOn),
-            (&["remove-device", "--help"], Action::PassOn),
             (&["snapshot", "file:///x"], Action::Snapshot),
-            (&["snapshot", "--help"], Action::PassOn),
+            (
+                &["snapshot", "--help"],
+                Action::ChangedHelp(Changed::Snapshot),
+            ),
+            (
+                &["remove-device", "--help"],
+                Action::ChangedHelp(Changed::RemoveDevice),
+            ),
+            (
+                &["help", "inter-vm", "list"],
+                Action::InterVm(vec!["inter-vm".into(), "list".into(), "--help".into()]),
+            ),
             (&["create"], Action::Create("-".into())),
             (&["create", "/x"], Action::Create("/x".into())),
             (&["--dbus-service-name", "create", "info"], Action::PassOn),
@@ -201,6 +323,37 @@ mod tests {
             .action()
             .unwrap_err();
         assert_eq!(missing.status, 2);
+    }
+
+    #[test]
+    fn typing_errors_are_usage_errors_with_a_suggestion() {
+        for (words, suggestion) in [
+            (
+                &["--api-sokcet", "/a", "inter-vm", "list"][..],
+                "'--api-socket'",
+            ),
+            (&["--api-soket=/a", "inter-vm", "list"], "'--api-socket'"),
+            (&["intervm", "list"], "'inter-vm'"),
+            (&["add-intervm", "segment=a"], "'add-inter-vm'"),
+            (&["add-device", "inter-vn,segment=a"], "'inter-vm'"),
+        ] {
+            let arguments = Arguments::new(words.iter().map(OsString::from));
+            let failure = arguments.action().unwrap_err();
+            assert_eq!(failure.status, 2);
+            let text = failure.error.to_string();
+            assert!(text.contains(suggestion), "{text}");
+        }
+    }
+
+    #[test]
+    fn api_socket_that_is_empty_or_looks_abstract_is_a_usage_error() {
+        for path in ["", "@a"] {
+            let words = ["--api-socket", path, "inter-vm", "list"];
+            let arguments = Arguments::new(words.map(OsString::from));
+            let failure = arguments.api_socket().unwrap_err();
+            assert_eq!(failure.status, 2);
+            assert!(failure.error.to_string().contains("--api-socket"));
+        }
     }
 
     #[test]

@@ -116,6 +116,7 @@ mod tests {
             state: PortState::Serving,
             pid: Some(1),
             restarts: 0,
+            socket: format!("/run/{id}"),
             status_socket: "/x".into(),
             net: NetConfig {
                 id: id.into(),

@@ -1,8 +1,10 @@
-//! The stock program's own help, with the commands that it does not know in their places.
+//! The program's help: the stock program's own with the commands that it does not know in their places, or, without it,
+//! ours alone.
 
-use cloud_hypervisor_ext::inter_vm::SYNTAX;
+use cloud_hypervisor_ext::help::keys;
+use cloud_hypervisor_ext::inter_vm::syntax;
 
-use crate::arguments::ADD_USAGE;
+use crate::arguments::{ADD_USAGE, Changed};
 
 const COMMANDS: [(&str, &str); 2] = [
     (
@@ -12,16 +14,93 @@ const COMMANDS: [(&str, &str); 2] = [
     ("inter-vm", "Show inter-VM network devices: list, show"),
 ];
 
+/// In the place of the stock program's help, where there is none. Our commands are added.
+const OURS: &str = "\
+Control a running VM of Cloud Hypervisor that cloud-hypervisor-ext started
+
+Usage: ch-remote-ext --api-socket <api-socket> <COMMAND>
+
+Commands:
+  add-device     Add device: inter-vm,<config> an inter-VM network device
+  create         Create VM from a JSON configuration, with its inter-VM network devices
+  remove-device  Remove device, and end its port
+  snapshot       Snapshot VM, unless a port may still write the guest's memory
+  help           Print this message or the help of the given command
+
+Options:
+      --api-socket <api-socket>  HTTP API socket path (UNIX domain socket)
+  -h, --help                     Print help
+  -V, --version                  Print version
+";
+
+const DETAILS: &str = "
+Environment:
+  CH_REMOTE  Program that runs all other commands. Default: ch-remote from PATH
+
+Exit status: 0, or that of ch-remote; 1 if a command fails, 2 if the command line is wrong.
+";
+
+/// The whole help.
+///
+/// `stock` is the text of the stock program's help, or the reason why there is none, on one line.
+pub(crate) fn text(stock: Result<&str, &str>) -> String {
+    let mut text = with_inter_vm(stock.unwrap_or(OURS));
+    text.push_str(DETAILS);
+    if let Err(reason) = stock {
+        text.push_str(&missing("The commands", reason));
+    }
+    text
+}
+
+/// That something of the stock program is not in a text.
+pub(crate) fn missing(what: &str, reason: &str) -> String {
+    format!("\n{what} of ch-remote are not shown: {reason}\n")
+}
+
 /// How `add-inter-vm` is used.
 pub(crate) fn add_inter_vm() -> String {
     format!(
-        "{}\n\nPlugs in a network device, and starts its port.\n\nArguments:\n  <inter-vm_config>  {}",
-        ADD_USAGE, SYNTAX
+        "Add an inter-VM network device to the VM, and start its port\n\n{ADD_USAGE}\n\n\
+         Arguments:\n  <inter-vm_config>  {}\n\n\
+         Keys, separated by commas; values with a comma in double quotes:\n{}",
+        syntax(),
+        keys()
     )
 }
 
+/// How a command of the stock program is used that does more here: that program's help, and what is different.
+pub(crate) fn changed(command: Changed, stock: Result<&str, &str>) -> String {
+    let ours = match command {
+        Changed::AddDevice => {
+            "add-device inter-vm,<config> adds an inter-VM network device and starts its port; \
+             see: ch-remote-ext help add-inter-vm"
+        }
+        Changed::RemoveDevice => {
+            "For an inter-VM network device, remove-device <id> also ends its port, once the guest \
+             has released the device."
+        }
+        Changed::Create => {
+            "create [<file>] adds the inter-VM network devices for which cloud-hypervisor-ext has \
+             ports, and shares the VM's memory."
+        }
+        Changed::Snapshot => {
+            "snapshot <url> is refused while a port of a paused VM may still write the guest's memory."
+        }
+    };
+    match stock {
+        Ok(text) => format!("{}\n\n{ours}\n", text.trim_end()),
+        Err(reason) => {
+            let usage = format!(
+                "Usage: ch-remote-ext --api-socket <api-socket> {} …",
+                command.name()
+            );
+            format!("{usage}\n\n{ours}\n{}", missing("The options", reason))
+        }
+    }
+}
+
 /// Adds our commands to the list of a help text, by the alphabet; leaves a text without one alone.
-pub(crate) fn with_inter_vm(help: &str) -> String {
+fn with_inter_vm(help: &str) -> String {
     let mut lines: Vec<String> = help.lines().map(str::to_owned).collect();
     let Some(start) = lines.iter().position(|line| line == "Commands:") else {
         return help.to_owned();
@@ -78,6 +157,35 @@ mod tests {
             ]
         );
         assert!(with.contains("\n  inter-vm    Show"), "{with}");
+    }
+
+    #[test]
+    fn help_of_our_own_is_complete() {
+        let text = text(Err("No ch-remote found"));
+        let commands: Vec<&str> = text
+            .lines()
+            .skip_while(|line| *line != "Commands:")
+            .skip(1)
+            .take_while(|line| line.starts_with("  "))
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        assert_eq!(
+            commands,
+            [
+                "add-device",
+                "add-inter-vm",
+                "create",
+                "inter-vm",
+                "remove-device",
+                "snapshot",
+                "help"
+            ]
+        );
+        assert!(
+            text.contains("--api-socket") && text.contains("CH_REMOTE"),
+            "{text}"
+        );
+        assert!(text.ends_with("not shown: No ch-remote found\n"), "{text}");
     }
 
     #[test]

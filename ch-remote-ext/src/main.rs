@@ -21,8 +21,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, anyhow};
-use cloud_hypervisor_ext::programs::{ask, find};
-use cloud_hypervisor_ext::report::{Failure, status};
+use cloud_hypervisor_ext::programs::{ProgramError, describe, find};
+use cloud_hypervisor_ext::report::{Failure, USAGE, print};
 
 use crate::arguments::{Action, Arguments};
 
@@ -41,58 +41,71 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<u8, Failure> {
     match arguments.action()? {
-        Action::Help => help(&arguments.all),
-        Action::Version => version(),
-        Action::AddHelp => {
-            writeln!(std::io::stdout(), "{}", help::add_inter_vm())?;
-            Ok(0)
+        Action::Help if arguments.all.is_empty() => {
+            // As clap has it for a program that cannot do without arguments.
+            let _ = std::io::stderr().write_all(help(&["--help".into()]).as_bytes());
+            Ok(USAGE)
+        }
+        Action::Help => show(&help(&["--help".into()])),
+        Action::Version => show(&version()),
+        Action::AddHelp => show(&help::add_inter_vm()),
+        Action::ChangedHelp(command) => {
+            let stock = describe(stock(), &["help".into(), command.name().into()]);
+            show(&help::changed(
+                command,
+                stock.as_deref().map_err(String::as_str),
+            ))
         }
         Action::Add(device) => devices::add(&arguments.api_socket()?, &device),
         Action::Remove(id) => match devices::find_port(arguments.api_socket.as_deref(), &id)? {
             Some(supervisor) => devices::remove(&arguments.api_socket()?, supervisor, &id),
-            None => pass_on(&arguments.all),
+            None => pass_on(arguments),
         },
         Action::Create(path) => match create::find_ports(arguments.api_socket.as_deref())? {
             Some(ports) => create::create(&arguments.api_socket()?, &path, &ports),
-            None => pass_on(&arguments.all),
+            None => pass_on(arguments),
         },
         Action::Snapshot => {
             devices::check_stopped(arguments.api_socket.as_deref())?;
-            pass_on(&arguments.all)
+            pass_on(arguments)
         }
         Action::InterVm(words) => show::run(arguments, &words),
-        Action::PassOn => pass_on(&arguments.all),
+        Action::PassOn => pass_on(arguments),
     }
 }
 
-fn stock() -> anyhow::Result<PathBuf> {
-    find(VARIABLE, "ch-remote")?.with_context(|| {
-        format!(
-            "No ch-remote found in PATH; install it, or name its program by the variable {VARIABLE}"
-        )
-    })
+fn stock() -> Result<PathBuf, ProgramError> {
+    find(VARIABLE, "ch-remote")?.ok_or(ProgramError::NoRemote { variable: VARIABLE })
 }
 
 /// Becomes the stock program.
-fn pass_on(arguments: &[OsString]) -> Result<u8, Failure> {
-    let program = stock()?;
-    let error = Command::new(&program).args(arguments).exec();
+fn pass_on(arguments: &Arguments) -> Result<u8, Failure> {
+    let program = stock().with_context(|| match arguments.command() {
+        Some(name) => format!("Cannot run {}, a command of ch-remote", name.display()),
+        None => "Cannot run ch-remote".to_owned(),
+    })?;
+    let error = Command::new(&program).args(&arguments.all).exec();
     Err(anyhow!(error)
         .context(format!("Cannot run {}", program.display()))
         .into())
 }
 
-/// The stock program's help, on the stream where that puts it, with our commands.
-fn help(arguments: &[OsString]) -> Result<u8, Failure> {
-    let output = ask(&stock()?, arguments)?;
-    let changed = |text: &[u8]| help::with_inter_vm(&String::from_utf8_lossy(text));
-    std::io::stdout().write_all(changed(&output.stdout).as_bytes())?;
-    std::io::stderr().write_all(changed(&output.stderr).as_bytes())?;
-    Ok(status(output.status))
+fn show(text: &str) -> Result<u8, Failure> {
+    print(text)?;
+    Ok(0)
 }
 
-fn version() -> Result<u8, Failure> {
-    let ended = Command::new(stock()?).arg("--version").status()?;
-    writeln!(std::io::stdout(), "{PROGRAM} {}", env!("CARGO_PKG_VERSION"))?;
-    Ok(status(ended))
+/// The stock program's help with our commands; ours alone, where there is no stock program.
+fn help(arguments: &[OsString]) -> String {
+    let stock = describe(stock(), arguments);
+    help::text(stock.as_deref().map_err(String::as_str))
+}
+
+/// The stock program's version first, as programs may look for that, and ours.
+fn version() -> String {
+    let ours = format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"));
+    match describe(stock(), &["--version".into()]) {
+        Ok(stock) => format!("{}\n{ours}", stock.trim_end()),
+        Err(reason) => format!("{ours}The version of ch-remote is not shown: {reason}\n"),
+    }
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
-use cloud_hypervisor_ext::report::Failure;
+use cloud_hypervisor_ext::report::{Failure, print};
 use serde_json::Value;
 
 use crate::arguments::Arguments;
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments, words: &[OsString]) -> Result<u8, Failu
     };
     let api_socket = arguments.api_socket()?;
     let mut devices = devices(&api_socket, &mut Supervisor::connect(&api_socket)?)?;
-    let mut out = std::io::stdout().lock();
+    let mut out = Vec::new();
     match show.command {
         Command::List { json: false } => list(&mut out, &devices)?,
         Command::List { json: true } => print_json(&mut out, &devices)?,
@@ -75,6 +75,7 @@ pub(crate) fn run(arguments: &Arguments, words: &[OsString]) -> Result<u8, Failu
             }
         }
     }
+    print(&String::from_utf8_lossy(&out))?;
     Ok(0)
 }
 
@@ -123,7 +124,12 @@ fn show_device(out: &mut impl Write, device: &Device) -> std::io::Result<()> {
     }
     line("mac", &port.mac)?;
     line("segment", &format!("{} as {}", port.segment, port.port_id))?;
-    line("socket", &port.net.vhost_socket)?;
+    let socket = match port.socket.as_str() {
+        // A supervisor of an older version.
+        "" => &port.net.vhost_socket,
+        socket => socket,
+    };
+    line("socket", socket)?;
     let process = port.pid.map_or("none".to_owned(), |pid| pid.to_string());
     line(
         "process",

@@ -13,6 +13,7 @@ use cloud_hypervisor_ext::vm_directory::control_socket;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::geteuid;
+use virtio_inter_args::absolute;
 
 /// A supervisor answers at once, but for a port's start (10 s at most) and end (5 s at most).
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -36,7 +37,7 @@ impl Supervisor {
             format!(
                 "No supervisor at {}: was the VM started by cloud-hypervisor-ext? If not, start a \
                  `virtio-inter port` by hand, and plug it in by add-net vhost_user=on,socket=…",
-                path.display()
+                absolute(&path).display()
             )
         })?;
         Self::of(stream, path, api_socket)
@@ -69,22 +70,21 @@ impl Supervisor {
             {
                 Ok(None)
             }
-            Err(error) => {
-                Err(error).with_context(|| format!("Cannot ask supervisor at {}", path.display()))
-            }
+            Err(error) => Err(error)
+                .with_context(|| format!("Cannot ask supervisor at {}", absolute(&path).display())),
         }
     }
 
     fn of(stream: UnixStream, path: PathBuf, api_socket: &Path) -> anyhow::Result<Self> {
         let owner = fs::metadata(api_socket).ok().map(|socket| socket.uid());
         let uid = socket_peercred(&stream)
-            .with_context(|| format!("Cannot tell whose {} is", path.display()))?
+            .with_context(|| format!("Cannot tell whose {} is", absolute(&path).display()))?
             .uid
             .as_raw();
         if !may_supervise(uid, geteuid().as_raw(), owner) {
             bail!(
                 "Process at {} is of user {uid}, who is neither the VM's nor root nor you: not asked for anything",
-                path.display()
+                absolute(&path).display()
             );
         }
         Ok(Self {
@@ -94,9 +94,12 @@ impl Supervisor {
     }
 
     fn ask(&mut self, request: &Request) -> anyhow::Result<Reply> {
-        let reply = self
-            .exchange(request)
-            .with_context(|| format!("Supervisor at {} does not answer", self.path.display()))?;
+        let reply = self.exchange(request).with_context(|| {
+            format!(
+                "Supervisor at {} does not answer",
+                absolute(&self.path).display()
+            )
+        })?;
         match reply {
             Reply::Error(why) => Err(why
                 .into_iter()

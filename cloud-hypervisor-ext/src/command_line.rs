@@ -85,16 +85,35 @@ impl CommandLine {
         arguments
     }
 
-    /// Whether an argument (`-V`) or long flag is there.
+    /// Whether an argument (`-V`) or long flag is there, before a `--`.
     pub fn has(&self, flag: &str) -> bool {
-        self.pieces.iter().any(|piece| match piece {
+        let end = |piece: &&Piece| !matches!(piece, Piece::Other(argument) if argument == "--");
+        self.pieces.iter().take_while(end).any(|piece| match piece {
             Piece::Flag { name, .. } => name == flag,
             Piece::Other(argument) => argument == flag,
         })
     }
 
+    /// The names of all long flags, with their dashes.
+    pub fn flags(&self) -> impl Iterator<Item = &str> {
+        self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Flag { name, .. } => name.to_str(),
+            Piece::Other(_) => None,
+        })
+    }
+
+    /// The level of log messages that `-v` asks for, as Cloud Hypervisor has it.
+    pub fn log_level(&self) -> &'static str {
+        match self.verbosity() {
+            0 => "warn",
+            1 => "info",
+            2 => "debug",
+            _ => "trace",
+        }
+    }
+
     /// How often `-v` was given, also as in `-vv`.
-    pub fn verbosity(&self) -> usize {
+    fn verbosity(&self) -> usize {
         let count = |argument: &OsString| {
             let letters = argument.to_str()?.strip_prefix('-')?;
             (!letters.is_empty() && letters.bytes().all(|letter| letter == b'v'))
@@ -280,5 +299,19 @@ mod tests {
     #[test]
     fn verbosity_is_counted() {
         assert_eq!(line(&["-v", "-vv", "--v", "-V", "-"]).verbosity(), 3);
+        assert_eq!(line(&["-v"]).log_level(), "info");
+        assert_eq!(line(&["-vvv"]).log_level(), "trace");
+    }
+
+    #[test]
+    fn what_follows_two_dashes_is_no_flag() {
+        assert!(line(&["--help"]).has("--help"));
+        assert!(!line(&["--", "--help"]).has("--help"));
+        assert_eq!(
+            line(&["--a=b", "-c", "--", "--d"])
+                .flags()
+                .collect::<Vec<_>>(),
+            ["--a"]
+        );
     }
 }

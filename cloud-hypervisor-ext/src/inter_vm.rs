@@ -1,36 +1,85 @@
 //! `--inter-vm`: what may be said of a device. What becomes of it is in `device`.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use virtio_inter_args::{SocketPathError, parse_size, segment_directory};
 use virtio_inter_segment::{MAX_QUEUE_PAIRS, MacAddr, PortId};
 
 use crate::options::{OptionError, Options, quote};
 
-/// The flag's help, in the manner of Cloud Hypervisor's.
-pub const SYNTAX: &str = "Inter-VM network parameters \
-     \"segment=<name_or_directory>,mac=<mac_addr>,id=<device_id>,mtu=<bytes>,\
-     num_queues=<number_of_queues>,queue_size=<size_of_each_queue>,socket=<vhost_user_socket_path>,\
-     pci_segment=<segment_id>,pci_device_id=<pci_slot>\"";
+/// A key of the flag: its name, its value, and what it means.
+pub struct Key {
+    /// As written before the `=`.
+    pub name: &'static str,
+    /// Its value, in the manner of Cloud Hypervisor's help.
+    pub value: &'static str,
+    /// What it means.
+    pub help: &'static str,
+}
 
-/// Where segments that are given by name are.
-pub const SEGMENTS: &str = "/run/virtio-inter";
-
-/// A longer path does not fit a Unix socket's address (unix(7)), in bytes.
-pub const MAX_SOCKET_PATH: usize = 107;
-
-const KEYS: &[&str] = &[
-    "segment",
-    "mac",
-    "id",
-    "mtu",
-    "num_queues",
-    "queue_size",
-    "socket",
-    "pci_segment",
-    "pci_device_id",
+/// All keys.
+pub const KEYS: [Key; 9] = [
+    Key {
+        name: "segment",
+        value: "<name_or_directory>",
+        help: "Segment: a name, for a directory of /run/virtio-inter, or a path with a '/'. Required",
+    },
+    Key {
+        name: "mac",
+        value: "<mac_addr>",
+        help: "MAC address of the guest. Default: derived from the VM and the device",
+    },
+    Key {
+        name: "id",
+        value: "<device_id>",
+        help: "Name of the device. Default: inter-vm0, inter-vm1, and so on",
+    },
+    Key {
+        name: "mtu",
+        value: "<bytes>",
+        help: "Size of an IP packet, 1280 to 65535. Default: 1500",
+    },
+    Key {
+        name: "num_queues",
+        value: "<number_of_queues>",
+        help: "Number of virtqueues, two for each pair: 2 to 128. Default: 2",
+    },
+    Key {
+        name: "queue_size",
+        value: "<size_of_each_queue>",
+        help: "Entries of each virtqueue, a power of two from 2 to 32K. Default: 256",
+    },
+    Key {
+        name: "socket",
+        value: "<vhost_user_socket_path>",
+        help: "Socket of the port. Default: in the VM's own directory",
+    },
+    Key {
+        name: "pci_segment",
+        value: "<segment_id>",
+        help: "As with --net",
+    },
+    Key {
+        name: "pci_device_id",
+        value: "<pci_slot>",
+        help: "As with --net",
+    },
 ];
+
+/// The flag's help, in the manner of Cloud Hypervisor's.
+pub fn syntax() -> String {
+    let keys = KEYS.map(|key| format!("{}={}", key.name, key.value));
+    format!("Inter-VM network parameters \"{}\"", keys.join(","))
+}
+
+/// MTUs that Cloud Hypervisor takes for a network device, in bytes.
+const MTU: std::ops::RangeInclusive<u64> = 1280..=65535;
+
+/// Sizes of a virtqueue (VIRTIO 1.3, 2.7), in entries.
+const QUEUE_SIZE: std::ops::RangeInclusive<u64> = 2..=32768;
 
 /// Why a device cannot be as it was asked for.
 #[derive(Debug, PartialEq, Eq, Error)]
@@ -52,7 +101,7 @@ pub enum InterVmError {
 /// A device as the user asked for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterVm {
-    /// The segment's directory.
+    /// The segment's directory, absolute.
     pub segment: PathBuf,
     /// None: to be derived.
     pub mac: Option<MacAddr>,
@@ -79,15 +128,20 @@ impl InterVm {
     ///
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, InterVmError> {
-        let options = Options::parse(text, KEYS).map_err(InterVmError::Options)?;
+        let names = KEYS.map(|key| key.name);
+        let options = Options::parse(text, &names).map_err(InterVmError::Options)?;
+        if let Some(key) = options.empty() {
+            return Err(InterVmError::Invalid(format!("{key}= has no value")));
+        }
         let segment = options.get("segment").ok_or(InterVmError::SegmentMissing)?;
         let device = Self {
-            segment: segment_directory(&segment)?,
+            segment: segment_directory(OsStr::new(&segment))
+                .map_err(|error| InterVmError::Invalid(format!("segment: {error}")))?,
             mac: parse_with_reason(&options, "mac")?,
             id: parse_with_reason(&options, "id")?,
-            mtu: convert(&options, "mtu")?,
+            mtu: size(&options, "mtu", MTU)?,
             num_queues: convert(&options, "num_queues")?,
-            queue_size: convert(&options, "queue_size")?,
+            queue_size: size(&options, "queue_size", QUEUE_SIZE)?,
             socket: options.get("socket").map(PathBuf::from),
             pci_segment: convert(&options, "pci_segment")?,
             pci_device_id: convert(&options, "pci_device_id")?,
@@ -113,10 +167,10 @@ impl InterVm {
             ));
         }
         if let Some(size) = self.queue_size
-            && !(size.is_power_of_two() && size >= 2)
+            && !size.is_power_of_two()
         {
             return invalid(format!(
-                "Queue size {size} is not a power of two from 2 to 32768"
+                "queue_size={size} is not a power of two from 2 to 32K"
             ));
         }
         if let Some(socket) = &self.socket {
@@ -133,7 +187,6 @@ impl InterVm {
     ///
     /// When this process's own is gone.
     pub fn with_absolute_paths(mut self) -> std::io::Result<Self> {
-        self.segment = std::path::absolute(&self.segment)?;
         self.socket = self.socket.map(std::path::absolute).transpose()?;
         Ok(self)
     }
@@ -171,20 +224,45 @@ impl fmt::Display for InterVm {
     }
 }
 
-/// A Unix socket's path has its limit.
+/// Checks a socket's path.
 ///
 /// # Errors
 ///
-/// When it is longer.
+/// When it cannot be one.
 pub fn check_socket_path(path: &Path) -> Result<(), InterVmError> {
-    match path.as_os_str().len() {
-        size if size > MAX_SOCKET_PATH => Err(InterVmError::Invalid(format!(
-            "socket path {} has {size} bytes, a Unix socket's has at most {MAX_SOCKET_PATH}; \
-             give a shorter one by socket= or a shorter --api-socket",
-            path.display()
-        ))),
-        _ => Ok(()),
+    virtio_inter_args::check_socket_path(path).map_err(|error| {
+        InterVmError::Invalid(match error {
+            SocketPathError::TooLong(_) => {
+                format!("{error}; give a shorter one by socket= or a shorter --api-socket")
+            }
+            error => error.to_string(),
+        })
+    })
+}
+
+/// A number of bytes or entries, with or without a suffix.
+fn size(
+    options: &Options,
+    key: &str,
+    range: std::ops::RangeInclusive<u64>,
+) -> Result<Option<u16>, InterVmError> {
+    let Some(text) = options.get(key) else {
+        return Ok(None);
+    };
+    let Ok(size) = parse_size(&text) else {
+        let key = key.to_owned();
+        let error = OptionError::Conversion { key, value: text };
+        return Err(InterVmError::Options(error));
+    };
+    if !range.contains(&size) {
+        return Err(InterVmError::Invalid(format!(
+            "{key}={text} is not from {} to {}",
+            range.start(),
+            range.end()
+        )));
     }
+    // Both ranges end below 65536.
+    Ok(u16::try_from(size).ok())
 }
 
 fn convert<T: std::str::FromStr>(options: &Options, key: &str) -> Result<Option<T>, InterVmError> {
@@ -205,19 +283,6 @@ where
         })
     };
     options.get(key).map(parse).transpose()
-}
-
-/// What has a slash is a directory, what has none a name.
-fn segment_directory(text: &str) -> Result<PathBuf, InterVmError> {
-    if text.contains('/') {
-        return Ok(PathBuf::from(text));
-    }
-    if text == "." || text == ".." {
-        return Err(InterVmError::Invalid(format!(
-            "segment={text} is neither a name nor a directory with a '/' in it"
-        )));
-    }
-    Ok(Path::new(SEGMENTS).join(text))
 }
 
 /// Reads all devices of a command line, and gives names to those that have none: `inter-vm0` and so on.
@@ -300,10 +365,27 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_a_directory_of_run() {
+    fn segment_is_a_name_or_a_path() {
         let segment = |text: &str| InterVm::parse(text).unwrap().segment;
+        let here = std::env::current_dir().unwrap();
         assert_eq!(segment("segment=web"), Path::new("/run/virtio-inter/web"));
-        assert_eq!(segment("segment=./web"), Path::new("./web"));
+        assert_eq!(segment("segment=./web"), here.join("web"));
+    }
+
+    #[test]
+    fn sizes_take_suffixes() {
+        let device = InterVm::parse("segment=web,mtu=9K,queue_size=1K").unwrap();
+        assert_eq!((device.mtu, device.queue_size), (Some(9216), Some(1024)));
+    }
+
+    #[test]
+    fn syntax_names_all_keys() {
+        let syntax = syntax();
+        assert!(
+            syntax.starts_with("Inter-VM network parameters \"segment=<name_or_directory>,mac="),
+            "{syntax}"
+        );
+        assert!(syntax.ends_with(",pci_device_id=<pci_slot>\""), "{syntax}");
     }
 
     #[test]
@@ -311,14 +393,17 @@ mod tests {
         for (text, error) in [
             (
                 "segmen=web",
-                "Error parsing --inter-vm: Unknown option: segmen",
+                "Error parsing --inter-vm: Unknown option: segmen; did you mean segment?",
             ),
             (
                 "mac=02:00:00:00:00:01",
                 "Error parsing --inter-vm: segment missing",
             ),
             ("", "Error parsing --inter-vm: segment missing"),
-            ("segment=", "Error parsing --inter-vm: segment missing"),
+            (
+                "segment=",
+                "Error parsing --inter-vm: segment= has no value",
+            ),
             (
                 "segment=\"web",
                 "Error parsing --inter-vm: Invalid syntax: segment=\"web",
@@ -346,7 +431,20 @@ mod tests {
             ("segment=web,num_queues=0", "even number from 2 to 128"),
             ("segment=web,num_queues=130", "even number from 2 to 128"),
             ("segment=web,queue_size=100", "power of two"),
-            ("segment=..", "neither a name nor a directory"),
+            ("segment=web,queue_size=1", "not from 2 to 32768"),
+            (
+                "segment=web,queue_size=64K",
+                "queue_size=64K is not from 2 to 32768",
+            ),
+            ("segment=web,mtu=576", "mtu=576 is not from 1280 to 65535"),
+            ("segment=web,mtu=1M", "mtu=1M is not from 1280 to 65535"),
+            ("segment=web,mac=", "mac= has no value"),
+            (
+                "segment=web,socket=@vm1",
+                "@vm1 looks like an abstract socket",
+            ),
+            ("segment=web,socket=\"\"", "the socket path is empty"),
+            ("segment=..", "neither a name"),
         ] {
             assert!(fails(text).contains(part), "{}", fails(text));
         }

@@ -1,13 +1,12 @@
 //! The program: Cloud Hypervisor's command line with `--inter-vm`.
 
-use std::ffi::OsString;
 use std::io::Write;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use cloud_hypervisor_ext::command_line::CommandLine;
-use cloud_hypervisor_ext::help::with_inter_vm;
-use cloud_hypervisor_ext::programs::{ask, find_vmm};
-use cloud_hypervisor_ext::report::{Failure, status};
+use cloud_hypervisor_ext::help;
+use cloud_hypervisor_ext::programs::{describe, find_vmm};
+use cloud_hypervisor_ext::report::{Failure, USAGE, print};
 use cloud_hypervisor_ext::start::{FLAG, run};
 use env_logger::Env;
 
@@ -16,17 +15,18 @@ const PROGRAM: &str = env!("CARGO_PKG_NAME");
 fn main() -> ExitCode {
     let mut line = CommandLine::new(std::env::args_os().skip(1));
     let flags = line.take(FLAG);
-    let level = match line.verbosity() {
-        0 => "warn",
-        1 => "info",
-        _ => "debug",
-    };
-    env_logger::Builder::from_env(Env::default().default_filter_or(level)).init();
-    let alone = line.arguments().is_empty() && flags.is_empty();
-    let result = if alone || line.has("--help") || line.has("-h") {
-        help(&line.arguments())
+    env_logger::Builder::from_env(Env::default().default_filter_or(line.log_level())).init();
+    let arguments = line.arguments();
+    let result = if arguments.is_empty() && flags.is_empty() {
+        // As clap has it for a program that cannot do without arguments.
+        let _ = std::io::stderr().write_all(help("--help").as_bytes());
+        Ok(USAGE)
+    } else if line.has("--help") || arguments == ["help"] {
+        print(&help("--help")).map(|()| 0).map_err(Failure::from)
+    } else if line.has("-h") {
+        print(&help("-h")).map(|()| 0).map_err(Failure::from)
     } else if line.has("--version") || line.has("-V") {
-        version(&line.arguments())
+        print(&version()).map(|()| 0).map_err(Failure::from)
     } else {
         run(line, &flags)
     };
@@ -36,25 +36,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// Cloud Hypervisor's help, on the stream where that puts it, with our flag.
-fn help(arguments: &[OsString]) -> Result<u8, Failure> {
-    let output = ask(&find_vmm()?, arguments)?;
-    let changed = |text: &[u8]| {
-        let text = String::from_utf8_lossy(text);
-        if text.contains("Options:") {
-            with_inter_vm(&text).into_bytes()
-        } else {
-            text.into_owned().into_bytes()
-        }
-    };
-    std::io::stdout().write_all(&changed(&output.stdout))?;
-    std::io::stderr().write_all(&changed(&output.stderr))?;
-    Ok(status(output.status))
+/// Cloud Hypervisor's help with our flag; ours alone, where there is no Cloud Hypervisor.
+fn help(flag: &str) -> String {
+    let stock = describe(find_vmm(), &[flag.into()]);
+    help::text(stock.as_deref().map_err(String::as_str))
 }
 
-/// Cloud Hypervisor's version, and ours.
-fn version(arguments: &[OsString]) -> Result<u8, Failure> {
-    let ended = Command::new(find_vmm()?).args(arguments).status()?;
-    writeln!(std::io::stdout(), "{PROGRAM} {}", env!("CARGO_PKG_VERSION"))?;
-    Ok(status(ended))
+/// Cloud Hypervisor's version first, as programs look for that, and ours.
+fn version() -> String {
+    let ours = format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"));
+    match describe(find_vmm(), &["--version".into()]) {
+        Ok(stock) => format!("{}\n{ours}", stock.trim_end()),
+        Err(reason) => format!("{ours}The version of cloud-hypervisor is not shown: {reason}\n"),
+    }
 }

@@ -6,13 +6,19 @@
 use std::str::FromStr;
 
 use thiserror::Error;
+use virtio_inter_args::nearest;
 
 /// What is wrong with an option string, in Cloud Hypervisor's words.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum OptionError {
     /// A key that there is not.
-    #[error("Unknown option: {0}")]
-    Unknown(String),
+    #[error("Unknown option: {key}{suggestion}")]
+    Unknown {
+        /// The key as it was given.
+        key: String,
+        /// What was perhaps meant, in words.
+        suggestion: String,
+    },
     /// Quotes or brackets without their other half, or a key without `=`.
     #[error("Invalid syntax: {0}")]
     Syntax(String),
@@ -41,7 +47,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`OptionError::Syntax`], [`OptionError::Unknown`].
+    /// [`OptionError::Syntax`], [`OptionError::Unknown`] with the nearest of `keys`.
     pub fn parse(text: &str, keys: &[&str]) -> Result<Self, OptionError> {
         let mut given = Vec::new();
         if text.trim().is_empty() {
@@ -51,7 +57,10 @@ impl Options {
             // What is no key is said to be none first, as Cloud Hypervisor does.
             let key = option.split('=').next().unwrap_or_default();
             if !keys.contains(&key) {
-                return Err(OptionError::Unknown(key.to_owned()));
+                return Err(OptionError::Unknown {
+                    key: key.to_owned(),
+                    suggestion: suggestion(key, keys),
+                });
             }
             let Some((key, value)) = option.split_once('=') else {
                 return Err(OptionError::Syntax(option));
@@ -79,6 +88,12 @@ impl Options {
     fn raw(&self, key: &str) -> Option<&str> {
         let (_, value) = self.given.iter().rev().find(|(given, _)| given == key)?;
         (!value.is_empty()).then_some(value)
+    }
+
+    /// The first key whose value is empty.
+    pub fn empty(&self) -> Option<&str> {
+        let (key, _) = self.given.iter().find(|(key, _)| self.raw(key).is_none())?;
+        Some(key)
     }
 
     /// A value without its quotes, None if it was not given.
@@ -119,6 +134,14 @@ impl Options {
             })
             .transpose()
     }
+}
+
+/// The key that was perhaps meant, else all that there are.
+fn suggestion(key: &str, keys: &[&str]) -> String {
+    nearest(key, keys.iter().copied()).map_or_else(
+        || format!("; there are {}", keys.join(", ")),
+        |nearest| format!("; did you mean {nearest}?"),
+    )
 }
 
 /// Parts a string at the commas outside of quotes and brackets.
@@ -224,15 +247,18 @@ mod tests {
         assert_eq!(options.get("a").as_deref(), Some("2"));
         assert_eq!(options.get("b"), None);
         assert_eq!(options.convert::<u16>("b"), Ok(None));
+        assert_eq!(options.empty(), Some("b"));
         assert_eq!(parse("a=1,a=").unwrap().get("a"), None);
+        assert_eq!(parse("a=,a=1").unwrap().empty(), None);
     }
 
     #[test]
     fn mistakes_are_told_in_cloud_hypervisors_words() {
         for (text, error) in [
-            ("c=1", "Unknown option: c"),
-            ("c", "Unknown option: c"),
-            ("a=1,,b=2", "Unknown option: "),
+            ("c=1", "Unknown option: c; there are a, b, list"),
+            ("c", "Unknown option: c; there are a, b, list"),
+            ("lst=[1]", "Unknown option: lst; did you mean list?"),
+            ("a=1,,b=2", "Unknown option: ; there are a, b, list"),
             ("a", "Invalid syntax: a"),
             ("a=\"x", "Invalid syntax: a=\"x"),
             ("a=[1", "Invalid syntax: a=[1"),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use log::{info, warn};
 use rustix::process::Signal;
+use virtio_inter_args::absolute;
 
 use crate::child::{Child, Descriptors};
 use crate::device::Device;
@@ -240,7 +241,7 @@ impl Port {
         info!(
             "Port of {} serves {}",
             self.device.id,
-            self.device.socket.display()
+            absolute(&self.device.socket).display()
         );
         self.proven = true;
         Change::Ready
@@ -319,14 +320,11 @@ impl Port {
     /// What others are told of it.
     pub fn info(&self) -> PortInfo {
         // Who is told may have another working directory.
-        let absolute = |path: &Path| {
-            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            path.display().to_string()
-        };
+        let shown = |path: &Path| absolute(path).display().to_string();
         PortInfo {
             id: self.device.id.to_string(),
             port_id: self.device.port_id.to_string(),
-            segment: absolute(&self.device.segment),
+            segment: shown(&self.device.segment),
             mac: self.device.mac.to_string(),
             state: match &self.state {
                 State::Starting { .. } => PortState::Starting,
@@ -336,7 +334,8 @@ impl Port {
             },
             pid: self.child().map(Child::pid),
             restarts: self.restarts,
-            status_socket: absolute(&self.device.status_socket),
+            socket: shown(&self.device.socket),
+            status_socket: shown(&self.device.status_socket),
             net: self.device.net_config(),
         }
     }

@@ -1,24 +1,33 @@
 //! The programs that are started: where they are, and what Cloud Hypervisor says of itself.
 
 use std::env;
+use std::error::Error;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use thiserror::Error;
+use crate::report::chain;
 
 /// The variable that names the VMM's program.
 pub const VARIABLE: &str = "CLOUD_HYPERVISOR";
 
 /// Why a program cannot be used.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     /// No VMM anywhere.
     #[error(
         "No cloud-hypervisor found in PATH; install it, or name its program by the variable {VARIABLE}"
     )]
     NoVmm,
+    /// No ch-remote anywhere.
+    #[error(
+        "No ch-remote found in PATH; install it, or name its program by the variable {variable}"
+    )]
+    NoRemote {
+        /// The variable.
+        variable: &'static str,
+    },
     /// The variable is wrong.
     #[error("{variable} names {}, which is not a program", path.display())]
     NotAProgram {
@@ -108,6 +117,24 @@ pub fn ask(program: &Path, arguments: &[OsString]) -> Result<Output, ProgramErro
             path: program.to_owned(),
             source,
         })
+}
+
+/// What a program says of itself when it is asked by `--help`, `--version` or the like.
+///
+/// # Errors
+///
+/// Why it says nothing, on one line: there is no such program, it cannot be run, or it fails.
+pub fn describe(
+    program: Result<PathBuf, impl Error + 'static>,
+    arguments: &[OsString],
+) -> Result<String, String> {
+    let one_line = |error: &(dyn Error + 'static)| chain(error).join(": ");
+    let program = program.map_err(|error| one_line(&error))?;
+    let output = ask(&program, arguments).map_err(|error| one_line(&error))?;
+    if !output.status.success() {
+        return Err(format!("{} failed: {}", program.display(), output.status));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Looks whether the VMM has the devices that ports serve.

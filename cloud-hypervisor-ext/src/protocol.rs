@@ -59,6 +59,9 @@ pub struct PortInfo {
     pub pid: Option<u32>,
     /// How often it was started again.
     pub restarts: u32,
+    /// Where it awaits Cloud Hypervisor, absolute; `net` may have it relative to the VMM's working directory.
+    #[serde(default)]
+    pub socket: String,
     /// Where it tells its status (docs/port-status.md).
     pub status_socket: String,
     /// The device, for Cloud Hypervisor's REST API.

@@ -19,6 +19,18 @@ pub fn status(ended: std::process::ExitStatus) -> u8 {
         .unwrap_or(FAILURE)
 }
 
+/// Writes to standard output. A reader that wants no more of it, such as head(1), is no error.
+///
+/// # Errors
+///
+/// When it cannot be written.
+pub fn print(text: &str) -> std::io::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
 /// An error and the exit status that it leads to.
 #[derive(Debug)]
 pub struct Failure {

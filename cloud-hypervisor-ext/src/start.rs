@@ -9,12 +9,13 @@ use std::process::Command;
 
 use anyhow::{Context, anyhow};
 use log::info;
+use virtio_inter_args::{check_socket_path, is_typing_error};
 use virtio_inter_segment::PortId;
 
 use crate::command_line::CommandLine;
 use crate::device::Device;
 use crate::identity::Identity;
-use crate::inter_vm::{InterVm, InterVmError, check_socket_path, free_id, parse_all};
+use crate::inter_vm::{self, InterVm, InterVmError, free_id, parse_all};
 use crate::memory;
 use crate::options::Options;
 use crate::port::PortProgram;
@@ -69,9 +70,9 @@ impl Factory {
         let socket = asked.socket.clone().unwrap_or_else(|| place("sock"));
         let status = place("status");
         // The longest names that the port makes are these with `.lock`, which are no sockets.
-        check_socket_path(&socket)?;
-        check_socket_path(&status)?;
-        check_socket_path(&place("notify"))?;
+        inter_vm::check_socket_path(&socket)?;
+        inter_vm::check_socket_path(&status)?;
+        inter_vm::check_socket_path(&place("notify"))?;
         let port_id = self.identity.port_id(id.as_str(), mac);
         Ok(Device::new(id, asked, mac, port_id, socket, status))
     }
@@ -83,7 +84,12 @@ impl Factory {
 ///
 /// When it cannot be started.
 pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure> {
+    check_flags(&line)?;
     let api_socket = api_socket(&line);
+    if let Some(path) = &api_socket {
+        check_socket_path(path)
+            .map_err(|error| Failure::usage(anyhow!("Error parsing --api-socket: {error}")))?;
+    }
     let mut devices = parse_all(texts(flags)?).map_err(Failure::usage)?;
     let vmm = find_vmm()?;
     if devices.is_empty() && api_socket.is_none() {
@@ -113,11 +119,7 @@ pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure
     }
     let program = PortProgram {
         path: find_port()?,
-        log: match line.verbosity() {
-            0 => "warn",
-            1 => "info",
-            _ => "debug",
-        },
+        log: line.log_level(),
     };
     let directory = VmDirectory::new(api_socket.as_deref())?;
     let factory = Factory::new(identity, &directory);
@@ -135,6 +137,16 @@ pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure
     command.args(line.arguments());
     let end = Supervisor::new(directory, factory, program)?.run(devices, command)?;
     Ok(exit_status(&end))
+}
+
+/// Cloud Hypervisor cannot suggest a flag that it does not know.
+fn check_flags(line: &CommandLine) -> Result<(), Failure> {
+    match line.flags().find(|name| is_typing_error(name, FLAG)) {
+        Some(name) => Err(Failure::usage(anyhow!(
+            "unexpected argument '{name}' found; a similar argument exists: '{FLAG}'"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The values of the flag, as text.

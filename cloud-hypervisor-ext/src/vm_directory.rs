@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 use tempfile::TempDir;
 use thiserror::Error;
+use virtio_inter_args::absolute;
 
 /// How often the directory may vanish between opening and locking it. Each time, another VM has just ended.
 const LOCK_ATTEMPTS: usize = 8;
@@ -106,8 +107,10 @@ impl VmDirectory {
     }
 
     fn take(path: PathBuf) -> Result<Self, DirectoryError> {
+        // In errors: who reads them may have another working directory.
+        let shown = absolute(&path);
         let failed = |action| {
-            let path = path.clone();
+            let path = shown.clone();
             move |source: io::Error| DirectoryError::Io {
                 action,
                 path,
@@ -131,13 +134,13 @@ impl VmDirectory {
             let ours = directory.metadata().map_err(failed("examine"))?;
             if ours.uid() != geteuid().as_raw() {
                 return Err(DirectoryError::Foreign {
-                    path,
+                    path: shown,
                     owner: ours.uid(),
                 });
             }
             match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(DirectoryError::InUse(path)),
+                Err(Errno::WOULDBLOCK) => return Err(DirectoryError::InUse(shown)),
                 Err(error) => return Err(failed("lock")(error.into())),
             }
             // One that its VM has removed meanwhile: that lock is worth nothing.
@@ -156,7 +159,7 @@ impl VmDirectory {
                 place: Place::BesideApiSocket(directory),
             });
         }
-        Err(DirectoryError::InUse(path))
+        Err(DirectoryError::InUse(shown))
     }
 
     /// A file in it.
@@ -175,7 +178,7 @@ impl Drop for VmDirectory {
         if self.is_beside_api_socket()
             && let Err(error) = fs::remove_dir_all(&self.path)
         {
-            warn!("Cannot remove {}: {error}", self.path.display());
+            warn!("Cannot remove {}: {error}", absolute(&self.path).display());
         }
     }
 }

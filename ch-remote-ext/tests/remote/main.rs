@@ -9,3 +9,4 @@ mod harness;
 mod pass_on;
 mod real;
 mod rest;
+mod usage;

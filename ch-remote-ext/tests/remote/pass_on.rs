@@ -47,6 +47,7 @@ fn help_is_the_stock_programs_with_ours_in_it() {
             .out
             .lines()
             .skip(3)
+            .take_while(|line| !line.is_empty())
             .filter_map(|line| line.split_whitespace().next())
             .collect();
         assert_eq!(

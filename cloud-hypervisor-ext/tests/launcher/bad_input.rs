@@ -27,7 +27,7 @@ fn wrong_devices_are_usage_errors() {
     for (device, expected) in [
         (
             "segmen=web",
-            "  0: Error parsing --inter-vm\n  1: Unknown option: segmen\n",
+            "  0: Error parsing --inter-vm\n  1: Unknown option: segmen; did you mean segment?\n",
         ),
         (
             "mac=02:00:00:00:00:01",

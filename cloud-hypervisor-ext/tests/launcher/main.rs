@@ -8,3 +8,4 @@ mod harness;
 mod life;
 mod pass_on;
 mod real;
+mod usage;
