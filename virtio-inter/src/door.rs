@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use log::Level;
+use log::{Level, debug};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -26,8 +26,9 @@ use crate::vhost_user::session::Limits;
 
 const LISTENER: u64 = 0;
 const PAUSE: u64 = 1;
+const REFUSED: u64 = 2;
 /// Of the first seat; the others' follow.
-const FRONTEND: u64 = 2;
+const FRONTEND: u64 = 3;
 const KICKS: u64 = FRONTEND + SEATS as u64;
 
 /// Frontends served at a time: both ends of a migration.
@@ -35,6 +36,9 @@ const SEATS: usize = 2;
 
 /// How long nothing is accepted after that failed, in seconds: descriptors do not come back at once.
 const PAUSE_SECONDS: i64 = 1;
+
+/// How long the connection of a frontend that was refused is kept, in seconds: many are back at once, with the same request.
+const REFUSED_SECONDS: i64 = 10;
 
 /// Coming and going, which anybody with access to the socket can repeat.
 static CONNECTIONS: LogLimit = LogLimit::new(Duration::from_secs(10), 20);
@@ -61,6 +65,10 @@ pub struct Door {
     /// Whether the listener is polled: not while somebody waits already, nor after a failure.
     accepting: bool,
     pause: OwnedFd,
+    /// When connections of frontends that were refused end.
+    refused: OwnedFd,
+    /// Whose refusal the log tells of already, and its text.
+    told: Option<(Option<u32>, String)>,
 }
 
 impl Door {
@@ -71,12 +79,10 @@ impl Door {
     /// When there are no descriptors for it.
     pub fn new(listener: Listener, limits: Limits) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let pause = timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )?;
+        let (pause, refused) = (timer()?, timer()?);
         poll.add(&listener, LISTENER)?;
         poll.add(&pause, PAUSE)?;
+        poll.add(&refused, REFUSED)?;
         Ok(Self {
             poll,
             listener,
@@ -85,6 +91,8 @@ impl Door {
             waiting: None,
             accepting: true,
             pause,
+            refused,
+            told: None,
         })
     }
 
@@ -116,11 +124,19 @@ impl Door {
             // Only to empty it.
             let _ = rustix::io::read(&self.pause, &mut [0; 8]);
         }
+        if ready.contains(&REFUSED) {
+            let _ = rustix::io::read(&self.refused, &mut [0; 8]);
+            for seat in 0..SEATS {
+                if let Some(frontend) = self.seats[seat].take_if(|f| f.is_refused()) {
+                    self.end(frontend, &Ended::RefusedBefore, device)?;
+                }
+            }
+        }
         if ready.contains(&LISTENER) {
             self.accept()?;
         }
         self.admit(device)?;
-        let accepting = self.waiting.is_none() && !self.is_paused();
+        let accepting = self.waiting.is_none() && !is_running(&self.pause);
         if accepting != self.accepting {
             if accepting {
                 self.poll.add(&self.listener, LISTENER)?;
@@ -164,8 +180,12 @@ impl Door {
         let rival = self.seats[1 - seat].as_mut();
         let result = frontend.process(device, rival);
         let now = interest(&frontend);
-        if let Err(ended) = result {
-            return self.end(frontend, &ended, device);
+        match result {
+            Err(refused @ Ended::Refused(_)) => {
+                return self.refuse(seat, frontend, &refused, device);
+            }
+            Err(ended) => return self.end(frontend, &ended, device),
+            Ok(()) => {}
         }
         if now != before {
             self.poll
@@ -208,18 +228,22 @@ impl Door {
                     Level::Warn,
                     "Cannot accept a frontend: {error}"
                 );
-                self.pause()?;
+                start(&self.pause, PAUSE_SECONDS)?;
             }
         }
         Ok(())
     }
 
-    /// A seat that nobody has, or one whose frontend has never said anything: that one first, as it may be a probe.
+    /// A seat that nobody has, or one whose frontend has never said anything: that one first, as it may be a probe. Or one
+    /// whose frontend was refused.
     fn free_seat(&self) -> Option<usize> {
         let silent =
             |seat: &Option<Frontend>| seat.as_ref().is_some_and(|frontend| !frontend.has_spoken());
+        let refused = |seat: &Option<Frontend>| seat.as_ref().is_some_and(Frontend::is_refused);
         let place = |is: &dyn Fn(&Option<Frontend>) -> bool| self.seats.iter().position(is);
-        place(&silent).or_else(|| place(&Option::is_none))
+        place(&silent)
+            .or_else(|| place(&Option::is_none))
+            .or_else(|| place(&refused))
     }
 
     /// Begins to serve who waits, if there is a seat.
@@ -230,13 +254,24 @@ impl Door {
         let Some(seat) = self.free_seat() else {
             return Ok(());
         };
-        if let Some(silent) = self.seats[seat].take() {
-            self.end(silent, &Ended::Silent, device)?;
+        if let Some(former) = self.seats[seat].take() {
+            let why = if former.is_refused() {
+                Ended::RefusedBefore
+            } else {
+                Ended::Silent
+            };
+            self.end(former, &why, device)?;
         }
         let Some(stream) = self.waiting.take() else {
             return Ok(());
         };
         let process = describe_peer(&stream);
+        let pid = peer_pid(stream.as_fd()).ok().flatten();
+        // One that was refused before is expected to come again, and again.
+        let returns = self
+            .told
+            .as_ref()
+            .is_some_and(|(refused, _)| *refused == pid);
         // That there are no descriptors or watches left for one connection is no reason to serve none.
         let welcomed = Frontend::new(stream, self.limits, device).and_then(|frontend| {
             self.watch(&frontend, seat).map_err(Ended::Connection)?;
@@ -244,7 +279,11 @@ impl Door {
         });
         match welcomed {
             Ok(frontend) => {
-                log_limited!(CONNECTIONS, Level::Info, "Frontend connected, {process}");
+                if returns {
+                    debug!("Frontend connected again, {process}");
+                } else {
+                    log_limited!(CONNECTIONS, Level::Info, "Frontend connected, {process}");
+                }
                 self.seats[seat] = Some(frontend);
             }
             Err(error) => {
@@ -266,38 +305,80 @@ impl Door {
         self.poll.add(frontend.kicks_fd(), KICKS + seat as u64)
     }
 
-    fn end(&self, frontend: Frontend, why: &Ended, device: &mut dyn Device) -> io::Result<()> {
-        let level = if matches!(why, Ended::HungUp) {
-            Level::Info
+    /// Stops serving a frontend that would only ask for the same again, but keeps its connection for a while. The log tells
+    /// of it once.
+    fn refuse(
+        &mut self,
+        seat: usize,
+        mut frontend: Frontend,
+        why: &Ended,
+        device: &mut dyn Device,
+    ) -> io::Result<()> {
+        let told = Some((peer_pid(frontend.as_fd()).ok().flatten(), chain(why)));
+        if told == self.told {
+            debug!("The same frontend is refused again");
         } else {
-            Level::Warn
+            log_limited!(
+                CONNECTIONS,
+                Level::Warn,
+                "{}; it is disconnected in {REFUSED_SECONDS} s (told once)",
+                chain(why)
+            );
+            self.told = told;
+        }
+        frontend.refuse(device);
+        self.poll
+            .set_interest(&frontend, FRONTEND + seat as u64, interest(&frontend))?;
+        self.seats[seat] = Some(frontend);
+        // Not later on account of another one: that would keep the first for ever.
+        if !is_running(&self.refused) {
+            start(&self.refused, REFUSED_SECONDS)?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, frontend: Frontend, why: &Ended, device: &mut dyn Device) -> io::Result<()> {
+        let level = match why {
+            _ if frontend.is_refused() => Level::Debug,
+            Ended::HungUp => Level::Info,
+            _ => Level::Warn,
         };
-        log_limited!(CONNECTIONS, level, "{}", chain(why));
+        if frontend.session().features_in_use().is_some() {
+            // It was served meanwhile.
+            self.told = None;
+        }
+        if level == Level::Debug {
+            debug!("{}", chain(why));
+        } else {
+            log_limited!(CONNECTIONS, level, "{}", chain(why));
+        }
         self.poll.remove(&frontend)?;
         self.poll.remove(frontend.kicks_fd())?;
         frontend.close(device);
         Ok(())
     }
+}
 
-    fn is_paused(&self) -> bool {
-        rustix::time::timerfd_gettime(&self.pause)
-            .is_ok_and(|left| (left.it_value.tv_sec, left.it_value.tv_nsec) != (0, 0))
-    }
+/// A timer that does not run yet.
+fn timer() -> io::Result<OwnedFd> {
+    let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+    Ok(timerfd_create(TimerfdClockId::Monotonic, flags)?)
+}
 
-    fn pause(&self) -> io::Result<()> {
-        let once = Itimerspec {
-            it_interval: Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
-            it_value: Timespec {
-                tv_sec: PAUSE_SECONDS,
-                tv_nsec: 0,
-            },
-        };
-        timerfd_settime(&self.pause, TimerfdTimerFlags::empty(), &once)?;
-        Ok(())
-    }
+fn is_running(timer: &OwnedFd) -> bool {
+    rustix::time::timerfd_gettime(timer)
+        .is_ok_and(|left| (left.it_value.tv_sec, left.it_value.tv_nsec) != (0, 0))
+}
+
+/// Makes a timer readable once, so many seconds from now.
+fn start(timer: &OwnedFd, seconds: i64) -> io::Result<()> {
+    let after = |tv_sec| Timespec { tv_sec, tv_nsec: 0 };
+    let once = Itimerspec {
+        it_interval: after(0),
+        it_value: after(seconds),
+    };
+    timerfd_settime(timer, TimerfdTimerFlags::empty(), &once)?;
+    Ok(())
 }
 
 /// What is waited for from a frontend.

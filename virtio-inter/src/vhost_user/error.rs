@@ -110,6 +110,15 @@ pub enum Refusal {
         /// What is wrong.
         problem: &'static str,
     },
+    /// The driver's choice of features cannot work. A reboot of the guest may change that.
+    #[error("The guest's driver cannot be served")]
+    Driver(#[source] DeviceError),
+    /// The driver is a legacy one.
+    #[error(
+        "The guest's driver did not accept VERSION_1 (virtio 1.0), and legacy drivers are not served; QEMU's \
+         virtio-mmio devices, as in its machine microvm, need -global virtio-mmio.force-legacy=false"
+    )]
+    Legacy,
     /// The frontend has no kick for us.
     #[error("Queue {0} cannot start: polling instead of a kick is not supported")]
     Polling(u16),

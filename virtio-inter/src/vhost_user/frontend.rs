@@ -32,12 +32,18 @@ pub enum Ended {
     /// It has asked for nothing, and another waits.
     #[error("Frontend gave way to another, having sent nothing")]
     Silent,
+    /// It was refused, and its connection was kept for a while.
+    #[error("Frontend that was refused is disconnected")]
+    RefusedBefore,
     /// It does not speak vhost-user.
     #[error("Frontend is not understood")]
     Malformed(#[from] Malformed),
     /// It cannot have what it asked for, and did not ask to be told.
     #[error("Frontend cannot be served")]
     Refused(#[from] Refusal),
+    /// It cannot have what it asked for, and waits for an answer that there is not.
+    #[error("Frontend cannot be served")]
+    Unanswered(#[source] Refusal),
     /// It cannot be answered.
     #[error("Cannot answer {}", request_name(*.code))]
     Reply {
@@ -60,6 +66,8 @@ pub struct Frontend {
     spoken: bool,
     /// What it asks for and cannot have while another has the device. Nothing more is read meanwhile.
     held: Option<Asked>,
+    /// What it asked for cannot be done, and nothing more is.
+    refused: bool,
 }
 
 /// A request, and what is to be answered.
@@ -82,12 +90,26 @@ impl Frontend {
             session: Session::new(limits, device).map_err(Ended::Connection)?,
             spoken: false,
             held: None,
+            refused: false,
         })
     }
 
     /// Whether it has ever sent a request. One that has not can be given up for another.
     pub fn has_spoken(&self) -> bool {
         self.spoken
+    }
+
+    /// Gives the device up for good but keeps the connection: QEMU, for one, is back as often as its `reconnect-ms` says, and
+    /// its guest sees its link go down and up each time.
+    pub fn refuse(&mut self, device: &mut dyn Device) {
+        self.refused = true;
+        self.held = None;
+        self.session.give_all_up(device);
+    }
+
+    /// Whether only its connection is left. It can be given up for another.
+    pub fn is_refused(&self) -> bool {
+        self.refused
     }
 
     /// What it has set up.
@@ -118,6 +140,9 @@ impl Frontend {
         mut rival: Option<&mut Frontend>,
     ) -> Result<(), Ended> {
         self.connection.flush().map_err(Ended::Connection)?;
+        if self.refused {
+            return self.pass_over();
+        }
         for _ in 0..BATCH {
             if self.connection.is_sending() {
                 break;
@@ -149,6 +174,25 @@ impl Frontend {
                 break;
             }
             self.serve(asked, device)?;
+        }
+        Ok(())
+    }
+
+    /// Reads requests without carrying them out.
+    ///
+    /// # Errors
+    ///
+    /// When it hangs up, or asks for an answer: a new driver has come, as a rule, and the next session may suit it.
+    fn pass_over(&mut self) -> Result<(), Ended> {
+        for _ in 0..BATCH {
+            match self.connection.receive()? {
+                Received::Message(message) if message.need_reply || has_own_reply(message.code) => {
+                    return Err(Ended::RefusedBefore);
+                }
+                Received::Message(_) => {}
+                Received::Pending => break,
+                Received::HungUp => return Err(Ended::HungUp),
+            }
         }
         Ok(())
     }
@@ -208,7 +252,7 @@ impl Frontend {
             Ok(Reply::Done) if !acknowledge => return Ok(()),
             Ok(reply) => reply.payload().unwrap_or_else(|| acknowledgement(0)),
             // Its frontend waits for an answer that there is not.
-            Err(refusal) if has_own_reply(code) => return Err(refusal.into()),
+            Err(refusal) if has_own_reply(code) => return Err(Ended::Unanswered(refusal)),
             Err(refusal) if acknowledge => {
                 let name = request_name(code);
                 log_limited!(REFUSALS, Level::Warn, "{name} refused: {}", chain(&refusal));

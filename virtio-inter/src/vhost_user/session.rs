@@ -71,6 +71,8 @@ pub struct Session {
     applied: Option<u64>,
     protocol: Protocol,
     memory: MemoryTable,
+    /// The features for which the log says already why no queue runs.
+    told_of: Option<u64>,
     /// From SET_LOG_BASE.
     log: Option<Arc<DirtyLog>>,
     /// From SET_FEATURES: everything is to be logged.
@@ -93,6 +95,7 @@ impl Session {
             holds_device: false,
             features: None,
             applied: None,
+            told_of: None,
             protocol: Protocol::empty(),
             memory: MemoryTable::default(),
             log: None,
@@ -260,7 +263,15 @@ impl Session {
 
     /// Ends the session: no queue runs and no memory is mapped afterwards.
     pub fn close(mut self, device: &mut dyn Device) {
-        if !self.holds_device {
+        self.give_all_up(device);
+    }
+
+    /// Stops all queues, gives the device up and forgets the memory and its log.
+    pub fn give_all_up(&mut self, device: &mut dyn Device) {
+        self.memory = MemoryTable::default();
+        self.log = None;
+        self.applied = None;
+        if !std::mem::take(&mut self.holds_device) {
             return;
         }
         let stopped = self

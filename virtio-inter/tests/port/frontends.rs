@@ -4,7 +4,7 @@ use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -119,14 +119,19 @@ fn share(socket: &UnixStream, memory: BorrowedFd<'_>) {
     );
 }
 
+/// Queue 0 of a driver that accepts VERSION_1 alone. Without PROTOCOL_FEATURES it is enabled.
 fn start_queue(socket: &UnixStream) {
-    let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    // VERSION_1 alone, which enables the queues.
     tell(socket, SET_FEATURES, &[1 << 32], &[]);
-    tell(socket, SET_VRING_NUM, &[256 << 32], &[]);
-    let address = [0, USER, USER + 0x4000, USER + 0x6000, u64::MAX];
+    set_queue_up(socket, 0);
+}
+
+fn set_queue_up(socket: &UnixStream, index: u64) {
+    let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    tell(socket, SET_VRING_NUM, &[256 << 32 | index], &[]);
+    let at = USER + 0x8000 * index;
+    let address = [index, at, at + 0x4000, at + 0x6000, u64::MAX];
     tell(socket, SET_VRING_ADDR, &address, &[]);
-    tell(socket, SET_VRING_KICK, &[0], &[kick.as_fd()]);
+    tell(socket, SET_VRING_KICK, &[index], &[kick.as_fd()]);
 }
 
 /// Stops queue 0, and waits until that is done.
@@ -248,6 +253,79 @@ fn garbage_ends_the_connection_and_nothing_else() {
     let lines = port.log().lines().count();
     assert!(lines < 500, "{lines} lines in the log");
     patient.end();
+    port.end();
+}
+
+/// As QEMU's microvm has it, whose virtio-mmio devices are legacy ones by default.
+#[test]
+fn legacy_guest_is_told_of_once_and_costs_no_connection() {
+    let place = Place::new();
+    let port = place.start("a");
+    let socket = connect(&port);
+    share(&socket, memory().as_fd());
+    tell(&socket, SET_FEATURES, &[0], &[]);
+    for index in 0..2 {
+        set_queue_up(&socket, index);
+    }
+    port.wait_for("-global virtio-mmio.force-legacy=false");
+    assert_served(&socket);
+    let lines = |text| port.log().lines().filter(|l| l.contains(text)).count();
+    assert_eq!(lines("force-legacy"), 1, "{}", port.log());
+    // The guest reboots into a driver that knows more.
+    stop_queue(&socket);
+    start_queue(&socket);
+    port.wait_for("Driver uses features");
+    assert_served(&socket);
+    assert_eq!(lines("Frontend connected"), 1, "{}", port.log());
+    port.end();
+}
+
+/// As QEMU with `reconnect-ms`.
+#[test]
+fn refused_frontend_that_comes_back_at_once_does_not_keep_the_port_busy() {
+    const WHILE: Duration = Duration::from_secs(3);
+    let place = Place::new();
+    let port = place.start("a");
+    let start = Instant::now();
+    let mut sessions = 0;
+    let mut refused = connect(&port);
+    while start.elapsed() < WHILE {
+        sessions += 1;
+        // No ring has three entries.
+        tell(&refused, SET_VRING_NUM, &[3 << 32], &[]);
+        let left = WHILE.saturating_sub(start.elapsed());
+        refused
+            .set_read_timeout(Some(left.max(Duration::from_millis(1))))
+            .unwrap();
+        match refused.read(&mut [0]) {
+            Ok(0) => refused = connect(&port),
+            Ok(_) => panic!("It is answered"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+    }
+    assert!(sessions < 5, "{sessions} sessions in {WHILE:?}");
+    let lines = |text| port.log().lines().filter(|l| l.contains(text)).count();
+    assert_eq!(lines("cannot have 3 entries"), 1, "{}", port.log());
+    // What is not to be answered is passed over.
+    tell(&refused, SET_FEATURES, &[1 << 32], &[]);
+    // Others are served without delay, also where there is one seat only.
+    let other = connect(&port);
+    assert_served(&other);
+    let third = connect(&port);
+    assert_served(&third);
+    drop((other, third));
+    // One that asks is not kept without an answer, and may come back with something better at once.
+    let again = connect(&port);
+    tell(&again, SET_VRING_NUM, &[3 << 32], &[]);
+    (&again).write_all(&ASK).unwrap();
+    let mut answer = [0];
+    assert!(matches!((&again).read(&mut answer), Ok(0) | Err(_)));
+    let again = connect(&port);
+    share(&again, memory().as_fd());
+    start_queue(&again);
+    port.wait_for("Driver uses features");
+    assert_served(&again);
+    assert_eq!(lines("cannot have 3 entries"), 1, "{}", port.log());
     port.end();
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use log::{Level, debug};
-use virtio_inter_device::{Device, QueueSetup};
+use virtio_inter_device::{Device, DeviceError, QueueSetup};
 use virtio_inter_segment::log_limited;
 
 use super::{CHANGES, Session};
@@ -14,6 +14,9 @@ use crate::vhost_user::kick_watch::is_blank;
 use crate::vhost_user::reply::Reply;
 use crate::vhost_user::request::RingAddresses;
 use crate::vhost_user::vring::{Vring, make_nonblocking};
+
+/// The feature bit of drivers that know virtio 1.0 (VIRTIO 1.3, 6).
+const VERSION_1: u64 = 1 << 32;
 
 impl Session {
     pub(super) fn vring(&mut self, index: u32) -> Result<(u16, &mut Vring), Refusal> {
@@ -155,7 +158,8 @@ impl Session {
 
     /// Changes one field of a queue, then starts or stops it accordingly. The field is as it was before if
     /// that fails, so that what was refused does not come back with a later request. A queue for which there
-    /// is no memory at all is not refused: memory may come last.
+    /// is no memory at all is not refused: memory may come last. Nor is one whose driver cannot be served: the
+    /// connection is good, and another driver may come. A frontend whose connection ended would only come back at once.
     pub(super) fn change<T>(
         &mut self,
         index: u16,
@@ -166,7 +170,9 @@ impl Session {
         let at = usize::from(index);
         let former = std::mem::replace(field(&mut self.vrings[at]), value);
         match self.settle(index, device) {
-            Err(refusal @ Refusal::NoMemory(_)) => log_waiting(index, &refusal),
+            Err(refusal @ (Refusal::NoMemory(_) | Refusal::Driver(_) | Refusal::Legacy)) => {
+                self.log_waiting(index, &refusal);
+            }
             Err(refusal) => {
                 *field(&mut self.vrings[at]) = former;
                 return Err(refusal);
@@ -181,7 +187,7 @@ impl Session {
     pub(super) fn settle_all(&mut self, device: &mut dyn Device) {
         for index in 0..self.device_queues() {
             if let Err(refusal) = self.settle(index, device) {
-                log_waiting(index, &refusal);
+                self.log_waiting(index, &refusal);
             }
         }
     }
@@ -224,9 +230,10 @@ impl Session {
                 );
                 // Other queues do not run if these are new: see `set_features`.
                 if self.applied != Some(features) {
-                    device.set_features(features)?;
+                    device.set_features(features).map_err(unfit)?;
                     log_limited!(CHANGES, Level::Info, "Driver uses features {features:#x}");
                     self.applied = Some(features);
+                    self.told_of = None;
                 }
                 device.start_queue(index, setup)?;
                 self.kicks.add(index, ready.kick);
@@ -278,15 +285,30 @@ impl Session {
         }
         result
     }
+
+    fn log_waiting(&mut self, index: u16, refusal: &Refusal) {
+        if matches!(refusal, Refusal::Driver(_) | Refusal::Legacy) {
+            // That is one line for all queues, until the driver chooses something else.
+            if std::mem::replace(&mut self.told_of, self.features) == self.features {
+                return;
+            }
+        }
+        log_limited!(
+            CHANGES,
+            Level::Warn,
+            "Queue {index} waits: {}",
+            chain(refusal)
+        );
+    }
 }
 
-fn log_waiting(index: u16, refusal: &Refusal) {
-    log_limited!(
-        CHANGES,
-        Level::Warn,
-        "Queue {index} waits: {}",
-        chain(refusal)
-    );
+/// Why a driver's features were refused, for who started the guest.
+fn unfit(error: DeviceError) -> Refusal {
+    match error {
+        DeviceError::Features { acked, .. } if acked & VERSION_1 == 0 => Refusal::Legacy,
+        DeviceError::Features { .. } => Refusal::Driver(error),
+        _ => error.into(),
+    }
 }
 
 fn duplicate(index: u16, fd: &OwnedFd) -> Result<OwnedFd, Refusal> {
