@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup | image | demo | bench | test | vm`.
+//! Developer commands: `cargo xtask setup | image | demo | bench | style | test | vm`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -12,6 +12,7 @@ mod demo;
 mod image;
 mod modules;
 mod setup;
+mod style;
 mod test;
 mod vm;
 
@@ -41,6 +42,8 @@ enum Command {
     Bench(virtio_inter_bench::options::Options),
     /// Run all checks and tests, those with real guests included.
     Test(test::Options),
+    /// Check line widths, decision records, and links in documents.
+    Style,
     /// Boot one guest by hand and run commands in it.
     Vm(vm::Options),
 }
@@ -70,6 +73,7 @@ fn run(command: Command) -> Result<()> {
         Command::Image => image::ensure().map(drop),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Style => test::style(),
         Command::Test(options) => test::run(options),
         Command::Vm(options) => vm::run(options),
     }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::style::{Tree, findings};
 use crate::{image, root, setup};
 
 /// What to leave out.
@@ -87,6 +88,22 @@ struct Run {
     notes: PathBuf,
     /// And here what became of their parts: `name<TAB>part<TAB>ok|failed<TAB>milliseconds` lines.
     parts: PathBuf,
+}
+
+/// Prints what the tree's files have that they should not.
+///
+/// # Errors
+///
+/// When there is something, or the files cannot be read.
+pub(crate) fn style() -> Result<()> {
+    let found = findings(&Tree::read(&root())?);
+    for finding in &found {
+        println!("{finding}");
+    }
+    if !found.is_empty() {
+        bail!("{} lines or documents are to be mended", found.len());
+    }
+    Ok(())
 }
 
 /// Runs all steps and prints the summary.

@@ -1,0 +1,259 @@
+//! `cargo xtask style`: line widths, decision records, and links and file names in documents.
+//!
+//! It reads the files that git tracks or would track, and reports each finding as
+//! `path:line: text`.
+
+mod records;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Columns of a line of Markdown prose, at most.
+const MARKDOWN_COLUMNS: usize = 120;
+
+/// Written by a program: neither wrapped nor linked by hand.
+const GENERATED: [&str; 1] = ["bench/REPORT.md"];
+
+/// Paths of all files, with the text of those that the checks read.
+pub(crate) struct Tree {
+    files: BTreeMap<String, String>,
+}
+
+impl Tree {
+    /// The files of the working tree below `root` that git does not ignore.
+    ///
+    /// # Errors
+    ///
+    /// When git cannot list the files.
+    pub(crate) fn read(root: &Path) -> Result<Tree> {
+        let output = Command::new("git")
+            .current_dir(root)
+            .args(["ls-files", "-z", "--cached", "--others"])
+            .arg("--exclude-standard")
+            .output()
+            .context("Cannot run git")?;
+        if !output.status.success() {
+            let message = String::from_utf8_lossy(&output.stderr);
+            bail!("git ls-files failed: {}", message.trim());
+        }
+        let files = String::from_utf8_lossy(&output.stdout)
+            .split_terminator('\0')
+            // A file that was deleted and is still in the index does not exist.
+            .filter(|path| root.join(path).is_file())
+            .map(|path| {
+                let checked = [".rs", ".md", ".toml"]
+                    .iter()
+                    .any(|ending| path.ends_with(ending));
+                let text = match checked {
+                    true => fs::read_to_string(root.join(path))
+                        .with_context(|| format!("Cannot read {path}"))?,
+                    false => String::new(),
+                };
+                Ok((path.to_owned(), text))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Tree { files })
+    }
+
+    /// Path and text of each file whose name ends with `ending`.
+    fn ending(&self, ending: &str) -> impl Iterator<Item = (&str, &str)> {
+        self.files
+            .iter()
+            .filter(move |(path, _)| path.ends_with(ending))
+            .map(|(path, text)| (path.as_str(), text.as_str()))
+    }
+
+    /// Whether `path` is a file or a directory.
+    fn has(&self, path: &str) -> bool {
+        let directory = format!("{}/", path.trim_end_matches('/'));
+        path.is_empty()
+            || self.files.contains_key(path)
+            || self.files.keys().any(|file| file.starts_with(&directory))
+    }
+
+    /// Whether a file's path is `path`, or ends with it at a directory's boundary.
+    fn has_ending(&self, path: &str) -> bool {
+        let ending = format!("/{path}");
+        self.files.contains_key(path) || self.files.keys().any(|file| file.ends_with(&ending))
+    }
+}
+
+/// All findings in `tree`, as `path:line: text`.
+pub(crate) fn findings(tree: &Tree) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, text) in tree.ending(".md") {
+        if GENERATED.contains(&path) {
+            continue;
+        }
+        for (line, prose) in prose(text) {
+            if is_too_wide(prose) {
+                found.push(format!(
+                    "{path}:{line}: {} columns; wrap prose at {MARKDOWN_COLUMNS}",
+                    prose.chars().count()
+                ));
+            }
+        }
+        found.extend(links(tree, path, text));
+        found.extend(names(tree, path, text));
+    }
+    found.extend(records::findings(tree));
+    found
+}
+
+/// Lines outside of code blocks, with their numbers.
+fn outside_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut code = false;
+    text.lines().enumerate().filter_map(move |(index, line)| {
+        let fence = line.trim_start().starts_with("```");
+        code ^= fence;
+        (!code && !fence).then_some((index + 1, line))
+    })
+}
+
+/// Lines that can be wrapped: no code, no tables.
+fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    outside_code(text).filter(|(_, line)| !line.trim_start().starts_with('|'))
+}
+
+/// Whether a line of prose has too many columns, and could be wrapped: a single link cannot.
+fn is_too_wide(line: &str) -> bool {
+    let content = line.trim_start_matches([' ', '-', '*', '>']);
+    let only_a_link =
+        content.starts_with('[') && content.ends_with(')') || !content.trim_end().contains(' ');
+    line.chars().count() > MARKDOWN_COLUMNS && !only_a_link
+}
+
+/// Relative links of a document that lead to no file.
+fn links(tree: &Tree, path: &str, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (line, content) in outside_code(text) {
+        for rest in content.split("](").skip(1) {
+            let Some((target, _)) = rest.split_once(')') else {
+                continue;
+            };
+            let file = target.split('#').next().unwrap_or_default();
+            if target.contains("://") || file.is_empty() {
+                continue;
+            }
+            if !resolve(path, file).is_some_and(|file| tree.has(&file)) {
+                found.push(format!("{path}:{line}: the link to {target} leads nowhere"));
+            }
+        }
+    }
+    found
+}
+
+/// `relative` as seen from the directory of the file `from`; `None` above the root.
+fn resolve(from: &str, relative: &str) -> Option<String> {
+    let mut parts: Vec<&str> = from.split('/').collect();
+    parts.pop();
+    for part in relative.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()?),
+            name => parts.push(name),
+        }
+    }
+    Some(parts.join("/"))
+}
+
+/// Source files that a document names in code font, and that do not exist. A name may leave out
+/// leading directories. The changelog may name what is gone.
+fn names(tree: &Tree, path: &str, text: &str) -> Vec<String> {
+    if path == "CHANGELOG.md" {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for (line, content) in outside_code(text) {
+        for name in code_spans(content) {
+            let is_source = name.ends_with(".rs") && !name.contains([' ', '*', '{', '<', '…']);
+            if is_source && !tree.has_ending(name) {
+                found.push(format!("{path}:{line}: there is no file {name}"));
+            }
+        }
+    }
+    found
+}
+
+/// The contents of a line's code spans.
+fn code_spans(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree of these files.
+    pub(super) fn tree(files: &[(&str, &str)]) -> Tree {
+        Tree {
+            files: files
+                .iter()
+                .map(|&(path, text)| (path.to_owned(), text.to_owned()))
+                .collect(),
+        }
+    }
+
+    fn found(files: &[(&str, &str)]) -> Vec<String> {
+        findings(&tree(files))
+    }
+
+    #[test]
+    fn prose_over_120_columns_is_found() {
+        let fits = "ab ".repeat(40);
+        assert_eq!(found(&[("a.md", &fits)]), [""; 0]);
+        let wide = format!("# A\n\n{fits}c\n");
+        let expected = "a.md:3: 121 columns; wrap prose at 120";
+        assert_eq!(found(&[("a.md", &wide)]), [expected]);
+        let counted_by_characters = "äö ".repeat(40);
+        assert_eq!(found(&[("a.md", &counted_by_characters)]), [""; 0]);
+    }
+
+    #[test]
+    fn lines_that_cannot_be_wrapped_are_left_alone() {
+        let wide = "ab ".repeat(50);
+        let table = format!("| {wide} |\n");
+        let code = format!("```\n{wide}\n```\n");
+        let address = format!("- [two words](https://example.org/{})\n", "a".repeat(120));
+        for text in [table, code, address] {
+            assert_eq!(found(&[("a.md", &text)]), [""; 0]);
+        }
+        assert_eq!(found(&[("bench/REPORT.md", &wide)]), [""; 0]);
+        let behind_code = format!("```\n```\n{wide}\n");
+        assert_eq!(found(&[("a.md", &behind_code)]).len(), 1);
+    }
+
+    #[test]
+    fn links_to_missing_files_are_found() {
+        let text = "See [b](b.md#part), [c](../README.md), [d](.) and [e](https://example.org).\n";
+        let files = [("docs/a.md", text), ("docs/b.md", ""), ("README.md", "")];
+        assert_eq!(found(&files), [""; 0]);
+        let expected = "docs/a.md:1: the link to b.md#part leads nowhere";
+        assert_eq!(found(&[files[0], files[2]]), [expected]);
+        let above = ("a.md", "[a](../b.md)");
+        assert_eq!(found(&[above]).len(), 1);
+    }
+
+    #[test]
+    fn names_of_missing_source_files_are_found() {
+        let files = [("a.md", "`src/b.rs`, `b.rs`\n"), ("c/src/b.rs", "")];
+        assert_eq!(found(&files), [""; 0]);
+        let expected = [
+            "a.md:1: there is no file src/b.rs",
+            "a.md:1: there is no file b.rs",
+        ];
+        assert_eq!(found(&[files[0], ("c/src/ab.rs", "")]), expected);
+        assert_eq!(found(&[("CHANGELOG.md", "`b.rs`")]), [""; 0]);
+    }
+
+    #[test]
+    fn this_tree_is_read() {
+        let tree = Tree::read(&crate::root()).unwrap();
+        assert!(tree.has("xtask/src/style.rs") && tree.has("docs/decisions/"));
+        assert!(!tree.has("target") && tree.ending(".rs").count() > 100);
+    }
+}
