@@ -3,6 +3,8 @@
 //! The host of a virtual machine may move its CPUs: onto one third-level cache, and onto two, where a line takes five times as
 //! long and everything that two CPUs do together two to three times. Ways that were measured in turn are only to
 //! be compared while that stays as it was, so two CPUs are measured on where they are near, which is waited for a while.
+//!
+//! See decision 0052.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

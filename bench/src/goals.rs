@@ -1,4 +1,6 @@
 //! The goals of the project as ratios within a run, and what was measured of them.
+//!
+//! Goals are ratios within one run: decision 0050.
 
 use serde::Serialize;
 

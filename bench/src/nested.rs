@@ -2,6 +2,8 @@
 //! the nested machine with the cases, takes the rounds there, and writes what came of them.
 //!
 //! The processor there is emulated, so only ratios within it are figures.
+//!
+//! See decision 0051.
 
 use std::io::Write;
 use std::path::Path;

@@ -1,4 +1,6 @@
 //! The cases of a run: which ones, with which sizes, and what cannot be run on this machine.
+//!
+//! The comparisons are those of decisions 0050 and 0051.
 
 use crate::case::{Case, Environment, Group, Test, Way, is_asked_for};
 use crate::goals::GOAL_CPUS;

@@ -1,4 +1,6 @@
 //! Devices plugged into a running VM and unplugged: port and VMM kept in step.
+//!
+//! See decision 0022.
 
 use std::io::Write;
 use std::path::Path;

@@ -1,4 +1,6 @@
 //! Who a VM is, as far as its command line tells: the source of addresses and names that stay over restarts.
+//!
+//! See decision 0021.
 
 use std::fs;
 use std::path::PathBuf;

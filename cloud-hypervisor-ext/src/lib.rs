@@ -9,6 +9,8 @@
 //! 2. `programs`, `help`: the stock program, as it is;
 //! 3. `child`, `port`, `supervisor`: the processes, from their start to their end;
 //! 4. `protocol`, `control`, `vm_directory`: how `ch-remote-ext` finds the supervisor and asks it for more ports.
+//!
+//! Why a launcher and not a fork of Cloud Hypervisor: decision 0015.
 
 pub mod child;
 pub mod command_line;

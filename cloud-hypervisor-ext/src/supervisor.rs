@@ -1,6 +1,8 @@
 //! Watches over a VM's processes: starts ports, then the VMM; starts ports again that die; ends them with the VM.
 //!
 //! One thread, which waits for everything at once and never for one thing alone.
+//!
+//! See decision 0020.
 
 use std::io;
 use std::process::{Command, ExitStatus};

@@ -5,6 +5,8 @@
 //! It shows function, and of speed only which of two ways in it is ahead. The emulated processor is not perfect: some machines hang or panic, and
 //! some guests in them triple-fault. So a machine that does not get ready, does not answer any more, or in which a guest
 //! triple-faulted and the test failed, is given up for a new one, and that is said; a test that fails otherwise has failed.
+//!
+//! See decision 0010.
 
 use std::collections::BTreeMap;
 use std::env;

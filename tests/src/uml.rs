@@ -14,9 +14,10 @@ use crate::{Backend, Result, Testbed, VmConfig};
 const MEMORY_DIRECTORY: &str = "/dev/shm";
 /// virtio's number for network devices (VIRTIO 1.3, section 5).
 const NETWORK_DEVICE: u32 = 1;
-/// Ticks go on while the guest idles, from a timer that the host repeats. Linux 6.1 may go to sleep on an interrupt that came a
-/// moment before, until the next timer: that is now the next tick, soon enough for TCP not to send anything again. And it may lose
-/// a timer's signal: one that is set again by each tick would never come back, and the guest with it.
+/// The guest's timer tick continues while the guest idles, from a periodic timer of the host
+/// (decision 0062). Linux 6.1 may go to sleep on a pending interrupt, until its next timer: the next
+/// tick then comes soon enough for TCP not to retransmit. It may also lose a timer's signal: a timer
+/// that each tick sets again would never come back, and the guest with it.
 const TICKING: [&str; 2] = ["nohz=off", "highres=off"];
 
 /// The command that runs the guest. Its standard input is the agent's channel, its output the console.

@@ -1,4 +1,6 @@
 //! Guests with an XDP program on their interface: it sees complete frames, and its own get through.
+//!
+//! See decision 0040.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;

@@ -2,6 +2,8 @@
 //!
 //! Every write of the data path goes through `queue/`, which marks it here afterwards: the used ring in `rings.rs`,
 //! receive buffers in `chain.rs`. Without a log that is one comparison for each write.
+//!
+//! See decision 0011.
 
 use std::ops::Deref;
 use std::sync::Arc;

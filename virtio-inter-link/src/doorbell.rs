@@ -1,4 +1,6 @@
 //! The doorbell: an eventfd that one side rings and the other waits for.
+//!
+//! Nobody reads a doorbell: decision 0004.
 #![forbid(unsafe_code)]
 
 use std::io;

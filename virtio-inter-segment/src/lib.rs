@@ -14,6 +14,8 @@
 //!
 //! The crate knows sockets, the files of the directory, and link regions; it knows neither
 //! virtqueues nor frames.
+//!
+//! Why it is a crate of its own: decision 0002.
 
 mod closer;
 mod connection;

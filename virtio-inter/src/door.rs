@@ -4,6 +4,8 @@
 //! hangs up. So a guest moves between two VMMs on one port (QEMU's destination asks for features before anything
 //! is moved), and a restarted VMM may be back before its old connection's end has been seen. A third waits for
 //! one of them to hang up. A connection over which nothing has ever been asked does not keep another waiting.
+//!
+//! See decision 0013.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -213,8 +213,8 @@ fn connects(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The listener under a number above those of connections. Linux closes a killed process's descriptors from the highest
-/// down: so nobody listens any more when a frontend sees its connection end, and its next attempt fails at once. Were
+/// The listener under a number above those of connections (decision 0012). Linux closes a killed
+/// process's descriptors from the highest down: so nobody listens any more when a frontend sees its connection end, and its next attempt fails at once. Were
 /// it taken into the dying listener's queue it would be reset instead, which Cloud Hypervisor 53 never recovers from.
 fn move_up(listener: UnixListener) -> UnixListener {
     // Few enough for a small table of descriptors, and more than a port has connections and memory regions.

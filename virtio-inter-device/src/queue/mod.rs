@@ -3,6 +3,8 @@
 //! Our own rather than `virtio-queue`'s, as that one publishes the used index once per buffer (a driver could see
 //! half of a frame that spans buffers), interrupts a driver that asked it not to when the event index is not
 //! negotiated, and takes its time for both. The descriptor type is still `virtio-queue`'s.
+//!
+//! See decision 0003.
 
 mod ahead;
 mod chain;

@@ -2,6 +2,8 @@
 //!
 //! The VMM keeps the control queue to itself, so a port never hears how many queue pairs are in use; a queue that is
 //! enabled but never gets buffers is not. Its worker's links are served by a worker whose queue is.
+//!
+//! See decision 0005.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

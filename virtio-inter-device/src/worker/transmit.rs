@@ -1,4 +1,7 @@
 //! From the guest's transmit queue into the peers' rings.
+//!
+//! When used entries return to the driver, and what that means for flows that change their queue pair:
+//! decision 0024.
 
 use std::time::Instant;
 

@@ -5,6 +5,8 @@
 //! slots), and ends on errors without a word. From bytes to the device: [`connection`] (messages),
 //! [`request`] (decoding), [`session`] (state, with [`memory`], its log and the queues), [`reply`]; [`frontend`]
 //! holds them together.
+//!
+//! Where this differs from the specification, and why: decision 0006.
 
 pub mod connection;
 mod dirty_log;
