@@ -1,4 +1,4 @@
-//! The doorbell: an eventfd that one side rings and the other waits for.
+//! The doorbell: an eventfd that one side signals and the other waits for.
 //!
 //! Nobody reads a doorbell: decision 0004.
 #![forbid(unsafe_code)]
@@ -29,10 +29,10 @@ pub enum DoorbellError {
 
 /// An eventfd that wakes the side which waits for it.
 ///
-/// Wait for it edge-triggered (`EPOLLIN | EPOLLET`) and never read it: each ring is an edge, so
+/// Wait for it edge-triggered (`EPOLLIN | EPOLLET`) and never read it: each signal is an edge, so
 /// nothing has to be reset. That saves a system call per wake-up, and a peer which shares the open
 /// file description, and with it `O_NONBLOCK`, cannot make a read block. A wake-up may be spurious:
-/// look at the ring, then arm and sleep again.
+/// check the ring, then enable notification and sleep again.
 #[derive(Debug)]
 pub struct Doorbell {
     fd: OwnedFd,
@@ -49,7 +49,7 @@ impl Doorbell {
         Ok(Self { fd })
     }
 
-    /// Takes a doorbell that a peer made, and rings it once to find out whether it is one.
+    /// Takes a doorbell that a peer made, and signals it once to find out whether it is one.
     ///
     /// # Errors
     ///
@@ -64,14 +64,15 @@ impl Doorbell {
         Ok(Self { fd })
     }
 
-    /// Wakes whoever waits for this bell; never blocks, whatever the peer does to the eventfd.
+    /// Wakes the side that waits for this doorbell; never blocks, whatever the peer does to the
+    /// eventfd.
     pub fn ring(&self) {
         // `fd` is an eventfd, made or checked by the constructors: there is nothing to refuse.
         let rung = signal(self.as_fd());
         debug_assert!(rung.is_ok(), "{rung:?}");
     }
 
-    /// Another handle of the same bell.
+    /// Another handle of the same doorbell.
     ///
     /// # Errors
     ///

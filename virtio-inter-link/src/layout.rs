@@ -21,8 +21,8 @@ pub const MIN_CAPACITY: u32 = 256 << 10;
 /// Largest data area, in bytes.
 pub const MAX_CAPACITY: u32 = 64 << 20;
 
-/// Data area that suits most links, in bytes: seven maximal TCP segments, and small enough to stay in a
-/// processor's cache beside the guests' buffers (decision 0025).
+/// Default size of the data area, in bytes: seven maximal TCP segments, and small enough to stay in
+/// a processor's cache beside the guests' buffers (decision 0025).
 pub const DEFAULT_CAPACITY: u32 = 1 << 19;
 
 /// Bytes in front of each record's payload: length (u32), then reserved (u32, zero).
@@ -71,13 +71,13 @@ pub(crate) struct Line(pub(crate) AtomicU64);
 pub struct Words {
     /// Written by the sender: bytes of records published since the region's beginning.
     pub(crate) published: Line,
-    /// Written by the sender: it wants its space bell rung when `consumed` reaches this; 0 for
-    /// never.
+    /// Written by the sender: it wants its space doorbell signalled when `consumed` reaches this; 0
+    /// for never.
     pub(crate) space_target: Line,
     /// Written by the receiver: bytes of records that it has done with.
     pub(crate) consumed: Line,
-    /// Written by the receiver: it wants its data bell rung when `published` reaches this; 0 for
-    /// never.
+    /// Written by the receiver: it wants its data doorbell signalled when `published` reaches this;
+    /// 0 for never.
     pub(crate) data_target: Line,
 }
 

@@ -1,4 +1,4 @@
-//! What a ring needs of the memory it lives in and of the bells it rings.
+//! The traits of a ring's memory and doorbells.
 //!
 //! The ring's code is written against these two traits, so that the very same code runs over a
 //! shared mapping and eventfds, over plain heap memory (Miri), and over memory that the model
@@ -37,6 +37,6 @@ pub trait Memory {
 
 /// Something that wakes the other side.
 pub trait Bell {
-    /// Wakes whoever waits for this bell; never blocks.
+    /// Wakes the side that waits for this doorbell; never blocks.
     fn ring(&self);
 }

@@ -54,7 +54,7 @@ struct Model {
 }
 
 impl Model {
-    /// Publishes, and says how often the data bell rings.
+    /// Publishes, and returns how often the data doorbell was signalled.
     fn publish(&mut self) -> usize {
         let woken = self.receiver_sleeps && !self.committed.is_empty();
         self.receiver_sleeps &= !woken;
@@ -63,7 +63,7 @@ impl Model {
         woken.into()
     }
 
-    /// Releases, and says how often the space bell rings.
+    /// Releases, and returns how often the space doorbell was signalled.
     fn release(&mut self) -> usize {
         self.released_until = self.consumed_until;
         let woken = self

@@ -1,5 +1,5 @@
-//! Hints to the processor that memory is about to be used. What another processor has written last takes some 100 ns to
-//! come over; asked for ahead, several such lines come at the same time.
+//! Hints to the processor that memory is about to be used. A cache line that another processor
+//! wrote last takes some 100 ns to arrive; several prefetched lines arrive at the same time.
 #![allow(unsafe_code, reason = "the hints are instructions of the processor")]
 
 use vm_memory::VolatileSlice;
@@ -13,15 +13,15 @@ pub enum Access {
     Write,
 }
 
-/// Bytes of what comes next that are asked for while the present is copied: a packet of the usual MTU. What is longer, the
-/// processor sees by itself to go on.
+/// Bytes of the next record or buffer that are prefetched while the current one is copied: a packet
+/// of the usual MTU. In longer ones the hardware prefetcher continues by itself.
 pub const NEXT: usize = 1536;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Hints that the first `len` bytes of `memory`, or all if it has fewer, are about to be accessed. Changes nothing but the
-/// time that this takes.
+/// Hints that the first `len` bytes of `memory`, or all if it has fewer, are about to be accessed.
+/// Changes nothing but the time of that access.
 #[inline]
 pub fn prefetch(memory: &VolatileSlice<'_>, len: usize, access: Access) {
     let len = len.min(memory.len());
@@ -45,8 +45,8 @@ fn hint(address: *const u8, access: Access) {
     match access {
         // SAFETY: a hint has no effect that a program can see, and faults at no address.
         Access::Read => unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) },
-        // Written out, as compilers make it the other one for processors of before 2014 (which take it for nothing).
-        // SAFETY: as above.
+        // Written as assembly: for targets before 2014 compilers turn the intrinsic into a read
+        // prefetch. Those processors treat `prefetchw` as a no-op. SAFETY: as above.
         Access::Write => unsafe {
             asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
         },

@@ -16,8 +16,8 @@ use crate::region::Region;
 use crate::sync::{Ordering, fence};
 use crate::violation::Violation;
 
-/// Bytes that a record takes up from which on the next one is asked for: the processor sees by itself that small ones follow
-/// each other.
+/// Size of a record, in bytes, from which on the next one is prefetched: the hardware prefetcher
+/// follows smaller records by itself.
 const LARGE: u64 = 512;
 
 /// The receiving end of a link: peek, copy, consume; release what was consumed.
@@ -54,8 +54,8 @@ impl Receiver {
         Self::over(mapping, data_bell, space_bell)
     }
 
-    /// The bell to wait for (`EPOLLIN | EPOLLET`, never read) after
-    /// [`wait_for_data`](Self::wait_for_data) said so.
+    /// The doorbell to wait for (`EPOLLIN | EPOLLET`, never read) after
+    /// [`wait_for_data`](Self::wait_for_data) returned true.
     pub fn data_bell(&self) -> BorrowedFd<'_> {
         self.data_bell.as_fd()
     }
@@ -174,8 +174,8 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
 
     /// Asks for a wake-up when there are records again.
     ///
-    /// Releases what was consumed: a sender that waits for room can only then go on. True: the data
-    /// bell will ring; sleep. False: there are records now.
+    /// Releases consumed records first: a sender that waits for room can only then continue. True:
+    /// the data doorbell will be signalled; sleep. False: there are records now.
     ///
     /// # Errors
     ///
@@ -232,8 +232,9 @@ impl<M: Memory, B: Bell> Record<'_, M, B> {
             .payload(self.receiver.consumed, self.len)
     }
 
-    /// How many records of this one's size are known to be there, this one included: what to expect, nothing to rely on. Up to
-    /// twice as many as there are, as a division takes longer than the rest of what is done to a small record here.
+    /// Estimate of the number of waiting records of this one's size, this one included: a hint,
+    /// nothing to rely on. At most twice the real number: a shift instead of a division, which
+    /// would take longer than the rest of the work on a small record.
     #[inline]
     pub fn like_it(&self) -> usize {
         let bytes = self.receiver.published - self.receiver.consumed;

@@ -43,8 +43,8 @@ impl Sender {
         Self::over(region.into_mapping(), data_bell, space_bell)
     }
 
-    /// The bell to wait for (`EPOLLIN | EPOLLET`, never read) after
-    /// [`wait_for_space`](Self::wait_for_space) said so.
+    /// The doorbell to wait for (`EPOLLIN | EPOLLET`, never read) after
+    /// [`wait_for_space`](Self::wait_for_space) returned true.
     pub fn space_bell(&self) -> BorrowedFd<'_> {
         self.space_bell.as_fd()
     }
@@ -103,8 +103,8 @@ impl<M: Memory, B: Bell> Sender<M, B> {
 
     /// Makes all committed records visible, and wakes the receiver if it sleeps.
     ///
-    /// Once per batch, and a batch well below the capacity: while one side fills the data area and the
-    /// other only then starts to empty it, only one of the two works.
+    /// Call it once per batch, and keep a batch well below the capacity: if one side fills the data
+    /// area before the other starts to empty it, only one of the two works at a time.
     ///
     /// # Errors
     ///
@@ -143,9 +143,9 @@ impl<M: Memory, B: Bell> Sender<M, B> {
     /// Asks for a wake-up when there is room again, for a record of `len` bytes that
     /// [fits](Self::fits).
     ///
-    /// Publishes what is pending: the receiver can only make room of what it has seen. True: the
-    /// space bell will ring; sleep. False: there is room now. The bell rings once half of the data
-    /// area is free, not for each record that is taken out.
+    /// Publishes committed records first: the receiver can only free records that it has seen.
+    /// True: the space doorbell will be signalled; sleep. False: there is room now. The receiver
+    /// signals once half of the data area is free, not for each record that it consumes.
     ///
     /// # Errors
     ///

@@ -1,11 +1,11 @@
 //! Signalling an eventfd that a hostile process shares, without ever blocking.
 //!
 //! `write` will not do: the peer shares the open file description, so it can clear `O_NONBLOCK` at
-//! any moment, and it can run the counter up to its end; then `write` sleeps until the peer
-//! pleases. The kernel's own signallers never sleep, and asynchronous I/O lends user space one: a
-//! request that names an eventfd signals it on completion, wakes its waiters even when the counter
-//! is at its end, and is refused if the descriptor is no eventfd. So a bell is rung by reading
-//! nothing from an empty file. See `docs/decisions/0001-bells-rung-by-aio.md`.
+//! any moment, and it can raise the counter to its end; then `write` sleeps for as long as the peer
+//! likes. The kernel's own signallers never sleep, and asynchronous I/O makes one of them available
+//! to user space: a request that names an eventfd signals it on completion, wakes its waiters even
+//! when the counter is at its end, and is refused if the descriptor is no eventfd. So this module
+//! signals a doorbell by reading nothing from an empty file. See decision 0001.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -34,7 +34,8 @@ pub(crate) fn signal(fd: BorrowedFd<'_>) -> io::Result<()> {
         Signaller::new()
             .inspect_err(|e| {
                 log::warn!(
-                    "No asynchronous I/O here ({e}): a hostile peer can hold up whoever rings its doorbell"
+                    "No asynchronous I/O here ({e}): a hostile peer can block a worker that \
+                     signals its doorbell"
                 );
             })
             .ok()

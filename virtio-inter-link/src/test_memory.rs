@@ -1,5 +1,5 @@
-//! Plain heap memory and a bell that counts, for tests: what Miri and the model checker can look
-//! into.
+//! Plain heap memory and a doorbell that counts, for tests: Miri and the model checker can inspect
+//! them.
 #![allow(
     unsafe_code,
     reason = "lends pieces of memory that two ends share, as a mapping does"
@@ -129,14 +129,14 @@ impl Memory for Heap {
     }
 }
 
-/// A bell that counts how often it was rung.
+/// A doorbell that counts its signals.
 #[cfg(not(loom))]
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counter(Arc<std::sync::atomic::AtomicUsize>);
 
 #[cfg(not(loom))]
 impl Counter {
-    /// How often it was rung since the last call.
+    /// Number of signals since the last call.
     pub(crate) fn take(&self) -> usize {
         self.0.swap(0, std::sync::atomic::Ordering::Relaxed)
     }
@@ -149,8 +149,8 @@ impl Bell for Counter {
     }
 }
 
-/// A bell that wakes the model checker's threads as an eventfd with edge-triggered epoll does: an
-/// edge stays until it is waited for.
+/// A doorbell that wakes the model checker's threads as an eventfd with edge-triggered epoll does:
+/// an edge stays until it is waited for.
 #[cfg(loom)]
 #[derive(Clone, Debug)]
 pub(crate) struct Edge(Arc<loom::sync::Notify>);

@@ -1,4 +1,4 @@
-//! What a peer can do wrong.
+//! Violations by a peer.
 
 use thiserror::Error;
 

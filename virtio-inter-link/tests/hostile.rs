@@ -1,5 +1,5 @@
 //! A process at the other end of two links that writes random words all over both regions, punches
-//! holes into them and abuses the bells, while this side moves frames on them and on a healthy
+//! holes into them and abuses the doorbells, while this side moves frames on them and on a healthy
 //! link.
 //!
 //! `VIRTIO_INTER_HOSTILE_SECONDS` shortens the ten seconds.
@@ -38,7 +38,7 @@ impl Random {
 }
 
 /// The hostile process; a test of its own, and empty, unless it was given descriptors: two regions,
-/// then bells.
+/// then doorbells.
 #[test]
 fn hostile_process() {
     let Some(fds) = inherited() else { return };
@@ -126,7 +126,7 @@ struct Outcome {
     records: u64,
 }
 
-/// The region and the bells of a hostile link.
+/// The region and the doorbells of a hostile link.
 struct Hostile {
     region: File,
     bells: [OwnedFd; 2],
@@ -314,7 +314,8 @@ fn a_hostile_peer_harms_only_its_own_links() {
     healthy.publish().unwrap();
     assert_eq!(healthy_receiver.join().unwrap(), number);
     eprintln!(
-        "sending {sending:?}, receiving {receiving:?}, healthy records {number}, slowest turn {slowest:?}"
+        "sending {sending:?}, receiving {receiving:?}, healthy records {number}, \
+         slowest turn {slowest:?}"
     );
     assert!(
         sending.violations > 0 && receiving.violations > 0,

@@ -201,9 +201,10 @@ fn another_size_is_refused() {
     ] {
         let fd = forge(MemfdFlags::CLOEXEC, found, &[], SEALS);
         let error = refusal(fd);
-        assert!(
-            matches!(error, RegionError::Size { found: f, expected: e } if (f, e) == (found, size()))
-        );
+        let RegionError::Size { found: f, expected } = error else {
+            panic!("{error}");
+        };
+        assert_eq!((f, expected), (found, size()));
     }
 }
 

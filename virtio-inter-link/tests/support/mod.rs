@@ -1,4 +1,4 @@
-//! What the tests share: a second process made of the same test binary, and waiting for bells.
+//! Shared by the tests: a second process made of the same test binary, and waiting for doorbells.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -68,7 +68,7 @@ pub(crate) fn inherited() -> Option<Vec<OwnedFd>> {
     )
 }
 
-/// Waits for one bell, as users do: edge-triggered, never read.
+/// Waits for one doorbell, as users do: edge-triggered, never read.
 pub(crate) struct Waiter(OwnedFd);
 
 impl Waiter {
@@ -79,7 +79,7 @@ impl Waiter {
         Self(poll)
     }
 
-    /// Whether the bell was rung since the last call, waiting up to `limit` for it.
+    /// Whether the doorbell was signalled since the last call, waiting up to `limit` for it.
     pub(crate) fn wait(&self, limit: Duration) -> bool {
         let limit = Timespec::try_from(limit).unwrap();
         let mut events = Vec::with_capacity(4);
