@@ -128,8 +128,7 @@ pub trait Device {
     /// When the index is wrong.
     fn set_kick(&mut self, index: u16, kick: OwnedFd) -> Result<(), DeviceError>;
 
-    /// Stops a queue and says the next available index to process. A queue that does not run answers 0. A driver that
-    /// was not yet interrupted for all that it has got back is interrupted.
+    /// Stops a queue and says the next available index to process. A queue that does not run answers 0.
     ///
     /// # Errors
     ///

@@ -197,8 +197,8 @@ impl SplitQueue {
         Ok(())
     }
 
-    /// Shows the driver everything that was given back. Whether it wants an interrupt for that is
-    /// [`SplitQueue::wants_interrupt`]'s to say, at once or a little later.
+    /// Shows the driver everything that was given back. Whether it wants an interrupt for that, says
+    /// [`SplitQueue::take_signal`].
     pub(crate) fn publish(&mut self, rings: &Rings<'_>) -> Result<(), QueueViolation> {
         let next = self.next.get();
         if next != self.published {
@@ -208,51 +208,20 @@ impl SplitQueue {
         Ok(())
     }
 
-    /// The used index that the driver can see.
-    pub(crate) fn published(&self) -> u16 {
-        self.published
-    }
-
-    /// Entries shown to the driver for which it was not yet asked whether it wants an interrupt.
-    pub(crate) fn unsignalled(&self) -> u16 {
-        self.published.wrapping_sub(self.signalled)
-    }
-
-    /// Whether the driver tells at which entry it wants an interrupt, so that one can see whether it still does.
-    pub(crate) fn has_event_index(&self) -> bool {
-        self.event_index
-    }
-
-    /// Whether the driver wants an interrupt for what it was shown up to used index `until`, a former or the present
-    /// [`SplitQueue::published`]. If not, that part counts as signalled.
-    pub(crate) fn wants_interrupt(
-        &mut self,
-        rings: &Rings<'_>,
-        until: u16,
-    ) -> Result<bool, QueueViolation> {
-        let count = until.wrapping_sub(self.signalled);
-        if count == 0 || count > self.unsignalled() {
+    /// Whether the driver wants an interrupt for what it was shown since the last call.
+    pub(crate) fn take_signal(&mut self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
+        let former = std::mem::replace(&mut self.signalled, self.published);
+        if self.published == former {
             return Ok(false);
         }
         // The driver stores its used event (or flag), fences, then looks at the used index; we store the used index,
         // fence, then look at its used event: one of the two sees the other (VIRTIO 1.3, 2.7.10).
         fence(Ordering::SeqCst);
-        let wanted = if self.event_index {
-            crosses(rings.used_event()?, self.signalled, until)
+        if self.event_index {
+            Ok(crosses(rings.used_event()?, former, self.published))
         } else {
-            !rings.interrupts_suppressed()?
-        };
-        if !wanted {
-            self.signalled = until;
+            Ok(!rings.interrupts_suppressed()?)
         }
-        Ok(wanted)
-    }
-
-    /// Whether the driver is to be interrupted for all that it was shown, which counts as signalled from now on.
-    pub(crate) fn take_signal(&mut self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
-        let wanted = self.wants_interrupt(rings, self.published)?;
-        self.signalled = self.published;
-        Ok(wanted)
     }
 
     /// Asks for a kick at the next entry after those seen. True: nothing came meanwhile, sleeping is safe.

@@ -5,7 +5,6 @@ mod account;
 mod adapt;
 mod buffers;
 mod command;
-mod completion;
 mod cut;
 mod niceness;
 mod obey;
@@ -60,8 +59,6 @@ enum Pace {
 struct Rest {
     safe: bool,
     until: Option<Instant>,
-    /// The alarm has to be set.
-    alarm: bool,
 }
 
 /// A link's peer broke the ring's rules.
@@ -241,7 +238,6 @@ impl Worker {
                     Err(TryRecvError::Disconnected) => return None,
                 }
             }
-            self.transmitter.round();
             let sent = self.transmit();
             let delivered = self.deliver();
             self.report_ready();
@@ -282,16 +278,9 @@ impl Worker {
         self.report_ready();
         let rest = self.arm();
         self.report_faults();
-        if rest.alarm {
-            self.poller.set_alarm(completion::LATE);
-        }
         if rest.safe {
-            let woken = self.poller.wait(rest.until);
+            self.kicked |= self.poller.wait(rest.until);
             self.rules.counters.wakeups.add(1);
-            self.kicked |= woken.kicked;
-            if woken.alarmed {
-                self.alarm();
-            }
         }
     }
 
@@ -327,29 +316,10 @@ impl Worker {
         }
     }
 
-    /// What was put off until the alarm is done.
-    fn alarm(&mut self) {
-        let memory = self.memory.as_deref();
-        let counters = &self.rules.counters;
-        if let Err(violation) = self
-            .transmitter
-            .alarm(self.transmit.usable(), memory, counters)
-        {
-            break_queue(&mut self.transmit, self.index * 2 + 1, violation);
-        }
-    }
-
     fn deliver(&mut self) -> Pace {
         if let (Some(queue), Some(memory)) = (self.receive.usable(), &self.memory) {
-            let former = queue.next_index();
             match self.collector.run(queue, memory, &self.rules) {
-                Ok(pace) => {
-                    // Frames that were dropped do not make the guest look.
-                    if queue.next_index() != former {
-                        self.transmitter.received();
-                    }
-                    return pace;
-                }
+                Ok(pace) => return pace,
                 Err(violation) => break_queue(&mut self.receive, self.index * 2, violation),
             }
         }
@@ -373,7 +343,6 @@ impl Worker {
                 Rest {
                     safe: false,
                     until: None,
-                    alarm: false,
                 }
             }
         };
@@ -422,15 +391,6 @@ fn publish(
     counters: &Counters,
 ) -> Result<(), QueueViolation> {
     queue.publish(rings)?;
-    signal(queue, rings, counters)
-}
-
-/// Interrupts the driver for what it was shown, if it wants that.
-fn signal(
-    queue: &mut SplitQueue,
-    rings: &Rings<'_>,
-    counters: &Counters,
-) -> Result<(), QueueViolation> {
     if queue.take_signal(rings)? {
         counters.interrupts.add(1);
         queue.interrupt();

@@ -79,9 +79,6 @@ impl Worker {
                 }
             })?;
         self.watch_kick(direction, &queue.kick())?;
-        if direction == Direction::Transmit {
-            self.transmitter.begin();
-        }
         log::debug!("Queue {index} starts at {}", queue.next_index());
         *self.state(direction) = QueueState {
             queue: Some(queue),
@@ -124,11 +121,6 @@ impl Worker {
         state.queue.map_or(0, |queue| {
             // The transport keeps descriptors of its own to the same eventfd, so closing ours does not end the watch.
             self.poller.remove(queue.kick());
-            if queue.unsignalled() != 0 {
-                // Put off until an alarm that is not this queue's any more. Whoever takes the ring over, perhaps a backend
-                // of another make after a migration, cannot know of it.
-                queue.interrupt();
-            }
             log::debug!(
                 "Queue {} stops at {}",
                 self.queue_index(direction),

@@ -2,20 +2,16 @@
 //!
 //! Nothing is ever read from the eventfds: each signal on an edge-triggered eventfd is an event of its own. That
 //! saves a system call per wake-up, and no peer that shares a descriptor can make a read block. And an event says
-//! only "look": a worker looks at all of its queues and links after each wake-up, so events need no data. The exceptions
-//! are the transmit queue's kick (while that queue is disabled, nothing but a kick may lead to it) and the alarm.
+//! only "look": a worker looks at all of its queues and links after each wake-up, so events need no data. The exception
+//! is the transmit queue's kick: while that queue is disabled, nothing but a kick may lead to it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use epoll::{ControlOptions, Event, Events};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
 
 /// Wakes a worker from another thread.
 #[derive(Debug, Clone)]
@@ -28,26 +24,14 @@ impl Waker {
     }
 }
 
-/// What an event of the transmit queue's kick carries, one of the alarm, and any other.
+/// What an event of the transmit queue's kick carries, and any other.
 const TRANSMIT_KICK: u64 = 1;
-const ALARM: u64 = 2;
 const OTHER: u64 = 0;
 
-/// What woke a worker, of that which matters.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Woken {
-    /// The transmit queue was kicked.
-    pub(crate) kicked: bool,
-    /// The alarm went off.
-    pub(crate) alarmed: bool,
-}
-
-/// The epoll instance of one worker, and its alarm.
+/// The epoll instance of one worker.
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: OwnedFd,
-    /// A timer of its own rather than a time limit for each sleep: it is set once, and many sleeps go by meanwhile.
-    alarm: OwnedFd,
 }
 
 impl Poller {
@@ -55,12 +39,7 @@ impl Poller {
     pub(crate) fn new() -> io::Result<(Self, Waker)> {
         // The `epoll` crate would hand out a bare number; this one owns it.
         let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)?;
-        let alarm = timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )?;
-        let poller = Poller { epoll, alarm };
-        poller.control(ControlOptions::EPOLL_CTL_ADD, &poller.alarm, ALARM)?;
+        let poller = Poller { epoll };
         let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         poller.add(&waker)?;
         Ok((poller, Waker(Arc::new(waker))))
@@ -93,23 +72,8 @@ impl Poller {
         )
     }
 
-    /// Wakes up once when `after` has gone by.
-    pub(crate) fn set_alarm(&self, after: Duration) {
-        let spec = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value: Timespec {
-                tv_sec: after.as_secs().cast_signed(),
-                tv_nsec: after.subsec_nanos().into(),
-            },
-        };
-        // Setting it anew forgets former expirations, so like the eventfds it is never read.
-        if let Err(e) = timerfd_settime(&self.alarm, TimerfdTimerFlags::empty(), &spec) {
-            log::error!("Cannot set a timer: {e}");
-        }
-    }
-
-    /// Sleeps until something happens, or until the time given.
-    pub(crate) fn wait(&self, until: Option<Instant>) -> Woken {
+    /// Sleeps until something happens, or until the time given. True: the transmit queue was kicked.
+    pub(crate) fn wait(&self, until: Option<Instant>) -> bool {
         let timeout = match until {
             None => -1,
             // Rounded up: waking too early would only be a wake-up more.
@@ -120,17 +84,13 @@ impl Poller {
         };
         let mut events = [Event::new(Events::empty(), 0); 16];
         match epoll::wait(self.epoll.as_raw_fd(), timeout, &mut events) {
-            Ok(count) => {
-                let any = |data| events[..count].iter().any(|event| event.data == data);
-                Woken {
-                    kicked: any(TRANSMIT_KICK),
-                    alarmed: any(ALARM),
-                }
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Woken::default(),
+            Ok(count) => events[..count]
+                .iter()
+                .any(|event| event.data == TRANSMIT_KICK),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => false,
             Err(e) => {
                 log::error!("Cannot wait for events: {e}");
-                Woken::default()
+                false
             }
         }
     }

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use virtio_inter_segment::PeerKey;
 
-use super::completion::Completion;
 use super::peer::{Outgoing, Peer, Room};
 use super::{BATCH, Failure, LinkFault, Pace, Rest, Rules, publish};
 use crate::counters::{Counter, Counters};
@@ -24,7 +23,6 @@ pub(crate) struct Transmitter {
     chain: Chain,
     /// What holds the queue.
     waiting: Option<Waiting>,
-    completion: Completion,
     /// Peers that broke the rules in this batch.
     faults: Vec<LinkFault>,
 }
@@ -52,7 +50,6 @@ impl Transmitter {
             forwarding: Forwarding::default(),
             chain: Chain::default(),
             waiting: None,
-            completion: Completion::default(),
             faults: Vec::new(),
         }
     }
@@ -91,13 +88,10 @@ impl Transmitter {
         queue.disarm(&rings)?;
         let waited = self.waiting.take().is_some();
         let mut pace = Pace::Idle;
-        let mut bytes = 0;
-        let result = self.take_batch(queue, &rings, rules, &mut pace, &mut bytes);
+        let result = self.take_batch(queue, &rings, rules, &mut pace);
         // Whatever went wrong in mid-batch, what was sent before is shown to peers and driver.
         self.flush();
-        queue.publish(&rings)?;
-        self.completion
-            .settle(queue, &rings, bytes, &rules.counters)?;
+        publish(queue, &rings, &rules.counters)?;
         if self.waiting.is_some() && (pace == Pace::Busy || !waited) {
             rules.counters.tx_waits.add(1);
         }
@@ -135,7 +129,6 @@ impl Transmitter {
         rings: &Rings<'_>,
         rules: &Rules,
         pace: &mut Pace,
-        bytes: &mut usize,
     ) -> Result<(), QueueViolation> {
         self.chain.begin_batch();
         for left in (1..=BATCH as u16).rev() {
@@ -151,7 +144,6 @@ impl Transmitter {
                 Outcome::Done => {
                     queue.give_back(rings, head, 0)?;
                     *pace = Pace::Busy;
-                    *bytes += self.chain.len() as usize;
                 }
                 Outcome::Held(waiting) => {
                     self.waiting = Some(waiting);
@@ -293,7 +285,6 @@ impl Transmitter {
         let mut rest = Rest {
             safe: true,
             until: self.waiting.map(|w| w.until),
-            alarm: false,
         };
         for peer in &mut self.peers {
             let held = self.waiting.filter(|w| w.peer == peer.key).map(|w| w.len);
@@ -309,46 +300,11 @@ impl Transmitter {
             }
         }
         if let (Some(queue), Some(memory)) = (queue, memory) {
-            let rings = queue.rings(memory)?;
             if self.waiting.is_none() {
-                rest.safe &= queue.arm(&rings)?;
+                rest.safe &= queue.arm(&queue.rings(memory)?)?;
             }
-            // Last, as it takes the alarm for set from now on: nothing may fail before the worker does that.
-            rest.alarm = self.completion.needs_alarm(queue, &rings)?;
         }
         Ok(rest)
-    }
-
-    /// The worker begins another round of work.
-    pub(crate) fn round(&mut self) {
-        self.completion.round();
-    }
-
-    /// The guest was given frames.
-    pub(crate) fn received(&mut self) {
-        self.completion.received();
-    }
-
-    /// The transmit queue starts: what was learnt of the former driver is not true of this one.
-    pub(crate) fn begin(&mut self) {
-        self.completion = Completion::default();
-    }
-
-    /// The worker's alarm went off.
-    pub(crate) fn alarm(
-        &mut self,
-        queue: Option<&mut SplitQueue>,
-        memory: Option<&GuestMemory>,
-        counters: &Counters,
-    ) -> Result<(), QueueViolation> {
-        if let (Some(queue), Some(memory)) = (queue, memory) {
-            let rings = queue.rings(memory)?;
-            self.completion.alarm(queue, &rings, counters)
-        } else {
-            // The queue that it was set for is gone.
-            self.completion = Completion::default();
-            Ok(())
-        }
     }
 }
 

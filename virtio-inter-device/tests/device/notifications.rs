@@ -98,25 +98,6 @@ fn add_one(node: &mut Node) {
 }
 
 #[test]
-fn an_interrupt_that_was_put_off_comes_at_the_latest_when_the_queue_stops() {
-    let (mut node, mut peer) = node_and_peer(u64::MAX, 0);
-    for round in 0..20 {
-        node.guest.tx[0].queue.drain_call();
-        assert!(!node.guest.tx[0].queue.want_interrupt(1));
-        add_one(&mut node);
-        peer.receive(0);
-        used(&node.guest.tx[0].queue, 1);
-        node.port.stop_queue(1).unwrap();
-        // Whoever takes the ring over next is not bound to send one, as a port does.
-        assert!(node.guest.tx[0].queue.drain_call(), "Round {round}");
-        node.guest.tx[0].reclaim();
-        let (_, setup) = node.setups().swap_remove(1);
-        node.port.start_queue(1, setup).unwrap();
-        node.port.enable_queue(1, true).unwrap();
-    }
-}
-
-#[test]
 fn without_the_event_index_the_drivers_flag_rules() {
     let (mut node, mut peer) = node_and_peer(!Feature::EVENT_IDX, 256);
     let rx = &mut node.guest.rx[0];
