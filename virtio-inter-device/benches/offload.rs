@@ -113,10 +113,9 @@ fn row(
     let spec = Spec {
         features: features | Feature::EVENT_IDX | Feature::MRG_RXBUF,
         capacity: 8 << 20,
-        // One thread, whose time is taken.
+        // The worker's time is to be work.
         scheduling: Scheduling {
-            nice: 0,
-            ..Scheduling::default()
+            busy_poll: Duration::ZERO,
         },
         rx_size: 1024,
         buffers: (1024, 2048),

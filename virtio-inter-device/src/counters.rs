@@ -39,18 +39,6 @@ macro_rules! counters {
     };
 }
 
-/// Bytes of payload that moving one frame counts for, beside its own. About what is copied in the time that the rest of its way takes.
-const FRAME: u64 = 512;
-
-impl Counters {
-    /// What the worker has moved, both ways: bytes, and more for each frame. To be compared with an earlier value.
-    pub(crate) fn moved(&self) -> u64 {
-        let frames = self.tx_frames.get().wrapping_add(self.rx_frames.get());
-        let bytes = self.tx_bytes.get().wrapping_add(self.rx_bytes.get());
-        frames.wrapping_mul(FRAME).wrapping_add(bytes)
-    }
-}
-
 counters! {
     /// Frames taken from the guest and handed to at least one peer.
     tx_frames,
@@ -117,22 +105,4 @@ counters! {
     wakeups,
     /// Interrupts sent to the guest.
     interrupts,
-    /// Times that the worker changed between its two threads: from the nicer one when it looked starved there
-    /// (busy guests look like that every few seconds), or cannot be nicer, and back.
-    handed_over,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Counters;
-
-    #[test]
-    fn bytes_and_frames_of_both_ways_are_what_was_moved() {
-        let counters = Counters::default();
-        counters.tx_frames.add(2);
-        counters.tx_bytes.add(100);
-        counters.rx_frames.add(1);
-        counters.rx_bytes.add(30);
-        assert_eq!(counters.moved(), 3 * 512 + 130);
-    }
 }

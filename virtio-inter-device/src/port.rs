@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -15,8 +16,8 @@ use crate::device::{Device, DeviceError, GuestMemory, QueueSetup};
 use crate::features::{Negotiated, offered};
 use crate::queue::check_setup;
 use crate::worker::{
-    Answer, Command, Direction, InUse, PeerPart, Poller, Ready, Report, Request, Source, Threads,
-    Waker, Worker, WorkerSetup,
+    Answer, Command, Direction, InUse, PeerPart, Poller, Ready, Report, Request, Source, Waker,
+    Worker, WorkerSetup,
 };
 
 /// A worker answers a command between two batches, microseconds later; one that takes this long is gone.
@@ -25,18 +26,14 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How workers share CPUs with guests and others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scheduling {
-    /// How much nicer (nice(2)) their threads are than the one that starts them, while that does not starve them; 0: never.
-    pub nice: u8,
-    /// How long they look on before they sleep, at most, where work has been coming soon; zero: not at all. Only
-    /// those do that are nicer.
+    /// How long they look on before they sleep, at most, where work has been coming soon; zero: not at all.
     pub busy_poll: Duration,
 }
 
 impl Default for Scheduling {
-    /// A tenth of the weight (`docs/decisions/0060-nicer-workers.md`), and 50 µs (`docs/decisions/0061-busy-polling.md`).
+    /// 50 µs (`docs/decisions/0061-busy-polling.md`).
     fn default() -> Self {
         Scheduling {
-            nice: 10,
             busy_poll: Duration::from_micros(50),
         }
     }
@@ -75,7 +72,7 @@ struct Handle {
     commands: Option<Sender<Request>>,
     waker: Waker,
     counters: Arc<Counters>,
-    threads: Option<Threads>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Port {
@@ -125,13 +122,15 @@ impl Port {
                     let _ = rustix::io::write(&*bell, &1u64.to_ne_bytes());
                 }),
             });
-            let threads =
-                Threads::start(worker, scheduling.nice).map_err(io("start a worker thread"))?;
+            let thread = Builder::new()
+                .name(format!("queue-{index}"))
+                .spawn(move || worker.run())
+                .map_err(io("start a worker thread"))?;
             port.workers.push(Handle {
                 commands: Some(commands),
                 waker,
                 counters,
-                threads: Some(threads),
+                thread: Some(thread),
             });
         }
         Ok(port)
@@ -337,8 +336,10 @@ impl Drop for Port {
             worker.waker.wake();
         }
         for worker in &mut self.workers {
-            if let Some(threads) = worker.threads.take() {
-                threads.join();
+            if let Some(thread) = worker.thread.take()
+                && thread.join().is_err()
+            {
+                log::error!("A worker thread panicked");
             }
         }
     }

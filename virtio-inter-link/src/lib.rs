@@ -94,7 +94,5 @@ pub use layout::{
 pub use prefetch::{Access, NEXT as PREFETCH_NEXT, prefetch};
 pub use receiver::{Receiver, Record};
 pub use region::{Region, RegionError};
-#[cfg(not(loom))]
-pub use schedule::let_others_go_first;
 pub use sender::{Sender, Slot};
 pub use violation::Violation;

@@ -85,14 +85,8 @@ pub struct PortArgs {
     /// 256K to 64M
     #[arg(long, value_name = "BYTES", default_value = "512K", value_parser = parse_ring_size)]
     pub ring_size: u32,
-    /// Nice increment of the queue threads, 0 to 19. A VM that shares a CPU with its port then runs first, and more
-    /// frames are moved per wake-up. While the threads get too little CPU time, the port does without the increment
-    #[arg(long, value_name = "INCREMENT", default_value_t = Scheduling::default().nice,
-          value_parser = value_parser!(u8).range(0..=19))]
-    pub nice: u8,
     /// Maximum time in microseconds that a queue thread busy-polls before it sleeps, 0 to 200. It busy-polls only
-    /// where frames have arrived within that time, and yields the CPU to other threads meanwhile. 0 means never; so
-    /// do --nice 0 and kernels before Linux 6.12
+    /// where frames have arrived within that time, and yields the CPU to other threads meanwhile. 0 means never
     #[arg(long, value_name = "MICROSECONDS", default_value_t = Scheduling::default().busy_poll.as_micros() as u16,
           value_parser = value_parser!(u16).range(0..=200))]
     pub busy_poll: u16,
@@ -117,7 +111,6 @@ impl PortArgs {
     /// How the port's queues are served.
     pub fn scheduling(&self) -> Scheduling {
         Scheduling {
-            nice: self.nice,
             busy_poll: Duration::from_micros(self.busy_poll.into()),
         }
     }

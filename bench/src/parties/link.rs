@@ -13,10 +13,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use rustix::process::getpriority_process;
-use virtio_inter_link::{
-    BusyPoll, DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender, let_others_go_first,
-};
+use virtio_inter_link::{BusyPoll, DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender};
 
 use super::{Outcome, Task, next, phases, say_done, timed};
 
@@ -25,8 +22,6 @@ use super::{Outcome, Task, next, phases, say_done, timed};
 const BATCH_BYTES: usize = DEFAULT_CAPACITY as usize / 8;
 /// Looks on for so long before it sleeps, at most: as a port does if not told otherwise.
 const LOOKS_ON: Duration = Duration::from_micros(50);
-/// The time slice of a port's worker.
-const SLICE: Duration = Duration::from_micros(100);
 /// The region, the bell for records and the bell for room.
 const DESCRIPTORS: usize = 3;
 
@@ -138,7 +133,7 @@ fn receive_descriptors(from: &UnixStream) -> Result<[OwnedFd; DESCRIPTORS]> {
         .map_err(|fds: Vec<_>| anyhow::anyhow!("{} descriptors of {DESCRIPTORS}", fds.len()))
 }
 
-/// How a side waits: as a port's worker does, but for not being nicer than others, as there are none.
+/// How a side waits: as a port's worker does.
 struct Idle {
     busy_poll: BusyPoll,
     poll: OwnedFd,
@@ -146,19 +141,12 @@ struct Idle {
 
 impl Idle {
     fn new(bell: impl AsFd) -> Result<Self> {
-        let nice = getpriority_process(None).context("Asking for a nice value")?;
-        let may_look_on = let_others_go_first(nice, SLICE).context("Asking for short slices")?;
-        let longest = if may_look_on {
-            LOOKS_ON
-        } else {
-            Duration::ZERO
-        };
         let poll =
             epoll::create(epoll::CreateFlags::CLOEXEC).context("Making an epoll instance")?;
         let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&poll, bell, epoll::EventData::new_u64(0), events).context("Watching a bell")?;
         Ok(Idle {
-            busy_poll: BusyPoll::new(longest),
+            busy_poll: BusyPoll::new(LOOKS_ON),
             poll,
         })
     }

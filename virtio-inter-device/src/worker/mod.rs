@@ -1,18 +1,15 @@
 //! What serves one queue pair, on one thread at a time: the guest's transmit queue into the peers' rings, the peers' rings into the
 //! guest's receive queue. It owns all that it touches; the control thread talks to it by commands.
 
-mod account;
 mod adapt;
 mod buffers;
 mod command;
 mod cut;
-mod niceness;
 mod obey;
 mod peer;
 mod poller;
 mod receive;
 mod steering;
-mod threads;
 mod transmit;
 
 use std::sync::Arc;
@@ -27,16 +24,13 @@ pub(crate) use command::{Answer, Command, Direction, PeerPart, Request};
 pub(crate) use poller::{Poller, Waker};
 pub(crate) use receive::Source;
 pub(crate) use steering::{InUse, Ready};
-pub(crate) use threads::Threads;
 
 use crate::counters::Counters;
 use crate::device::GuestMemory;
 use crate::features::Negotiated;
 use crate::port::Scheduling;
 use crate::queue::{QueueViolation, Rings, SplitQueue};
-use niceness::{Niceness, Thread};
 use receive::Collector;
-use threads::Nicer;
 use transmit::Transmitter;
 
 /// Frames that one half of a worker moves before the other half's turn.
@@ -167,7 +161,6 @@ pub(crate) struct Worker {
     ready: bool,
     /// The transmit queue was kicked since it was last looked at.
     kicked: bool,
-    niceness: Niceness,
     busy_poll: BusyPoll,
 }
 
@@ -203,30 +196,13 @@ impl Worker {
             report,
             ready: false,
             kicked: false,
-            niceness: Niceness::new(match scheduling.nice {
-                0 => Thread::Plain,
-                _ => Thread::Nicer,
-            }),
             busy_poll: BusyPoll::new(scheduling.busy_poll),
         }
     }
 
-    /// The thread that it belongs on.
-    fn thread(&self) -> Thread {
-        self.niceness.thread()
-    }
-
-    /// Works until it belongs on its other thread, or, returning nothing, until the port is gone. `nicer`: what there
-    /// is to know of its thread, if that is the nicer one.
-    fn run(mut self: Box<Self>, nicer: Option<&Nicer>) -> Option<Box<Self>> {
-        let account = nicer.map(|nicer| &nicer.account);
-        let may_look_on = nicer.is_some_and(|nicer| nicer.takes_short_turns);
-        let mut changes = self.niceness.begin(account, self.rules.counters.moved());
+    /// Works until the port is gone.
+    pub(crate) fn run(mut self) {
         loop {
-            if changes {
-                self.rules.counters.handed_over.add(1);
-                return Some(self);
-            }
             loop {
                 match self.commands.try_recv() {
                     Ok(request) => {
@@ -235,7 +211,7 @@ impl Worker {
                         let _ = request.reply.send(reply);
                     }
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return None,
+                    Err(TryRecvError::Disconnected) => return,
                 }
             }
             let sent = self.transmit();
@@ -244,15 +220,12 @@ impl Worker {
             self.report_faults();
             if sent == Pace::Idle && delivered == Pace::Idle {
                 let idle_since = Instant::now();
-                let gap = (may_look_on.then(|| self.look_on(idle_since)).flatten()).unwrap_or_else(
-                    || {
-                        self.sleep();
-                        idle_since.elapsed()
-                    },
-                );
+                let gap = self.look_on(idle_since).unwrap_or_else(|| {
+                    self.sleep();
+                    idle_since.elapsed()
+                });
                 self.busy_poll.idled(gap);
             }
-            changes = (self.niceness).changes(account, || self.rules.counters.moved());
         }
     }
 
@@ -268,7 +241,6 @@ impl Worker {
             self.transmit() == Pace::Busy || self.deliver() == Pace::Busy
         });
         self.busy_poll = poll;
-        self.niceness.looked_on(gap);
         found.then_some(gap)
     }
 

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use rustix::process::getpriority_process;
 use virtio_inter_device::Scheduling;
-use virtio_inter_link::let_others_go_first;
-use virtio_inter_test_support::skip;
 
 use crate::driver::{Network, Spec, until};
 
@@ -15,7 +12,6 @@ const ROUNDS: u64 = 500;
 fn network(busy_poll: u64) -> Network {
     let scheduling = Scheduling {
         busy_poll: Duration::from_micros(busy_poll),
-        ..Scheduling::default()
     };
     let spec = Spec {
         scheduling,
@@ -50,20 +46,8 @@ fn wakeups_of_a_conversation(network: &mut Network, seed: u64) -> u64 {
     woken(network) - before
 }
 
-/// Whether this kernel gives a thread the time slice that it asks for: without, no worker looks on.
-fn kernel_knows_slices() -> bool {
-    let ask = || {
-        let nice = getpriority_process(None).unwrap();
-        let_others_go_first(nice, Duration::from_millis(1)).unwrap()
-    };
-    std::thread::spawn(ask).join().unwrap()
-}
-
 #[test]
 fn who_looks_on_is_seldom_woken() {
-    if !kernel_knows_slices() {
-        return skip("This kernel knows no slices of threads (Linux does from 6.12 on)");
-    }
     let (mut with, mut without) = (network(200), network(0));
     let mut seed = 0;
     // Not the first time where the machine is busy, and gaps are long.

@@ -195,7 +195,6 @@ impl Node {
             "rx_waits",
             "wakeups",
             "interrupts",
-            "handed_over",
         ];
         self.port
             .counters()
