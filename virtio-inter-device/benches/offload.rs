@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use driver::{Feature, LEAN, Node, Packet, Peer, Spec, mac, until};
 use rustix::time::{ClockId, clock_gettime};
 use tap::Tap;
-use virtio_inter_device::Scheduling;
+use virtio_inter_device::BusyPollConfig;
 
 const ROUNDS: usize = 9;
 /// Bytes of a large frame, and of a segment's payload.
@@ -114,8 +114,9 @@ fn row(
         features: features | Feature::EVENT_IDX | Feature::MRG_RXBUF,
         capacity: 8 << 20,
         // The worker's time is to be work.
-        scheduling: Scheduling {
-            busy_poll: Duration::ZERO,
+        busy_poll: BusyPollConfig {
+            limit: Duration::ZERO,
+            ..BusyPollConfig::default()
         },
         rx_size: 1024,
         buffers: (1024, 2048),

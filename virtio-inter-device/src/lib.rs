@@ -31,4 +31,5 @@ pub use config::CONFIG_SIZE;
 pub use counters::{Counter, Counters};
 pub use device::{Device, DeviceError, GuestMemory, QueueSetup};
 pub use memory::DirtyLog;
-pub use port::{Port, PortEvent, Scheduling};
+pub use port::{Port, PortEvent};
+pub use virtio_inter_link::BusyPollConfig;

@@ -8,6 +8,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
+use virtio_inter_link::BusyPollConfig;
 use virtio_inter_segment::{LocalPort, PeerKey, PeerLink};
 
 use crate::config::{CONFIG_SIZE, config_space};
@@ -22,22 +23,6 @@ use crate::worker::{
 
 /// A worker answers a command between two batches, microseconds later; one that takes this long is gone.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-
-/// How workers share CPUs with guests and others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Scheduling {
-    /// How long they look on before they sleep, at most, where work has been coming soon; zero: not at all.
-    pub busy_poll: Duration,
-}
-
-impl Default for Scheduling {
-    /// 50 µs (`docs/decisions/0061-busy-polling.md`).
-    fn default() -> Self {
-        Scheduling {
-            busy_poll: Duration::from_micros(50),
-        }
-    }
-}
 
 /// What a port tells the process that runs it.
 #[derive(Debug)]
@@ -81,7 +66,7 @@ impl Port {
     /// # Errors
     ///
     /// When a thread or a descriptor cannot be had.
-    pub fn new(local: &LocalPort, scheduling: Scheduling) -> Result<Port, DeviceError> {
+    pub fn new(local: &LocalPort, busy_poll: BusyPollConfig) -> Result<Port, DeviceError> {
         let io = |action| move |source| DeviceError::Io { action, source };
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| io("create an eventfd")(e.into()))?;
@@ -115,7 +100,7 @@ impl Port {
                 commands: inbox,
                 poller,
                 in_use: Arc::clone(&in_use),
-                scheduling,
+                busy_poll,
                 report: Box::new(move |report| {
                     // The port may be on its way out; then nobody listens any more.
                     let _ = reporter.send(report);

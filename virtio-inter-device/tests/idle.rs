@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use virtio_inter_device::Device;
 
-use driver::{Network, Node, Packet, Peer, Spec, mac, until};
+use driver::{Network, Node, Packet, Peer, Spec, busy_poll, mac, until};
 
 /// How long each state is watched.
 const WATCHED: Duration = Duration::from_millis(300);
@@ -44,6 +44,7 @@ fn expect_idle(what: &str, nodes: &[Node]) {
 fn network(ears: &[bool]) -> Network {
     let spec = |&hears: &bool| Spec {
         buffers: (if hears { 256 } else { 0 }, 2048),
+        busy_poll: busy_poll(Duration::from_micros(200)),
         ..Spec::default()
     };
     Network::new(&ears.iter().map(spec).collect::<Vec<_>>())

@@ -70,7 +70,7 @@ mod prefetch;
 mod receiver;
 mod region;
 #[cfg(not(loom))]
-mod schedule;
+mod schedstat;
 mod sender;
 mod signal;
 mod sync;
@@ -86,7 +86,7 @@ mod ring_tests;
 mod test_memory;
 
 #[cfg(not(loom))]
-pub use busy_poll::BusyPoll;
+pub use busy_poll::{BusyPoll, BusyPollConfig};
 pub use doorbell::{Doorbell, DoorbellError};
 pub use layout::{
     DEFAULT_CAPACITY, FORMAT_VERSION, MAX_CAPACITY, MIN_CAPACITY, RECORD_ALIGN, max_record,

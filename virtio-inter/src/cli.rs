@@ -10,7 +10,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
 use virtio_inter_args::{
     SocketPathError, absolute, check_socket_path, format_size, parse_size, segment_directory,
 };
-use virtio_inter_device::Scheduling;
+use virtio_inter_device::BusyPollConfig;
 use virtio_inter_segment::{LocalPort, MAX_QUEUE_PAIRS, MIN_MTU, MacAddr, PortId};
 
 /// Most entries of a split virtqueue (VIRTIO 1.3, 2.7).
@@ -86,8 +86,9 @@ pub struct PortArgs {
     #[arg(long, value_name = "BYTES", default_value = "512K", value_parser = parse_ring_size)]
     pub ring_size: u32,
     /// Maximum time in microseconds that a queue thread busy-polls before it sleeps, 0 to 200. It busy-polls only
-    /// where frames have arrived within that time, and yields the CPU to other threads meanwhile. 0 means never
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = Scheduling::default().busy_poll.as_micros() as u16,
+    /// where frames have arrived within that time and, by /proc/schedstat, no other thread waits for its CPU. 0 means
+    /// never; so do kernels without that file
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = BusyPollConfig::default().limit.as_micros() as u16,
           value_parser = value_parser!(u16).range(0..=200))]
     pub busy_poll: u16,
     /// Unix socket that serves the state of the port as JSON: frontend, peers, counters. Only this user and root can
@@ -108,10 +109,11 @@ impl PortArgs {
         }
     }
 
-    /// How the port's queues are served.
-    pub fn scheduling(&self) -> Scheduling {
-        Scheduling {
-            busy_poll: Duration::from_micros(self.busy_poll.into()),
+    /// Whether and how long the queues' threads busy-poll.
+    pub fn busy_poll(&self) -> BusyPollConfig {
+        BusyPollConfig {
+            limit: Duration::from_micros(self.busy_poll.into()),
+            ..BusyPollConfig::default()
         }
     }
 }

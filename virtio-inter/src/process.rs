@@ -32,7 +32,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         .transpose()?;
     let local = arguments.local_port();
     let segment = Segment::join(&arguments.segment, local.clone()).map_err(suggest_directory)?;
-    let device = Port::new(&local, arguments.scheduling())?;
+    let device = Port::new(&local, arguments.busy_poll())?;
     let limits = Limits {
         queue_size: arguments.queue_size,
         mtu: arguments.mtu,

@@ -145,7 +145,7 @@ fn feature_names(bits: u64) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use virtio_inter_device::{Device, Scheduling};
+    use virtio_inter_device::{BusyPollConfig, Device};
     use virtio_inter_segment::{LocalPort, MacAddr};
 
     use super::*;
@@ -159,7 +159,11 @@ mod tests {
             queues: 2,
             ring_capacity: virtio_inter_link::DEFAULT_CAPACITY,
         };
-        let names = feature_names(Port::new(&local, Scheduling::default()).unwrap().features());
+        let names = feature_names(
+            Port::new(&local, BusyPollConfig::default())
+                .unwrap()
+                .features(),
+        );
         assert!(names.contains(&"MQ".to_owned()), "{names:?}");
         assert!(!names.iter().any(|name| name.contains("bit")), "{names:?}");
     }

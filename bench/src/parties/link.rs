@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use rustix::event::epoll;
@@ -13,15 +13,15 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use virtio_inter_link::{BusyPoll, DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender};
+use virtio_inter_link::{
+    BusyPoll, BusyPollConfig, DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender,
+};
 
 use super::{Outcome, Task, next, phases, say_done, timed};
 
 /// Bytes after which records are published, and released, whatever the batch: else one side waits while the other
 /// fills the ring.
 const BATCH_BYTES: usize = DEFAULT_CAPACITY as usize / 8;
-/// Looks on for so long before it sleeps, at most: as a port does if not told otherwise.
-const LOOKS_ON: Duration = Duration::from_micros(50);
 /// The region, the bell for records and the bell for room.
 const DESCRIPTORS: usize = 3;
 
@@ -146,12 +146,12 @@ impl Idle {
         let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&poll, bell, epoll::EventData::new_u64(0), events).context("Watching a bell")?;
         Ok(Idle {
-            busy_poll: BusyPoll::new(LOOKS_ON),
+            busy_poll: BusyPoll::of_this_thread(BusyPollConfig::default()),
             poll,
         })
     }
 
-    /// Looks on while that pays, then arms the bell and, if that says so, sleeps until it rings.
+    /// Busy-polls if that pays, then arms the bell and, if that says so, sleeps until it rings.
     fn wait<T>(
         &mut self,
         side: &mut T,
@@ -159,17 +159,14 @@ impl Idle {
         arm: impl FnOnce(&mut T) -> Result<bool>,
     ) -> Result<()> {
         let idle_since = Instant::now();
-        if self.busy_poll.pays() {
-            let mut seen = Ok(false);
-            let (found, gap) = self.busy_poll.look_on(idle_since, || {
-                seen = look(side);
-                !matches!(seen, Ok(false))
-            });
-            seen?;
-            if found {
-                self.busy_poll.idled(gap);
-                return Ok(());
-            }
+        let mut seen = Ok(false);
+        let found = self.busy_poll.poll(idle_since, || {
+            seen = look(side);
+            !matches!(seen, Ok(false))
+        });
+        seen?;
+        if found {
+            return Ok(());
         }
         if arm(side)? {
             let mut events = Vec::with_capacity(1);
@@ -180,7 +177,7 @@ impl Idle {
             )
             .context("Waiting for a bell")?;
         }
-        self.busy_poll.idled(idle_since.elapsed());
+        self.busy_poll.idle_ended(idle_since.elapsed());
         Ok(())
     }
 }

@@ -14,10 +14,10 @@ mod transmit;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver as CommandReceiver, TryRecvError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::Level;
-use virtio_inter_link::{BusyPoll, Violation};
+use virtio_inter_link::{BusyPoll, BusyPollConfig, Violation};
 use virtio_inter_segment::{LogLimit, MacAddr, PeerKey, log_limited};
 
 pub(crate) use command::{Answer, Command, Direction, PeerPart, Request};
@@ -28,7 +28,6 @@ pub(crate) use steering::{InUse, Ready};
 use crate::counters::Counters;
 use crate::device::GuestMemory;
 use crate::features::Negotiated;
-use crate::port::Scheduling;
 use crate::queue::{QueueViolation, Rings, SplitQueue};
 use receive::Collector;
 use transmit::Transmitter;
@@ -139,7 +138,7 @@ pub(crate) struct WorkerSetup {
     pub(crate) poller: Poller,
     /// Shared by the port's workers.
     pub(crate) in_use: Arc<InUse>,
-    pub(crate) scheduling: Scheduling,
+    pub(crate) busy_poll: BusyPollConfig,
     /// Tells the control thread.
     pub(crate) report: Box<dyn Fn(Report) + Send>,
 }
@@ -161,7 +160,7 @@ pub(crate) struct Worker {
     ready: bool,
     /// The transmit queue was kicked since it was last looked at.
     kicked: bool,
-    busy_poll: BusyPoll,
+    busy_poll: BusyPollConfig,
 }
 
 impl Worker {
@@ -174,7 +173,7 @@ impl Worker {
             commands,
             poller,
             in_use,
-            scheduling,
+            busy_poll,
             report,
         } = setup;
         Worker {
@@ -196,12 +195,13 @@ impl Worker {
             report,
             ready: false,
             kicked: false,
-            busy_poll: BusyPoll::new(scheduling.busy_poll),
+            busy_poll,
         }
     }
 
     /// Works until the port is gone.
     pub(crate) fn run(mut self) {
+        let mut busy_poll = BusyPoll::of_this_thread(self.busy_poll);
         loop {
             loop {
                 match self.commands.try_recv() {
@@ -220,33 +220,26 @@ impl Worker {
             self.report_faults();
             if sent == Pace::Idle && delivered == Pace::Idle {
                 let idle_since = Instant::now();
-                let gap = self.look_on(idle_since).unwrap_or_else(|| {
+                if !self.busy_poll(&mut busy_poll, idle_since) {
                     self.sleep();
-                    idle_since.elapsed()
-                });
-                self.busy_poll.idled(gap);
+                    busy_poll.idle_ended(idle_since.elapsed());
+                }
             }
         }
     }
 
-    /// Looks whether there is something to do, as long as that pays. Returns how long there was not if there was then, and
-    /// some of it is done.
-    fn look_on(&mut self, idle_since: Instant) -> Option<Duration> {
+    /// Polls the queues and links for a moment, if that pays. True: there was work, some of which is done.
+    fn busy_poll(&mut self, busy_poll: &mut BusyPoll, idle_since: Instant) -> bool {
         // A retired queue's kicks are heard in sleep only.
-        if !self.busy_poll.pays() || self.transmit.retired {
-            return None;
-        }
-        let mut poll = self.busy_poll;
-        let (found, gap) = poll.look_on(idle_since, || {
-            self.transmit() == Pace::Busy || self.deliver() == Pace::Busy
-        });
-        self.busy_poll = poll;
-        found.then_some(gap)
+        !self.transmit.retired
+            && busy_poll.poll(idle_since, || {
+                self.transmit() == Pace::Busy || self.deliver() == Pace::Busy
+            })
     }
 
     /// Sleeps until something happens, unless something has happened meanwhile.
     fn sleep(&mut self) {
-        // Looking on may have found the receive queue in use, or broken it.
+        // Busy-polling may have found the receive queue in use, or broken it.
         self.report_ready();
         let rest = self.arm();
         self.report_faults();

@@ -299,10 +299,10 @@ impl Transmitter {
                 }
             }
         }
-        if let (Some(queue), Some(memory)) = (queue, memory) {
-            if self.waiting.is_none() {
-                rest.safe &= queue.arm(&queue.rings(memory)?)?;
-            }
+        if let (Some(queue), Some(memory)) = (queue, memory)
+            && self.waiting.is_none()
+        {
+            rest.safe &= queue.arm(&queue.rings(memory)?)?;
         }
         Ok(rest)
     }

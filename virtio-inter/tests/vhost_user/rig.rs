@@ -10,7 +10,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use virtio_inter::vhost_user::frontend::{Ended, Frontend};
 use virtio_inter::vhost_user::session::Limits;
-use virtio_inter_device::{Device, Port, Scheduling};
+use virtio_inter_device::{BusyPollConfig, Device, Port};
 use virtio_inter_segment::LocalPort;
 
 use crate::mock::MockDevice;
@@ -247,7 +247,7 @@ pub(crate) fn port(id: &str) -> Port {
         queues: 1,
         ring_capacity: virtio_inter_link::MIN_CAPACITY,
     };
-    Port::new(&local, Scheduling::default()).unwrap()
+    Port::new(&local, BusyPollConfig::default()).unwrap()
 }
 
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
