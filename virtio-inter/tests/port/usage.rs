@@ -79,7 +79,6 @@ fn help_in_each_form_is_no_error() {
             "--queues",
             "--queue-size",
             "--ring-size",
-            "--nice",
             "--busy-poll",
             "--status-socket",
             "68 to 65535",
