@@ -1,6 +1,5 @@
 //! The program: Cloud Hypervisor's command line with `--inter-vm`.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use cloud_hypervisor_ext::command_line::CommandLine;
@@ -8,18 +7,19 @@ use cloud_hypervisor_ext::help;
 use cloud_hypervisor_ext::programs::{describe, find_vmm};
 use cloud_hypervisor_ext::report::{Failure, USAGE, print};
 use cloud_hypervisor_ext::start::{FLAG, run};
-use env_logger::Env;
+use log::Level;
 
 const PROGRAM: &str = env!("CARGO_PKG_NAME");
 
 fn main() -> ExitCode {
+    virtio_inter_log::report_panics(|| ());
     let mut line = CommandLine::new(std::env::args_os().skip(1));
     let flags = line.take(FLAG);
-    env_logger::Builder::from_env(Env::default().default_filter_or(line.log_level())).init();
+    virtio_inter_log::start(line.log_level());
     let arguments = line.arguments();
     let result = if arguments.is_empty() && flags.is_empty() {
         // As clap has it for a program that cannot do without arguments.
-        let _ = std::io::stderr().write_all(help("--help").as_bytes());
+        virtio_inter_log::say(Level::Error, &help("--help"));
         Ok(USAGE)
     } else if line.has("--help") || arguments == ["help"] {
         print(&help("--help")).map(|()| 0).map_err(Failure::from)
@@ -30,10 +30,12 @@ fn main() -> ExitCode {
     } else {
         run(line, &flags)
     };
-    match result {
+    let status = match result {
         Ok(status) => ExitCode::from(status),
         Err(failure) => failure.report(PROGRAM),
-    }
+    };
+    virtio_inter_log::flush();
+    status
 }
 
 /// Cloud Hypervisor's help with our flag; ours alone, where there is no Cloud Hypervisor.

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
+use log::Level;
+
 /// Exit status of a wrong command line.
 pub const USAGE: u8 = 2;
 
@@ -60,11 +62,10 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 impl Failure {
-    /// Tells it on standard error.
+    /// Writes the error to standard error: the exit status. Waits for a reader for a moment only.
     pub fn report(&self, program: &str) -> ExitCode {
-        let text = describe(program, self.error.as_ref());
-        // Nobody to tell if standard error is closed.
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        virtio_inter_log::say(Level::Error, &describe(program, self.error.as_ref()));
+        virtio_inter_log::flush();
         ExitCode::from(self.status)
     }
 }

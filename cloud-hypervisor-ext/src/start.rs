@@ -94,6 +94,7 @@ pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure
     let vmm = find_vmm()?;
     if devices.is_empty() && api_socket.is_none() {
         // Nothing to supervise, and nobody could ask for it later.
+        virtio_inter_log::flush();
         let error = Command::new(&vmm).args(line.arguments()).exec();
         return Err(anyhow!(error)
             .context(format!("Cannot run {}", vmm.display()))

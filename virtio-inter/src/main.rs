@@ -1,10 +1,8 @@
 //! The program: parses its command line, sets up logging, runs what was asked for.
 
-use std::io::Write;
 use std::process::ExitCode;
 
-use env_logger::Env;
-use log::error;
+use log::{Level, error};
 use virtio_inter::cli::{self, Cli, Command};
 use virtio_inter::{notify, process};
 
@@ -12,18 +10,26 @@ use virtio_inter::{notify, process};
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    abort_on_panic();
+    // A port one of whose threads panicked would stay, hold its sockets and move nothing: better
+    // gone and started again. Here rather than in the build's profile, as the programs that clean
+    // up after tests must unwind.
+    virtio_inter_log::report_panics(|| std::process::abort());
+    let status = run();
+    virtio_inter_log::flush();
+    status
+}
+
+fn run() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         // --help and --version are asked for, on standard output.
         Err(asked) if !asked.use_stderr() => asked.exit(),
         Err(wrong) => {
-            // Nobody to tell if standard error is closed.
-            let _ = writeln!(std::io::stderr(), "{}", cli::explain(&wrong));
+            virtio_inter_log::say(Level::Error, &cli::explain(&wrong));
             return ExitCode::from(USAGE);
         }
     };
-    start_logging(&cli);
+    virtio_inter_log::start(log_level(&cli));
     let result = match &cli.command {
         Command::Port(port) => process::run_port(port),
     };
@@ -37,23 +43,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// A port one of whose threads panicked would stay, hold its sockets and move nothing: better gone and started again.
-/// Here rather than in the build's profile, as the programs that clean up after tests must unwind.
-fn abort_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
-        std::process::abort();
-    }));
-}
-
 /// Levels as Cloud Hypervisor has them: error, this process is of no use any more; warn, something is wrong
 /// but it goes on; info, milestones; debug and trace, for developers.
-fn start_logging(cli: &Cli) {
-    let default = match cli.verbose {
+fn log_level(cli: &Cli) -> &'static str {
+    match cli.verbose {
         0 => "info",
         1 => "debug",
         _ => "trace",
-    };
-    env_logger::Builder::from_env(Env::default().default_filter_or(default)).init();
+    }
 }

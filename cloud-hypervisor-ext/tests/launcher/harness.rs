@@ -1,7 +1,7 @@
 //! A place for a test, the stand-in for Cloud Hypervisor, and launchers that end whatever happens.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -181,9 +181,19 @@ impl Launcher {
     }
 
     /// Starts it and sees.
-    pub(crate) fn spawn(mut self) -> Running {
+    pub(crate) fn spawn(self) -> Running {
         let log = File::create(&self.log).unwrap();
-        self.command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.spawn_onto(log)
+    }
+
+    /// Starts it with its standard error, which its children get too, on something else than its log file.
+    pub(crate) fn spawn_onto(mut self, stderr: impl Into<Stdio>) -> Running {
+        let stdout = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&self.log)
+            .unwrap();
+        self.command.stdout(stdout).stderr(stderr);
         Running {
             child: self.command.spawn().unwrap(),
             log: self.log,
@@ -195,10 +205,7 @@ impl Launcher {
     /// Starts it; the VMM runs.
     pub(crate) fn start(self) -> Running {
         let mut running = self.spawn();
-        until("the VMM starts", || {
-            assert_eq!(running.child.try_wait().unwrap(), None, "{}", running.log());
-            running.arguments.exists()
-        });
+        running.wait_for_vmm();
         running
     }
 
@@ -220,6 +227,15 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Waits until the VMM runs.
+    #[track_caller]
+    pub(crate) fn wait_for_vmm(&mut self) {
+        until("the VMM starts", || {
+            assert_eq!(self.child.try_wait().unwrap(), None, "{}", self.log());
+            self.arguments.exists()
+        });
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -6,6 +6,7 @@ mod bad_input;
 mod control;
 mod harness;
 mod life;
+mod logging;
 mod pass_on;
 mod real;
 mod usage;

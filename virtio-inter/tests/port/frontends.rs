@@ -15,14 +15,14 @@ use crate::process::{PATIENCE, Place, Port, until};
 /// GET_FEATURES.
 const ASK: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 
-fn connect(port: &Port) -> UnixStream {
+pub(crate) fn connect(port: &Port) -> UnixStream {
     let socket = UnixStream::connect(&port.socket).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
 #[track_caller]
-fn assert_served(mut socket: &UnixStream) {
+pub(crate) fn assert_served(mut socket: &UnixStream) {
     socket.write_all(&ASK).unwrap();
     let mut answer = [0; 20];
     socket.read_exact(&mut answer).unwrap();
@@ -30,7 +30,7 @@ fn assert_served(mut socket: &UnixStream) {
 }
 
 /// Sends a request that has no reply.
-fn tell(socket: &UnixStream, code: u32, body: &[u64], fds: &[BorrowedFd<'_>]) {
+pub(crate) fn tell(socket: &UnixStream, code: u32, body: &[u64], fds: &[BorrowedFd<'_>]) {
     let size = u32::try_from(size_of_val(body)).unwrap();
     let mut bytes: Vec<u8> = [code, 1, size]
         .into_iter()
@@ -76,8 +76,8 @@ fn a_third_is_served_as_soon_as_one_of_two_is_gone() {
     let place = Place::new();
     let port = place.start("a");
     let first = connect(&port);
-    let second = connect(&port);
     assert_served(&first);
+    let second = connect(&port);
     assert_served(&second);
     let others = [connect(&port), connect(&port), connect(&port)];
     (&others[0]).write_all(&ASK).unwrap();
@@ -105,12 +105,13 @@ const SET_VRING_NUM: u32 = 8;
 const SET_VRING_ADDR: u32 = 9;
 const GET_VRING_BASE: u32 = 11;
 const SET_VRING_KICK: u32 = 12;
+const SET_VRING_CALL: u32 = 13;
 
 /// Where the memory of these tests lies in the frontend.
 const USER: u64 = 0x1000_0000;
 
 /// Hands memory over; it has the rings of queue 0 at its start.
-fn share(socket: &UnixStream, memory: BorrowedFd<'_>) {
+pub(crate) fn share(socket: &UnixStream, memory: BorrowedFd<'_>) {
     tell(
         socket,
         SET_MEM_TABLE,
@@ -120,7 +121,7 @@ fn share(socket: &UnixStream, memory: BorrowedFd<'_>) {
 }
 
 /// Queue 0 of a driver that accepts VERSION_1 alone. Without PROTOCOL_FEATURES it is enabled.
-fn start_queue(socket: &UnixStream) {
+pub(crate) fn start_queue(socket: &UnixStream) {
     tell(socket, SET_FEATURES, &[1 << 32], &[]);
     set_queue_up(socket, 0);
 }
@@ -134,16 +135,38 @@ fn set_queue_up(socket: &UnixStream, index: u64) {
     tell(socket, SET_VRING_KICK, &[index], &[kick.as_fd()]);
 }
 
+/// Starts queue 1, in the memory that [`share`] handed over: its kick and its interrupt.
+pub(crate) fn start_transmit_queue(socket: &UnixStream) -> (OwnedFd, OwnedFd) {
+    let event = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let (kick, call) = (event(), event());
+    tell(socket, SET_FEATURES, &[1 << 32], &[]);
+    tell(socket, SET_VRING_NUM, &[256 << 32 | 1], &[]);
+    let address = [1, USER, USER + 0x4000, USER + 0x6000, u64::MAX];
+    tell(socket, SET_VRING_ADDR, &address, &[]);
+    tell(socket, SET_VRING_CALL, &[1], &[call.as_fd()]);
+    tell(socket, SET_VRING_KICK, &[1], &[kick.as_fd()]);
+    (kick, call)
+}
+
+/// Makes a frame of 60 bytes available in queue 1.
+pub(crate) fn transmit_one(memory: BorrowedFd<'_>) {
+    let descriptor = [0x8000u64, 12 + 60].map(u64::to_ne_bytes).concat();
+    rustix::io::pwrite(memory, &descriptor, 0).unwrap();
+    // The available ring: no flags, one entry, the chain of descriptor 0.
+    let available = [0u16, 1, 0].map(u16::to_ne_bytes).concat();
+    rustix::io::pwrite(memory, &available, 0x6000).unwrap();
+}
+
 /// Stops queue 0, and waits until that is done.
 #[track_caller]
-fn stop_queue(mut socket: &UnixStream) {
+pub(crate) fn stop_queue(mut socket: &UnixStream) {
     tell(socket, GET_VRING_BASE, &[0], &[]);
     let mut answer = [0; 20];
     socket.read_exact(&mut answer).unwrap();
     assert_eq!(answer[0], 11);
 }
 
-fn memory() -> OwnedFd {
+pub(crate) fn memory() -> OwnedFd {
     let memory = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&memory, 0x10_0000).unwrap();
     memory
@@ -154,10 +177,12 @@ fn memory() -> OwnedFd {
 fn the_device_goes_to_a_second_frontend_when_the_first_has_stopped() {
     let place = Place::new();
     let port = place.start("a");
-    let (first, second) = (connect(&port), connect(&port));
+    let first = connect(&port);
     share(&first, memory().as_fd());
     start_queue(&first);
+    // Before another connects, to which one that has asked for nothing would give way.
     assert_served(&first);
+    let second = connect(&port);
     assert_served(&second);
     share(&second, memory().as_fd());
     (&second).write_all(&ASK).unwrap();

@@ -2,15 +2,15 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::Signal;
 
+use crate::frontends::{assert_served, connect, memory, share, start_transmit_queue, transmit_one};
 use crate::process::{Place, until};
 
 const FILES: [&str; 4] = [
@@ -38,29 +38,23 @@ fn signals_end_it_and_nothing_is_left() {
     }
 }
 
-/// Here it is standard error, a pipe that nobody reads, which the port waits for at its end.
+/// Here it is an interrupt, which the VMM makes block: a queue that is to be stopped waits for it.
 #[test]
 fn a_second_signal_ends_what_the_first_could_not() {
     let place = Place::new();
-    let (mut reader, writer) = std::io::pipe().unwrap();
-    // Another opening of the pipe, so that only this one is non-blocking.
-    let filler = rustix::fs::open(
-        format!("/proc/self/fd/{}", writer.as_raw_fd()),
-        OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .unwrap();
-    let mut port = place.command("a").spawn_onto(Stdio::null(), writer);
-    let mut said = String::new();
-    until("the port serves", || {
-        let mut bytes = [0; 4096];
-        let count = reader.read(&mut bytes).unwrap();
-        said.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
-        said.contains("Serving")
-    });
-    for piece in [[0; 4096].as_slice(), &[0]] {
-        while rustix::io::write(&filler, piece).is_ok() {}
-    }
+    let mut port = place.start("a");
+    let frontend = connect(&port);
+    let memory = memory();
+    share(&frontend, memory.as_fd());
+    let (kick, call) = start_transmit_queue(&frontend);
+    assert_served(&frontend);
+    // As full as it can be, whatever is in it.
+    let _ = rustix::io::read(&call, &mut [0; 8]);
+    rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let flags = fcntl_getfl(&call).unwrap();
+    fcntl_setfl(&call, flags - OFlags::NONBLOCK).unwrap();
+    transmit_one(memory.as_fd());
+    rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
     port.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(port.try_end(), None, "nothing held it up");

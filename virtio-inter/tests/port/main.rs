@@ -2,6 +2,7 @@
 
 mod frontends;
 mod lifecycle;
+mod logging;
 mod process;
 mod status;
 mod usage;

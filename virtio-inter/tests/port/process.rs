@@ -1,6 +1,6 @@
 //! A `virtio-inter port` of a test: started, watched, and ended whatever happens.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -65,6 +65,7 @@ impl Place {
             log: self.path(&format!("{id}.log")),
             notify: None,
             directory: None,
+            variables: Vec::new(),
             options: vec![
                 (
                     "--socket",
@@ -90,7 +91,8 @@ pub(crate) struct PortCommand {
     notify: Option<PathBuf>,
     /// Its working directory; None: this test's.
     directory: Option<PathBuf>,
-    options: Vec<(&'static str, std::ffi::OsString)>,
+    variables: Vec<(&'static str, OsString)>,
+    options: Vec<(&'static str, OsString)>,
 }
 
 impl PortCommand {
@@ -110,6 +112,12 @@ impl PortCommand {
     /// Gives it another working directory.
     pub(crate) fn in_directory(mut self, directory: &Path) -> Self {
         self.directory = Some(directory.to_owned());
+        self
+    }
+
+    /// Sets a variable of its environment.
+    pub(crate) fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Self {
+        self.variables.push((name, value.as_ref().to_owned()));
         self
     }
 
@@ -137,6 +145,7 @@ impl PortCommand {
                     .flat_map(|(name, value)| [OsStr::new(*name), value]),
             )
             .env_remove("RUST_LOG")
+            .envs(self.variables.iter().cloned())
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(log)
@@ -173,8 +182,9 @@ pub(crate) struct Port {
 }
 
 impl Port {
+    /// What it said; nothing if its standard error is something else than the log file.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     pub(crate) fn pid(&self) -> u32 {

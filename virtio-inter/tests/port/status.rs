@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::process::{PATIENCE, Place, until};
 
 /// The whole document, which ends with the connection.
-fn status(socket: &Path) -> Value {
+pub(crate) fn status(socket: &Path) -> Value {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut text = String::new();
