@@ -1,7 +1,7 @@
 //! Debian packages without a trace in the machine's own package configuration.
 //!
-//! apt runs with lists, sources and caches of its own below `target/`. The mirror is the one from which this
-//! machine is installed; apt checks each suite's signature with the archive's keyring.
+//! apt runs with lists, sources and caches of its own below `target/`. The mirror is the one from
+//! which this machine was installed; apt checks each suite's signature with the archive's keyring.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,7 +14,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Times that a step over the network is tried.
 const TRIES: u32 = 3;
 
-/// Where this machine's packages come from.
+/// The mirror of this machine's packages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mirror {
     /// Code name of the running release, such as `bookworm`.
@@ -151,7 +151,7 @@ pub(crate) struct Apt {
 }
 
 impl Apt {
-    /// An apt that knows nothing but `suites`, and no installed package: what it downloads is complete.
+    /// An apt that knows only `suites`, and no installed package: its downloads are complete.
     pub(crate) fn isolated(directory: &Path, mirror: &Mirror, suites: &[&str]) -> Result<Self> {
         let apt = Self::with_lists(directory, mirror, suites)?;
         let status = directory.join("status");
@@ -305,7 +305,8 @@ mod tests {
                      deb [arch=amd64 signed-by=/k] http://a.example/debian bookworm main contrib\n\
                      deb-src http://a.example/debian bookworm main\n\
                      deb http://s.example/sec bookworm-security main # why\n";
-        let stanzas = "Types: deb\n# comment\nURIs: http://a.example/debian\nSuites: bookworm\n bookworm-updates\n\
+        let stanzas = "Types: deb\n# comment\nURIs: http://a.example/debian\n\
+                       Suites: bookworm\n bookworm-updates\n\
                        Components: main\n\nTypes: deb deb-src\nURIs: http://s.example/sec\n\
                        Suites: bookworm-security\nComponents: main\n\nTypes: deb\nEnabled: no\n\
                        URIs: http://off.example\nSuites: bookworm\nComponents: main\n";

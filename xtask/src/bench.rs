@@ -15,7 +15,7 @@ use crate::{image, root, setup};
 ///
 /// # Errors
 ///
-/// What is missing on this machine, or how many measurements failed.
+/// Names the programs missing on this machine, or the number of measurements that failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let output = options
         .output

@@ -1,8 +1,8 @@
 //! Builds the guest images: a kernel and an initramfs each, from Debian packages, for x86-64.
 //!
-//! `target/images/` holds one directory an image, with a stamp of all that went into it; what is up to date is
-//! kept. A new image is built beside the old one and takes its place whole. Unpacked packages stay in
-//! `target/images/packages/`, so that a new agent does not mean a new download.
+//! `target/images/` holds one directory an image, with a stamp of all its inputs; an image that is
+//! up to date is kept. A new image is built beside the old one and then replaces it as a whole.
+//! Unpacked packages stay in `target/images/packages/`, so that a new agent needs no new download.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -54,7 +54,7 @@ const PROGRAMS: &[&str] = &[
     "tcpdump",
 ];
 
-/// What makes one image.
+/// The inputs of one image.
 struct Recipe {
     name: &'static str,
     suite: &'static str,
@@ -137,7 +137,7 @@ const ETC: &[(&str, &str)] = &[
     ),
 ];
 
-/// Where images are.
+/// The directory of the images.
 pub(crate) fn directory() -> PathBuf {
     root().join("target/images")
 }
@@ -237,7 +237,8 @@ impl Recipe {
     }
 
     fn build(&self, draft: &Path, agent: &[u8], shim: &Path) -> Result<()> {
-        // Another list is another directory, so that a new program is not looked for in the old packages.
+        // Another list is another directory, so that a new program is not looked for in the old
+        // packages.
         let mut list = Checksum::new();
         list.update(USERLAND.join(" ").as_bytes());
         let userland = format!("{USERLAND_SUITE}-{:016x}", list.value());
@@ -292,7 +293,8 @@ impl Recipe {
     }
 }
 
-/// The packages that `download` fetches from the suite which `name` begins with, unpacked; kept from then on.
+/// The packages that `download` fetches from the suite whose name `name` begins with, unpacked;
+/// kept from then on.
 pub(crate) fn unpacked(
     name: &str,
     download: impl FnOnce(&Apt, &Path) -> Result<()>,

@@ -1,7 +1,7 @@
-//! Which kernel modules a guest needs, and in which order.
+//! Kernel modules of a guest, in the order of their dependencies.
 //!
-//! Debian's kernel packages have no `modules.dep` (it is made when they are installed), so the dependencies are
-//! read from the modules themselves.
+//! Debian's kernel packages have no `modules.dep` (it is made when they are installed), so the
+//! dependencies are read from the modules themselves.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -19,8 +19,8 @@ pub(crate) struct Module {
     pub(crate) content: Vec<u8>,
 }
 
-/// The modules `wanted` of the kernel whose modules are in `tree`, each after those on which it depends.
-/// What is built into that kernel is left out.
+/// The modules `wanted` of the kernel whose modules are in `tree`, each after those on which it
+/// depends. Modules that are built into that kernel are left out.
 pub(crate) fn in_load_order(tree: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     let mut files = HashMap::new();
     collect(tree, &mut files).with_context(|| format!("Listing {}", tree.display()))?;

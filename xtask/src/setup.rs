@@ -1,6 +1,7 @@
-//! Installs what guest tests and the demo need on this machine.
+//! Installs the packages that guest tests and the demo need on this machine.
 //!
-//! Nothing is installed that is there already, so a machine that is set up needs no root and no network.
+//! It installs nothing that is there already, so a machine that is set up needs no root and no
+//! network.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -62,11 +63,12 @@ fn major(version: &str) -> Option<u32> {
         .ok()
 }
 
-/// Installs what is missing.
+/// Installs the missing packages.
 ///
 /// # Errors
 ///
-/// What is missing, where it cannot be installed: by a user who is not root, or for want of packages.
+/// Names the packages that cannot be installed: by a user who is not root, or because no mirror has
+/// them.
 pub(crate) fn ensure() -> Result<()> {
     let missing: Vec<&str> = NEEDS
         .iter()
@@ -90,8 +92,8 @@ pub(crate) fn ensure() -> Result<()> {
     Ok(())
 }
 
-/// Installs what only some tests and some of the bench's comparisons need. Where it cannot be had these are left out, by
-/// name.
+/// Installs packages that only some tests and some of the bench's comparisons need. Where they
+/// cannot be installed, those tests and comparisons are skipped, by name.
 pub(crate) fn ensure_peers() {
     if virtio_inter_bench::testpmd::is_there() || !is_root() {
         return;
@@ -102,7 +104,8 @@ pub(crate) fn ensure_peers() {
     }
 }
 
-/// Open vSwitch with DPDK, unpacked and not installed, so that no daemon of it is started; none where it cannot be had.
+/// Open vSwitch with DPDK, unpacked and not installed, so that no daemon of it is started; `None`
+/// where its packages cannot be had.
 pub(crate) fn open_vswitch() -> Option<PathBuf> {
     const PACKAGES: [&str; 3] = [
         "openvswitch-common",

@@ -1,9 +1,10 @@
-//! `cargo xtask test`: everything that must hold, from formatting to real guests, with one summary.
+//! `cargo xtask test`: all checks and tests, from formatting to real guests, with one summary.
 //!
-//! A step that cannot run here is named as skipped, with the reason; it never looks like a pass. The same goes for
-//! a single test: it writes its name and reason into the file that `VIRTIO_INTER_SKIPS` names, and is counted as
-//! skipped although its harness saw it return. And a test with parts of their own names, as the cells of a matrix,
-//! tells of each in the file that `VIRTIO_INTER_PARTS` names.
+//! A step that cannot run here is listed as skipped, with the reason; it never looks like a pass.
+//! The same goes for a single test: it writes its name and reason into the file that
+//! `VIRTIO_INTER_SKIPS` names, and counts as skipped although its harness saw it return. A test
+//! with named parts, as the cells of a matrix, writes each into the file that `VIRTIO_INTER_PARTS`
+//! names.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,7 +19,7 @@ use clap::Args;
 use crate::style::{Tree, findings};
 use crate::{image, root, setup};
 
-/// What to leave out.
+/// Options that leave parts out.
 #[derive(Args)]
 pub(crate) struct Options {
     /// Leave out the tests that boot guests, and their set-up.
@@ -62,7 +63,7 @@ enum End {
     Skipped(String),
 }
 
-/// What tests wrote into a file of `name<TAB>text` lines.
+/// The entries of a file of `name<TAB>text` lines that tests wrote.
 fn told(file: &Path) -> Vec<(String, String)> {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.lines()
@@ -84,9 +85,10 @@ struct Run {
     lines: Vec<Line>,
     /// Tests report here that they were skipped: `name<TAB>reason` lines.
     skips: PathBuf,
-    /// Here what else there is to tell of one that ran: `name<TAB>note` lines.
+    /// Tests write notes here, for the summary: `name<TAB>note` lines.
     notes: PathBuf,
-    /// And here what became of their parts: `name<TAB>part<TAB>ok|failed<TAB>milliseconds` lines.
+    /// Tests write the results of their parts here: `name<TAB>part<TAB>ok|failed<TAB>milliseconds`
+    /// lines.
     parts: PathBuf,
 }
 
@@ -177,7 +179,7 @@ impl Run {
             run.tests(
                 "loom",
                 &["--release", "--package", "virtio-inter-link", "--lib"],
-                // A target directory of its own, or every run would build everything anew.
+                // A target directory of its own, or every run would rebuild everything.
                 &[
                     ("RUSTFLAGS", "--cfg loom"),
                     ("CARGO_TARGET_DIR", "target/loom"),
@@ -235,14 +237,15 @@ impl Run {
             let port = root().join("target/release/virtio-inter");
             run.tests(
                 "guests",
-                // The harness waits most of the time: unoptimised it is built in a tenth of the time. The port is not.
+                // The harness waits most of the time: unoptimised, it builds in a tenth of the
+                // time. The port is optimised.
                 &["--package", "virtio-inter-tests", "--features", "guests"],
                 &[("VIRTIO_INTER_BIN", &port.display().to_string())],
             )
         });
     }
 
-    /// Runs one step, whatever became of the ones before.
+    /// Runs one step, whether or not the ones before passed.
     fn step(&mut self, name: &str, body: impl FnOnce(&mut Run) -> Result<End>) {
         assert!(STEPS.contains(&name), "{name} is missing from the list");
         if self
@@ -277,7 +280,8 @@ impl Run {
         })
     }
 
-    /// Runs tests by nextest where it is installed, else by cargo's own harness, and notes each by name.
+    /// Runs tests by nextest where it is installed, else by cargo's own harness, and records each
+    /// by name.
     fn tests(
         &mut self,
         what: &str,
@@ -306,7 +310,8 @@ impl Run {
             all.extend(["--tests"]);
         }
         if !nextest && what == "guests" {
-            // They share two cores and the host's clock: nextest's profile says how many at a time, here one.
+            // They share two cores and the host's clock: nextest's profile limits their number,
+            // here to one.
             all.extend(["--", "--test-threads=1"]);
         }
         let _ = fs::remove_file(&self.skips);
@@ -321,7 +326,8 @@ impl Run {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("Cannot run cargo {}", all.join(" ")))?;
-        // Nextest reports on standard error, cargo's harness on standard output: each read by a thread of its own.
+        // Nextest reports on standard error, cargo's harness on standard output: a thread reads
+        // each.
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let reader = std::thread::spawn(move || stdout.map(read_results).unwrap_or_default());
         let mut results = stderr.map(read_results).unwrap_or_default();
@@ -373,7 +379,7 @@ impl Run {
         })
     }
 
-    /// What tests told of their parts: the test, the part and whether it passed, and its time.
+    /// The parts that tests reported: the test, the part and whether it passed, and its time.
     fn parts(&self) -> Vec<(String, (String, bool), Duration)> {
         let text = fs::read_to_string(&self.parts).unwrap_or_default();
         text.lines()

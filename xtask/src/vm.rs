@@ -13,7 +13,7 @@ use crate::{image, setup};
 /// How long one line may run.
 const COMMAND_LIMIT: Duration = Duration::from_secs(3600);
 
-/// What runs the guest.
+/// The program that runs the guest.
 #[derive(Clone, Copy, ValueEnum)]
 enum Kind {
     /// User Mode Linux 6.1.
@@ -29,13 +29,14 @@ enum Kind {
 /// The guest to boot.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// What runs the guest.
+    /// The program that runs the guest.
     #[arg(long, default_value = "uml")]
     frontend: Kind,
     /// Socket of a running port; without one the guest has no network.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// The guest is 10.0.0.N and fd00::N; its address must be the port's: 02:76:69:00:00:NN, in hexadecimal.
+    /// The guest is 10.0.0.N and fd00::N; its address must be the port's: 02:76:69:00:00:NN, in
+    /// hexadecimal.
     #[arg(long, value_name = "N", default_value_t = 1)]
     host: u8,
     /// Largest packet; the port's.

@@ -1,4 +1,4 @@
-//! What is measured, on which path, and the JSON of it.
+//! The demo's measurements, by path, and their JSON.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use virtio_inter_bench::placement::Placement;
 
-/// What runs the guests.
+/// The program that runs the guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Frontend {
@@ -40,7 +40,7 @@ impl Path {
     }
 }
 
-/// What one measurement tells.
+/// The quantity that one measurement gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Metric {
@@ -83,7 +83,7 @@ impl Metric {
         }
     }
 
-    /// What a figure's `detail` is, if there is any.
+    /// The meaning of a figure's `detail`, if there is any.
     pub(super) fn detail(self) -> Option<&'static str> {
         match self {
             Self::PingRtt => Some("min–max"),
@@ -98,17 +98,17 @@ impl Metric {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Figure {
     pub(super) frontend: Frontend,
-    /// Where guests and ports ran; the other fields may be the same for two placements.
+    /// The CPUs of guests and ports; the other fields may be the same for two placements.
     pub(super) placement: Placement,
     pub(super) path: Path,
     pub(super) metric: Metric,
     pub(super) unit: &'static str,
     /// In `unit`, above 0.
     pub(super) value: f64,
-    /// Segments that the sender sent again, where the tool tells.
+    /// Retransmitted segments, where the tool reports them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) retransmits: Option<u64>,
-    /// What else the tool told, for the table.
+    /// A second value that the tool reported, for the table.
     #[serde(skip)]
     pub(super) detail: String,
 }
@@ -117,7 +117,7 @@ pub(super) struct Figure {
 ///
 /// # Errors
 ///
-/// What writing fails with.
+/// The error of the write.
 pub(super) fn write_json(figures: &[Figure], mut to: impl io::Write) -> io::Result<()> {
     #[derive(Serialize)]
     struct Report<'a> {

@@ -1,7 +1,8 @@
-//! `cargo xtask demo`: the same work over a guest's own loopback, virtio-inter, and tap + bridge, side by side.
+//! `cargo xtask demo`: the same work over a guest's own loopback, virtio-inter, and tap + bridge,
+//! side by side.
 //!
-//! The table is on standard output, all else on standard error. A measurement that fails leaves a gap in the table
-//! and an exit code other than 0; the others go on.
+//! The table is on standard output, all else on standard error. A measurement that fails leaves a
+//! gap in the table and an exit code other than 0; the others continue.
 
 mod figures;
 mod pair;
@@ -27,14 +28,15 @@ use crate::{image, root, setup};
 use virtio_inter_bench::placement::{self, Placement};
 use virtio_inter_bench::progress::Progress;
 
-/// What to show.
+/// Options of the demo.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// What runs the guests; several with commas [default: qemu where KVM runs stock kernels, else qemu,uml]
+    /// Program that runs the guests; several with commas [default: qemu where KVM runs stock
+    /// kernels, else qemu,uml]
     #[arg(long, value_name = "NAME", value_enum, value_delimiter = ',')]
     frontend: Vec<Frontend>,
-    /// Where guests and ports run; several with commas [default: free for qemu, one-cpu and a CPU for each guest or,
-    /// from four CPUs on, for each process for uml]
+    /// CPUs of guests and ports; several with commas [default: free for qemu; for uml one-cpu, and
+    /// a CPU for each guest or, from four CPUs on, for each process]
     #[arg(
         long,
         visible_alias = "pin",
@@ -44,14 +46,19 @@ pub(crate) struct Options {
     )]
     placement: Vec<Placement>,
     /// Seconds of each measurement.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..=600)
+    )]
     seconds: u32,
     /// Write the figures to FILE as JSON.
     #[arg(long, value_name = "FILE", value_parser = writable_file)]
     json: Option<PathBuf>,
 }
 
-/// Takes a path where a file can be made or written anew.
+/// Accepts a path where a file can be created or overwritten.
 fn writable_file(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let directory = match path.parent() {
@@ -71,7 +78,7 @@ fn writable_file(text: &str) -> Result<PathBuf, String> {
 ///
 /// # Errors
 ///
-/// What is missing on this machine, or how many figures are missing in the table.
+/// Names the programs missing on this machine, or the number of figures missing in the table.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(
         is_root(),
@@ -117,7 +124,10 @@ fn load_average() -> Option<String> {
     let text = fs::read_to_string("/proc/loadavg").ok()?;
     let load: f64 = text.split_whitespace().next()?.parse().ok()?;
     (load > 0.5).then(|| {
-        format!("This machine was busy when the demo began (load average {load}): the figures are noisy.")
+        format!(
+            "This machine was busy when the demo began (load average {load}): \
+             the figures are noisy."
+        )
     })
 }
 

@@ -1,4 +1,4 @@
-//! What is measured between the two guests.
+//! The measurements between the two guests.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ const PING: tools::Ping = tools::Ping {
     may_fragment: true,
 };
 
-/// What a measurement told.
+/// The values of one measurement.
 pub(super) struct Measured {
     /// In the metric's unit, above 0.
     pub(super) value: f64,
     pub(super) retransmits: Option<u64>,
-    /// What [`Metric::detail`] says.
+    /// The value that [`Metric::detail`] names.
     pub(super) detail: String,
 }
 

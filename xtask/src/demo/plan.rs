@@ -1,4 +1,4 @@
-//! What the demo shows: which guests, where, and so how many steps that is.
+//! The guests of the demo, their placements, and the number of steps.
 
 use super::Options;
 use super::figures::{Frontend, Metric, Path};
@@ -42,7 +42,8 @@ pub(super) fn plans(options: &Options, has_kvm: bool, cpus: usize) -> Vec<Plan> 
     frontends.into_iter().map(plan).collect()
 }
 
-/// Where guests run if nobody says it: on one CPU, where copies cost most, and where wake-ups do.
+/// The placements if no option names them: one CPU, where copies cost most, and several, where
+/// wake-ups do.
 fn usual_placements(frontend: Frontend, cpus: usize) -> Vec<Placement> {
     match (frontend, cpus) {
         // QEMU has threads of its own: on one CPU they would wait for each other.
@@ -53,7 +54,7 @@ fn usual_placements(frontend: Frontend, cpus: usize) -> Vec<Placement> {
     }
 }
 
-/// What was asked for twice is shown once: else the JSON would have two values for one thing.
+/// A placement given twice is shown once: otherwise the JSON would have two values for one key.
 fn once_each<T: Copy + PartialEq>(all: &[T]) -> Vec<T> {
     let mut once = Vec::new();
     for one in all {

@@ -1,4 +1,5 @@
-//! Boots the guests of a plan, takes the measurements one after the other and notes what came of them.
+//! Boots the guests of a plan, takes the measurements one after the other, and records figures,
+//! failures and notes.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use virtio_inter_bench::guests::Pair;
 use virtio_inter_bench::placement::Placement;
 use virtio_inter_bench::progress::Progress;
 
-/// What a tool takes beside the time of its measurement, if nothing hangs.
+/// Time that a tool takes beside its measurement, if nothing hangs.
 const SOON: Duration = Duration::from_secs(10);
 const QEMU_TAP: &str =
     "The tap is served by QEMU itself, without vhost-net, as Cloud Hypervisor would serve it.";
@@ -23,9 +24,9 @@ const QEMU_TAP: &str =
 #[derive(Default)]
 pub(super) struct Findings {
     pub(super) groups: Vec<table::Group>,
-    /// What the reader of the table must know.
+    /// Notes for the reader of the table.
     pub(super) notes: Vec<String>,
-    /// What is not in the table, and why.
+    /// Figures that are missing in the table, with the reason.
     pub(super) gaps: Vec<String>,
 }
 
@@ -102,7 +103,7 @@ impl Demo {
             // The paths one after the other, so that what else the machine does meets all of them.
             for path in Path::ALL {
                 let what = format!("{} over {}", metric.name(), path.name());
-                // What failed once would fail for as long as each tool waits.
+                // A path that failed once would fail again, after each tool's whole time limit.
                 if broken.contains(&path) {
                     self.gap(1, &format!("{title}, {what}: not tried after that"));
                     continue;
@@ -135,7 +136,8 @@ impl Demo {
         self.findings.groups.push(table::Group { title, figures });
     }
 
-    /// Takes one measurement; once more if it failed in time, as a connection may stall for that long on a busy machine.
+    /// Takes one measurement; repeats it once if it failed in time, because a connection may stall
+    /// for that long on a busy machine.
     fn measure(
         &mut self,
         pair: &Pair,
@@ -159,7 +161,8 @@ impl Demo {
         }
     }
 
-    /// Notes what makes the paths of these guests differ, and what their figures can tell.
+    /// Adds a note on the differences between the paths of these guests, and on the meaning of
+    /// their figures.
     fn note(&mut self, name: &str, frontend: Frontend, has_kvm: bool, pair: &Pair) {
         let mut offloads = Vec::new();
         for path in Path::ALL {
@@ -176,12 +179,16 @@ impl Demo {
         let words = match frontend {
             Frontend::Qemu if has_kvm => QEMU_TAP.to_owned(),
             Frontend::Qemu => format!(
-                "/dev/kvm does not run stock kernels here, and the emulation of the processor takes most of the \
-                 time: this shows that it works, not how fast each path is. {QEMU_TAP}"
+                "/dev/kvm does not run stock kernels here, and the emulation of the processor \
+                 takes most of the time: this shows that it works, not how fast each path is. \
+                 {QEMU_TAP}"
             ),
-            Frontend::Uml => "A real kernel as a program of the host, at native speed: here paths can be compared. \
-                              Its tap driver reads and writes the tap from the guest itself, without another process."
-                .to_owned(),
+            Frontend::Uml => {
+                "A real kernel as a program of the host, at native speed: here paths can be \
+                 compared. Its tap driver reads and writes the tap from the guest itself, without \
+                 another process."
+                    .to_owned()
+            }
         };
         let note = format!("{name}: {words} Offloads: {}.", offloads.join("; "));
         self.findings.notes.push(note);

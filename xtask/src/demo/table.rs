@@ -7,7 +7,7 @@ const NONE: &str = "–";
 
 /// The figures of two guests in one placement.
 pub(super) struct Group {
-    /// What ran where.
+    /// The guests and placement of a block of the table.
     pub(super) title: String,
     pub(super) figures: Vec<Figure>,
 }
@@ -64,7 +64,7 @@ fn values(metric: Metric, [loopback, inter, tap]: [Option<&Figure>; 3]) -> Vec<S
     ]
 }
 
-/// What else the metric's tool told, if it tells more than the value.
+/// The second value of the metric's tool, if it has one.
 fn details(metric: Metric, figures: [Option<&Figure>; 3]) -> Option<Vec<String>> {
     let name = metric.detail()?;
     let [loopback, inter, tap] = figures
