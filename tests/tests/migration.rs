@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use virtio_inter_tests::{Frontend, Group, Kernel, guest_test, tools};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -41,6 +42,37 @@ fn a_qemu_guest_moves_there_and_back_and_there_under_load() {
         let report = transfer.finish(LIMIT)?;
         assert_eq!(report.sent_checksum, report.peer_checksum);
         assert_eq!((report.peer_received, report.received), (BYTES, BYTES));
+        group.all_reach_all(&[0, 1])
+    });
+}
+
+/// QEMU does so for guests without GUEST_ANNOUNCE, and complains of ports that cannot.
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn rarp_announces_a_qemu_guest_that_has_moved() {
+    guest_test(|bed| {
+        let mut group = Group::new(bed, "test")?;
+        let kind = Frontend::Qemu(Kernel::Debian13);
+        group.start(
+            bed,
+            kind,
+            |port| port,
+            |mut vm| {
+                vm.nics[0].properties = "guest_announce=off".to_owned();
+                vm
+            },
+        )?;
+        group.start(bed, Frontend::Uml, |port| port, |vm| vm)?;
+        group.ready()?;
+        group.all_reach_all(&[0, 1])?;
+        group.vms[0].migrate(bed)?;
+        let announced = "Announced the guest's address to 1 peer(s)";
+        group.ports[0].process().wait_for_log(announced, 0, LIMIT)?;
+        let log = group.vms[0].process().log();
+        ensure!(!log.contains("RARP"), "{log}");
         group.all_reach_all(&[0, 1])
     });
 }

@@ -14,6 +14,7 @@
 //! [`Port`] starts the workers and is how the process talks to them; [`Device`] is how a transport does.
 #![forbid(unsafe_code)]
 
+mod announce;
 mod config;
 mod counters;
 pub mod device;

@@ -309,7 +309,14 @@ impl Device for Port {
     fn stop_queue(&mut self, index: u16) -> Result<u16, DeviceError> {
         match self.ask_queue(index, Command::Stop)? {
             Answer::Index(index) => Ok(index),
-            Answer::Done | Answer::Sources(_) => Ok(0),
+            _ => Ok(0),
+        }
+    }
+
+    fn announce(&mut self) -> Result<usize, DeviceError> {
+        match self.ask(0, Command::Announce)? {
+            Answer::Peers(count) => Ok(count),
+            _ => Ok(0),
         }
     }
 }

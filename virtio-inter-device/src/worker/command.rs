@@ -47,6 +47,8 @@ pub(crate) enum Command {
     GiveSources(Ready),
     /// Serve these links from now on.
     TakeSources(Vec<Source>),
+    /// Tell all peers where the port's address is. Answered with [`Answer::Peers`].
+    Announce,
 }
 
 /// What a worker says to a command.
@@ -57,6 +59,8 @@ pub(crate) enum Answer {
     Index(u16),
     /// Links handed out.
     Sources(Vec<Source>),
+    /// How many peers.
+    Peers(usize),
 }
 
 /// A command and where its answer goes.

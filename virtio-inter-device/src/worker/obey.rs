@@ -8,6 +8,7 @@ use super::command::{Answer, Command, Direction, PeerPart};
 use super::peer::Peer;
 use super::receive::Source;
 use super::{BATCH, Pace, QueueState, Worker};
+use crate::announce::announcement;
 use crate::device::{DeviceError, QueueSetup};
 use crate::queue::SplitQueue;
 
@@ -46,6 +47,11 @@ impl Worker {
                     self.poller.remove(source.receiver.data_bell());
                 }
                 return Ok(Answer::Sources(sources));
+            }
+            Command::Announce => {
+                let record = announcement(self.rules.mac);
+                let peers = self.transmitter.send_to_all(&record, &self.rules.counters);
+                return Ok(Answer::Peers(peers));
             }
             Command::TakeSources(sources) => {
                 for source in sources {

@@ -122,6 +122,23 @@ impl Peer {
         Ok(room)
     }
 
+    /// Sends a record of the port's own, behind those that wait aside. False: there is no room for it.
+    pub(crate) fn send(&mut self, record: &[u8]) -> Result<bool, Violation> {
+        self.flush_spill()?;
+        if self.spill.is_empty()
+            && let Some(slot) = self.sender.reserve(record.len())?
+        {
+            slot.slice().copy_from(record);
+            slot.commit();
+        } else if self.spill.has_room(record.len()) {
+            self.spill.push(record.into());
+        } else {
+            return Ok(false);
+        }
+        self.sender.publish()?;
+        Ok(true)
+    }
+
     /// Where a frame of `len` bytes would go now: [`Peer::offer`] without the frame.
     pub(crate) fn room(&mut self, len: usize, alone: bool) -> Result<Room, Violation> {
         self.flush_spill()?;

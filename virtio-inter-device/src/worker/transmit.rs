@@ -263,6 +263,23 @@ impl Transmitter {
         Ok(Layout::parse(&bytes[NET_HEADER..needs], gso).map(|_| ()))
     }
 
+    /// Sends a record of the port's own to all peers. Returns how many get it: one without room, in the ring and aside, does
+    /// not.
+    pub(crate) fn send_to_all(&mut self, record: &[u8], counters: &Counters) -> usize {
+        let mut count = 0;
+        for peer in self.peers.iter_mut().filter(|p| !p.dead) {
+            match peer.send(record) {
+                Ok(sent) => count += usize::from(sent),
+                Err(violation) => fail(&mut self.faults, peer, violation),
+            }
+        }
+        if count != 0 {
+            counters.tx_frames.add(1);
+            counters.tx_bytes.add((record.len() - NET_HEADER) as u64);
+        }
+        count
+    }
+
     /// Moves what waits aside on, and shows peers what was committed.
     pub(crate) fn flush(&mut self) {
         for peer in self.peers.iter_mut().filter(|p| !p.dead) {

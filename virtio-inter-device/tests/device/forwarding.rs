@@ -1,8 +1,9 @@
 //! Each frame reaches those whom it is for, and nobody else.
 
+use virtio_inter_device::Device;
 use virtio_inter_segment::MacAddr;
 
-use crate::driver::{Network, Node, Packet, Peer, Spec, mac, until};
+use crate::driver::{HEADER, Network, Node, Packet, Peer, Spec, mac, until};
 
 /// Sends a last frame from everybody to everybody, and asserts that it is the next that each hears of each: nothing
 /// else was on its way.
@@ -51,6 +52,66 @@ fn a_frame_for_all_goes_to_all_but_its_sender() {
     // One frame each, however many got it.
     assert_eq!(network.nodes[2].counters().tx_frames.get(), 3);
     expect_silence(&mut network);
+}
+
+/// What QEMU's `announce_self` makes for a guest that has moved.
+fn rarp(of: MacAddr) -> Packet {
+    let mut frame = [MacAddr::BROADCAST.octets(), of.octets()].concat();
+    frame.extend([0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+    frame.extend([&of.octets()[..], &[0; 4], &of.octets(), &[0; 4]].concat());
+    frame.resize(60, 0);
+    Packet {
+        header: [0; HEADER],
+        frame,
+    }
+}
+
+#[test]
+fn rarp_reaches_every_guest_of_the_segment() {
+    let spec = Spec {
+        queues: 2,
+        ..Spec::default()
+    };
+    let mut network = Network::new(&[spec, Spec::default(), spec]);
+    assert_eq!(network.nodes[0].port.announce().unwrap(), 2);
+    for to in [1, 2] {
+        let received = network.nodes[to].guest.rx[0].receive();
+        assert_eq!(received, rarp(mac(0)).in_buffers(1));
+    }
+    assert_eq!(network.nodes[0].counters().tx_frames.get(), 1);
+    expect_silence(&mut network);
+    assert!(network.nodes.iter().all(|n| n.drops().is_empty()));
+    let alone = Node::new(5, Spec::default());
+    let mut port = alone.port;
+    assert_eq!(port.announce().unwrap(), 0);
+}
+
+/// A peer whose ring is full gets it behind what is there.
+#[test]
+fn rarp_comes_behind_frames_that_wait() {
+    let mut node = Node::new(0, Spec::default());
+    let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+    let big = |seed| Packet::new(mac(0), mac(1), 60_000, seed);
+    let mut sent = 0;
+    while node.counters().tx_waits.get() == 0 {
+        node.guest.tx[0].send(&big(sent));
+        sent += 1;
+    }
+    assert_eq!(node.port.announce().unwrap(), 1);
+    let mut expected = 0;
+    loop {
+        let packet = peer.receive(0);
+        if packet == rarp(mac(0)) {
+            break;
+        }
+        assert_eq!(packet, big(expected));
+        expected += 1;
+    }
+    // Those that were in the ring came first.
+    assert!(expected > 0);
+    for seed in expected..sent {
+        assert_eq!(peer.receive(0), big(seed));
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE};
 use virtio_inter_device::DeviceError;
+use virtio_inter_segment::MacAddr;
 
 use super::connection::request_name;
 
@@ -194,6 +195,14 @@ pub enum Refusal {
         /// What this port has, in bytes.
         max: u16,
     },
+    /// An address that is not this port's, to which nothing would come.
+    #[error("{} is not this port's address, which is {}", address(.asked), address(.own))]
+    Address {
+        /// The address to be announced.
+        asked: [u8; 6],
+        /// This port's.
+        own: [u8; 6],
+    },
     /// Configuration fields that the driver cannot write.
     #[error("Configuration space cannot be written")]
     ReadOnly,
@@ -212,4 +221,8 @@ pub enum Refusal {
     /// The device did not do it.
     #[error("The device refused")]
     Device(#[from] DeviceError),
+}
+
+fn address(octets: &[u8; 6]) -> MacAddr {
+    MacAddr::new(*octets)
 }

@@ -258,7 +258,9 @@ impl Frontend {
                 log_limited!(REFUSALS, Level::Warn, "{name} refused: {}", chain(&refusal));
                 acknowledgement(1)
             }
-            Err(refusal @ (Refusal::Unsupported(_) | Refusal::ReadOnly)) => {
+            Err(
+                refusal @ (Refusal::Unsupported(_) | Refusal::ReadOnly | Refusal::Address { .. }),
+            ) => {
                 let name = request_name(code);
                 log_limited!(REFUSALS, Level::Warn, "{name} ignored: {}", chain(&refusal));
                 return Ok(());

@@ -146,6 +146,8 @@ pub enum Request {
     },
     /// NET_SET_MTU, in bytes.
     SetMtu(u64),
+    /// SEND_RARP: the address to be announced.
+    SendRarp([u8; 6]),
     /// SET_BACKEND_REQ_FD.
     SetBackendReqFd(OwnedFd),
     /// SET_LOG_BASE with a file.
@@ -182,6 +184,11 @@ impl Request {
             FrontendReq::ADD_MEM_REG => {
                 let region = parts.single_region()?;
                 Self::AddMemReg(region, parts.one_fd()?)
+            }
+            FrontendReq::SEND_RARP => {
+                // The first six of eight bytes as they lie in memory.
+                let [a, b, c, d, e, f, ..] = parts.number()?.to_ne_bytes();
+                Self::SendRarp([a, b, c, d, e, f])
             }
             FrontendReq::REM_MEM_REG => {
                 // The specification lets a frontend pass one descriptor, which is closed unused.
@@ -262,6 +269,7 @@ impl Request {
             | Self::GetConfig { .. }
             | Self::SetConfig { .. }
             | Self::SetMtu(_)
+            | Self::SendRarp(_)
             | Self::SetBackendReqFd(_)
             | Self::SetLogFd(_)
             // None of its queues runs.

@@ -36,10 +36,10 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 const ADDED_FEATURES: u64 = PROTOCOL_FEATURES | LOG_ALL;
 
 /// What of the protocol is offered. Not among it: INFLIGHT_SHMFD, since buffers are used in order and the
-/// ring's own used index says it all; DEVICE_STATE, as all that there is to keep is in the guest's memory; RARP, as
-/// the peers of a segment know the addresses from the handshake.
+/// ring's own used index says it all; DEVICE_STATE, as all that there is to keep is in the guest's memory.
 pub const OFFERED: Protocol = Protocol::MQ
     .union(Protocol::REPLY_ACK)
+    .union(Protocol::RARP)
     .union(Protocol::MTU)
     .union(Protocol::BACKEND_REQ)
     .union(Protocol::CONFIG)
@@ -253,6 +253,7 @@ impl Session {
                     return Err(Refusal::Mtu { asked: mtu, max });
                 }
             }
+            Request::SendRarp(asked) => announce(asked, device)?,
             Request::SetBackendReqFd(fd) => self.backend_requests = Some(fd),
             // The address is the segment's business, not the driver's; nothing else is writable.
             Request::SetConfig { .. } => return Err(Refusal::ReadOnly),
@@ -323,6 +324,23 @@ impl Session {
         self.settle_all(device);
         Ok(())
     }
+}
+
+/// Tells the segment where the guest is after a migration, for a guest that does not do so itself (GUEST_ANNOUNCE).
+///
+/// Ports need no telling: they know addresses from the handshake. But a peer's guest may be a bridge, which learns.
+fn announce(asked: [u8; 6], device: &mut dyn Device) -> Result<(), Refusal> {
+    let own = device.config().first_chunk().copied().unwrap_or_default();
+    if asked != own {
+        return Err(Refusal::Address { asked, own });
+    }
+    let peers = device.announce()?;
+    log_limited!(
+        CHANGES,
+        Level::Info,
+        "Announced the guest's address to {peers} peer(s), as the frontend asked"
+    );
+    Ok(())
 }
 
 /// The answer to GET_CONFIG: exactly as many bytes as asked for, zeros beyond what the device has.

@@ -21,6 +21,8 @@ pub(crate) struct MockDevice {
     pub(crate) queues: Vec<MockQueue>,
     pub(crate) features: Option<u64>,
     pub(crate) memory: Option<Arc<GuestMemory>>,
+    /// How often it was announced.
+    pub(crate) announced: usize,
     config: Vec<u8>,
 }
 
@@ -30,6 +32,7 @@ impl MockDevice {
             queues: (0..queues).map(|_| MockQueue::default()).collect(),
             features: None,
             memory: None,
+            announced: 0,
             config: (1..=12).collect(),
         }
     }
@@ -119,5 +122,10 @@ impl Device for MockDevice {
         self.queue(index).setup = None;
         // Any value will do, as long as it is told from what the frontend said.
         Ok(100 + index)
+    }
+
+    fn announce(&mut self) -> Result<usize, DeviceError> {
+        self.announced += 1;
+        Ok(1)
     }
 }

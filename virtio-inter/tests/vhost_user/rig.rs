@@ -33,6 +33,7 @@ pub(crate) const GET_PROTOCOL_FEATURES: u32 = 15;
 pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
 pub(crate) const GET_QUEUE_NUM: u32 = 17;
 pub(crate) const SET_VRING_ENABLE: u32 = 18;
+pub(crate) const SEND_RARP: u32 = 19;
 pub(crate) const NET_SET_MTU: u32 = 20;
 pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
 pub(crate) const GET_CONFIG: u32 = 24;
@@ -50,6 +51,7 @@ pub(crate) const NEED_REPLY: u32 = 8;
 pub(crate) const F_PROTOCOL: u64 = 1 << 30;
 pub(crate) const F_REPLY_ACK: u64 = 1 << 3;
 pub(crate) const F_LOG_SHMFD: u64 = 1 << 1;
+pub(crate) const F_RARP: u64 = 1 << 2;
 /// The feature bit by which everything that the device writes is to be logged.
 pub(crate) const F_LOG_ALL: u64 = 1 << 26;
 

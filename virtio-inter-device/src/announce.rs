@@ -1,0 +1,26 @@
+//! The frame that tells a segment where an address is now: a RARP request (RFC 903), as QEMU and Linux announce a guest that
+//! has moved.
+
+use virtio_inter_segment::MacAddr;
+
+use crate::frame::{ETHERNET_HEADER, NET_HEADER};
+
+/// Shortest Ethernet frame in bytes, without its check sequence (IEEE 802.3, 3.2.7).
+const MIN_FRAME: usize = 60;
+/// Bytes of the record.
+pub(crate) const ANNOUNCEMENT: usize = NET_HEADER + MIN_FRAME;
+
+/// The record that announces `mac`: net header and frame, with nothing left to be done to it.
+pub(crate) fn announcement(mac: MacAddr) -> [u8; ANNOUNCEMENT] {
+    let mut record = [0; ANNOUNCEMENT];
+    let (ethernet, packet) = record[NET_HEADER..].split_at_mut(ETHERNET_HEADER);
+    ethernet[..6].copy_from_slice(&MacAddr::BROADCAST.octets());
+    ethernet[6..12].copy_from_slice(&mac.octets());
+    ethernet[12..].copy_from_slice(&[0x80, 0x35]); // RARP.
+    // Ethernet, IPv4, addresses of 6 and 4 bytes, request.
+    packet[..8].copy_from_slice(&[0, 1, 0x08, 0x00, 6, 4, 0, 3]);
+    // Its sender and who is asked for. IP addresses stay unknown.
+    packet[8..14].copy_from_slice(&mac.octets());
+    packet[18..24].copy_from_slice(&mac.octets());
+    record
+}
