@@ -104,8 +104,12 @@ impl Control {
             let ours = rustix::process::geteuid().as_raw();
             match peer_uid(stream.as_fd()) {
                 Ok(uid) if uid == ours || uid == 0 => {}
-                other => {
-                    warn!("Control connection refused: user {other:?}");
+                Ok(other) => {
+                    warn!("Control connection of user {other} refused");
+                    continue;
+                }
+                Err(error) => {
+                    warn!("Control connection of an unknown user refused: {error}");
                     continue;
                 }
             }

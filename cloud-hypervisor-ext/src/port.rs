@@ -354,6 +354,8 @@ fn spawn(device: &Device, program: &PortProgram, notify: &PathBuf) -> io::Result
         .arg("port")
         .args::<Vec<OsString>, _>(device.port_arguments())
         .env("NOTIFY_SOCKET", notify)
+        // What it says there of its end is printed by this process, once.
+        .env("VIRTIO_INTER_SUPERVISED", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         // A terminal's Ctrl-C is for the VM, which wants its network to the end.

@@ -205,7 +205,12 @@ impl Supervisor {
                 index += 1;
             }
             match (change, adder, reply) {
-                (_, Some(adder), Some(reply)) => self.reply(adder, &reply),
+                (change, Some(adder), Some(reply)) => {
+                    if let Change::Failed(why) = change {
+                        info!("{}", why.join(": "));
+                    }
+                    self.reply(adder, &reply);
+                }
                 // At the start of the VM, without whose devices it is not to start.
                 (Change::Failed(why), None, _) if self.vmm.is_none() => {
                     return Err(why

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::GuestAddress;
 
+use crate::feature_names::FeatureNames;
 pub use crate::memory::GuestMemory;
 
 /// Where a split virtqueue lies and how it is notified (VIRTIO 1.3, 2.7).
@@ -30,7 +31,7 @@ pub struct QueueSetup {
 #[derive(Debug, Error)]
 pub enum DeviceError {
     /// The driver accepted a set of features that cannot work.
-    #[error("Features {acked:#x} cannot be used: {reason}")]
+    #[error("Features {} cannot be used: {reason}", FeatureNames(*.acked))]
     Features {
         /// The set the driver accepted.
         acked: u64,

@@ -36,8 +36,10 @@ fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!("{error:#}");
-            notify::failed(&format!("{error:#}"));
+            let why = format!("{error:#}");
+            if !notify::failed(&why) {
+                error!("{why}");
+            }
             ExitCode::FAILURE
         }
     }

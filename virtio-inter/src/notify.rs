@@ -20,16 +20,20 @@ pub fn ready() {
     notify(|| sd_notify::notify(&[NotifyState::Ready]));
 }
 
-/// The port ends with an error.
-pub fn failed(why: &str) {
+/// Set by a starter that prints the reason when the port ends with an error, as
+/// `cloud-hypervisor-ext` does. The port then leaves that to it.
+const SUPERVISED: &str = "VIRTIO_INTER_SUPERVISED";
+
+/// The port ends with an error: whether its starter has got the reason and prints it.
+pub fn failed(why: &str) -> bool {
     // One line is one assignment of the protocol.
     let why = why.replace('\n', " ");
     let sent = notify(move || sd_notify::notify(&[NotifyState::Status(&why)]));
-    // Returns at once if there is no thread: the channel's other end is gone then.
-    let _ = sent.recv_timeout(LAST_WORDS);
+    // Returns at once if nothing is sent: the channel's other end is gone then.
+    sent.recv_timeout(LAST_WORDS).is_ok() && std::env::var_os(SUPERVISED).is_some()
 }
 
-/// Has a notification sent. The channel returned gets a message when that is done.
+/// Has a notification sent. The channel returned gets a message when the receiver has it.
 fn notify(send: impl FnOnce() -> io::Result<()> + Send + 'static) -> Receiver<()> {
     let (done, sent) = channel();
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
@@ -37,12 +41,10 @@ fn notify(send: impl FnOnce() -> io::Result<()> + Send + 'static) -> Receiver<()
     }
     let thread = thread::Builder::new()
         .name("notify".to_owned())
-        .spawn(move || {
-            if let Err(error) = send() {
-                warn!("Cannot notify the service manager: {error}");
-            }
-            // Nobody waits for the first.
-            let _ = done.send(());
+        .spawn(move || match send() {
+            // Nobody waits for READY=1.
+            Ok(()) => drop(done.send(())),
+            Err(error) => warn!("Cannot notify the service manager: {error}"),
         });
     if let Err(error) = thread {
         warn!("Cannot notify the service manager: {error}");

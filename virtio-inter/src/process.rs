@@ -74,7 +74,10 @@ fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     match setrlimit(Resource::Nofile, limit) {
-        Ok(()) => debug!("Up to {:?} file descriptors", limit.current),
+        Ok(()) => match limit.current {
+            Some(most) => debug!("Up to {most} file descriptors"),
+            None => debug!("No limit on file descriptors"),
+        },
         Err(error) => warn!("Cannot raise the number of file descriptors: {error}"),
     }
 }

@@ -1,9 +1,11 @@
 //! What a port tells of itself on its status socket: the JSON document of docs/port-status.md.
 
+use std::borrow::Cow;
+
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use virtio_inter_args::absolute;
-use virtio_inter_device::{Counters, Port};
+use virtio_inter_device::{Counters, FeatureNames, Port};
 use virtio_inter_segment::PeerInfo;
 
 use crate::cli::PortArgs;
@@ -11,31 +13,6 @@ use crate::door::{Door, FrontendState};
 
 /// Of the document; counts up when a field changes its meaning or goes away, not when one is added.
 pub const VERSION: u32 = 1;
-
-/// The feature bits that a port offers, by name (VIRTIO 1.3, 5.1.3 and 6).
-const FEATURES: [(u32, &str); 21] = [
-    (0, "CSUM"),
-    (1, "GUEST_CSUM"),
-    (3, "MTU"),
-    (5, "MAC"),
-    (7, "GUEST_TSO4"),
-    (8, "GUEST_TSO6"),
-    (9, "GUEST_ECN"),
-    (11, "HOST_TSO4"),
-    (12, "HOST_TSO6"),
-    (13, "HOST_ECN"),
-    (15, "MRG_RXBUF"),
-    (16, "STATUS"),
-    (17, "CTRL_VQ"),
-    (22, "MQ"),
-    (28, "INDIRECT_DESC"),
-    (29, "EVENT_IDX"),
-    (32, "VERSION_1"),
-    (35, "IN_ORDER"),
-    (54, "GUEST_USO4"),
-    (55, "GUEST_USO6"),
-    (56, "HOST_USO"),
-];
 
 /// The document.
 #[derive(Debug, Serialize)]
@@ -58,7 +35,7 @@ pub struct Status<'a> {
 struct Frontend {
     pid: Option<u32>,
     queues_running: usize,
-    features: Option<Vec<String>>,
+    features: Option<Vec<Cow<'static, str>>>,
 }
 
 /// A peer with which frames are exchanged.
@@ -114,7 +91,9 @@ impl From<FrontendState> for Frontend {
         Self {
             pid: state.pid,
             queues_running: state.queues_running,
-            features: state.features.map(feature_names),
+            features: state
+                .features
+                .map(|bits| FeatureNames(bits).iter().collect()),
         }
     }
 }
@@ -127,49 +106,5 @@ impl<'a> From<&'a PeerInfo> for Peer<'a> {
             mtu: peer.mtu,
             queue_pairs: peer.queues,
         }
-    }
-}
-
-/// Names of feature bits; a bit without one by its number.
-fn feature_names(bits: u64) -> Vec<String> {
-    (0..u64::BITS)
-        .filter(|bit| bits & (1 << bit) != 0)
-        .map(|bit| {
-            FEATURES
-                .iter()
-                .find(|(known, _)| *known == bit)
-                .map_or_else(|| format!("bit {bit}"), |(_, name)| (*name).to_owned())
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use virtio_inter_device::{BusyPollConfig, Device};
-    use virtio_inter_segment::{LocalPort, MacAddr};
-
-    use super::*;
-
-    #[test]
-    fn every_bit_that_is_offered_has_a_name() {
-        let local = LocalPort {
-            id: "a".parse().unwrap(),
-            mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
-            mtu: 1500,
-            queues: 2,
-            ring_capacity: virtio_inter_link::DEFAULT_CAPACITY,
-        };
-        let names = feature_names(
-            Port::new(&local, BusyPollConfig::default())
-                .unwrap()
-                .features(),
-        );
-        assert!(names.contains(&"MQ".to_owned()), "{names:?}");
-        assert!(!names.iter().any(|name| name.contains("bit")), "{names:?}");
-    }
-
-    #[test]
-    fn bits_without_a_name_are_numbered() {
-        assert_eq!(feature_names(1 << 63 | 1), ["CSUM", "bit 63"]);
     }
 }

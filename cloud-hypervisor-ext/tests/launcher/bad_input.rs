@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::harness::{Launcher, Place};
+use cloud_hypervisor_ext::protocol::PortState;
+
+use crate::harness::{Launcher, Place, kill, until};
 
 /// What a launcher says that cannot start a VM.
 #[track_caller]
@@ -154,6 +156,35 @@ fn a_segment_that_cannot_be_joined() {
         place.text("nowhere")
     );
     assert!(text.contains(&expected), "{text}");
+}
+
+#[test]
+fn log_of_a_port_that_cannot_start_has_the_reason_once() {
+    let place = Place::new();
+    let device = format!("segment={}", place.text("nowhere"));
+    let launcher = place.launcher(&["-vv", "--kernel", "k", "--inter-vm", &device]);
+    let text = complaint(&place, launcher, 1);
+    assert_eq!(text.matches("does not exist").count(), 1, "{text}");
+    // Later on, too.
+    let running = place.run(&["-vv", "--kernel", "k", "--inter-vm", &place.device("")]);
+    fs::rename(place.path("segment"), place.path("away")).unwrap();
+    let port = running.ports()[0].pid.unwrap();
+    kill(port);
+    until("it was tried", || {
+        let log = running.log();
+        log.contains("does not exist); starting it again")
+    });
+    let log = running.log();
+    let (reasons, deaths) = (
+        log.matches("does not exist").count(),
+        log.matches("does not exist); starting it again").count(),
+    );
+    assert_eq!(reasons, deaths, "{log}");
+    fs::rename(place.path("away"), place.path("segment")).unwrap();
+    until("it serves again", || {
+        running.ports()[0].state == PortState::Serving
+    });
+    running.end();
 }
 
 #[test]

@@ -3,8 +3,10 @@
 use std::io;
 
 use thiserror::Error;
-use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE};
-use virtio_inter_device::DeviceError;
+use vhost::vhost_user::message::{
+    MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserProtocolFeatures,
+};
+use virtio_inter_device::{DeviceError, FeatureNames};
 use virtio_inter_segment::MacAddr;
 
 use super::connection::request_name;
@@ -124,13 +126,11 @@ pub enum Refusal {
     #[error("Queue {0} cannot start: polling instead of a kick is not supported")]
     Polling(u16),
     /// Features that were not offered.
-    #[error("{kind} {bits:#x} were not offered")]
-    Features {
-        /// Features or protocol features.
-        kind: &'static str,
-        /// The bits that were not offered.
-        bits: u64,
-    },
+    #[error("Features {} were not offered", FeatureNames(*.0))]
+    Features(u64),
+    /// Protocol features that were not offered.
+    #[error("Protocol features {} were not offered", protocol_names(*.0))]
+    ProtocolFeatures(u64),
     /// Features of running queues cannot change.
     #[error("Features cannot change while queues run")]
     FeaturesFixed,
@@ -225,4 +225,18 @@ pub enum Refusal {
 
 fn address(octets: &[u8; 6]) -> MacAddr {
     MacAddr::new(*octets)
+}
+
+/// Protocol feature bits by their names in the specification, others by their numbers.
+fn protocol_names(bits: u64) -> String {
+    let name = |bit: u32| {
+        VhostUserProtocolFeatures::from_bits(1 << bit)
+            .and_then(|known| known.iter_names().next())
+            .map_or_else(|| format!("bit {bit}"), |(name, _)| name.to_owned())
+    };
+    let names: Vec<String> = (0..u64::BITS)
+        .filter(|bit| bits & (1 << bit) != 0)
+        .map(name)
+        .collect();
+    names.join(", ")
 }

@@ -196,10 +196,7 @@ impl Session {
             Request::SetProtocolFeatures(bits) => {
                 self.protocol = Protocol::from_bits(bits)
                     .filter(|protocol| OFFERED.contains(*protocol))
-                    .ok_or(Refusal::Features {
-                        kind: "Protocol features",
-                        bits: bits & !OFFERED.bits(),
-                    })?;
+                    .ok_or(Refusal::ProtocolFeatures(bits & !OFFERED.bits()))?;
             }
             Request::SetLogBase(area, fd) => {
                 if !self.protocol.contains(Protocol::LOG_SHMFD) {
@@ -293,10 +290,7 @@ impl Session {
     fn set_features(&mut self, bits: u64, device: &mut dyn Device) -> Result<(), Refusal> {
         let strange = bits & !(device.features() | ADDED_FEATURES);
         if strange != 0 {
-            return Err(Refusal::Features {
-                kind: "Features",
-                bits: strange,
-            });
+            return Err(Refusal::Features(strange));
         }
         let features = bits & !ADDED_FEATURES;
         if self.features != Some(features) {

@@ -250,6 +250,27 @@ fn log_in_the_journal_has_priorities_and_no_time() {
 }
 
 #[test]
+fn log_texts_are_for_people() {
+    let place = Place::new();
+    let mut port = place.command("a").env("RUST_LOG", "debug").start();
+    let frontend = connect(&port);
+    share(&frontend, memory().as_fd());
+    start_queue(&frontend);
+    port.wait_for("Driver uses features VERSION_1\n");
+    stop_queue(&frontend);
+    drop(frontend);
+    port.signal(Signal::TERM);
+    port.wait();
+    let log = port.log();
+    for text in [" at used index 0, base 0\n", " file descriptors\n"] {
+        assert!(log.contains(text), "{text}: {log}");
+    }
+    for code in ["Some(", "None", "Ok(", "0x1"] {
+        assert!(!log.contains(code), "{code}: {log}");
+    }
+}
+
+#[test]
 fn notify_a_service_manager_that_does_not_read_holds_nobody_up() {
     let place = Place::new();
     let path = place.path("notify");

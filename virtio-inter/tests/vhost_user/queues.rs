@@ -188,17 +188,17 @@ fn the_end_of_the_connection_stops_everything() {
 fn features_that_were_not_offered_are_named() {
     let text = Rig::new(2).offend(SET_FEATURES, &number(FEATURES | 1 << 27), &[]);
     assert!(
-        text.contains("Features 0x8000000 were not offered"),
+        text.contains("Features ANY_LAYOUT were not offered"),
         "{text}"
     );
     let text = Rig::new(2).offend(SET_PROTOCOL_FEATURES, &number(1 << 12 | 1), &[]);
     assert!(
-        text.contains("Protocol features 0x1000 were not offered"),
+        text.contains("Protocol features INFLIGHT_SHMFD were not offered"),
         "{text}"
     );
     let text = Rig::new(2).offend(SET_PROTOCOL_FEATURES, &number(1 << 60), &[]);
     assert!(
-        text.contains("0x1000000000000000 were not offered"),
+        text.contains("Protocol features bit 60 were not offered"),
         "{text}"
     );
 }

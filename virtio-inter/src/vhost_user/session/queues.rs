@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use log::{Level, debug};
-use virtio_inter_device::{Device, DeviceError, QueueSetup};
+use virtio_inter_device::{Device, DeviceError, FeatureNames, QueueSetup};
 use virtio_inter_segment::log_limited;
 
 use super::{CHANGES, Session};
@@ -222,16 +222,22 @@ impl Session {
                     kick: duplicate(index, ready.kick)?,
                     call: ready.call.map(|call| duplicate(index, call)).transpose()?,
                 };
+                let used = self.memory.used_index(&place);
                 debug!(
-                    "Starting queue {index} with {} entries at used index {:?}, base {}",
+                    "Starting queue {index} with {} entries at used index {}, base {}",
                     ready.size,
-                    self.memory.used_index(&place),
+                    used.map_or_else(|| "unknown".to_owned(), |used| used.to_string()),
                     vring.base
                 );
                 // Other queues do not run if these are new: see `set_features`.
                 if self.applied != Some(features) {
                     device.set_features(features).map_err(unfit)?;
-                    log_limited!(CHANGES, Level::Info, "Driver uses features {features:#x}");
+                    log_limited!(
+                        CHANGES,
+                        Level::Info,
+                        "Driver uses features {}",
+                        FeatureNames(features)
+                    );
                     self.applied = Some(features);
                     self.told_of = None;
                 }
