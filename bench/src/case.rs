@@ -1,4 +1,4 @@
-//! What is measured where, on which ways, with which sizes: the cases of a run and their names.
+//! The cases of a run and their names: measurement, environment, ways and sizes.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,8 @@ use crate::placement::Placement;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Group {
-    /// The two figures of the paper from which the idea is: streams and transactions over message sizes.
+    /// The two figures of the paper that the idea comes from: streams and transactions over message
+    /// sizes.
     Paper,
     /// Latency without and with load, and after idleness.
     Latency,
@@ -34,7 +35,7 @@ impl Group {
         Self::Scale,
     ];
 
-    /// What it is called on the command line and in JSON.
+    /// The name on the command line and in JSON.
     pub fn id(self) -> &'static str {
         match self {
             Self::Paper => "paper",
@@ -47,7 +48,7 @@ impl Group {
     }
 }
 
-/// What runs the two ends.
+/// The program that runs the two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Environment {
@@ -57,14 +58,15 @@ pub enum Environment {
     Qemu,
     /// Guests of Cloud Hypervisor.
     CloudHypervisor,
-    /// The same in a nested machine, whose processor QEMU emulates, where this machine has no KVM for them.
+    /// The same in a nested machine, whose processor QEMU emulates, where this machine has no KVM
+    /// for them.
     Nested,
     /// Processes of the host, without guests.
     Host,
 }
 
 impl Environment {
-    /// What it is called on the command line and in JSON.
+    /// The name on the command line and in JSON.
     pub fn id(self) -> &'static str {
         match self {
             Self::Uml => "uml",
@@ -75,7 +77,7 @@ impl Environment {
         }
     }
 
-    /// What it is called in words.
+    /// The name in words.
     pub fn name(self) -> &'static str {
         match self {
             Self::Uml => "User Mode Linux",
@@ -114,7 +116,7 @@ pub enum Way {
 }
 
 impl Way {
-    /// What it is called in words.
+    /// The name in words.
     pub fn name(self) -> &'static str {
         match self {
             Self::Loopback => "loopback",
@@ -135,7 +137,7 @@ impl Way {
         self != Self::OvsDpdk || size <= LARGEST_FRAME
     }
 
-    /// How often the host copies each byte between the two ends.
+    /// The number of copies of each byte that the host makes between the two ends.
     pub fn copies(self) -> u8 {
         match self {
             Self::Loopback => 0,
@@ -167,7 +169,7 @@ impl Way {
     }
 }
 
-/// How one case is measured.
+/// The measurement of one case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Test {
     /// netperf TCP_STREAM; a size is that of a message.
@@ -207,7 +209,7 @@ pub enum Test {
 }
 
 impl Test {
-    /// What it is called on the command line and, as the name of its first value, in JSON.
+    /// The name on the command line and, as the name of its first value, in JSON.
     pub fn id(self) -> String {
         let name = match self {
             Self::TcpStream => "tcp_stream",
@@ -234,13 +236,13 @@ impl Test {
 /// One line of the plan: every size on every way, in each round.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Case {
-    /// Where it is reported.
+    /// The group that reports it.
     pub group: Group,
-    /// What runs the ends.
+    /// The program that runs the ends.
     pub environment: Environment,
-    /// Which CPUs they have.
+    /// The CPUs of the ends.
     pub placement: Placement,
-    /// What is measured.
+    /// The measurement.
     pub test: Test,
     /// Side by side on these ways.
     pub ways: Vec<Way>,
@@ -269,7 +271,7 @@ impl Case {
     }
 }
 
-/// Whether a name is asked for: by no filter, by itself, or by one of the parts that it begins with.
+/// Whether a name is selected: by no filter, by itself, or by one of the parts that it begins with.
 pub fn is_asked_for(id: &str, only: &[String]) -> bool {
     only.is_empty()
         || only.iter().any(|filter| {

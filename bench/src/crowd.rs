@@ -22,7 +22,7 @@ const SECONDS: u32 = 2;
 /// Message size of the streams.
 const MESSAGE: u32 = 65536;
 
-/// Guests with a port and a tap each. What stands on another is dropped before it.
+/// Guests with a port and a tap each. Fields are dropped before the fields that they depend on.
 pub struct Crowd {
     _servers: Vec<Job>,
     guests: Vec<Vm>,
@@ -35,7 +35,7 @@ impl Crowd {
     ///
     /// # Errors
     ///
-    /// What is missing on this machine; a guest that does not boot.
+    /// Names the missing programs, or a guest that does not boot.
     pub fn boot(bed: &Testbed, count: u32, program: Option<&Path>) -> Result<Self> {
         let count = u8::try_from(count).context("Too many guests")?;
         let segment = Segment::new(bed, "crowd")?;

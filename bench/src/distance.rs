@@ -1,8 +1,9 @@
-//! How far two CPUs are from each other: how long a cache line takes from one to the other.
+//! The distance of two CPUs: the time that a cache line takes from one to the other.
 //!
-//! The host of a virtual machine may move its CPUs: onto one third-level cache, and onto two, where a line takes five times as
-//! long and everything that two CPUs do together two to three times. Ways that were measured in turn are only to
-//! be compared while that stays as it was, so two CPUs are measured on where they are near, which is waited for a while.
+//! The host of a virtual machine may move its CPUs: onto one third-level cache, or onto two, where
+//! a line takes five times as long and everything that two CPUs do together two to three times.
+//! Ways that were measured in turn are only comparable while the distance stays, so the bench waits
+//! for a while until the two CPUs are near, and measures then.
 //!
 //! See decision 0052.
 
@@ -23,7 +24,7 @@ const NEAR: u32 = 160;
 /// How often a CPU's whereabouts are asked for while it is waited for.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// What became of it in a run.
+/// The distances and waits of one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DistanceNote {
     /// The least that was seen, in nanoseconds.
@@ -79,7 +80,8 @@ impl Distance {
         distance * 100 <= self.least * NEAR
     }
 
-    /// Waits until the CPUs are near, or all the time that there was for it is gone. Returns how far they are.
+    /// Waits until the CPUs are near, or the time limit for waiting is used up. Returns their
+    /// distance.
     ///
     /// # Errors
     ///
@@ -95,8 +97,8 @@ impl Distance {
         }
     }
 
-    /// Whether a measurement counts that began when the CPUs were so far from each other and took so long: they stayed near, or
-    /// there is no time left to try once more.
+    /// Whether a measurement counts that began when the CPUs were so far from each other and took
+    /// so long: they stayed near, or there is no time left to repeat it.
     ///
     /// # Errors
     ///
@@ -112,7 +114,7 @@ impl Distance {
         Ok(counts)
     }
 
-    /// What is to be said of it all.
+    /// The summary for the report.
     pub fn note(&self) -> DistanceNote {
         let taken = self.taken.iter();
         let apart = taken.filter(|&&distance| !self.is_near(distance));
@@ -162,7 +164,8 @@ impl Default for Line {
 }
 
 impl Line {
-    /// Answers each number of the other side with the next, from `first` on. Returns how long the fastest batch took.
+    /// Answers each number of the other side with the next, from `first` on. Returns the time of
+    /// the fastest batch.
     fn play(&self, cpu: usize, first: u64) -> Result<Duration> {
         let mut set = CpuSet::new();
         set.set(cpu);
@@ -226,7 +229,8 @@ mod tests {
         assert_eq!(distance.waited, limit);
         assert!(distance.counts(before, limit / 2).unwrap());
         assert_eq!((distance.note().waited, distance.note().apart), (1.0, 1));
-        // One that seemed near when it was taken counts as apart once it turns out that they can be nearer.
+        // A measurement that seemed near when it was taken counts as apart once the CPUs turn out
+        // to come nearer.
         distance.least = Duration::from_secs(1);
         assert!(distance.counts(Duration::ZERO, limit).unwrap());
         distance.least = Duration::from_nanos(1);

@@ -12,11 +12,11 @@ use crate::stats::Spread;
 /// A goal and how far it is reached.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Goal {
-    /// What is compared.
+    /// The two values compared.
     pub name: String,
     /// The ratio or count; none where it was not measured.
     pub value: Option<f64>,
-    /// What it should be.
+    /// The bound on the ratio.
     pub goal: String,
     /// Whether it is; none where it was not measured.
     pub met: Option<bool>,
@@ -236,7 +236,8 @@ fn switches(results: &Results) -> Vec<Goal> {
     .to_vec()
 }
 
-/// On real KVM where there is one, else in the nested machine: its goals are others, for emulation levels all ways.
+/// On real KVM where there is one, else in the nested machine: its goals differ, because emulation
+/// levels all ways.
 fn cloud_hypervisor(results: &Results) -> Vec<Goal> {
     let against_tap = |environment, words: &str, (group, metric), size, bound| {
         let at = at(group, environment, Placement::Free, metric);

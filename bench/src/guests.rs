@@ -1,6 +1,7 @@
-//! Two guests that reach each other by virtio-inter and by tap + bridge, and what is measured between them.
+//! Two guests that reach each other by virtio-inter and by tap + bridge, and the measurements
+//! between them.
 //!
-//! Both ways are interfaces of the same guests, in subnets of their own: nothing but the way differs.
+//! Both ways are interfaces of the same guests, in subnets of their own: only the way differs.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -34,7 +35,8 @@ const IDLE_RATE: u32 = 100;
 /// Messages of a burst.
 const BURST: u32 = 16;
 
-/// Two guests, their ports and their bridge. What stands on another is dropped before it.
+/// Two guests, their ports and their bridge. Fields are dropped before the fields that they depend
+/// on.
 pub struct Pair {
     /// Programs that wait for the tools' clients, in the first guest and in the second.
     servers: Vec<Job>,
@@ -46,11 +48,11 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Boots both guests. The port's program is for the environment to name if there is none.
+    /// Boots both guests. If `program` is `None`, the environment names the port's program.
     ///
     /// # Errors
     ///
-    /// What is missing on this machine; a guest that does not boot, whose logs' ends are in the message.
+    /// Names the missing programs, or a guest that does not boot, with the ends of its logs.
     pub fn boot(bed: &Testbed, kind: Frontend, program: Option<&Path>) -> Result<Self> {
         let segment = Segment::new(bed, "pair")?;
         let mut bridge = Bridge::new(MTU)?;
@@ -119,7 +121,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Whether both guests still do what they are told.
+    /// Whether both guests still run commands.
     pub fn answers(&self) -> bool {
         let mut guests = self.guests.iter();
         guests.all(|guest| guest.run_within(ANSWER_LIMIT, &["true"]).is_ok())
@@ -132,11 +134,11 @@ impl Pair {
             .all(|port| port.process().is_running())
     }
 
-    /// What the guests' network stack leaves to each way, in words.
+    /// The offloads that the guests' network stack leaves to each way, in words.
     ///
     /// # Errors
     ///
-    /// A guest that does not tell.
+    /// A guest that does not answer.
     pub fn offloads(&self, way: Way) -> Result<String> {
         let guest = &self.guests[0];
         let name = match way {
@@ -150,7 +152,8 @@ impl Pair {
         Ok(format!("MTU {}, {}", mtu.trim(), describe(&features)?))
     }
 
-    /// Starts the programs that wait for clients, where they are not running yet: they serve all measurements.
+    /// Starts the programs that wait for clients, where they are not running yet: they serve all
+    /// measurements.
     fn serve(&mut self) -> Result<()> {
         if !self.servers.is_empty() {
             return Ok(());
@@ -257,8 +260,8 @@ fn latency(
         .and(&format!("{name}_p99_9"), "µs", times.p99_9_us))
 }
 
-/// Processor time that these processes, all that they started, and the kernel's own network threads spent so far.
-/// What the kernel does for a process within its system calls is the process's time.
+/// Processor time that these processes, all that they started, and the kernel's own network threads
+/// spent so far. Kernel time within a process's system calls is the process's time.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! What is measured between processes of the host: frames through switches, and bytes through whatever carries them.
+//! Measurements between processes of the host: frames through switches, and bytes through links,
+//! sockets, pipes and memcpy.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,9 +27,9 @@ const RECORDS: u64 = 4_000_000;
 /// Two CPUs of this host and the programs that run on them.
 pub struct Host {
     programs: Programs,
-    /// Where the frames' source, or the sender, runs.
+    /// CPU of the frames' source, or of the sender.
     near: usize,
-    /// Where the way that is measured, or the receiver, runs.
+    /// CPU of the measured way, or of the receiver.
     far: usize,
 }
 

@@ -1,8 +1,10 @@
-//! Measures virtio-inter beside other ways between guests and between processes of the host, and reports it.
+//! Compares virtio-inter with other ways between guests and between processes of the host, and
+//! reports it.
 //!
-//! `cargo xtask bench` does the set-up and calls [`run()`]. A [`plan()`] is a list of cases ([`case`]); [`run::Run`] takes
-//! them in rounds, all ways of a case side by side; [`results`] keeps each round; [`goals`], [`report`] and [`plots`]
-//! tell what came of it. `README.md` beside the manifest says how to add a case.
+//! `cargo xtask bench` does the set-up and calls [`run()`]. A [`plan()`] is a list of cases
+//! ([`case`]); [`run::Run`] takes them in rounds, all ways of a case side by side; [`results`]
+//! keeps each round; [`goals`], [`report`] and [`plots`] present the results. `README.md` beside
+//! the manifest says how to add a case.
 #![forbid(unsafe_code)]
 
 pub mod case;
@@ -41,11 +43,13 @@ use crate::plan::{Facts, plan};
 use crate::results::{Results, Row, RunNote};
 use crate::run::{Programs, Run};
 
-/// Measures what the options ask for, and writes the result file, the report and its plots into `output`.
+/// Measures the cases that the options select, and writes the result file, the report and its plots
+/// into `output`.
 ///
 /// # Errors
 ///
-/// A result file that is none, a place that cannot be written, or how many measurements failed; all else is in the report.
+/// A result file that is not one, a place that cannot be written, or the number of failed
+/// measurements; all else is in the report.
 pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) -> Result<()> {
     fs::create_dir_all(output).with_context(|| format!("Making {}", output.display()))?;
     let file = output.join("results.json");

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-/// What was known of the machine when a run began.
+/// Facts about the machine when a run began.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The processors' model.
@@ -16,7 +16,8 @@ pub struct Machine {
     pub memory_mib: u64,
     /// The host's kernel.
     pub kernel: String,
-    /// What chooses the clock rate; none where the machine does not tell, as most virtual ones.
+    /// The governor that sets the clock rate; none where the machine does not report it, as most
+    /// virtual ones.
     pub governor: Option<String>,
     /// Whether it is a virtual machine itself.
     pub is_virtual: bool,
@@ -80,7 +81,7 @@ pub fn load_average() -> f64 {
         .unwrap_or_default()
 }
 
-/// What a command prints, trimmed; empty if it fails.
+/// A command's output, trimmed; empty if it fails.
 pub fn told(program: &str, arguments: &[&str]) -> String {
     Command::new(program)
         .args(arguments)

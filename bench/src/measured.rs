@@ -1,4 +1,4 @@
-//! What one measurement told.
+//! The values of one measurement.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! Measurements between guests of Cloud Hypervisor where this machine has no KVM for them: this very program goes into
-//! the nested machine with the cases, takes the rounds there, and writes what came of them.
+//! Measurements between guests of Cloud Hypervisor where this machine has no KVM for them: this
+//! very program enters the nested machine with the cases, takes the rounds there, and writes the
+//! results.
 //!
 //! The processor there is emulated, so only ratios within it are figures.
 //!
@@ -18,7 +19,7 @@ use crate::placement::allowed_cpus;
 use crate::results::{At, Results};
 use crate::run::{Programs, Run};
 
-/// What booting guests on an emulated processor may take …
+/// Time limit of booting guests on an emulated processor …
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// … and one measurement.
 const STEP_LIMIT: Duration = Duration::from_secs(15);
@@ -35,7 +36,7 @@ pub struct Line {
 ///
 /// # Errors
 ///
-/// What is missing here; a machine that hung or ended, as an emulated one may.
+/// Names the missing programs, or a machine that hung or ended, as an emulated one may.
 pub fn measure(programs: &Programs, cases: &[Case]) -> Result<Results> {
     let bed = Testbed::new("the nested machine")?;
     let port = match &programs.port {

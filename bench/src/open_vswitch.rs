@@ -1,5 +1,5 @@
-//! Open vSwitch with DPDK as the switch between two vhost-user ports, from packages that were unpacked, not installed: all its
-//! files are on the testbed.
+//! Open vSwitch with DPDK as the switch between two vhost-user ports, from packages that were
+//! unpacked, not installed: all its files are in the testbed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,8 @@ pub const LARGEST_FRAME: u32 = 9728;
 
 /// How long each of its programs may take.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Without `--legacy-mem` it adds `--in-memory`, with which DPDK wants huge pages. It asks for 262144 buffers.
+/// Without `--legacy-mem` it adds `--in-memory`, with which DPDK needs huge pages. It asks for
+/// 262144 buffers.
 const EAL: &str = "--no-huge --legacy-mem -m 2048 --no-pci --no-telemetry --no-shconf";
 const PORTS: [&str; 2] = ["p0", "p1"];
 const SWITCH: &str = "usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
@@ -28,7 +29,8 @@ pub struct OpenVswitch {
 }
 
 impl OpenVswitch {
-    /// Starts a switch that polls on `cpu` and passes what one port receives to the other: two flows, no learning.
+    /// Starts a switch that polls on `cpu` and passes frames from one port to the other: two flows,
+    /// no learning.
     ///
     /// # Errors
     ///
@@ -93,7 +95,7 @@ impl OpenVswitch {
         })
     }
 
-    /// Where its ports listen.
+    /// The directory of the ports' sockets.
     pub fn sockets(&self) -> [PathBuf; 2] {
         PORTS.map(|port| self.place.join(port))
     }
@@ -119,7 +121,7 @@ impl OpenVswitch {
     }
 }
 
-/// Its programs, told where everything is.
+/// One of its programs, with the paths of all files in its environment.
 struct Tools<'a> {
     packages: &'a Path,
     place: &'a Path,

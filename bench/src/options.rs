@@ -1,4 +1,4 @@
-//! What can be asked of a run.
+//! Options of a run.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ pub struct Options {
     #[arg(long)]
     pub quick: bool,
     /// Only this group (paper, latency, udp, peers, link, scale), or a part of it, as
-    /// `paper/uml/one-cpu/tcp_stream`; several with commas. What was measured of others is kept.
+    /// `paper/uml/one-cpu/tcp_stream`; several with commas. Other measured rows are kept.
     #[arg(long, value_name = "GROUP[/PART…]", value_delimiter = ',', value_parser = group)]
     pub only: Vec<String>,
     /// Rounds of each measurement [default: 5 for goals and 3 for others, with --quick 3 and 1]
@@ -43,11 +43,11 @@ fn group(text: &str) -> Result<String, String> {
     Err(format!("The groups are {names}"))
 }
 
-/// Takes a path where a file can be made or written anew.
+/// Accepts a path where a file can be created or overwritten.
 ///
 /// # Errors
 ///
-/// Why there can be none.
+/// The reason why none can be created.
 pub fn writable_file(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let directory = match path.parent() {

@@ -1,7 +1,7 @@
 //! Two processes of the host that move bytes, each bound to a CPU, or one that copies them.
 //!
-//! The sender measures: it starts the receiver, warms up, and takes the time until the receiver has said that it has
-//! all. Both sleep when they cannot go on.
+//! The sender measures: it starts the receiver, warms up, and takes the time until the receiver
+//! reports that it has all bytes. Both sleep when they cannot continue.
 
 mod link;
 mod plain;
@@ -25,10 +25,10 @@ const COLD: usize = 64 << 20;
 /// Records of the warm-up, as a part of all.
 const WARM_UP: u64 = 10;
 
-/// What to move and how.
+/// The bytes to move, and the way.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// What carries it.
+    /// The way that carries them.
     pub way: Way,
     /// Bytes of one record or call.
     pub size: u32,
@@ -36,7 +36,7 @@ pub struct Task {
     pub batch: u32,
     /// Whether payloads come from and go to more memory than caches hold.
     pub cold: bool,
-    /// How many.
+    /// Number of records.
     pub records: u64,
     /// The sender's CPU.
     pub near: usize,
@@ -44,7 +44,7 @@ pub struct Task {
     pub far: usize,
 }
 
-/// What came of it.
+/// The result of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// From the first record to the receiver's word that it has all.
@@ -203,7 +203,8 @@ impl Receiver {
         Ok(Self { child, words })
     }
 
-    /// Waits for the word that all records of a phase are there: the receiver's processor time so far.
+    /// Waits for the receiver's report that all records of a phase have arrived: its processor time
+    /// so far.
     fn wait(&mut self) -> Result<Duration> {
         use std::io::Read;
         let mut word = [0; 8];
@@ -247,7 +248,7 @@ fn timed(
     })
 }
 
-/// Where in a memory of that many bytes the next piece of `len` bytes starts.
+/// Start of the next piece of `len` bytes in a memory of that many bytes.
 fn next(place: &mut usize, len: usize, memory: usize) -> usize {
     let at = if *place + len > memory { 0 } else { *place };
     *place = at + len;

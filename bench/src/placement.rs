@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// Where guests and ports run.
+/// The CPUs of guests and ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Placement {
@@ -38,8 +38,8 @@ impl Placement {
         }
     }
 
-    /// Who is to run where, of the CPUs that are there. The last ones are taken: the first one often has the
-    /// interrupts. None where there are too few.
+    /// Assigns the existing CPUs to the parties. It takes the last ones: the first one often has
+    /// the interrupts. None where there are too few.
     pub fn cpus(self, there: &[usize]) -> Option<Cpus> {
         let taken = &there[there.len().checked_sub(self.needs())?..];
         let one = |index: usize| vec![taken[index]];
@@ -63,7 +63,7 @@ impl Placement {
         })
     }
 
-    /// What it is called on the command line and in JSON.
+    /// The name on the command line and in JSON.
     pub fn id(self) -> &'static str {
         match self {
             Self::OneCpu => "one-cpu",
@@ -73,7 +73,7 @@ impl Placement {
         }
     }
 
-    /// What it is called in words.
+    /// The name in words.
     pub fn name(self) -> &'static str {
         match self {
             Self::OneCpu => "all on one CPU",
@@ -88,7 +88,7 @@ impl Placement {
 ///
 /// # Errors
 ///
-/// A kernel that does not tell.
+/// A kernel that does not report them.
 pub fn allowed_cpus() -> Result<Vec<usize>> {
     let status = fs::read_to_string("/proc/self/status").context("Reading /proc/self/status")?;
     status

@@ -9,7 +9,7 @@ use crate::options::Options;
 use crate::placement::Placement;
 use crate::results::NotRun;
 
-/// What the plan must know of the machine.
+/// Facts about the machine that the plan needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
     /// CPUs that may be used.
@@ -24,12 +24,12 @@ pub struct Facts {
     pub has_kvm: bool,
 }
 
-/// What to run and what not.
+/// The cases to run and those to leave out.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// What to run, in order.
+    /// The cases to run, in order.
     pub cases: Vec<Case>,
-    /// What not, and why.
+    /// The cases left out, with the reason.
     pub not_run: Vec<NotRun>,
 }
 
@@ -37,7 +37,7 @@ const GUEST_WAYS: [Way; 3] = [Way::Loopback, Way::Inter, Way::Tap];
 /// Bytes of a frame in the comparison of switches.
 const FRAMES: [u32; 3] = [64, 1500, 16384];
 
-/// Plans what the options ask for. What the machine cannot do is named whatever they ask for.
+/// Plans the cases that the options select. Cases that the machine cannot run are always named.
 pub fn plan(options: &Options, facts: Facts) -> Plan {
     let mut plan = Plan::default();
     let quick = options.quick;
@@ -192,7 +192,7 @@ fn guests_in(plan: &mut Plan, environment: Environment, placement: Placement, qu
     plan.add(udp, Test::Datagrams, ways, &[64, 1400], rounds);
 }
 
-/// What an emulated processor can tell: which way is ahead.
+/// On an emulated processor a figure only shows which way is ahead.
 fn nested(plan: &mut Plan, quick: bool) {
     let Rounds { goal, .. } = Rounds::new(quick);
     let place = |group| (group, Environment::Nested, Placement::Free);

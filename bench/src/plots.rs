@@ -1,4 +1,5 @@
-//! Plots of values over sizes, as SVG: a line for each way, with bars from the least to the greatest round.
+//! Plots of values over sizes, as SVG: a line for each way, with bars from the least to the
+//! greatest round.
 
 use std::path::Path;
 

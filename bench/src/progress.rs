@@ -1,4 +1,5 @@
-//! How far a demo or bench is: a bar on a terminal, else a line for each step; both on standard error.
+//! Progress of a demo or bench: a bar on a terminal, else a line for each step; both on standard
+//! error.
 #![allow(clippy::print_stderr, reason = "talks to the person who runs it")]
 
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 const TEMPLATE: &str = "{spinner} [{bar:20}] {pos}/{len} {elapsed} (left: {eta}) {wide_msg}";
-/// How often the spinner turns and the clock is shown anew.
+/// Interval at which the spinner turns and the clock is updated.
 const TICK: Duration = Duration::from_millis(100);
 
 /// The steps of a run.
@@ -30,7 +31,7 @@ impl Progress {
         self.bar.set_message(what);
     }
 
-    /// Tells that a step is done and what came of it.
+    /// Reports the end of a step and its result.
     pub fn done(&self, what: &str) {
         self.bar.inc(1);
         let (done, all) = (self.bar.position(), self.bar.length().unwrap_or_default());

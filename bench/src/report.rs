@@ -19,7 +19,7 @@ const NONE: &str = "–";
 ///
 /// # Errors
 ///
-/// What writing fails with.
+/// The error of the write.
 pub fn write_json(results: &Results, goals: &[Goal], mut to: impl io::Write) -> io::Result<()> {
     #[derive(Serialize)]
     struct Report<'a> {
@@ -36,16 +36,16 @@ pub fn write_json(results: &Results, goals: &[Goal], mut to: impl io::Write) -> 
 pub struct Table {
     /// The group.
     pub group: Group,
-    /// What ran the ends.
+    /// The program that ran the ends.
     pub environment: Environment,
-    /// Which CPUs they had.
+    /// The CPUs of the ends.
     pub placement: Placement,
     /// The value's name.
     pub metric: String,
 }
 
 impl Table {
-    /// Where its values stand.
+    /// The section of its values.
     pub fn at(&self) -> At<'_> {
         At {
             group: self.group,
@@ -77,7 +77,8 @@ impl Table {
     }
 }
 
-/// What ends the name of a value that stands beside another in one table, and its column's title.
+/// Suffix of the name of a value that stands beside another in one table, and the title of its
+/// column.
 const COMPANIONS: [(&str, &str); 6] = [
     ("_p99", "99 %"),
     ("_p99_9", "99.9 %"),
@@ -183,7 +184,7 @@ fn machine(page: &mut String, results: &Results) {
     }
 }
 
-/// How far the two CPUs of a run were from each other.
+/// The distance of the two CPUs of a run.
 fn apart(when: &str, distance: &DistanceNote) -> String {
     let DistanceNote {
         least_ns,
@@ -192,8 +193,10 @@ fn apart(when: &str, distance: &DistanceNote) -> String {
         apart,
     } = distance;
     format!(
-        "{when}: a cache line takes {least_ns} to {most_ns} ns from one CPU to the other. Measurements with a CPU for \
-         each guest were taken while that was little; that took {waited:.0} s of waiting and of measuring once more, and {apart} were taken all the same while they were apart."
+        "{when}: a cache line takes {least_ns} to {most_ns} ns from one CPU to the other. \
+         Measurements with a CPU for each guest were taken while the CPUs were near each other. \
+         Waiting and repetitions took {waited:.0} s, and {apart} measurements were taken while \
+         the CPUs were apart."
     )
 }
 
@@ -236,13 +239,14 @@ fn section(page: &mut String, results: &Results, table: &Table, has_plot: bool) 
         .iter()
         .map(|(_, title)| format!(" {title} |"))
         .collect();
-    // Where there is a plot, figures are for who asks for them.
+    // Where there is a plot, the figures are folded.
     if has_plot {
         page.push_str("<details><summary>Figures</summary>\n\n");
     }
     let _ = writeln!(
         page,
-        "| {} | way | median, {unit} | min … max | rounds | {against} |{titles} copies | processes | CPU s/GB |\n\
+        "| {} | way | median, {unit} | min … max | rounds | {against} \
+         |{titles} copies | processes | CPU s/GB |\n\
          |--:|---|--:|--:|--:|--:|{}--:|--:|--:|",
         size_name(table),
         "--:|".repeat(companions.len())
@@ -295,7 +299,7 @@ fn at_metric<'a>(table: &Table, metric: &'a str) -> At<'a> {
     }
 }
 
-/// What the others are compared with.
+/// The way that the others are compared with.
 fn base(table: &Table) -> Option<Way> {
     match (table.group, table.metric.as_str()) {
         (Group::Paper | Group::Latency | Group::Udp, _) => Some(Way::Loopback),
@@ -354,32 +358,33 @@ fn group_name(group: Group) -> &'static str {
 fn group_words(group: Group) -> &'static str {
     match group {
         Group::Paper => {
-            "Throughput and latency over message sizes between two guests (Ding et al., 2011). Loopback is one guest \
-             with itself: the paper's upper bound. The guests, their kernels and tools are the same on all ways; \
-             both interfaces have TSO, checksum offload and GRO."
+            "Throughput and latency over message sizes between two guests (Ding et al., 2011). \
+             Loopback is one guest with itself: the paper's upper bound. The guests, their kernels \
+             and tools are the same on all ways; both interfaces have TSO, checksum offload and \
+             GRO."
         }
         Group::Latency => {
-            "sockperf, 64 bytes each way. Half round trips. After idle: all parties have fallen asleep before each \
-             message, or before each burst."
+            "sockperf, 64 bytes each way. Half round trips. After idle: all parties have fallen \
+             asleep before each message, or before each burst."
         }
-        Group::Udp => {
-            "iperf3 without a limit of rate; what arrives counts, and what is lost is told."
-        }
+        Group::Udp => "iperf3 without a limit of rate; received and lost datagrams.",
         Group::Peers => {
-            "Frames: one testpmd with two ports, on one CPU, receives on each and sends on the other 1024 frames that \
-             circle; on the other CPU is what joins the two ports: two ports of virtio-inter, one more testpmd, or Open \
-             vSwitch with two flows. Testpmd and Open vSwitch poll, and map the memory of both ends; the ports sleep, and \
-             each maps one. CPU is that of the joining side. Both directions are counted. Memory is in pages of 4 KiB. \
-             Bytes: two processes with a CPU each."
+            "Frames: one testpmd with two ports, on one CPU, receives on each and sends on the \
+             other 1024 frames that circle. The processes on the other CPU join the two ports: two \
+             ports of virtio-inter, one more testpmd, or Open vSwitch with two flows. Testpmd and \
+             Open vSwitch poll, and map the memory of both ends; the ports sleep, and each maps \
+             one. CPU is that of the joining side. Both directions are counted. Memory is in pages \
+             of 4 KiB. Bytes: two processes with a CPU each."
         }
         Group::Link => {
-            "Two processes on two CPUs. Payloads come from and go to 1 MiB of memory, or, cold, to 64 MiB, as the \
-             memcpy beside it, which is one copy on one CPU where the link makes two."
+            "Two processes on two CPUs. Payloads come from and go to 1 MiB of memory, or, cold, to \
+             64 MiB, as the memcpy beside it, which is one copy on one CPU where the link makes \
+             two."
         }
         Group::Scale => {
-            "Guests of User Mode Linux wherever the host puts them; streams of two seconds with messages of 64 KiB. \
-             Memory and idleness: ports without guests on one segment, after each has met each; memory is resident, with \
-             what two ports share divided between them."
+            "Guests of User Mode Linux, placed by the host; streams of two seconds with messages \
+             of 64 KiB. Memory and idleness: ports without guests on one segment, after all links are \
+             up; memory is resident, and memory that two ports share is divided between them."
         }
     }
 }
@@ -387,14 +392,17 @@ fn group_words(group: Group) -> &'static str {
 const INTRODUCTION: &str = "\
 # Measured
 
-Written by `cargo xtask bench`; `results.json` beside it has each round. See the end for what did not run.
+Written by `cargo xtask bench`; `results.json` beside it has each round. The last section names
+the cases that did not run.
 
-**How to read it.** Compare within a table only: ways stand side by side in one run, in an order that changes from
-round to round, so what else the machine does meets all of them; absolute values belong to this machine. Goals have
-five rounds, others three (with `--quick` three and one). A ratio is of medians; where the spreads of two ways overlap, their order is not known. Throughput: more is better; times, loss and
-CPU: less. *Copies* are the host's, between the two ends; *processes* those of the host that a byte passes between
-the ends. *CPU s/GB*: processor time of all guests, ports and the kernel's deferred network work, on 10^9 bytes of payload
-that arrived; what the kernel does in a system call, or on its way out of one, is the calling process's.
+**How to read it.** Compare within a table only: ways stand side by side in one run, in an order
+that changes from round to round, so other work of the machine meets all of them; absolute values
+belong to this machine. Goals have five rounds, others three (with `--quick` three and one). A
+ratio is of medians; where the spreads of two ways overlap, their order is not known. Throughput:
+more is better; times, loss and CPU: less. *Copies* are the host's, between the two ends;
+*processes* those of the host that a byte passes between the ends. *CPU s/GB*: processor time of
+all guests, ports and the kernel's deferred network work, on 10^9 bytes of payload that arrived;
+kernel time in a system call, or on the way out of one, is the calling process's.
 
 ";
 
@@ -441,7 +449,10 @@ mod tests {
         let results = some();
         let page = render(&results, &goals(&results), |_| true);
         assert!(page.contains("### netperf TCP_STREAM: User Mode Linux, all on one CPU"));
-        assert!(page.contains("![netperf TCP_STREAM: User Mode Linux, all on one CPU](plots/paper-uml-one-cpu-tcp_stream.svg)"));
+        assert!(page.contains(
+            "![netperf TCP_STREAM: User Mode Linux, all on one CPU]\
+             (plots/paper-uml-one-cpu-tcp_stream.svg)"
+        ));
         assert!(
             page.contains("| 64 | virtio-inter | 5.50 | 5.00 … 6.00 | 3 | 0.50 | 2 | 2 | 1.00 |"),
             "{page}"

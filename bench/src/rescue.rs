@@ -1,4 +1,5 @@
-//! A pair of guests that is booted anew when it hangs: everything after that would fail, a minute each.
+//! A pair of guests that is rebooted when it hangs: every later measurement would fail, a minute
+//! each.
 
 use std::path::PathBuf;
 
@@ -13,14 +14,14 @@ use crate::placement::Cpus;
 /// Times that guests may hang.
 const MAX_HANGS: usize = 3;
 
-/// The pair, and what became of its predecessors.
+/// The pair, and the hangs of its predecessors.
 pub struct RescuedPair {
     environment: Environment,
     program: Option<PathBuf>,
     /// Dropped before the bed that it lies in.
     pair: Pair,
     bed: Testbed,
-    /// What hung while it was measured.
+    /// The ways during whose measurements guests hung.
     hangs: Vec<(String, Way)>,
     /// Why there is nothing more to be measured.
     given_up: Option<String>,
@@ -31,7 +32,7 @@ impl RescuedPair {
     ///
     /// # Errors
     ///
-    /// Those of [`Pair::boot`]. What there is to know is kept.
+    /// Those of [`Pair::boot`]; the pair keeps the details.
     pub fn boot(environment: Environment, program: Option<PathBuf>) -> Result<Self> {
         let bed = Testbed::new("the bench")?;
         let booted = frontend(environment)
@@ -62,13 +63,13 @@ impl RescuedPair {
         self.bed.keep();
     }
 
-    /// What hung while it was measured, or ended its port.
+    /// The way during whose measurement guests hung, or a port ended.
     pub fn into_hangs(self) -> Vec<(String, Way)> {
         self.hangs
     }
 
-    /// Takes one measurement. If that fails as the guests hang, others are booted, on the same CPUs. A nested machine is given up
-    /// as a whole, by others.
+    /// Takes one measurement. If it fails because the guests hang, boots others on the same CPUs.
+    /// The caller gives up a nested machine as a whole.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! The result file: rows of rounds, the runs that made them, and what was not run; runs can be merged.
+//! The result file: rows of rounds, the runs that made them, and the cases left out; runs can be
+//! merged.
 
 use std::fs;
 use std::io::Write;
@@ -16,13 +17,13 @@ use crate::stats::Spread;
 /// One value of one case, on one way, with one size, in all rounds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// Where it is reported.
+    /// The group that reports it.
     pub group: Group,
-    /// What ran the ends.
+    /// The program that ran the ends.
     pub environment: Environment,
-    /// Which CPUs they had.
+    /// The CPUs of the ends.
     pub placement: Placement,
-    /// What the value is.
+    /// The name of the value.
     pub metric: String,
     /// The way.
     pub way: Way,
@@ -32,7 +33,8 @@ pub struct Row {
     pub unit: String,
     /// The values, in the order of measuring.
     pub rounds: Vec<f64>,
-    /// Processor seconds that all parties spent on 10^9 bytes, in each round; empty where bytes are not the point.
+    /// Processor seconds that all parties spent on 10^9 bytes, in each round; empty where bytes are
+    /// not the point.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cpu_seconds_per_gb: Vec<f64>,
     /// Copies by the host between the ends.
@@ -71,11 +73,11 @@ pub struct RunNote {
     pub when: String,
     /// The commit, with a mark if files were changed.
     pub commit: String,
-    /// What it was told.
+    /// Its command line.
     pub arguments: String,
     /// Load average of the machine before it.
     pub load: f64,
-    /// How far its two CPUs were from each other; none where no two were measured on.
+    /// The distance of its two CPUs; none where no case used two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distance: Option<DistanceNote>,
 }
@@ -83,13 +85,13 @@ pub struct RunNote {
 /// All that is known.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Results {
-    /// Where it was measured.
+    /// The machine.
     pub machine: Option<Machine>,
     /// The runs whose rows are here.
     pub runs: Vec<RunNote>,
-    /// What did not run.
+    /// The cases left out.
     pub not_run: Vec<NotRun>,
-    /// What did.
+    /// The rows.
     pub rows: Vec<Row>,
 }
 
@@ -205,14 +207,14 @@ impl Results {
     }
 }
 
-/// Where a value stands, but for way and size.
+/// The key of a value, without way and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At<'a> {
     /// The group.
     pub group: Group,
-    /// What ran the ends.
+    /// The program that ran the ends.
     pub environment: Environment,
-    /// Which CPUs they had.
+    /// The CPUs of the ends.
     pub placement: Placement,
     /// The value's name.
     pub metric: &'a str,

@@ -1,4 +1,4 @@
-//! One run: takes the cases of the plan in rounds, side by side, and notes what came of them.
+//! One run: takes the cases of the plan in rounds, side by side, and records results and failures.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -36,12 +36,12 @@ pub struct Run {
     cpus: Vec<usize>,
     progress: Progress,
     results: Results,
-    /// Where the results are kept as they come, so that a run that is ended keeps its rounds.
+    /// The file that keeps the results as they come, so that a run that is ended keeps its rounds.
     file: PathBuf,
     /// Cases and ways that failed: they are not tried again.
     broken: Vec<(String, Way)>,
-    /// Cases and peers that lose what the case cannot do without: they are not tried again, and named, but the
-    /// bench did its part.
+    /// Cases and ways that lose a datagram which the case cannot do without: they are not repeated,
+    /// and named, but the bench did its part.
     lossy: Vec<(String, Way)>,
     /// No further nested machine is booted after this time.
     nested_limit: Duration,
@@ -76,8 +76,8 @@ impl Run {
         self.nested_limit = Duration::ZERO;
     }
 
-    /// Measures with two CPUs only while they are near each other, if any of these cases does. `quick`: without waiting long
-    /// for that.
+    /// Measures with two CPUs only while they are near each other, if any of these cases does.
+    /// `quick`: with a short time limit for that.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ impl Run {
         Ok(self.results)
     }
 
-    /// Measures all cases. What fails is noted, and the others go on.
+    /// Measures all cases. A case that fails is recorded, and the others continue.
     ///
     /// # Errors
     ///
@@ -210,7 +210,8 @@ impl Run {
         Ok(())
     }
 
-    /// Has a nested machine measure. Those that hang or stop are given up for a new one, with what they measured.
+    /// Has a nested machine take the measurements. A machine that hangs or stops is replaced; its
+    /// measurements are kept.
     fn measure_nested(&mut self, cases: &[Case]) -> Result<()> {
         let mut why = String::new();
         let mut left = cases.to_vec();
@@ -315,7 +316,7 @@ impl Run {
         measure: &mut impl FnMut(&Case, Way, u32) -> Result<Measured>,
     ) {
         let id = case.id();
-        // In a nested machine the first failure is most often the machine's: a new one is to be had sooner.
+        // In a nested machine the first failure is most often the machine's: a new one is quicker.
         let is_lost = is_inside() && !self.broken.is_empty();
         let is_known = |known: &[_]| known.contains(&(id.clone(), way));
         if is_lost || is_known(&self.broken) || is_known(&self.lossy) {
@@ -421,11 +422,11 @@ impl Run {
         self.results.save(&self.file)
     }
 
-    /// Fails if something did. A peer that loses datagrams did not: the report names it.
+    /// Fails if a case failed. A way that loses datagrams did not: the report names it.
     ///
     /// # Errors
     ///
-    /// How many ways of cases failed.
+    /// The number of ways of cases that failed.
     pub fn verdict(&self) -> Result<()> {
         match self.broken.len() {
             0 => Ok(()),
@@ -441,7 +442,8 @@ const NESTED_LIMIT: Duration = Duration::from_secs(240);
 /// How long a run waits, in all, for two CPUs to be near each other.
 const SETTLING: Duration = Duration::from_secs(600);
 const QUICK_SETTLING: Duration = Duration::from_secs(60);
-/// How long a host may be waited for before a case counts as failed, beside the time of its measurement.
+/// Time limit of waiting for a host before a case counts as failed, beside the time of its
+/// measurement.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whether a ping-pong stopped as a datagram was lost.

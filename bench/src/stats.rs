@@ -1,6 +1,6 @@
 //! Medians with their spread, and the order in which ways take turns.
 
-/// What several rounds gave.
+/// Statistics of several rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// The middle one; of an even number, the mean of the two in the middle.

@@ -1,4 +1,5 @@
-//! DPDK's testpmd, driven by its own command line: a source and sink of frames, and a switch between two ports.
+//! DPDK's testpmd, driven by its own command line: a source and sink of frames, and a switch
+//! between two ports.
 
 use std::fs::File;
 use std::io::Write;
@@ -23,7 +24,7 @@ const HEADROOM: u32 = 128;
 /// Entries of a memif ring, as a power of two.
 const MEMIF_RING: u32 = 10;
 
-/// What a port of testpmd is.
+/// The kind of a port of testpmd.
 #[derive(Clone, Debug)]
 pub enum Interface {
     /// The driver of a vhost-user device behind this socket.
@@ -45,7 +46,8 @@ pub struct Testpmd {
 }
 
 impl Testpmd {
-    /// Two ports, each of which sends what the other receives, on one CPU; it runs when this returns.
+    /// Two ports, each of which sends what the other receives, on one CPU; it runs when this
+    /// returns.
     ///
     /// # Errors
     ///
@@ -62,8 +64,8 @@ impl Testpmd {
         Ok(pmd)
     }
 
-    /// Two ports as above, with frames of `size` bytes to send at first, on the first CPU; its command line, which
-    /// sleeps, is on the second.
+    /// Two ports as above, with frames of `size` bytes to send first, on the first CPU; its command
+    /// line, which sleeps, is on the second.
     ///
     /// # Errors
     ///
@@ -162,11 +164,12 @@ impl Testpmd {
         })
     }
 
-    /// Sends the first frames until each port receives some: the other end may not be there yet, or not wholly.
+    /// Sends the first frames until each port receives some: the other end may not be there yet, or
+    /// only in part.
     ///
     /// # Errors
     ///
-    /// Frames that never come back.
+    /// Frames that never return.
     pub fn start_circling(&mut self) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -223,7 +226,7 @@ impl Testpmd {
     }
 }
 
-/// Bytes of a buffer for frames of `size` bytes: that of DPDK's default or, for larger frames, theirs.
+/// Bytes of a buffer for frames of `size` bytes: DPDK's default or, for larger frames, theirs.
 fn buffer(size: u32) -> u32 {
     (size + 64).max(2048).next_multiple_of(64)
 }
@@ -240,7 +243,7 @@ fn end_of(log: &str) -> String {
     lines[lines.len().saturating_sub(LINES)..].join(" | ")
 }
 
-/// What each port received, in what `show port stats all` writes.
+/// The frames that each port received, in the output of `show port stats all`.
 fn received_in(answer: &str) -> Option<Vec<u64>> {
     let counts: Vec<u64> = answer
         .split("RX-packets:")

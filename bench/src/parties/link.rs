@@ -19,8 +19,8 @@ use virtio_inter_link::{
 
 use super::{Outcome, Task, next, phases, say_done, timed};
 
-/// Bytes after which records are published, and released, whatever the batch: else one side waits while the other
-/// fills the ring.
+/// Bytes after which records are published, and released, whatever the batch: otherwise one side
+/// waits while the other fills the ring.
 const BATCH_BYTES: usize = DEFAULT_CAPACITY as usize / 8;
 /// The region, the bell for records and the bell for room.
 const DESCRIPTORS: usize = 3;
