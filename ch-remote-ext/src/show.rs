@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::time::{Duration, SystemTime};
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
@@ -31,7 +32,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// All that is known of one device, or of all: peers, features, counters
+    /// All that is known of one device, or of all: peers, features, warnings, counters
     Show {
         /// The device
         id: Option<String>,
@@ -149,6 +150,16 @@ fn show_device(out: &mut impl Write, device: &Device) -> std::io::Result<()> {
         line(
             "peer",
             &format!("{} {} mtu {}", text("mac"), text("id"), peer["mtu"]),
+        )?;
+    }
+    for warning in status["warnings"].as_array().into_iter().flatten() {
+        let text = warning["text"].as_str().unwrap_or("?");
+        let last = Duration::from_secs(warning["last"].as_u64().unwrap_or(0));
+        let ago = (SystemTime::UNIX_EPOCH + last).elapsed();
+        let ago = ago.map_or(0, |ago| ago.as_secs());
+        line(
+            "warning",
+            &format!("{text} ({} so far, last {ago} s ago)", warning["count"]),
         )?;
     }
     for (pair, counters) in status["counters"]

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::drops::Drops;
+
 /// One counter. Written by one thread: a plain load and store, no locked instruction.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -28,6 +30,8 @@ macro_rules! counters {
         #[repr(align(128))] // No other worker's counters on these cache lines.
         pub struct Counters {
             $($(#[$doc])* pub $name: Counter,)*
+            /// The last frames that were dropped for reasons that an operator can remove.
+            pub drops: Drops,
         }
 
         impl Counters {

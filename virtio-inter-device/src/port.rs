@@ -34,6 +34,15 @@ pub enum PortEvent {
         /// What it did.
         reason: String,
     },
+    /// Frames were dropped for reasons that an operator can remove: [`Counters::drops`]. Not told
+    /// again before [`Port::watch_drops`] is called.
+    Dropped,
+    /// A queue is kicked, long after its start, but its ring is blank: the guest's memory may not
+    /// be shared. Told at most once of each start.
+    BlankRing {
+        /// Which queue.
+        queue: u16,
+    },
 }
 
 /// A virtio-net device whose frames go to the peers that it is given.
@@ -140,6 +149,8 @@ impl Port {
                     peer: fault.peer,
                     reason: fault.violation.to_string(),
                 }),
+                Report::Dropped => events.push(PortEvent::Dropped),
+                Report::BlankRing { queue } => events.push(PortEvent::BlankRing { queue }),
                 Report::Ready { index, ready: now } => {
                     ready = ready.with(index, now);
                     to_steer = true;
@@ -217,6 +228,14 @@ impl Port {
     /// The counters of each worker, by queue pair.
     pub fn counters(&self) -> impl Iterator<Item = &Counters> {
         self.workers.iter().map(|w| &*w.counters)
+    }
+
+    /// Asks for a [`PortEvent::Dropped`] when the next frame is dropped. What was dropped before is
+    /// in the counters by now.
+    pub fn watch_drops(&self) {
+        for worker in &self.workers {
+            worker.counters.drops.watch();
+        }
     }
 
     fn ask(&self, worker: usize, command: Command) -> Result<Answer, DeviceError> {

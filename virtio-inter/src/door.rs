@@ -31,7 +31,6 @@ const PAUSE: u64 = 1;
 const REFUSED: u64 = 2;
 /// Of the first seat; the others' follow.
 const FRONTEND: u64 = 3;
-const KICKS: u64 = FRONTEND + SEATS as u64;
 
 /// Frontends served at a time: both ends of a migration.
 const SEATS: usize = 2;
@@ -110,11 +109,6 @@ impl Door {
             if ready.contains(&(FRONTEND + seat as u64)) {
                 self.serve(seat, device)?;
             }
-            if ready.contains(&(KICKS + seat as u64))
-                && let Some(frontend) = &mut self.seats[seat]
-            {
-                frontend.heed_kicks()?;
-            }
         }
         // What the one waits for may be what the other has just done.
         for seat in 0..SEATS {
@@ -163,6 +157,22 @@ impl Door {
             queues_running: frontend.session().queues_running(),
             features: frontend.session().features_in_use(),
         })
+    }
+
+    /// Why the guest of who has the device cannot be heard, if its memory is not shared.
+    pub fn unshared_memory(&self) -> Option<&str> {
+        let mut sessions = self.seats.iter().flatten().map(Frontend::session);
+        sessions
+            .find(|session| session.holds_device())?
+            .unshared_memory()
+    }
+
+    /// The device found that queue `index` is kicked while its ring is blank.
+    pub fn suspect_memory(&mut self, index: u16) {
+        let sessions = self.seats.iter_mut().flatten().map(Frontend::session_mut);
+        for session in sessions.filter(|session| session.holds_device()) {
+            session.suspect_memory(index);
+        }
     }
 
     /// Ends the session, if there is one. The socket goes first: a frontend that sees its connection end and tries again
@@ -276,7 +286,9 @@ impl Door {
             .is_some_and(|(refused, _)| *refused == pid);
         // That there are no descriptors or watches left for one connection is no reason to serve none.
         let welcomed = Frontend::new(stream, self.limits, device).and_then(|frontend| {
-            self.watch(&frontend, seat).map_err(Ended::Connection)?;
+            self.poll
+                .add(&frontend, FRONTEND + seat as u64)
+                .map_err(Ended::Connection)?;
             Ok(frontend)
         });
         match welcomed {
@@ -298,13 +310,6 @@ impl Door {
             }
         }
         Ok(())
-    }
-
-    /// Waits for what a frontend sends and for its queues' kicks. Where that fails half way, the kernel drops
-    /// the rest with the frontend's descriptors.
-    fn watch(&self, frontend: &Frontend, seat: usize) -> io::Result<()> {
-        self.poll.add(frontend, FRONTEND + seat as u64)?;
-        self.poll.add(frontend.kicks_fd(), KICKS + seat as u64)
     }
 
     /// Stops serving a frontend that would only ask for the same again, but keeps its connection for a while. The log tells
@@ -355,7 +360,6 @@ impl Door {
             log_limited!(CONNECTIONS, level, "{}", chain(why));
         }
         self.poll.remove(&frontend)?;
-        self.poll.remove(frontend.kicks_fd())?;
         frontend.close(device);
         Ok(())
     }

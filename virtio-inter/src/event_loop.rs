@@ -13,17 +13,25 @@ use virtio_inter_segment::{LogLimit, PeerInfo, PeerKey, Segment, SegmentEvent, l
 
 use crate::chain::chain;
 use crate::cli::PortArgs;
+use crate::diagnostics::Diagnostics;
 use crate::door::Door;
 use crate::poll::Poll;
 use crate::signals::Signals;
 use crate::status::Status;
 use crate::status_socket::StatusSocket;
+use crate::timer::Timer;
 
 const SIGNALS: u64 = 0;
 const DOOR: u64 = 1;
 const SEGMENT: u64 = 2;
 const DEVICE: u64 = 3;
 const STATUS: u64 = 4;
+const LOOK: u64 = 5;
+
+/// Time from the first dropped frame to a look at why: ports that start together link in between.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// Time between looks while more is dropped.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What goes wrong with peers, who can make it go wrong again and again.
 static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
@@ -38,6 +46,9 @@ pub struct EventLoop {
     /// Those between which and the device frames flow.
     peers: BTreeMap<PeerKey, PeerInfo>,
     status: Option<StatusSocket>,
+    diagnostics: Diagnostics,
+    /// When to look at what workers dropped. Set only after they did.
+    look: Timer,
     arguments: PortArgs,
     /// Last, since it is dropped last: a second signal helps where the others' end does not come.
     _signals: Signals,
@@ -62,6 +73,8 @@ impl EventLoop {
         poll.add(&door, DOOR)?;
         poll.add(segment.fd(), SEGMENT)?;
         poll.add(device.events_fd(), DEVICE)?;
+        let look = Timer::new()?;
+        poll.add(&look, LOOK)?;
         if let Some(status) = &status {
             poll.add(status, STATUS)?;
         }
@@ -72,6 +85,8 @@ impl EventLoop {
             device,
             peers: BTreeMap::new(),
             status,
+            diagnostics: Diagnostics::new(&arguments.local_port()),
+            look,
             arguments: arguments.clone(),
             _signals: signals,
         })
@@ -94,10 +109,14 @@ impl EventLoop {
             for token in self.poll.wait(true)? {
                 match token {
                     SIGNALS => return Ok(()),
-                    DOOR => self.door.process(&mut self.device)?,
+                    DOOR => {
+                        self.door.process(&mut self.device)?;
+                        self.diagnostics.memory(self.door.unshared_memory());
+                    }
                     SEGMENT => self.heed_segment(),
                     STATUS => self.tell_status()?,
-                    _ => self.heed_device(),
+                    LOOK => self.look_at_drops()?,
+                    _ => self.heed_device()?,
                 }
             }
         }
@@ -107,9 +126,16 @@ impl EventLoop {
         let Some(status) = &mut self.status else {
             return Ok(());
         };
+        self.diagnostics.drops(&self.device, &self.peers);
         status.process(|| {
             let peers = self.peers.values();
-            let now = Status::new(&self.arguments, &self.door, peers, &self.device);
+            let now = Status::new(
+                &self.arguments,
+                &self.door,
+                peers,
+                &self.device,
+                &self.diagnostics,
+            );
             // Nothing in it can fail to be written as JSON.
             let mut document = serde_json::to_vec(&now).unwrap_or_default();
             document.push(b'\n');
@@ -124,7 +150,9 @@ impl EventLoop {
                     let peer = link.peer.clone();
                     match self.device.add_peer(link) {
                         Ok(()) => {
+                            self.diagnostics.linked(&peer);
                             self.peers.insert(peer.key, peer);
+                            self.diagnostics.mtus(self.peers.values());
                         }
                         // Our own trouble, which the peer is not to be shunned for.
                         Err(error) => self.segment.drop_peer(peer.key, &chain(&error)),
@@ -135,19 +163,39 @@ impl EventLoop {
         }
     }
 
-    fn heed_device(&mut self) {
+    /// Looks at what workers dropped, and again after a while if that was anything. If not, the
+    /// next that is dropped is an event: an idle port does not wake up.
+    fn look_at_drops(&mut self) -> io::Result<()> {
+        self.look.clear();
+        self.device.watch_drops();
+        if self.diagnostics.drops(&self.device, &self.peers) {
+            self.look.set(LOOK_AGAIN)?;
+        }
+        Ok(())
+    }
+
+    fn heed_device(&mut self) -> io::Result<()> {
         for event in self.device.events() {
             match event {
+                PortEvent::Dropped => self.look.set(LOOK_AFTER)?,
+                PortEvent::BlankRing { queue } => {
+                    self.door.suspect_memory(queue);
+                    self.diagnostics.memory(self.door.unshared_memory());
+                }
                 PortEvent::LinkViolation { peer, reason } => {
                     self.remove_peer(peer);
                     self.segment.close_peer(peer, &reason);
                 }
             }
         }
+        Ok(())
     }
 
     fn remove_peer(&mut self, key: PeerKey) {
-        self.peers.remove(&key);
+        if let Some(peer) = self.peers.remove(&key) {
+            self.diagnostics.left(&peer);
+            self.diagnostics.mtus(self.peers.values());
+        }
         if let Err(error) = self.device.remove_peer(key) {
             log_limited!(
                 PEERS,

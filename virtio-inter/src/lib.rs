@@ -6,6 +6,7 @@
 
 mod chain;
 pub mod cli;
+pub mod diagnostics;
 pub mod door;
 pub mod event_loop;
 pub mod notify;
@@ -15,4 +16,6 @@ pub mod signals;
 pub mod socket;
 pub mod status;
 pub mod status_socket;
+mod timer;
 pub mod vhost_user;
+pub mod warnings;

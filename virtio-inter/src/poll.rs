@@ -1,4 +1,4 @@
-//! An epoll instance whose events are told apart by tokens. Level-triggered, unless asked otherwise.
+//! An epoll instance whose events are told apart by tokens. Level-triggered.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -47,20 +47,6 @@ impl Poll {
             ControlOptions::EPOLL_CTL_ADD,
             fd.as_fd(),
             Events::EPOLLIN,
-            token,
-        )
-    }
-
-    /// Tells of each signal of the eventfd `fd` once, without anybody reading it, and of one that is there.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel cannot watch it.
-    pub fn add_edge(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        self.control(
-            ControlOptions::EPOLL_CTL_ADD,
-            fd.as_fd(),
-            Events::EPOLLIN | Events::EPOLLET,
             token,
         )
     }

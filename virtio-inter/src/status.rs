@@ -1,6 +1,7 @@
 //! What a port tells of itself on its status socket: the JSON document of docs/port-status.md.
 
 use std::borrow::Cow;
+use std::time::SystemTime;
 
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -9,6 +10,7 @@ use virtio_inter_device::{Counters, FeatureNames, Port};
 use virtio_inter_segment::PeerInfo;
 
 use crate::cli::PortArgs;
+use crate::diagnostics::Diagnostics;
 use crate::door::{Door, FrontendState};
 
 /// Of the document; counts up when a field changes its meaning or goes away, not when one is added.
@@ -27,6 +29,8 @@ pub struct Status<'a> {
     socket: String,
     frontend: Option<Frontend>,
     peers: Vec<Peer<'a>>,
+    warnings: Vec<Warning<'a>>,
+    last_refused_source: Option<String>,
     counters: Vec<ByName<'a>>,
 }
 
@@ -45,6 +49,16 @@ struct Peer<'a> {
     mac: String,
     mtu: u16,
     queue_pairs: u16,
+}
+
+/// Something that somebody should put right.
+#[derive(Debug, Serialize)]
+struct Warning<'a> {
+    code: &'static str,
+    text: &'a str,
+    count: u64,
+    since: u64,
+    last: u64,
 }
 
 /// A worker's counters, in the order of their declaration.
@@ -69,6 +83,7 @@ impl<'a> Status<'a> {
         door: &Door,
         peers: impl Iterator<Item = &'a PeerInfo>,
         device: &'a Port,
+        diagnostics: &'a Diagnostics,
     ) -> Self {
         Self {
             version: VERSION,
@@ -81,6 +96,17 @@ impl<'a> Status<'a> {
             socket: absolute(&arguments.socket).display().to_string(),
             frontend: door.frontend().map(Frontend::from),
             peers: peers.map(Peer::from).collect(),
+            warnings: diagnostics
+                .warnings()
+                .map(|(code, warning)| Warning {
+                    code: code.as_str(),
+                    text: &warning.text,
+                    count: warning.count,
+                    since: unix_time(warning.since),
+                    last: unix_time(warning.last),
+                })
+                .collect(),
+            last_refused_source: diagnostics.last_refused_source().map(|mac| mac.to_string()),
             counters: device.counters().map(ByName).collect(),
         }
     }
@@ -107,4 +133,10 @@ impl<'a> From<&'a PeerInfo> for Peer<'a> {
             queue_pairs: peer.queues,
         }
     }
+}
+
+/// Seconds since 1970.
+fn unix_time(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }

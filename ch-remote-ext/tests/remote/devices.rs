@@ -2,6 +2,9 @@
 
 use std::os::unix::net::UnixStream;
 
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::harness::{Place, until};
@@ -184,6 +187,34 @@ fn device_state_tells_a_vm_to_be_booted_from_a_device_that_is_gone() {
     assert_eq!(vm.unplug("inter-vm0".into()).0, 204);
     drop(vm);
     assert_eq!(state(), "unplugging");
+}
+
+#[test]
+fn warnings_of_a_port_are_shown() {
+    let place = Place::new();
+    let _launcher = place.idle_vm(&[
+        "--kernel",
+        "k",
+        "--inter-vm",
+        &place.device(""),
+        &place.device(",id=b,mtu=9000"),
+    ]);
+    let shown = |id: &str| place.remote(&["inter-vm", "show", id]).succeeded();
+    // Each links with the other at its own pace.
+    let start = Instant::now();
+    while !["inter-vm0", "b"]
+        .into_iter()
+        .all(|id| shown(id).contains("  warning   MTU mismatch: "))
+    {
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", shown("b"));
+        sleep(Duration::from_millis(50));
+    }
+    let text = shown("b");
+    let warning = text.lines().find(|line| line.contains("MTU mismatch: "));
+    let warning = warning.expect("a line with it");
+    for words in ["9000 at this port", "1500 at ", "(1 so far, last "] {
+        assert!(warning.contains(words), "{warning}");
+    }
 }
 
 #[test]

@@ -142,9 +142,14 @@ impl<'m> Rings<'m> {
         )
     }
 
+    /// The flags of the available ring.
+    pub(crate) fn available_flags(&self) -> Result<u16, QueueViolation> {
+        load(&self.available, FLAGS, Ordering::Relaxed)
+    }
+
     /// Whether the driver wants no interrupts at all (only without the event index).
     pub(crate) fn interrupts_suppressed(&self) -> Result<bool, QueueViolation> {
-        Ok(load(&self.available, FLAGS, Ordering::Relaxed)? & NO_INTERRUPT != 0)
+        Ok(self.available_flags()? & NO_INTERRUPT != 0)
     }
 
     /// The used index at which the driver wants its next interrupt (only with the event index).

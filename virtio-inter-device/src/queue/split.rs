@@ -103,6 +103,14 @@ impl SplitQueue {
         self.used_by_driver
     }
 
+    /// Whether the ring looks as if no driver had ever written to it.
+    pub(crate) fn is_blank(&self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
+        let first = rings.descriptor(0)?;
+        Ok(rings.available_index()? == 0
+            && rings.available_flags()? == 0
+            && (first.addr().0, first.len(), first.flags(), first.next()) == (0, 0, 0, 0))
+    }
+
     /// Available entries that can be taken, looking again at the driver's index when fewer than `wanted` are known.
     pub(crate) fn available(
         &mut self,

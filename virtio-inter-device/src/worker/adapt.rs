@@ -76,7 +76,7 @@ impl Adapter {
             return Ok(segments);
         }
         if !head.fits(rules.mtu) {
-            return Err(&rules.counters.rx_too_long);
+            return Err(too_long(head, rules));
         }
         match head.checksum() {
             Some((start, offset))
@@ -125,7 +125,7 @@ impl Adapter {
                 segments,
                 checksums: !takes.checksum,
             })),
-            None => Err(&rules.counters.rx_too_long),
+            None => Err(too_long(head, rules)),
         }
     }
 
@@ -219,6 +219,14 @@ fn is_dhcp(record: &VolatileSlice<'_>, start: usize, offset: usize) -> bool {
     ports
         .iter()
         .any(|&port| u16::from_be_bytes(port) == DHCP_SERVER)
+}
+
+/// The counter of a peer's frame that is larger than the MTU, and no one can make it smaller.
+#[cold]
+fn too_long<'a>(head: &Head, rules: &'a Rules) -> &'a Counter {
+    let packet = head.frame_len() - ETHERNET_HEADER;
+    rules.counters.drops.too_long(head.source(), packet);
+    &rules.counters.rx_too_long
 }
 
 /// The counter of what is wrong with a peer's frame.

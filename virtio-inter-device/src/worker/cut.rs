@@ -77,7 +77,11 @@ impl Cut<'_> {
                     outcome.next = Next::Smaller;
                     return Ok(outcome);
                 }
-                Supply::TooSmall => counters.rx_small_buffer.add(1),
+                Supply::TooSmall => {
+                    counters.rx_small_buffer.add(1);
+                    let frame = len - NET_HEADER;
+                    counters.drops.small_buffer(frame, buffers.frame_room());
+                }
             }
             self.done += 1;
             outcome.frames += 1;

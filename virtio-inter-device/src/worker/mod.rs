@@ -14,7 +14,7 @@ mod transmit;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver as CommandReceiver, TryRecvError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::Level;
 use virtio_inter_link::{BusyPoll, BusyPollConfig, Violation};
@@ -29,11 +29,15 @@ use crate::counters::Counters;
 use crate::device::GuestMemory;
 use crate::features::Negotiated;
 use crate::queue::{QueueViolation, Rings, SplitQueue};
+use poller::Woken;
 use receive::Collector;
 use transmit::Transmitter;
 
 /// Frames that one half of a worker moves before the other half's turn.
 const BATCH: usize = 64;
+
+/// For how long after a queue's start kicks on a blank ring may be the VMM's own, however many.
+const KICKS_BY_VMM: Duration = Duration::from_secs(5);
 
 /// A guest can break its queues as often as it resets them.
 static QUEUE_VIOLATIONS: LogLimit = LogLimit::new(std::time::Duration::from_secs(10), 5);
@@ -66,6 +70,13 @@ pub(crate) struct LinkFault {
 pub(crate) enum Report {
     /// A link's peer broke the rules.
     Fault(LinkFault),
+    /// Frames were dropped: see [`Drops`](crate::Drops).
+    Dropped,
+    /// A queue was kicked long after its start, and yet its ring is blank. Told once of each start.
+    BlankRing {
+        /// Which queue.
+        queue: u16,
+    },
     /// This worker's receive queue can be fed from now on, or cannot any more.
     Ready {
         /// Which worker.
@@ -114,6 +125,8 @@ struct QueueState {
     broken: bool,
     /// A transmit queue that was enabled and is not any more: emptied at each kick, and touched for nothing else.
     retired: bool,
+    /// From when on a kick that finds the ring blank is reported. None: that was done.
+    suspect_from: Option<Instant>,
 }
 
 impl QueueState {
@@ -125,6 +138,20 @@ impl QueueState {
     /// The queue, if it is only to be emptied.
     fn retired(&mut self) -> Option<&mut SplitQueue> {
         self.queue.as_mut().filter(|_| self.retired && !self.broken)
+    }
+
+    /// Whether the queue, which was just kicked, is to be reported for its blank ring.
+    fn is_kicked_in_vain(&mut self, memory: Option<&GuestMemory>) -> bool {
+        let is_due = |from| Instant::now() >= from;
+        if !self.suspect_from.is_some_and(is_due) {
+            return false;
+        }
+        let (Some(queue), Some(memory)) = (self.usable(), memory) else {
+            return false;
+        };
+        let is_blank = queue.rings(memory).and_then(|rings| queue.is_blank(&rings));
+        self.suspect_from = None;
+        is_blank.unwrap_or(false)
     }
 }
 
@@ -244,8 +271,26 @@ impl Worker {
         let rest = self.arm();
         self.report_faults();
         if rest.safe {
-            self.kicked |= self.poller.wait(rest.until);
+            let woken = self.poller.wait(rest.until);
             self.rules.counters.wakeups.add(1);
+            self.kicked |= woken.kicked;
+            self.suspect(woken);
+        }
+    }
+
+    /// Tells the control thread of a queue on which the driver cannot be heard.
+    fn suspect(&mut self, woken: Woken) {
+        let memory = self.memory.as_deref();
+        let queues = [
+            (woken.receive_kicked, &mut self.receive),
+            (woken.kicked, &mut self.transmit),
+        ];
+        for ((kicked, state), offset) in queues.into_iter().zip(0..) {
+            if kicked && state.is_kicked_in_vain(memory) {
+                (self.report)(Report::BlankRing {
+                    queue: self.index * 2 + offset,
+                });
+            }
         }
     }
 
@@ -345,6 +390,9 @@ impl Worker {
     fn report_faults(&mut self) {
         for fault in self.transmitter.faults().chain(self.collector.faults()) {
             (self.report)(Report::Fault(fault));
+        }
+        if self.rules.counters.drops.is_news() {
+            (self.report)(Report::Dropped);
         }
     }
 }

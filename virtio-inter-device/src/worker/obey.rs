@@ -1,13 +1,14 @@
 //! What a worker does about the control thread's commands: queues and peers come and go, between two batches.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use virtio_inter_segment::PeerKey;
 
 use super::command::{Answer, Command, Direction, PeerPart};
 use super::peer::Peer;
 use super::receive::Source;
-use super::{BATCH, Pace, QueueState, Worker};
+use super::{BATCH, KICKS_BY_VMM, Pace, QueueState, Worker};
 use crate::announce::announcement;
 use crate::device::{DeviceError, QueueSetup};
 use crate::queue::SplitQueue;
@@ -88,6 +89,7 @@ impl Worker {
         log::debug!("Queue {index} starts at {}", queue.next_index());
         *self.state(direction) = QueueState {
             queue: Some(queue),
+            suspect_from: Some(Instant::now() + KICKS_BY_VMM),
             ..QueueState::default()
         };
         Ok(())
@@ -153,11 +155,9 @@ impl Worker {
     }
 
     fn watch_kick(&self, direction: Direction, kick: &impl AsFd) -> Result<(), DeviceError> {
-        match direction {
-            Direction::Receive => self.poller.add(kick),
-            Direction::Transmit => self.poller.add_transmit_kick(kick),
-        }
-        .map_err(|e| bad_kick(self.queue_index(direction), &e))
+        self.poller
+            .add_kick(kick, direction)
+            .map_err(|e| bad_kick(self.queue_index(direction), &e))
     }
 
     fn watch(&self, bell: BorrowedFd<'_>) -> Result<(), DeviceError> {

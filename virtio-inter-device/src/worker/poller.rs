@@ -2,8 +2,9 @@
 //!
 //! Nothing is ever read from the eventfds: each signal on an edge-triggered eventfd is an event of its own. That
 //! saves a system call per wake-up, and no peer that shares a descriptor can make a read block. And an event says
-//! only "look": a worker looks at all of its queues and links after each wake-up, so events need no data. The exception
-//! is the transmit queue's kick: while that queue is disabled, nothing but a kick may lead to it.
+//! only "look": a worker looks at all of its queues and links after each wake-up, so events need no data. The exceptions
+//! are kicks: while the transmit queue is disabled, nothing but a kick may lead to it, and a kick
+//! whose ring is blank is reported.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -12,6 +13,8 @@ use std::time::Instant;
 
 use epoll::{ControlOptions, Event, Events};
 use rustix::event::{EventfdFlags, eventfd};
+
+use super::command::Direction;
 
 /// Wakes a worker from another thread.
 #[derive(Debug, Clone)]
@@ -24,9 +27,19 @@ impl Waker {
     }
 }
 
-/// What an event of the transmit queue's kick carries, and any other.
+/// What an event of a queue's kick carries, and any other.
 const TRANSMIT_KICK: u64 = 1;
+const RECEIVE_KICK: u64 = 2;
 const OTHER: u64 = 0;
+
+/// The queues whose kicks woke a worker.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Woken {
+    /// The transmit queue was kicked.
+    pub(crate) kicked: bool,
+    /// The receive queue was kicked.
+    pub(crate) receive_kicked: bool,
+}
 
 /// The epoll instance of one worker.
 #[derive(Debug)]
@@ -50,9 +63,13 @@ impl Poller {
         self.control(ControlOptions::EPOLL_CTL_ADD, fd, OTHER)
     }
 
-    /// The same for the transmit queue's kick, which [`Poller::wait`] tells of.
-    pub(crate) fn add_transmit_kick(&self, fd: &impl AsFd) -> io::Result<()> {
-        self.control(ControlOptions::EPOLL_CTL_ADD, fd, TRANSMIT_KICK)
+    /// The same for a queue's kick, which [`Poller::wait`] tells of.
+    pub(crate) fn add_kick(&self, fd: &impl AsFd, direction: Direction) -> io::Result<()> {
+        let data = match direction {
+            Direction::Receive => RECEIVE_KICK,
+            Direction::Transmit => TRANSMIT_KICK,
+        };
+        self.control(ControlOptions::EPOLL_CTL_ADD, fd, data)
     }
 
     /// Leaves `fd` alone from now on.
@@ -72,8 +89,8 @@ impl Poller {
         )
     }
 
-    /// Sleeps until something happens, or until the time given. True: the transmit queue was kicked.
-    pub(crate) fn wait(&self, until: Option<Instant>) -> bool {
+    /// Sleeps until something happens, or until the time given, and says which queues were kicked.
+    pub(crate) fn wait(&self, until: Option<Instant>) -> Woken {
         let timeout = match until {
             None => -1,
             // Rounded up: waking too early would only be a wake-up more.
@@ -84,13 +101,17 @@ impl Poller {
         };
         let mut events = [Event::new(Events::empty(), 0); 16];
         match epoll::wait(self.epoll.as_raw_fd(), timeout, &mut events) {
-            Ok(count) => events[..count]
-                .iter()
-                .any(|event| event.data == TRANSMIT_KICK),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => false,
+            Ok(count) => {
+                let any = |data| events[..count].iter().any(|event| event.data == data);
+                Woken {
+                    kicked: any(TRANSMIT_KICK),
+                    receive_kicked: any(RECEIVE_KICK),
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Woken::default(),
             Err(e) => {
                 log::error!("Cannot wait for events: {e}");
-                false
+                Woken::default()
             }
         }
     }

@@ -332,6 +332,8 @@ impl Collector {
             }
             Supply::TooSmall => {
                 counters.rx_small_buffer.add(1);
+                let frame = head.frame_len();
+                counters.drops.small_buffer(frame, buffers.frame_room());
                 record.consume();
                 return Ok(Outcome::one(0));
             }

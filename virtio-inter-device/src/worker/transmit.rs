@@ -159,6 +159,9 @@ impl Transmitter {
         let mut head = Head::default();
         if let Err(invalid) = self.read_head(rings, rules, &mut head)? {
             guest_fault(invalid, &rules.counters).add(1);
+            if invalid == Invalid::Source {
+                rules.counters.drops.foreign_source(head.source());
+            }
             return Ok(Outcome::Done);
         }
         let destination = self.forwarding.destination(head.destination());
@@ -208,7 +211,10 @@ impl Transmitter {
                     }));
                 }
                 // Waiting, though asked before: the others have the frame, it can not be held any more.
-                Ok(Room::Wait(_) | Room::Stalled) => stalled = true,
+                Ok(Room::Wait(_) | Room::Stalled) => {
+                    counters.drops.peer_stalled(peer.mac);
+                    stalled = true;
+                }
                 Err(Failure::Link(violation)) => fail(&mut self.faults, peer, violation),
                 Err(Failure::Queue(violation)) => return Err(violation),
             }
@@ -221,6 +227,11 @@ impl Transmitter {
             counters.tx_peer_stalled.add(1);
         } else if !sent {
             counters.tx_no_destination.add(1);
+            let address = head.destination();
+            let is_lost = destination == Destination::Nobody && address != rules.mac;
+            if is_lost && !self.peers.is_empty() {
+                counters.drops.no_destination(address);
+            }
         }
         Ok(Outcome::Done)
     }

@@ -9,6 +9,7 @@ mod busy_poll;
 mod delivery;
 mod dirty_log;
 mod disabled;
+mod drops;
 mod features;
 mod forwarding;
 mod headers;

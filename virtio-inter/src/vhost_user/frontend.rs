@@ -8,7 +8,7 @@ use std::time::Duration;
 use log::Level;
 use thiserror::Error;
 use virtio_inter_device::Device;
-use virtio_inter_segment::{LogLimit, log_limited};
+use virtio_inter_segment::{LogLimit, log_limited, peer_pid};
 
 use super::connection::{Connection, Received, request_name};
 use super::error::{Malformed, Refusal};
@@ -85,9 +85,10 @@ impl Frontend {
     ///
     /// When it cannot be used.
     pub fn new(socket: UnixStream, limits: Limits, device: &dyn Device) -> Result<Self, Ended> {
+        let pid = peer_pid(socket.as_fd()).ok().flatten();
         Ok(Self {
             connection: Connection::new(socket).map_err(Ended::Connection)?,
-            session: Session::new(limits, device).map_err(Ended::Connection)?,
+            session: Session::new(limits, pid, device),
             spoken: false,
             held: None,
             refused: false,
@@ -115,6 +116,11 @@ impl Frontend {
     /// What it has set up.
     pub fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// What it has set up.
+    pub fn session_mut(&mut self) -> &mut Session {
+        &mut self.session
     }
 
     /// Whether it is to be waited for until it reads its replies; no request is taken until then.
@@ -214,29 +220,6 @@ impl Frontend {
         }
         self.session.take_device(device)?;
         Ok(true)
-    }
-
-    /// Readable when [`Frontend::heed_kicks`] has something to do.
-    pub fn kicks_fd(&self) -> BorrowedFd<'_> {
-        self.session.kicks_fd()
-    }
-
-    /// Looks at queues that were kicked, and says so where the guest cannot be heard: the queues.
-    ///
-    /// # Errors
-    ///
-    /// Never in practice.
-    pub fn heed_kicks(&mut self) -> io::Result<Vec<u16>> {
-        let deaf = self.session.heed_kicks()?;
-        for index in &deaf {
-            log_limited!(
-                REFUSALS,
-                Level::Warn,
-                "Queue {index} is kicked, but its ring stays blank: is the guest's memory shared? QEMU's \
-                 memory backend needs share=on"
-            );
-        }
-        Ok(deaf)
     }
 
     fn serve(&mut self, asked: Asked, device: &mut dyn Device) -> Result<(), Ended> {

@@ -17,6 +17,7 @@ use vm_memory::{
 
 use super::error::Refusal;
 use super::request::{Region, RingAddresses};
+use super::sharing::Part;
 
 /// Most regions of a guest. Each costs a descriptor and a mapping; QEMU's machines have at most 256 slots.
 pub const MAX_REGIONS: usize = 256;
@@ -135,6 +136,36 @@ impl MemoryTable {
             .map_or(0, |mapped| mapped.guest() + mapped.size())
     }
 
+    /// The file behind an address of the frontend's.
+    pub(crate) fn file_at(&self, user: u64) -> Option<&File> {
+        let mapped = self.regions.iter().find(|mapped| {
+            let offset = user.checked_sub(mapped.user);
+            offset.is_some_and(|offset| offset < mapped.size())
+        })?;
+        Some(mapped.region.file_offset()?.file())
+    }
+
+    /// The files behind the memory, from its first address on, and where in them the device writes
+    /// for queues at these places with these sizes.
+    pub(crate) fn parts<'a>(
+        &'a self,
+        queues: &'a [(RingPlace, u16)],
+    ) -> impl Iterator<Item = Part<'a>> {
+        self.regions.iter().filter_map(|mapped| {
+            let backing = mapped.region.file_offset()?;
+            let start = backing.start();
+            let used = |(place, size): &(RingPlace, u16)| {
+                let at = start + place.used.0.checked_sub(mapped.guest())?;
+                Some(at..at + used_ring_bytes(*size))
+            };
+            Some(Part {
+                file: backing.file(),
+                bytes: start..start + mapped.size(),
+                written_by_us: queues.iter().filter_map(used).collect(),
+            })
+        })
+    }
+
     fn add(&mut self, region: &Region, fd: OwnedFd) -> Result<(), Refusal> {
         if self.regions.len() == MAX_REGIONS {
             return Err(Refusal::TooManyRegions(MAX_REGIONS));
@@ -212,7 +243,7 @@ impl MemoryTable {
         Ok(RingPlace {
             descriptors: part("descriptor table", addresses.descriptors, 16 * entries, 16)?,
             available: part("available ring", addresses.available, 6 + 2 * entries, 2)?,
-            used: part("used ring", addresses.used, 6 + 8 * entries, 4)?,
+            used: part("used ring", addresses.used, used_ring_bytes(size), 4)?,
         })
     }
 
@@ -242,6 +273,11 @@ impl MemoryTable {
         }
         Ok(GuestAddress(guest))
     }
+}
+
+/// Bytes of a used ring (VIRTIO 1.3, 2.7), with the event index.
+fn used_ring_bytes(size: u16) -> u64 {
+    6 + 8 * u64::from(size)
 }
 
 /// Checks that a region can be mapped from its file without surprises later.

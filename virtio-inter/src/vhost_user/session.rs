@@ -3,8 +3,7 @@
 //! Tolerant of order, since frontends differ: QEMU enables queues before it sets features, DPDK sets calls
 //! before it. A queue starts as soon as everything it needs is there (see `Vring`).
 
-use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,6 @@ use virtio_inter_segment::{LogLimit, log_limited};
 
 use super::dirty_log::{self, LOG_ALL};
 use super::error::Refusal;
-use super::kick_watch::KickWatch;
 use super::memory::{MAX_REGIONS, MemoryTable};
 use super::reply::Reply;
 use super::request::Request;
@@ -26,8 +24,10 @@ use crate::chain::chain;
 
 mod memory;
 mod queues;
+mod sharing;
 
 use memory::logged;
+use sharing::Sharing;
 
 /// The feature bit by which both sides say that they know protocol features.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -63,6 +63,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Session {
     limits: Limits,
+    /// The frontend's process; None: one of another process namespace.
+    pid: Option<u32>,
     /// The device has this session's memory, if any. One session at a time has it.
     holds_device: bool,
     /// Features set, without [`PROTOCOL_FEATURES`]; None: none yet.
@@ -73,6 +75,7 @@ pub struct Session {
     memory: MemoryTable,
     /// The features for which the log says already why no queue runs.
     told_of: Option<u64>,
+    sharing: Sharing,
     /// From SET_LOG_BASE.
     log: Option<Arc<DirtyLog>>,
     /// From SET_FEATURES: everything is to be logged.
@@ -80,37 +83,28 @@ pub struct Session {
     vrings: Vec<Vring>,
     /// Held open: User Mode Linux takes its end for broken otherwise. Nothing is asked over it yet.
     backend_requests: Option<OwnedFd>,
-    kicks: KickWatch,
 }
 
 impl Session {
-    /// A session of which nothing is known yet.
-    ///
-    /// # Errors
-    ///
-    /// When there is no descriptor for it.
-    pub fn new(limits: Limits, device: &dyn Device) -> io::Result<Self> {
-        Ok(Self {
+    /// A session of which nothing is known yet, with a frontend in process `pid`, if that is known.
+    pub fn new(limits: Limits, pid: Option<u32>, device: &dyn Device) -> Self {
+        Self {
             limits,
+            pid,
             holds_device: false,
             features: None,
             applied: None,
             told_of: None,
             protocol: Protocol::empty(),
             memory: MemoryTable::default(),
+            sharing: Sharing::default(),
             log: None,
             logs_all: false,
             vrings: (0..device.queue_count())
                 .map(|_| Vring::default())
                 .collect(),
             backend_requests: None,
-            kicks: KickWatch::new()?,
-        })
-    }
-
-    /// Readable when [`Session::heed_kicks`] has something to do.
-    pub fn kicks_fd(&self) -> BorrowedFd<'_> {
-        self.kicks.fd()
+        }
     }
 
     /// The features with which queues run or ran last.

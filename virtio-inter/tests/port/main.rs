@@ -1,8 +1,11 @@
 //! The real program: its command line, its files, its signals, and what connects to it.
 
 mod frontends;
+mod guest;
 mod lifecycle;
 mod logging;
+mod memory;
 mod process;
 mod status;
 mod usage;
+mod warnings;

@@ -65,7 +65,8 @@ fn talk<D: Device>(rig: &mut Rig<D>, random: &mut Random) {
         if rig.process().is_err() {
             return;
         }
-        rig.frontend.as_mut().unwrap().heed_kicks().unwrap();
+        let session = rig.frontend.as_mut().unwrap().session_mut();
+        session.suspect_memory(random.below(2) as u16);
         while rig.reply().is_some() {}
     }
     rig.hang_up();

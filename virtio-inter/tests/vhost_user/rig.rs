@@ -72,19 +72,11 @@ impl Rig {
         Self::with_device(MockDevice::new(queues))
     }
 
-    /// Kicks a running queue: the queues that are found to be kicked in vain.
-    pub(crate) fn kick(&mut self, index: usize) -> Vec<u16> {
-        let kick = &self.device.queues[index]
-            .setup
-            .as_ref()
-            .expect("a running queue")
-            .kick;
-        rustix::io::write(kick, &1u64.to_ne_bytes()).unwrap();
-        self.frontend
-            .as_mut()
-            .expect("a session")
-            .heed_kicks()
-            .unwrap()
+    /// What the session says once the device has found queue `index` kicked and blank.
+    pub(crate) fn suspect(&mut self, index: u16) -> Option<&str> {
+        let session = self.frontend.as_mut().expect("a session").session_mut();
+        session.suspect_memory(index);
+        session.unshared_memory()
     }
 
     /// A session with shared memory and two running queues.

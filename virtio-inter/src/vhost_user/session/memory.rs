@@ -6,6 +6,7 @@ use log::Level;
 use virtio_inter_device::{Device, DirtyLog, GuestMemory};
 use virtio_inter_segment::log_limited;
 
+use super::sharing::Sharing;
 use super::{CHANGES, Session};
 use crate::vhost_user::error::Refusal;
 use crate::vhost_user::memory::MemoryTable;
@@ -30,6 +31,7 @@ impl Session {
         }
         device.set_memory(logged(&table, self.active_log()))?;
         self.memory = table;
+        self.sharing = Sharing::default();
         self.warn_of_short_log();
         self.settle_all(device);
         Ok(())

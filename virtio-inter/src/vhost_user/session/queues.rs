@@ -1,6 +1,5 @@
 //! A session's queues: what is known of each, and when it starts and stops.
 
-use std::io;
 use std::os::fd::OwnedFd;
 
 use log::{Level, debug};
@@ -10,7 +9,6 @@ use virtio_inter_segment::log_limited;
 use super::{CHANGES, Session};
 use crate::chain::chain;
 use crate::vhost_user::error::Refusal;
-use crate::vhost_user::kick_watch::is_blank;
 use crate::vhost_user::reply::Reply;
 use crate::vhost_user::request::RingAddresses;
 use crate::vhost_user::vring::{Vring, make_nonblocking};
@@ -30,33 +28,6 @@ impl Session {
     pub(super) fn device_queues(&self) -> u16 {
         // Made from a u16 in `new`.
         self.vrings.len() as u16
-    }
-
-    /// Looks at the rings of queues that were kicked: those that the driver cannot have written, so that the
-    /// memory that it writes to is not this one. Each is named once.
-    ///
-    /// # Errors
-    ///
-    /// Never in practice.
-    pub fn heed_kicks(&mut self) -> io::Result<Vec<u16>> {
-        let memory = self.memory.memory();
-        let verdicts = self.kicks.check(|index| {
-            let place = self.vrings[usize::from(index)].running;
-            memory
-                .as_ref()
-                .zip(place)
-                .is_some_and(|(memory, place)| is_blank(memory, &place))
-        })?;
-        for (index, _) in &verdicts {
-            if let Some(kick) = &self.vrings[usize::from(*index)].kick {
-                self.kicks.remove(*index, kick);
-            }
-        }
-        Ok(verdicts
-            .into_iter()
-            .filter(|(_, blank)| *blank)
-            .map(|(index, _)| index)
-            .collect())
     }
 
     pub(super) fn set_size(
@@ -113,10 +84,6 @@ impl Session {
         }
         let vring = &mut self.vrings[usize::from(index)];
         device.set_kick(index, duplicate(index, &fd)?)?;
-        if let Some(old) = &vring.kick {
-            self.kicks.remove(index, old);
-        }
-        self.kicks.add(index, &fd);
         vring.kick = Some(fd);
         Ok(())
     }
@@ -242,8 +209,9 @@ impl Session {
                     self.told_of = None;
                 }
                 device.start_queue(index, setup)?;
-                self.kicks.add(index, ready.kick);
+                let user = ready.addresses.descriptors;
                 self.vrings[usize::from(index)].running = Some(place);
+                self.look_at_mapping(user);
                 if let Err(error) = device.enable_queue(index, true) {
                     self.stop(index, device)?;
                     return Err(error.into());
@@ -269,9 +237,6 @@ impl Session {
     pub(super) fn stop(&mut self, index: u16, device: &mut dyn Device) -> Result<(), Refusal> {
         let vring = &mut self.vrings[usize::from(index)];
         if vring.running.take().is_some() {
-            if let Some(kick) = &vring.kick {
-                self.kicks.remove(index, kick);
-            }
             vring.retired = false;
             vring.base = device.stop_queue(index)?;
             debug!("Stopped queue {index} at {}", vring.base);

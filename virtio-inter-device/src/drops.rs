@@ -1,0 +1,189 @@
+//! The last frame that a worker dropped for each reason that an operator can remove, with the
+//! values that say why.
+//!
+//! Written by that worker alone, readable by anyone, like [`Counters`](crate::Counters): a dropped
+//! frame costs two plain stores. The control thread turns them into warnings. It is told of the
+//! first drop and then asks again at its own pace
+//! ([`Port::watch_drops`](crate::Port::watch_drops)), so that no number of dropped frames keeps it
+//! busy.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use virtio_inter_segment::MacAddr;
+
+use crate::counters::Counter;
+
+/// Why a frame was dropped, in the values of the last such frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// From the guest, with a source address that is not the port's.
+    ForeignSource(MacAddr),
+    /// From the guest, to a unicast address that no peer has, while there are peers.
+    NoDestination(MacAddr),
+    /// From the guest, to a peer that takes nothing.
+    PeerStalled(MacAddr),
+    /// From a peer, larger than this port's MTU.
+    TooLong {
+        /// The peer's address.
+        from: MacAddr,
+        /// The packet's bytes, without the Ethernet header; at most 65535 are told.
+        packet: u16,
+    },
+    /// From a peer, larger than the guest's receive buffer.
+    SmallBuffer {
+        /// The frame's bytes, with the Ethernet header.
+        frame: u32,
+        /// The bytes of a frame that the buffer holds.
+        buffer: u32,
+    },
+}
+
+/// Drops for one reason: how many, and the values of the last one.
+#[derive(Debug, Default)]
+struct Last {
+    count: Counter,
+    value: AtomicU64,
+}
+
+/// Drops of one worker, since the port started.
+#[derive(Debug, Default)]
+pub struct Drops {
+    foreign_source: Last,
+    no_destination: Last,
+    peer_stalled: Last,
+    too_long: Last,
+    small_buffer: Last,
+    /// Something was noted since the worker last asked whether the control thread is to be told.
+    fresh: AtomicBool,
+    /// The control thread was told, and looks by itself.
+    watched: AtomicBool,
+}
+
+impl Drops {
+    #[cold]
+    fn note(&self, last: &Last, value: u64) {
+        last.value.store(value, Ordering::Relaxed);
+        last.count.add(1);
+        self.fresh.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn foreign_source(&self, address: MacAddr) {
+        self.note(&self.foreign_source, bits(address));
+    }
+
+    pub(crate) fn no_destination(&self, address: MacAddr) {
+        self.note(&self.no_destination, bits(address));
+    }
+
+    pub(crate) fn peer_stalled(&self, address: MacAddr) {
+        self.note(&self.peer_stalled, bits(address));
+    }
+
+    pub(crate) fn too_long(&self, from: MacAddr, packet: usize) {
+        let packet = packet.min(usize::from(u16::MAX)) as u64;
+        self.note(&self.too_long, bits(from) | packet << 48);
+    }
+
+    pub(crate) fn small_buffer(&self, frame: usize, buffer: usize) {
+        // Both are less than 2^17: `MAX_RECORD`.
+        self.note(&self.small_buffer, frame as u64 | (buffer as u64) << 32);
+    }
+
+    /// Whether the control thread is to be told that there is something to see. Asked by the worker
+    /// alone.
+    #[inline]
+    pub(crate) fn is_news(&self) -> bool {
+        self.fresh.load(Ordering::Relaxed) && self.take_news()
+    }
+
+    #[cold]
+    fn take_news(&self) -> bool {
+        self.fresh.store(false, Ordering::Relaxed);
+        // What was noted before is visible to whoever takes the mark back.
+        !self.watched.swap(true, Ordering::AcqRel)
+    }
+
+    /// Has the worker tell of the next drop.
+    pub(crate) fn watch(&self) {
+        self.watched.swap(false, Ordering::AcqRel);
+    }
+
+    /// Every reason that there was, with the number of frames.
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        let address = |value: u64| {
+            let [.., a, b, c, d, e, f] = value.to_be_bytes();
+            MacAddr::new([a, b, c, d, e, f])
+        };
+        let all: [(&Last, &dyn Fn(u64) -> DropReason); 5] = [
+            (&self.foreign_source, &|v| {
+                DropReason::ForeignSource(address(v))
+            }),
+            (&self.no_destination, &|v| {
+                DropReason::NoDestination(address(v))
+            }),
+            (&self.peer_stalled, &|v| DropReason::PeerStalled(address(v))),
+            (&self.too_long, &|v| DropReason::TooLong {
+                from: address(v),
+                packet: (v >> 48) as u16,
+            }),
+            (&self.small_buffer, &|v| DropReason::SmallBuffer {
+                frame: v as u32,
+                buffer: (v >> 32) as u32,
+            }),
+        ];
+        all.map(|(last, drop)| (drop(last.value.load(Ordering::Relaxed)), last.count.get()))
+            .into_iter()
+            .filter(|(_, count)| *count != 0)
+    }
+}
+
+/// An address in the lower 48 bits.
+fn bits(address: MacAddr) -> u64 {
+    let [a, b, c, d, e, f] = address.octets();
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: MacAddr = MacAddr::new([0x52, 0x54, 0, 0xff, 0, 1]);
+
+    #[test]
+    fn drops_keep_the_values_of_the_last_frame_of_each_reason() {
+        let drops = Drops::default();
+        assert_eq!(drops.iter().count(), 0);
+        drops.foreign_source(MacAddr::new([2; 6]));
+        drops.foreign_source(MAC);
+        drops.too_long(MAC, 70_000);
+        drops.small_buffer(65_557, 1514);
+        let seen: Vec<_> = drops.iter().collect();
+        let long = DropReason::TooLong {
+            from: MAC,
+            packet: 65_535,
+        };
+        let small = DropReason::SmallBuffer {
+            frame: 65_557,
+            buffer: 1514,
+        };
+        assert_eq!(
+            seen,
+            [(DropReason::ForeignSource(MAC), 2), (long, 1), (small, 1)]
+        );
+    }
+
+    #[test]
+    fn drops_are_news_once_until_they_are_watched_again() {
+        let drops = Drops::default();
+        assert!(!drops.is_news());
+        drops.no_destination(MAC);
+        assert!(drops.is_news());
+        assert!(!drops.is_news());
+        drops.no_destination(MAC);
+        assert!(!drops.is_news());
+        drops.watch();
+        assert!(!drops.is_news(), "seen by whoever watches");
+        drops.peer_stalled(MAC);
+        assert!(drops.is_news());
+    }
+}

@@ -1,0 +1,201 @@
+//! Turns what a port knows of its guest, its peers and its drops into warnings that name both
+//! values and the way out.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use virtio_inter_device::{DropReason, Port};
+use virtio_inter_segment::{LocalPort, MacAddr, PeerInfo, PeerKey};
+
+use crate::warnings::{Code, Warning, Warnings};
+
+/// Addresses of peers that left, which are remembered: a guest goes on for a while to send to them.
+const MAX_FORMER: usize = 64;
+/// Peers that a warning names.
+const MAX_NAMED: usize = 5;
+
+const ONE_MTU: &str = "Give all ports of the segment, and their guests, one MTU";
+
+/// The warnings of a port, and what they come from.
+#[derive(Debug)]
+pub struct Diagnostics {
+    mac: MacAddr,
+    mtu: u16,
+    warnings: Warnings,
+    /// Drops seen so far, by queue pair and reason.
+    seen: BTreeMap<(usize, Code), u64>,
+    /// Addresses of peers that left.
+    former: VecDeque<MacAddr>,
+    last_refused_source: Option<MacAddr>,
+    /// What [`Code::NoDestination`] is about.
+    lost_destination: Option<MacAddr>,
+    /// What [`Code::MemoryNotShared`] says.
+    unshared: Option<String>,
+}
+
+impl Diagnostics {
+    /// For a port that knows of nothing wrong yet.
+    pub fn new(local: &LocalPort) -> Self {
+        Self {
+            mac: local.mac,
+            mtu: local.mtu,
+            warnings: Warnings::default(),
+            seen: BTreeMap::new(),
+            former: VecDeque::new(),
+            last_refused_source: None,
+            lost_destination: None,
+            unshared: None,
+        }
+    }
+
+    /// All warnings there are.
+    pub fn warnings(&self) -> impl Iterator<Item = (Code, &Warning)> {
+        self.warnings.iter()
+    }
+
+    /// The source address of the guest's last frame that had another one than the port's.
+    pub fn last_refused_source(&self) -> Option<MacAddr> {
+        self.last_refused_source
+    }
+
+    /// Whether the frontend's memory is not shared, and how that is known.
+    pub fn memory(&mut self, unshared: Option<&str>) {
+        if unshared == self.unshared.as_deref() {
+            return;
+        }
+        self.unshared = unshared.map(str::to_owned);
+        self.warnings.clear(Code::MemoryNotShared, "");
+        if let Some(text) = unshared {
+            let text = text.to_owned();
+            self.warnings.raise(Code::MemoryNotShared, "", 1, text);
+        }
+    }
+
+    /// There is a link with this peer.
+    pub fn linked(&mut self, peer: &PeerInfo) {
+        self.former.retain(|mac| *mac != peer.mac);
+        if self.lost_destination == Some(peer.mac) {
+            self.warnings.clear(Code::NoDestination, "");
+        }
+    }
+
+    /// The link with this peer is gone.
+    pub fn left(&mut self, peer: &PeerInfo) {
+        if self.former.len() == MAX_FORMER {
+            self.former.pop_front();
+        }
+        self.former.push_back(peer.mac);
+    }
+
+    /// These are the peers now: warns of those with another MTU.
+    pub fn mtus<'a>(&mut self, peers: impl Iterator<Item = &'a PeerInfo>) {
+        let mut others: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
+        for peer in peers.filter(|peer| peer.mtu != self.mtu) {
+            others.entry(peer.mtu).or_default().push(peer.id.as_str());
+        }
+        self.warnings.retain(Code::MtuMismatch, |subject| {
+            subject.parse().is_ok_and(|mtu| others.contains_key(&mtu))
+        });
+        for (mtu, mut names) in others {
+            names.sort_unstable();
+            let (own, smaller) = (self.mtu, self.mtu.min(mtu));
+            let count = names.len() as u64;
+            let names = list(&names);
+            let text = format!(
+                "MTU mismatch: {own} at this port, {mtu} at {names}. Packets of more than \
+                 {smaller} bytes between them are dropped unless they can be segmented, and their \
+                 sender is not told. {ONE_MTU}"
+            );
+            self.warnings
+                .raise(Code::MtuMismatch, &mtu.to_string(), count, text);
+        }
+    }
+
+    /// Looks at what the device dropped. True: more than at the last time.
+    pub fn drops(&mut self, device: &Port, peers: &BTreeMap<PeerKey, PeerInfo>) -> bool {
+        let mut latest: BTreeMap<Code, DropReason> = BTreeMap::new();
+        for (pair, counters) in device.counters().enumerate() {
+            for (reason, count) in counters.drops.iter() {
+                let code = code(reason);
+                if self.seen.insert((pair, code), count) != Some(count) {
+                    latest.insert(code, reason);
+                }
+            }
+        }
+        for (code, reason) in &latest {
+            let of_code = self.seen.iter().filter(|((_, of), _)| of == code);
+            let count = of_code.map(|(_, count)| count).sum();
+            self.dropped(*reason, count, peers);
+        }
+        !latest.is_empty()
+    }
+
+    /// Warns of `count` frames that were dropped, for the last of which this is the reason.
+    fn dropped(&mut self, reason: DropReason, count: u64, peers: &BTreeMap<PeerKey, PeerInfo>) {
+        let find = |address| peers.values().find(|peer| peer.mac == address);
+        let name = |address: MacAddr| match find(address) {
+            Some(peer) => format!("peer {} ({address})", peer.id),
+            None => format!("the former peer with {address}"),
+        };
+        let (mac, mtu) = (self.mac, self.mtu);
+        let text = match reason {
+            DropReason::ForeignSource(source) => {
+                self.last_refused_source = Some(source);
+                format!(
+                    "The guest sends frames from {source}, but this port's address is {mac}: they \
+                     are dropped. Give the VM's device the port's address (mac=). A guest that has \
+                     others behind it reaches them by ipvlan or routing, not by a bridge or \
+                     macvlan; bonding needs fail_over_mac=active, VRRP no virtual MAC address"
+                )
+            }
+            // What was sent to it was lost with it, and the log says when it left.
+            DropReason::NoDestination(address) if self.former.contains(&address) => return,
+            // It came in between.
+            DropReason::NoDestination(address) if find(address).is_some() => return,
+            DropReason::NoDestination(address) => {
+                self.lost_destination = Some(address);
+                format!(
+                    "The guest sends frames to {address}, which no port of the segment has: they \
+                     are dropped. A guest is reached by its port's address only, not by one that \
+                     it chose or that is behind it"
+                )
+            }
+            DropReason::PeerStalled(address) => format!(
+                "The guest of {} takes no frames, or very few: those for it are dropped. Is it \
+                 paused, hung or short of CPU time?",
+                name(address)
+            ),
+            DropReason::TooLong { from, packet } => format!(
+                "A packet of {packet} bytes from {} is larger than this port's MTU {mtu} and not \
+                 to be segmented: such packets are dropped, and their sender is not told. \
+                 {ONE_MTU}",
+                name(from)
+            ),
+            DropReason::SmallBuffer { frame, buffer } => format!(
+                "A frame of {frame} bytes does not fit the guest's receive buffers of {buffer}: \
+                 such are dropped. Let the guest's driver have mergeable buffers \
+                 (VIRTIO_NET_F_MRG_RXBUF; mrg_rxbuf=on in QEMU) or larger ones, or lower the \
+                 segment's MTU"
+            ),
+        };
+        self.warnings.raise(code(reason), "", count, text);
+    }
+}
+
+fn code(reason: DropReason) -> Code {
+    match reason {
+        DropReason::ForeignSource(_) => Code::ForeignSource,
+        DropReason::NoDestination(_) => Code::NoDestination,
+        DropReason::PeerStalled(_) => Code::PeerStalled,
+        DropReason::TooLong { .. } => Code::PacketTooLong,
+        DropReason::SmallBuffer { .. } => Code::BufferTooSmall,
+    }
+}
+
+/// The first of some names, and how many there are besides.
+fn list(names: &[&str]) -> String {
+    let named = names[..names.len().min(MAX_NAMED)].join(", ");
+    match names.len().saturating_sub(MAX_NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}

@@ -1,0 +1,135 @@
+//! Finds out that a guest's memory is not shared, although its frontend handed it over.
+//!
+//! QEMU with `-object memory-backend-memfd` but without `share=on` maps the file privately: the
+//! guest writes to copies of its pages, and this process looks at a file that stays as it was.
+//! Nothing fails; there is just never a buffer.
+//!
+//! Two things give it away. How the frontend's process maps the file, which is certain but can be
+//! read only of a process of the same user and namespace. And memory that is blank from its first
+//! byte on while one of its queues is kicked: a guest that has got as far as kicking a queue has
+//! written to its memory. How often a queue is kicked says nothing: VMMs kick by themselves, at a
+//! queue's start and after a pause, and a driver that is not heard may kick once only (with
+//! VIRTIO_F_EVENT_IDX). See decision 0041.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+/// What both messages end with.
+pub(crate) const WAY_OUT: &str = "Start the VM with shared memory: share=on in QEMU's memory \
+ backend object, --memory shared=on with Cloud Hypervisor";
+
+/// Bytes of memory that are looked at: whatever boots leaves something there, be it firmware, page
+/// tables or a kernel.
+const LOOK_AT: u64 = 16 << 20;
+/// Bytes looked at in one go.
+const PIECE: usize = 64 << 10;
+
+/// Whether process `pid` maps `file` shared at `address`. None: that cannot be seen.
+pub(crate) fn maps_shared(pid: u32, address: u64, file: &File) -> Option<bool> {
+    let inode = file.metadata().ok()?.ino();
+    let maps = BufReader::new(File::open(format!("/proc/{pid}/maps")).ok()?);
+    maps.lines()
+        .map_while(Result::ok)
+        .find_map(|line| is_shared_at(&line, address, inode))
+}
+
+/// What a line of /proc/PID/maps (proc(5)) says of an address; None: nothing, or of another file.
+fn is_shared_at(line: &str, address: u64, inode: u64) -> Option<bool> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let range = u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?;
+    let kind = fields.next()?.chars().nth(3)?;
+    // Behind the offset and the device's number.
+    let of_inode: u64 = fields.nth(2)?.parse().ok()?;
+    (range.contains(&address) && of_inode == inode).then_some(kind == 's')
+}
+
+/// A part of a file, and what this process itself writes there.
+pub(crate) struct Part<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) bytes: Range<u64>,
+    /// Within the file, like `bytes`.
+    pub(crate) written_by_us: Vec<Range<u64>>,
+}
+
+/// Whether nobody has ever written to the first mebibytes of these parts, as far as they can be
+/// read.
+///
+/// Reads the files rather than their mappings: a hole that is read by a mapping takes memory.
+pub(crate) fn is_blank<'a>(parts: impl Iterator<Item = Part<'a>>) -> io::Result<bool> {
+    let mut left = LOOK_AT;
+    let mut buffer = vec![0; PIECE];
+    for Part {
+        file,
+        bytes,
+        written_by_us,
+    } in parts
+    {
+        let end = bytes.end.min(bytes.start.saturating_add(left));
+        left -= end - bytes.start;
+        let mut at = bytes.start;
+        while at < end {
+            let piece = buffer.len().min((end - at) as usize);
+            let piece = &mut buffer[..piece];
+            file.read_exact_at(piece, at)?;
+            if piece.iter().all(|byte| *byte == 0) {
+                at += piece.len() as u64;
+                continue;
+            }
+            let is_theirs = |position: u64| !written_by_us.iter().any(|r| r.contains(&position));
+            let mut written = piece.iter().zip(at..).filter(|(byte, _)| **byte != 0);
+            if written.any(|(_, position)| is_theirs(position)) {
+                return Ok(false);
+            }
+            at += piece.len() as u64;
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn lines_of_maps_tell_shared_from_private() {
+        let shared = "7f1200000000-7f1240000000 rw-s 00000000 00:01 4711    /memfd:guest (deleted)";
+        let private = "7f1200000000-7f1240000000 rw-p 00000000 00:01 4711 /memfd:guest (deleted)";
+        let at = |line, address| is_shared_at(line, address, 4711);
+        assert_eq!(at(shared, 0x7f12_0000_0000), Some(true));
+        assert_eq!(at(private, 0x7f12_3fff_ffff), Some(false));
+        assert_eq!(at(private, 0x7f12_4000_0000), None);
+        assert_eq!(at(private, 0x7f11_ffff_ffff), None);
+        assert_eq!(is_shared_at(private, 0x7f12_0000_0000, 4712), None);
+        for nonsense in ["", "7f12", "x-y rw-p 0 00:01 4711", "1-f rw 0 00:01 4711"] {
+            assert_eq!(at(nonsense, 2), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn memory_is_blank_where_only_this_process_wrote() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let is_blank = |bytes: Range<u64>, ours: Vec<Range<u64>>| {
+            let part = Part {
+                file: &file,
+                bytes,
+                written_by_us: ours,
+            };
+            is_blank(std::iter::once(part)).unwrap()
+        };
+        assert!(is_blank(0..1 << 20, Vec::new()));
+        file.write_all_at(&[1, 1], 0x2_0001).unwrap();
+        assert!(!is_blank(0..1 << 20, Vec::new()));
+        assert!(is_blank(0x2_0003..1 << 20, Vec::new()));
+        let ours = std::iter::once(0x2_0000..0x2_0003).collect();
+        assert!(is_blank(0..1 << 20, ours));
+        let half = std::iter::once(0x2_0000..0x2_0002).collect();
+        assert!(!is_blank(0..1 << 20, half));
+        file.flush().unwrap();
+    }
+}

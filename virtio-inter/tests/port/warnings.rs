@@ -1,0 +1,200 @@
+//! What an operator did wrong is in the log and in the status, with both values and the way out.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::guest::Guest;
+use crate::process::{Place, Port, until};
+use crate::status::status;
+
+/// The addresses of ports `a` and `b`, and one that nobody has.
+const A: &str = "52:54:00:00:00:61";
+const B: &str = "52:54:00:00:00:62";
+const NOBODY: &str = "52:54:00:00:00:99";
+const BROADCAST: &str = "ff:ff:ff:ff:ff:ff";
+
+fn start(place: &Place, id: &str, options: &[(&'static str, &str)]) -> Port {
+    let socket = place.path(&format!("{id}.status"));
+    let mut command = place.command(id).with("--status-socket", socket);
+    for (option, value) in options {
+        command = command.with(option, value);
+    }
+    command.start()
+}
+
+/// The warnings of a port with this code.
+fn warnings(place: &Place, id: &str, code: &str) -> Vec<Value> {
+    let mut all = status(&place.path(&format!("{id}.status")))["warnings"]
+        .as_array()
+        .unwrap()
+        .clone();
+    all.retain(|warning| warning["code"] == code);
+    all
+}
+
+/// Waits for the one warning with this code, of which there is one line in the log: its text and
+/// count.
+#[track_caller]
+fn wait_for_warning(place: &Place, port: &Port, id: &str, code: &str) -> (String, u64) {
+    until(code, || !warnings(place, id, code).is_empty());
+    let [warning] = &warnings(place, id, code)[..] else {
+        panic!("more than one {code}");
+    };
+    let time = |key: &str| warning[key].as_u64().unwrap();
+    assert!(time("last") >= time("since") && time("since") > 1_700_000_000);
+    let text = warning["text"].as_str().unwrap().to_owned();
+    port.wait_for(&text);
+    assert_eq!(port.log().matches(&text).count(), 1, "{}", port.log());
+    (text, warning["count"].as_u64().unwrap())
+}
+
+fn linked() -> (Place, Port, Port) {
+    let place = Place::new();
+    let [a, b] = ["a", "b"].map(|id| start(&place, id, &[]));
+    for port in [&a, &b] {
+        port.wait_for("is up");
+    }
+    (place, a, b)
+}
+
+#[track_caller]
+fn assert_names(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "{word} is not in: {text}");
+    }
+}
+
+#[test]
+fn warning_of_a_foreign_source_address_names_both_and_ways_out() {
+    let (place, a, b) = linked();
+    let mut guest = Guest::new(&a, 1514);
+    assert_eq!(
+        status(&place.path("a.status"))["last_refused_source"],
+        Value::Null
+    );
+    guest.send(NOBODY, BROADCAST, 60);
+    let (text, count) = wait_for_warning(&place, &a, "a", "foreign-source");
+    assert_eq!(count, 1);
+    let ways = ["mac=", "ipvlan", "routing", "fail_over_mac=active", "VRRP"];
+    assert_names(&text, &[NOBODY, A]);
+    assert_names(&text, &ways);
+    // However many there are and from wherever: one line.
+    for number in 0..200 {
+        let source = format!("52:54:00:00:01:{number:02x}");
+        guest.send(&source, BROADCAST, 60);
+    }
+    let [warning] = &warnings(&place, "a", "foreign-source")[..] else {
+        panic!("more than one warning");
+    };
+    assert_eq!(warning["count"], 201);
+    let last = "52:54:00:00:01:c7";
+    assert_names(warning["text"].as_str().unwrap(), &[last, A]);
+    let now = status(&place.path("a.status"));
+    assert_eq!(now["last_refused_source"], last);
+    assert_eq!(a.log().matches("ipvlan").count(), 1, "{}", a.log());
+    assert!(warnings(&place, "b", "foreign-source").is_empty());
+    a.end();
+    b.end();
+}
+
+#[test]
+fn warning_of_a_destination_that_nobody_has_goes_when_it_is_there() {
+    let (place, a, b) = linked();
+    let mut guest = Guest::new(&a, 1514);
+    guest.send(A, B, 60);
+    guest.send(A, NOBODY, 60);
+    let (text, _) = wait_for_warning(&place, &a, "a", "no-destination");
+    assert_names(&text, &[NOBODY]);
+    let late = start(&place, "c", &[("--mac", NOBODY)]);
+    until("the warning is gone", || {
+        warnings(&place, "a", "no-destination").is_empty()
+    });
+    // That one has left is in the log; what its peers go on to send to it for a while is no
+    // mistake.
+    late.end();
+    a.wait_for("is down");
+    guest.send(A, NOBODY, 60);
+    sleep(Duration::from_millis(1500));
+    assert!(warnings(&place, "a", "no-destination").is_empty());
+    a.end();
+    b.end();
+}
+
+#[test]
+fn warning_of_another_mtu_is_given_by_both_until_one_leaves() {
+    let place = Place::new();
+    let a = start(&place, "a", &[("--mtu", "9000")]);
+    let b = start(&place, "b", &[]);
+    let c = start(&place, "c", &[]);
+    until("a has both in one warning", || {
+        let now = warnings(&place, "a", "mtu-mismatch");
+        now.len() == 1 && now[0]["text"].as_str().unwrap().contains("1500 at b, c.")
+    });
+    a.wait_for("MTU mismatch: 9000 at this port, 1500 at ");
+    for (port, id) in [(&b, "b"), (&c, "c")] {
+        let (text, count) = wait_for_warning(&place, port, id, "mtu-mismatch");
+        assert_names(&text, &["1500 at this port", "9000 at a.", "one MTU"]);
+        assert_eq!(count, 1);
+    }
+    a.end();
+    for id in ["b", "c"] {
+        until("the warning is gone", || {
+            warnings(&place, id, "mtu-mismatch").is_empty()
+        });
+    }
+    b.end();
+    c.end();
+}
+
+#[test]
+fn warning_of_frames_that_do_not_fit_names_their_sizes() {
+    let place = Place::new();
+    let a = start(&place, "a", &[("--mtu", "9000")]);
+    let b = start(&place, "b", &[]);
+    for port in [&a, &b] {
+        port.wait_for("is up");
+    }
+    let mut sender = Guest::new(&a, 1514);
+    let _receiver = Guest::new(&b, 1000);
+    sender.send(A, B, 9014);
+    let (text, _) = wait_for_warning(&place, &b, "b", "packet-too-long");
+    assert_names(&text, &["9000 bytes", "peer a", A, "MTU 1500"]);
+    sender.send(A, B, 1200);
+    let (text, _) = wait_for_warning(&place, &b, "b", "buffer-too-small");
+    assert_names(&text, &["1200 bytes", "of 1000", "MRG_RXBUF"]);
+    a.end();
+    b.end();
+}
+
+/// Wake-ups of the control thread.
+fn wake_ups(port: &Port) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{0}/task/{0}/status", port.pid()));
+    let status = status.unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+/// Warnings are looked for after frames were dropped, and then no more.
+#[test]
+fn warning_of_drops_leaves_an_idle_port_asleep() {
+    let (place, a, b) = linked();
+    let mut guest = Guest::new(&a, 1514);
+    guest.send(NOBODY, B, 60);
+    a.wait_for("ipvlan");
+    // The second look, which finds nothing new.
+    sleep(Duration::from_secs(12));
+    let before = wake_ups(&a);
+    sleep(Duration::from_secs(12));
+    assert_eq!(wake_ups(&a), before);
+    // The next one is seen again.
+    let count = || warnings(&place, "a", "foreign-source")[0]["count"].clone();
+    assert_eq!(count(), 1);
+    guest.send(NOBODY, B, 60);
+    until("the next is counted", || count() == 2);
+    a.end();
+    b.end();
+}
