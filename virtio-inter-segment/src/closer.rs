@@ -24,7 +24,7 @@ const MAX_PER_USER: usize = 256;
 const MAX_USERS: usize = 64;
 
 /// Who has sent a descriptor, as the kernel says; `None` where it does not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Owner {
     pub(crate) uid: Option<u32>,
     pub(crate) pid: Option<u32>,

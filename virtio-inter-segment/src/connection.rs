@@ -12,6 +12,7 @@ use crate::closer::{Closer, Deferred, Owner};
 use crate::handshake::{Candidate, Local, Refusal, RingSequence, Role};
 use crate::id::PortId;
 use crate::kinds;
+use crate::limits::Limits;
 use crate::port::{DownReason, PeerInfo, PeerKey, PeerLink};
 use crate::socket::{self, ReceiveError, Received};
 use crate::wire::{self, MAX_MESSAGE, Message, Ring};
@@ -23,6 +24,8 @@ pub(crate) struct Connection {
     pub(crate) role: Role,
     /// When it was made.
     pub(crate) started: Instant,
+    /// When the peer was let in.
+    admitted: Option<Instant>,
     /// The kernel's word on the peer's process.
     pub(crate) owner: Owner,
     /// Whether the event loop listens for room to write.
@@ -90,9 +93,12 @@ pub(crate) enum End {
     /// The peer closed, or the socket failed.
     Closed,
     /// The peer said why it does not want the link.
-    RefusedByPeer(String),
-    /// The peer said that it lacks resources for the link at this time.
-    NoResources(String),
+    RefusedByPeer {
+        /// The code in REFUSE.
+        reason: u16,
+        /// For the log.
+        text: String,
+    },
     /// We do not want the link.
     Refused(Refusal),
 }
@@ -110,6 +116,7 @@ impl Connection {
             key,
             role,
             started: now,
+            admitted: None,
             owner,
             watches_write: false,
             claimed: None,
@@ -141,6 +148,14 @@ impl Connection {
         }
     }
 
+    /// How long the present part of the handshake may take, and when that has passed.
+    pub(crate) fn deadline(&self, limits: &Limits) -> (Duration, Instant) {
+        match self.admitted {
+            None => (limits.hello_timeout, self.started + limits.hello_timeout),
+            Some(at) => (limits.rings_timeout, at + limits.rings_timeout),
+        }
+    }
+
     /// How long the link has been up.
     pub(crate) fn lived(&self, now: Instant) -> Duration {
         let since = self.up_since();
@@ -161,18 +176,27 @@ impl Connection {
         }
     }
 
+    /// Whether something of the other side waits to be read.
+    pub(crate) fn has_input(&self) -> bool {
+        self.has_any(PollFlags::IN)
+    }
+
     /// Whether the other side has closed, or, of a link that is up, has sent what it must not.
     pub(crate) fn has_ended(&self) -> bool {
         let mut wanted = PollFlags::RDHUP;
         if self.up_since().is_some() {
             wanted |= PollFlags::IN;
         }
+        // Any flag that comes back ends it; HUP and ERR come unasked.
+        self.has_any(wanted)
+    }
+
+    fn has_any(&self, wanted: PollFlags) -> bool {
         let mut fds = [PollFd::new(&self.socket, wanted)];
         let now = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        // Any flag that comes back ends it; HUP and ERR come unasked.
         matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(n) if n > 0)
     }
 
@@ -262,11 +286,8 @@ impl Connection {
         match (&mut self.stage, message) {
             (_, Message::Refuse(refuse)) => {
                 let text = format!("{:?}, speaks version {}", refuse.text(), refuse.versions());
-                Ok(Step::Ended(if refuse.is_for_resources() {
-                    End::NoResources(text)
-                } else {
-                    End::RefusedByPeer(text)
-                }))
+                let reason = refuse.reason.get();
+                Ok(Step::Ended(End::RefusedByPeer { reason, text }))
             }
             (Stage::Hello, Message::ForeignHello(theirs)) => Err(Refusal::Version { theirs }),
             (Stage::Hello, Message::Hello(hello)) => {
@@ -304,7 +325,12 @@ impl Connection {
     }
 
     /// Lets the peer in. If it was called, makes the rings that it will send on.
-    pub(crate) fn admit(&mut self, local: &Local, peer: Candidate) -> Result<(), Refusal> {
+    pub(crate) fn admit(
+        &mut self,
+        local: &Local,
+        peer: Candidate,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let mut exchange = Box::new(Exchange {
             sequence: RingSequence::new(local.port.queues, peer.ring_capacity),
             senders: Vec::with_capacity(local.port.queues.into()),
@@ -317,6 +343,7 @@ impl Connection {
             exchange.make_rings(local)?;
         }
         self.stage = Stage::Rings(exchange);
+        self.admitted = Some(now);
         Ok(())
     }
 
@@ -370,7 +397,7 @@ fn after_the_end(
     match received {
         Ok(Received::Nothing | Received::Closed) => DownReason::Closed,
         Ok(Received::Packet(len)) => match wire::parse(&buffer[..len]) {
-            Ok(Message::Refuse(refuse)) if refuse.is_for_resources() => {
+            Ok(Message::Refuse(refuse)) if refuse.may_pass() => {
                 DownReason::NoResources(refuse.text())
             }
             Ok(Message::Refuse(refuse)) => DownReason::Refused(refuse.text()),

@@ -32,6 +32,8 @@ pub(crate) enum Outcome {
     Failed,
     /// The peer let the time run out.
     TimedOut,
+    /// The peer is at one of its limits, and does not say when that passes.
+    Full,
     /// One side refused the other. It may come to be possible (a MAC address gets free): try again,
     /// but rarely.
     Refused,
@@ -71,13 +73,31 @@ struct Dial {
 pub(crate) struct Dials {
     dials: BTreeMap<PortId, Dial>,
     slow_retry: Duration,
+    jitter: Jitter,
+}
+
+/// Lengthens pauses by up to a half, so that those who were turned away together do not come back
+/// together.
+#[derive(Debug)]
+struct Jitter(u64);
+
+impl Jitter {
+    /// A pause from here on. With zero as seed all pauses stay as they are.
+    fn lengthen(&mut self, pause: Duration) -> Duration {
+        // Marsaglia's xorshift: spread is all that is asked of it.
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        pause + pause * (self.0 >> 56) as u32 / 512
+    }
 }
 
 impl Dials {
-    pub(crate) fn new(slow_retry: Duration) -> Dials {
+    pub(crate) fn new(slow_retry: Duration, seed: u64) -> Dials {
         Dials {
             dials: BTreeMap::new(),
             slow_retry,
+            jitter: Jitter(seed),
         }
     }
 
@@ -169,6 +189,12 @@ impl Dials {
         }
     }
 
+    /// Whether calls of a peer came to nothing several times in a row.
+    pub(crate) fn keeps_failing(&self, id: &PortId) -> bool {
+        let dial = self.dials.get(id);
+        dial.is_some_and(|dial| dial.pause >= FIRST_RETRY * 8)
+    }
+
     /// When the next call is due.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.dials
@@ -198,19 +224,22 @@ impl Dials {
             dial.pause = FIRST_RETRY;
         }
         dial.silent = outcome == Outcome::TimedOut;
+        let (pause, longest) = match outcome {
+            Outcome::Lost(_) | Outcome::Failed => (dial.pause, LAST_RETRY),
+            Outcome::TimedOut => (dial.pause, LAST_RETRY_SILENT),
+            Outcome::Full => (dial.pause.min(self.slow_retry), self.slow_retry),
+            // Not the beginning of anything: the other pauses stay as they are.
+            Outcome::Refused => (self.slow_retry, dial.pause),
+            Outcome::Parked | Outcome::Gone => {
+                dial.state = State::Parked;
+                return;
+            }
+        };
+        dial.pause = (dial.pause * 2).min(longest);
+        let at = now + self.jitter.lengthen(pause);
         dial.state = match outcome {
-            Outcome::Lost(_) | Outcome::Failed => {
-                let at = now + dial.pause;
-                dial.pause = (dial.pause * 2).min(LAST_RETRY);
-                State::Due(at)
-            }
-            Outcome::TimedOut => {
-                let at = now + dial.pause;
-                dial.pause = (dial.pause * 2).min(LAST_RETRY_SILENT);
-                State::Due(at)
-            }
-            Outcome::Refused => State::Refused(now + self.slow_retry),
-            Outcome::Parked | Outcome::Gone => State::Parked,
+            Outcome::Full | Outcome::Refused => State::Refused(at),
+            _ => State::Due(at),
         };
     }
 }
@@ -240,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_socket_is_called_once() {
-        let (mut dials, [socket, _], now) = (Dials::new(SLOW), sockets(), Instant::now());
+        let (mut dials, [socket, _], now) = (Dials::new(SLOW, 0), sockets(), Instant::now());
         assert_eq!(dials.next_due(), None);
         assert!(dials.seen(&id("b"), socket, now));
         assert_eq!(dials.next_due(), Some(now));
@@ -251,7 +280,7 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_a_bound_and_start_anew_after_a_stable_link() {
-        let (mut dials, [socket, _], mut now) = (Dials::new(SLOW), sockets(), Instant::now());
+        let (mut dials, [socket, _], mut now) = (Dials::new(SLOW, 0), sockets(), Instant::now());
         dials.seen(&id("b"), socket, now);
         let mut pauses = Vec::new();
         for outcome in [Outcome::Failed, Outcome::Lost(Duration::ZERO)]
@@ -274,7 +303,7 @@ mod tests {
 
     #[test]
     fn refused_ones_are_called_rarely_and_dead_ones_never() {
-        let (mut dials, [socket, _], now) = (Dials::new(SLOW), sockets(), Instant::now());
+        let (mut dials, [socket, _], now) = (Dials::new(SLOW, 0), sockets(), Instant::now());
         dials.seen(&id("b"), socket, now);
         dials.take_due(now).unwrap();
         dials.ended(&id("b"), Outcome::Refused, now);
@@ -293,19 +322,63 @@ mod tests {
         assert_eq!(dials.next_due(), None);
     }
 
+    /// A limit may be reached for a moment or for good: the first retries come soon, later ones as
+    /// rarely as after any refusal.
+    #[test]
+    fn dials_to_a_peer_that_is_full_get_rare() {
+        let (mut dials, [socket, _], mut now) = (Dials::new(SLOW, 0), sockets(), Instant::now());
+        dials.seen(&id("b"), socket, now);
+        let mut pauses = Vec::new();
+        for _ in 0..11 {
+            assert_eq!(dials.keeps_failing(&id("b")), pauses.len() > 2);
+            dials.take_due(now).unwrap();
+            dials.ended(&id("b"), Outcome::Full, now);
+            let due = dials.next_due().unwrap();
+            pauses.push((due - now).as_millis());
+            now = due;
+        }
+        assert_eq!(
+            pauses,
+            [
+                100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000
+            ]
+        );
+    }
+
+    #[test]
+    fn dials_that_failed_together_are_made_apart() {
+        let ([socket, _], now) = (sockets(), Instant::now());
+        let due: Vec<Duration> = (1..=100u64)
+            .map(|seed| {
+                let mut dials = Dials::new(SLOW, seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                dials.seen(&id("b"), socket, now);
+                dials.take_due(now).unwrap();
+                dials.ended(&id("b"), Outcome::Failed, now);
+                dials.next_due().unwrap() - now
+            })
+            .collect();
+        assert!(
+            due.iter()
+                .all(|due| (FIRST_RETRY..FIRST_RETRY * 3 / 2).contains(due)),
+            "{due:?}"
+        );
+        let early = due.iter().filter(|due| **due < FIRST_RETRY * 5 / 4).count();
+        assert!((25..75).contains(&early), "{due:?}");
+    }
+
     #[test]
     fn another_socket_is_called_at_once_whatever_the_last_one_did() {
         let now = Instant::now();
         let [old, new] = sockets();
         for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Parked] {
-            let mut dials = Dials::new(SLOW);
+            let mut dials = Dials::new(SLOW, 0);
             dials.seen(&id("b"), old, now);
             dials.take_due(now).unwrap();
             dials.ended(&id("b"), outcome, now);
             dials.seen(&id("b"), new, now);
             assert_eq!(dials.next_due(), Some(now), "{outcome:?}");
 
-            let mut dials = Dials::new(SLOW);
+            let mut dials = Dials::new(SLOW, 0);
             dials.seen(&id("b"), old, now);
             dials.take_due(now).unwrap();
             dials.seen(&id("b"), new, now);
@@ -317,7 +390,7 @@ mod tests {
     #[test]
     fn a_socket_that_is_gone_is_forgotten() {
         let ([socket, _], now) = (sockets(), Instant::now());
-        let mut dials = Dials::new(SLOW);
+        let mut dials = Dials::new(SLOW, 0);
         dials.seen(&id("b"), socket, now);
         dials.vanished(&id("b"));
         assert_eq!(dials.known(), []);
@@ -338,7 +411,7 @@ mod tests {
     fn those_that_stay_silent_do_not_starve_others() {
         const PLACES: usize = 64;
         const TIMEOUT: Duration = Duration::from_secs(5);
-        let (mut dials, [socket, _], start) = (Dials::new(SLOW), sockets(), Instant::now());
+        let (mut dials, [socket, _], start) = (Dials::new(SLOW, 0), sockets(), Instant::now());
         for i in 0..1024 {
             dials.seen(&id(&format!("b{i}")), socket, start);
         }
@@ -381,7 +454,8 @@ mod tests {
 
     #[test]
     fn pauses_after_silence_grow_long_and_end_with_it() {
-        let (mut dials, [socket, other], mut now) = (Dials::new(SLOW), sockets(), Instant::now());
+        let (mut dials, [socket, other], mut now) =
+            (Dials::new(SLOW, 0), sockets(), Instant::now());
         dials.seen(&id("b"), socket, now);
         for _ in 0..12 {
             dials.take_due(now).unwrap();
@@ -405,7 +479,7 @@ mod tests {
 
     #[test]
     fn their_number_is_bounded() {
-        let (mut dials, [socket, _], now) = (Dials::new(SLOW), sockets(), Instant::now());
+        let (mut dials, [socket, _], now) = (Dials::new(SLOW, 0), sockets(), Instant::now());
         for i in 0..MAX_DIALS {
             assert!(dials.seen(&id(&format!("p{i}")), socket, now));
         }

@@ -13,7 +13,8 @@ use crate::id::{MAX_ID_LEN, PortId, PortIdError};
 use crate::mac::MacAddr;
 use crate::port::{LocalPort, PortError, check_port};
 use crate::wire::{
-    Header, Hello, KIND_HELLO, REASON_RESOURCES, RING_FDS, Refuse, Ring, Versions, WireError,
+    Header, Hello, KIND_HELLO, REASON_FULL, REASON_RESOURCES, REASON_TIMEOUT, RING_FDS, Refuse,
+    Ring, Versions, WireError,
 };
 
 /// This port, and what tells this run of it from others.
@@ -78,11 +79,13 @@ pub(crate) enum Refusal {
     Stranger(String),
     #[error("No room: {0}")]
     Full(String),
+    #[error("No room at this moment: {0}")]
+    Busy(String),
     #[error("Link was closed before: {0}")]
     Banned(String),
     #[error("{0}")]
     Violation(String),
-    #[error("No valid handshake within {0} ms")]
+    #[error("Handshake made no progress within {0} ms")]
     Timeout(u128),
     #[error("Out of resources: {0}")]
     Resources(String),
@@ -103,10 +106,11 @@ impl Refusal {
             Refusal::OwnMac(_) | Refusal::MacTaken { .. } => 4,
             Refusal::Parameters(_) => 5,
             Refusal::Stranger(_) => 6,
-            Refusal::Full(_) => 7,
+            Refusal::Full(_) => REASON_FULL,
             Refusal::Banned(_) | Refusal::Violation(_) => 8,
-            Refusal::Timeout(_) => 9,
-            Refusal::Resources(_) => REASON_RESOURCES,
+            Refusal::Timeout(_) => REASON_TIMEOUT,
+            // Reason 7 would keep the peer away for as long as a limit that stays.
+            Refusal::Busy(_) | Refusal::Resources(_) => REASON_RESOURCES,
         }
     }
 

@@ -2,15 +2,23 @@
 
 use std::time::Duration;
 
+use rustix::process::Resource;
+
 /// What a segment may cost. The defaults do for any segment of one host.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Time from the start of a connection to a link that is up; 5 s.
-    pub handshake_timeout: Duration,
+    /// Time from the start of a connection to the peer's HELLO; 5 s.
+    pub hello_timeout: Duration,
+    /// Time from then to a link that is up; 15 s. Longer, as a busy peer creates the rings for one
+    /// port after the other.
+    pub rings_timeout: Duration,
     /// Pause before calling a peer again after one side refused the other; 30 s.
     pub slow_retry: Duration,
-    /// Handshakes under way, in each direction; 64. A further caller replaces the oldest one.
-    pub max_half_open: usize,
+    /// Handshakes under way that peers began; 256, or 1/16 of `RLIMIT_NOFILE` if that is less. A
+    /// further caller replaces one of the process that has the most.
+    pub max_callers: usize,
+    /// Handshakes under way that this port began; 64.
+    pub max_calls: usize,
     /// Peers at a time; 1024.
     pub max_peers: usize,
     /// Data bytes of all rings of all links, both directions; 1 GiB.
@@ -20,12 +28,23 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            handshake_timeout: Duration::from_secs(5),
+            hello_timeout: Duration::from_secs(5),
+            rings_timeout: Duration::from_secs(15),
             slow_retry: Duration::from_secs(30),
-            max_half_open: 64,
+            max_callers: 256,
+            max_calls: 64,
             max_peers: 1024,
             max_ring_bytes: 1 << 30,
         }
+    }
+}
+
+impl Limits {
+    /// Lowers what takes descriptors to what there are for this process.
+    pub(crate) fn fit_descriptors(&mut self) {
+        let nofile = rustix::process::getrlimit(Resource::Nofile).current;
+        let few = nofile.map_or(u64::MAX, |limit| limit / 16).max(1);
+        self.max_callers = self.max_callers.min(few.try_into().unwrap_or(usize::MAX));
     }
 }
 

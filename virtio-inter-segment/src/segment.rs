@@ -14,7 +14,7 @@ use crate::closer::Closer;
 use crate::connection::{Connection, End, Step};
 use crate::dials::{Dials, Outcome};
 use crate::directory::{Directory, Watch};
-use crate::handshake::{Local, Refusal, WithSources};
+use crate::handshake::{Local, Refusal, Role, WithSources};
 use crate::id::PortId;
 use crate::join_error::JoinError;
 use crate::limits::{Limits, SegmentStats};
@@ -23,9 +23,13 @@ use crate::log_limited;
 use crate::membership::Membership;
 use crate::poll::Poll;
 use crate::port::{DownReason, LocalPort, PeerKey, PeerLink, SegmentEvent};
+use crate::wire::{REASON_FULL, REASON_RESOURCES, REASON_TIMEOUT};
 
 mod admission;
 mod discovery;
+mod window;
+
+use window::CallWindow;
 
 /// Tokens of the event loop; those of connections are their keys, which count up from 1.
 const LISTENER: u64 = u64::MAX - 1;
@@ -64,6 +68,7 @@ pub struct Segment {
     events: Vec<SegmentEvent>,
     /// Peers for which rings may still be made in this call.
     admissions: usize,
+    window: CallWindow,
     /// When to take connections and call peers again, after a pause.
     resume_at: Option<Instant>,
     /// When to list the directory again.
@@ -73,6 +78,7 @@ pub struct Segment {
     list_pause: Duration,
     stats: SegmentStats,
     refusals: LogLimit,
+    crowds: LogLimit,
     changes: LogLimit,
 }
 
@@ -100,9 +106,10 @@ impl Segment {
     pub fn join_with(
         directory: &Path,
         port: LocalPort,
-        limits: Limits,
+        mut limits: Limits,
     ) -> Result<Segment, JoinError> {
         port.check()?;
+        limits.fit_descriptors();
         let directory = Directory::open(directory)?;
         let poll = Poll::new().map_err(JoinError::EventLoop)?;
         let closer = Closer::new();
@@ -128,16 +135,18 @@ impl Segment {
             poll,
             closer,
             connections: BTreeMap::new(),
-            dials: Dials::new(limits.slow_retry),
+            dials: Dials::new(limits.slow_retry, incarnation),
             banned: VecDeque::new(),
             events: Vec::new(),
             admissions: 0,
+            window: CallWindow::new(now),
             resume_at: None,
             list_at: None,
             listed_at: now,
             list_pause: PAUSE,
             stats: SegmentStats::default(),
             refusals: LogLimit::new(Duration::from_secs(1), 20),
+            crowds: LogLimit::new(Duration::from_secs(10), 1),
             changes: LogLimit::new(Duration::from_millis(100), 200),
             limits,
         };
@@ -298,9 +307,12 @@ impl Segment {
                     }
                 }
                 Step::Introduced(candidate) => {
+                    if connection.role != Role::Callee {
+                        self.window.answered(connection.started, now);
+                    }
                     let admitted = self
                         .room_for(&candidate, now)
-                        .and_then(|()| connection.admit(&self.local, candidate))
+                        .and_then(|()| connection.admit(&self.local, candidate, now))
                         .and_then(|()| self.flush(&mut connection));
                     if let Err(refusal) = admitted {
                         return self.end(connection, End::Refused(refusal), now);
@@ -375,18 +387,25 @@ impl Segment {
                 );
                 Outcome::Failed
             }
-            End::RefusedByPeer(text) | End::NoResources(text) => {
+            End::RefusedByPeer { reason, text } => {
                 self.stats.refused_by_peer += 1;
-                log_limited!(
-                    self.refusals,
-                    Level::Warn,
-                    "Port {own}: refused by {}: {text}",
-                    connection.name()
-                );
-                match end {
-                    End::NoResources(_) => Outcome::Failed,
+                let outcome = match *reason {
+                    REASON_RESOURCES => Outcome::Failed,
+                    REASON_TIMEOUT => Outcome::TimedOut,
+                    REASON_FULL => Outcome::Full,
                     _ => Outcome::Refused,
+                };
+                if outcome != Outcome::Refused && !self.keeps_failing(&connection.role) {
+                    log::debug!("Port {own}: put off by {}: {text}", connection.name());
+                } else {
+                    log_limited!(
+                        self.refusals,
+                        Level::Warn,
+                        "Port {own}: refused by {}: {text}",
+                        connection.name()
+                    );
                 }
+                outcome
             }
             End::Refused(refusal) => {
                 match refusal {
@@ -395,16 +414,27 @@ impl Segment {
                     _ => self.stats.refused += 1,
                 }
                 connection.refuse(refusal);
-                log_limited!(
-                    self.refusals,
-                    Level::Warn,
-                    "Port {own}: refused {}: {}",
-                    connection.name(),
-                    WithSources(refusal)
-                );
+                let passing = match refusal {
+                    Refusal::Busy(_) => true,
+                    Refusal::Timeout(_) => {
+                        connection.role != Role::Callee && !self.keeps_failing(&connection.role)
+                    }
+                    _ => false,
+                };
+                if passing {
+                    log::debug!("Port {own}: put off {}: {refusal}", connection.name());
+                } else {
+                    log_limited!(
+                        self.refusals,
+                        Level::Warn,
+                        "Port {own}: refused {}: {}",
+                        connection.name(),
+                        WithSources(refusal)
+                    );
+                }
                 match refusal {
                     Refusal::Timeout(_) => Outcome::TimedOut,
-                    Refusal::Resources(_) => Outcome::Failed,
+                    Refusal::Busy(_) | Refusal::Resources(_) => Outcome::Failed,
                     Refusal::Banned(_) => Outcome::Parked,
                     _ => Outcome::Refused,
                 }
@@ -413,15 +443,21 @@ impl Segment {
         self.call_ended(&connection.role, outcome, now);
     }
 
+    /// Whether this port made the call, and earlier ones failed too. Where many ports start at once,
+    /// each may be too busy for another for a moment, and the next call succeeds. The side that calls
+    /// warns if it does not.
+    fn keeps_failing(&self, role: &Role) -> bool {
+        matches!(role, Role::Caller(id) if self.dials.keeps_failing(id))
+    }
+
     /// Sets the timer to the nearest deadline.
     fn arm(&mut self, now: Instant) -> io::Result<()> {
-        let handshakes = self
-            .half_open()
-            .map(|c| c.started + self.limits.handshake_timeout)
-            .min();
+        let handshakes = self.half_open().map(|c| c.deadline(&self.limits).1).min();
         // At the bound it is the end of a handshake that makes room for the next call.
-        let room = self.may_call();
-        let call = if room { self.dials.next_due() } else { None };
+        let call = self
+            .dials
+            .next_due()
+            .and_then(|due| self.may_call_at(due, now));
         let next = [handshakes, call, self.resume_at, self.list_at]
             .into_iter()
             .flatten()

@@ -30,7 +30,12 @@ pub(crate) const KIND_HELLO: u16 = 1;
 pub(crate) const KIND_REFUSE: u16 = 2;
 pub(crate) const KIND_RING: u16 = 3;
 
-/// Reason of a REFUSE: a system call of the sender failed, or what it does with the link did.
+/// Reason of a REFUSE: the sender is at one of its limits.
+pub(crate) const REASON_FULL: u16 = 7;
+/// Reason of a REFUSE: the handshake took too long.
+pub(crate) const REASON_TIMEOUT: u16 = 9;
+/// Reason of a REFUSE: the sender is busy at this moment, a system call of it failed, or what it does
+/// with the link did.
 pub(crate) const REASON_RESOURCES: u16 = 10;
 
 /// A range of protocol versions, both ends included.
@@ -171,9 +176,9 @@ impl Refuse {
         }
     }
 
-    /// Whether the sender lacked something of its own and may have it soon.
-    pub(crate) fn is_for_resources(&self) -> bool {
-        self.reason.get() == REASON_RESOURCES
+    /// Whether the next attempt may succeed with nothing changed on the recipient's side.
+    pub(crate) fn may_pass(&self) -> bool {
+        [REASON_FULL, REASON_TIMEOUT, REASON_RESOURCES].contains(&self.reason.get())
     }
 
     pub(crate) fn versions(&self) -> Versions {

@@ -99,7 +99,8 @@ fn a_user_whose_descriptors_do_not_close_is_turned_away_alone() {
     let mut net = Net::new();
     std::fs::set_permissions(net.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let limits = Limits {
-        handshake_timeout: Duration::from_secs(2),
+        hello_timeout: Duration::from_secs(2),
+        rings_timeout: Duration::from_secs(2),
         ..limits()
     };
     net.join_with(local("m"), limits).unwrap();

@@ -1,9 +1,11 @@
 //! Who gets in: takes connections, checks who is at the other end, and keeps within the limits.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::Level;
 use rustix::io::Errno;
@@ -101,22 +103,42 @@ impl Segment {
         }
     }
 
-    /// Drops a half-open caller if there are as many as there may be: the oldest of those that have
-    /// not said who they are, or else the oldest.
+    /// Drops a half-open caller if there are as many as there may be: one of the process that has
+    /// the most of them, as an honest process has one. Of these it drops the oldest without a valid
+    /// HELLO, or else the oldest.
     pub(super) fn make_room(&mut self, now: Instant) {
         let callers = || {
             self.half_open()
                 .filter(|connection| connection.role == Role::Callee)
         };
-        if callers().count() < self.limits.max_half_open {
+        if callers().count() < self.limits.max_callers {
             return;
         }
-        let oldest = callers().min_by_key(|caller| (caller.peer().is_some(), caller.started));
-        if let Some(key) = oldest.map(|caller| caller.key.get())
-            && let Some(connection) = self.connections.remove(&key)
-        {
+        let mut counts: BTreeMap<_, usize> = BTreeMap::new();
+        for caller in callers() {
+            *counts.entry(caller.owner).or_default() += 1;
+        }
+        let count = |caller: &Connection| counts.get(&caller.owner).copied().unwrap_or_default();
+        let victim = callers().min_by_key(|caller| {
+            let many = Reverse(count(caller));
+            (many, caller.peer().is_some(), caller.started)
+        });
+        let Some(victim) = victim else { return };
+        let (key, count) = (victim.key.get(), count(victim));
+        if let Some(connection) = self.connections.remove(&key) {
+            if count > 1 {
+                log_limited!(
+                    self.crowds,
+                    Level::Warn,
+                    "Port {}: {} handshakes are under way, which is the limit; {count} of them are \
+                     with {}, which loses one for each that comes",
+                    self.local.port.id,
+                    self.limits.max_callers,
+                    connection.name()
+                );
+            }
             self.stats.crowded_out += 1;
-            let refusal = Refusal::Full("too many handshakes are under way".to_owned());
+            let refusal = Refusal::Busy("too many handshakes are under way".to_owned());
             self.end(connection, End::Refused(refusal), now);
         }
     }
@@ -179,17 +201,20 @@ impl Segment {
         }
     }
 
-    /// Ends handshakes that take too long.
+    /// Ends handshakes that take too long. If a message of the peer waits to be read, it is this port
+    /// that is late. That cannot go on for ever: each message brings the handshake nearer to its end.
     pub(super) fn expire(&mut self, now: Instant) {
-        let timeout = self.limits.handshake_timeout;
-        let late: Vec<u64> = self
+        let late: Vec<(u64, Duration)> = self
             .half_open()
-            .filter(|connection| now.saturating_duration_since(connection.started) >= timeout)
-            .map(|connection| connection.key.get())
+            .filter_map(|connection| {
+                let (allowed, deadline) = connection.deadline(&self.limits);
+                let late = deadline <= now && !connection.has_input();
+                late.then(|| (connection.key.get(), allowed))
+            })
             .collect();
-        for key in late {
+        for (key, allowed) in late {
             if let Some(connection) = self.connections.remove(&key) {
-                let refusal = Refusal::Timeout(timeout.as_millis());
+                let refusal = Refusal::Timeout(allowed.as_millis());
                 self.end(connection, End::Refused(refusal), now);
             }
         }

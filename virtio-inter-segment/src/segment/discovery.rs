@@ -8,6 +8,7 @@ use log::Level;
 use rustix::io::Errno;
 
 use super::{PAUSE, Segment};
+use crate::connection::Connection;
 use crate::dials::Outcome;
 use crate::directory::{Change, MAX_ENTRIES};
 use crate::handshake::Role;
@@ -28,12 +29,13 @@ impl Segment {
             if self.closer.is_full() && self.resume_at.is_none() {
                 self.pause(&"too many descriptors wait to be closed", now);
             }
-            if !self.may_call() {
+            if self.may_call_at(now, now) != Some(now) {
                 return;
             }
             let Some(id) = self.dials.take_due(now) else {
                 return;
             };
+            self.window.begun(self.calls().count(), now);
             let outcome = match socket::connect(&self.directory.socket_path(&id)) {
                 Ok(socket) => {
                     self.start(Role::Caller(id), socket, now);
@@ -62,12 +64,25 @@ impl Segment {
         }
     }
 
-    /// Whether another call may be begun now.
-    pub(super) fn may_call(&self) -> bool {
-        let under_way = self
-            .half_open()
-            .filter(|connection| connection.role != Role::Callee);
-        self.resume_at.is_none() && under_way.count() < self.limits.max_half_open
+    /// When another call that is due then may be begun, if no end of a handshake has to come first.
+    pub(super) fn may_call_at(&self, due: Instant, now: Instant) -> Option<Instant> {
+        if self.resume_at.is_some() || self.calls().count() >= self.limits.max_calls {
+            return None;
+        }
+        let calls = self
+            .calls()
+            .map(|call| (call.started, call.peer().is_some()));
+        if self.window.is_open(calls, now) {
+            Some(due)
+        } else {
+            Some(due.max(self.window.opens_at(now)))
+        }
+    }
+
+    /// Handshakes under way that this port began.
+    fn calls(&self) -> impl Iterator<Item = &Connection> {
+        self.half_open()
+            .filter(|connection| connection.role != Role::Callee)
     }
 
     pub(super) fn call_ended(&mut self, role: &Role, outcome: Outcome, now: Instant) {

@@ -30,8 +30,13 @@ pub fn connect(net: &Net, id: &str) -> OwnedFd {
 
 /// Connects to a port unless its queue is full. Never waits: the port may be on this very thread.
 pub fn try_connect(net: &Net, id: &str) -> Option<OwnedFd> {
+    try_connect_in(net.path(), id)
+}
+
+/// The same, by the segment's directory.
+pub fn try_connect_in(directory: &Path, id: &str) -> Option<OwnedFd> {
     let socket = socket();
-    let address = SocketAddrUnix::new(net.path().join(format!("{id}.sock"))).unwrap();
+    let address = SocketAddrUnix::new(directory.join(format!("{id}.sock"))).unwrap();
     match rustix::net::connect(&socket, &address) {
         Ok(()) => Some(socket),
         Err(Errno::AGAIN) => None,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::event::EventfdFlags;
 use rustix::pipe::PipeFlags;
 use virtio_inter_link::{Doorbell, Region};
+use virtio_inter_segment::Limits;
 
 use crate::common::raw::{self, REFUSE, RING};
 use crate::common::{self, Net, PATIENCE, capture_log, local, logged, readable};
@@ -225,6 +226,41 @@ fn a_peer_of_another_version_is_refused_by_both() {
     net.until("a second call", |_| {
         common::readable(&listener, Duration::ZERO)
     });
+}
+
+/// A peer that is full, or let the time run out, or is busy, is called again soon and without a
+/// warning at first; one that refuses for good, rarely.
+#[test]
+fn refusal_that_may_pass_is_followed_by_a_call_soon() {
+    capture_log();
+    for (reason, soon) in [(7u16, true), (9, true), (10, true), (4, false)] {
+        let mut net = Net::new();
+        let patient = Limits {
+            slow_retry: Duration::from_secs(3600),
+            ..common::limits()
+        };
+        let id = format!("pass-{reason}");
+        net.join_with(local(&id), patient).unwrap();
+        let listener = raw::listen(net.path(), "z");
+        let called = |net: &mut Net| {
+            net.until("a call", |_| common::readable(&listener, Duration::ZERO));
+            rustix::net::accept(&listener).unwrap()
+        };
+        let mut refuse = raw::header(REFUSE, 192);
+        refuse.extend([1, 0, 1, 0, 0, 0, 0, 0]);
+        refuse.extend(reason.to_le_bytes());
+        refuse.resize(192, 0);
+        let refused = called(&mut net);
+        raw::send(&refused, &refuse);
+        net.until("it is heard", |net| {
+            net.ports[&id].segment.stats().refused_by_peer == 1
+        });
+        let warned = !logged(&["WARN", &format!("Port {id}: refused by z")]).is_empty();
+        assert_eq!(warned, !soon, "reason {reason}");
+        if soon {
+            called(&mut net);
+        }
+    }
 }
 
 #[test]

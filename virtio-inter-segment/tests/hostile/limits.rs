@@ -101,9 +101,11 @@ fn users_that_may_not_join_are_turned_away() {
 #[test]
 fn defaults() {
     let limits = Limits::default();
-    assert_eq!(limits.handshake_timeout, Duration::from_secs(5));
-    assert_eq!((limits.max_half_open, limits.max_peers), (64, 1024));
-    assert!(PATIENCE > limits.handshake_timeout);
+    assert_eq!(limits.hello_timeout, Duration::from_secs(5));
+    assert_eq!(limits.rings_timeout, Duration::from_secs(15));
+    assert_eq!((limits.max_callers, limits.max_calls), (256, 64));
+    assert_eq!(limits.max_peers, 1024);
+    assert!(PATIENCE > limits.rings_timeout);
     let temp = tempfile::tempdir().unwrap();
     let segment = Segment::join(temp.path(), local("m")).unwrap();
     assert!(format!("{segment:?}").contains("\"m\""));

@@ -23,7 +23,8 @@ fn net() -> Net {
     let mut net = Net::new();
     // Some of the tests' packets are good as far as they go: not 5 s for each of them.
     let limits = Limits {
-        handshake_timeout: Duration::from_millis(500),
+        hello_timeout: Duration::from_millis(500),
+        rings_timeout: Duration::from_millis(500),
         ..limits()
     };
     net.join_with(local("m"), limits).unwrap();

@@ -4,6 +4,7 @@ mod frontends;
 mod guest;
 mod lifecycle;
 mod logging;
+mod many;
 mod memory;
 mod process;
 mod status;

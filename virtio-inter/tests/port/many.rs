@@ -1,0 +1,65 @@
+//! Many ports of one segment that start at the same moment.
+
+use std::time::{Duration, Instant};
+
+use virtio_inter_test_support::skip;
+
+use crate::process::{Place, Port};
+
+/// More than a port has calls under way at a time.
+const PORTS: usize = 72;
+
+/// Well before calls that were refused for good are made again.
+const LINKED_WITHIN: Duration = Duration::from_secs(25);
+
+#[test]
+fn ports_that_start_together_are_linked_before_long() {
+    let place = Place::new();
+    let started = Instant::now();
+    let mut ports: Vec<Port> = (0..PORTS)
+        .map(|i| {
+            place
+                .command(&format!("p{i:02}"))
+                .with("--mac", format!("52:54:00:00:00:{i:02x}"))
+                .with("--ring-size", "262144")
+                .spawn()
+        })
+        .collect();
+    let mut waiting: Vec<usize> = (0..PORTS).collect();
+    while !waiting.is_empty() {
+        std::thread::sleep(Duration::from_millis(100));
+        for &i in &waiting {
+            if let Some(status) = ports[i].try_end() {
+                let log = ports[i].log();
+                if log.contains("fs.inotify.max_user_instances") {
+                    skip("other programs of this user have too many inotify instances");
+                    return;
+                }
+                panic!("{status}: {log}");
+            }
+        }
+        let links = |i: &usize| ports[*i].log().matches(" is up").count();
+        waiting.retain(|i| links(i) < PORTS - 1);
+        assert!(
+            started.elapsed() < LINKED_WITHIN,
+            "{} of {PORTS} ports lack peers: {:?}",
+            waiting.len(),
+            waiting.iter().map(links).collect::<Vec<_>>()
+        );
+    }
+    for port in &ports {
+        let log = port.log();
+        let complaint = log
+            .lines()
+            .find(|l| l.contains("WARN") || l.contains("ERROR"));
+        assert_eq!(complaint, None);
+    }
+    // All at once, too.
+    for port in &ports {
+        port.signal(rustix::process::Signal::TERM);
+    }
+    for mut port in ports {
+        assert_eq!(port.wait().code(), Some(0), "{}", port.log());
+    }
+    assert_eq!(place.files(), [""; 0]);
+}
