@@ -383,8 +383,8 @@ fn group_words(group: Group) -> &'static str {
         }
         Group::Scale => {
             "Guests of User Mode Linux, placed by the host; streams of two seconds with messages \
-             of 64 KiB. Memory and idleness: ports without guests on one segment, after all links are \
-             up; memory is resident, and memory that two ports share is divided between them."
+             of 64 KiB. Memory and idleness: ports without guests on one segment, after all links \
+             are up; memory is resident, and memory that two ports share is divided between them."
         }
     }
 }

@@ -31,8 +31,9 @@ pub(crate) struct Options {
 }
 
 /// All steps, in their order.
-const STEPS: [&str; 10] = [
+const STEPS: [&str; 11] = [
     "format",
+    "style",
     "clippy",
     "dependencies",
     "documentation",
@@ -130,6 +131,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
 impl Run {
     fn all(&mut self) {
         self.step("format", |run| run.cargo(&["fmt", "--all", "--check"], &[]));
+        self.step("style", |_| style().map(|()| End::Passed));
         self.step("clippy", |run| {
             run.cargo(
                 &[

@@ -1,5 +1,7 @@
 //! What serves one queue pair, on one thread at a time: the guest's transmit queue into the peers' rings, the peers' rings into the
 //! guest's receive queue. It owns all that it touches; the control thread talks to it by commands.
+//!
+//! It follows the plain rules of VIRTIO and of the scheduler: decision 0063.
 
 mod adapt;
 mod buffers;

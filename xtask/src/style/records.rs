@@ -41,9 +41,14 @@ pub(super) fn findings(tree: &Tree) -> Vec<String> {
         }
         for span in code_spans(&record.held_by) {
             let is_path = span.contains(['/', '.']);
+            // "scheduler_…" stands for all tests whose names begin so.
+            let is_test = match span.strip_suffix('…') {
+                Some(start) => functions.iter().any(|name| name.starts_with(start)),
+                None => functions.contains(span),
+            };
             if is_path && !tree.has(span) {
                 report(format!("there is no {span}, which holds it"));
-            } else if !is_path && !functions.contains(span) {
+            } else if !is_path && !is_test {
                 report(format!("there is no test {span}"));
             }
         }
@@ -53,10 +58,10 @@ pub(super) fn findings(tree: &Tree) -> Vec<String> {
         if record.status == "accepted" && !cited.contains(number) {
             report(format!("no source file cites \"decision {number}\""));
         }
-        let row = format!(
-            "| [{number}]({name}) | {} | {} |",
-            record.title, record.status
-        );
+        // The index has no link in the column of the status.
+        let status = record.status.split('(').next().unwrap_or_default();
+        let status = status.replace(['[', ']'], "");
+        let row = format!("| [{number}]({name}) | {} | {status} |", record.title);
         if !index.is_some_and(|index| index.lines().any(|line| line == row)) {
             report(format!("README.md lacks the row {row}"));
         }
@@ -100,10 +105,12 @@ impl<'a> Record<'a> {
             .strip_prefix("- Status: ")
             .and_then(|rest| rest.split_once("\n- Held by: "))
             .ok_or("its header is not \"- Status: …\" and \"- Held by: …\"")?;
-        let superseded = status.strip_prefix("superseded by ");
-        if !["accepted", "void"].contains(&status) && !superseded.is_some_and(is_number) {
+        let successor = status
+            .strip_prefix("superseded by [")
+            .and_then(|rest| rest.split(']').next());
+        if !["accepted", "void"].contains(&status) && !successor.is_some_and(is_number) {
             return Err(format!(
-                "its status \"{status}\" is none of accepted, superseded by NNNN, void"
+                "its status \"{status}\" is none of accepted, superseded by [NNNN](file), void"
             ));
         }
         Ok(Record {
@@ -190,6 +197,12 @@ mod tests {
         assert_eq!(about(RECORD, INDEX, &other), [expected]);
         let elsewhere = RECORD.replace("a/src/", "b/src/");
         assert_eq!(about(&elsewhere, INDEX, SOURCE).len(), 1);
+        let start = RECORD.replace("thing_works", "thing_…");
+        assert_eq!(about(&start, INDEX, SOURCE), [""; 0]);
+        assert_eq!(
+            about(&start.replace("thing_", "other_"), INDEX, SOURCE).len(),
+            1
+        );
         let vague = RECORD.replace("`thing_works`\n  (`a/src/`)", "a test");
         assert_eq!(about(&vague, INDEX, SOURCE).len(), 1);
     }
@@ -202,6 +215,10 @@ mod tests {
         let void = RECORD.replace("accepted", "void");
         let index = INDEX.replace("accepted", "void");
         assert_eq!(about(&void, &index, &silent), [""; 0]);
+        let superseded = RECORD.replace("accepted", "superseded by [0002](0002-b.md)");
+        let index = INDEX.replace("accepted", "superseded by 0002");
+        let found = about(&superseded, &index, &silent);
+        assert_eq!(found, [""; 0]);
     }
 
     #[test]
@@ -217,7 +234,7 @@ mod tests {
             ("# 0001: ", "# 0002: "),
             ("- Status: ", "Status: "),
             ("accepted", "agreed"),
-            ("accepted", "superseded by it"),
+            ("accepted", "superseded by 0002"),
             ("- Held by: ", ""),
         ] {
             let found = about(&RECORD.replace(from, to), INDEX, SOURCE);
