@@ -63,6 +63,7 @@
 #[cfg(not(loom))]
 mod busy_poll;
 mod doorbell;
+mod dump;
 mod layout;
 mod mapping;
 mod memory;
@@ -88,6 +89,7 @@ mod test_memory;
 #[cfg(not(loom))]
 pub use busy_poll::{BusyPoll, BusyPollConfig};
 pub use doorbell::{Doorbell, DoorbellError};
+pub use dump::exclude_from_dumps;
 pub use layout::{
     DEFAULT_CAPACITY, FORMAT_VERSION, MAX_CAPACITY, MIN_CAPACITY, RECORD_ALIGN, max_record,
 };

@@ -12,6 +12,7 @@ use std::ptr::{self, NonNull};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 use vm_memory::VolatileSlice;
 
+use crate::dump::exclude_from_dumps;
 use crate::layout::{Geometry, RECORD_ALIGN, RECORD_HEADER, WORDS_OFFSET, Words};
 #[cfg(not(loom))]
 use crate::memory::Memory;
@@ -65,6 +66,11 @@ impl Mapping {
             mmap(base, first, prot, flags, fd, 0)?;
             mmap(base.byte_add(first), capacity, prot, flags, fd, whole)?;
         }
+        // SAFETY: all of the reservation was mapped readable and writable just now, and stays so
+        // while `mapping` is borrowed here.
+        let memory = unsafe { VolatileSlice::new(base.cast(), reserved) };
+        // A core dump of this process would hold the peers' frames.
+        exclude_from_dumps(&memory)?;
         Ok(mapping)
     }
 

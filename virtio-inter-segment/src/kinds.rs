@@ -25,10 +25,15 @@ pub(crate) fn may_be_eventfd(fd: BorrowedFd<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::io::ErrorKind;
     use std::os::fd::AsFd;
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
 
     use rustix::event::{EventfdFlags, epoll, eventfd};
     use rustix::fs::{MemfdFlags, memfd_create};
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    use virtio_inter_test_support::skip;
 
     use super::*;
 
@@ -43,6 +48,36 @@ mod tests {
         for other in [epoll.as_fd(), file.as_fd()] {
             assert!(!is_memfd(other) && !may_be_eventfd(other));
         }
+    }
+
+    /// The files in `/proc` of a port, which cannot be dumped, are root's: but for itself.
+    #[test]
+    fn kinds_are_told_apart_in_a_process_that_cannot_be_dumped() {
+        const CHILD: &str = "VIRTIO_INTER_SEGMENT_TEST_CHILD";
+        if std::env::var_os(CHILD).is_some() {
+            set_dumpable_behavior(DumpableBehavior::NotDumpable).unwrap();
+            kinds_are_told_apart();
+            return;
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.env(CHILD, "1").args([
+            "--exact",
+            "kinds::tests::kinds_are_told_apart_in_a_process_that_cannot_be_dumped",
+        ]);
+        if rustix::process::geteuid().is_root() {
+            // Nobody, by convention.
+            child.uid(65534).gid(65534);
+        }
+        let output = match child.output() {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                skip("no other user can run this program");
+                return;
+            }
+            output => output.unwrap(),
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}");
+        assert!(text.contains("1 passed"), "{text}");
     }
 
     /// A file cannot pass by its name.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, anyhow};
 use log::{debug, info, warn};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
 use virtio_inter_args::{SEGMENTS, absolute};
 use virtio_inter_device::Port;
 use virtio_inter_segment::{JoinError, Segment};
@@ -22,6 +22,7 @@ use crate::vhost_user::session::Limits;
 ///
 /// When it cannot run, in words for its user; nothing is left behind then either.
 pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
+    forbid_dumps();
     let signals = Signals::catch().context("Cannot catch signals")?;
     raise_descriptor_limit();
     let lock = SocketLock::take(&arguments.socket)?;
@@ -67,6 +68,20 @@ fn suggest_directory(error: JoinError) -> anyhow::Error {
         );
     }
     error.into()
+}
+
+/// Set for debugging: the port's own user may then trace the port, and it leaves core dumps.
+const ALLOW_DUMPS: &str = "VIRTIO_INTER_ALLOW_DUMPS";
+
+/// Frames of the guest and its peers are in this process's memory. The kernel then writes no core
+/// dump, and lets only processes with CAP_SYS_PTRACE trace it or read its memory.
+fn forbid_dumps() {
+    if std::env::var_os(ALLOW_DUMPS).is_some() {
+        return;
+    }
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        warn!("Cannot forbid core dumps of this process: {error}");
+    }
 }
 
 /// Each peer and each piece of guest memory takes descriptors: as many as the system lets us have.

@@ -12,7 +12,8 @@ use std::os::fd::OwnedFd;
 use rustix::fs::fstat;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use virtio_inter_device::DirtyLog;
-use vm_memory::{FileOffset, MmapRegion};
+use virtio_inter_link::exclude_from_dumps;
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 use super::error::Refusal;
 use super::request::LogArea;
@@ -55,5 +56,7 @@ pub(super) fn map(area: LogArea, fd: OwnedFd) -> Result<DirtyLog, Refusal> {
             source,
         }
     })?;
+    exclude_from_dumps(&bits.as_volatile_slice())
+        .map_err(|source| Refusal::DumpLog { size, source })?;
     Ok(DirtyLog::new(bits))
 }

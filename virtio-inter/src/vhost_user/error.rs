@@ -155,6 +155,19 @@ pub enum Refusal {
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
+    /// A piece of guest memory cannot be excluded from core dumps of the port.
+    #[error(
+        "Memory region of {size:#x} bytes at guest address {guest:#x} cannot be kept out of core dumps"
+    )]
+    Dump {
+        /// Guest physical address.
+        guest: u64,
+        /// Size in bytes.
+        size: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The log of what the device writes cannot be used.
     #[error("Log of {size:#x} bytes at offset {offset:#x} of its file is refused: {problem}")]
     Log {
@@ -175,6 +188,15 @@ pub enum Refusal {
         /// Why.
         #[source]
         source: vm_memory::mmap::MmapRegionError,
+    },
+    /// The log of what the device writes cannot be excluded from core dumps of the port.
+    #[error("Log of {size:#x} bytes cannot be kept out of core dumps")]
+    DumpLog {
+        /// Size in bytes.
+        size: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// More pieces of memory than are supported.
     #[error("More than {0} memory regions")]

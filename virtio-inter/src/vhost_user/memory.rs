@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat, fstatfs};
 use virtio_inter_device::GuestMemory;
+use virtio_inter_link::exclude_from_dumps;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MmapRegion,
+    MmapRegion, VolatileMemory,
 };
 
 use super::error::Refusal;
@@ -207,6 +208,11 @@ impl MemoryTable {
                 source,
             },
         )?;
+        exclude_from_dumps(&mapping.as_volatile_slice()).map_err(|source| Refusal::Dump {
+            guest: region.guest,
+            size: region.size,
+            source,
+        })?;
         let mapped = GuestRegionMmap::new(mapping, GuestAddress(region.guest))
             .ok_or_else(|| refuse("it reaches beyond the end of an address space"))?;
         self.regions.insert(

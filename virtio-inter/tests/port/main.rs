@@ -1,5 +1,6 @@
 //! The real program: its command line, its files, its signals, and what connects to it.
 
+mod dumps;
 mod frontends;
 mod guest;
 mod lifecycle;

@@ -2,12 +2,19 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_virtio-inter");
+
+/// A user that has nothing, by convention.
+const NOBODY: u32 = 65534;
 
 /// Longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -66,6 +73,7 @@ impl Place {
             notify: None,
             directory: None,
             variables: Vec::new(),
+            user: None,
             options: vec![
                 (
                     "--socket",
@@ -92,6 +100,8 @@ pub(crate) struct PortCommand {
     /// Its working directory; None: this test's.
     directory: Option<PathBuf>,
     variables: Vec<(&'static str, OsString)>,
+    /// None: this test's.
+    user: Option<u32>,
     options: Vec<(&'static str, OsString)>,
 }
 
@@ -121,6 +131,27 @@ impl PortCommand {
         self
     }
 
+    /// Has it run by another user than root, if this is root; None: that user cannot run it.
+    pub(crate) fn by_ordinary_user(mut self) -> Option<Self> {
+        if rustix::process::geteuid().is_root() {
+            let segment = self.option("--segment");
+            // The sockets are beside the segment.
+            for path in [segment.as_path(), segment.parent()?] {
+                chown(path, Some(NOBODY), Some(NOBODY)).ok()?;
+            }
+            self.user = Some(NOBODY);
+            let mut probe = Command::new(PROGRAM);
+            let probe = probe.arg("--version").uid(NOBODY).gid(NOBODY);
+            probe.stdout(Stdio::null()).status().ok()?;
+        }
+        Some(self)
+    }
+
+    fn option(&self, name: &str) -> PathBuf {
+        let option = self.options.iter().find(|(option, _)| *option == name);
+        PathBuf::from(&option.expect("an option").1)
+    }
+
     /// Starts it and sees.
     pub(crate) fn spawn(&self) -> Port {
         let log = File::create(&self.log).unwrap();
@@ -129,7 +160,10 @@ impl PortCommand {
 
     /// Starts it with its output on something else than its log file.
     pub(crate) fn spawn_onto(&self, output: impl Into<Stdio>, log: impl Into<Stdio>) -> Port {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_virtio-inter"));
+        let mut command = Command::new(PROGRAM);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         match &self.notify {
             Some(socket) => command.env("NOTIFY_SOCKET", socket),
             None => command.env_remove("NOTIFY_SOCKET"),
