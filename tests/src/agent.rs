@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use virtio_inter_agent::{FrameReader, Kind, MAX_PAYLOAD_TO_GUEST};
 
-use crate::Result;
+use crate::{Result, deadline};
 
 mod channel;
 mod job;
@@ -78,8 +78,9 @@ impl Agent {
 
     /// Waits until the guest has booted `count` times.
     pub(crate) fn wait_for_boot(&self, count: u32, limit: Duration) -> Result<()> {
+        let within = deadline::cut(limit);
         self.shared
-            .wait(limit, |state| {
+            .wait(within, |state| {
                 if state.boots >= count {
                     Some(Ok(()))
                 } else {
@@ -88,7 +89,10 @@ impl Agent {
                         .then(|| Err(anyhow!("The machine ended before it was ready")))
                 }
             })
-            .ok_or_else(|| anyhow!("The guest was not ready within {limit:?}"))?
+            .ok_or_else(|| {
+                let within = deadline::describe(limit, within);
+                anyhow!("The guest was not ready within {within}")
+            })?
     }
 
     /// Starts a command in the guest.

@@ -10,6 +10,8 @@ mod bridge;
 mod cleanup;
 mod cloud_hypervisor;
 pub mod cpio;
+mod deadline;
+mod dump;
 mod group;
 mod images;
 mod kvm;

@@ -24,16 +24,22 @@ use virtio_inter_test_support::{note, tell};
 use crate::agent::{Agent, Channel, Job, Output};
 use crate::cpio::Archive;
 use crate::images::{self, Image};
-use crate::{Kernel, Process, Result, Testbed, cloud_hypervisor, guest_test, kvm, skip};
+use crate::{Kernel, Process, Result, Testbed, cloud_hypervisor, deadline, guest_test, kvm, skip};
 
 /// Machines tried for one test.
 const TRIES: u32 = 3;
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
-/// How long a test may take in there.
-const TEST_LIMIT: Duration = Duration::from_secs(300);
+/// How long a test may take in there: by its own limit it ends before, and says why.
+pub(crate) const TEST_LIMIT: Duration = deadline::TEST_LIMIT.saturating_add(deadline::MARGIN);
 /// How often the machine is asked whether it still lives, and how long it may take to answer.
 const PULSE: Duration = Duration::from_secs(20);
 const PULSE_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a test may take at most, with all machines that are tried for it.
+#[cfg(test)]
+pub(crate) fn longest() -> Duration {
+    (BOOT_LIMIT + TEST_LIMIT + PULSE + PULSE_LIMIT) * TRIES
+}
 
 /// Set for what runs in the machine.
 const INSIDE: &str = "VIRTIO_INTER_INSIDE";
@@ -146,21 +152,19 @@ fn run_inside(name: &str, supplies: &Supplies) -> Result<End> {
         "{name}: the nested machine booted in {booted:.1?} and ran for {:.1?} more",
         start.elapsed() - booted
     ));
-    let output = output.inspect_err(|_| bed.keep())?;
+    verdict(&output.inspect_err(|_| bed.keep())?)
+}
+
+/// What a test's output says. An error is the machine's.
+fn verdict(output: &TestOutput) -> Result<End> {
+    let mut lines = output.text.lines();
     if !output.passed {
-        let dead = output
-            .text
-            .lines()
-            .find(|line| line.starts_with(TRIPLE_FAULTED));
-        return match dead {
+        return match lines.find(|line| line.starts_with(TRIPLE_FAULTED)) {
             Some(line) => Err(anyhow!("{line}")),
             None => Ok(End::Failed),
         };
     }
-    let skipped = output
-        .text
-        .lines()
-        .find_map(|line| line.strip_prefix("SKIPPED "));
+    let skipped = lines.find_map(|line| line.strip_prefix("SKIPPED "));
     Ok(match skipped.and_then(|line| line.split_once(": ")) {
         Some((_, reason)) => End::Skipped(reason.to_owned()),
         None => End::Passed,
@@ -171,6 +175,16 @@ fn run_inside(name: &str, supplies: &Supplies) -> Result<End> {
 struct TestOutput {
     passed: bool,
     text: String,
+}
+
+impl TestOutput {
+    /// Of a test that has ended, or has not in time: what it wrote until then counts as well.
+    fn new(end: Option<&Output>, text: String) -> Self {
+        Self {
+            passed: end.is_some_and(Output::success) && text.contains("1 passed"),
+            text,
+        }
+    }
 }
 
 /// A running nested machine, killed when dropped.
@@ -232,21 +246,9 @@ impl Machine {
     /// Runs the test, shows its output as it comes, and returns it.
     fn run_test(&self, name: &str) -> Result<TestOutput> {
         let arguments = ["--exact", name, "--nocapture", "--test-threads=1"];
-        Ok(match self.run(&arguments, TEST_LIMIT, true)? {
-            Some(output) => {
-                let passed = output.success();
-                let text = output.stdout + &output.stderr;
-                TestOutput {
-                    passed: passed && text.contains("1 passed"),
-                    text,
-                }
-            }
-            // The machine lives, so the test is to blame.
-            None => TestOutput {
-                passed: false,
-                text: String::new(),
-            },
-        })
+        // The machine lives, so the test is to blame when it does not end.
+        let (end, text) = self.run_for(&arguments, TEST_LIMIT, true)?;
+        Ok(TestOutput::new(end.as_ref(), text))
     }
 
     /// Runs the program that the machine was given, and shows what it writes to standard error as it comes, and to
@@ -261,6 +263,17 @@ impl Machine {
         limit: Duration,
         shows_all: bool,
     ) -> Result<Option<Output>> {
+        let (end, _) = self.run_for(arguments, limit, shows_all)?;
+        Ok(end)
+    }
+
+    /// The same, and all that it wrote, also when it did not end.
+    fn run_for(
+        &self,
+        arguments: &[&str],
+        limit: Duration,
+        shows_all: bool,
+    ) -> Result<(Option<Output>, String)> {
         let environment = [
             format!("{INSIDE}=1"),
             format!("PATH={HOST}/bin:/bin:/usr/bin"),
@@ -283,13 +296,15 @@ impl Machine {
             let end = job.wait_for_end(PULSE);
             shown.show(&job, shows_all);
             if let Some(output) = end.with_context(|| self.story())? {
-                return Ok(Some(output));
+                let text = format!("{}{}", output.stdout, output.stderr);
+                return Ok((Some(output), text));
             }
             self.check_pulse().with_context(|| self.story())?;
             if start.elapsed() > limit {
                 let line = arguments.join(" ");
                 tell(&format!("`{line}` did not end within {limit:?}"));
-                return Ok(None);
+                shown.show(&job, shows_all);
+                return Ok((None, job.stdout() + &job.stderr()));
             }
         }
     }
@@ -460,4 +475,19 @@ fn add_to_initramfs(
         archive.file(&path.to_string_lossy(), &fs::read(source)?)?;
     }
     archive.finish()?.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a test wrote that was too late tells whose fault that is.
+    #[test]
+    fn limit_of_a_machine_does_not_throw_the_text_away() {
+        let late = |text: &str| verdict(&TestOutput::new(None, text.to_owned()));
+        assert!(matches!(late("running 1 test\n"), Ok(End::Failed)));
+        let text = format!("running 1 test\n{TRIPLE_FAULTED}of a guest: vm-a.log\n");
+        let error = late(&text).err().expect("the machine's fault");
+        assert!(error.to_string().contains("vm-a.log"), "{error}");
+    }
 }

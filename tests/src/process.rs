@@ -23,7 +23,7 @@ use rustix::process::{
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::cleanup::{Action, Registration};
-use crate::{Result, wait};
+use crate::{Result, deadline, dump, wait};
 
 /// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -120,17 +120,31 @@ impl Process {
             let pid = Pid::from_child(&self.child);
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
             let _ = kill_process(pid, Signal::KILL);
-            self.wait(KILL_LIMIT)?;
+            // Also when the test has no time left.
+            if self.end_within(KILL_LIMIT)?.is_none() {
+                bail!("{} did not end within {KILL_LIMIT:?}", self.name);
+            }
         }
         Ok(())
     }
 
-    /// Waits for the end of the process.
+    /// Waits for the end of the process, not beyond the test's own limit.
     ///
     /// # Errors
     ///
     /// A process that runs for longer than `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let within = deadline::cut(limit);
+        if let Some(status) = self.end_within(within)? {
+            return Ok(status);
+        }
+        dump::tell_all(&format!("waiting for the end of {}", self.name));
+        let within = deadline::describe(limit, within);
+        bail!("{} did not end within {within}", self.name);
+    }
+
+    /// None: it still runs after `limit`.
+    fn end_within(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
         // Waiting for the process itself needs no polling, yet has no limit; its descriptor has.
         if let Ok(descriptor) = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()) {
             let start = Instant::now();
@@ -144,20 +158,16 @@ impl Process {
                 }
             }
         }
-        match self
+        let status = self
             .child
             .try_wait()
-            .context("Asking for a process's end")?
-        {
-            Some(status) => {
-                // Those that it started may outlive it.
-                let _ =
-                    rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-                self.registration.cancel();
-                Ok(status)
-            }
-            None => bail!("{} did not end within {limit:?}", self.name),
+            .context("Asking for a process's end")?;
+        if status.is_some() {
+            // Those that it started may outlive it.
+            let _ = rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+            self.registration.cancel();
         }
+        Ok(status)
     }
 
     /// Whether the process has not ended yet.

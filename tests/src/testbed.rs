@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use virtio_inter_test_support::tell;
 
 use crate::cleanup::{Action, Registration};
-use crate::{Result, machine};
+use crate::{Result, deadline, dump, machine};
 
 /// The longest socket path that fits an address (`sun_path` less its end), minus room for a name in the directory.
 const DIRECTORY_LIMIT: usize = 107 - 40;
@@ -109,7 +109,8 @@ impl Drop for Testbed {
     }
 }
 
-/// Runs `test` on a testbed of its own and panics with the whole story if it fails.
+/// Runs `test` on a testbed of its own and panics with the whole story if it fails. It may take 270
+/// s: waits that ask for more than is left of that get less.
 ///
 /// # Panics
 ///
@@ -118,7 +119,10 @@ impl Drop for Testbed {
 pub fn guest_test(test: impl FnOnce(&Testbed) -> Result<()>) {
     let name = thread::current().name().unwrap_or("test").to_owned();
     let outcome = Testbed::new(&name).and_then(|bed| {
+        deadline::begin(deadline::TEST_LIMIT);
+        dump::add(&bed.directory);
         let outcome = test(&bed);
+        dump::remove(&bed.directory);
         if outcome.is_err() {
             bed.keep();
         }

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-use crate::Result;
+use crate::{Result, deadline, dump};
 
 const STEP: Duration = Duration::from_millis(2);
 
-/// Looks until `look` finds something, at most for `limit`.
+/// Looks until `look` finds something, at most for `limit`, and not beyond the test's own limit. If
+/// it finds nothing, tells the state of all ports and guests.
 ///
 /// # Errors
 ///
@@ -19,13 +20,14 @@ pub fn until<T>(
     limit: Duration,
     mut look: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let start = Instant::now();
+    let (start, within) = (Instant::now(), deadline::cut(limit));
     loop {
         if let Some(found) = look()? {
             return Ok(found);
         }
-        if start.elapsed() >= limit {
-            bail!("No {what} within {limit:?}");
+        if start.elapsed() >= within {
+            dump::tell_all(&format!("waiting for {what}"));
+            bail!("No {what} within {}", deadline::describe(limit, within));
         }
         thread::sleep(STEP);
     }

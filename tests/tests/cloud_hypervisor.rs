@@ -1,7 +1,6 @@
 //! Guests of a stock Cloud Hypervisor: their life, and their ports'.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -245,38 +244,6 @@ fn a_connection_outlasts_snapshot_and_restore() {
     });
 }
 
-/// Runs `action` during a transfer, then waits until that has moved `bytes` more. The longest time in which the transfer
-/// did not move from the action's beginning on.
-fn stall_during<T>(
-    transfer: &tools::Transfer,
-    bytes: u64,
-    action: impl FnOnce() -> Result<T>,
-) -> Result<(T, Duration)> {
-    let is_done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let watch = scope.spawn(|| -> Result<Duration> {
-            let (mut last, mut since) = (transfer.progress(), Instant::now());
-            let (mut longest, mut target) = (Duration::ZERO, None);
-            until("progress of a transfer", 2 * LIMIT, || {
-                let now = transfer.progress();
-                longest = longest.max(since.elapsed());
-                if now != last {
-                    (last, since) = (now, Instant::now());
-                }
-                if target.is_none() && is_done.load(Ordering::Relaxed) {
-                    target = Some(now + bytes);
-                }
-                Ok(target.filter(|target| now >= *target).map(drop))
-            })?;
-            Ok(longest)
-        });
-        let outcome = action();
-        is_done.store(true, Ordering::Relaxed);
-        let longest = watch.join().expect("a thread that does not panic");
-        Ok((outcome?, longest?))
-    })
-}
-
 /// Moves the first guest three times under load, there, back and there again.
 fn migrate(mut local: bool) {
     const BYTES: u64 = 100_000_000;
@@ -287,14 +254,14 @@ fn migrate(mut local: bool) {
             let mut transfer = transfer(&group, BYTES)?;
             transfer.wait_for_progress(5_000_000, LIMIT)?;
             let vm = &mut group.vms[0];
-            let mut moved = stall_during(&transfer, 3_000_000, || move_once(vm, bed, local));
+            let mut moved = transfer.stall_during(3_000_000, LIMIT, || move_once(vm, bed, local));
             if !local && refused_again(&moved) {
                 tell(&format!(
                     "{turn}: REFUSED by the VMM ({NOT_SUPPORTED}, Cloud Hypervisor's issue 8918); \
                      from here on with local=on"
                 ));
                 local = true;
-                moved = stall_during(&transfer, 3_000_000, || move_once(vm, bed, local));
+                moved = transfer.stall_during(3_000_000, LIMIT, || move_once(vm, bed, local));
             }
             let (took, stall) = moved.with_context(|| turn)?;
             tell(&format!(

@@ -1,5 +1,5 @@
-//! The frame that tells a segment where an address is now: a RARP request (RFC 903), as QEMU and Linux announce a guest that
-//! has moved.
+//! The frame that tells a segment where an address is now: a RARP request (RFC 903), as QEMU and
+//! Linux announce a guest that has moved.
 
 use virtio_inter_segment::MacAddr;
 

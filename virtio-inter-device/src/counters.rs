@@ -92,14 +92,14 @@ counters! {
     rx_bad_address,
     /// From a peer: larger than the port's MTU, and not to be segmented to fit it.
     rx_too_long,
-    /// From a peer: larger than the guest's buffer (without mergeable buffers), and not TCP to be segmented, which is cut to
-    /// fit. Segments count one by one.
+    /// From a peer: larger than the guest's buffer (without mergeable buffers), and not TCP to be
+    /// segmented, which is cut to fit. Segments count one by one.
     rx_small_buffer,
-    /// Frames from peers that were cut into segments, as the guest did not negotiate to take them whole or has too small
-    /// buffers for that. The segments are frames of `rx_frames`.
+    /// Frames from peers that were cut into segments, as the guest did not negotiate to take them
+    /// whole or has too small buffers for that. The segments are frames of `rx_frames`.
     rx_segmented,
-    /// Frames of `rx_frames` whose checksum was completed, as the guest did not negotiate to take partial ones, or as DHCP
-    /// programs want it.
+    /// Frames of `rx_frames` whose checksum was completed, as the guest did not negotiate to take
+    /// partial ones, or as DHCP programs want it.
     rx_csum_completed,
     /// From a peer: no guest is there to take it.
     rx_no_guest,

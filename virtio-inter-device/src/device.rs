@@ -136,7 +136,8 @@ pub trait Device {
     /// When the index is wrong.
     fn stop_queue(&mut self, index: u16) -> Result<u16, DeviceError>;
 
-    /// Tells everybody on the network where the device's address is, by a RARP broadcast. Returns how many peers get it.
+    /// Tells everybody on the network where the device's address is, by a RARP broadcast. Returns
+    /// how many peers get it.
     ///
     /// # Errors
     ///

@@ -38,7 +38,8 @@ const SEATS: usize = 2;
 /// How long nothing is accepted after that failed, in seconds: descriptors do not come back at once.
 const PAUSE_SECONDS: i64 = 1;
 
-/// How long the connection of a frontend that was refused is kept, in seconds: many are back at once, with the same request.
+/// How long the connection of a frontend that was refused is kept, in seconds: many are back at
+/// once, with the same request.
 const REFUSED_SECONDS: i64 = 10;
 
 /// Coming and going, which anybody with access to the socket can repeat.
@@ -246,8 +247,8 @@ impl Door {
         Ok(())
     }
 
-    /// A seat that nobody has, or one whose frontend has never said anything: that one first, as it may be a probe. Or one
-    /// whose frontend was refused.
+    /// A seat that nobody has, or one whose frontend has never said anything: that one first, as it
+    /// may be a probe. Or one whose frontend was refused.
     fn free_seat(&self) -> Option<usize> {
         let silent =
             |seat: &Option<Frontend>| seat.as_ref().is_some_and(|frontend| !frontend.has_spoken());
@@ -312,8 +313,8 @@ impl Door {
         Ok(())
     }
 
-    /// Stops serving a frontend that would only ask for the same again, but keeps its connection for a while. The log tells
-    /// of it once.
+    /// Stops serving a frontend that would only ask for the same again, but keeps its connection
+    /// for a while. The log tells of it once.
     fn refuse(
         &mut self,
         seat: usize,

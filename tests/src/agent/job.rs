@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use virtio_inter_agent::{Kind, MAX_PAYLOAD_TO_GUEST};
 
 use super::shared::{End, JobState, Shared};
-use crate::Result;
+use crate::{Result, deadline, dump};
 
 /// How long a killed command may take to end. In a guest that is paused it does not.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
@@ -42,13 +42,14 @@ pub struct Job {
 }
 
 impl Job {
-    /// Waits for the command's end.
+    /// Waits for the command's end, not beyond the test's own limit.
     ///
     /// # Errors
     ///
     /// A command that cannot be started or runs for longer than `limit`, a guest that is gone.
     pub fn wait(&mut self, limit: Duration) -> Result<Output> {
-        let end = self.shared.wait(limit, |state| {
+        let within = deadline::cut(limit);
+        let end = self.shared.wait(within, |state| {
             let job = state.jobs.get(&self.number)?;
             let end = job.end.clone()?;
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -62,11 +63,15 @@ impl Job {
                 stderr,
             }),
             Some((End::Failed(why), ..)) => bail!("`{}`: {why}", self.name),
-            None => bail!(
-                "`{}` ran for more than {limit:?}; it wrote:\n{}",
-                self.name,
-                self.stdout()
-            ),
+            None => {
+                dump::tell_all(&format!("waiting for the end of `{}`", self.name));
+                bail!(
+                    "`{}` ran for more than {}; it wrote:\n{}",
+                    self.name,
+                    deadline::describe(limit, within),
+                    self.stdout()
+                )
+            }
         }
     }
 
@@ -90,7 +95,8 @@ impl Job {
     /// No such text within `limit`, or a command that ends without it.
     pub fn wait_for_output(&mut self, text: &str, limit: Duration) -> Result<()> {
         let contains = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(text);
-        let found = self.shared.wait(limit, |state| {
+        let within = deadline::cut(limit);
+        let found = self.shared.wait(within, |state| {
             let job = state.jobs.get(&self.number)?;
             if contains(&job.stdout) || contains(&job.stderr) {
                 return Some(true);
@@ -101,13 +107,15 @@ impl Job {
             return Ok(());
         }
         let why = if found.is_none() {
+            dump::tell_all(&format!("waiting for \"{text}\" from `{}`", self.name));
             "did not write"
         } else {
             "ended without"
         };
         bail!(
-            "`{}` {why} \"{text}\" ({limit:?}):\n{}{}",
+            "`{}` {why} \"{text}\" ({}):\n{}{}",
             self.name,
+            deadline::describe(limit, within),
             self.stdout(),
             self.stderr()
         )

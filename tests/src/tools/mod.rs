@@ -7,6 +7,7 @@ mod iperf3;
 mod netperf;
 mod ping;
 mod sockperf;
+mod stall;
 mod transfer;
 mod udp;
 

@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use serde::Deserialize;
 
 use super::LISTEN_LIMIT;
+use super::stall::{self, Progress, Watch};
 use crate::{Job, Result, Vm, wait};
 
 /// What to move.
@@ -125,20 +126,34 @@ impl Transfer {
     ///
     /// # Errors
     ///
-    /// A transfer that is not that far within `limit`.
+    /// A transfer that is not that far within `limit`, or has ended.
     pub fn longest_stall(&self, since: Instant, bytes: u64, limit: Duration) -> Result<Duration> {
-        let (mut last, mut since) = (self.progress(), since);
-        let target = last + bytes;
-        let mut longest = Duration::ZERO;
-        wait::until("end of a transfer's stall", limit, || {
-            let now = self.progress();
-            longest = longest.max(since.elapsed());
-            if now != last {
-                (last, since) = (now, Instant::now());
-            }
-            Ok((now >= target).then_some(()))
-        })?;
-        Ok(longest)
+        Watch::new(|| self.look(), since).until_moved(bytes, limit)
+    }
+
+    /// Runs `action`, then waits until `bytes` more went by, at most for `limit`. What the action
+    /// did, and the longest time in which none did from its beginning on.
+    ///
+    /// # Errors
+    ///
+    /// What the action fails with: that is told at once, and nothing is waited for any more. As for
+    /// [`Transfer::longest_stall`].
+    pub fn stall_during<T>(
+        &self,
+        bytes: u64,
+        limit: Duration,
+        action: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Duration)> {
+        stall::during(|| self.look(), bytes, limit, action)
+    }
+
+    fn look(&self) -> Progress {
+        // Asked for first: what has ended has told all.
+        let is_running = self.client.is_running();
+        Progress {
+            bytes: self.progress(),
+            ended: (!is_running).then(|| self.client.stderr()),
+        }
     }
 
     /// Waits for the end of the transfer.

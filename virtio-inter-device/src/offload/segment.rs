@@ -41,10 +41,11 @@ pub(crate) struct Segments {
 }
 
 impl Segments {
-    /// How a frame of `frame_len` bytes is cut for a receiver with this MTU, whose buffers hold a frame of `buffer` bytes.
+    /// How a frame of `frame_len` bytes is cut for a receiver with this MTU, whose buffers hold a
+    /// frame of `buffer` bytes.
     ///
-    /// TCP is cut smaller than it asks for if MTU or buffers want that: it is a stream of bytes. UDP is not.
-    /// None: no segment fits the MTU.
+    /// TCP is cut smaller than it asks for if MTU or buffers want that: it is a stream of bytes.
+    /// UDP is not. None: no segment fits the MTU.
     pub(crate) fn new(
         layout: Layout,
         gso: &Gso,
@@ -57,7 +58,8 @@ impl Segments {
             .filter(|&room| room != 0)?;
         let asked = usize::from(gso.size);
         let size = match layout.transport {
-            // Buffers that hold no payload at all make no difference: each segment is dropped for them.
+            // Buffers that hold no payload at all make no difference: each segment is dropped for
+            // them.
             Transport::Tcp => match buffer.saturating_sub(layout.payload_start) {
                 0 => asked.min(room),
                 held => asked.min(room).min(held),

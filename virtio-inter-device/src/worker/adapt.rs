@@ -43,8 +43,9 @@ impl Adapter {
         }
     }
 
-    /// Decides on a record whose head was read and checked. `buffer`: the longest frame that the guest's buffers hold, if
-    /// they were found to be too small for this one. The error is the counter of why it is dropped.
+    /// Decides on a record whose head was read and checked. `buffer`: the longest frame that the
+    /// guest's buffers hold, if they were found to be too small for this one. The error is the
+    /// counter of why it is dropped.
     #[inline]
     pub(crate) fn form<'a>(
         &mut self,
@@ -202,9 +203,10 @@ fn takes_whole(takes: Offloads, gso: &Gso, layout: &Layout) -> bool {
 
 /// Whether a frame with this partial checksum comes from or goes to a DHCP server or relay.
 ///
-/// Old DHCP programs read packet sockets and ignore PACKET_AUXDATA, where the kernel says that a checksum is partial: they drop
-/// the frame as damaged. So its checksum is completed for guests that take partial ones, too, as QEMU and libvirt do.
-/// DHCPv6 programs use UDP sockets, for which the guest's kernel knows better.
+/// Old DHCP programs read packet sockets and ignore PACKET_AUXDATA, where the kernel says that a
+/// checksum is partial: they drop the frame as damaged. So its checksum is completed for guests
+/// that take partial ones, too, as QEMU and libvirt do. DHCPv6 programs use UDP sockets, for which
+/// the guest's kernel knows better.
 ///
 /// The peer may change the ports meanwhile; a completed checksum is right for any guest.
 fn is_dhcp(record: &VolatileSlice<'_>, start: usize, offset: usize) -> bool {

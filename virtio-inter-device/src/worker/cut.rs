@@ -24,8 +24,8 @@ pub(super) struct Cut<'a> {
 }
 
 impl Cut<'_> {
-    /// Delivers at most `limit` segments. `Next::Record`: all are done with. `Next::Smaller`: none is, as the buffers that
-    /// were collected are too small for one.
+    /// Delivers at most `limit` segments. `Next::Record`: all are done with. `Next::Smaller`: none
+    /// is, as the buffers that were collected are too small for one.
     #[allow(
         clippy::too_many_arguments,
         reason = "the parts of a collector, borrowed apart"

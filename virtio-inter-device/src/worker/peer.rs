@@ -122,7 +122,8 @@ impl Peer {
         Ok(room)
     }
 
-    /// Sends a record of the port's own, behind those that wait aside. False: there is no room for it.
+    /// Sends a record of the port's own, behind those that wait aside. False: there is no room for
+    /// it.
     pub(crate) fn send(&mut self, record: &[u8]) -> Result<bool, Violation> {
         self.flush_spill()?;
         if self.spill.is_empty()

@@ -42,8 +42,9 @@ pub(crate) struct Source {
 struct Progress {
     /// Segments of it that the guest has already.
     segments: u32,
-    /// The longest frame that the guest's buffers hold, if they were too small for the record as it is: it is cut into such
-    /// frames. Kept until the record is done with, as the segments must stay the same ones.
+    /// The longest frame that the guest's buffers hold, if they were too small for the record as it
+    /// is: it is cut into such frames. Kept until the record is done with, as the segments must
+    /// stay the same ones.
     buffer: Option<usize>,
 }
 

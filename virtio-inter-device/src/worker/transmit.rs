@@ -274,8 +274,8 @@ impl Transmitter {
         Ok(Layout::parse(&bytes[NET_HEADER..needs], gso).map(|_| ()))
     }
 
-    /// Sends a record of the port's own to all peers. Returns how many get it: one without room, in the ring and aside, does
-    /// not.
+    /// Sends a record of the port's own to all peers. Returns how many get it: one without room, in
+    /// the ring and aside, does not.
     pub(crate) fn send_to_all(&mut self, record: &[u8], counters: &Counters) -> usize {
         let mut count = 0;
         for peer in self.peers.iter_mut().filter(|p| !p.dead) {

@@ -213,8 +213,8 @@ fn packet(kind: Kind, len: usize, seed: u64) -> Packet {
     }
 }
 
-/// Does one thing to the guests, if they and the link have room for it, and to the model. Says whether frames wait for
-/// buffers then.
+/// Does one thing to the guests, if they and the link have room for it, and to the model. Says
+/// whether frames wait for buffers then.
 fn perform(action: Action, seed: u64, a: &mut Node, b: &mut Node, model: &mut Model) -> bool {
     let shape = |indirect| {
         if indirect {

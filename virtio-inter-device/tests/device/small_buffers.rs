@@ -1,4 +1,5 @@
-//! Frames to be segmented for guests whose buffers are smaller than they: cut to what a buffer holds.
+//! Frames to be segmented for guests whose buffers are smaller than they: cut to what a buffer
+//! holds.
 
 use crate::driver::{Feature, HEADER, LEAN, Node, Packet, Peer, Spec, adapted, mac, until};
 

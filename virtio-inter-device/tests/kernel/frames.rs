@@ -199,7 +199,8 @@ impl Frame {
                 16
             }
             Transport::Udp => {
-                // No port of DHCP's: such checksums are completed, for which the kernel needs a rule of iptables.
+                // No port of DHCP's: such checksums are completed, for which the kernel needs a
+                // rule of iptables.
                 transport[0] |= 0x80;
                 transport[2] |= 0x80;
                 transport[4..6].copy_from_slice(&(transport_bytes as u16).to_be_bytes());

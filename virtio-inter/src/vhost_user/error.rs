@@ -118,8 +118,9 @@ pub enum Refusal {
     Driver(#[source] DeviceError),
     /// The driver is a legacy one.
     #[error(
-        "The guest's driver did not accept VERSION_1 (virtio 1.0), and legacy drivers are not served; QEMU's \
-         virtio-mmio devices, as in its machine microvm, need -global virtio-mmio.force-legacy=false"
+        "The guest's driver did not accept VERSION_1 (virtio 1.0), and legacy drivers are not served; \
+         QEMU's virtio-mmio devices, as in its machine microvm, need \
+         -global virtio-mmio.force-legacy=false"
     )]
     Legacy,
     /// The frontend has no kick for us.

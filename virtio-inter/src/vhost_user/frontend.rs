@@ -100,8 +100,8 @@ impl Frontend {
         self.spoken
     }
 
-    /// Gives the device up for good but keeps the connection: QEMU, for one, is back as often as its `reconnect-ms` says, and
-    /// its guest sees its link go down and up each time.
+    /// Gives the device up for good but keeps the connection: QEMU, for one, is back as often as
+    /// its `reconnect-ms` says, and its guest sees its link go down and up each time.
     pub fn refuse(&mut self, device: &mut dyn Device) {
         self.refused = true;
         self.held = None;
@@ -188,7 +188,8 @@ impl Frontend {
     ///
     /// # Errors
     ///
-    /// When it hangs up, or asks for an answer: a new driver has come, as a rule, and the next session may suit it.
+    /// When it hangs up, or asks for an answer: a new driver has come, as a rule, and the next
+    /// session may suit it.
     fn pass_over(&mut self) -> Result<(), Ended> {
         for _ in 0..BATCH {
             match self.connection.receive()? {

@@ -35,8 +35,9 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 /// What vhost-user adds to the device's features.
 const ADDED_FEATURES: u64 = PROTOCOL_FEATURES | LOG_ALL;
 
-/// What of the protocol is offered. Not among it: INFLIGHT_SHMFD, since buffers are used in order and the
-/// ring's own used index says it all; DEVICE_STATE, as all that there is to keep is in the guest's memory.
+/// What of the protocol is offered. Not among it: INFLIGHT_SHMFD, since buffers are used in order
+/// and the ring's own used index says it all; DEVICE_STATE, as all that there is to keep is in the
+/// guest's memory.
 pub const OFFERED: Protocol = Protocol::MQ
     .union(Protocol::REPLY_ACK)
     .union(Protocol::RARP)
@@ -314,9 +315,11 @@ impl Session {
     }
 }
 
-/// Tells the segment where the guest is after a migration, for a guest that does not do so itself (GUEST_ANNOUNCE).
+/// Tells the segment where the guest is after a migration, for a guest that does not do so itself
+/// (GUEST_ANNOUNCE).
 ///
-/// Ports need no telling: they know addresses from the handshake. But a peer's guest may be a bridge, which learns.
+/// Ports need no telling: they know addresses from the handshake. But a peer's guest may be a
+/// bridge, which learns.
 fn announce(asked: [u8; 6], device: &mut dyn Device) -> Result<(), Refusal> {
     let own = device.config().first_chunk().copied().unwrap_or_default();
     if asked != own {

@@ -199,8 +199,8 @@ fn crosvm() {
     }
 }
 
-/// The queues of a driver that does not know VERSION_1 do not run. The connection stays, as the guest may reboot into
-/// another driver.
+/// The queues of a driver that does not know VERSION_1 do not run. The connection stays, as the
+/// guest may reboot into another driver.
 #[test]
 fn legacy_driver_is_not_served_until_another_comes() {
     let mut rig = Rig::with_device(port("legacy"));

@@ -220,13 +220,15 @@ fn configuration_is_as_long_as_asked_and_read_only() {
     assert!(!rig.ack(SET_CONFIG, &write, &[]));
 }
 
-/// QEMU announces a guest that has moved and does not announce itself; without this it prints an error.
+/// QEMU announces a guest that has moved and does not announce itself; without this it prints an
+/// error.
 #[test]
 fn rarp_is_offered_and_announces_the_ports_own_address() {
     let mut rig = Rig::running();
     let protocol = number_of(&rig.ask(GET_PROTOCOL_FEATURES, &[]));
     assert_ne!(protocol & F_RARP, 0);
-    // The address, as the first bytes of the mock's configuration are, and two bytes that mean nothing.
+    // The address, as the first bytes of the mock's configuration are, and two bytes that mean
+    // nothing.
     let own = [1, 2, 3, 4, 5, 6, 0xaa, 0xbb];
     rig.tell(SEND_RARP, &own, &[]);
     assert_eq!(rig.device.announced, 1);

@@ -123,10 +123,11 @@ impl Session {
         })
     }
 
-    /// Changes one field of a queue, then starts or stops it accordingly. The field is as it was before if
-    /// that fails, so that what was refused does not come back with a later request. A queue for which there
-    /// is no memory at all is not refused: memory may come last. Nor is one whose driver cannot be served: the
-    /// connection is good, and another driver may come. A frontend whose connection ended would only come back at once.
+    /// Changes one field of a queue, then starts or stops it accordingly. The field is as it was
+    /// before if that fails, so that what was refused does not come back with a later request. A
+    /// queue for which there is no memory at all is not refused: memory may come last. Nor is one
+    /// whose driver cannot be served: the connection is good, and another driver may come. A
+    /// frontend whose connection ended would only come back at once.
     pub(super) fn change<T>(
         &mut self,
         index: u16,
