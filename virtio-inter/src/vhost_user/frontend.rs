@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::Level;
 use thiserror::Error;
@@ -19,6 +19,9 @@ use crate::chain::chain;
 
 /// Requests served before others get their turn.
 const BATCH: usize = 64;
+
+/// How long the connection of a refused frontend is kept in any case, unless it hangs up.
+const REFUSED_LEAST: Duration = Duration::from_secs(1);
 
 /// What a frontend is told, which it can ask for again and again.
 static REFUSALS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
@@ -67,7 +70,7 @@ pub struct Frontend {
     /// What it asks for and cannot have while another has the device. Nothing more is read meanwhile.
     held: Option<Asked>,
     /// What it asked for cannot be done, and nothing more is.
-    refused: bool,
+    refused: Option<Instant>,
 }
 
 /// A request, and what is to be answered.
@@ -91,7 +94,7 @@ impl Frontend {
             session: Session::new(limits, pid, device),
             spoken: false,
             held: None,
-            refused: false,
+            refused: None,
         })
     }
 
@@ -103,14 +106,14 @@ impl Frontend {
     /// Gives the device up for good but keeps the connection: QEMU, for one, is back as often as
     /// its `reconnect-ms` says, and its guest sees its link go down and up each time.
     pub fn refuse(&mut self, device: &mut dyn Device) {
-        self.refused = true;
+        self.refused = Some(Instant::now());
         self.held = None;
         self.session.give_all_up(device);
     }
 
     /// Whether only its connection is left. It can be given up for another.
     pub fn is_refused(&self) -> bool {
-        self.refused
+        self.refused.is_some()
     }
 
     /// What it has set up.
@@ -146,8 +149,8 @@ impl Frontend {
         mut rival: Option<&mut Frontend>,
     ) -> Result<(), Ended> {
         self.connection.flush().map_err(Ended::Connection)?;
-        if self.refused {
-            return self.pass_over();
+        if let Some(since) = self.refused {
+            return self.pass_over(since, device);
         }
         for _ in 0..BATCH {
             if self.connection.is_sending() {
@@ -184,21 +187,41 @@ impl Frontend {
         Ok(())
     }
 
-    /// Reads requests without carrying them out.
+    /// Answers a refused frontend's questions, as it waits for the answers, and carries nothing out.
     ///
     /// # Errors
     ///
-    /// When it hangs up, or asks for an answer: a new driver has come, as a rule, and the next
-    /// session may suit it.
-    fn pass_over(&mut self) -> Result<(), Ended> {
+    /// When it hangs up, asks what cannot be answered, or stops its queues: the guest reboots, as a
+    /// rule, and the next session may suit its next driver.
+    fn pass_over(&mut self, since: Instant, device: &mut dyn Device) -> Result<(), Ended> {
         for _ in 0..BATCH {
-            match self.connection.receive()? {
-                Received::Message(message) if message.need_reply || has_own_reply(message.code) => {
-                    return Err(Ended::RefusedBefore);
-                }
-                Received::Message(_) => {}
+            if self.connection.is_sending() {
+                break;
+            }
+            let message = match self.connection.receive()? {
+                Received::Message(message) => message,
                 Received::Pending => break,
                 Received::HungUp => return Err(Ended::HungUp),
+            };
+            let (code, need_reply) = (message.code, message.need_reply);
+            let request = Request::decode(message)?;
+            let stops = matches!(request, Request::GetVringBase { .. });
+            if stops && since.elapsed() >= REFUSED_LEAST {
+                return Err(Ended::RefusedBefore);
+            }
+            if request.is_question() {
+                let asked = Asked {
+                    code,
+                    need_reply,
+                    request,
+                };
+                self.serve(asked, device)?;
+            } else if has_own_reply(code) {
+                return Err(Ended::RefusedBefore);
+            } else if need_reply && self.session.acknowledges() {
+                self.connection
+                    .reply(code, &acknowledgement(1))
+                    .map_err(|source| Ended::Reply { code, source })?;
             }
         }
         Ok(())

@@ -256,6 +256,20 @@ impl Request {
 }
 
 impl Request {
+    /// Whether it only asks, or says how to answer.
+    pub fn is_question(&self) -> bool {
+        matches!(
+            self,
+            Self::GetFeatures
+                | Self::GetProtocolFeatures
+                | Self::SetProtocolFeatures(_)
+                | Self::GetMaxMemSlots
+                | Self::GetQueueNum
+                | Self::GetConfig { .. }
+                | Self::GetVringBase { .. }
+        )
+    }
+
     /// Whether carrying it out needs the device: a frontend that does not have it can ask for everything else.
     /// `has_memory`: the frontend has handed memory over before, so that a queue might start.
     pub fn needs_device(&self, has_memory: bool) -> bool {
