@@ -118,13 +118,16 @@ pub enum Refusal {
     Driver(#[source] DeviceError),
     /// The driver is a legacy one.
     #[error(
-        "The guest's driver did not accept VERSION_1 (virtio 1.0), and legacy drivers are not served; \
-         QEMU's virtio-mmio devices, as in its machine microvm, need \
+        "The guest's driver did not accept VERSION_1 (virtio 1.0), and legacy drivers are not \
+         served; QEMU's virtio-mmio devices, as in its machine microvm, need \
          -global virtio-mmio.force-legacy=false"
     )]
     Legacy,
     /// The frontend has no kick for us.
-    #[error("Queue {0} cannot start: polling instead of a kick is not supported")]
+    #[error(
+        "Queue {0} cannot start: the frontend has no kick for it, and ports do not poll; \
+         it must give an eventfd (no VHOST_USER_VRING_NOFD_MASK)"
+    )]
     Polling(u16),
     /// Features that were not offered.
     #[error("Features {} were not offered", FeatureNames(*.0))]

@@ -80,8 +80,8 @@ fn without_reply_ack_nothing_is_acknowledged() {
 #[test]
 fn unknown_requests_are_passed_over() {
     let mut rig = Rig::new(2);
-    // SEND_RARP is known and not offered, 1000 is neither.
-    for code in [19, 1000] {
+    // IOTLB_MSG is known and not offered, 1000 is neither.
+    for code in [22, 1000] {
         rig.tell(code, &[0; 8], &[event().as_fd()]);
     }
     rig.ask(GET_FEATURES, &[]);
@@ -102,10 +102,34 @@ fn sizes_are_powers_of_two_within_the_limit() {
     }
 }
 
+/// Each of README's limits of the transport: not offered, and refused with its reason if it is asked for all the same.
 #[test]
-fn polling_is_refused() {
+fn limits_of_the_readme_are_refused_with_a_reason() {
+    // VIRTIO_F_RING_RESET, and what a vIOMMU and packed rings need: VIRTIO_F_ACCESS_PLATFORM and
+    // VIRTIO_F_RING_PACKED.
+    let offered = virtio_inter_device::Device::features(&port("limits"));
+    for bit in [40, 33, 34] {
+        let mut rig = Rig::new(2);
+        assert_eq!(offered & 1 << bit, 0);
+        let text = rig.offend(SET_FEATURES, &number(FEATURES | 1 << bit), &[]);
+        assert!(text.contains("were not offered"), "{text}");
+    }
+    // A vIOMMU's translations. Its frontend waits for the answer.
+    let mut rig = Rig::running();
+    assert!(!rig.ack(IOTLB_MSG, &[0; 32], &[]));
+    assert_eq!(rig.device.running(), [true, true]);
+    // A queue without a kick, to be polled, and kicks as messages (INBAND_NOTIFICATIONS).
     let text = Rig::new(2).offend(SET_VRING_KICK, &number(0x101), &[]);
-    assert!(text.contains("Queue 1 cannot start: polling"), "{text}");
+    assert!(
+        text.contains("Queue 1 cannot start: the frontend has no kick"),
+        "{text}"
+    );
+    let mut rig = Rig::running();
+    assert!(!rig.ack(SET_VRING_KICK, &number(0x100), &[]));
+    assert_eq!(rig.device.running(), [true, true]);
+    let mut rig = Rig::new(2);
+    let protocol = number_of(&rig.ask(GET_PROTOCOL_FEATURES, &[]));
+    assert_eq!(protocol & F_INBAND_NOTIFICATIONS, 0);
 }
 
 #[test]

@@ -36,6 +36,7 @@ pub(crate) const SET_VRING_ENABLE: u32 = 18;
 pub(crate) const SEND_RARP: u32 = 19;
 pub(crate) const NET_SET_MTU: u32 = 20;
 pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
+pub(crate) const IOTLB_MSG: u32 = 22;
 pub(crate) const GET_CONFIG: u32 = 24;
 pub(crate) const SET_CONFIG: u32 = 25;
 pub(crate) const RESET_DEVICE: u32 = 34;
@@ -52,6 +53,7 @@ pub(crate) const F_PROTOCOL: u64 = 1 << 30;
 pub(crate) const F_REPLY_ACK: u64 = 1 << 3;
 pub(crate) const F_LOG_SHMFD: u64 = 1 << 1;
 pub(crate) const F_RARP: u64 = 1 << 2;
+pub(crate) const F_INBAND_NOTIFICATIONS: u64 = 1 << 14;
 /// The feature bit by which everything that the device writes is to be logged.
 pub(crate) const F_LOG_ALL: u64 = 1 << 26;
 
