@@ -46,8 +46,8 @@ impl Agent {
         Self { shared }
     }
 
-    /// Reads from `successor` once the present stream ends, so that its end is not taken for the guest's. None: there is
-    /// no successor after all.
+    /// Reads from `successor` once the present stream ends, so that its end is not taken for the
+    /// guest's. None: there is no successor after all.
     pub(crate) fn expect(&self, successor: Option<File>) {
         self.shared.state().successor = successor;
         self.shared.changed.notify_all();
@@ -61,7 +61,7 @@ impl Agent {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         *writer = to_guest;
-        // What the former may have lost is not waited for.
+        // Waits for no frame that the former stream may have lost.
         self.shared.state().untaken = 0;
         self.shared.changed.notify_all();
     }

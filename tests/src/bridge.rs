@@ -1,7 +1,8 @@
-//! The road that virtio-inter replaces: tap devices on a Linux bridge, in a network namespace of their own.
+//! The path that virtio-inter replaces: tap devices on a Linux bridge, in a network namespace of
+//! their own.
 //!
-//! The namespace keeps the host's addresses, firewall and other bridges out of it, and takes the devices
-//! with it when it is deleted. It needs root.
+//! The namespace keeps the host's addresses, firewall and other bridges out of it, and takes the
+//! devices with it when it is deleted. It needs root.
 
 use std::process::{Command, id};
 use std::sync::atomic::{AtomicU32, Ordering};

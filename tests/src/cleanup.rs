@@ -1,7 +1,8 @@
-//! What has to be undone, whichever way the process ends.
+//! Clean-up that has to happen however the process ends.
 //!
-//! Owners undo their own things when they are dropped. A signal that ends the process drops nobody, so each thing
-//! is registered here as well, and a thread undoes what is registered before it lets the process end.
+//! Owners undo their own things when they are dropped. A signal that ends the process drops nobody,
+//! so each thing is registered here as well, and a thread undoes all registered things before it
+//! lets the process end.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -95,8 +96,8 @@ impl Drop for Registration {
     }
 }
 
-/// Returns at once, but never if a signal is ending this process: what fails from then on fails because guests are
-/// killed, and is not worth telling.
+/// Returns at once, except while a signal ends this process: later failures come from killed
+/// guests, and are not worth reporting.
 pub fn stop_here_if_ending() {
     drop(REGISTRY.lock().unwrap_or_else(PoisonError::into_inner));
 }

@@ -60,8 +60,9 @@ pub(crate) fn start(
 
 /// The VMM's end of its guest's channel.
 ///
-/// The guest's end is the virtio console, which has the VMM's standard input only if that is a terminal. The output is
-/// none: of such a one the VMM wants to know the size, and cannot reboot its guest if it may not.
+/// The guest's end is the virtio console, which has the VMM's standard input only if that is a
+/// terminal. The output is not a terminal: the VMM asks a terminal for its size, and cannot reboot
+/// its guest if it may not.
 pub(crate) struct Console {
     input: OwnedFd,
     output: io::PipeWriter,
@@ -218,13 +219,13 @@ pub(crate) fn request_by(program: &Path, api: &Path, arguments: &[&str]) -> Resu
     Ok(answer)
 }
 
-/// What only Cloud Hypervisor's guests do here.
+/// Operations of Cloud Hypervisor's guests only.
 impl Vm {
-    /// Asks the VMM for something by `ch-remote` and returns what it answered.
+    /// Sends a request to the VMM by `ch-remote` and returns the answer.
     ///
     /// # Errors
     ///
-    /// What the VMM refuses, or does not answer within 120 s.
+    /// A refusal of the VMM, or no answer within 120 s.
     pub fn request(&self, arguments: &[&str]) -> Result<String> {
         request(&self.monitor, arguments)
     }
@@ -233,7 +234,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// What the VMM refuses, or an interface that does not appear in the guest.
+    /// A refusal of the VMM, or an interface that does not appear in the guest.
     pub fn plug(&mut self, nic: Nic) -> Result<()> {
         let index = self.config.nics.len();
         match launcher::inter_vm(&self.config, index, &nic) {
@@ -244,11 +245,11 @@ impl Vm {
         self.configure_network()
     }
 
-    /// Unplugs the last interface and waits until the guest and the VMM have let go of it.
+    /// Unplugs the last interface and waits until the guest and the VMM have released it.
     ///
     /// # Errors
     ///
-    /// What the VMM refuses, or an interface that stays.
+    /// A refusal of the VMM, or an interface that stays.
     pub fn unplug(&mut self) -> Result<()> {
         let index = self.config.nics.len() - 1;
         let mac = self.nic(index).mac.to_string();
@@ -271,7 +272,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// What the VMM refuses.
+    /// A refusal of the VMM.
     pub fn snapshot(&self, bed: &Testbed, name: &str) -> Result<PathBuf> {
         let directory = bed.path(name);
         fs::create_dir(&directory).context("Making a snapshot's directory")?;
@@ -280,8 +281,9 @@ impl Vm {
         Ok(directory)
     }
 
-    /// Ends the VMM and goes on from a snapshot in a new one. Commands under way in the guest go on as well. A stock VMM
-    /// is killed; a launcher's is asked to end, as its next one has the same sockets.
+    /// Ends the VMM and continues from a snapshot in a new one. Running commands in the guest
+    /// continue as well. A stock VMM is killed; a launcher's is asked to end, as its next one has
+    /// the same sockets.
     ///
     /// # Errors
     ///

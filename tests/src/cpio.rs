@@ -1,8 +1,8 @@
 //! Writes an initramfs: a cpio archive in the "newc" format, as Linux's
 //! `Documentation/driver-api/early-userspace/buffer-format.rst` defines it.
 //!
-//! Written here rather than by cpio(1), as a device node needs no root this way, and the archive depends on
-//! nothing but its content.
+//! Written here rather than by cpio(1): a device node needs no root this way, and the archive
+//! depends on nothing but its content.
 
 use std::io::{self, Write};
 
@@ -32,7 +32,7 @@ impl<W: Write> Archive<W> {
     ///
     /// # Errors
     ///
-    /// What the writer reports, here and below.
+    /// The writer's error, here and below.
     pub fn directory(&mut self, path: &str) -> io::Result<()> {
         self.entry(path, DIRECTORY | 0o755, (0, 0), &[])
     }
@@ -50,7 +50,7 @@ impl<W: Write> Archive<W> {
     ///
     /// # Errors
     ///
-    /// What the writer reports.
+    /// The writer's error.
     pub fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
         self.entry(path, SYMLINK | 0o777, (0, 0), target.as_bytes())
     }
@@ -59,7 +59,7 @@ impl<W: Write> Archive<W> {
     ///
     /// # Errors
     ///
-    /// What the writer reports.
+    /// The writer's error.
     pub fn character_device(&mut self, path: &str, number: (u32, u32)) -> io::Result<()> {
         self.entry(path, CHARACTER | 0o600, number, &[])
     }
@@ -68,7 +68,7 @@ impl<W: Write> Archive<W> {
     ///
     /// # Errors
     ///
-    /// What the writer reports.
+    /// The writer's error.
     pub fn finish(mut self) -> io::Result<W> {
         self.entry("TRAILER!!!", 0, (0, 0), &[])?;
         self.writer.flush()?;
@@ -85,7 +85,8 @@ impl<W: Write> Archive<W> {
         self.inode += 1;
         let size = u32::try_from(content.len())
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "File over 4 GiB"))?;
-        // Inode, mode, uid, gid, links, time, size, device of the file (2), of a node (2), name's size, check.
+        // Inode, mode, uid, gid, links, time, size, device of the file (2), of a node (2), name's
+        // size, check.
         let name_size = path.len() as u32 + 1;
         let fields = [
             self.inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0,

@@ -7,8 +7,8 @@ use anyhow::ensure;
 
 use crate::{Frontend, Nic, Port, PortConfig, Result, Segment, Testbed, Vm, VmConfig, tools, wait};
 
-/// How long guests may need to reach each other after a change: a frontend looks for its port every 100 ms, and a
-/// neighbour that did not answer is asked again after a second.
+/// Time limit for guests to reach each other after a change: a frontend looks for its port every
+/// 100 ms, and a neighbour that did not answer is asked again after a second.
 const REACH_LIMIT: Duration = Duration::from_secs(30);
 
 /// Guests 1, 2, 3… of a segment, with ports `vm1`, `vm2`, `vm3`…
@@ -17,7 +17,7 @@ pub struct Group {
     pub vms: Vec<Vm>,
     /// Their ports, in the same order.
     pub ports: Vec<Port>,
-    /// Where the ports meet.
+    /// The segment of the ports.
     pub segment: Segment,
     /// Of the ports' names, so that two groups of one test differ.
     prefix: String,
@@ -33,8 +33,8 @@ impl Group {
         Self::boot_with(bed, "test", kinds, |config| config)
     }
 
-    /// The same on a segment with a name, with the ports' flags changed by `change`. The guests of groups with other
-    /// names have the same addresses.
+    /// The same on a segment with a name, with the ports' flags changed by `change`. The guests of
+    /// groups with other names have the same addresses.
     ///
     /// # Errors
     ///
@@ -80,8 +80,9 @@ impl Group {
         }
     }
 
-    /// Starts the next guest on a port of its own, with the port's flags and the guest's configuration changed. It has
-    /// as many processors as the port has queue pairs. [`Group::ready`] must come before any command.
+    /// Starts the next guest on a port of its own, with the port's flags and the guest's
+    /// configuration changed. It has as many processors as the port has queue pairs.
+    /// [`Group::ready`] must come before any command.
     ///
     /// # Errors
     ///
@@ -118,7 +119,8 @@ impl Group {
         (0..self.vms.len()).collect()
     }
 
-    /// Pings from each of these guests to each other of them, over IPv4 and IPv6, until all answers come.
+    /// Pings from each of these guests to each other of them, over IPv4 and IPv6, until all answers
+    /// come.
     ///
     /// # Errors
     ///

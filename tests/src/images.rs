@@ -1,4 +1,4 @@
-//! Where the guest images and the programs under test are.
+//! Paths of the guest images and of the programs under test.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -73,11 +73,12 @@ pub(crate) fn target() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target")
 }
 
-/// The `virtio-inter` program: what `VIRTIO_INTER_BIN` names, else the later of the workspace's builds.
+/// The `virtio-inter` program: the one that `VIRTIO_INTER_BIN` names, else the later of the
+/// workspace's builds.
 ///
 /// # Errors
 ///
-/// None there.
+/// No program there.
 pub fn port_program() -> Result<PathBuf> {
     if let Some(path) = env::var_os("VIRTIO_INTER_BIN") {
         return Ok(path.into());

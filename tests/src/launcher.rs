@@ -1,4 +1,5 @@
-//! `cloud-hypervisor-ext` and `ch-remote-ext`, in place of the programs of which they know every argument.
+//! `cloud-hypervisor-ext` and `ch-remote-ext` in place of the stock programs, whose arguments they
+//! all take.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -80,19 +81,19 @@ pub(crate) fn inter_vm(config: &VmConfig, index: usize, nic: &Nic) -> Option<Str
     ))
 }
 
-/// What only a launcher's guests do.
+/// Operations of a launcher's guests only.
 impl Vm {
-    /// Asks the VMM and its supervisor for something by `ch-remote-ext` and returns what they answered.
+    /// Sends a request to the VMM and its supervisor by `ch-remote-ext` and returns the answer.
     ///
     /// # Errors
     ///
-    /// What they refuse, or do not answer within 120 s.
+    /// A refusal, or no answer within 120 s.
     pub fn request_ext(&self, arguments: &[&str]) -> Result<String> {
         let program = program("ch-remote-ext")?;
         cloud_hypervisor::request_by(&program, &self.monitor, arguments)
     }
 
-    /// What the guest's ports tell of themselves: `inter-vm list --json`.
+    /// The status of the guest's ports: `inter-vm list --json`.
     ///
     /// # Errors
     ///

@@ -1,9 +1,10 @@
-//! Boots real guests and holds the harness by which tests and the demo drive them.
+//! Boots real guests: the harness by which tests and the demo drive them.
 //!
-//! A [`Testbed`] is the directory and the clean-up of one test. On it stand [`Segment`]s, [`Port`]s, [`Bridge`]s
-//! and [`Vm`]s, whatever runs the guest. Commands run in guests through an agent ([`Vm::run`], [`Vm::spawn`]);
-//! [`tools`] has the usual ones with their results parsed. Every wait has a limit, and everything started ends with
-//! its owner, also on panic and Ctrl-C. `README.md` beside the manifest shows how to write a test.
+//! A [`Testbed`] is the directory and the clean-up of one test. It holds [`Segment`]s, [`Port`]s,
+//! [`Bridge`]s and [`Vm`]s, whatever runs the guest. Commands run in guests through an agent
+//! ([`Vm::run`], [`Vm::spawn`]); [`tools`] has the usual ones with their results parsed. Every wait
+//! has a limit, and every process ends with its owner, also on panic and Ctrl-C. `README.md` beside
+//! the manifest shows how to write a test.
 
 mod agent;
 mod bridge;

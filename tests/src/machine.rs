@@ -1,10 +1,12 @@
-//! The nested machine: where this machine's KVM does not run stock kernels, QEMU emulates an AMD processor with SVM, on
-//! which KVM does. A test that needs KVM runs in there as it is: the machine holds this very program, the port,
-//! Cloud Hypervisor and the guests' images, and is told to run the one test.
+//! The nested machine: where this machine's KVM does not run stock kernels, QEMU emulates an AMD
+//! processor with SVM, on which KVM does. A test that needs KVM runs in there unchanged: the
+//! machine holds this very program, the port, Cloud Hypervisor and the guests' images, and runs the
+//! one test.
 //!
-//! It shows function, and of speed only which of two ways in it is ahead. The emulated processor is not perfect: some machines hang or panic, and
-//! some guests in them triple-fault. So a machine that does not get ready, does not answer any more, or in which a guest
-//! triple-faulted and the test failed, is given up for a new one, and that is said; a test that fails otherwise has failed.
+//! It shows function, and of speed only which of two ways in it is ahead. The emulated processor is
+//! not perfect: some machines hang or panic, and some guests in them triple-fault. So the harness
+//! replaces a machine that does not get ready, that does not answer any more, or in which a guest
+//! triple-faulted and the test failed, and reports it. A test that fails otherwise has failed.
 //!
 //! See decision 0010.
 
@@ -43,13 +45,13 @@ pub(crate) fn longest() -> Duration {
 
 /// Set for what runs in the machine.
 const INSIDE: &str = "VIRTIO_INTER_INSIDE";
-/// Where the machine has what it was given …
+/// Directory of the files given to the machine …
 const HOST: &str = "/host";
 /// … and what it calls the program that is to run there.
 const PROGRAM: &str = "program";
 
-/// Runs a test that needs guests of Cloud Hypervisor: here where KVM works, else in the nested machine. Without a
-/// `cloud-hypervisor` it is skipped.
+/// Runs a test that needs guests of Cloud Hypervisor: here where KVM works, else in the nested
+/// machine. Without a `cloud-hypervisor` it is skipped.
 ///
 /// # Panics
 ///
@@ -95,10 +97,11 @@ pub fn is_inside() -> bool {
     env::var_os(INSIDE).is_some()
 }
 
-/// Begins the line by which the machine tells of a guest that triple-faulted.
+/// Prefix of the line in which the machine reports a guest that triple-faulted.
 const TRIPLE_FAULTED: &str = "TRIPLE FAULT ";
 
-/// Inside, when a test has failed: tells which guests have triple-faulted, by what Cloud Hypervisor wrote of them.
+/// Inside, when a test has failed: reports the guests that triple-faulted, by Cloud Hypervisor's
+/// own messages.
 pub(crate) fn tell_triple_faults(logs: &[(String, String)]) {
     for (name, log) in logs {
         if log.contains("Guest likely triple-faulted") {
@@ -116,18 +119,19 @@ enum End {
     Skipped(String),
 }
 
-/// What a machine is made of.
+/// Contents of a machine.
 pub struct Supplies {
     image: Image,
     files: BTreeMap<String, PathBuf>,
 }
 
 impl Supplies {
-    /// Those of a machine that holds `program`, the port's program, Cloud Hypervisor and the guests' images.
+    /// The contents of a machine: `program`, the port's program, Cloud Hypervisor and the guests'
+    /// images.
     ///
     /// # Errors
     ///
-    /// They are nobody's but the user's: something was not built.
+    /// A file that the user did not build.
     pub fn new(program: &Path, port: &Path) -> Result<Self> {
         Ok(Self {
             image: Image::of_machine()?,
@@ -171,7 +175,7 @@ fn verdict(output: &TestOutput) -> Result<End> {
     })
 }
 
-/// What a test left.
+/// Result of a test.
 struct TestOutput {
     passed: bool,
     text: String,
@@ -208,8 +212,8 @@ impl Machine {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
-            // Of one processor: with two, guests and machines die now and then (decision 0014). The model `max` has
-            // features with which KVM's guests crash.
+            // One processor: with two, guests and machines die now and then (decision 0014). The
+            // model `max` has features with which KVM's guests crash.
             .args(["-machine", "q35,hpet=off", "-accel", "tcg,thread=single"])
             .args(["-cpu", "EPYC,svm=on,npt=on", "-smp", "1", "-m", "4G"])
             .arg("-kernel")
@@ -251,8 +255,8 @@ impl Machine {
         Ok(TestOutput::new(end.as_ref(), text))
     }
 
-    /// Runs the program that the machine was given, and shows what it writes to standard error as it comes, and to
-    /// standard output if `shows_all`. None: it did not end within `limit`.
+    /// Runs the machine's program, and shows its standard error as it comes, and its standard
+    /// output if `shows_all`. None: it did not end within `limit`.
     ///
     /// # Errors
     ///
@@ -355,7 +359,7 @@ impl Shown {
     }
 }
 
-/// What the machine is given: file by path.
+/// Files given to the machine, by path.
 fn contents(program: &Path, port: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let cloud_hypervisor = cloud_hypervisor::program().context("No cloud-hypervisor")?;
     let mut files = BTreeMap::new();
@@ -415,7 +419,8 @@ fn qemu_files() -> Vec<(PathBuf, bool)> {
     files
 }
 
-/// The libraries that a program of this machine loads, but for those that all programs in the machine have.
+/// The libraries that a program of this machine loads, except those that all programs in the
+/// machine have.
 fn libraries(program: &Path) -> Result<Vec<(String, PathBuf)>> {
     const IMAGE: [&str; 9] = [
         "libc.so.6",

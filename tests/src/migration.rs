@@ -1,4 +1,5 @@
-//! A running guest goes to another process of this host, under QEMU and Cloud Hypervisor. Commands under way in it go on.
+//! A running guest moves to another process of this host, under QEMU and Cloud Hypervisor. Running
+//! commands in it continue.
 
 use std::fs;
 use std::path::Path;
@@ -18,25 +19,25 @@ use crate::{cloud_hypervisor, launcher, qemu, vm};
 const LIMIT: Duration = Duration::from_secs(120);
 /// How long the new process may take until it can be talked to, and the old one until it has ended.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// What QEMU may send each second, in bytes, and how long it may let the guest stand still, in milliseconds. First so
-/// little that it copies pages again while the guest writes them, and cannot end; then so much that it does.
+/// QEMU's limits of bytes a second, and of the guest's downtime in milliseconds. First so low that
+/// it copies pages again while the guest writes them, and cannot end; then so high that it ends.
 const SLOWLY: (u64, u32) = (300 << 20, 1);
 const TO_ITS_END: (u64, u32) = (1 << 40, 10_000);
-/// Times that QEMU asks for what was written, before it is let to its end. The first is the beginning.
+/// Number of times that QEMU fetches the dirty pages before it may end. The first is the beginning.
 const PASSES: u64 = 4;
 
-/// Of a migration whose memory is copied by Cloud Hypervisor: it stops the guest for the rest once that would take less
-/// than so many milliseconds, or after so many seconds in any case. By default it tries for an hour to stay below 300 ms,
-/// which an emulated processor may never reach.
+/// Limits of a migration whose memory Cloud Hypervisor copies: it stops the guest for the rest once
+/// that would take less than so many milliseconds, or after so many seconds in any case. By default
+/// it tries for an hour to stay below 300 ms, which an emulated processor may never reach.
 const BOUNDS: &str = ",downtime_ms=2000,timeout_s=30,timeout_strategy=ignore";
 
 impl Vm {
-    /// Moves the running guest to a new process of its frontend, its memory copied while it runs. Its ports serve both
-    /// meanwhile. Not for User Mode Linux.
+    /// Moves the running guest to a new process of its frontend, its memory copied while it runs.
+    /// Its ports serve both meanwhile. Not for User Mode Linux.
     ///
     /// # Errors
     ///
-    /// A migration that fails. A guest of Cloud Hypervisor's is then where it was, and goes on.
+    /// A migration that fails. A guest of Cloud Hypervisor then stays where it was, and continues.
     pub fn migrate(&mut self, bed: &Testbed) -> Result<()> {
         match self.config.frontend {
             Frontend::Qemu(kernel) => self.migrate_qemu(bed, kernel),
@@ -116,8 +117,8 @@ impl Vm {
         self.move_to(bed, config, if local { ",local=on" } else { BOUNDS })
     }
 
-    /// Moves the running guest, its memory copied while it runs, to a launcher in the directory `host`, whose segments
-    /// its interfaces are then on.
+    /// Moves the running guest, its memory copied while it runs, to a launcher in the directory
+    /// `host`, whose segments its interfaces are then on.
     ///
     /// # Errors
     ///
@@ -131,7 +132,8 @@ impl Vm {
             .with_context(|| self.story())
     }
 
-    /// Moves the guest to a new VMM. With interfaces of a launcher's that is launched as well, with the same devices.
+    /// Moves the guest to a new VMM. If it has interfaces of a launcher, a launcher starts that VMM
+    /// too, with the same devices.
     fn move_to(&mut self, bed: &Testbed, config: VmConfig, options: &str) -> Result<()> {
         let name = self.next_name();
         let api = bed.path(&format!("vm-{name}.api"));
@@ -170,7 +172,7 @@ impl Vm {
         })?;
         self.agent.expect(Some(channel.from_guest));
         let send = ["send-migration", &format!("destination_url={url}{options}")];
-        // The answer comes before the migration is over; what became of it, the receiver tells.
+        // The answer comes before the migration is over; the receiver reports its result.
         let moved = cloud_hypervisor::request_by(&remote, &self.monitor, &send)
             .and_then(|_| receive.wait(LIMIT))
             .and_then(|status| {

@@ -1,4 +1,5 @@
-//! QEMU's monitor, by which the host stops and goes on with a guest's machine (QMP: one JSON object a line).
+//! QEMU's monitor, by which the host stops and continues a guest's machine (QMP: one JSON object a
+//! line).
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -29,7 +30,7 @@ impl Monitor {
         let mut monitor = Self {
             stream: BufReader::new(stream),
         };
-        // The greeting tells versions only.
+        // The greeting contains versions only.
         monitor.line()?;
         monitor.execute("qmp_capabilities")?;
         Ok(monitor)
@@ -49,7 +50,7 @@ impl Monitor {
             if let Some(error) = answer.get("error") {
                 bail!("QEMU's monitor refuses {command}: {error}");
             }
-            // What is neither is an event.
+            // Anything else is an event.
             if let Some(answer) = answer.get_mut("return") {
                 return Ok(answer.take());
             }

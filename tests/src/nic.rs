@@ -30,21 +30,22 @@ impl fmt::Debug for Mac {
     }
 }
 
-/// What carries an interface's frames.
+/// The path of an interface's frames.
 #[derive(Clone, Debug)]
 pub enum Backend {
     /// A vhost-user back-end that listens on this socket.
     VhostUser(PathBuf),
     /// A tap device.
     Tap(Tap),
-    /// A port on the segment of this directory, run by `cloud-hypervisor-ext`; Cloud Hypervisor only.
+    /// A port on the segment of this directory, run by `cloud-hypervisor-ext`; Cloud Hypervisor
+    /// only.
     InterVm(PathBuf),
 }
 
 /// A guest's network interface.
 #[derive(Clone, Debug)]
 pub struct Nic {
-    /// What carries its frames.
+    /// The path of its frames.
     pub backend: Backend,
     /// Its Ethernet address.
     pub mac: Mac,
@@ -54,11 +55,13 @@ pub struct Nic {
     pub queues: u16,
     /// Descriptors of each ring; QEMU only, User Mode Linux takes what the back-end allows.
     pub queue_size: u16,
-    /// What its device offers to the guest; QEMU only.
+    /// The offloads that its device offers to the guest; QEMU only.
     pub offloads: Offloads,
-    /// Further properties of its device, as `mrg_rxbuf=off,in_order=on`; QEMU only. The last word on each.
+    /// Further properties of its device, as `mrg_rxbuf=off,in_order=on`; QEMU only. They override
+    /// the others.
     pub properties: String,
-    /// Third byte of its IPv4 address, 10.0.`subnet`.`host`/24, and second group of fd00:`subnet`::`host`/64.
+    /// Third byte of its IPv4 address, 10.0.`subnet`.`host`/24, and second group of
+    /// fd00:`subnet`::`host`/64.
     pub subnet: u8,
     /// Last byte of its addresses.
     pub host: u8,
@@ -80,7 +83,8 @@ impl Nic {
         }
     }
 
-    /// An interface with one queue pair and all offloads, as host `host` of subnet 0; its address ends in that too.
+    /// An interface with one queue pair and all offloads, as host `host` of subnet 0; its address
+    /// ends in that too.
     pub fn new(backend: Backend, mtu: u16, host: u8) -> Self {
         Self {
             backend,

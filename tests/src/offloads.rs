@@ -1,9 +1,9 @@
-//! What a device leaves to whoever is behind it, as a test takes it away.
+//! Offloads of a device, and how a test withholds them.
 
 use std::fmt;
 
-/// The offloads that a guest's device offers, in both directions. What is not offered cannot be negotiated, whatever
-/// the driver is told later.
+/// The offloads that a guest's device offers, in both directions. Others cannot be negotiated,
+/// whatever ethtool sets later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offloads {
     /// Every frame is complete.
@@ -22,12 +22,15 @@ impl Offloads {
     pub(crate) fn properties(self) -> &'static str {
         match self {
             Self::None => {
-                "csum=off,guest_csum=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,host_uso=off,\
-                 guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_uso4=off,guest_uso6=off"
+                "csum=off,guest_csum=off,\
+                 host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,host_uso=off,\
+                 guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,\
+                 guest_uso4=off,guest_uso6=off"
             }
             Self::Checksums => {
                 "host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,host_uso=off,\
-                 guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_uso4=off,guest_uso6=off"
+                 guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,\
+                 guest_uso4=off,guest_uso6=off"
             }
             Self::Segmentation => "",
         }

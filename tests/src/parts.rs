@@ -1,4 +1,5 @@
-//! Parts of one test that are reported by their own names: cells of a matrix on guests that boot once.
+//! Parts of one test that are reported by their own names: cells of a matrix on guests that boot
+//! once.
 
 use std::env;
 use std::fs::OpenOptions;
@@ -17,8 +18,8 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Runs a part, and tells of it to `cargo xtask test` by the file that it names in `VIRTIO_INTER_PARTS`. What is
-    /// wrong is an error, not a panic, so that the next part has its turn.
+    /// Runs a part, and reports it to `cargo xtask test` in the file that `VIRTIO_INTER_PARTS`
+    /// names. A failure is an error, not a panic, so that the next part runs.
     pub fn run(&mut self, name: &str, part: impl FnOnce() -> Result<()>) {
         let start = Instant::now();
         let outcome = part();
@@ -36,7 +37,7 @@ impl Parts {
     ///
     /// # Errors
     ///
-    /// What failed, by name.
+    /// The failed parts, by name.
     pub fn finish(self) -> Result<()> {
         ensure!(self.failed.is_empty(), "{}", self.failed.join("\n"));
         Ok(())

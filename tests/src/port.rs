@@ -16,7 +16,7 @@ use crate::{Mac, Process, Result, Segment, Testbed, images, process};
 const READY_LIMIT: Duration = Duration::from_secs(20);
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// What a port logs once its socket takes a frontend.
+/// The line that a port logs once its socket accepts a frontend.
 const READY: &str = "Serving";
 
 /// The flags of a port.
@@ -36,7 +36,8 @@ pub struct PortConfig {
     pub queue_size: u16,
     /// CPUs to which the process is bound; all if empty.
     pub cpus: Vec<usize>,
-    /// The program: if none, what `VIRTIO_INTER_BIN` names, else the later of the workspace's builds.
+    /// The program: if none, the one that `VIRTIO_INTER_BIN` names, else the later of the
+    /// workspace's builds.
     pub program: Option<PathBuf>,
 }
 
@@ -117,7 +118,7 @@ impl Port {
         bed.path(&format!("{}.vhost", config.id))
     }
 
-    /// Kills the port with SIGKILL and starts it anew with the same flags.
+    /// Kills the port with SIGKILL and restarts it with the same flags.
     ///
     /// # Errors
     ///
@@ -127,7 +128,7 @@ impl Port {
         self.restart()
     }
 
-    /// Starts the port, which must have ended, anew with the same flags.
+    /// Restarts the port, which must have ended, with the same flags.
     ///
     /// # Errors
     ///
@@ -154,11 +155,11 @@ impl Port {
         Ok(())
     }
 
-    /// What it has counted since it started.
+    /// Its counters since it started.
     ///
     /// # Errors
     ///
-    /// A port that does not tell within 10 s.
+    /// A port that does not answer within 10 s.
     pub fn counters(&self) -> Result<Counters> {
         let read = || -> Result<Counters> {
             let mut stream = UnixStream::connect(&self.status).context("Connecting")?;
@@ -186,7 +187,7 @@ impl Port {
     }
 }
 
-/// What a port counted.
+/// Counters of a port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Of each queue pair, by name; those that never moved may be missing.
@@ -205,7 +206,7 @@ impl Counters {
         self.pairs.iter().map(of_pair).collect()
     }
 
-    /// What happened since `before`, which the same port told.
+    /// The difference to `before`, an earlier reading of the same port.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         let mut pairs = self.pairs.clone();
@@ -220,7 +221,7 @@ impl Counters {
 
     /// Frames that went nowhere, by reason.
     pub fn drops(&self) -> BTreeMap<&str, u64> {
-        /// What happens to frames that arrive, and to nobody's frame.
+        /// Counters of delivered frames, and of frames for nobody; the others count losses.
         const HARMLESS: [&str; 11] = [
             "tx_frames",
             "tx_bytes",
@@ -302,7 +303,10 @@ mod tests {
     fn counters_of_queue_pairs_are_added_up_and_told_apart() {
         let parse = |first, second| {
             let text = format!(
-                r#"{{"id":"a","counters":[{{"tx_frames":{first}}},{{"tx_frames":4,"rx_too_long":{second}}}]}}"#
+                r#"{{"id":"a","counters":[
+                    {{"tx_frames":{first}}},
+                    {{"tx_frames":4,"rx_too_long":{second}}}
+                ]}}"#
             );
             Counters::parse(&text).unwrap()
         };

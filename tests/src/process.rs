@@ -28,7 +28,7 @@ use crate::{Result, deadline, dump, wait};
 /// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// What /proc counts processor time in: Linux shows 100 ticks a second whatever it counts inside.
+/// Unit of processor time in /proc: Linux shows 100 ticks a second, whatever its own tick.
 const TICK: Duration = Duration::from_millis(10);
 
 /// A running program, killed with all that it started when dropped.
@@ -40,7 +40,7 @@ pub struct Process {
     registration: Registration,
 }
 
-/// What the spawning thread is asked for.
+/// A request to the spawning thread.
 struct Request {
     command: Command,
     cpus: Vec<usize>,
@@ -48,8 +48,8 @@ struct Request {
 }
 
 impl Process {
-    /// Starts `command`, bound to `cpus` if there are any. Standard output and standard error are added to `log`;
-    /// standard input is what the command says, else empty.
+    /// Starts `command`, bound to `cpus` if there are any. Standard output and standard error are
+    /// appended to `log`; standard input is the command's own, else empty.
     ///
     /// # Errors
     ///
@@ -198,7 +198,7 @@ impl Process {
         Ok(())
     }
 
-    /// What the process has written so far, since the log was begun.
+    /// The process's output since the log was begun.
     pub fn log(&self) -> String {
         fs::read(&self.log)
             .map(|text| String::from_utf8_lossy(&text).into_owned())
@@ -226,8 +226,8 @@ impl Process {
         })
     }
 
-    /// Memory of the process that is resident, in bytes, with pages that several share divided among them, and each
-    /// counted once however often it is mapped.
+    /// Resident memory of the process, in bytes; memory that several processes share is divided
+    /// among them, and counted once however often it is mapped.
     ///
     /// # Errors
     ///
@@ -284,7 +284,8 @@ impl Process {
         Ok(sum)
     }
 
-    /// Time that the kernel's own threads for deferred network work spent on CPUs so far, in steps of 10 ms.
+    /// Time that the kernel's own threads for deferred network work spent on CPUs so far, in steps
+    /// of 10 ms.
     pub fn softirq_threads_cpu_time() -> Duration {
         static THREADS: OnceLock<Vec<u32>> = OnceLock::new();
         let threads = THREADS.get_or_init(|| {
@@ -303,7 +304,8 @@ impl Process {
             .sum()
     }
 
-    /// How often the process's threads went to sleep by themselves so far: each has woken up as often.
+    /// Number of times the process's threads went to sleep by themselves so far: each has woken up
+    /// as often.
     ///
     /// # Errors
     ///
@@ -356,8 +358,8 @@ fn open_log(log: &Path) -> Result<File> {
         .with_context(|| format!("Opening {}", log.display()))
 }
 
-/// The first of the four times in a process's status: user, system, and both again for children that have ended and
-/// were waited for (proc(5), fields 14 to 17).
+/// The first of the four times in a process's status: user, system, and both again for children
+/// that have ended and were waited for (proc(5), fields 14 to 17).
 fn cpu_time(pid: u32, count: usize) -> Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path).with_context(|| format!("Reading {path}"))?;
@@ -403,8 +405,8 @@ fn cpu_set(cpus: &[usize]) -> CpuSet {
     set
 }
 
-/// Starts a program from a thread that lives as long as this process: the kernel's "end it with its parent" means
-/// the parent's thread.
+/// Starts a program from a thread that lives as long as this process: the kernel's "end it with its
+/// parent" means the parent's thread.
 fn spawn(command: Command, cpus: &[usize]) -> Result<Child> {
     static SPAWNER: OnceLock<Sender<Request>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
@@ -432,7 +434,8 @@ fn spawn(command: Command, cpus: &[usize]) -> Result<Child> {
 }
 
 fn spawn_here(command: &mut Command, cpus: &[usize]) -> io::Result<Child> {
-    // SAFETY: between fork and exec only one prctl system call is made, which takes no lock and no memory.
+    // SAFETY: between fork and exec only one prctl system call is made, which takes no lock and no
+    // memory.
     unsafe {
         command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
     }

@@ -13,7 +13,7 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// How often QEMU looks for a back-end that went away, in milliseconds.
 const RECONNECT: u32 = 100;
 
-/// What runs the guest's instructions.
+/// The executor of the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Accelerator {
     Kvm,
@@ -73,7 +73,8 @@ pub(crate) fn command(
         .arg(&image.kernel)
         .arg("-initrd")
         .arg(&image.initramfs)
-        // On a busy host the kernel's check finds that the emulated timer does not tick, and panics.
+        // On a busy host the kernel's check finds that the emulated timer does not tick, and
+        // panics.
         .args(["-append", "console=ttyS0 quiet no_timer_check"])
         .arg("-chardev")
         .arg(format!(

@@ -1,4 +1,4 @@
-//! What one test stands on: a directory for sockets, segments and logs, kept only if the test fails.
+//! The ground of one test: a directory for sockets, segments and logs, kept only if the test fails.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use virtio_inter_test_support::tell;
 use crate::cleanup::{Action, Registration};
 use crate::{Result, deadline, dump, machine};
 
-/// The longest socket path that fits an address (`sun_path` less its end), minus room for a name in the directory.
+/// The longest socket path that fits an address (`sun_path` less its end), minus room for a name in
+/// the directory.
 const DIRECTORY_LIMIT: usize = 107 - 40;
 
 /// The directory of one test or demo. All that is made on it must be dropped first.
@@ -53,7 +54,7 @@ impl Testbed {
         self.directory.join(name)
     }
 
-    /// Where the logs are.
+    /// Directory of the logs.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -86,7 +87,7 @@ impl Testbed {
         logs
     }
 
-    /// Keeps the directory, and tells where it is when the testbed is dropped.
+    /// Keeps the directory, and prints its path when the testbed is dropped.
     pub fn keep(&self) {
         self.keep.store(true, Ordering::Relaxed);
     }

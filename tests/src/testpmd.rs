@@ -1,6 +1,7 @@
-//! DPDK's testpmd with its `virtio_user` driver on a port: a virtio driver that nobody here wrote.
+//! DPDK's testpmd with its `virtio_user` driver on a port: an independent virtio driver.
 //!
-//! Each of its queue pairs sends the frames of one capture file and writes those that it receives into another.
+//! Each of its queue pairs sends the frames of one capture file and writes those that it receives
+//! into another.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -19,7 +20,7 @@ const PROGRAM: &str = "dpdk-testpmd";
 const LIMIT: Duration = Duration::from_secs(30);
 const PROMPT: &str = "testpmd> ";
 
-/// What one testpmd is to be.
+/// Configuration of one testpmd.
 #[derive(Clone, Debug)]
 pub struct TestpmdConfig {
     /// Its name on the testbed.
@@ -64,7 +65,8 @@ impl Testpmd {
         }
     }
 
-    /// Starts one on `port` and waits until its driver serves its queues. Nothing moves before [`Testpmd::go`].
+    /// Starts one on `port` and waits until its driver serves its queues. Nothing moves before
+    /// [`Testpmd::go`].
     ///
     /// # Errors
     ///
@@ -90,7 +92,8 @@ impl Testpmd {
         if config.for_ever {
             files += ",infinite_rx=1";
         }
-        // One that waits for room to send must not keep another from receiving: the other end may be waiting, too.
+        // A process that waits for room to send must not keep another from receiving: the other end
+        // may be waiting, too.
         let cores = 2 * queues;
         let mut command = command(bed, &config.name, cores);
         command
@@ -107,7 +110,7 @@ impl Testpmd {
         let before = log.metadata().map_or(0, |log| log.len() as usize);
         let mut process = Process::start(&format!("testpmd {}", config.name), command, &log, &[])?;
         process.wait_for_log(PROMPT, before, LIMIT)?;
-        // It prompts, whatever became of its ports.
+        // It prompts even if its ports failed.
         let log = process.log();
         ensure!(
             !log[before..].contains("failed") && !log[before..].contains("Fail "),
@@ -136,7 +139,8 @@ impl Testpmd {
         self.command("start")
     }
 
-    /// Waits until it has written `count` frames to its captures: what is in a queue when it ends is lost.
+    /// Waits until it has written `count` frames to its captures: frames in a queue when it ends
+    /// are lost.
     ///
     /// # Errors
     ///
@@ -216,7 +220,8 @@ pub mod capture {
 
     use crate::Result;
 
-    /// Magic for microseconds, version 2.4, no time zone, no accuracy, longest record, Ethernet; little-endian.
+    /// Magic for microseconds, version 2.4, no time zone, no accuracy, longest record, Ethernet;
+    /// little-endian.
     const HEADER: [u32; 6] = [0xa1b2_c3d4, 4 << 16 | 2, 0, 0, 0x4_0000, 1];
 
     /// Writes frames.

@@ -1,4 +1,5 @@
-//! User Mode Linux's command line: a kernel that is a program of this machine, at native speed without KVM.
+//! User Mode Linux's command line: a kernel that is a program of this machine, at native speed
+//! without KVM.
 
 use std::fs;
 use std::path::Path;
@@ -15,12 +16,13 @@ const MEMORY_DIRECTORY: &str = "/dev/shm";
 /// virtio's number for network devices (VIRTIO 1.3, section 5).
 const NETWORK_DEVICE: u32 = 1;
 /// The guest's timer tick continues while the guest idles, from a periodic timer of the host
-/// (decision 0062). Linux 6.1 may go to sleep on a pending interrupt, until its next timer: the next
-/// tick then comes soon enough for TCP not to retransmit. It may also lose a timer's signal: a timer
-/// that each tick sets again would never come back, and the guest with it.
+/// (decision 0062). Linux 6.1 may go to sleep on a pending interrupt, until its next timer: the
+/// next tick then comes soon enough for TCP not to retransmit. It may also lose a timer's signal: a
+/// timer that each tick sets again would never come back, and the guest with it.
 const TICKING: [&str; 2] = ["nohz=off", "highres=off"];
 
-/// The command that runs the guest. Its standard input is the agent's channel, its output the console.
+/// The command that runs the guest. Its standard input is the agent's channel, its output the
+/// console.
 pub(crate) fn command(bed: &Testbed, config: &VmConfig) -> Result<Command> {
     let image = Image::of_uml()?;
     let taps = config.nics.iter().find_map(|nic| match &nic.backend {
@@ -48,7 +50,8 @@ pub(crate) fn command(bed: &Testbed, config: &VmConfig) -> Result<Command> {
             }
             Backend::Tap(tap) => {
                 let (name, mac, mtu) = (tap.name(), nic.mac, nic.mtu);
-                // With gro the driver's receive buffers take 64 KiB: without, what the tap hands over uncut is lost.
+                // With gro the driver's receive buffers take 64 KiB: without it, unsegmented frames
+                // of the tap are lost.
                 command.arg(format!(
                     "vec{vectors}:transport=tap,ifname={name},mac={mac},mtu={mtu},gro=1"
                 ));

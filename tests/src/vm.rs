@@ -20,7 +20,7 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 const LINK_LIMIT: Duration = Duration::from_secs(30);
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
 
-/// What runs a guest.
+/// The program that runs a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Frontend {
@@ -37,7 +37,7 @@ pub enum Frontend {
 pub struct VmConfig {
     /// Its name on the testbed.
     pub name: String,
-    /// What runs it.
+    /// The program that runs it.
     pub frontend: Frontend,
     /// Its memory in MiB.
     pub memory: u32,
@@ -51,7 +51,8 @@ pub struct VmConfig {
     pub shares_memory: bool,
     /// Memory in MiB that can be plugged in, and how (`acpi`, `virtio-mem`); Cloud Hypervisor only.
     pub hotplug: Option<(u32, String)>,
-    /// A directory that stands for a host of its own: a launcher runs in it, and its ports' sockets are relative to it.
+    /// A directory that stands for a host: a launcher runs in it, and its ports' sockets are
+    /// relative to it.
     pub host: Option<PathBuf>,
 }
 
@@ -120,7 +121,7 @@ impl VmConfig {
         }
     }
 
-    /// Where QEMU's monitor, or Cloud Hypervisor's API, listens.
+    /// Socket of QEMU's monitor, or of Cloud Hypervisor's API.
     pub(crate) fn monitor(&self, bed: &Testbed) -> PathBuf {
         let kind = match self.frontend {
             Frontend::CloudHypervisor(_) => "api",
@@ -129,7 +130,7 @@ impl VmConfig {
         bed.path(&format!("vm-{}.{kind}", self.name))
     }
 
-    /// Where the guest's console is logged.
+    /// Log of the guest's console.
     pub(crate) fn console(&self, bed: &Testbed) -> PathBuf {
         bed.path(&format!("vm-{}.console", self.name))
     }
@@ -215,7 +216,7 @@ impl Vm {
             .with_context(|| self.story())
     }
 
-    /// What is known of the guest when something failed: the ends of its logs.
+    /// Diagnosis of the guest after a failure: the ends of its logs.
     pub(crate) fn story(&self) -> String {
         let tail = |log: &str| {
             let lines: Vec<&str> = log.lines().map(str::trim).collect();
@@ -232,7 +233,7 @@ impl Vm {
         story
     }
 
-    /// What the guest's kernel and first process have written so far.
+    /// Output of the guest's kernel and first process so far.
     pub fn console(&self) -> String {
         let text = fs::read(&self.console).unwrap_or_default();
         String::from_utf8_lossy(&text).into_owned()
@@ -418,7 +419,8 @@ impl Vm {
         Ok(())
     }
 
-    /// Reboots the guest, with its machine kept, and waits until it is as ready as after [`Vm::boot`].
+    /// Reboots the guest, with its machine kept, and waits until it is as ready as after
+    /// [`Vm::boot`].
     ///
     /// # Errors
     ///
@@ -433,8 +435,8 @@ impl Vm {
         self.configure_network()
     }
 
-    /// Stops the guest's machine: its processors stand still and its devices give their rings back. Not for User Mode
-    /// Linux.
+    /// Stops the guest's machine: its processors stop and the VMM takes its rings back. Not for
+    /// User Mode Linux.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Waiting with a limit for what only looking can tell.
+//! Waiting with a limit for conditions that have to be polled.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,12 +9,12 @@ use crate::{Result, deadline, dump};
 
 const STEP: Duration = Duration::from_millis(2);
 
-/// Looks until `look` finds something, at most for `limit`, and not beyond the test's own limit. If
-/// it finds nothing, tells the state of all ports and guests.
+/// Calls `look` until it finds something, at most for `limit`, and not beyond the test's own limit.
+/// If it finds nothing, prints the state of all ports and guests.
 ///
 /// # Errors
 ///
-/// What `look` fails with, or that `what` did not come in time.
+/// The error of `look`, or that `what` did not come in time.
 pub fn until<T>(
     what: &str,
     limit: Duration,

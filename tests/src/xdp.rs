@@ -1,4 +1,5 @@
-//! An XDP program for a guest's interface, as an object file that `ip link set dev NAME xdp obj FILE sec xdp` loads.
+//! An XDP program for a guest's interface, as an object file that
+//! `ip link set dev NAME xdp obj FILE sec xdp` loads.
 
 use object::write::{Object, Symbol, SymbolSection};
 use object::{
@@ -98,8 +99,8 @@ impl Program {
     }
 }
 
-/// Answers echo requests over IPv4 (without options) and IPv6 (without extension headers) by sending them back changed, and
-/// passes everything else on.
+/// Answers echo requests over IPv4 (without options) and IPv6 (without extension headers) by
+/// sending them back changed, and passes everything else on.
 ///
 /// # Errors
 ///

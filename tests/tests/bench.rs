@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: a small part of it has figures, goals and a page, and leaves nothing behind.
+//! `cargo xtask bench`: a small part of it has figures, goals and a page, and leaves nothing
+//! behind.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;

@@ -285,11 +285,11 @@ fn move_once(vm: &mut Vm, bed: &Testbed, local: bool) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// What Cloud Hypervisor says of a device that does not log.
+/// Cloud Hypervisor's message about a device that does not log.
 const NOT_SUPPORTED: &str = "MigrationNotSupported";
 
-/// Whether a guest could not be moved as its VMM had taken it over itself: that forgets that the port can log (version
-/// 53, and main of August 2026). The guest must not notice.
+/// Whether a guest could not be moved because its VMM had taken it over itself: such a VMM forgets
+/// that the port can log (version 53, and main of August 2026). The guest must not notice.
 fn refused_again<T>(moved: &Result<T>) -> bool {
     moved
         .as_ref()
@@ -332,7 +332,7 @@ fn resize(method: &str) {
         transfer.wait_for_progress(5_000_000, LIMIT)?;
         group.vms[0].request(&["resize", "--memory", "640M"])?;
         until("more memory", LIMIT, || {
-            // A kernel that does not take memory into use by itself is told to.
+            // For a kernel that does not bring memory online by itself.
             group.vms[0].shell(
                 "for f in /sys/devices/system/memory/memory*/state; do \
                  grep -q offline $f && echo online > $f; done; true",

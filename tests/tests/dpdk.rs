@@ -1,6 +1,7 @@
-//! A user-space virtio driver that nobody here wrote: DPDK's `virtio_user` on both sides.
+//! An independent user-space virtio driver: DPDK's `virtio_user` on both sides.
 //!
-//! Every frame is in a capture file before it is sent, and in another when it has arrived; the two must be the same.
+//! Every frame is in a capture file before it is sent, and in another when it has arrived; the two
+//! must be the same.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ const COUNT: usize = 1000;
 const SMALL: u32 = 2048 + 128;
 const LARGE: u32 = 9216 + 128;
 
-/// Frames from one port to the other that can be told from all others.
+/// Frames from one port to the other, each distinguishable from all others.
 fn frames(from: Mac, to: Mac, queue: usize) -> Vec<Vec<u8>> {
     let mut pattern = Pattern::new(u64::from(from.0[5]) << 32 | queue as u64);
     (0..COUNT)
@@ -93,7 +94,8 @@ impl Pair {
         Testpmd::start(bed, port, config)
     }
 
-    /// Each side sends all of its frames once, and gets all of the other's, each queue pair's in order.
+    /// Each side sends all of its frames once, and gets all of the other's, each queue pair's in
+    /// order.
     fn exchange(&self, bed: &Testbed, drivers: [(&str, u32); 2]) -> Result<()> {
         let counters =
             || -> Result<_> { Ok([self.ports[0].counters()?, self.ports[1].counters()?]) };
@@ -112,7 +114,8 @@ impl Pair {
             for counters in &now {
                 ensure!(counters.drops().is_empty(), "{counters:?}");
             }
-            // The two are asked one after the other, so one may not have sent all yet when it is asked.
+            // The two are asked one after the other, so one may not have sent all yet when it is
+            // asked.
             let all = now
                 .iter()
                 .all(|side| side.get("rx_frames") == expected && side.get("tx_frames") == expected);
@@ -213,7 +216,7 @@ fn a_dpdk_driver_that_is_killed_comes_back() {
             let before = pair.ports[victim].counters()?;
             let mut sides = Vec::new();
             for side in 0..2 {
-                // What is sent over and over must be in one buffer each.
+                // Frames that are sent repeatedly must be in one buffer each.
                 sides.push(pair.start(bed, side, "", LARGE, true)?);
             }
             for side in &mut sides {

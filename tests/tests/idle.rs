@@ -15,7 +15,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 fn ports_of_idle_guests_use_no_processor() {
     /// Seconds in which guests do nothing, by the clock of one of them.
     const IDLE: &str = "3";
-    /// A kernel that solicits routers or asks for a neighbour now and then costs a tick; a thread that polls, hundreds.
+    /// A kernel that solicits routers or asks for a neighbour now and then costs a tick; a thread
+    /// that polls, hundreds.
     const ALLOWED: Duration = Duration::from_millis(50);
     guest_test(|bed| {
         let kinds = [

@@ -88,7 +88,7 @@ fn launched_guests_exchange_tcp_over_old_and_new_interfaces() {
         a.unplug()?;
         b.unplug()?;
         assert_eq!(a.inter_vm_ports()?.as_array().map(Vec::len), Some(1));
-        // What stays was not touched.
+        // The other interface was not touched.
         exchange(&a, &b, 0)
     });
 }
@@ -177,7 +177,8 @@ fn a_connection_outlasts_snapshot_and_restore_by_the_launcher() {
             vms[victim].restore(bed, &snapshot)?;
             let stall = transfer.longest_stall(start, BYTES / 8, LIMIT)?;
             tell(&format!(
-                "TCP stood still for {stall:.2?} while guest {victim} was saved and restored with its launcher"
+                "TCP stalled for {stall:.2?} while guest {victim} was saved and restored with its \
+                 launcher"
             ));
             let ports = vms[victim].inter_vm_ports()?;
             assert_eq!(

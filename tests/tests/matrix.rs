@@ -1,7 +1,8 @@
-//! Every mix of offloads on real guests: what one negotiated and the other did not is made good on the way.
+//! Every mix of offloads on real guests: ports do in software what one guest negotiated and the
+//! other did not.
 //!
-//! Three guests of each kernel share a segment, each with other offloads, so that each pair of a guest of one
-//! kernel and one of the other is a cell of the matrix.
+//! Three guests of each kernel share a segment, each with other offloads, so that each pair of a
+//! guest of one kernel and one of the other is a cell of the matrix.
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
@@ -58,14 +59,15 @@ fn move_data(near: &Vm, far: &Vm, address: IpAddr, queues: u16) -> Result<()> {
     Ok(())
 }
 
-/// Which way frames from a guest with these offloads go to one with those, as the second's port counted it.
+/// The action on frames from a guest with these offloads to one with those, as the second's port
+/// counted it.
 fn check_path(counters: &Counters, from: Offloads, to: Offloads) -> Result<()> {
     let found = (
         counters.get("rx_csum_completed") != 0,
         counters.get("rx_segmented") != 0,
     );
     let expected = match (from, to) {
-        // What is complete stays as it is, and so does what the receiver is able to complete itself.
+        // Complete frames pass unchanged, and so do frames that the receiver can complete itself.
         (Offloads::None, _) | (_, Offloads::Segmentation) => (false, false),
         (Offloads::Checksums, Offloads::Checksums) => (false, false),
         (Offloads::Checksums, Offloads::None) => (true, false),
@@ -119,7 +121,8 @@ fn matrix(queues: u16) {
                 }
             }
         }
-        // Which queue a connection takes is the guests' choice; over all cells each guest used each of its queues.
+        // The guests choose the queue of a connection; over all cells each guest used each of its
+        // queues.
         for port in &group.ports {
             let counters = port.counters()?;
             for name in ["tx_frames", "rx_frames"] {

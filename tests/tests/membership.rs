@@ -1,4 +1,4 @@
-//! Who hears whom: segments, broadcast, joining and leaving.
+//! Reach of frames: segments, broadcast, joining and leaving.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -33,7 +33,8 @@ fn send(vm: &Vm, address: &str, text: &str) -> Result<()> {
 )]
 fn segments_hear_nothing_of_each_other() {
     guest_test(|bed| {
-        // The same IP addresses, so that what leaks is delivered; other MACs, so that ports would link.
+        // The same IP addresses, so that leaked frames are delivered; other MACs, so that ports
+        // would link.
         let kinds = [Frontend::Uml; 2];
         let red = Group::boot_with(bed, "red", &kinds, |config| config)?;
         let blue = Group::boot_with(bed, "blue", &kinds, |config| {

@@ -14,8 +14,9 @@ fn tell(what: &str) {
     eprintln!("{what}");
 }
 
-/// The rings go on where they were, and nothing that arrives is lost or changed. That the port's log is complete is held by
-/// the device's own tests: QEMU's guests write to nearly every page of their receive buffers themselves.
+/// The rings continue where they were, and no arriving byte is lost or changed. The device's own
+/// tests hold that the port's log is complete: QEMU's guests write to nearly every page of their
+/// receive buffers themselves.
 #[test]
 #[cfg_attr(
     not(feature = "guests"),

@@ -1,4 +1,5 @@
-//! What users and strangers do wrong on the host: each gets one clear line, and guests notice nothing.
+//! Mistakes of users and attacks of strangers on the host: each gets one clear line, and guests
+//! notice nothing.
 #![forbid(unsafe_code)]
 
 use std::io::Write;

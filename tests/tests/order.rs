@@ -1,4 +1,5 @@
-//! Whoever comes first, and whoever comes next: guests before their ports, guests of another kind on a used port.
+//! Guests and ports in every order: guests before their ports, guests of another kind on a used
+//! port.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A port dies: how long its guest's traffic stands still, and that the rings resume where they were, whoever
-//! sends first. Nothing is ever done in the guests.
+//! A port dies: its guest's traffic stalls for a bounded time, and the rings resume where they
+//! were, whichever side sends first. The tests do nothing in the guests.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -123,7 +123,7 @@ fn a_guest_that_only_listens_is_heard_again() {
     });
 }
 
-/// A ring's positions count to 65535 and begin anew.
+/// A ring's positions count to 65535 and then start at 0.
 const POSITIONS: u64 = 65_536;
 
 #[test]

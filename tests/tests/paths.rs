@@ -1,5 +1,6 @@
-//! Frames that are not simply from one guest to another on links alike: routed, tagged, of other sizes, for drivers that
-//! know less. Guests with and without offloads are mixed throughout, over IPv4 and IPv6.
+//! Frames on other paths than between two guests of equal links: routed, tagged, of other sizes,
+//! for drivers with fewer features. Guests with and without offloads are mixed throughout, over
+//! IPv4 and IPv6.
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
@@ -62,7 +63,8 @@ fn a_guest_routes_between_two_segments() {
         right.ready()?;
         let [near, router, far] = [&left.vms[0], &left.vms[1], &right.vms[0]];
         router.shell(
-            "echo 1 > /proc/sys/net/ipv4/ip_forward && echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
+            "echo 1 > /proc/sys/net/ipv4/ip_forward && \
+             echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
         )?;
         near.shell(
             "ip route add 10.0.1.0/24 via 10.0.0.2 && ip route add fd00:1::/64 via fd00::2",
@@ -72,7 +74,7 @@ fn a_guest_routes_between_two_segments() {
             let before = right.ports[0].counters()?;
             move_data(near, far, address)?;
             let counters = right.ports[0].counters()?.since(&before);
-            // What the router took whole and sent on whole was cut only here.
+            // Frames that the router received and forwarded unsegmented were segmented only here.
             assert!(counters.get("rx_segmented") > 0, "{counters:?}");
         }
         for port in left.ports.iter().chain([&second]) {
@@ -172,7 +174,7 @@ fn guests_with_different_mtus_exchange_what_fits_both() {
         for port in &group.ports {
             assert_eq!(port.counters()?.get("rx_too_long"), 0);
         }
-        // What does not fit is dropped, and counted.
+        // Frames that do not fit are dropped, and counted.
         let [small, large] = [1, 2].map(|index| &group.vms[index]);
         for address in small.nic(0).addresses() {
             let before = group.ports[1].counters()?;
@@ -201,7 +203,8 @@ fn guests_with_different_mtus_exchange_what_fits_both() {
 fn drivers_that_know_less_and_rings_of_other_sizes() {
     /// Kernel, offloads, properties, and the limit on the size of queues.
     const KINDS: [(Frontend, Offloads, &str, u16); 4] = [
-        // Buffers of 64 KiB each; small ones; neither indirect descriptors nor event indices; strict order.
+        // Buffers of 64 KiB each; small ones; neither indirect descriptors nor event indices;
+        // strict order.
         (
             QEMU_6_1,
             Offloads::Segmentation,

@@ -1,4 +1,5 @@
-//! Guests that get more than they take: what is theirs may be lost, nobody else's is, and they recover.
+//! Guests that get more than they take: their own frames may be lost, no other guest's are, and
+//! they recover.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;

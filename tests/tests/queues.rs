@@ -44,7 +44,8 @@ fn no_connection_is_lost_when_the_queue_pairs_in_use_change() {
             .into_iter()
             .enumerate()
         {
-            // Each connection moves between two changes, so that one that a change stopped is found out.
+            // Each connection moves between two changes, so that one that a change stopped is found
+            // out.
             for (_, transfer) in &mut transfers {
                 transfer.wait_for_progress(10_000_000 * (step as u64 + 1), LIMIT)?;
             }

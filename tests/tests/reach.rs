@@ -88,7 +88,8 @@ fn one_guest_of_each_kind_share_a_segment() {
     });
 }
 
-/// Of so many tries all but one have to do without, as the machine may be busy with other things now and then.
+/// All but one of so many tries must pass, as the machine may be busy with other things now and
+/// then.
 const TRIES: usize = 3;
 
 fn a_fast_stream_arrives_at_once(kind: Frontend) {
@@ -143,7 +144,8 @@ fn qemu_guests_of_debian_13_send_no_segment_again() {
     a_fast_stream_arrives_at_once(QEMU_6_12);
 }
 
-/// The interface has the MTU without being told, and packets of that size pass whole.
+/// The interface has the MTU without configuration in the guest, and packets of that size pass
+/// whole.
 fn packets_of_the_mtu_pass(kind: Frontend, mtu: u16) {
     guest_test(|bed| {
         let group = Group::boot_with(bed, "test", &[kind, kind], |config| config.mtu(mtu))?;

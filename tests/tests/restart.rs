@@ -1,4 +1,5 @@
-//! Guests, their drivers, their machines and their ports come and go; connections outlast what they can.
+//! Guests, their drivers, their machines and their ports come and go; connections outlast what they
+//! can.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -118,7 +119,8 @@ fn a_killed_qemu_guest_is_replaced_on_the_same_port() {
     replace_machine(QEMU_6_12);
 }
 
-/// Nothing is done in the guests: QEMU finds the new port, and TCP sends again what was lost with the old one.
+/// The test does nothing in the guests: QEMU finds the new port, and TCP retransmits what was lost
+/// with the old one.
 fn connection_outlasts_ports(kind: Frontend) {
     guest_test(|bed| {
         let mut group = Group::boot(bed, &[kind, kind])?;

@@ -1,7 +1,7 @@
 //! `cargo xtask style`: line widths, decision records, and links and file names in documents.
 //!
-//! `cargo xtask test` runs it as a step. It reads the files that git tracks or would track, and reports each finding as
-//! `path:line: text`.
+//! `cargo xtask test` runs it as a step. It reads the files that git tracks or would track, and
+//! reports each finding as `path:line: text`.
 
 mod records;
 

@@ -1,7 +1,8 @@
-//! What the first process does: file systems, kernel modules, the loopback interface, then the serving
-//! child, and the reaping of orphans for as long as the guest runs.
+//! Work of the first process: file systems, kernel modules, the loopback interface, then the
+//! serving child, and the reaping of orphans for as long as the guest runs.
 //!
-//! Whatever fails is told on the console and passed over: a guest that lacks a module still answers.
+//! A step that fails is reported on the console and skipped: a guest that lacks a module still
+//! answers.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -18,7 +19,8 @@ use virtio_inter_agent::{DEVICE_OPTION, PORT_NAME};
 
 /// Kernel modules in the order in which they load, one path a line. Written with the image.
 const MODULE_LIST: &str = "/modules/order";
-/// virtio-serial ports, and virtio consoles, come from a work queue of the kernel, some time after the driver.
+/// virtio-serial ports, and virtio consoles, come from a work queue of the kernel, some time after
+/// the driver.
 const DEVICE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Sets the guest up, serves the host, and stops the machine when that ends.
@@ -39,7 +41,8 @@ pub(crate) fn boot() -> ! {
         }
     }
     load_modules();
-    // Without duplicate address detection a new IPv6 address can be used at once, not a second later.
+    // Without duplicate address detection a new IPv6 address can be used at once, not a second
+    // later.
     for path in ["conf/default/accept_dad", "conf/all/accept_dad"] {
         let path = format!("/proc/sys/net/ipv6/{path}");
         if let Err(error) = fs::write(&path, "0") {

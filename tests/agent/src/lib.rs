@@ -1,7 +1,7 @@
 //! The framed protocol between the harness on the host and the agent in a guest.
 //!
-//! Both ends talk over one reliable byte stream: a virtio-serial port under QEMU, a serial line under
-//! User Mode Linux. A frame is a 16-byte header and a payload; all numbers are little-endian:
+//! Both ends talk over one reliable byte stream: a virtio-serial port under QEMU, a serial line
+//! under User Mode Linux. A frame is a 16-byte header and a payload; all numbers are little-endian:
 //!
 //! | offset | size | field |
 //! | --- | --- | --- |
@@ -11,10 +11,11 @@
 //! | 8 | 4 | job: the number by which the host knows a command |
 //! | 12 | 4 | length of the payload in bytes, at most [`MAX_PAYLOAD`] |
 //!
-//! The guest answers each frame of the host by [`Kind::Taken`], and the host keeps at most [`WINDOW`] bytes
-//! unanswered: a serial line of User Mode Linux 6.1 that ever throttles its input never takes any again.
-//! The host sends nothing before the guest's [`Kind::Ready`]. A guest that reboots may stop within a frame;
-//! the reader therefore looks for the next magic after anything that is not a frame.
+//! The guest answers each frame of the host by [`Kind::Taken`], and the host keeps at most
+//! [`WINDOW`] bytes unanswered: a serial line of User Mode Linux 6.1 that ever throttles its input
+//! never takes any again. The host sends nothing before the guest's [`Kind::Ready`]. A guest that
+//! reboots may stop within a frame; the reader therefore looks for the next magic after anything
+//! that is not a frame.
 #![forbid(unsafe_code)]
 
 pub mod pattern;
@@ -25,20 +26,21 @@ use std::io::{self, Read, Write};
 pub const MAGIC: [u8; 4] = *b"vIa\x01";
 /// Longest payload of a frame, in bytes.
 pub const MAX_PAYLOAD: usize = 32 * 1024;
-/// Most bytes, headers among them, that the host sends ahead of the guest's [`Kind::Taken`]; less than the 4 KiB
-/// after which Linux throttles a terminal.
+/// Most bytes, headers among them, that the host sends ahead of the guest's [`Kind::Taken`]; less
+/// than the 4 KiB after which Linux throttles a terminal.
 pub const WINDOW: usize = 3 * 1024;
 /// Longest payload of a frame from host to guest, in bytes.
 pub const MAX_PAYLOAD_TO_GUEST: usize = WINDOW - HEADER_LEN;
 /// Name of the virtio-serial port on which QEMU guests are driven.
 pub const PORT_NAME: &str = "virtio-inter.agent";
-/// Kernel command line option that names the agent's device in `/dev`, where there is no virtio-serial port.
+/// Kernel command line option that names the agent's device in `/dev`, where there is no
+/// virtio-serial port.
 pub const DEVICE_OPTION: &str = "agent=";
 
 /// Length of a frame's header in bytes.
 pub const HEADER_LEN: usize = 16;
 
-/// What a frame means.
+/// Meaning of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -54,12 +56,13 @@ pub enum Kind {
     Stdout = 5,
     /// Guest to host: bytes of a command's standard error.
     Stderr = 6,
-    /// Guest to host, last frame of a command that ran. Payload: exit code, 4 bytes (-1 if a signal ended it),
-    /// and that signal's number, 4 bytes (0 if none).
+    /// Guest to host, last frame of a command that ran. Payload: exit code, 4 bytes (-1 if a signal
+    /// ended it), and that signal's number, 4 bytes (0 if none).
     Exit = 7,
     /// Guest to host, only frame of a command that could not be started. Payload: why, as text.
     SpawnFailed = 8,
-    /// Guest to host: one more of the host's frames was read. Payload: its length with the header, 4 bytes.
+    /// Guest to host: one more of the host's frames was read. Payload: its length with the header,
+    /// 4 bytes.
     Taken = 9,
 }
 
@@ -83,7 +86,7 @@ impl Kind {
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// What it means.
+    /// Its meaning.
     pub kind: Kind,
     /// The command it is about; 0 for [`Kind::Ready`].
     pub job: u32,
@@ -133,11 +136,11 @@ impl<R: Read> FrameReader<R> {
         }
     }
 
-    /// The next frame, or nothing at the stream's end. Bytes which belong to no frame are passed over.
+    /// The next frame, or nothing at the stream's end. Bytes which belong to no frame are skipped.
     ///
     /// # Errors
     ///
-    /// What the stream reports.
+    /// The stream's error.
     pub fn next_frame(&mut self) -> io::Result<Option<Frame>> {
         loop {
             if let Some(frame) = self.take_frame() {
@@ -195,7 +198,7 @@ impl<R: Read> FrameReader<R> {
         }
     }
 
-    /// Where the next frame may start: at a magic, or at what may become one with more bytes.
+    /// Start of the next possible frame: a magic, or bytes that may become one with more bytes.
     fn find_magic(&self) -> usize {
         (0..self.pending.len())
             .find(|&at| {

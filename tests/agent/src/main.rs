@@ -1,8 +1,9 @@
 //! The first process of a test guest, and the tools that tests run in it.
 //!
-//! Started by the kernel as `/init` it sets the guest up and drives it ([`boot`], [`serve`]); started as
-//! `agent COMMAND …` it does one thing and ends: `tcp-serve`, `tcp-transfer`, `udp-*` ([`tcp`], [`udp`]),
-//! `reboot`, `poweroff`. Results go to standard output as one JSON object a line.
+//! Started by the kernel as `/init` it sets the guest up and drives it ([`boot`], [`serve`]);
+//! started as `agent COMMAND …` it does one thing and ends: `tcp-serve`, `tcp-transfer`, `udp-*`
+//! ([`tcp`], [`udp`]), `reboot`, `poweroff`. Results go to standard output as one JSON object a
+//! line.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -29,7 +30,7 @@ const USAGE: &str = "Usage: agent serve DEVICE
        agent udp-send ADDRESS PORT TEXT
        agent reboot | poweroff";
 
-/// What went wrong, as one line.
+/// The error, as one line.
 type Failure = Box<dyn std::error::Error>;
 
 fn peer(address: &str, port: &str) -> Result<SocketAddr, Failure> {

@@ -1,6 +1,8 @@
-//! Bytes that can be told from their place: what transfers carry, so that both ends can check all of it.
+//! Bytes that depend on their position: the content of transfers, so that both ends can check all
+//! of it.
 
-/// A stream of pseudo-random bytes (the SplitMix64 generator, 8 bytes a step) that is fixed by its seed.
+/// A stream of pseudo-random bytes (the SplitMix64 generator, 8 bytes a step) that is fixed by its
+/// seed.
 #[derive(Clone)]
 pub struct Pattern {
     state: u64,

@@ -18,10 +18,11 @@ use virtio_inter_agent::{Frame, FrameReader, HEADER_LEN, Kind, MAX_PAYLOAD, writ
 type Channel = Arc<Mutex<File>>;
 type Jobs = Arc<Mutex<HashMap<u32, Job>>>;
 
-/// Where a command's input goes, and whom a signal for it reaches.
+/// The input of a command, and the process that a signal for it reaches.
 struct Job {
     group: Pid,
-    /// Feeds the command from a thread of its own: one that does not read must not hold up the others.
+    /// Feeds the command from a thread of its own: one that does not read must not hold up the
+    /// others.
     stdin: Option<Sender<Vec<u8>>>,
 }
 
@@ -57,7 +58,8 @@ pub(crate) fn serve(device: &str) -> io::Result<()> {
                     if payload.is_empty() {
                         known.stdin = None;
                     } else if let Some(stdin) = &known.stdin {
-                        // The command may have closed its input, or ended: its exit tells the host.
+                        // The command may have closed its input, or ended: the host learns of it
+                        // from its exit.
                         let _ = stdin.send(payload);
                     }
                 }
@@ -66,7 +68,7 @@ pub(crate) fn serve(device: &str) -> io::Result<()> {
                 let signal = payload.try_into().ok().map(i32::from_le_bytes);
                 let signal = signal.and_then(Signal::from_named_raw);
                 if let (Some(known), Some(signal)) = (lock(&jobs).get(&job), signal) {
-                    // No such process: the command has ended meanwhile, as its exit tells.
+                    // No such process: the command has ended meanwhile, which its exit reports.
                     let _ = kill_process_group(known.group, signal);
                 }
             }
@@ -117,11 +119,12 @@ fn spawn(channel: &Channel, jobs: &Jobs, job: u32, arguments: &[u8]) -> io::Resu
     thread::spawn(move || {
         let status = report(&mut child);
         lock(&jobs).remove(&job);
-        // All output comes before the exit. A background child that keeps a pipe open delays it, as in a shell.
+        // All output comes before the exit. A background child that keeps a pipe open delays it, as
+        // in a shell.
         for output in outputs.into_iter().flatten() {
             let _ = output.join();
         }
-        // If the channel is gone there is nobody to tell.
+        // If the channel is gone nobody can receive the report.
         let _ = send(&channel, Kind::Exit, job, &status);
     });
     Ok(())

@@ -1,9 +1,10 @@
 //! A TCP transfer both ways at once whose every byte is checked at its receiver.
 //!
 //! The client opens with 32 bytes (magic, seed, bytes to the server, bytes to the client; 8 each,
-//! little-endian). Both then send their [`Pattern`], and the server closes its stream with its verdict on
-//! what it got: count, checksum, place of the first wrong byte (8 bytes each; all ones if none is wrong).
-//! There are no time limits: a transfer outlasts any stall that TCP outlasts, and the host bounds it.
+//! little-endian). Both then send their [`Pattern`], and the server closes its stream with its
+//! result: count, checksum, place of the first wrong byte (8 bytes each; all ones if none is
+//! wrong). There are no time limits: a transfer outlasts any stall that TCP outlasts, and the host
+//! bounds it.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -15,7 +16,7 @@ use crate::Failure;
 
 const MAGIC: u64 = 0x7669_2d74_6370_0001;
 const CHUNK: usize = 128 * 1024;
-/// The client tells its progress each time this many bytes went by, in one direction.
+/// The client reports its progress each time it has moved this many bytes in one direction.
 const PROGRESS_STEP: u64 = 1024 * 1024;
 const NONE_WRONG: u64 = u64::MAX;
 
@@ -29,7 +30,7 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
 }
 
-/// What a receiver says of what it got.
+/// A receiver's result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Verdict {
     bytes: u64,
@@ -74,7 +75,8 @@ fn answer(stream: &TcpStream) -> io::Result<()> {
     (&*stream).write_all(&closing)
 }
 
-/// Moves what `plan` says to and from the server at `peer`, and prints counts and checksums of both ends.
+/// Moves the bytes of `plan` to and from the server at `peer`, and prints counts and checksums of
+/// both ends.
 pub(crate) fn transfer(peer: SocketAddr, plan: &Plan) -> Result<(), Failure> {
     let stream = &TcpStream::connect(peer)?;
     let mut opening = Vec::with_capacity(32);
@@ -95,7 +97,8 @@ pub(crate) fn transfer(peer: SocketAddr, plan: &Plan) -> Result<(), Failure> {
     (&*stream).read_exact(&mut closing)?;
     let [bytes, checksum, wrong_at] = words(&closing);
     println!(
-        "{{\"sent\":{},\"sent_checksum\":\"{:016x}\",\"peer_received\":{bytes},\"peer_checksum\":\"{checksum:016x}\",\
+        "{{\"sent\":{},\"sent_checksum\":\"{:016x}\",\
+         \"peer_received\":{bytes},\"peer_checksum\":\"{checksum:016x}\",\
          \"received\":{},\"received_checksum\":\"{:016x}\"}}",
         plan.send, sent, received.bytes, received.checksum
     );

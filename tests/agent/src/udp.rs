@@ -1,6 +1,7 @@
 //! Datagrams whose content is checked, there and back; and single ones for broadcast and multicast.
 //!
-//! A checked datagram is its number (8 bytes, little-endian) followed by the [`Pattern`] of seed and number.
+//! A checked datagram is its number (8 bytes, little-endian) followed by the [`Pattern`] of seed
+//! and number.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -11,7 +12,8 @@ use virtio_inter_agent::pattern::Pattern;
 use crate::Failure;
 
 const NUMBER_LEN: usize = 8;
-/// A datagram that is not back after this time counts as lost. The first waits for address resolution too.
+/// A datagram that is not back after this time counts as lost. The first waits for address
+/// resolution too.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const LARGEST: usize = 65_535;
 
@@ -26,7 +28,7 @@ pub(crate) fn echo(port: u16) -> io::Result<()> {
     }
 }
 
-/// Sends `count` datagrams of `len` bytes to an echo at `peer`, one by one, and checks what comes back.
+/// Sends `count` datagrams of `len` bytes to an echo at `peer`, one by one, and checks the answers.
 pub(crate) fn check(peer: SocketAddr, count: u64, len: usize, seed: u64) -> Result<(), Failure> {
     if !(NUMBER_LEN..=LARGEST).contains(&len) {
         return Err(format!("Datagrams of {len} bytes are not possible").into());
@@ -59,7 +61,8 @@ pub(crate) fn check(peer: SocketAddr, count: u64, len: usize, seed: u64) -> Resu
         }
     }
     println!(
-        "{{\"sent\":{count},\"returned\":{returned},\"lost\":{},\"late\":{late},\"wrong\":{wrong}}}",
+        "{{\"sent\":{count},\"returned\":{returned},\"lost\":{},\"late\":{late},\
+         \"wrong\":{wrong}}}",
         count - returned
     );
     if wrong > 0 {

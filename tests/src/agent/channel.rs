@@ -30,8 +30,8 @@ impl Channel {
     }
 }
 
-/// What the guest sends: over one stream until its end, then over its successor. A frame may begin on one and end on
-/// the other, as a guest that moves to another VMM does not notice.
+/// The guest's bytes: over one stream until its end, then over its successor. A frame may begin on
+/// one and end on the other, because a guest that moves to another VMM does not notice.
 pub(super) struct Incoming {
     pub(super) current: File,
     pub(super) shared: Arc<Shared>,

@@ -14,16 +14,16 @@ use crate::{Result, deadline, dump};
 /// How long a killed command may take to end. In a guest that is paused it does not.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// What a finished command left.
+/// Result of a finished command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
     /// Its exit code; none if a signal ended it.
     pub code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
-    /// What it wrote to standard output.
+    /// Its standard output.
     pub stdout: String,
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub stderr: String,
 }
 
@@ -121,12 +121,12 @@ impl Job {
         )
     }
 
-    /// What the command has written to standard output so far.
+    /// The command's standard output so far.
     pub fn stdout(&self) -> String {
         self.text(|job| &job.stdout)
     }
 
-    /// What the command has written to standard error so far.
+    /// The command's standard error so far.
     pub fn stderr(&self) -> String {
         self.text(|job| &job.stderr)
     }
@@ -197,7 +197,8 @@ impl Drop for Job {
     fn drop(&mut self) {
         // A guest that is gone runs nothing.
         if self.is_running() && self.signal(Signal::KILL).is_ok() && !thread::panicking() {
-            // What it held, a port say, is free for the next command only once it has ended.
+            // A resource that it held, a port say, is free for the next command only once it has
+            // ended.
             let ended = self.wait_for_end(KILL_LIMIT);
             if matches!(ended, Ok(None)) {
                 log::warn!(

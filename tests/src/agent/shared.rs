@@ -1,4 +1,4 @@
-//! What is known of a guest and its commands: filled by what it sends, waited for by those who asked.
+//! State of a guest and its commands: the guest's frames fill it, and callers wait for it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -33,7 +33,7 @@ pub(super) struct State {
     pub(super) boots: u32,
     pub(super) release: String,
     pub(super) is_closed: bool,
-    /// What to read from when the present stream ends.
+    /// The stream to read from when the present stream ends.
     pub(super) successor: Option<File>,
     /// Nobody has the agent any more.
     pub(super) is_given_up: bool,

@@ -33,7 +33,7 @@ impl Default for Iperf3 {
     }
 }
 
-/// What went through.
+/// Result of a stream.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Throughput {
     /// Payload that arrived, in bits per second.
@@ -68,7 +68,7 @@ pub fn iperf3(
     parse(&output.stdout).with_context(|| format!("iperf3 to {address}: {}", output.stderr))
 }
 
-/// What became of datagrams.
+/// Result of a flow of datagrams.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Datagrams {
     /// Datagrams that arrived, in a second.
@@ -79,7 +79,8 @@ pub struct Datagrams {
     pub loss: f64,
 }
 
-/// Runs a server, and a client that sends it datagrams of `size` bytes at `address`, as many as it can.
+/// Runs a server, and a client that sends it datagrams of `size` bytes at `address`, as many as it
+/// can.
 ///
 /// # Errors
 ///
@@ -105,7 +106,7 @@ pub fn iperf3_udp(
         .with_context(|| format!("iperf3 over UDP to {address}: {}", output.stderr))
 }
 
-/// A stream over TCP that goes on for `seconds` or until it is dropped: the load beside a measurement.
+/// A stream over TCP that runs for `seconds` or until it is dropped: the load beside a measurement.
 pub struct BulkStream {
     _client: Job,
     _server: Job,

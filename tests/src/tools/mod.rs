@@ -25,7 +25,7 @@ pub use udp::{UdpReport, udp_check};
 
 use std::time::Duration;
 
-/// What starting, connecting and ending may add to a tool's own time.
+/// Time that starting, connecting and ending may add to a tool's own time.
 const MARGIN: Duration = Duration::from_secs(60);
 /// How long a server may take to listen.
 const LISTEN_LIMIT: Duration = Duration::from_secs(30);

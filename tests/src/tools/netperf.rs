@@ -20,7 +20,7 @@ pub struct TransactionRate {
     pub mean_us: f64,
 }
 
-/// What a stream carried.
+/// Result of a stream.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StreamRate {
     /// Payload that arrived, in bytes.
@@ -29,7 +29,7 @@ pub struct StreamRate {
     pub seconds: f64,
 }
 
-/// What netperf does over one connection.
+/// A test of netperf over one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Test {
     /// A message there and one back, as often as possible.
@@ -54,8 +54,8 @@ pub fn netserver(server: &Vm, is_ipv6: bool) -> Result<Job> {
     Ok(listening)
 }
 
-/// Runs netserver, and netperf against it at `address` for `seconds`, one byte each way. The client must have an
-/// address other than the loopback's of the same family, else netperf resolves none.
+/// Runs netserver, and netperf against it at `address` for `seconds`, one byte each way. The client
+/// must have an address other than the loopback's of the same family, else netperf resolves none.
 ///
 /// # Errors
 ///

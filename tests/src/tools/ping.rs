@@ -32,14 +32,14 @@ impl Default for Ping {
     }
 }
 
-/// What came back.
+/// Answers and times.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PingReport {
     /// Requests sent.
     pub sent: u32,
     /// Answers received.
     pub received: u32,
-    /// Mean round trip in microseconds, 0 without an answer. Ping tells no median.
+    /// Mean round trip in microseconds, 0 without an answer. Ping reports no median.
     pub mean_us: f64,
     /// Shortest round trip in microseconds, 0 without an answer.
     pub min_us: f64,

@@ -25,8 +25,8 @@ pub struct HalfRoundTrip {
     pub p99_9_us: f64,
 }
 
-/// A ping-pong over UDP that stopped at a message or an answer that did not arrive, so early that sockperf reports no times: it does not
-/// send the next message before.
+/// A ping-pong over UDP that stopped at a message or an answer that did not arrive, so early that
+/// sockperf reports no times: it does not send the next message before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unanswered {
     /// Messages sent.
@@ -47,7 +47,7 @@ impl fmt::Display for Unanswered {
 
 impl std::error::Error for Unanswered {}
 
-/// What messages travel on.
+/// The protocol of the messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// One connection.
@@ -222,7 +222,8 @@ mod tests {
 
     #[test]
     fn a_ping_pong_that_stops_is_told_from_one_that_fails() {
-        let text = "sockperf: Test ended\nsockperf: [Total Run] RunTime=1.010 sec; Warm up time=400 msec; SentMessages=76; \
+        let text = "sockperf: Test ended\nsockperf: [Total Run] RunTime=1.010 sec; \
+                    Warm up time=400 msec; SentMessages=76; \
                     ReceivedMessages=75\nsockperf: No valid observations found.\n";
         let unanswered = Unanswered {
             sent: 76,
@@ -234,7 +235,8 @@ mod tests {
         assert_eq!(stopped(&text.replace("Messages=75", "Messages=0")), None);
         // The last message of a test that goes on to its end has no answer either.
         let whole = format!(
-            "{text}Latency is 33.125 usec\npercentile 99.900 = 70\npercentile 99.000 = 41\npercentile 50.000 = 32\n"
+            "{text}Latency is 33.125 usec\npercentile 99.900 = 70\n\
+             percentile 99.000 = 41\npercentile 50.000 = 32\n"
         );
         assert_eq!(stopped(&whole), None);
     }

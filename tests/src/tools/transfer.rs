@@ -10,7 +10,7 @@ use super::LISTEN_LIMIT;
 use super::stall::{self, Progress, Watch};
 use crate::{Job, Result, Vm, wait};
 
-/// What to move.
+/// The bytes to move.
 #[derive(Clone, Copy, Debug)]
 pub struct TransferPlan {
     /// Bytes from client to server.
@@ -90,7 +90,8 @@ impl Transfer {
         })
     }
 
-    /// Bytes that went by so far at the client, in both directions; told in steps of 1 MiB each way.
+    /// Bytes transferred so far, counted at the client in both directions, in steps of 1 MiB each
+    /// way.
     pub fn progress(&self) -> u64 {
         let text = self.client.stdout();
         let last = |key: &str| -> u64 {
@@ -160,7 +161,8 @@ impl Transfer {
     ///
     /// # Errors
     ///
-    /// A byte that arrived wrong, a connection that broke, a transfer that takes longer than `limit`.
+    /// A byte that arrived wrong, a connection that broke, a transfer that takes longer than
+    /// `limit`.
     pub fn finish(mut self, limit: Duration) -> Result<TransferReport> {
         let output = self.client.wait(limit)?;
         ensure!(output.success(), "The transfer failed: {}", output.stderr);
@@ -173,7 +175,8 @@ impl Transfer {
     }
 }
 
-/// Moves `bytes` each way at once between two guests, to the server's `address`, and waits for up to `limit`.
+/// Moves `bytes` each way at once between two guests, to the server's `address`, and waits for up
+/// to `limit`.
 ///
 /// # Errors
 ///
@@ -190,7 +193,8 @@ pub fn exchange(
     let report = Transfer::start(client, server, address, plan)
         .and_then(|transfer| transfer.finish(limit))
         .with_context(|| format!("Between {} and {address}", client.config().name))?;
-    // The guests' own verdicts are in their exit codes; that they speak of the same bytes is checked here.
+    // The guests' own results are in their exit codes; this checks that both speak of the same
+    // bytes.
     ensure!(
         (report.peer_received, report.received) == (bytes, bytes)
             && report.sent_checksum == report.peer_checksum,

@@ -12,7 +12,7 @@ use crate::{Result, Vm};
 /// UDP port of the echo.
 const PORT: &str = "7001";
 
-/// What became of the datagrams.
+/// Result of the datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct UdpReport {
     /// Sent.
@@ -31,7 +31,8 @@ pub struct UdpReport {
 ///
 /// # Errors
 ///
-/// A datagram that came back changed, a network that cannot be reached. Loss is a result, not an error.
+/// A datagram that came back changed, a network that cannot be reached. Loss is a result, not an
+/// error.
 pub fn udp_check(
     client: &Vm,
     server: &Vm,

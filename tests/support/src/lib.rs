@@ -1,5 +1,5 @@
-//! How a test says what its end does not: past the capture of test output, and to `cargo xtask test` by files that
-//! this names in variables.
+//! Reports of a test beside its result: past the capture of test output, and to `cargo xtask test`
+//! by files that it names in variables.
 #![forbid(unsafe_code)]
 
 use std::fs::OpenOptions;
@@ -9,15 +9,16 @@ use std::{env, thread};
 
 /// Writes a line for whoever looks.
 pub fn tell(line: &str) {
-    // A closed standard error leaves nobody to tell.
+    // With a closed standard error nobody can read the report.
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Says that the running test is skipped and why.
+/// Reports that the running test is skipped, with the reason.
 ///
 /// # Panics
 ///
-/// When the file that `VIRTIO_INTER_SKIPS` names cannot be written: the test would look like a pass.
+/// When the file that `VIRTIO_INTER_SKIPS` names cannot be written: the test would look like a
+/// pass.
 pub fn skip(reason: &str) {
     with_name(|name| {
         tell(&format!("SKIPPED {name}: {reason}"));
@@ -37,7 +38,8 @@ pub fn note(text: &str) {
     });
 }
 
-/// The Cloud Hypervisor that `CLOUD_HYPERVISOR` names, for tests that boot no guest; None: the running test was skipped.
+/// The Cloud Hypervisor that `CLOUD_HYPERVISOR` names, for tests that boot no guest. None: the
+/// running test was skipped.
 ///
 /// # Panics
 ///

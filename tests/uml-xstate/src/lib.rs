@@ -1,13 +1,14 @@
 //! A preloaded `ptrace` that lets User Mode Linux run on processors with AMX.
 //!
-//! User Mode Linux moves the extended FP state of its processes by `PTRACE_GETREGSET` and `PTRACE_SETREGSET`
-//! through a buffer that was ample before AMX. Reading into a buffer that is too small gives the first part;
-//! writing that part back fails, as the host kernel takes all of the state or nothing. User Mode Linux then panics
-//! at its first process. This library, put before libc by `LD_PRELOAD`, completes such writes: the missing
-//! tail holds nothing but AMX tiles, which no process inside can have enabled, and is declared unused.
+//! User Mode Linux moves the extended FP state of its processes by `PTRACE_GETREGSET` and
+//! `PTRACE_SETREGSET` through a buffer that was ample before AMX. Reading into a buffer that is too
+//! small gives the first part; writing that part back fails, as the host kernel takes all of the
+//! state or nothing. User Mode Linux then panics at its first process. This library, put before
+//! libc by `LD_PRELOAD`, completes such writes: the missing tail holds nothing but AMX tiles, which
+//! no process inside can have enabled, and is declared unused.
 //!
-//! It allocates nothing, has no thread-locals of its own and keeps its one buffer static, since User Mode Linux
-//! calls it on small stacks that it made itself.
+//! It allocates nothing, has no thread-locals of its own and keeps its one buffer static, since
+//! User Mode Linux calls it on small stacks that it made itself.
 #![allow(
     unsafe_code,
     reason = "interposes a libc function that takes raw pointers"
@@ -22,7 +23,8 @@ use libc::{c_long, c_uint, c_void, iovec, pid_t};
 const XSTATE: usize = 0x202;
 /// Larger than any state that a processor defines today (AMX: 11,008 bytes).
 const CAPACITY: usize = 16 * 1024;
-/// Where the XSAVE header holds the mask of the components in use (Intel SDM volume 1, section 13.4.2).
+/// Offset of the mask of the components in use in the XSAVE header (Intel SDM volume 1, section
+/// 13.4.2).
 const IN_USE: usize = 512;
 /// Shortest state that has the mask.
 const SHORTEST: usize = IN_USE + size_of::<u64>();
@@ -38,8 +40,8 @@ struct State {
 
 struct Shared(UnsafeCell<State>);
 
-// SAFETY: User Mode Linux 6.1 calls ptrace from its one kernel thread only (it has no SMP, and its helper
-// threads do not trace), so the state is never reached by two threads.
+// SAFETY: User Mode Linux 6.1 calls ptrace from its one kernel thread only (it has no SMP, and its
+// helper threads do not trace), so the state is never reached by two threads.
 unsafe impl Sync for Shared {}
 
 static STATE: Shared = Shared(UnsafeCell::new(State {
