@@ -129,7 +129,8 @@ impl VmInfo {
         match in_tree.map(|tree| tree.contains_key(id)) {
             None if configured => DeviceInfo::Present,
             None | Some(false) => DeviceInfo::Absent,
-            // A request to unplug takes the device out of the configuration, the guest's consent out of the tree.
+            // A request to unplug takes the device out of the configuration, the guest's consent
+            // out of the tree.
             Some(true) if configured => DeviceInfo::Present,
             Some(true) => DeviceInfo::Leaving,
         }

@@ -90,7 +90,8 @@ pub(crate) fn remove(
     let api = Api::connect(api_socket)?;
     if api.device(id)? == DeviceInfo::Present
         && let Err(refused) = api.remove_device(id)
-        // Cloud Hypervisor finds no device to remove where the guest was asked to let go of it before.
+        // Cloud Hypervisor finds no device to remove where the guest was asked to let go of it
+        // before.
         && api.device(id)? == DeviceInfo::Present
     {
         return Err(anyhow!(refused)
@@ -102,8 +103,8 @@ pub(crate) fn remove(
     Ok(0)
 }
 
-/// Checks that a snapshot that is taken now finds the guest's memory at rest, as far as that can be told: the VMM itself
-/// takes none of a VM that is not paused.
+/// Checks that a snapshot that is taken now finds the guest's memory at rest, as far as that can be
+/// told: the VMM itself takes none of a VM that is not paused.
 ///
 /// # Errors
 ///
@@ -131,12 +132,12 @@ fn wait_until_gone(api: &Api, id: &str) -> anyhow::Result<()> {
             let seconds = GONE_WITHIN.as_secs();
             return Err(match api.info()?.as_ref().map(VmInfo::is_paused) {
                 Some(true) => anyhow!(
-                    "The VM is paused: its guest lets go of {id} once it is resumed. The port of {id} stays until \
-                     then; run remove-device again to wait for it"
+                    "The VM is paused: its guest releases {id} once it is resumed. The port of {id} \
+                     stays until then; run remove-device again to wait for it"
                 ),
                 _ => anyhow!(
-                    "Guest has not let go of {id} within {seconds} s. Its port stays until it has; run remove-device \
-                     again to wait for another {seconds} s"
+                    "Guest has not released {id} within {seconds} s. Its port stays until it has; run \
+                     remove-device again to wait for another {seconds} s"
                 ),
             });
         }

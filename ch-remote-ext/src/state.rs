@@ -1,4 +1,5 @@
-//! One word for what a device does, by what its supervisor, its port and its VMM say (docs/cloud-hypervisor.md).
+//! One word for what a device does, by what its supervisor, its port and its VMM say
+//! (docs/cloud-hypervisor.md).
 
 use std::path::Path;
 
@@ -41,7 +42,8 @@ pub(crate) enum DeviceState {
     Unplugged,
     /// The guest was asked to let go of the device, and has not yet.
     Unplugging,
-    /// The VM has the device, as far as is known, but Cloud Hypervisor is not connected to the port.
+    /// The VM has the device, as far as is known, but Cloud Hypervisor is not connected to the
+    /// port.
     Disconnected,
     /// The guest's driver has not started.
     Plugged,
@@ -53,7 +55,8 @@ pub(crate) enum DeviceState {
     Running,
 }
 
-/// All devices of the VM with this API socket, as far as they are known: a VMM may be busy, or about to end.
+/// All devices of the VM with this API socket, as far as they are known: a VMM may be busy, or
+/// about to end.
 ///
 /// # Errors
 ///
@@ -127,7 +130,8 @@ impl Serialize for DeviceState {
 }
 
 impl DeviceState {
-    /// By the supervisor's word on the port, the port's status (null: it does not answer) and the VMM's word.
+    /// By the supervisor's word on the port, the port's status (null: it does not answer) and the
+    /// VMM's word.
     fn of(id: &str, port: PortState, status: &Value, vm: &Vm) -> Self {
         match port {
             PortState::Starting => return Self::Starting,
@@ -181,14 +185,16 @@ impl DeviceState {
     fn warning(self) -> Option<&'static str> {
         match self {
             Self::Unstopped => Some(
-                "The VM is paused, but Cloud Hypervisor has not stopped this port, which goes on writing to the \
-                 guest's memory: a snapshot would hold torn memory. After a restore without resume=true, resuming the \
-                 VM ends that. Otherwise Cloud Hypervisor has lost control of the port: resume the VM and reboot it by \
-                 `ch-remote-ext reboot`, upon which Cloud Hypervisor connects to the port again",
+                "The VM is paused, but Cloud Hypervisor has not stopped this port, which continues to \
+                 write to the guest's memory: a snapshot would hold inconsistent memory. After a \
+                 restore without resume=true, resuming the VM ends that. Otherwise Cloud Hypervisor \
+                 has lost control of the port: resume the VM and reboot it by `ch-remote-ext reboot`, \
+                 so that Cloud Hypervisor connects to the port again",
             ),
             Self::Disconnected => Some(
-                "Cloud Hypervisor has this device but is not connected to its port. If that lasts for more than a \
-                 minute, the guest's interface is dead until the VM is rebooted by `ch-remote-ext reboot`",
+                "Cloud Hypervisor has this device but is not connected to its port. If that lasts for \
+                 more than a minute, the guest's interface is dead until `ch-remote-ext reboot` \
+                 reboots the VM",
             ),
             Self::Unplugged => Some(
                 "The VM does not have this device. `ch-remote-ext remove-device` ends its port",

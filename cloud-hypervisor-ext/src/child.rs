@@ -1,8 +1,9 @@
 //! A child process that does not outlive this one, and whose end can be waited for by its descriptor.
 #![allow(unsafe_code)] // One function runs code between fork and exec.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus};
 
@@ -10,6 +11,9 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal,
 };
+
+/// The first number after standard input, output and error.
+const FIRST_PASSED: RawFd = 3;
 
 /// A running process; killed when dropped.
 #[derive(Debug)]
@@ -19,12 +23,13 @@ pub struct Child {
 }
 
 /// What a child gets of this process's descriptors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Descriptors {
+#[derive(Clone, Debug)]
+pub enum Descriptors<'a> {
     /// Those that this process was started with too: the user may have named them in arguments (`fd=3`).
     Inherited,
-    /// Standard input, output and error.
-    StandardOnly,
+    /// Standard input, output and error, and these from number 3 on. Their own numbers are above
+    /// all of those.
+    Standard(Vec<BorrowedFd<'a>>),
 }
 
 impl Child {
@@ -38,23 +43,37 @@ impl Child {
     pub fn spawn(
         mut command: Command,
         at_our_death: Signal,
-        descriptors: Descriptors,
+        descriptors: Descriptors<'_>,
     ) -> io::Result<Self> {
         let parent = getpid();
+        let passed: Option<Vec<RawFd>> = match &descriptors {
+            Descriptors::Inherited => None,
+            Descriptors::Standard(fds) => Some(fds.iter().map(AsRawFd::as_raw_fd).collect()),
+        };
+        let end = FIRST_PASSED + passed.as_ref().map_or(0, Vec::len) as RawFd;
+        // So that no number up to there is free for the pipe by which std tells that exec failed.
+        let _taken = take_numbers_below(end)?;
         let prepare = move || {
             set_parent_process_death_signal(Some(at_our_death))?;
             if getppid() != Some(parent) {
                 // Dead already, so that no signal will come.
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
-            if descriptors == Descriptors::StandardOnly {
+            if let Some(passed) = &passed {
+                for (number, fd) in (FIRST_PASSED..).zip(passed) {
+                    // SAFETY: `fd` is open as long as `descriptors` is borrowed. What is replaced
+                    // is nobody's here: a placeholder, or something that is not for this child.
+                    if unsafe { libc::dup2(*fd, number) } < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
                 // SAFETY: only marks descriptors, which exec then closes; none is used from here on but the one by
                 // which std tells that exec failed, and that is marked already. An old kernel refuses: no harm. An
                 // ignored signal has no handler that could run.
                 unsafe {
                     libc::syscall(
                         libc::SYS_close_range,
-                        3,
+                        end,
                         libc::c_uint::MAX,
                         libc::CLOSE_RANGE_CLOEXEC,
                     );
@@ -65,8 +84,8 @@ impl Child {
             }
             Ok(())
         };
-        // SAFETY: between fork and exec `prepare` makes system calls only (prctl, getppid, close_range, sigaction): it neither
-        // allocates nor takes a lock.
+        // SAFETY: between fork and exec `prepare` makes system calls only (prctl, getppid, dup2,
+        // close_range, sigaction): it neither allocates nor takes a lock.
         unsafe {
             command.pre_exec(prepare);
         }
@@ -106,6 +125,21 @@ impl Child {
         {
             log::warn!("Cannot signal process {}: {error}", self.pid());
         }
+    }
+}
+
+/// Opens placeholders for all free numbers below `end`.
+fn take_numbers_below(end: RawFd) -> io::Result<Vec<File>> {
+    let mut taken = Vec::new();
+    if end == FIRST_PASSED {
+        return Ok(taken);
+    }
+    loop {
+        let placeholder = File::open("/dev/null")?;
+        if placeholder.as_raw_fd() >= end {
+            return Ok(taken);
+        }
+        taken.push(placeholder);
     }
 }
 

@@ -16,6 +16,7 @@ use virtio_inter_args::absolute;
 
 use crate::child::{Child, Descriptors};
 use crate::device::Device;
+use crate::fd_store::{self, FdStore, MAX_KEPT};
 use crate::protocol::{PortInfo, PortState};
 
 /// A port that does not serve after that is given up at its first start, and killed and started again later.
@@ -29,6 +30,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// Longest pause between two starts. Cloud Hypervisor looks for its backend ten times a second, for 60 s.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a port may be away until its connection is not kept for it any more. A VMM that asks
+/// for something meanwhile waits.
+const AWAY_FOR: Duration = Duration::from_secs(60);
+
+/// A port that serves and dies again after a pause longer than that does not get the connection any
+/// more.
+const MOST_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Time to end in good order.
 const END_WITHIN: Duration = Duration::from_secs(5);
@@ -58,6 +67,10 @@ pub struct Port {
     pause: Duration,
     /// What it last said of why it ends.
     reason: Option<String>,
+    /// Its connection to Cloud Hypervisor, kept for the next process.
+    kept: FdStore,
+    /// When Cloud Hypervisor is let notice that the port is away.
+    give_up_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -106,7 +119,8 @@ impl Port {
         let notify = UnixDatagram::bind(&notify_path)
             .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
             .with_context(|| format!("Cannot listen on {}", notify_path.display()))?;
-        let child = match spawn(&device, &program, &notify_path) {
+        let kept = FdStore::default();
+        let child = match spawn(&device, &program, &notify_path, &kept) {
             Ok(child) => child,
             Err(error) => {
                 let _ = std::fs::remove_file(&notify_path);
@@ -127,6 +141,8 @@ impl Port {
             restarts: 0,
             pause: Duration::ZERO,
             reason: None,
+            kept,
+            give_up_at: None,
         })
     }
 
@@ -156,12 +172,13 @@ impl Port {
 
     /// When [`Port::process`] has something to do although nothing is readable.
     pub fn deadline(&self) -> Option<Instant> {
-        match &self.state {
+        let next = match &self.state {
             State::Starting { since, .. } => Some(*since + READY_WITHIN),
             State::Serving { .. } => None,
             State::Down { until } => Some(*until),
             State::Ending { kill_at, .. } => *kill_at,
-        }
+        };
+        next.into_iter().chain(self.give_up_at).min()
     }
 
     /// Does what there is to do.
@@ -171,6 +188,9 @@ impl Port {
 
     fn process_at(&mut self, now: Instant) -> Change {
         let ready = self.hear();
+        if self.give_up_at.is_some_and(|at| now >= at) {
+            self.give_connection_up(&format!("is away for {} s", AWAY_FOR.as_secs()));
+        }
         if let Some(status) = self.take_end() {
             return self.ended(status, now);
         }
@@ -205,17 +225,34 @@ impl Port {
     /// Reads what it said; whether it said that it serves.
     fn hear(&mut self) -> bool {
         let mut ready = false;
-        let mut buffer = [0; 4096];
-        while let Ok(size) = self.notify.recv(&mut buffer) {
-            for line in String::from_utf8_lossy(&buffer[..size]).lines() {
+        while let Some(notification) = fd_store::receive(&self.notify) {
+            for line in notification.text.lines() {
                 if line == "READY=1" {
                     ready = true;
                 } else if let Some(reason) = line.strip_prefix("STATUS=") {
                     self.reason = Some(reason.to_owned());
                 }
             }
+            if !matches!(self.state, State::Ending { .. }) {
+                self.kept.heed(notification);
+            }
         }
         ready
+    }
+
+    /// Lets Cloud Hypervisor notice that its connection has ended, if it was kept.
+    fn give_connection_up(&mut self, why: &str) {
+        self.give_up_at = None;
+        if self.kept.is_empty() {
+            return;
+        }
+        self.kept.shut_down();
+        warn!(
+            "Port of {} {why}: Cloud Hypervisor is disconnected from it. If its VM is paused or the \
+             guest's driver does not run, reboot the VM by `ch-remote-ext reboot`: its interface is \
+             dead, or out of control, until then",
+            self.device.id
+        );
     }
 
     fn take_end(&mut self) -> Option<ExitStatus> {
@@ -234,6 +271,7 @@ impl Port {
             unreachable!("only a port that starts begins to serve");
         };
         self.state = State::Serving { child, since: now };
+        self.give_up_at = None;
         if self.proven {
             warn!("Port of {} serves again", self.device.id);
             return Change::None;
@@ -251,6 +289,7 @@ impl Port {
         // What it said last may have come after the look before.
         self.hear();
         let reason = self.reason.take();
+        let served = matches!(self.state, State::Serving { .. });
         match &self.state {
             State::Ending { .. } => {
                 self.state = State::Down { until: now };
@@ -271,6 +310,13 @@ impl Port {
             "Port of {} died ({reason}); starting it again",
             self.device.id
         );
+        if served && pause > MOST_PATIENCE {
+            // It may be the connection of which it dies.
+            self.give_connection_up("dies again and again");
+        }
+        if !self.kept.is_empty() {
+            self.give_up_at.get_or_insert(now + AWAY_FOR);
+        }
         self.state = State::Down { until: now + pause };
         if pause.is_zero() {
             self.start_again(now);
@@ -280,7 +326,7 @@ impl Port {
 
     fn start_again(&mut self, now: Instant) {
         self.restarts += 1;
-        match spawn(&self.device, &self.program, &self.notify_path) {
+        match spawn(&self.device, &self.program, &self.notify_path, &self.kept) {
             Ok(child) => self.state = State::Starting { child, since: now },
             Err(error) => {
                 warn!("Cannot run {}: {error}", self.program.path.display());
@@ -302,6 +348,8 @@ impl Port {
     /// Asks it to end; false: there is no process that would have to.
     pub fn end(&mut self) -> bool {
         let now = Instant::now();
+        self.kept.clear();
+        self.give_up_at = None;
         match std::mem::replace(&mut self.state, State::Down { until: now }) {
             State::Starting { child, .. } | State::Serving { child, .. } => {
                 child.signal(Signal::TERM);
@@ -348,7 +396,12 @@ impl Drop for Port {
     }
 }
 
-fn spawn(device: &Device, program: &PortProgram, notify: &PathBuf) -> io::Result<Child> {
+fn spawn(
+    device: &Device,
+    program: &PortProgram,
+    notify: &PathBuf,
+    kept: &FdStore,
+) -> io::Result<Child> {
     let mut command = Command::new(&program.path);
     command
         .arg("port")
@@ -356,6 +409,12 @@ fn spawn(device: &Device, program: &PortProgram, notify: &PathBuf) -> io::Result
         .env("NOTIFY_SOCKET", notify)
         // What it says there of its end is printed by this process, once.
         .env("VIRTIO_INTER_SUPERVISED", "1")
+        .env("FDSTORE", MAX_KEPT.to_string())
+        .env("LISTEN_FDS", kept.fds().len().to_string())
+        .env("LISTEN_FDNAMES", kept.names())
+        // What this process may have been started with is its own.
+        .env_remove("LISTEN_PID")
+        .env_remove("LISTEN_PIDFDID")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         // A terminal's Ctrl-C is for the VM, which wants its network to the end.
@@ -364,75 +423,8 @@ fn spawn(device: &Device, program: &PortProgram, notify: &PathBuf) -> io::Result
         command.env("RUST_LOG", program.log);
     }
     // SIGTERM, so that its sockets go too.
-    Child::spawn(command, Signal::TERM, Descriptors::StandardOnly)
+    Child::spawn(command, Signal::TERM, Descriptors::Standard(kept.fds()))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use tempfile::TempDir;
-
-    use super::*;
-
-    fn until(mut done: impl FnMut() -> bool) {
-        let end = Instant::now() + Duration::from_secs(30);
-        while !done() {
-            assert!(Instant::now() < end, "It does not happen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    #[test]
-    fn one_that_hangs_when_it_is_started_again_is_started_once_more() {
-        let temp = TempDir::new().unwrap();
-        // A port in name only: what it would say is said by this test.
-        let path = temp.path().join("port");
-        std::fs::write(&path, "#!/bin/sh\nexec sleep 600\n").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
-        let program = PortProgram { path, log: "warn" };
-        let notify = temp.path().join("notify");
-        let device = Device {
-            id: "net0".parse().unwrap(),
-            port_id: "vm.net0".parse().unwrap(),
-            segment: temp.path().into(),
-            mac: "02:00:00:00:00:01".parse().unwrap(),
-            mtu: None,
-            num_queues: 2,
-            queue_size: None,
-            socket: temp.path().join("socket"),
-            status_socket: temp.path().join("status"),
-            pci_segment: None,
-            pci_device_id: None,
-        };
-        let mut port = Port::start(device, program, notify.clone()).unwrap();
-        let says = UnixDatagram::unbound().unwrap();
-        says.send_to(b"READY=1", &notify).unwrap();
-        assert_eq!(port.process(), Change::Ready);
-        let pid = |port: &Port| port.child().map(Child::pid);
-        let kill = |port: &Port| port.child().unwrap().signal(Signal::KILL);
-
-        kill(&port);
-        until(|| {
-            assert_eq!(port.process(), Change::None);
-            port.restarts == 1
-        });
-        let hanging = pid(&port);
-        let deadline = port.deadline().unwrap();
-        assert_eq!(port.process_at(deadline), Change::None);
-        let mut now = deadline;
-        until(|| {
-            // Its clock goes on, or the pause before the next start would have no end.
-            now += FIRST_PAUSE;
-            assert_eq!(port.process_at(now), Change::None);
-            port.restarts == 2
-        });
-        assert_ne!(pid(&port), hanging);
-        says.send_to(b"READY=1", &notify).unwrap();
-        assert_eq!(port.process(), Change::None);
-        assert!(matches!(port.state, State::Serving { .. }));
-
-        port.end();
-        until(|| port.process() == Change::Ended);
-    }
-}
+mod tests;

@@ -129,6 +129,116 @@ fn a_connection_outlasts_ports_that_their_supervisor_starts_again() {
     });
 }
 
+/// Kills a guest's first port and waits for the next.
+fn kill_port(vm: &Vm) -> Result<()> {
+    let former = vm.inter_vm_ports()?[0]["pid"].as_i64();
+    if let Some(pid) = former.and_then(|pid| Pid::from_raw(pid as i32)) {
+        kill_process(pid, Signal::KILL)?;
+    }
+    until("a port that was started again", LIMIT, || {
+        let now = &vm.inter_vm_ports()?[0];
+        let another = now["pid"].as_i64() != former;
+        Ok((another && now["state"] == "serving").then_some(()))
+    })
+}
+
+/// Waits until a guest's first device is in a state, in which so many of its port's queues run.
+fn wait_for_state(vm: &Vm, state: &str, queues: u64) -> Result<()> {
+    until(&format!("a device that is {state}"), LIMIT, || {
+        let device = &vm.inter_vm_ports()?[0];
+        let runs = device["status"]["frontend"]["queues_running"] == queues;
+        Ok((device["device_state"] == state && runs).then_some(()))
+    })
+}
+
+/// Takes the driver away from a guest's first interface, does something, and gives it back.
+fn rebind(vm: &Vm, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+    let device = format!("/sys/class/net/{}/device", vm.interface(0)?);
+    let device = vm.shell(&format!("basename $(readlink -f {device})"))?;
+    let drive = |how| {
+        let driver = "/sys/bus/virtio/drivers/virtio_net";
+        vm.shell(&format!("echo {} > {driver}/{how}", device.trim()))
+    };
+    drive("unbind")?;
+    meanwhile()?;
+    drive("bind")?;
+    vm.configure_network()
+}
+
+fn reach(a: &Vm, b: &Vm) -> Result<()> {
+    let report = tools::ping(a, b.nic(0).ipv4(), tools::Ping::default())?;
+    assert_eq!(report.received, report.sent);
+    Ok(())
+}
+
+/// Cloud Hypervisor v53 loses sight of a port that dies in a paused VM: it stops it neither at the
+/// next pause nor when the driver is unbound.
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn port_that_dies_in_a_paused_guest_is_under_control_after_resume() {
+    cloud_hypervisor_test(|bed| {
+        let segment = Segment::new(bed, "web")?;
+        let [a, b] = pair(bed, &segment)?;
+        for _ in 0..2 {
+            wait_for_state(&a, "running", 2)?;
+            a.pause()?;
+            wait_for_state(&a, "paused", 0)?;
+            kill_port(&a)?;
+            wait_for_state(&a, "paused", 0)?;
+            a.resume()?;
+            wait_for_state(&a, "running", 2)?;
+            reach(&a, &b)?;
+        }
+        a.pause()?;
+        wait_for_state(&a, "paused", 0)?;
+        let snapshot = bed.path("snapshot");
+        std::fs::create_dir(&snapshot)?;
+        a.request_ext(&["snapshot", &format!("file://{}", snapshot.display())])?;
+        a.resume()?;
+        rebind(&a, || wait_for_state(&a, "plugged", 0))?;
+        wait_for_state(&a, "running", 2)?;
+        reach(&a, &b)
+    });
+}
+
+/// Cloud Hypervisor v53 does not look for a port that dies before the guest's driver has started,
+/// or between two drivers.
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn port_that_dies_before_the_driver_starts_serves_the_guest() {
+    cloud_hypervisor_test(|bed| {
+        let segment = Segment::new(bed, "web")?;
+        let start = |name, host| {
+            let config = VmConfig::new(name, CH).nic(Nic::inter_vm(&segment, host));
+            Vm::start(bed, config)
+        };
+        let a = start("a", 1)?;
+        // As early as it can be: its kernel has hardly begun.
+        until("a device that is plugged", LIMIT, || {
+            let ports = a.inter_vm_ports().unwrap_or_default();
+            Ok((ports[0]["device_state"] == "plugged").then_some(()))
+        })?;
+        kill_port(&a)?;
+        assert_eq!(a.inter_vm_ports()?[0]["device_state"], "plugged");
+        let b = start("b", 2)?;
+        a.ready()?;
+        b.ready()?;
+        reach(&a, &b)?;
+        rebind(&a, || {
+            wait_for_state(&a, "plugged", 0)?;
+            kill_port(&a)
+        })?;
+        wait_for_state(&a, "running", 2)?;
+        reach(&a, &b)
+    });
+}
+
 #[test]
 #[cfg_attr(
     not(feature = "guests"),

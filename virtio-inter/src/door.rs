@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use log::{Level, debug};
+use log::{Level, debug, info};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -21,6 +21,7 @@ use virtio_inter_device::Device;
 use virtio_inter_segment::{LogLimit, log_limited, peer_pid};
 
 use crate::chain::chain;
+use crate::kept::{Keeper, KeptConnection};
 use crate::poll::{Interest, Poll};
 use crate::socket::Listener;
 use crate::vhost_user::frontend::{Ended, Frontend};
@@ -62,7 +63,10 @@ pub struct Door {
     poll: Poll,
     listener: Listener,
     limits: Limits,
+    keeper: Keeper,
     seats: [Option<Frontend>; SEATS],
+    /// Of each seat, whether its connection is kept for the next process.
+    kept: [bool; SEATS],
     waiting: Option<UnixStream>,
     /// Whether the listener is polled: not while somebody waits already, nor after a failure.
     accepting: bool,
@@ -79,7 +83,7 @@ impl Door {
     /// # Errors
     ///
     /// When there are no descriptors for it.
-    pub fn new(listener: Listener, limits: Limits) -> io::Result<Self> {
+    pub fn new(listener: Listener, limits: Limits, keeper: Keeper) -> io::Result<Self> {
         let poll = Poll::new()?;
         let (pause, refused) = (timer()?, timer()?);
         poll.add(&listener, LISTENER)?;
@@ -89,13 +93,49 @@ impl Door {
             poll,
             listener,
             limits,
+            keeper,
             seats: [None, None],
+            kept: [false; SEATS],
             waiting: None,
             accepting: true,
             pause,
             refused,
             told: None,
         })
+    }
+
+    /// Goes on with connections of a former process.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot watch descriptors.
+    pub fn take_over(
+        &mut self,
+        connections: Vec<KeptConnection>,
+        device: &mut dyn Device,
+    ) -> io::Result<()> {
+        for kept in connections {
+            let number = kept.number;
+            if number >= SEATS {
+                continue;
+            }
+            let process = describe_peer(&kept.socket);
+            match Frontend::take_over(kept.socket, kept.record, self.limits, device) {
+                Ok(frontend) => {
+                    self.poll.add(&frontend, FRONTEND + number as u64)?;
+                    self.seats[number] = Some(frontend);
+                    self.kept[number] = true;
+                    info!("Frontend continues on its former connection, {process}");
+                }
+                Err(ended) => info!("{}, {process}", chain(&ended)),
+            }
+        }
+        for number in 0..SEATS {
+            if !self.kept[number] {
+                self.keeper.forget(number);
+            }
+        }
+        Ok(())
     }
 
     /// Does what there is to do. Does not block, and does not go on for ever.
@@ -125,7 +165,7 @@ impl Door {
             let _ = rustix::io::read(&self.refused, &mut [0; 8]);
             for seat in 0..SEATS {
                 if let Some(frontend) = self.seats[seat].take_if(|f| f.is_refused()) {
-                    self.end(frontend, &Ended::RefusedBefore, device)?;
+                    self.end(seat, frontend, &Ended::RefusedBefore, device)?;
                 }
             }
         }
@@ -189,6 +229,12 @@ impl Door {
         let Some(mut frontend) = self.seats[seat].take() else {
             return Ok(());
         };
+        // Before it gets an answer with which it could go on while this process ends.
+        if let Some(record) = frontend.record()
+            && !self.kept[seat]
+        {
+            self.kept[seat] = self.keeper.keep(seat, frontend.as_fd(), record);
+        }
         let before = interest(&frontend);
         let rival = self.seats[1 - seat].as_mut();
         let result = frontend.process(device, rival);
@@ -197,7 +243,7 @@ impl Door {
             Err(refused @ Ended::Refused(_)) => {
                 return self.refuse(seat, frontend, &refused, device);
             }
-            Err(ended) => return self.end(frontend, &ended, device),
+            Err(ended) => return self.end(seat, frontend, &ended, device),
             Ok(()) => {}
         }
         if now != before {
@@ -273,7 +319,7 @@ impl Door {
             } else {
                 Ended::Silent
             };
-            self.end(former, &why, device)?;
+            self.end(seat, former, &why, device)?;
         }
         let Some(stream) = self.waiting.take() else {
             return Ok(());
@@ -345,10 +391,16 @@ impl Door {
         Ok(())
     }
 
-    fn end(&mut self, frontend: Frontend, why: &Ended, device: &mut dyn Device) -> io::Result<()> {
+    fn end(
+        &mut self,
+        seat: usize,
+        frontend: Frontend,
+        why: &Ended,
+        device: &mut dyn Device,
+    ) -> io::Result<()> {
         let level = match why {
             _ if frontend.is_refused() => Level::Debug,
-            Ended::HungUp => Level::Info,
+            Ended::HungUp | Ended::SetUpAgain => Level::Info,
             _ => Level::Warn,
         };
         if frontend.session().features_in_use().is_some() {
@@ -361,7 +413,10 @@ impl Door {
             log_limited!(CONNECTIONS, level, "{}", chain(why));
         }
         self.poll.remove(&frontend)?;
-        frontend.close(device);
+        frontend.end(device);
+        if std::mem::take(&mut self.kept[seat]) {
+            self.keeper.forget(seat);
+        }
         Ok(())
     }
 }

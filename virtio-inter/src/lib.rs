@@ -2,13 +2,13 @@
 //!
 //! This crate is the process around the data path: command line, sockets, signals and the vhost-user
 //! protocol. Queues and frames are `virtio-inter-device`'s, peers and links `virtio-inter-segment`'s.
-#![forbid(unsafe_code)]
 
 mod chain;
 pub mod cli;
 pub mod diagnostics;
 pub mod door;
 pub mod event_loop;
+pub mod kept;
 pub mod notify;
 pub mod poll;
 pub mod process;

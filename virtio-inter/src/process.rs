@@ -10,6 +10,7 @@ use virtio_inter_segment::{JoinError, Segment};
 use crate::cli::PortArgs;
 use crate::door::Door;
 use crate::event_loop::EventLoop;
+use crate::kept::{self, Keeper};
 use crate::notify;
 use crate::signals::Signals;
 use crate::socket::SocketLock;
@@ -22,6 +23,8 @@ use crate::vhost_user::session::Limits;
 ///
 /// When it cannot run, in words for its user; nothing is left behind then either.
 pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
+    // Before anything else has descriptors.
+    let kept = kept::take_over();
     forbid_dumps();
     let signals = Signals::catch().context("Cannot catch signals")?;
     raise_descriptor_limit();
@@ -33,12 +36,15 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         .transpose()?;
     let local = arguments.local_port();
     let segment = Segment::join(&arguments.segment, local.clone()).map_err(suggest_directory)?;
-    let device = Port::new(&local, arguments.busy_poll())?;
+    let mut device = Port::new(&local, arguments.busy_poll())?;
     let limits = Limits {
         queue_size: arguments.queue_size,
         mtu: arguments.mtu,
     };
-    let door = Door::new(lock.listen()?, limits).context("Cannot watch the socket")?;
+    let mut door = Door::new(lock.listen()?, limits, Keeper::from_environment())
+        .context("Cannot watch the socket")?;
+    door.take_over(kept, &mut device)
+        .context("Cannot watch the frontend's connection")?;
     let event_loop = EventLoop::new(arguments, signals, door, segment, device, status)
         .context("Cannot wait for events")?;
     info!(

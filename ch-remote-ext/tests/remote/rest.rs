@@ -98,7 +98,8 @@ impl Vm {
         }
     }
 
-    /// As v53: a device is taken out of the configuration at once, so that it is not found a second time.
+    /// As v53: a device is taken out of the configuration at once, so that it is not found a second
+    /// time.
     pub(crate) fn unplug(&mut self, id: String) -> (u16, Option<Value>) {
         if std::mem::take(&mut self.other_is_quicker) {
             self.leaving.push((id.clone(), 3));

@@ -4,7 +4,9 @@
 
 mod bad_input;
 mod control;
+mod frontend;
 mod harness;
+mod kept;
 mod life;
 mod logging;
 mod pass_on;

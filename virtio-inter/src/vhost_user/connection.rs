@@ -6,6 +6,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -190,6 +191,27 @@ impl Connection {
         };
         // Asked again when it fails: whatever is wrong shows with the next message.
         matches!(poll(&mut fds, Some(&at_once)), Ok(1..))
+    }
+
+    /// Whether the frontend has sent something, or closed the connection, that was not read yet.
+    pub fn is_readable(&self) -> bool {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        matches!(poll(&mut fds, Some(&at_once)), Ok(1..))
+    }
+
+    /// Whether all that was read is whole messages.
+    pub fn is_between_messages(&self) -> bool {
+        self.header_len == 0
+    }
+
+    /// Ends the connection for the frontend, whoever else holds this end of it.
+    pub fn shut_down(&self) {
+        // It has ended already, else.
+        let _ = self.socket.shutdown(Shutdown::Both);
     }
 
     /// Whether replies wait for the frontend to read. No request is read meanwhile, so at most one does.

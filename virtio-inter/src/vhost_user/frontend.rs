@@ -12,6 +12,7 @@ use virtio_inter_segment::{LogLimit, log_limited, peer_pid};
 
 use super::connection::{Connection, Received, request_name};
 use super::error::{Malformed, Refusal};
+use super::record::{RecordFile, SessionRecord};
 use super::reply::{Reply, acknowledgement, has_own_reply};
 use super::request::Request;
 use super::session::{Limits, Session};
@@ -47,6 +48,9 @@ pub enum Ended {
     /// It cannot have what it asked for, and waits for an answer that there is not.
     #[error("Frontend cannot be served")]
     Unanswered(#[source] Refusal),
+    /// It goes on with what it set up with a former process, of which this one knows nothing.
+    #[error("Frontend is asked to connect again, as its queues were set up with a former process")]
+    SetUpAgain,
     /// It cannot be answered.
     #[error("Cannot answer {}", request_name(*.code))]
     Reply {
@@ -56,6 +60,9 @@ pub enum Ended {
         #[source]
         source: io::Error,
     },
+    /// The next process could not be told.
+    #[error("Cannot note the state of the session")]
+    Record(#[source] io::Error),
     /// The connection cannot be used.
     #[error("Cannot use the connection")]
     Connection(#[source] io::Error),
@@ -67,6 +74,8 @@ pub struct Frontend {
     connection: Connection,
     session: Session,
     spoken: bool,
+    /// What the next process will want to know. None: there was no memory for it.
+    record: Option<RecordFile>,
     /// What it asks for and cannot have while another has the device. Nothing more is read meanwhile.
     held: Option<Asked>,
     /// What it asked for cannot be done, and nothing more is.
@@ -93,9 +102,47 @@ impl Frontend {
             connection: Connection::new(socket).map_err(Ended::Connection)?,
             session: Session::new(limits, pid, device),
             spoken: false,
+            record: RecordFile::new().ok(),
             held: None,
             refused: None,
         })
+    }
+
+    /// Goes on serving a connection of a former process, which noted in `record` what the frontend
+    /// has set up.
+    ///
+    /// # Errors
+    ///
+    /// [`Ended::SetUpAgain`] when the frontend has queues that run, as it believes, or waits for an
+    /// answer that only the former process could give: the connection has ended then. Others when
+    /// it cannot be used.
+    pub fn take_over(
+        socket: UnixStream,
+        record: RecordFile,
+        limits: Limits,
+        device: &dyn Device,
+    ) -> Result<Self, Ended> {
+        let former = record.read();
+        let mut frontend = Self {
+            spoken: true,
+            record: Some(record),
+            ..Self::new(socket, limits, device)?
+        };
+        // What it asks of queues that run may be that they stop, which it is not to be refused.
+        let can_go_on = |former: &SessionRecord| {
+            former.set_up & former.enabled == 0 || frontend.connection.is_readable()
+        };
+        let Some(former) = former.filter(can_go_on) else {
+            frontend.connection.shut_down();
+            return Err(Ended::SetUpAgain);
+        };
+        frontend.session.inherit(&former);
+        Ok(frontend)
+    }
+
+    /// What the next process will want to know; None: it could not be noted.
+    pub fn record(&self) -> Option<&RecordFile> {
+        self.record.as_ref()
     }
 
     /// Whether it has ever sent a request. One that has not can be given up for another.
@@ -146,6 +193,36 @@ impl Frontend {
     pub fn process(
         &mut self,
         device: &mut dyn Device,
+        rival: Option<&mut Frontend>,
+    ) -> Result<(), Ended> {
+        self.serve_batch(device, rival)?;
+        if self.session.lacks_inheritance() {
+            return Err(Ended::SetUpAgain);
+        }
+        let answered = !self.is_held() && !self.is_sending();
+        if answered && self.connection.is_between_messages() {
+            self.note_answered()?;
+        }
+        Ok(())
+    }
+
+    /// Notes that only this process can answer what the frontend waits for.
+    fn note_busy(&self) -> Result<(), Ended> {
+        let note = self.record.as_ref().map(RecordFile::begin);
+        note.unwrap_or(Ok(())).map_err(Ended::Record)
+    }
+
+    /// Notes that the frontend has all its answers, and what it has set up.
+    fn note_answered(&self) -> Result<(), Ended> {
+        // A frontend that is refused had better ask the next process for all of it again.
+        let record = self.record.as_ref().filter(|_| !self.is_refused());
+        let note = record.map(|record| record.write(&self.session.record()));
+        note.unwrap_or(Ok(())).map_err(Ended::Record)
+    }
+
+    fn serve_batch(
+        &mut self,
+        device: &mut dyn Device,
         mut rival: Option<&mut Frontend>,
     ) -> Result<(), Ended> {
         self.connection.flush().map_err(Ended::Connection)?;
@@ -158,19 +235,9 @@ impl Frontend {
             }
             let asked = match self.held.take() {
                 Some(asked) => asked,
-                None => match self.connection.receive()? {
-                    Received::Message(message) => {
-                        let (code, need_reply) = (message.code, message.need_reply);
-                        let request = Request::decode(message)?;
-                        self.spoken = true;
-                        Asked {
-                            code,
-                            need_reply,
-                            request,
-                        }
-                    }
-                    Received::Pending => break,
-                    Received::HungUp => return Err(Ended::HungUp),
+                None => match self.receive()? {
+                    Some(asked) => asked,
+                    None => break,
                 },
             };
             if self.session.needs_device_for(&asked.request)
@@ -227,6 +294,28 @@ impl Frontend {
         Ok(())
     }
 
+    /// The next request, if all of it has come.
+    fn receive(&mut self) -> Result<Option<Asked>, Ended> {
+        if !self.connection.is_readable() {
+            return Ok(None);
+        }
+        self.note_busy()?;
+        match self.connection.receive()? {
+            Received::Message(message) => {
+                let (code, need_reply) = (message.code, message.need_reply);
+                let request = Request::decode(message)?;
+                self.spoken = true;
+                Ok(Some(Asked {
+                    code,
+                    need_reply,
+                    request,
+                }))
+            }
+            Received::Pending => Ok(None),
+            Received::HungUp => Err(Ended::HungUp),
+        }
+    }
+
     /// Whether it has the device now, taken from the rival where that has no use for it.
     fn has_device(
         &mut self,
@@ -274,12 +363,26 @@ impl Frontend {
             }
             Err(refusal) => return Err(refusal.into()),
         };
+        // Before, not after it: this process may be killed while it makes way for the frontend that
+        // it wakes.
+        self.note_answered()?;
         self.connection
             .reply(code, &payload)
-            .map_err(|source| Ended::Reply { code, source })
+            .map_err(|source| Ended::Reply { code, source })?;
+        if self.is_sending() {
+            self.note_busy()?;
+        }
+        Ok(())
     }
 
-    /// Ends the session and the connection.
+    /// Ends the session and the connection, whoever keeps that.
+    pub fn end(self, device: &mut dyn Device) {
+        // In this order: a frontend that sees the end may set its queues up again.
+        self.session.close(device);
+        self.connection.shut_down();
+    }
+
+    /// Ends the session, and the connection unless it is kept for the next process.
     pub fn close(self, device: &mut dyn Device) {
         self.session.close(device);
     }

@@ -4,7 +4,7 @@
 //! strict for QEMU (queues enabled before features are set) and User Mode Linux (memory tables with unused
 //! slots), and ends on errors without a word. From bytes to the device: [`connection`] (messages),
 //! [`request`] (decoding), [`session`] (state, with [`memory`], its log and the queues), [`reply`]; [`frontend`]
-//! holds them together.
+//! holds them together; [`record`] is what the next process is told.
 //!
 //! Where this differs from the specification, and why: decision 0006.
 
@@ -13,6 +13,7 @@ mod dirty_log;
 pub mod error;
 pub mod frontend;
 pub mod memory;
+pub mod record;
 pub mod reply;
 pub mod request;
 pub mod session;

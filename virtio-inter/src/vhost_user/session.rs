@@ -22,6 +22,7 @@ use super::request::Request;
 use super::vring::Vring;
 use crate::chain::chain;
 
+mod inheritance;
 mod memory;
 mod queues;
 mod sharing;
@@ -84,6 +85,10 @@ pub struct Session {
     vrings: Vec<Vring>,
     /// Held open: User Mode Linux takes its end for broken otherwise. Nothing is asked over it yet.
     backend_requests: Option<OwnedFd>,
+    /// The frontend takes this session for one that it began with a former process.
+    inherited: bool,
+    /// Queues that it set up with that one, and has not stopped or set up again, a bit each.
+    inherited_queues: u128,
 }
 
 impl Session {
@@ -105,6 +110,8 @@ impl Session {
                 .map(|_| Vring::default())
                 .collect(),
             backend_requests: None,
+            inherited: false,
+            inherited_queues: 0,
         }
     }
 
@@ -206,8 +213,12 @@ impl Session {
             }
             // Closed: see `dirty_log`.
             Request::SetLogFd(_) => {}
-            Request::ResetOwner => self.stop_all(device)?,
+            Request::ResetOwner => {
+                self.inherited_queues = 0;
+                self.stop_all(device)?;
+            }
             Request::ResetDevice => {
+                self.inherited_queues = 0;
                 self.stop_all(device)?;
                 self.features = None;
                 self.vrings.fill_with(Vring::default);

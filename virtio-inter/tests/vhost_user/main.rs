@@ -2,6 +2,7 @@
 //! wrong.
 
 mod crate_frontend;
+mod inherited;
 mod malformed;
 mod memory;
 mod migration;

@@ -6,6 +6,7 @@ use log::{Level, debug};
 use virtio_inter_device::{Device, DeviceError, FeatureNames, QueueSetup};
 use virtio_inter_segment::log_limited;
 
+use super::inheritance::bit;
 use super::{CHANGES, Session};
 use crate::chain::chain;
 use crate::vhost_user::error::Refusal;
@@ -79,6 +80,7 @@ impl Session {
         let Some(fd) = fd else {
             return Err(Refusal::Polling(index));
         };
+        self.inherited_queues &= !bit(index.into());
         if !self.release_retired(index, device)? {
             return self.change(index, |vring| &mut vring.kick, Some(fd), device);
         }
@@ -115,6 +117,7 @@ impl Session {
     ) -> Result<Reply, Refusal> {
         let (short, _) = self.vring(index)?;
         self.stop(short, device)?;
+        self.inherited_queues &= !bit(short.into());
         let vring = &mut self.vrings[usize::from(short)];
         vring.kick = None;
         Ok(Reply::VringBase {

@@ -1,0 +1,93 @@
+//! Ports that die when Cloud Hypervisor does not watch its connection: it does so only while the VM
+//! and the guest's driver run, and never speaks again to a port of whose end it hears by a request
+//! that fails.
+
+use std::path::Path;
+
+use cloud_hypervisor_ext::protocol::PortState;
+use serde_json::Value;
+
+use crate::frontend::MockVmm;
+use crate::harness::{Place, Running, kill, until};
+
+/// Kills the port and waits for the next.
+fn kill_port(running: &Running) {
+    let before = running.ports().remove(0);
+    kill(before.pid.unwrap());
+    until("it serves again", || {
+        let now = running.ports().remove(0);
+        now.restarts == before.restarts + 1 && now.state == PortState::Serving
+    });
+}
+
+fn queues_running(running: &Running) -> Value {
+    let status = running.ports().remove(0).status_socket;
+    let stream = std::os::unix::net::UnixStream::connect(status).unwrap();
+    let status: Value = serde_json::from_reader(stream).unwrap();
+    status["frontend"]["queues_running"].clone()
+}
+
+fn start(place: &Place) -> (Running, MockVmm) {
+    let running = place.run(&["-v", "--kernel", "k", "--inter-vm", &place.device("")]);
+    let vmm = MockVmm::new(Path::new(&running.ports()[0].net.vhost_socket));
+    (running, vmm)
+}
+
+#[test]
+fn kept_connection_port_that_dies_in_a_paused_vm_is_controlled_after_resume() {
+    let place = Place::new();
+    let (running, mut vmm) = start(&place);
+    vmm.activate().unwrap();
+    vmm.enable(false).unwrap();
+    // More than once.
+    kill_port(&running);
+    kill_port(&running);
+    // That this fails is what Cloud Hypervisor never forgets.
+    vmm.enable(true).unwrap();
+    vmm.wait_for_its_end();
+    vmm.connect_again().unwrap();
+    assert_eq!(queues_running(&running), 2);
+    vmm.enable(false).unwrap();
+    assert_eq!(queues_running(&running), 0);
+    running.end();
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn kept_connection_port_that_dies_before_the_driver_starts_serves_it() {
+    let place = Place::new();
+    let (running, mut vmm) = start(&place);
+    kill_port(&running);
+    vmm.activate().unwrap();
+    assert_eq!(queues_running(&running), 2);
+    // And between two drivers.
+    vmm.reset().unwrap();
+    kill_port(&running);
+    vmm.activate().unwrap();
+    assert_eq!(queues_running(&running), 2);
+    running.end();
+}
+
+#[test]
+fn kept_connection_ends_at_once_where_the_vmm_watches_it() {
+    let place = Place::new();
+    let (running, mut vmm) = start(&place);
+    vmm.activate().unwrap();
+    for _ in 0..2 {
+        kill_port(&running);
+        vmm.wait_for_its_end();
+        vmm.connect_again().unwrap();
+        assert_eq!(queues_running(&running), 2);
+    }
+    running.end();
+}
+
+#[test]
+fn kept_connection_ends_with_a_port_that_is_removed() {
+    let place = Place::new();
+    let (running, vmm) = start(&place);
+    let remove = cloud_hypervisor_ext::protocol::Request::Remove("inter-vm0".into());
+    running.connect().ask(&remove);
+    vmm.wait_for_its_end();
+    running.end();
+}

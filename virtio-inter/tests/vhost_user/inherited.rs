@@ -1,0 +1,215 @@
+//! Sessions that a frontend began with a former process, and goes on with.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use virtio_inter::vhost_user::frontend::{Ended, Frontend};
+use virtio_inter::vhost_user::record::RecordFile;
+use virtio_inter::vhost_user::session::Limits;
+
+use crate::mock::MockDevice;
+use crate::rig::*;
+
+/// What a supervisor keeps.
+struct Kept {
+    socket: OwnedFd,
+    record: RecordFile,
+}
+
+impl Rig {
+    fn keep(&self) -> Kept {
+        let frontend = self.frontend.as_ref().expect("a session");
+        let record = frontend.record().expect("a record").as_fd();
+        Kept {
+            socket: frontend.as_fd().try_clone_to_owned().unwrap(),
+            record: RecordFile::from_fd(record.try_clone_to_owned().unwrap()),
+        }
+    }
+
+    /// The process dies.
+    fn die(&mut self) -> Kept {
+        let kept = self.keep();
+        self.frontend = None;
+        self.device = MockDevice::new(2);
+        kept
+    }
+
+    /// Another takes its place.
+    fn take_over(&mut self, kept: Kept) -> Result<(), Ended> {
+        let limits = Limits {
+            queue_size: 256,
+            mtu: 1500,
+        };
+        let socket = kept.socket.into();
+        self.frontend = Some(Frontend::take_over(
+            socket,
+            kept.record,
+            limits,
+            &self.device,
+        )?);
+        Ok(())
+    }
+
+    /// The frontend is asked to connect again, after what it waits for was answered.
+    #[track_caller]
+    fn is_sent_away(&mut self, answered: Option<(u32, u32)>) {
+        let ended = self.process().expect_err("the session goes on");
+        assert!(matches!(ended, Ended::SetUpAgain), "{ended:?}");
+        let reply = self.reply();
+        assert_eq!(
+            reply.map(|(code, _, body)| (code, body[0].into())),
+            answered
+        );
+        assert!(self.is_hung_up());
+    }
+
+    fn is_hung_up(&self) -> bool {
+        let mut fds = [rustix::event::PollFd::new(
+            &self.socket,
+            rustix::event::PollFlags::empty(),
+        )];
+        let at_once = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        rustix::event::poll(&mut fds, Some(&at_once)).unwrap() == 1
+    }
+
+    /// Sends a request that is not answered yet.
+    fn request(&self, code: u32, body: &[u8]) {
+        self.send(code, VERSION | NEED_REPLY, body, &[]);
+    }
+}
+
+/// Cloud Hypervisor does not watch its connection while the VM is paused. The end would be found by
+/// a request that fails, upon which it never speaks to the port again.
+#[test]
+fn kept_connection_of_a_paused_vm_is_answered_and_then_set_up_again() {
+    let mut rig = Rig::running();
+    for index in 0..2 {
+        assert!(rig.ack(SET_VRING_ENABLE, &state(index, 0), &[]));
+    }
+    // Twice, as a process that took it over may die as well.
+    for _ in 0..2 {
+        let kept = rig.die();
+        assert!(!rig.is_hung_up());
+        rig.take_over(kept).unwrap();
+        rig.process().unwrap();
+    }
+    // It is resumed.
+    assert!(rig.ack(SET_VRING_ENABLE, &state(0, 1), &[]));
+    rig.request(SET_VRING_ENABLE, &state(1, 1));
+    rig.is_sent_away(Some((SET_VRING_ENABLE, 0)));
+    assert_eq!(rig.device.running(), [false, false]);
+}
+
+/// Nor does Cloud Hypervisor watch it before the guest's driver has started, or after it was reset.
+#[test]
+fn kept_connection_of_a_driver_that_has_not_started_is_gone_on_with() {
+    for reset in [false, true] {
+        let mut rig = Rig::new(2);
+        if reset {
+            rig.bring_up(memfd(SIZE).as_fd());
+            for index in 0..2 {
+                rig.tell(SET_VRING_ENABLE, &state(index, 0), &[]);
+                rig.ask(GET_VRING_BASE, &state(index, 0));
+            }
+        } else {
+            rig.negotiate();
+        }
+        let kept = rig.die();
+        rig.take_over(kept).unwrap();
+        // What was negotiated is still known: that requests are acknowledged.
+        let features = number(crate::mock::FEATURES | F_PROTOCOL);
+        assert!(rig.ack(SET_FEATURES, &features, &[]));
+        let memory = memfd(SIZE);
+        let table = table(&[(GUEST, SIZE, USER, 0)]);
+        assert!(rig.ack(SET_MEM_TABLE, &table, &[memory.as_fd()]));
+        for index in 0..2 {
+            rig.set_up_queue(index);
+        }
+        for index in 0..2 {
+            assert!(rig.ack(SET_VRING_ENABLE, &state(index, 1), &[]));
+        }
+        assert_eq!(rig.device.running(), [true, true]);
+        // It is a session like any other from here on.
+        let kept = rig.die();
+        assert!(matches!(rig.take_over(kept), Err(Ended::SetUpAgain)));
+        assert!(rig.is_hung_up());
+    }
+}
+
+#[test]
+fn kept_connection_with_queues_that_run_ends_at_once() {
+    let mut rig = Rig::running();
+    let kept = rig.die();
+    assert!(!rig.is_hung_up());
+    assert!(matches!(rig.take_over(kept), Err(Ended::SetUpAgain)));
+    assert!(rig.is_hung_up());
+}
+
+/// The VM is paused between the death of one process and the start of the next.
+#[test]
+fn kept_connection_on_which_a_vm_is_paused_meanwhile_is_answered() {
+    let mut rig = Rig::running();
+    let kept = rig.die();
+    rig.request(SET_VRING_ENABLE, &state(0, 0));
+    rig.take_over(kept).unwrap();
+    rig.process().unwrap();
+    assert!(rig.reply().is_some());
+    assert!(rig.ack(SET_VRING_ENABLE, &state(1, 0), &[]));
+    let kept = rig.die();
+    rig.take_over(kept).unwrap();
+    assert!(rig.ack(SET_VRING_ENABLE, &state(0, 1), &[]));
+    rig.request(SET_VRING_ENABLE, &state(1, 1));
+    rig.is_sent_away(Some((SET_VRING_ENABLE, 0)));
+}
+
+/// An answer that the former process owes can be given by nobody.
+#[test]
+fn kept_connection_with_a_request_under_way_ends() {
+    let mut rig = Rig::new(2);
+    rig.negotiate();
+    let kept = rig.die();
+    kept.record.begin().unwrap();
+    assert!(matches!(rig.take_over(kept), Err(Ended::SetUpAgain)));
+    assert!(rig.is_hung_up());
+    // Half a request.
+    let mut rig = Rig::new(2);
+    rig.negotiate();
+    rig.send_bytes(&GET_FEATURES.to_ne_bytes(), &[]);
+    rig.process().unwrap();
+    let kept = rig.die();
+    assert!(matches!(rig.take_over(kept), Err(Ended::SetUpAgain)));
+}
+
+type Step<'a> = Box<dyn Fn(&mut Rig) + 'a>;
+
+/// The former process dies while the driver starts.
+#[test]
+fn kept_connection_that_is_half_set_up_is_answered_to_the_end_and_then_set_up_again() {
+    // What the former process is told of: features, memory, a queue, a queue that is enabled.
+    for progress in 0..4 {
+        let mut rig = Rig::new(2);
+        rig.negotiate();
+        let memory = memfd(SIZE);
+        let table = table(&[(GUEST, SIZE, USER, 0)]);
+        let mut steps: Vec<Step> = vec![
+            Box::new(|rig| rig.tell(SET_MEM_TABLE, &table, &[memory.as_fd()])),
+            Box::new(|rig| drop(rig.set_up_queue(0))),
+            Box::new(|rig| drop(rig.set_up_queue(1))),
+            Box::new(|rig| assert!(rig.ack(SET_VRING_ENABLE, &state(0, 1), &[]))),
+        ];
+        let rest = steps.split_off(progress);
+        for step in steps {
+            step(&mut rig);
+        }
+        let kept = rig.die();
+        // The frontend goes on at once, as it was answered.
+        rig.take_over(kept).unwrap();
+        for step in rest {
+            step(&mut rig);
+        }
+        rig.request(SET_VRING_ENABLE, &state(1, 1));
+        rig.is_sent_away(Some((SET_VRING_ENABLE, 0)));
+    }
+}
