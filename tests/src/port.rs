@@ -161,14 +161,27 @@ impl Port {
     ///
     /// A port that does not answer within 10 s.
     pub fn counters(&self) -> Result<Counters> {
-        let read = || -> Result<Counters> {
+        Counters::parse(&self.status_text()?)
+    }
+
+    /// What it says of itself: the document of docs/port-status.md.
+    ///
+    /// # Errors
+    ///
+    /// A port that does not tell within 10 s.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        serde_json::from_str(&self.status_text()?).context("Reading its status")
+    }
+
+    fn status_text(&self) -> Result<String> {
+        let read = || -> Result<String> {
             let mut stream = UnixStream::connect(&self.status).context("Connecting")?;
             stream.set_read_timeout(Some(STATUS_LIMIT))?;
             let mut text = String::new();
             stream.read_to_string(&mut text).context("Reading")?;
-            Counters::parse(&text)
+            Ok(text)
         };
-        read().with_context(|| format!("Asking port {} for its counters", self.config.id))
+        read().with_context(|| format!("Asking port {} for its status", self.config.id))
     }
 
     /// The socket on which it waits for a frontend.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketType, connect, send, socket};
 use virtio_inter_tests::{
-    Frontend, Group, Kernel, Nic, Port, PortConfig, Segment, Vm, VmConfig, guest_test, tools, until,
+    Frontend, Group, Kernel, Mac, Nic, Port, PortConfig, Segment, Vm, VmConfig, guest_test, tools,
+    until,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -121,6 +122,45 @@ fn legacy_guest_is_told_of_once_and_replaced() {
         group.ports.push(port);
         let right = VmConfig::new("right", QEMU).nic(nic);
         group.vms.push(Vm::boot(bed, right)?);
+        group.all_reach_all(&[0, 1])
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn a_guest_with_an_address_of_its_own_is_told_until_it_has_its_ports() {
+    const OTHER: Mac = Mac::local(99);
+    guest_test(|bed| {
+        let mut group = Group::boot(bed, &[Frontend::Uml; 2])?;
+        let interface = group.vms[0].interface(0)?;
+        let set = |vm: &Vm, mac: Mac| {
+            let address = mac.to_string();
+            vm.run(&["ip", "link", "set", "dev", &interface, "address", &address])
+        };
+        set(&group.vms[0], OTHER)?;
+        let to = group.vms[1].nic(0).ipv4();
+        let report = tools::ping(&group.vms[0], to, tools::Ping::default())?;
+        assert_eq!(report.received, 0);
+        let process = group.ports[0].process();
+        process.wait_for_log("fail_over_mac=active", 0, LIMIT)?;
+        let log = process.log();
+        assert_eq!(lines_with(&log, "fail_over_mac=active"), 1, "{log}");
+
+        let status = group.ports[0].status()?;
+        assert_eq!(status["last_refused_source"], OTHER.to_string());
+        let warning = &status["warnings"][0];
+        assert_eq!(warning["code"], "foreign-source");
+        let own = group.vms[0].nic(0).mac;
+        for mac in [OTHER, own] {
+            let text = warning["text"].as_str().unwrap_or_default();
+            assert!(text.contains(&mac.to_string()), "{warning}");
+        }
+        let spoofed = group.ports[0].counters()?.get("tx_spoofed");
+        assert!(spoofed > 0);
+        set(&group.vms[0], own)?;
         group.all_reach_all(&[0, 1])
     });
 }
