@@ -162,6 +162,16 @@ fn show_device(out: &mut impl Write, device: &Device) -> std::io::Result<()> {
             &format!("{text} ({} so far, last {ago} s ago)", warning["count"]),
         )?;
     }
+    for refused in status["refused"].as_array().into_iter().flatten() {
+        let text = |key: &str| refused[key].as_str().unwrap_or("?").to_owned();
+        let by = if refused["by_peer"] == true {
+            "refuses this port"
+        } else {
+            "is refused"
+        };
+        let (peer, reason) = (text("peer"), text("reason"));
+        line("no link", &format!("{peer} {by}: {reason}"))?;
+    }
     for (pair, counters) in status["counters"]
         .as_array()
         .into_iter()

@@ -9,13 +9,13 @@ use virtio_inter_link::{Doorbell, Receiver, Region, Sender};
 use zerocopy::IntoBytes;
 
 use crate::closer::{Closer, Deferred, Owner};
-use crate::handshake::{Candidate, Local, Refusal, RingSequence, Role};
+use crate::handshake::{Candidate, Local, Refusal, RingSequence, Role, parse_id};
 use crate::id::PortId;
 use crate::kinds;
 use crate::limits::Limits;
 use crate::port::{DownReason, PeerInfo, PeerKey, PeerLink};
 use crate::socket::{self, ReceiveError, Received};
-use crate::wire::{self, MAX_MESSAGE, Message, Ring};
+use crate::wire::{self, MAX_MESSAGE, Message, Ring, Versions};
 
 /// A connection, from the first byte to the end of the link.
 #[derive(Debug)]
@@ -96,8 +96,10 @@ pub(crate) enum End {
     RefusedByPeer {
         /// The code in REFUSE.
         reason: u16,
-        /// For the log.
+        /// In its words. Print it with `{:?}`.
         text: String,
+        /// What it speaks.
+        versions: Versions,
     },
     /// We do not want the link.
     Refused(Refusal),
@@ -162,15 +164,24 @@ impl Connection {
         since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
+    /// The peer's name, as far as it is known.
+    pub(crate) fn id(&self) -> Option<&PortId> {
+        match (&self.claimed, &self.role) {
+            (Some(id), _) | (None, Role::Caller(id)) => Some(id),
+            (None, Role::Callee) => None,
+        }
+    }
+
+    /// The peer's process, as far as it is known.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        let said = self.peer().map(|peer| peer.pid);
+        self.owner.pid.or(said)
+    }
+
     /// What to call the peer in the log.
     pub(crate) fn name(&self) -> String {
-        let id = match (&self.claimed, &self.role) {
-            (Some(id), _) => id.as_str(),
-            (None, Role::Caller(id)) => id.as_str(),
-            (None, Role::Callee) => "(unnamed)",
-        };
-        let said = self.peer().map(|peer| peer.pid);
-        match self.owner.pid.or(said) {
+        let id = self.id().map_or("(unnamed)", PortId::as_str);
+        match self.pid() {
             Some(pid) => format!("{id} (process {pid})"),
             None => id.to_owned(),
         }
@@ -284,15 +295,15 @@ impl Connection {
             )));
         }
         match (&mut self.stage, message) {
-            (_, Message::Refuse(refuse)) => {
-                let text = format!("{:?}, speaks version {}", refuse.text(), refuse.versions());
-                let reason = refuse.reason.get();
-                Ok(Step::Ended(End::RefusedByPeer { reason, text }))
-            }
+            (_, Message::Refuse(refuse)) => Ok(Step::Ended(End::RefusedByPeer {
+                reason: refuse.reason.get(),
+                text: refuse.text(),
+                versions: refuse.versions(),
+            })),
             (Stage::Hello, Message::ForeignHello(theirs)) => Err(Refusal::Version { theirs }),
             (Stage::Hello, Message::Hello(hello)) => {
+                self.claimed = parse_id(&hello.id).ok();
                 let candidate = local.judge(&self.role, &hello)?;
-                self.claimed = Some(candidate.id.clone());
                 Ok(Step::Introduced(candidate))
             }
             (Stage::Rings(exchange), Message::Ring(ring)) => {

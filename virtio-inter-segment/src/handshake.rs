@@ -13,8 +13,8 @@ use crate::id::{MAX_ID_LEN, PortId, PortIdError};
 use crate::mac::MacAddr;
 use crate::port::{LocalPort, PortError, check_port};
 use crate::wire::{
-    Header, Hello, KIND_HELLO, REASON_FULL, REASON_RESOURCES, REASON_TIMEOUT, RING_FDS, Refuse,
-    Ring, Versions, WireError,
+    Header, Hello, KIND_HELLO, REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES,
+    REASON_TIMEOUT, RING_FDS, Refuse, Ring, Versions, WireError,
 };
 
 /// This port, and what tells this run of it from others.
@@ -102,8 +102,8 @@ impl Refusal {
             | Refusal::OwnId(_)
             | Refusal::WrongId { .. }
             | Refusal::WrongCaller(_)
-            | Refusal::IdTaken(_) => 3,
-            Refusal::OwnMac(_) | Refusal::MacTaken { .. } => 4,
+            | Refusal::IdTaken(_) => REASON_ID,
+            Refusal::OwnMac(_) | Refusal::MacTaken { .. } => REASON_MAC,
             Refusal::Parameters(_) => 5,
             Refusal::Stranger(_) => 6,
             Refusal::Full(_) => REASON_FULL,
@@ -112,6 +112,14 @@ impl Refusal {
             // Reason 7 would keep the peer away for as long as a limit that stays.
             Refusal::Busy(_) | Refusal::Resources(_) => REASON_RESOURCES,
         }
+    }
+
+    /// Whether both sides, or two peers, have one name or one address.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(
+            self,
+            Refusal::OwnId(_) | Refusal::IdTaken(_) | Refusal::OwnMac(_) | Refusal::MacTaken { .. }
+        )
     }
 
     /// The last message to the peer.
@@ -233,7 +241,8 @@ impl Local {
     }
 }
 
-fn parse_id(field: &[u8; MAX_ID_LEN]) -> Result<PortId, Refusal> {
+/// The text of an id's field.
+pub(crate) fn parse_id(field: &[u8; MAX_ID_LEN]) -> Result<PortId, Refusal> {
     let len = field
         .iter()
         .position(|&byte| byte == 0)

@@ -32,6 +32,7 @@ mod mac;
 mod membership;
 mod poll;
 mod port;
+mod refused;
 mod segment;
 mod socket;
 mod wire;
@@ -46,5 +47,6 @@ pub use port::{
     DownReason, LocalPort, MAX_QUEUE_PAIRS, MIN_MTU, PeerInfo, PeerKey, PeerLink, PortError,
     SegmentEvent,
 };
+pub use refused::RefusedPeer;
 pub use segment::Segment;
 pub use wire::{PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
 use rustix::io::Errno;
@@ -23,7 +23,8 @@ use crate::log_limited;
 use crate::membership::Membership;
 use crate::poll::Poll;
 use crate::port::{DownReason, LocalPort, PeerKey, PeerLink, SegmentEvent};
-use crate::wire::{REASON_FULL, REASON_RESOURCES, REASON_TIMEOUT};
+use crate::refused::{RefusedPeer, RefusedPeers};
+use crate::wire::{REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES, REASON_TIMEOUT};
 
 mod admission;
 mod discovery;
@@ -77,6 +78,7 @@ pub struct Segment {
     listed_at: Instant,
     list_pause: Duration,
     stats: SegmentStats,
+    refused: RefusedPeers,
     refusals: LogLimit,
     crowds: LogLimit,
     changes: LogLimit,
@@ -145,6 +147,7 @@ impl Segment {
             listed_at: now,
             list_pause: PAUSE,
             stats: SegmentStats::default(),
+            refused: RefusedPeers::default(),
             refusals: LogLimit::new(Duration::from_secs(1), 20),
             crowds: LogLimit::new(Duration::from_secs(10), 1),
             changes: LogLimit::new(Duration::from_millis(100), 200),
@@ -172,6 +175,12 @@ impl Segment {
     /// Running counts.
     pub fn stats(&self) -> SegmentStats {
         self.stats
+    }
+
+    /// Peers that this port refused or that refused it, and that have neither got a link nor left
+    /// the segment since: the latest ones, the last one last.
+    pub fn refused(&self) -> &[RefusedPeer] {
+        self.refused.as_slice()
     }
 
     /// Does what is to be done now, a bounded part of it, and tells what has happened, in order.
@@ -234,6 +243,10 @@ impl Segment {
             id: peer.id.clone(),
             incarnation: peer.incarnation,
             reason: reason.to_owned(),
+        });
+        self.refused.add(RefusedPeer {
+            by_peer: false,
+            ..by_peer(&connection, reason, false)
         });
         connection.refuse(&Refusal::Violation(reason.to_owned()));
         self.call_ended(&connection.role, Outcome::Parked, Instant::now());
@@ -348,6 +361,7 @@ impl Segment {
             link.peer.mac
         );
         self.stats.up += 1;
+        self.refused.remove(&link.peer.id);
         self.events.push(SegmentEvent::Up(link));
     }
 
@@ -369,6 +383,9 @@ impl Segment {
             DownReason::Refused(_) | DownReason::UnexpectedData => Outcome::Refused,
         };
         self.stats.down += 1;
+        if let DownReason::Refused(text) = &reason {
+            self.refused.add(by_peer(connection, text, false));
+        }
         self.events.push(SegmentEvent::Down(connection.key, reason));
         self.call_ended(&connection.role, outcome, now);
         // What this peer had, its address above all, may have been in the way of another.
@@ -387,7 +404,11 @@ impl Segment {
                 );
                 Outcome::Failed
             }
-            End::RefusedByPeer { reason, text } => {
+            End::RefusedByPeer {
+                reason,
+                text,
+                versions,
+            } => {
                 self.stats.refused_by_peer += 1;
                 let outcome = match *reason {
                     REASON_RESOURCES => Outcome::Failed,
@@ -396,14 +417,14 @@ impl Segment {
                     _ => Outcome::Refused,
                 };
                 if outcome != Outcome::Refused && !self.keeps_failing(&connection.role) {
-                    log::debug!("Port {own}: put off by {}: {text}", connection.name());
+                    log::debug!("Port {own}: put off by {}: {text:?}", connection.name());
                 } else {
-                    log_limited!(
-                        self.refusals,
-                        Level::Warn,
-                        "Port {own}: refused by {}: {text}",
+                    let line = format!(
+                        "refused by {}: {text:?}, speaks version {versions}",
                         connection.name()
                     );
+                    let is_conflict = [REASON_ID, REASON_MAC].contains(reason);
+                    self.note_refused(by_peer(&connection, text, is_conflict), &line);
                 }
                 outcome
             }
@@ -424,13 +445,13 @@ impl Segment {
                 if passing {
                     log::debug!("Port {own}: put off {}: {refusal}", connection.name());
                 } else {
-                    log_limited!(
-                        self.refusals,
-                        Level::Warn,
-                        "Port {own}: refused {}: {}",
-                        connection.name(),
-                        WithSources(refusal)
-                    );
+                    let text = WithSources(refusal).to_string();
+                    let refused = RefusedPeer {
+                        by_peer: false,
+                        ..by_peer(&connection, &text, refusal.is_conflict())
+                    };
+                    let line = format!("refused {}: {text}", connection.name());
+                    self.note_refused(refused, &line);
                 }
                 match refusal {
                     Refusal::Timeout(_) => Outcome::TimedOut,
@@ -441,6 +462,19 @@ impl Segment {
             }
         };
         self.call_ended(&connection.role, outcome, now);
+    }
+
+    /// Keeps and logs that there is no link. A conflict comes again with each call for as long as both
+    /// ports are there: it is logged once.
+    fn note_refused(&mut self, refused: RefusedPeer, line: &str) {
+        let is_conflict = refused.is_conflict;
+        let is_new = self.refused.add(refused);
+        let own = &self.local.port.id;
+        if is_conflict && !is_new {
+            log::debug!("Port {own}: {line}");
+        } else {
+            log_limited!(self.refusals, Level::Warn, "Port {own}: {line}");
+        }
     }
 
     /// Whether this port made the call, and earlier ones failed too. Where many ports start at once,
@@ -473,6 +507,20 @@ impl std::fmt::Debug for Segment {
             .field("directory", &self.directory.path())
             .field("stats", &self.stats)
             .finish_non_exhaustive()
+    }
+}
+
+/// What is kept of a peer that refused this port with these words.
+fn by_peer(connection: &Connection, text: &str, is_conflict: bool) -> RefusedPeer {
+    RefusedPeer {
+        peer: connection.id().cloned(),
+        pid: connection.pid(),
+        by_peer: true,
+        is_conflict,
+        // For terminals: it may be the peer's.
+        reason: text.replace(char::is_control, "?"),
+        count: 1,
+        when: SystemTime::now(),
     }
 }
 

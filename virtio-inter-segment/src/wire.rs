@@ -30,6 +30,10 @@ pub(crate) const KIND_HELLO: u16 = 1;
 pub(crate) const KIND_REFUSE: u16 = 2;
 pub(crate) const KIND_RING: u16 = 3;
 
+/// Reason of a REFUSE: the recipient's id is taken, or is not a valid one.
+pub(crate) const REASON_ID: u16 = 3;
+/// Reason of a REFUSE: the recipient's MAC address is taken.
+pub(crate) const REASON_MAC: u16 = 4;
 /// Reason of a REFUSE: the sender is at one of its limits.
 pub(crate) const REASON_FULL: u16 = 7;
 /// Reason of a REFUSE: the handshake took too long.

@@ -1,10 +1,11 @@
 //! Turns what a port knows of its guest, its peers and its drops into warnings that name both
 //! values and the way out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::SystemTime;
 
 use virtio_inter_device::{DropReason, Port};
-use virtio_inter_segment::{LocalPort, MacAddr, PeerInfo, PeerKey};
+use virtio_inter_segment::{LocalPort, MacAddr, PeerInfo, PeerKey, PortId, RefusedPeer};
 
 use crate::warnings::{Code, Warning, Warnings};
 
@@ -30,6 +31,8 @@ pub struct Diagnostics {
     lost_destination: Option<MacAddr>,
     /// What [`Code::MemoryNotShared`] says.
     unshared: Option<String>,
+    /// How often peers with the same name or address were refused, and when last.
+    conflicts: (u64, Option<SystemTime>),
 }
 
 impl Diagnostics {
@@ -44,6 +47,7 @@ impl Diagnostics {
             last_refused_source: None,
             lost_destination: None,
             unshared: None,
+            conflicts: (0, None),
         }
     }
 
@@ -108,6 +112,37 @@ impl Diagnostics {
             self.warnings
                 .raise(Code::MtuMismatch, &mtu.to_string(), count, text);
         }
+    }
+
+    /// These are the peers with which there is no link: warns of those with the same name or
+    /// address.
+    pub fn refused(&mut self, refused: &[RefusedPeer]) {
+        let conflicts = || refused.iter().filter(|peer| peer.is_conflict);
+        let count = conflicts().map(|peer| peer.count).sum();
+        let seen = (count, conflicts().map(|peer| peer.when).max());
+        if seen == self.conflicts {
+            return;
+        }
+        self.conflicts = seen;
+        // Whichever is the latest, the same one is named.
+        let Some(peer) = conflicts().min_by_key(|peer| (&peer.peer, peer.by_peer)) else {
+            return self.warnings.clear(Code::Conflict, "");
+        };
+        let (who, reason) = (describe(peer), &peer.reason);
+        let mut what = if peer.by_peer {
+            format!("Port {who} refuses this port: \"{reason}\"")
+        } else {
+            format!("This port refuses port {who}: {reason}")
+        };
+        let others: BTreeSet<_> = conflicts().map(|other| &other.peer).collect();
+        if others.len() > 1 {
+            what = format!("{what}; the same with {} more", others.len() - 1);
+        }
+        let text = format!(
+            "{what}. Ports with one address or one name exchange no frames: give each an address \
+             (--mac) and a name (--id) of its own"
+        );
+        self.warnings.raise(Code::Conflict, "", count, text);
     }
 
     /// Looks at what the device dropped. True: more than at the last time.
@@ -178,6 +213,15 @@ impl Diagnostics {
             ),
         };
         self.warnings.raise(code(reason), "", count, text);
+    }
+}
+
+/// What to call a peer without a link.
+fn describe(peer: &RefusedPeer) -> String {
+    let name = peer.peer.as_ref().map_or("(unnamed)", PortId::as_str);
+    match peer.pid {
+        Some(pid) => format!("{name} (process {pid})"),
+        None => name.to_owned(),
     }
 }
 

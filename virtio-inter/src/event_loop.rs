@@ -135,6 +135,7 @@ impl EventLoop {
                 peers,
                 &self.device,
                 &self.diagnostics,
+                self.segment.refused(),
             );
             // Nothing in it can fail to be written as JSON.
             let mut document = serde_json::to_vec(&now).unwrap_or_default();
@@ -161,6 +162,7 @@ impl EventLoop {
                 SegmentEvent::Down(key, _) => self.remove_peer(key),
             }
         }
+        self.diagnostics.refused(self.segment.refused());
     }
 
     /// Looks at what workers dropped, and again after a while if that was anything. If not, the

@@ -7,7 +7,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use virtio_inter_args::absolute;
 use virtio_inter_device::{Counters, FeatureNames, Port};
-use virtio_inter_segment::PeerInfo;
+use virtio_inter_segment::{PeerInfo, PortId, RefusedPeer};
 
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;
@@ -30,6 +30,7 @@ pub struct Status<'a> {
     frontend: Option<Frontend>,
     peers: Vec<Peer<'a>>,
     warnings: Vec<Warning<'a>>,
+    refused: Vec<Refused<'a>>,
     last_refused_source: Option<String>,
     counters: Vec<ByName<'a>>,
 }
@@ -61,6 +62,17 @@ struct Warning<'a> {
     last: u64,
 }
 
+/// A peer with which there is no link, as one side refused the other.
+#[derive(Debug, Serialize)]
+struct Refused<'a> {
+    peer: Option<&'a str>,
+    pid: Option<u32>,
+    by_peer: bool,
+    reason: &'a str,
+    count: u64,
+    when: u64,
+}
+
 /// A worker's counters, in the order of their declaration.
 #[derive(Debug)]
 struct ByName<'a>(&'a Counters);
@@ -84,6 +96,7 @@ impl<'a> Status<'a> {
         peers: impl Iterator<Item = &'a PeerInfo>,
         device: &'a Port,
         diagnostics: &'a Diagnostics,
+        refused: &'a [RefusedPeer],
     ) -> Self {
         Self {
             version: VERSION,
@@ -106,6 +119,7 @@ impl<'a> Status<'a> {
                     last: unix_time(warning.last),
                 })
                 .collect(),
+            refused: refused.iter().map(Refused::from).collect(),
             last_refused_source: diagnostics.last_refused_source().map(|mac| mac.to_string()),
             counters: device.counters().map(ByName).collect(),
         }
@@ -131,6 +145,19 @@ impl<'a> From<&'a PeerInfo> for Peer<'a> {
             mac: peer.mac.to_string(),
             mtu: peer.mtu,
             queue_pairs: peer.queues,
+        }
+    }
+}
+
+impl<'a> From<&'a RefusedPeer> for Refused<'a> {
+    fn from(refused: &'a RefusedPeer) -> Self {
+        Self {
+            peer: refused.peer.as_ref().map(PortId::as_str),
+            pid: refused.pid,
+            by_peer: refused.by_peer,
+            reason: &refused.reason,
+            count: refused.count,
+            when: unix_time(refused.when),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
 use rustix::io::Errno;
@@ -14,6 +14,7 @@ use crate::directory::{Change, MAX_ENTRIES};
 use crate::handshake::Role;
 use crate::id::PortId;
 use crate::log_limited;
+use crate::refused::RefusedPeer;
 use crate::socket;
 
 /// Longest pause before the directory is listed again, when there is a reason to each time.
@@ -52,6 +53,15 @@ impl Segment {
                         "Port {}: failed to connect to {id}: {e}",
                         self.local.port.id
                     );
+                    self.refused.add(RefusedPeer {
+                        peer: Some(id.clone()),
+                        pid: None,
+                        by_peer: false,
+                        is_conflict: false,
+                        reason: format!("Failed to connect to its socket: {e}"),
+                        count: 1,
+                        when: SystemTime::now(),
+                    });
                     match e {
                         Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => {
                             Outcome::Failed
@@ -101,6 +111,9 @@ impl Segment {
             vec![Change::Overflow]
         });
         for change in changes {
+            if let Change::Vanished(id) = &change {
+                self.refused.remove(id);
+            }
             match change {
                 Change::Appeared(id) | Change::Vanished(id) if id == self.local.port.id => {
                     if !self.membership.is_ours() {

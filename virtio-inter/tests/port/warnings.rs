@@ -75,6 +75,8 @@ fn warning_of_a_foreign_source_address_names_both_and_ways_out() {
         Value::Null
     );
     guest.send(NOBODY, BROADCAST, 60);
+    // Nobody has to ask for the status to find out.
+    a.wait_for("fail_over_mac=active");
     let (text, count) = wait_for_warning(&place, &a, "a", "foreign-source");
     assert_eq!(count, 1);
     let ways = ["mac=", "ipvlan", "routing", "fail_over_mac=active", "VRRP"];
@@ -164,6 +166,46 @@ fn warning_of_frames_that_do_not_fit_names_their_sizes() {
     sender.send(A, B, 1200);
     let (text, _) = wait_for_warning(&place, &b, "b", "buffer-too-small");
     assert_names(&text, &["1200 bytes", "of 1000", "MRG_RXBUF"]);
+    a.end();
+    b.end();
+}
+
+/// Both ports go on serving, so both must say why no frames flow.
+#[test]
+fn warning_of_a_second_port_with_the_same_address_is_given_by_both() {
+    let place = Place::new();
+    let a = start(&place, "a", &[]);
+    let b = start(&place, "b", &[("--mac", A)]);
+    for (port, id, other) in [(&a, "a", "b"), (&b, "b", "a")] {
+        let (text, count) = wait_for_warning(&place, port, id, "conflict");
+        let other_port = format!("ort {other} ");
+        assert_names(&text, &[&other_port, "own MAC address", A, "--mac"]);
+        let refused = &status(&place.path(&format!("{id}.status")))["refused"][0];
+        assert_eq!(refused["peer"], other);
+        assert_names(refused["reason"].as_str().unwrap(), &[A]);
+        assert!(refused["when"].as_u64().unwrap() > 1_700_000_000);
+        assert!(count >= 1 && refused["count"].as_u64().unwrap() >= 1);
+    }
+    // A third one has a link with one of them only, and names both.
+    let c = start(&place, "c", &[]);
+    let (text, _) = wait_for_warning(&place, &c, "c", "conflict");
+    assert_names(&text, &["a", "b", A, "belongs to"]);
+    c.end();
+    b.end();
+    // Its successor has an address of its own.
+    let b = start(&place, "b", &[]);
+    for (id, other) in [("a", "b"), ("b", "a")] {
+        until("the link, and no warning of it", || {
+            let now = status(&place.path(&format!("{id}.status")));
+            let has = |key: &str| {
+                let all = now[key].as_array().unwrap();
+                all.iter().any(|entry| entry["peer"] == other)
+            };
+            now["peers"][0]["id"] == other && !has("refused")
+        });
+        let text = warnings(&place, id, "conflict");
+        assert!(!format!("{text:?}").contains("own MAC address"), "{text:?}");
+    }
     a.end();
     b.end();
 }
