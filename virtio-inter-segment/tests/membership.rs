@@ -450,3 +450,30 @@ fn a_peer_dropped_for_want_of_resources_comes_back() {
     }
     net.check_flow();
 }
+
+/// Both go on without the other, and each knows of whom and why.
+#[test]
+fn refused_peers_are_known_to_both_sides_until_they_leave() {
+    let mut net = Net::new();
+    let mut twin = local("b");
+    twin.mac = local("a").mac;
+    net.join("a");
+    net.join_as(twin).unwrap();
+    net.join("c");
+    net.until("each of the two knows of the other", |net| {
+        [("a", "b"), ("b", "a")].iter().all(|(id, other)| {
+            let refused = net.ports[*id].segment.refused();
+            refused.iter().any(|peer| {
+                let is_other = peer.peer.as_ref().is_some_and(|id| id.as_str() == *other);
+                let mac = local("a").mac.to_string();
+                // A second call, after a pause, is counted with the first.
+                is_other && peer.is_conflict && peer.reason.contains(&mac) && peer.count > 1
+            })
+        })
+    });
+    net.leave("b");
+    net.until("a is not concerned any more", |net| {
+        net.ports["a"].segment.refused().is_empty() && net.ports["a"].links.contains_key("c")
+    });
+    assert!(net.ports["c"].segment.refused().is_empty());
+}
