@@ -162,7 +162,7 @@ fn resolve(from: &str, relative: &str) -> Option<String> {
 }
 
 /// Source files that a document names in code font, and that do not exist. A name may leave out
-/// leading directories. The changelog may name what is gone.
+/// leading directories. The changelog may name old files. CONTRIBUTING.md also names directories.
 fn names(tree: &Tree, path: &str, text: &str) -> Vec<String> {
     if path == "CHANGELOG.md" {
         return Vec::new();
@@ -173,6 +173,10 @@ fn names(tree: &Tree, path: &str, text: &str) -> Vec<String> {
             let is_source = name.ends_with(".rs") && !name.contains([' ', '*', '{', '<', '…']);
             if is_source && !tree.has_ending(name) {
                 found.push(format!("{path}:{line}: there is no file {name}"));
+            }
+            let is_directory = path == "CONTRIBUTING.md" && name.ends_with('/');
+            if is_directory && !name.starts_with("target") && !tree.has(name) {
+                found.push(format!("{path}:{line}: there is no directory {name}"));
             }
         }
     }
@@ -248,6 +252,9 @@ mod tests {
         ];
         assert_eq!(found(&[files[0], ("c/src/ab.rs", "")]), expected);
         assert_eq!(found(&[("CHANGELOG.md", "`b.rs`")]), [""; 0]);
+        let directory = ("CONTRIBUTING.md", "`c/`, `d/`, `target/`");
+        let expected = "CONTRIBUTING.md:1: there is no directory d/";
+        assert_eq!(found(&[directory, files[1]]), [expected]);
     }
 
     #[test]
