@@ -68,8 +68,7 @@ impl Child {
                     }
                 }
                 // SAFETY: only marks descriptors, which exec then closes; none is used from here on but the one by
-                // which std tells that exec failed, and that is marked already. An old kernel refuses: no harm. An
-                // ignored signal has no handler that could run.
+                // which std tells that exec failed, and that is marked already. An old kernel refuses: no harm.
                 unsafe {
                     libc::syscall(
                         libc::SYS_close_range,
@@ -77,11 +76,10 @@ impl Child {
                         libc::c_uint::MAX,
                         libc::CLOSE_RANGE_CLOEXEC,
                     );
-                    // In a background process group, it would stop for ever at its first message on a terminal
-                    // with `stty tostop`.
-                    libc::signal(libc::SIGTTOU, libc::SIG_IGN);
                 }
             }
+            // The VMM gets what this process was started with; a port ignores them itself.
+            virtio_inter_log::restore_signals();
             Ok(())
         };
         // SAFETY: between fork and exec `prepare` makes system calls only (prctl, getppid, dup2,

@@ -12,6 +12,7 @@ use log::Level;
 const PROGRAM: &str = env!("CARGO_PKG_NAME");
 
 fn main() -> ExitCode {
+    virtio_inter_log::ignore_signals();
     virtio_inter_log::report_panics(|| ());
     let mut line = CommandLine::new(std::env::args_os().skip(1));
     let flags = line.take(FLAG);

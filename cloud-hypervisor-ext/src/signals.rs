@@ -12,17 +12,39 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::process::Signal;
 use signal_hook::{flag, low_level::pipe};
 
-/// All that ask something of a process. Those of a terminal among them reach the VMM by themselves too: it handles
-/// them alike the second time.
-const FORWARDED: [Signal; 7] = [
+/// Signals that ask something of a process, and those that would end this one, and with it the VM, without a word.
+/// Those of a terminal among them reach the VMM by themselves too: it handles them alike the second time.
+const FORWARDED: [Signal; 14] = [
     Signal::TERM,
     Signal::INT,
     Signal::HUP,
     Signal::QUIT,
+    Signal::ALARM,
+    Signal::VTALARM,
+    Signal::PROF,
+    Signal::XCPU,
     Signal::USR1,
     Signal::USR2,
+    Signal::IO,
+    Signal::POWER,
+    Signal::STKFLT,
     Signal::WINCH,
 ];
+
+/// Those of them that end a process by default and are sent for that. Others mean something to certain programs only.
+const ENDING: [Signal; 8] = [
+    Signal::TERM,
+    Signal::INT,
+    Signal::HUP,
+    Signal::QUIT,
+    Signal::ALARM,
+    Signal::VTALARM,
+    Signal::PROF,
+    Signal::XCPU,
+];
+
+/// SIGRTMIN to SIGRTMAX: caught and not forwarded, as they mean nothing to a program that does not know them.
+const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
 
 /// Those that Cloud Hypervisor catches, whether they were ignored or not.
 const CAUGHT_BY_THE_VMM: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::WINCH];
@@ -55,6 +77,9 @@ impl Signals {
             pipe::register(signal.as_raw(), writer.try_clone()?)?;
             caught.push((signal, came));
         }
+        for signal in REAL_TIME {
+            flag::register(signal, Arc::default())?;
+        }
         Ok(Self { reader, caught })
     }
 
@@ -83,7 +108,7 @@ fn is_ignored(signal: Signal) -> bool {
 
 /// Whether the process that gets it is to end.
 pub fn asks_for_the_end(signal: Signal) -> bool {
-    [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT].contains(&signal)
+    ENDING.contains(&signal)
 }
 
 impl AsFd for Signals {

@@ -95,7 +95,9 @@ pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure
     if devices.is_empty() && api_socket.is_none() {
         // Nothing to supervise, and nobody could ask for it later.
         virtio_inter_log::flush();
+        virtio_inter_log::restore_signals();
         let error = Command::new(&vmm).args(line.arguments()).exec();
+        virtio_inter_log::ignore_signals();
         return Err(anyhow!(error)
             .context(format!("Cannot run {}", vmm.display()))
             .into());

@@ -9,11 +9,11 @@
 //! `O_NONBLOCK` would be simpler, but it is a property of the open file description, which other
 //! processes share.
 //!
-//! A program calls [`report_panics`] and [`start`] first, and [`flush`] before it exits or execs.
-#![forbid(unsafe_code)]
-
+//! A program calls [`ignore_signals`], [`report_panics`] and [`start`] first, and [`flush`] before
+//! it exits or execs.
 mod journal;
 mod queue;
+mod signals;
 mod stderr;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -22,6 +22,18 @@ use std::thread;
 
 use env_logger::{Env, Target};
 use log::Level;
+
+/// Ignores the signals that a write may raise, and that would end or stop this process: SIGXFSZ,
+/// SIGTTOU, SIGTTIN. The Rust runtime does the same with SIGPIPE.
+pub fn ignore_signals() {
+    signals::ignore();
+}
+
+/// Undoes [`ignore_signals`]: a program that is executed inherits ignored signals. May be called
+/// between fork and exec.
+pub fn restore_signals() {
+    signals::restore();
+}
 
 /// Sends the log to standard error: at the levels of `RUST_LOG`, else at `default_level` and above.
 ///

@@ -50,7 +50,7 @@ this one is gone and take its socket over.
 
 If the environment variable NOTIFY_SOCKET is set (systemd: Type=notify), the port reports READY=1 when it serves.
 
-Exit status: 0 after a signal, 1 if the port cannot run, 2 if the command line is wrong.";
+Exit status: 0 after such a signal, 1 if the port cannot run, 2 if the command line is wrong.";
 
 /// Options of `virtio-inter port`.
 #[derive(Debug, Clone, Args)]

@@ -8,6 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use log::Level;
+use thiserror::Error;
 use virtio_inter_device::{Port, PortEvent};
 use virtio_inter_segment::{LogLimit, PeerInfo, PeerKey, Segment, SegmentEvent, log_limited};
 
@@ -19,6 +20,7 @@ use crate::poll::Poll;
 use crate::signals::Signals;
 use crate::status::Status;
 use crate::status_socket::StatusSocket;
+use crate::stray_signals::StraySignals;
 use crate::timer::Timer;
 
 const SIGNALS: u64 = 0;
@@ -26,6 +28,7 @@ const DOOR: u64 = 1;
 const SEGMENT: u64 = 2;
 const DEVICE: u64 = 3;
 const STATUS: u64 = 4;
+const STRAYS: u64 = 6;
 const LOOK: u64 = 5;
 
 /// Time from the first dropped frame to a look at why: ports that start together link in between.
@@ -35,6 +38,17 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What goes wrong with peers, who can make it go wrong again and again.
 static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
+
+/// Why a port ends that was not asked to.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The kernel cannot watch descriptors any more.
+    #[error("Cannot wait for events")]
+    Wait(#[from] io::Error),
+    /// A signal came that nobody should send to a port.
+    #[error("{0}")]
+    Signal(String),
+}
 
 /// All that the control thread owns.
 #[derive(Debug)]
@@ -50,6 +64,7 @@ pub struct EventLoop {
     /// When to look at what workers dropped. Set only after they did.
     look: Timer,
     arguments: PortArgs,
+    strays: StraySignals,
     /// Last, since it is dropped last: a second signal helps where the others' end does not come.
     _signals: Signals,
 }
@@ -63,6 +78,7 @@ impl EventLoop {
     pub fn new(
         arguments: &PortArgs,
         signals: Signals,
+        strays: StraySignals,
         door: Door,
         segment: Segment,
         device: Port,
@@ -70,6 +86,7 @@ impl EventLoop {
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         poll.add(&signals, SIGNALS)?;
+        poll.add(&strays, STRAYS)?;
         poll.add(&door, DOOR)?;
         poll.add(segment.fd(), SEGMENT)?;
         poll.add(device.events_fd(), DEVICE)?;
@@ -88,6 +105,7 @@ impl EventLoop {
             diagnostics: Diagnostics::new(&arguments.local_port()),
             look,
             arguments: arguments.clone(),
+            strays,
             _signals: signals,
         })
     }
@@ -96,19 +114,25 @@ impl EventLoop {
     ///
     /// # Errors
     ///
-    /// When the kernel cannot watch descriptors any more.
-    pub fn run(mut self) -> io::Result<()> {
+    /// When the kernel cannot watch descriptors any more, or a signal ends the port that nobody
+    /// should send to one.
+    pub fn run(mut self) -> Result<(), RunError> {
         let result = self.serve();
         self.door.close(&mut self.device);
         log_counters(&self.device);
         result
     }
 
-    fn serve(&mut self) -> io::Result<()> {
+    fn serve(&mut self) -> Result<(), RunError> {
         loop {
             for token in self.poll.wait(true)? {
                 match token {
                     SIGNALS => return Ok(()),
+                    STRAYS => {
+                        if let Some(reason) = self.strays.process() {
+                            return Err(RunError::Signal(reason));
+                        }
+                    }
                     DOOR => {
                         self.door.process(&mut self.device)?;
                         self.diagnostics.memory(self.door.unshared_memory());

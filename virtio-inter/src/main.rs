@@ -10,6 +10,7 @@ use virtio_inter::{notify, process};
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    virtio_inter_log::ignore_signals();
     // A port one of whose threads panicked would stay, hold its sockets and move nothing: better
     // gone and started again. Here rather than in the build's profile, as the programs that clean
     // up after tests must unwind.

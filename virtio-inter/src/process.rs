@@ -1,8 +1,8 @@
 //! One port's process: takes what it needs, runs until it is told to end, and leaves nothing behind.
 
 use anyhow::{Context, anyhow};
-use log::{debug, info, warn};
-use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior, setrlimit};
+use log::{info, warn};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use virtio_inter_args::{SEGMENTS, absolute};
 use virtio_inter_device::Port;
 use virtio_inter_segment::{JoinError, Segment};
@@ -11,11 +11,12 @@ use crate::cli::PortArgs;
 use crate::door::Door;
 use crate::event_loop::EventLoop;
 use crate::kept::{self, Keeper};
-use crate::notify;
 use crate::signals::Signals;
 use crate::socket::SocketLock;
 use crate::status_socket::StatusSocket;
+use crate::stray_signals::StraySignals;
 use crate::vhost_user::session::Limits;
+use crate::{limits, notify};
 
 /// Runs a port until SIGTERM, SIGINT or SIGHUP.
 ///
@@ -27,7 +28,8 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     let kept = kept::take_over();
     forbid_dumps();
     let signals = Signals::catch().context("Cannot catch signals")?;
-    raise_descriptor_limit();
+    let strays = StraySignals::catch().context("Cannot catch signals")?;
+    limits::prepare(arguments.ring_size);
     let lock = SocketLock::take(&arguments.socket)?;
     let status = arguments
         .status_socket
@@ -45,7 +47,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         .context("Cannot watch the socket")?;
     door.take_over(kept, &mut device)
         .context("Cannot watch the frontend's connection")?;
-    let event_loop = EventLoop::new(arguments, signals, door, segment, device, status)
+    let event_loop = EventLoop::new(arguments, signals, strays, door, segment, device, status)
         .context("Cannot wait for events")?;
     info!(
         "Serving {} on segment {} as {}, {}, MTU {}, {} queue pair(s)",
@@ -57,7 +59,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         local.queues
     );
     notify::ready();
-    event_loop.run().context("Cannot wait for events")?;
+    event_loop.run()?;
     info!("Leaving {}", arguments.segment.display());
     Ok(())
 }
@@ -87,18 +89,5 @@ fn forbid_dumps() {
     }
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         warn!("Cannot forbid core dumps of this process: {error}");
-    }
-}
-
-/// Each peer and each piece of guest memory takes descriptors: as many as the system lets us have.
-fn raise_descriptor_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    match setrlimit(Resource::Nofile, limit) {
-        Ok(()) => match limit.current {
-            Some(most) => debug!("Up to {most} file descriptors"),
-            None => debug!("No limit on file descriptors"),
-        },
-        Err(error) => warn!("Cannot raise the number of file descriptors: {error}"),
     }
 }

@@ -87,7 +87,7 @@ impl SocketLock {
         let path = PathBuf::from(path);
         for _ in 0..LOCK_ATTEMPTS {
             // Neither truncated nor followed: the content is another's until the lock is ours.
-            let mut file = OpenOptions::new()
+            let file = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .create(true)
@@ -114,14 +114,16 @@ impl SocketLock {
             if !is_at(&path, &file).map_err(failed("examine", &path))? {
                 continue;
             }
-            file.set_len(0)
-                .and_then(|()| writeln!(file, "{}", std::process::id()))
-                .map_err(failed("write", &path))?;
+            // From here on it goes when something fails.
             let lock = Self {
                 socket: socket.to_owned(),
                 path,
                 file,
             };
+            lock.file
+                .set_len(0)
+                .and_then(|()| writeln!(&lock.file, "{}", std::process::id()))
+                .map_err(failed("write", &lock.path))?;
             lock.remove_stale_socket()?;
             return Ok(lock);
         }

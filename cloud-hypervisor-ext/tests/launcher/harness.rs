@@ -161,12 +161,17 @@ impl Launcher {
         self
     }
 
-    /// Started by something that ignores a signal.
-    pub(crate) fn ignoring(mut self, signal: &str) -> Self {
+    /// Started by something that ignores signals.
+    pub(crate) fn ignoring(self, signals: &str) -> Self {
+        self.after(&format!("trap '' {signals}"))
+    }
+
+    /// Started by a shell that runs a line first.
+    pub(crate) fn after(mut self, line: &str) -> Self {
         let mut shell = Command::new("sh");
         shell
             .arg("-c")
-            .arg(format!("trap '' {signal}; exec \"$0\" \"$@\""))
+            .arg(format!("{line}; exec \"$0\" \"$@\""))
             .arg(self.command.get_program())
             .args(self.command.get_args())
             .stdin(Stdio::piped());

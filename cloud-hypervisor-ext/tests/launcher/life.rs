@@ -13,7 +13,20 @@ fn vm(place: &Place) -> Running {
 
 #[test]
 fn signals_go_to_the_vmm_and_its_end_comes_back() {
-    for signal in [Signal::TERM, Signal::INT, Signal::USR1, Signal::HUP] {
+    for signal in [
+        Signal::TERM,
+        Signal::INT,
+        Signal::USR1,
+        Signal::HUP,
+        Signal::QUIT,
+        Signal::ALARM,
+        Signal::VTALARM,
+        Signal::PROF,
+        Signal::XCPU,
+        Signal::IO,
+        Signal::POWER,
+        Signal::STKFLT,
+    ] {
         let place = Place::new();
         let mut running = vm(&place);
         running.signal(signal);
@@ -133,6 +146,7 @@ fn a_port_does_not_get_the_terminals_signals() {
     assert_eq!(group(port), port.cast_signed());
     // Nor is it stopped when it writes to a terminal of which it has not the foreground.
     assert!(ignores(port, Signal::TTOU));
+    assert!(ignores(port, Signal::XFSZ));
     // The VMM does: it reads from the terminal.
     let vmm = running
         .children()
@@ -157,6 +171,81 @@ fn what_the_launcher_is_to_ignore_the_vmm_ignores() {
     running.signal(Signal::HUP);
     assert_eq!(running.ports().len(), 1);
     running.end();
+}
+
+#[test]
+fn signals_that_only_the_launcher_ignores_the_vmm_has_as_it_was_to() {
+    // What a full disk quota and a terminal's `stty tostop` send to who writes to them.
+    let signals = [Signal::XFSZ, Signal::TTOU, Signal::TTIN];
+    for (ignored, device) in [(false, true), (true, true), (false, false), (true, false)] {
+        let place = Place::new();
+        let api = place.text("api");
+        let option = place.device("");
+        // Without a device and an API socket the launcher becomes the VMM.
+        let arguments: &[&str] = if device {
+            &["--api-socket", &api, "--kernel", "k", "--inter-vm", &option]
+        } else {
+            &["--kernel", "k"]
+        };
+        let mut launcher = place.launcher(arguments);
+        if ignored {
+            launcher = launcher.ignoring("XFSZ TTOU TTIN");
+        }
+        let running = launcher.start();
+        let vmm = if device {
+            let port = running.ports()[0].pid.unwrap();
+            let mut others = running.children().into_iter();
+            others.rfind(|pid| *pid != port).unwrap()
+        } else {
+            running.pid()
+        };
+        for signal in signals {
+            assert_eq!(ignores(vmm, signal), ignored, "{signal:?}");
+            assert!(!device || ignores(running.pid(), signal), "{signal:?}");
+        }
+        running.end();
+    }
+}
+
+#[test]
+fn signals_of_a_full_log_and_of_others_do_not_end_a_vm() {
+    let place = Place::new();
+    let api = place.text("api");
+    let device = place.device("");
+    let arguments = [
+        "-vv",
+        "--api-socket",
+        &api,
+        "--kernel",
+        "k",
+        "--inter-vm",
+        &device,
+    ];
+    // 2 KiB, which the log soon has.
+    let running = place.launcher(&arguments).after("ulimit -f 4").start();
+    let mut restarts = 0;
+    while running.log().len() < 2048 {
+        kill(running.ports()[0].pid.unwrap());
+        restarts += 1;
+        until("it serves again", || {
+            let port = running.ports().remove(0);
+            port.restarts == restarts && port.state == PortState::Serving
+        });
+    }
+    // One more time, with no room for what is said of it.
+    kill(running.ports()[0].pid.unwrap());
+    until("it serves again", || {
+        let port = running.ports().remove(0);
+        port.restarts == restarts + 1 && port.state == PortState::Serving
+    });
+    let pid = running.pid();
+    let sent = std::process::Command::new("sh")
+        .args(["-c", &format!("kill -34 {pid} && kill -64 {pid}")])
+        .status();
+    assert!(sent.unwrap().success());
+    assert_eq!(running.ports().len(), 1);
+    running.end();
+    assert_eq!(place.files(), [""; 0]);
 }
 
 /// By the kernel's word: proc_pid_status(5).

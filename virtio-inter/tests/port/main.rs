@@ -4,6 +4,7 @@ mod dumps;
 mod frontends;
 mod guest;
 mod lifecycle;
+mod limits;
 mod logging;
 mod many;
 mod memory;

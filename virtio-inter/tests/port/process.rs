@@ -74,6 +74,7 @@ impl Place {
             directory: None,
             variables: Vec::new(),
             user: None,
+            limit: None,
             options: vec![
                 (
                     "--socket",
@@ -102,6 +103,8 @@ pub(crate) struct PortCommand {
     variables: Vec<(&'static str, OsString)>,
     /// None: this test's.
     user: Option<u32>,
+    /// A line of shell that comes first.
+    limit: Option<String>,
     options: Vec<(&'static str, OsString)>,
 }
 
@@ -128,6 +131,12 @@ impl PortCommand {
     /// Sets a variable of its environment.
     pub(crate) fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Self {
         self.variables.push((name, value.as_ref().to_owned()));
+        self
+    }
+
+    /// Has a shell run a line, such as `ulimit -n 10`, and then the port in its place.
+    pub(crate) fn limited(mut self, line: &str) -> Self {
+        self.limit = Some(line.to_owned());
         self
     }
 
@@ -160,7 +169,16 @@ impl PortCommand {
 
     /// Starts it with its output on something else than its log file.
     pub(crate) fn spawn_onto(&self, output: impl Into<Stdio>, log: impl Into<Stdio>) -> Port {
-        let mut command = Command::new(PROGRAM);
+        let mut command = match &self.limit {
+            Some(limit) => {
+                let mut shell = Command::new("bash");
+                // With -e, so that a limit that cannot be set is an error.
+                let line = format!("set -e; {limit}; exec \"$0\" \"$@\"");
+                shell.args(["-c", &line, PROGRAM]);
+                shell
+            }
+            None => Command::new(PROGRAM),
+        };
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }

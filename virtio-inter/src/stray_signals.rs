@@ -1,0 +1,104 @@
+//! Signals of no use to a port whose default is to kill it: it says which one came, and goes on or
+//! ends in good order.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use log::Level;
+use rustix::process::Signal;
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+use signal_hook::low_level::signal_name;
+use virtio_inter_segment::{LogLimit, log_limited};
+
+/// Their senders want the process to end, or to end by some time: Ctrl-\, alarm(2) and setitimer(2)
+/// before the port was executed, RLIMIT_CPU.
+const ENDING: [Signal; 5] = [
+    Signal::QUIT,
+    Signal::ALARM,
+    Signal::VTALARM,
+    Signal::PROF,
+    Signal::XCPU,
+];
+
+/// Their senders take the port for another program. The guest is not to lose its network for that.
+const SURVIVED: [Signal; 5] = [
+    Signal::USR1,
+    Signal::USR2,
+    Signal::IO,
+    Signal::POWER,
+    Signal::STKFLT,
+];
+
+/// As [`SURVIVED`]: SIGRTMIN to SIGRTMAX.
+const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
+
+static STRAYS: LogLimit = LogLimit::new(Duration::from_secs(10), 5);
+
+/// Readable when such a signal came.
+#[derive(Debug)]
+pub struct StraySignals(SignalDelivery<UnixStream, SignalOnly>);
+
+impl StraySignals {
+    /// Begins to catch them, but for those that this process was started to ignore.
+    ///
+    /// # Errors
+    ///
+    /// When there is no descriptor for it.
+    pub fn catch() -> io::Result<Self> {
+        let ignored = ignored_signals().unwrap_or(0);
+        let named = ENDING.iter().chain(&SURVIVED).map(|signal| signal.as_raw());
+        let caught = named
+            .chain(REAL_TIME)
+            .filter(|signal| ignored & 1 << (signal - 1) == 0);
+        let (reader, writer) = UnixStream::pair()?;
+        SignalDelivery::with_pipe(reader, writer, SignalOnly, caught).map(Self)
+    }
+
+    /// Reports those that came; the reason for the port to end, if one of them is.
+    pub fn process(&mut self) -> Option<String> {
+        let mut reason = None;
+        for number in self.0.pending() {
+            let name = name(number);
+            if number == Signal::XCPU.as_raw() {
+                reason = Some(format!(
+                    "{name}: all CPU time that RLIMIT_CPU or RLIMIT_RTTIME allows is used"
+                ));
+            } else if ENDING.iter().any(|signal| signal.as_raw() == number) {
+                reason = Some(format!("{name} was sent to this port"));
+            } else {
+                log_limited!(
+                    STRAYS,
+                    Level::Warn,
+                    "{name} is ignored: it means nothing to a port"
+                );
+            }
+        }
+        reason
+    }
+}
+
+impl AsFd for StraySignals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_read().as_fd()
+    }
+}
+
+fn name(number: i32) -> String {
+    match Signal::from_named_raw(number) {
+        Some(Signal::POWER) => "SIGPWR".to_owned(),
+        Some(Signal::STKFLT) => "SIGSTKFLT".to_owned(),
+        _ => signal_name(number).map_or_else(|| format!("Signal {number}"), str::to_owned),
+    }
+}
+
+/// The signals that this process ignores, a bit each from signal 1 on (proc_pid_status(5)).
+fn ignored_signals() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
+}

@@ -1,0 +1,204 @@
+//! Resource limits and signals: what kills a process by default kills no port without a word.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::process::Stdio;
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use virtio_inter_test_support::skip;
+
+use crate::frontends::{assert_served, connect, memory, share, start_queue, stop_queue, tell};
+use crate::process::{Place, until};
+
+const SET_MEM_TABLE: u32 = 5;
+
+/// Files that are left where a port ended in good order: none.
+const NONE: [&str; 0] = [];
+
+#[test]
+fn limit_on_file_size_refuses_peers_and_ends_nothing() {
+    let place = Place::new();
+    let port = place.command("a").limited("ulimit -f 512").start();
+    port.wait_for("No peer can link up: a link needs a region of 528384 bytes");
+    let peer = place.start("b");
+    port.wait_for("File too large");
+    let frontend = connect(&port);
+    share(&frontend, memory().as_fd());
+    start_queue(&frontend);
+    assert_served(&frontend);
+    stop_queue(&frontend);
+    port.end();
+    peer.end();
+    assert_eq!(place.files(), NONE);
+}
+
+#[test]
+fn limit_on_file_size_of_the_log_ends_nothing() {
+    let place = Place::new();
+    // 1 KiB: the log is a file, too.
+    let log = fs::File::create(place.path("a.log")).unwrap();
+    let port = place
+        .command("a")
+        .limited("ulimit -f 1")
+        .spawn_onto(Stdio::null(), log);
+    until("the port serves", || port.socket.exists());
+    for _ in 0..40 {
+        assert_served(&connect(&port));
+    }
+    assert!(fs::metadata(place.path("a.log")).unwrap().len() <= 1024);
+    port.end();
+}
+
+#[test]
+fn limits_that_are_reached_at_the_start_are_told() {
+    for (limit, told) in [
+        ("ulimit -n 10", "Too many open files"),
+        ("ulimit -n 24", "Too many open files"),
+        ("ulimit -d 1000", "Resource temporarily unavailable"),
+        // Before it can write its process id to the first lock file.
+        ("ulimit -f 0", "File too large"),
+    ] {
+        let place = Place::new();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut port = place
+            .command("a")
+            .limited(limit)
+            .spawn_onto(Stdio::null(), writer);
+        let mut said = String::new();
+        reader.read_to_string(&mut said).unwrap();
+        assert_eq!(port.wait().code(), Some(1), "{limit}: {said}");
+        assert!(said.contains(told), "{limit}: {said}");
+        let left = place.files();
+        assert_eq!(left, NONE, "{limit}: {said}");
+    }
+}
+
+#[test]
+fn limit_on_processes_is_told() {
+    let place = Place::new();
+    // Root has none.
+    let Some(command) = place.command("a").by_ordinary_user() else {
+        skip("no other user can run the program");
+        return;
+    };
+    let (code, said) = command.limited("ulimit -u 1").fail();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("Resource temporarily unavailable"), "{said}");
+    assert_eq!(place.files(), NONE);
+}
+
+#[test]
+fn limits_that_a_port_does_not_need_do_nothing() {
+    let place = Place::new();
+    let peer = place.start("b");
+    let port = place
+        .command("a")
+        .limited("ulimit -l 0; ulimit -i 0; ulimit -c 0; ulimit -q 0")
+        .start();
+    port.wait_for(", is up");
+    port.end();
+    peer.end();
+}
+
+#[test]
+fn limit_on_address_space_refuses_memory() {
+    let place = Place::new();
+    let port = place.start("a");
+    let pid = Pid::from_raw(port.pid().try_into().unwrap());
+    let status = fs::read_to_string(format!("/proc/{}/status", port.pid())).unwrap();
+    let used: u64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    // Room for all but the guest.
+    let limit = Rlimit {
+        current: Some(used * 1024 + (256 << 20)),
+        maximum: Some(used * 1024 + (256 << 20)),
+    };
+    prlimit(pid, Resource::As, limit).unwrap();
+    let guest = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&guest, 1 << 30).unwrap();
+    let frontend = connect(&port);
+    let table = [1, 0, 1 << 30, 0x1000_0000, 0];
+    tell(&frontend, SET_MEM_TABLE, &table, &[guest.as_fd()]);
+    port.wait_for("Memory region of 0x40000000 bytes at guest address 0x0 cannot be mapped");
+    assert_served(&connect(&port));
+    port.end();
+}
+
+#[test]
+fn limit_on_cpu_time_is_told_at_the_start() {
+    let place = Place::new();
+    let port = place.command("a").limited("ulimit -t 3600").start();
+    assert!(
+        port.log()
+            .contains("kills this port when it has used 3600 s of CPU time (RLIMIT_CPU"),
+        "{}",
+        port.log()
+    );
+    port.end();
+}
+
+#[test]
+fn signals_that_are_not_for_ports_do_nothing() {
+    let place = Place::new();
+    let port = place.start("a");
+    let peer = place.start("b");
+    for (signal, name) in [
+        (Signal::USR1, "SIGUSR1 is ignored"),
+        (Signal::USR2, "SIGUSR2 is ignored"),
+        (Signal::IO, "SIGIO is ignored"),
+        (Signal::POWER, "SIGPWR is ignored"),
+        (Signal::STKFLT, "SIGSTKFLT is ignored"),
+    ] {
+        port.signal(signal);
+        port.wait_for(name);
+    }
+    for signal in [Signal::PIPE, Signal::XFSZ, Signal::TTIN, Signal::TTOU] {
+        port.signal(signal);
+        assert_served(&connect(&port));
+    }
+    for signal in [34, 64] {
+        let sent = std::process::Command::new("sh")
+            .args(["-c", &format!("kill -{signal} {}", port.pid())])
+            .status();
+        assert!(sent.unwrap().success());
+        assert_served(&connect(&port));
+    }
+    peer.end();
+    port.end();
+}
+
+#[test]
+fn signals_that_end_a_port_are_named_and_leave_nothing_behind() {
+    for (signal, told) in [
+        (Signal::QUIT, "SIGQUIT was sent to this port"),
+        (Signal::ALARM, "SIGALRM was sent to this port"),
+        (Signal::VTALARM, "SIGVTALRM was sent to this port"),
+        (Signal::PROF, "SIGPROF was sent to this port"),
+        (Signal::XCPU, "SIGXCPU: all CPU time that"),
+    ] {
+        let place = Place::new();
+        let mut port = place.start("a");
+        port.signal(signal);
+        assert_eq!(port.wait().code(), Some(1), "{}", port.log());
+        assert!(port.log().contains(told), "{}", port.log());
+        assert_eq!(place.files(), NONE);
+    }
+}
+
+#[test]
+fn signals_that_a_port_was_started_to_ignore_are_ignored() {
+    let place = Place::new();
+    let port = place.command("a").limited("trap '' QUIT USR1").start();
+    for signal in [Signal::QUIT, Signal::USR1] {
+        port.signal(signal);
+        assert_served(&connect(&port));
+    }
+    assert!(!port.log().contains("SIG"), "{}", port.log());
+    port.end();
+}
