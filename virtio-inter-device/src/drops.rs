@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use virtio_inter_segment::MacAddr;
 
-use crate::counters::Counter;
+use crate::counter::Counter;
 
 /// Why a frame was dropped, in the values of the last such frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

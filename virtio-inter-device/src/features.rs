@@ -171,7 +171,7 @@ impl Negotiated {
     }
 }
 
-/// What one direction was negotiated to leave undone.
+/// Offloads that were negotiated for one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Offloads {
     /// Checksums that cover the pseudo header alone.

@@ -1,5 +1,5 @@
-//! What every frame begins with: `struct virtio_net_hdr_v1` and the Ethernet header. Read once into private memory,
-//! checked here, and written on from the private copy.
+//! The start of every record: `struct virtio_net_hdr_v1` and the Ethernet header. Read once into
+//! private memory, validated, and written on from there.
 
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
@@ -10,53 +10,57 @@ use vm_memory::{VolatileMemory, VolatileSlice};
 
 use crate::features::Offloads;
 
-/// Size of `struct virtio_net_hdr_v1` in bytes: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset,
-/// num_buffers, little-endian (VIRTIO 1.3, 5.1.6).
-pub(crate) const NET_HEADER: usize = 12;
-/// Destination, source and type of an Ethernet frame.
+/// Size of `struct virtio_net_hdr_v1` in bytes: flags, gso_type, hdr_len, gso_size, csum_start,
+/// csum_offset, num_buffers, little-endian (VIRTIO 1.3, 5.1.6).
+pub const NET_HEADER: usize = 12;
+/// Size of an Ethernet header in bytes: destination, source and type.
 pub(crate) const ETHERNET_HEADER: usize = 14;
-/// Two VLAN tags (802.1Q in 802.1ad), which an MTU does not count.
+/// Size of two VLAN tags in bytes (802.1Q in 802.1ad), which an MTU does not count.
 const VLAN_TAGS: usize = 8;
-/// Bytes of a record that are looked at.
-pub(crate) const HEAD: usize = NET_HEADER + ETHERNET_HEADER;
-/// Longest record: a frame of the largest MTU with two VLAN tags, behind its header.
-pub(crate) const MAX_RECORD: usize = HEAD + VLAN_TAGS + 65_535;
+/// Size of both headers in bytes.
+pub(crate) const FRAME_HEADER: usize = NET_HEADER + ETHERNET_HEADER;
+/// Size of the longest record in bytes: headers, two VLAN tags, and a packet of the largest MTU.
+pub(crate) const MAX_RECORD: usize = FRAME_HEADER + VLAN_TAGS + 65_535;
 
-/// Where the fields of the net header are, in bytes.
+/// Offsets of the net header's fields in bytes.
 const FLAGS: usize = 0;
 const GSO_TYPE: usize = 1;
 const HDR_LEN: usize = 2;
 const GSO_SIZE: usize = 4;
 const CSUM_START: usize = 6;
 const CSUM_OFFSET: usize = 8;
-const NUM_BUFFERS: usize = 10;
+pub(crate) const NUM_BUFFERS: usize = 10;
 
-/// Where the checksum lies in a TCP header (RFC 9293, 3.1) and in a UDP header (RFC 768), in bytes.
+/// Offsets of the checksum in a TCP header (RFC 9293, 3.1) and in a UDP header (RFC 768), in bytes.
 const TCP_CHECKSUM: usize = 16;
 pub(crate) const UDP_CHECKSUM: usize = 6;
 
-/// Why a frame goes no further.
+/// Reason why a frame is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Invalid {
     /// Shorter than its two headers.
     Short,
     /// Longer than any MTU allows.
     Long,
-    /// An unknown segmentation type, or one that the sender did not negotiate.
+    /// Longer than the port's MTU, and it cannot be segmented to fit.
+    Mtu,
+    /// A GSO type that is unknown, or that the sender did not negotiate.
     GsoType,
-    /// Segmentation into nothing.
+    /// A GSO size of zero.
     GsoSize,
-    /// Segmentation behind headers that are longer than the frame.
+    /// `hdr_len` is longer than the frame.
     HeaderLength,
-    /// The frame is not what its segmentation type says.
+    /// The frame is not what its GSO type says.
     GsoFrame,
-    /// The checksum lies outside of the frame, is not where it must be for segmentation, or was not negotiated.
+    /// The checksum lies outside of the frame, is not where GSO needs it, or was not negotiated.
     Checksum,
-    /// The source address is not the port's own.
+    /// The source address is not one that the sender may use.
     Source,
+    /// The destination address is not this port's.
+    Destination,
 }
 
-/// What a frame is to be cut into segments of.
+/// Protocols of a GSO frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GsoKind {
     /// TCP over IPv4.
@@ -68,7 +72,7 @@ pub(crate) enum GsoKind {
 }
 
 impl GsoKind {
-    /// Where its checksum lies in the transport header, in bytes.
+    /// Offset of the checksum in the transport header, in bytes.
     fn checksum(self) -> usize {
         match self {
             GsoKind::Tcp4 | GsoKind::Tcp6 => TCP_CHECKSUM,
@@ -77,7 +81,7 @@ impl GsoKind {
     }
 }
 
-/// A wish for segmentation.
+/// Validated GSO parameters from the virtio-net header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gso {
     pub(crate) kind: GsoKind,
@@ -85,48 +89,49 @@ pub(crate) struct Gso {
     pub(crate) ecn: bool,
     /// Payload of each segment but the last, in bytes.
     pub(crate) size: u16,
-    /// Where TCP or UDP begins, in bytes of the frame: where the checksum starts.
+    /// Offset of the TCP or UDP header in the frame, in bytes: where the checksum starts.
     pub(crate) transport: usize,
 }
 
-/// Words that hold a head. The last is not full.
-const WORDS: usize = HEAD.div_ceil(WORD);
+/// Number of words that hold a header. The last one is not full.
+const WORDS: usize = FRAME_HEADER.div_ceil(WORD);
 const WORD: usize = size_of::<u64>();
-/// Where the last word begins, and what it holds: the Ethernet type.
+/// Offset of the last word, which holds the Ethernet type.
 const LAST: usize = (WORDS - 1) * WORD;
-const _: () = assert!(HEAD - LAST == size_of::<u16>());
+const _: () = assert!(FRAME_HEADER - LAST == size_of::<u16>());
 
-/// A frame's first bytes, private.
+/// Private copy of a record's two headers.
 ///
-/// In words, and read and written in place: what is loaded in other pieces than it was stored in has to reach the cache first,
-/// behind all stores before it, of which those into the guest's memory take long. To return or copy a head is such a load
-/// (`docs/decisions/0026-heads-in-words.md`).
+/// Kept as u64 words, and read and written in place: a load that spans several stores defeats
+/// store-to-load forwarding, and then waits for all stores before it, of which those into the
+/// guest's memory take long. To return or to copy a header is such a load (decision 0026).
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Head {
+pub struct FrameHeader {
     /// The bytes in memory order from the lowest of the first word on; zeros behind them.
     words: [u64; WORDS],
-    /// Bytes of the whole record, the net header included.
+    /// Length of the whole record in bytes, the net header included.
     len: usize,
 }
 
-impl Head {
-    /// Takes over what was read of a record of `len` bytes.
-    pub(crate) fn new(bytes: [u8; HEAD], len: usize) -> Result<Self, Invalid> {
+impl FrameHeader {
+    /// The header of a record of `len` bytes that starts with `bytes`.
+    pub(crate) fn new(bytes: [u8; FRAME_HEADER], len: usize) -> Result<Self, Invalid> {
         let mut padded = [0; WORDS * WORD];
-        padded[..HEAD].copy_from_slice(&bytes);
+        padded[..FRAME_HEADER].copy_from_slice(&bytes);
         let (words, _) = padded.as_chunks::<WORD>();
-        let mut head = Head {
+        let mut header = FrameHeader {
             len,
-            ..Head::default()
+            ..FrameHeader::default()
         };
-        for (word, bytes) in head.words.iter_mut().zip(words) {
+        for (word, bytes) in header.words.iter_mut().zip(words) {
             *word = u64::from_le_bytes(*bytes);
         }
-        head.check_len()?;
-        Ok(head)
+        header.check_len()?;
+        Ok(header)
     }
 
-    /// Becomes the head of a record of `len` bytes, of which `first` are the first ones. Each byte is read once.
+    /// Becomes the header of a record of `len` bytes that starts with `first`. Each byte is read
+    /// once.
     #[inline]
     pub(crate) fn read(&mut self, first: &VolatileSlice<'_>, len: usize) -> Result<(), Invalid> {
         self.len = len;
@@ -143,7 +148,7 @@ impl Head {
 
     #[inline]
     fn check_len(&self) -> Result<(), Invalid> {
-        if self.len < HEAD {
+        if self.len < FRAME_HEADER {
             return Err(Invalid::Short);
         }
         if self.len > MAX_RECORD {
@@ -152,7 +157,7 @@ impl Head {
         Ok(())
     }
 
-    /// Writes it to where a record begins. False: there is not enough room for it.
+    /// Writes the header to the start of a record. False: the record is too short.
     #[inline]
     #[must_use]
     pub(crate) fn write(&self, first: &VolatileSlice<'_>) -> bool {
@@ -168,7 +173,8 @@ impl Head {
         true
     }
 
-    pub(crate) fn bytes(&self) -> [u8; HEAD] {
+    /// Net header and Ethernet header.
+    pub fn bytes(&self) -> [u8; FRAME_HEADER] {
         let mut bytes = [0; WORDS * WORD];
         for (word, bytes) in self.words.iter().zip(bytes.chunks_exact_mut(WORD)) {
             bytes.copy_from_slice(&word.to_le_bytes());
@@ -176,22 +182,24 @@ impl Head {
         std::array::from_fn(|at| bytes[at])
     }
 
-    /// Bytes of the whole record.
+    /// Length of the whole record in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
+    /// Destination address.
     #[inline]
-    pub(crate) fn destination(&self) -> MacAddr {
+    pub fn destination(&self) -> MacAddr {
         self.address(NET_HEADER)
     }
 
+    /// Source address.
     #[inline]
-    pub(crate) fn source(&self) -> MacAddr {
+    pub fn source(&self) -> MacAddr {
         self.address(NET_HEADER + 6)
     }
 
-    /// `at` is not a multiple of a word's bytes.
+    /// `at` is not a multiple of a word's size.
     #[inline]
     fn address(&self, at: usize) -> MacAddr {
         debug_assert!(!at.is_multiple_of(WORD));
@@ -211,7 +219,7 @@ impl Head {
         self.put(at, u8::MAX.into(), value.into());
     }
 
-    /// A field at an even place.
+    /// A field at an even offset.
     #[inline]
     fn field(&self, at: usize) -> u16 {
         (self.words[at / WORD] >> (at % WORD * 8)) as u16
@@ -222,19 +230,19 @@ impl Head {
         self.put(at, u16::MAX.into(), value.into());
     }
 
-    /// Replaces what `mask` covers, from byte `at` on, within one word.
+    /// Replaces the bits that `mask` covers, from byte `at` on, within one word.
     #[inline]
     fn put(&mut self, at: usize, mask: u64, value: u64) {
         let (word, shift) = (&mut self.words[at / WORD], at % WORD * 8);
         *word = *word & !(mask << shift) | value << shift;
     }
 
-    /// The checksum covers everything from `checksum_start` on.
+    /// Whether the checksum is partial: it is to be computed from `csum_start` to the end.
     pub(crate) fn needs_checksum(&self) -> bool {
         u32::from(self.byte(FLAGS)) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
     }
 
-    /// Where a checksum that is needed begins, and where behind that it is to be put, in bytes of the frame.
+    /// `csum_start` and `csum_offset` of a partial checksum, in bytes of the frame.
     pub(crate) fn checksum(&self) -> Option<(usize, usize)> {
         self.needs_checksum().then(|| {
             (
@@ -244,23 +252,25 @@ impl Head {
         })
     }
 
-    /// Bytes of the Ethernet frame.
+    /// Length of the Ethernet frame in bytes.
     pub(crate) fn frame_len(&self) -> usize {
         self.len - NET_HEADER
     }
 
-    /// Whether the frame, when not to be segmented, fits a link of `mtu` bytes (without the Ethernet header).
+    /// Whether the frame fits a link of `mtu` bytes (without the Ethernet header), or can be
+    /// segmented.
     pub(crate) fn fits(&self, mtu: u16) -> bool {
-        self.is_segmented_later()
-            || self.frame_len() <= usize::from(mtu) + ETHERNET_HEADER + VLAN_TAGS
+        self.is_gso() || self.frame_len() <= usize::from(mtu) + ETHERNET_HEADER + VLAN_TAGS
     }
 
-    pub(crate) fn is_segmented_later(&self) -> bool {
+    /// Whether the frame is to be segmented.
+    pub(crate) fn is_gso(&self) -> bool {
         u32::from(self.byte(GSO_TYPE)) != VIRTIO_NET_HDR_GSO_NONE
     }
 
-    /// Checks the net header against the frame's length and against what its sender negotiated (VIRTIO 1.3, 5.1.6.2).
-    /// Returns what is to be segmented; whether the frame is such a one, `Layout::parse` says.
+    /// Validates the net header against the frame's length and against what its sender negotiated
+    /// (VIRTIO 1.3, 5.1.6.2). Returns the GSO parameters; `Layout::parse` says whether the frame is
+    /// of that kind.
     pub(crate) fn check(&self, offloads: Offloads) -> Result<Option<Gso>, Invalid> {
         if let Some((start, offset)) = self.checksum() {
             if !offloads.checksum {
@@ -270,7 +280,7 @@ impl Head {
                 return Err(Invalid::Checksum);
             }
         }
-        if self.is_segmented_later() {
+        if self.is_gso() {
             self.check_gso(offloads).map(Some)
         } else {
             Ok(None)
@@ -307,11 +317,11 @@ impl Head {
         }
     }
 
-    /// Makes it what a peer gets: only what means something to a receiver (VIRTIO 1.3, 5.1.6.4: `num_buffers` is
-    /// the receiving side's; flags other than NEEDS_CSUM are not a transmitting driver's to set).
+    /// Clears the fields that mean nothing to a receiver (VIRTIO 1.3, 5.1.6.4: `num_buffers` is for
+    /// the receiving side to set; a transmitting driver may set no flag but NEEDS_CSUM).
     #[inline]
-    pub(crate) fn clean(&mut self) {
-        // Most frames of small packets. The net header is a word and a half.
+    pub(crate) fn sanitize(&mut self) {
+        // True of most small packets. The net header is a word and a half.
         if self.words[0] == 0 && self.words[1] as u32 == 0 {
             return;
         }
@@ -320,28 +330,28 @@ impl Head {
             self.set_field(CSUM_START, 0);
             self.set_field(CSUM_OFFSET, 0);
         }
-        if !self.is_segmented_later() {
+        if !self.is_gso() {
             self.set_field(HDR_LEN, 0);
             self.set_field(GSO_SIZE, 0);
         }
         self.set_buffers(0);
     }
 
-    /// The checksum is complete now.
+    /// Marks the checksum as complete.
     pub(crate) fn clear_checksum(&mut self) {
         self.set_byte(FLAGS, 0);
         self.set_field(CSUM_START, 0);
         self.set_field(CSUM_OFFSET, 0);
     }
 
-    /// There is nothing to segment any more.
+    /// Marks the frame as one that is not to be segmented.
     pub(crate) fn clear_gso(&mut self) {
         self.set_byte(GSO_TYPE, VIRTIO_NET_HDR_GSO_NONE as u8);
         self.set_field(HDR_LEN, 0);
         self.set_field(GSO_SIZE, 0);
     }
 
-    /// Sets `hdr_len`: bytes of all headers of what is to be segmented.
+    /// Sets `hdr_len`: the length of all headers of a GSO frame in bytes.
     pub(crate) fn set_header_len(&mut self, len: u16) {
         self.set_field(HDR_LEN, len);
     }
@@ -352,7 +362,7 @@ impl Head {
     }
 }
 
-/// Sets `num_buffers` of the net header that `record` begins with.
+/// Sets `num_buffers` of the net header at the start of `record`.
 pub(crate) fn set_buffers(record: &mut [u8], buffers: u16) {
     record[NUM_BUFFERS..NET_HEADER].copy_from_slice(&buffers.to_le_bytes());
 }
@@ -369,86 +379,96 @@ mod tests {
         ..NONE
     };
 
-    fn head(flags: u8, gso: u8, gso_size: u16, start: u16, offset: u16, len: usize) -> Head {
-        let mut bytes = [0; HEAD];
+    fn header(
+        flags: u8,
+        gso: u8,
+        gso_size: u16,
+        start: u16,
+        offset: u16,
+        len: usize,
+    ) -> FrameHeader {
+        let mut bytes = [0; FRAME_HEADER];
         bytes[0] = flags;
         bytes[1] = gso;
         bytes[4..6].copy_from_slice(&gso_size.to_le_bytes());
         bytes[6..8].copy_from_slice(&start.to_le_bytes());
         bytes[8..10].copy_from_slice(&offset.to_le_bytes());
-        Head::new(bytes, len).unwrap()
+        FrameHeader::new(bytes, len).unwrap()
     }
 
     #[test]
-    fn runts_and_giants_are_refused() {
-        assert_eq!(Head::new([0; HEAD], HEAD - 1).unwrap_err(), Invalid::Short);
+    fn frame_header_of_a_runt_or_giant_is_refused() {
         assert_eq!(
-            Head::new([0; HEAD], MAX_RECORD + 1).unwrap_err(),
+            FrameHeader::new([0; FRAME_HEADER], FRAME_HEADER - 1).unwrap_err(),
+            Invalid::Short
+        );
+        assert_eq!(
+            FrameHeader::new([0; FRAME_HEADER], MAX_RECORD + 1).unwrap_err(),
             Invalid::Long
         );
-        assert!(Head::new([0; HEAD], MAX_RECORD).is_ok());
+        assert!(FrameHeader::new([0; FRAME_HEADER], MAX_RECORD).is_ok());
     }
 
-    /// A head whose bytes all differ, at any place in memory.
+    /// Its bytes all differ, and it is at any alignment.
     #[test]
-    fn it_is_read_and_written_as_it_is() {
-        let bytes: [u8; HEAD] = std::array::from_fn(|at| at as u8 + 1);
+    fn frame_header_is_read_and_written_unchanged() {
+        let bytes: [u8; FRAME_HEADER] = std::array::from_fn(|at| at as u8 + 1);
         for place in 0..9 {
             let mut memory = [0xaa; 40];
-            memory[place..place + HEAD].copy_from_slice(&bytes);
-            let mut head = Head::default();
+            memory[place..place + FRAME_HEADER].copy_from_slice(&bytes);
+            let mut header = FrameHeader::default();
             let slice = VolatileSlice::from(&mut memory[place..]);
-            assert_eq!(head.read(&slice, 100), Ok(()));
-            assert_eq!((head.bytes(), head.len()), (bytes, 100));
-            assert_eq!(Head::new(bytes, 100).unwrap().bytes(), bytes);
+            assert_eq!(header.read(&slice, 100), Ok(()));
+            assert_eq!((header.bytes(), header.len()), (bytes, 100));
+            assert_eq!(FrameHeader::new(bytes, 100).unwrap().bytes(), bytes);
             let address = |from: u8| MacAddr::new(std::array::from_fn(|at| from + at as u8));
-            assert_eq!(head.destination(), address(13));
-            assert_eq!(head.source(), address(19));
-            head.set_buffers(0x1234);
+            assert_eq!(header.destination(), address(13));
+            assert_eq!(header.source(), address(19));
+            header.set_buffers(0x1234);
             let mut memory = [0xaa; 40];
-            assert!(head.write(&VolatileSlice::from(&mut memory[place..])));
+            assert!(header.write(&VolatileSlice::from(&mut memory[place..])));
             let mut expected = bytes;
             expected[NUM_BUFFERS..NET_HEADER].copy_from_slice(&[0x34, 0x12]);
-            assert_eq!(memory[place..place + HEAD], expected);
-            memory[place..place + HEAD].fill(0xaa);
+            assert_eq!(memory[place..place + FRAME_HEADER], expected);
+            memory[place..place + FRAME_HEADER].fill(0xaa);
             assert_eq!(memory, [0xaa; 40]);
         }
     }
 
     #[test]
-    fn memory_that_is_too_short_is_neither_read_nor_written() {
-        let mut memory = [0xaa; HEAD - 1];
-        let mut head = Head::new([1; HEAD], 100).unwrap();
+    fn frame_header_does_not_fit_memory_that_is_too_short() {
+        let mut memory = [0xaa; FRAME_HEADER - 1];
+        let mut header = FrameHeader::new([1; FRAME_HEADER], 100).unwrap();
         let slice = VolatileSlice::from(&mut memory[..]);
-        assert_eq!(head.read(&slice, 100), Err(Invalid::Short));
-        assert!(!head.write(&slice));
-        assert_eq!(memory, [0xaa; HEAD - 1]);
+        assert_eq!(header.read(&slice, 100), Err(Invalid::Short));
+        assert!(!header.write(&slice));
+        assert_eq!(memory, [0xaa; FRAME_HEADER - 1]);
     }
 
     #[test]
-    fn plain_frames_need_nothing() {
-        assert_eq!(head(0, 0, 0, 0, 0, HEAD).check(NONE), Ok(None));
+    fn frame_header_of_a_plain_frame_needs_no_offload() {
+        assert_eq!(header(0, 0, 0, 0, 0, FRAME_HEADER).check(NONE), Ok(None));
     }
 
     #[test]
-    fn a_partial_checksum_must_lie_in_the_frame() {
+    fn partial_checksum_must_lie_in_the_frame() {
         let check = |start, offset| {
             let frame = 100 + NET_HEADER;
-            head(1, 0, 0, start, offset, frame).check(CHECKSUM)
+            header(1, 0, 0, start, offset, frame).check(CHECKSUM)
         };
         assert_eq!(check(34, 16), Ok(None));
         assert_eq!(check(82, 16), Ok(None));
         assert_eq!(check(83, 16), Err(Invalid::Checksum));
         assert_eq!(check(13, 16), Err(Invalid::Checksum));
         assert_eq!(check(0xffff, 0xffff), Err(Invalid::Checksum));
-        let not_negotiated = head(1, 0, 0, 34, 16, 112).check(NONE);
+        let not_negotiated = header(1, 0, 0, 34, 16, 112).check(NONE);
         assert_eq!(not_negotiated, Err(Invalid::Checksum));
     }
 
     #[test]
-    fn segmentation_needs_its_feature_a_size_and_a_checksum() {
+    fn gso_needs_its_feature_a_size_and_a_checksum() {
         let check = |flags, gso, size, offset, offloads| {
-            head(flags, gso, size, 34, offset, 4000).check(offloads)
+            header(flags, gso, size, 34, offset, 4000).check(offloads)
         };
         let good = |kind, ecn| {
             Ok(Some(Gso {
@@ -463,7 +483,7 @@ mod tests {
         assert_eq!(check(1, 0x81, 1448, 16, ALL), good(GsoKind::Tcp4, true));
         assert_eq!(check(1, 5, 1448, 6, ALL), good(GsoKind::Udp, false));
         assert_eq!(check(1, 1, 0, 16, ALL), Err(Invalid::GsoSize));
-        // The checksum is not asked for, or not where the protocol has it.
+        // The checksum is not partial, or not where the protocol has it.
         assert_eq!(check(0, 1, 1448, 16, ALL), Err(Invalid::Checksum));
         assert_eq!(check(1, 1, 1448, 6, ALL), Err(Invalid::Checksum));
         assert_eq!(check(1, 5, 1448, 16, ALL), Err(Invalid::Checksum));
@@ -479,11 +499,11 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_not_longer_than_the_frame() {
+    fn gso_header_length_is_at_most_the_frames() {
         let with_header_len = |len: u16| {
-            let mut head = head(1, 1, 1448, 34, 16, NET_HEADER + 4000);
-            head.set_header_len(len);
-            head.check(ALL)
+            let mut header = header(1, 1, 1448, 34, 16, NET_HEADER + 4000);
+            header.set_header_len(len);
+            header.check(ALL)
         };
         assert!(with_header_len(0).is_ok());
         assert!(with_header_len(4000).is_ok());
@@ -491,22 +511,22 @@ mod tests {
     }
 
     #[test]
-    fn only_frames_that_stay_whole_must_fit_the_mtu() {
+    fn mtu_limits_only_frames_that_are_not_segmented() {
         let tagged = NET_HEADER + ETHERNET_HEADER + VLAN_TAGS + 1500;
-        assert!(head(0, 0, 0, 0, 0, tagged).fits(1500));
-        assert!(!head(0, 0, 0, 0, 0, tagged + 1).fits(1500));
-        assert!(head(1, 1, 1448, 34, 16, 60_000).fits(1500));
+        assert!(header(0, 0, 0, 0, 0, tagged).fits(1500));
+        assert!(!header(0, 0, 0, 0, 0, tagged + 1).fits(1500));
+        assert!(header(1, 1, 1448, 34, 16, 60_000).fits(1500));
     }
 
     #[test]
-    fn a_peer_hears_only_what_means_something() {
+    fn sanitize_clears_what_means_nothing_to_a_receiver() {
         let peer = |flags, gso| {
-            let mut bytes = [0xff; HEAD];
+            let mut bytes = [0xff; FRAME_HEADER];
             bytes[FLAGS] = flags;
             bytes[GSO_TYPE] = gso;
-            let mut head = Head::new(bytes, 200).unwrap();
-            head.clean();
-            head.bytes()[..NET_HEADER].to_vec()
+            let mut header = FrameHeader::new(bytes, 200).unwrap();
+            header.sanitize();
+            header.bytes()[..NET_HEADER].to_vec()
         };
         assert_eq!(peer(0xfe, 0), [0; NET_HEADER]);
         let partial = [1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];

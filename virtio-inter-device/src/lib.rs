@@ -1,40 +1,51 @@
 //! The virtio-net device: virtqueues, frames, forwarding.
 //!
-//! Knows nothing of vhost-user, command lines or the segment's files: it is handed guest memory, queues and
-//! peers' links, and moves frames between them.
+//! Knows nothing of vhost-user, command lines or the segment's files: it gets guest memory, queues
+//! and the links to peers, and moves frames between them.
 //!
-//! The way of a frame from one guest to another:
+//! The path of a frame from one guest to another:
 //!
-//! 1. `worker/transmit.rs` takes a chain from the transmit queue (`queue/`), reads and checks its head
-//!    (`frame.rs`), and finds out whom it is for (`forward.rs`);
-//! 2. `worker/peer.rs` copies it into the ring of the link to that peer, or waits for room;
-//! 3. in the peer's process, `worker/receive.rs` finds it there, checks it, and copies it into buffers of the
-//!    receive queue.
+//! 1. `tx/` takes a chain from the transmit queue (`queue/`), validates its header (`frame.rs`),
+//!    and offers the frame to the backend (`backend/`);
+//! 2. `backend/link/tx.rs` looks up the peers that its destination address stands for, and
+//!    `tx_link.rs` copies it into the ring of the link to each, or holds it while the ring is full;
+//! 3. in the peer's process, `backend/link/rx.rs` finds the record in the ring, and `rx/` validates
+//!    it and copies it into buffers of the receive queue, after completing its checksum or
+//!    segmenting it (`offload/`) if the guest needs that.
 //!
-//! [`Port`] starts the workers and is how the process talks to them; [`Device`] is how a transport does.
+//! [`Port`] starts the workers (`worker/`) and is the interface for the process; [`Device`] is the
+//! interface for a transport. [`backend`] has the seam at which guest side and network side meet.
 #![forbid(unsafe_code)]
 
 mod announce;
+pub mod backend;
+mod batch;
 mod config;
+mod counter;
 mod counters;
 pub mod device;
 mod drops;
 mod feature_names;
 mod features;
-mod forward;
 mod frame;
 mod memory;
 mod offload;
+mod poller;
 mod port;
 mod queue;
-mod spill;
+mod rx;
+mod tx;
 mod worker;
 
+pub use batch::Rest;
 pub use config::CONFIG_SIZE;
-pub use counters::{Counter, Counters};
+pub use counter::Counter;
+pub use counters::Counters;
 pub use device::{Device, DeviceError, GuestMemory, QueueSetup};
 pub use drops::{DropReason, Drops};
 pub use feature_names::FeatureNames;
+pub use frame::{FrameHeader, NET_HEADER};
 pub use memory::DirtyLog;
+pub use poller::Poller;
 pub use port::{Port, PortEvent};
 pub use virtio_inter_link::BusyPollConfig;

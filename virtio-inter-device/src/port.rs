@@ -1,5 +1,6 @@
 //! A port: the workers of one device, and the control thread's handle to them.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -8,83 +9,171 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use virtio_inter_link::BusyPollConfig;
+use virtio_inter_link::{BusyPollConfig, Doorbell};
 use virtio_inter_segment::{LocalPort, PeerKey, PeerLink};
 
+use crate::backend::steering::{InUse, Ready};
+use crate::backend::{Backend, BackendSetup, LinkCommand, Links, PeerShare};
+use crate::batch::{Direction, Rules};
 use crate::config::{CONFIG_SIZE, config_space};
 use crate::counters::Counters;
-use crate::device::{Device, DeviceError, GuestMemory, QueueSetup};
+use crate::device::{Device, DeviceError, QueueSetup};
 use crate::features::{Negotiated, offered};
+use crate::memory::GuestMemory;
+use crate::poller::{Poller, Waker};
 use crate::queue::check_setup;
-use crate::worker::{
-    Answer, Command, Direction, InUse, PeerPart, Poller, Ready, Report, Request, Source, Waker,
-    Worker, WorkerSetup,
-};
+use crate::worker::{Answer, Command, Report, Request, Worker, WorkerSetup};
 
-/// A worker answers a command between two batches, microseconds later; one that takes this long is gone.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// A worker answers a command between two batches, microseconds later. One that takes this long has
+/// ended.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a port tells the process that runs it.
+/// An event that a port reports to the process that runs it.
 #[derive(Debug)]
 pub enum PortEvent {
-    /// A peer broke the rules of a link, which is no longer used. The peer is to be removed, and its other links with it.
+    /// A peer violated the rules of a link, which is not used any more. The process is to remove
+    /// the peer, and its other links with it.
     LinkViolation {
-        /// Whose link.
+        /// The peer.
         peer: PeerKey,
-        /// What it did.
+        /// The violation.
         reason: String,
     },
-    /// Frames were dropped for reasons that an operator can remove: [`Counters::drops`]. Not told
-    /// again before [`Port::watch_drops`] is called.
+    /// Frames were dropped for reasons that an operator can remove: [`Counters::drops`]. Not
+    /// reported again before [`Port::watch_drops`] is called.
     Dropped,
-    /// A queue is kicked, long after its start, but its ring is blank: the guest's memory may not
-    /// be shared. Told at most once of each start.
+    /// A queue was kicked long after its start, but its ring is blank: the guest's memory may not
+    /// be shared. Reported at most once after each start.
     BlankRing {
-        /// Which queue.
+        /// The queue.
         queue: u16,
     },
 }
 
-/// A virtio-net device whose frames go to the peers that it is given.
-#[derive(Debug)]
-pub struct Port {
+/// A virtio-net device whose frames go to a backend: links to the peers that the port is given, or
+/// another one.
+pub struct Port<B: Backend = Links> {
     features: u64,
     config: [u8; CONFIG_SIZE],
     /// As last set and checked.
     memory: Option<Arc<GuestMemory>>,
-    workers: Vec<Handle>,
+    workers: Vec<Handle<B>>,
     reports: Receiver<Report>,
     /// Workers whose receive queues are in use.
     ready: Ready,
     /// Readable when there are events.
-    bell: Arc<OwnedFd>,
+    doorbell: Arc<OwnedFd>,
 }
 
 /// The control thread's end of a worker.
-#[derive(Debug)]
-struct Handle {
-    commands: Option<Sender<Request>>,
+struct Handle<B: Backend> {
+    commands: Option<Sender<Request<B>>>,
     waker: Waker,
     counters: Arc<Counters>,
     thread: Option<JoinHandle<()>>,
 }
 
+impl<B: Backend> Handle<B> {
+    /// Has the worker carry out a command.
+    fn ask(&self, command: Command<B>) -> Result<Answer<B>, DeviceError> {
+        let gone = || DeviceError::Io {
+            action: "reach a worker thread",
+            source: io::Error::from(io::ErrorKind::BrokenPipe),
+        };
+        let (reply, answer) = mpsc::sync_channel(1);
+        let commands = self.commands.as_ref().ok_or_else(gone)?;
+        commands
+            .send(Request { command, reply })
+            .map_err(|_| gone())?;
+        self.waker.wake();
+        answer.recv_timeout(ANSWER_TIMEOUT).map_err(|_| gone())?
+    }
+
+    /// Has the worker's backend carry out a command.
+    fn ask_backend(&self, command: B::Command) -> Result<Option<B::Answer>, DeviceError> {
+        match self.ask(Command::Backend(command))? {
+            Answer::Backend(answer) => Ok(Some(answer)),
+            _ => Ok(None),
+        }
+    }
+}
+
 impl Port {
-    /// Starts the workers, one for each queue pair, with nothing to do yet.
+    /// Starts the workers, one for each queue pair, without any peer.
     ///
     /// # Errors
     ///
-    /// When a thread or a descriptor cannot be had.
+    /// When a thread or a descriptor cannot be created.
     pub fn new(local: &LocalPort, busy_poll: BusyPollConfig) -> Result<Port, DeviceError> {
-        let io = |action| move |source| DeviceError::Io { action, source };
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| io("create an eventfd")(e.into()))?;
-        let bell = Arc::new(bell);
-        // The link's way of ringing takes a resource that other users of the host can use up. It is taken at the first ring:
-        // now, before there are peers.
-        virtio_inter_link::Doorbell::new()
-            .map_err(io("create an eventfd"))?
+        // Ringing a doorbell takes a resource that other users of the host can exhaust. It is
+        // taken at the first ring: now, before there are peers.
+        Doorbell::new()
+            .map_err(|source| DeviceError::Io {
+                action: "create an eventfd",
+                source,
+            })?
             .ring();
+        Port::with_backend(local, busy_poll, Links::new)
+    }
+
+    /// Starts to exchange frames with a peer.
+    ///
+    /// # Errors
+    ///
+    /// When the links cannot be watched (out of memory). No worker exchanges frames with the peer
+    /// then.
+    pub fn add_peer(&mut self, link: PeerLink) -> Result<(), DeviceError> {
+        let workers = self.workers.len();
+        let PeerLink {
+            peer,
+            senders,
+            receivers,
+        } = link;
+        let mut shares: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+        for (i, receiver) in receivers.into_iter().enumerate() {
+            // The peer's queue i feeds our queue i mod n, or one in use in its place.
+            let home = (i % workers) as u16;
+            shares[usize::from(self.ready.serving(home))].push((receiver, home));
+        }
+        for ((worker, sender), receivers) in self.workers.iter().zip(senders).zip(shares) {
+            let share = PeerShare {
+                key: peer.key,
+                mac: peer.mac,
+                sender,
+                receivers,
+            };
+            if let Err(e) = worker.ask_backend(LinkCommand::AddPeer(Box::new(share))) {
+                self.remove_peer(peer.key)?;
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the exchange of frames with a peer and closes its links.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer.
+    pub fn remove_peer(&mut self, peer: PeerKey) -> Result<(), DeviceError> {
+        self.ask_all(|| Command::Backend(LinkCommand::RemovePeer(peer)))
+    }
+}
+
+impl<B: Backend> Port<B> {
+    /// Starts the workers, one for each queue pair, each with a backend that `make` makes.
+    ///
+    /// # Errors
+    ///
+    /// When a thread or a descriptor cannot be created.
+    pub fn with_backend(
+        local: &LocalPort,
+        busy_poll: BusyPollConfig,
+        mut make: impl FnMut(BackendSetup) -> B,
+    ) -> Result<Port<B>, DeviceError> {
+        let io = |action| move |source| DeviceError::Io { action, source };
+        let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| io("create an eventfd")(e.into()))?;
         let (reporter, reports) = mpsc::channel();
         let mut port = Port {
             features: offered(local.queues),
@@ -93,27 +182,38 @@ impl Port {
             workers: Vec::new(),
             reports,
             ready: Ready::default(),
-            bell,
+            doorbell: Arc::new(doorbell),
         };
         let in_use = Arc::new(InUse::default());
         for index in 0..local.queues {
             let (commands, inbox) = mpsc::channel();
             let (poller, waker) = Poller::new().map_err(io("create an epoll instance"))?;
-            let counters = Arc::new(Counters::default());
-            let (reporter, bell) = (reporter.clone(), Arc::clone(&port.bell));
-            let worker = Worker::new(WorkerSetup {
-                index,
+            let rules = Rules {
                 mac: local.mac,
                 mtu: local.mtu,
+                negotiated: Negotiated::default(),
+                counters: Arc::new(Counters::default()),
+            };
+            let counters = Arc::clone(&rules.counters);
+            let mut backend = make(BackendSetup {
+                index,
+                mac: local.mac,
                 counters: Arc::clone(&counters),
+            });
+            backend.attach(&poller)?;
+            let (reporter, doorbell) = (reporter.clone(), Arc::clone(&port.doorbell));
+            let worker = Worker::new(WorkerSetup {
+                index,
+                rules,
+                backend,
                 commands: inbox,
                 poller,
                 in_use: Arc::clone(&in_use),
                 busy_poll,
                 report: Box::new(move |report| {
-                    // The port may be on its way out; then nobody listens any more.
+                    // While the port is dropped, nobody receives reports any more.
                     let _ = reporter.send(report);
-                    let _ = rustix::io::write(&*bell, &1u64.to_ne_bytes());
+                    let _ = rustix::io::write(&*doorbell, &1u64.to_ne_bytes());
                 }),
             });
             let thread = Builder::new()
@@ -130,16 +230,16 @@ impl Port {
         Ok(port)
     }
 
-    /// Readable when [`Port::events`] has something to tell.
+    /// Readable when [`Port::events`] has events.
     pub fn events_fd(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+        self.doorbell.as_fd()
     }
 
-    /// What happened since the last call. To be called whenever [`Port::events_fd`] is readable: this is also when
-    /// links move to the workers whose queues the guest uses.
+    /// The events since the last call. To be called whenever [`Port::events_fd`] is readable: this
+    /// is also when links move to the workers whose queues the guest uses.
     pub fn events(&mut self) -> Vec<PortEvent> {
-        // Empties the counter; it is empty already when somebody asks without being told.
-        let _ = rustix::io::read(&*self.bell, &mut [0; 8]);
+        // Resets the counter. If it is zero already, that is as good.
+        let _ = rustix::io::read(&*self.doorbell, &mut [0; 8]);
         let mut ready = self.ready;
         let mut to_steer = false;
         let mut events = Vec::new();
@@ -157,7 +257,7 @@ impl Port {
                 }
             }
         }
-        // Also when one came and went: workers may hold frames for it.
+        // Also if a queue came into use and went out of use: workers may hold records for it.
         if to_steer {
             self.ready = ready;
             if let Err(e) = self.steer() {
@@ -169,102 +269,42 @@ impl Port {
 
     /// Moves each link to the worker that is to serve it now.
     fn steer(&self) -> Result<(), DeviceError> {
-        let mut moved: Vec<Vec<Source>> = self.workers.iter().map(|_| Vec::new()).collect();
-        for worker in 0..self.workers.len() {
-            if let Answer::Sources(sources) = self.ask(worker, Command::GiveSources(self.ready))? {
-                for source in sources {
-                    moved[usize::from(source.serving(self.ready))].push(source);
-                }
-            }
-        }
-        for (worker, sources) in moved.into_iter().enumerate().filter(|(_, s)| !s.is_empty()) {
-            self.ask(worker, Command::TakeSources(sources))?;
-        }
-        Ok(())
-    }
-
-    /// Frames may go to and come from a peer.
-    ///
-    /// # Errors
-    ///
-    /// When the links cannot be watched (out of memory); the peer is then not known to any worker.
-    pub fn add_peer(&mut self, link: PeerLink) -> Result<(), DeviceError> {
-        let workers = self.workers.len();
-        let PeerLink {
-            peer,
-            senders,
-            receivers,
-        } = link;
-        let mut shares: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-        for (i, receiver) in receivers.into_iter().enumerate() {
-            // The peer's queue i feeds our queue i mod n, or one in use in its place.
-            let home = (i % workers) as u16;
-            shares[usize::from(self.ready.serving(home))].push((receiver, home));
-        }
-        for (index, (sender, receivers)) in senders.into_iter().zip(shares).enumerate() {
-            let part = PeerPart {
-                key: peer.key,
-                mac: peer.mac,
-                sender,
-                receivers,
-            };
-            if let Err(e) = self.ask(index, Command::AddPeer(Box::new(part))) {
-                self.remove_peer(peer.key)?;
-                return Err(e);
-            }
-        }
-        Ok(())
-    }
-
-    /// Frames go to and come from a peer no more; its links are closed.
-    ///
-    /// # Errors
-    ///
-    /// When a worker does not answer.
-    pub fn remove_peer(&mut self, peer: PeerKey) -> Result<(), DeviceError> {
-        self.ask_all(|| Command::RemovePeer(peer))
+        let mut ask = |worker: u16, command| {
+            let answer = self.workers[usize::from(worker)].ask_backend(command)?;
+            answer.ok_or_else(|| DeviceError::Io {
+                action: "reach the backend of a worker",
+                source: io::Error::from(io::ErrorKind::Unsupported),
+            })
+        };
+        B::steer(self.ready, self.workers.len() as u16, &mut ask)
     }
 
     /// The counters of each worker, by queue pair.
     pub fn counters(&self) -> impl Iterator<Item = &Counters> {
-        self.workers.iter().map(|w| &*w.counters)
+        self.workers.iter().map(|worker| &*worker.counters)
     }
 
-    /// Asks for a [`PortEvent::Dropped`] when the next frame is dropped. What was dropped before is
-    /// in the counters by now.
+    /// Asks for a [`PortEvent::Dropped`] when the next frame is dropped. Frames that were dropped
+    /// before are in the counters.
     pub fn watch_drops(&self) {
         for worker in &self.workers {
             worker.counters.drops.watch();
         }
     }
 
-    fn ask(&self, worker: usize, command: Command) -> Result<Answer, DeviceError> {
-        let gone = || DeviceError::Io {
-            action: "reach a worker thread",
-            source: io::Error::from(io::ErrorKind::BrokenPipe),
-        };
-        let handle = &self.workers[worker];
-        let (reply, answer) = mpsc::sync_channel(1);
-        let commands = handle.commands.as_ref().ok_or_else(gone)?;
-        commands
-            .send(Request { command, reply })
-            .map_err(|_| gone())?;
-        handle.waker.wake();
-        answer.recv_timeout(ANSWER_WITHIN).map_err(|_| gone())?
-    }
-
-    fn ask_all(&self, command: impl Fn() -> Command) -> Result<(), DeviceError> {
-        // All of them, also when one fails: what one worker has let go of, no other may go on with.
-        (0..self.workers.len())
-            .map(|worker| self.ask(worker, command()).map(|_| ()))
+    fn ask_all(&self, command: impl Fn() -> Command<B>) -> Result<(), DeviceError> {
+        // All workers, also after an error: none may use what the caller is about to free.
+        self.workers
+            .iter()
+            .map(|worker| worker.ask(command()).map(|_| ()))
             .fold(Ok(()), Result::and)
     }
 
     fn ask_queue(
         &self,
         index: u16,
-        command: impl FnOnce(Direction) -> Command,
-    ) -> Result<Answer, DeviceError> {
+        command: impl FnOnce(Direction) -> Command<B>,
+    ) -> Result<Answer<B>, DeviceError> {
         if index >= self.queue_count() {
             return Err(DeviceError::NoSuchQueue {
                 index,
@@ -276,13 +316,13 @@ impl Port {
         } else {
             Direction::Transmit
         };
-        self.ask(usize::from(index / 2), command(direction))
+        self.workers[usize::from(index / 2)].ask(command(direction))
     }
 }
 
-impl Device for Port {
+impl<B: Backend> Device for Port<B> {
     fn queue_count(&self) -> u16 {
-        self.workers.len() as u16 * 2 // A port has at most some dozens of pairs: `MAX_QUEUE_PAIRS`.
+        self.workers.len() as u16 * 2 // A port has at most 64 pairs: `MAX_QUEUE_PAIRS`.
     }
 
     fn features(&self) -> u64 {
@@ -333,14 +373,23 @@ impl Device for Port {
     }
 
     fn announce(&mut self) -> Result<usize, DeviceError> {
-        match self.ask(0, Command::Announce)? {
+        match self.workers[0].ask(Command::Announce)? {
             Answer::Peers(count) => Ok(count),
             _ => Ok(0),
         }
     }
 }
 
-impl Drop for Port {
+impl<B: Backend> fmt::Debug for Port<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port")
+            .field("workers", &self.workers.len())
+            .field("ready", &self.ready)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B: Backend> Drop for Port<B> {
     fn drop(&mut self) {
         for worker in &mut self.workers {
             worker.commands = None;

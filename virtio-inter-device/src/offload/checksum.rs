@@ -1,11 +1,12 @@
-//! The Internet checksum (RFC 1071): sums, and checksums completed from them.
+//! The Internet checksum (RFC 1071).
 
-/// Bytes summed at a time: one 64-bit lane for each 32-bit word, which compilers turn into vector additions.
+/// Bytes summed at a time: one 64-bit lane for each 32-bit word, which compilers turn into vector
+/// additions.
 const BLOCK: usize = 64;
 const WORD: usize = 4;
 
-/// Sums bytes as big-endian 16-bit words in one's complement, an odd last byte filled up with zero. The result is 0
-/// only if all bytes are.
+/// One's complement sum of the bytes as big-endian 16-bit words, an odd last byte padded with zero.
+/// The result is 0 only if all bytes are.
 pub(crate) fn sum(bytes: &[u8]) -> u16 {
     let (blocks, rest) = bytes.as_chunks::<BLOCK>();
     // A lane overflows after 2³² words: 256 GiB.
@@ -24,7 +25,7 @@ pub(crate) fn sum(bytes: &[u8]) -> u16 {
     let mut last = [0; WORD];
     last[..rest.len()].copy_from_slice(rest);
     total += u64::from(u32::from_le_bytes(last));
-    // Summed in the other byte order and swapped at the end, which comes to the same (RFC 1071, 2 (B)).
+    // Summed in the other byte order and swapped at the end: the same sum (RFC 1071, 2 (B)).
     fold(total).swap_bytes()
 }
 
@@ -34,12 +35,12 @@ pub(crate) fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16 // Two additions after the halves were added, nothing is left above.
+    sum as u16 // After the second addition of the carries, the upper bits are zero.
 }
 
-/// Completes the checksum over `bytes`, to be found at `at` in them, where the sum of the pseudo header is now.
-///
-/// A result of zero is written as 0xffff where `no_zero` says so: in UDP zero means "none" (RFC 768).
+/// Completes the checksum over `bytes` in the field at offset `at`, which holds the sum of the
+/// pseudo header. With `no_zero`, a result of zero is written as 0xffff: in UDP zero means "no
+/// checksum" (RFC 768).
 pub(crate) fn complete(bytes: &mut [u8], at: usize, no_zero: bool) {
     let value = match !sum(bytes) {
         0 if no_zero => 0xffff,
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// As RFC 1071 says it, two bytes at a time.
+    /// The sum as RFC 1071 defines it, two bytes at a time.
     fn slow(bytes: &[u8]) -> u16 {
         let mut sum = 0u64;
         for pair in bytes.chunks(2) {
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_rfc_1071() {
+    fn checksum_of_the_example_of_rfc_1071() {
         assert_eq!(
             sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]),
             0xddf2
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn extremes() {
+    fn checksum_of_extremes() {
         assert_eq!(sum(&[]), 0);
         assert_eq!(sum(&[0; 65_535]), 0);
         for len in [1, 2, 63, 64, 65, 65_535, 65_536] {
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_means_no_checksum_only_in_udp() {
+    fn checksum_of_zero_is_avoided_only_in_udp() {
         let mut bytes = [0xff, 0xff, 0, 0];
         complete(&mut bytes, 2, false);
         assert_eq!(bytes, [0xff, 0xff, 0, 0]);
@@ -97,7 +98,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_sum_is_that_of_the_slow_way(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        fn checksum_is_that_of_the_slow_way(
+            bytes in proptest::collection::vec(any::<u8>(), 0..2000)
+        ) {
             prop_assert_eq!(sum(&bytes), slow(&bytes));
         }
     }

@@ -1,5 +1,5 @@
-//! Where the headers of a frame that is to be segmented lie. `etherparse` reads them; nothing in them is trusted
-//! further than that they are what the net header says.
+//! Offsets of the headers of a GSO frame. `etherparse` reads them; all that is taken from them is
+//! that they are what the net header says.
 
 use etherparse::{
     IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice, SingleVlanHeaderSlice,
@@ -8,10 +8,10 @@ use etherparse::{
 
 use crate::frame::{ETHERNET_HEADER, Gso, GsoKind, Invalid};
 
-/// Longest TCP header in bytes (RFC 9293, 3.1).
+/// Length of the longest TCP header in bytes (RFC 9293, 3.1).
 const MAX_TCP_HEADER: usize = 60;
-/// The most that all headers of a frame to be segmented may be, in bytes: Ethernet, VLAN tags, IPv6 with some 390 bytes of
-/// extension headers, TCP.
+/// Longest length of all headers of a GSO frame in bytes: Ethernet, VLAN tags, IPv6 with some 390
+/// bytes of extension headers, TCP.
 pub(crate) const MAX_HEADERS: usize = 512;
 
 /// Version of the Internet Protocol.
@@ -21,48 +21,49 @@ pub(crate) enum Ip {
     V6,
 }
 
-/// What is cut into segments.
+/// Transport protocol of a GSO frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
     Tcp,
     Udp,
 }
 
-/// The headers of a frame. All in bytes from the frame's beginning, the net header not counted.
+/// The headers of a frame. Offsets in bytes from the start of the frame, behind the net header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) ip: Ip,
     pub(crate) transport: Transport,
-    /// Where the IP header begins: behind the last VLAN tag.
+    /// Offset of the IP header, which follows the last VLAN tag.
     pub(crate) network_start: usize,
-    /// Where the TCP or UDP header begins.
+    /// Offset of the TCP or UDP header.
     pub(crate) transport_start: usize,
-    /// Where the payload begins.
+    /// Offset of the payload.
     pub(crate) payload_start: usize,
 }
 
 impl Layout {
-    /// Bytes that [`Layout::parse`] needs of a frame of `frame_len` bytes.
+    /// Number of bytes that [`Layout::parse`] needs of a frame of `frame_len` bytes.
     pub(crate) fn needs(gso: &Gso, frame_len: usize) -> usize {
         frame_len
             .min(gso.transport + MAX_TCP_HEADER)
             .min(MAX_HEADERS)
     }
 
-    /// Finds the headers in a frame's first bytes ([`Layout::needs`] says how many).
+    /// Parses the headers in a frame's first bytes ([`Layout::needs`] says how many).
     ///
-    /// The lengths in the IP headers are not looked at: segmentation sets them (and a sender may have put any there).
+    /// The lengths in the IP headers are ignored: segmentation sets them, and a sender may have
+    /// written any value.
     pub(crate) fn parse(frame: &[u8], gso: &Gso) -> Result<Layout, Invalid> {
         find(frame, gso).ok_or(Invalid::GsoFrame)
     }
 
-    /// Bytes of the frame that an MTU counts, without the payload.
+    /// Length in bytes of the headers that an MTU counts.
     pub(crate) fn packet_headers(&self) -> usize {
         self.payload_start - self.network_start
     }
 }
 
-/// None: the headers are not what they are said to be, or not there.
+/// None: the headers are not those of this kind of frame, or not complete.
 fn find(frame: &[u8], gso: &Gso) -> Option<Layout> {
     let (network, network_start) = untagged(frame)?;
     let packet = frame.get(network_start..)?;
@@ -94,7 +95,7 @@ fn find(frame: &[u8], gso: &Gso) -> Option<Layout> {
     })
 }
 
-/// The EtherType behind any VLAN tags (IEEE 802.1Q), and where its header begins.
+/// The EtherType behind any VLAN tags (IEEE 802.1Q), and the offset of its header.
 fn untagged(frame: &[u8]) -> Option<(etherparse::EtherType, usize)> {
     let mut at = ETHERNET_HEADER;
     let mut kind =
@@ -116,8 +117,8 @@ fn ipv4(packet: &[u8]) -> Option<(Ip, IpNumber, usize)> {
     (!header.is_fragmenting_payload()).then(|| (Ip::V4, header.protocol(), header.slice().len()))
 }
 
-/// The protocol in an IPv6 packet (RFC 8200), and the length of its header with those extension headers that may stand in
-/// each segment as they are.
+/// The protocol in an IPv6 packet (RFC 8200), and the length of its header with those extension
+/// headers that each segment may repeat unchanged.
 fn ipv6(packet: &[u8]) -> Option<(Ip, IpNumber, usize)> {
     let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
     let (mut next, mut len) = (header.next_header(), header.slice().len());

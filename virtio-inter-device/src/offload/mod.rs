@@ -1,14 +1,14 @@
-//! What a sender left to its device, done in software for a receiver that did not negotiate to take it: checksums
-//! completed, TCP and UDP cut into segments.
+//! Software fallback for offloads that a guest did not negotiate: completes checksums, and cuts TCP
+//! and UDP into segments.
 //!
-//! No queues, no links, no shared memory: everything here works on private bytes. `worker/adapt.rs` brings them.
-//! Where there is a choice the result is the Linux kernel's, to which `tests/kernel/` holds it
-//! (`docs/decisions/0030-offloads-at-the-receiver.md`).
+//! No queues and no links: everything here works on private bytes. Where there is a choice, the
+//! result is that of the Linux kernel, to which `tests/kernel/` compares it (decision 0030).
 
 mod checksum;
 mod layout;
+mod plan;
 mod segment;
 
-pub(crate) use checksum::complete;
-pub(crate) use layout::{Ip, Layout, MAX_HEADERS};
-pub(crate) use segment::Segments;
+pub(crate) use layout::{Layout, MAX_HEADERS};
+pub(crate) use plan::{RxAction, RxLimits, SoftwareOffload};
+pub(crate) use segment::GsoSegments;

@@ -1,8 +1,9 @@
-//! Cutting TCP and UDP into segments: what each one's headers are.
+//! Headers of the segments of a TCP or UDP frame.
 //!
-//! As Linux does it: the IPv4 identification counts up from the first segment's, whether "don't fragment" is set or not;
-//! PSH and FIN stay with the last segment and CWR with the first; all else is copied. The checksum is derived from the one that
-//! the sender left, so that whatever pseudo header it knew of (an IPv6 routing header's last address) stays in it.
+//! They are those that Linux writes: the IPv4 identification counts up from the first segment's,
+//! whether "don't fragment" is set or not; PSH and FIN stay with the last segment and CWR with the
+//! first; all else is copied. The checksum is derived from the sender's partial one, which covers a
+//! pseudo header that only the sender knows (with the last address of an IPv6 routing header).
 
 use std::ops::Range;
 
@@ -10,57 +11,56 @@ use super::checksum::{fold, sum};
 use super::layout::{Ip, Layout, Transport};
 use crate::frame::Gso;
 
-/// Fields of an IPv4 header in bytes (RFC 791, 3.1).
+/// Offsets in an IPv4 header in bytes (RFC 791, 3.1).
 const IPV4_TOTAL_LENGTH: usize = 2;
 const IPV4_IDENTIFICATION: usize = 4;
 const IPV4_CHECKSUM: usize = 10;
-/// Fields of an IPv6 header in bytes (RFC 8200, 3), and its length.
+/// Offset in an IPv6 header in bytes (RFC 8200, 3), and the header's length.
 const IPV6_PAYLOAD_LENGTH: usize = 4;
 const IPV6_HEADER: usize = 40;
-/// Fields of a TCP header in bytes (RFC 9293, 3.1; CWR: RFC 3168, 6.1).
+/// Offsets in a TCP header in bytes, and its flags (RFC 9293, 3.1; CWR: RFC 3168, 6.1).
 const TCP_SEQUENCE: usize = 4;
 const TCP_FLAGS: usize = 13;
 const TCP_CHECKSUM: usize = 16;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
-/// Fields of a UDP header in bytes (RFC 768), and its length.
+/// Offsets in a UDP header in bytes (RFC 768), and the header's length.
 const UDP_LENGTH: usize = 4;
 const UDP_CHECKSUM: usize = 6;
 const UDP_HEADER: usize = 8;
 
-/// How a frame is cut.
+/// How a frame is segmented.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Segments {
+pub(crate) struct GsoSegments {
     layout: Layout,
-    /// Bytes of the whole frame.
+    /// Length of the whole frame in bytes.
     frame_len: usize,
     /// Payload of each segment but the last, in bytes.
     size: usize,
     count: u32,
 }
 
-impl Segments {
-    /// How a frame of `frame_len` bytes is cut for a receiver with this MTU, whose buffers hold a
-    /// frame of `buffer` bytes.
+impl GsoSegments {
+    /// The segments of a frame of `frame_len` bytes for a receiver with this MTU, whose buffers hold
+    /// a frame of `frame_room` bytes.
     ///
-    /// TCP is cut smaller than it asks for if MTU or buffers want that: it is a stream of bytes.
-    /// UDP is not. None: no segment fits the MTU.
+    /// TCP segments are smaller than the sender asks for if MTU or buffers need that: TCP is a
+    /// stream of bytes. UDP is not. None: no segment fits the MTU.
     pub(crate) fn new(
         layout: Layout,
         gso: &Gso,
         frame_len: usize,
         mtu: u16,
-        buffer: usize,
+        frame_room: usize,
     ) -> Option<Self> {
         let room = usize::from(mtu)
             .checked_sub(layout.packet_headers())
             .filter(|&room| room != 0)?;
         let asked = usize::from(gso.size);
         let size = match layout.transport {
-            // Buffers that hold no payload at all make no difference: each segment is dropped for
-            // them.
-            Transport::Tcp => match buffer.saturating_sub(layout.payload_start) {
+            // Buffers without room for any payload do not count: each segment is dropped.
+            Transport::Tcp => match frame_room.saturating_sub(layout.payload_start) {
                 0 => asked.min(room),
                 held => asked.min(room).min(held),
             },
@@ -68,7 +68,7 @@ impl Segments {
             Transport::Udp => return None,
         };
         let payload = frame_len - layout.payload_start;
-        Some(Segments {
+        Some(GsoSegments {
             layout,
             frame_len,
             size,
@@ -81,19 +81,19 @@ impl Segments {
         self.count
     }
 
-    /// Bytes of all headers of a segment.
+    /// Length of all headers of a segment in bytes.
     pub(crate) fn headers_len(&self) -> usize {
         self.layout.payload_start
     }
 
-    /// Where a segment's payload lies in the frame.
+    /// Range of a segment's payload in the frame.
     pub(crate) fn payload(&self, index: u32) -> Range<usize> {
         let start = self.layout.payload_start + index as usize * self.size;
         start..(start + self.size).min(self.frame_len)
     }
 
-    /// Makes the headers of the whole frame those of segment `index`. The checksum of TCP or UDP covers the pseudo header
-    /// alone.
+    /// Changes the headers of the whole frame into those of segment `index`. The TCP or UDP checksum
+    /// covers the pseudo header alone.
     pub(crate) fn write_headers(&self, index: u32, headers: &mut [u8]) {
         let payload = self.payload(index);
         let (first, last) = (index == 0, payload.end == self.frame_len);
@@ -145,7 +145,7 @@ impl Segments {
         }
     }
 
-    /// Where the transport header begins, and where its checksum lies in it, in bytes of the frame.
+    /// Offset of the transport header in the frame, and of the checksum in that header, in bytes.
     pub(crate) fn checksum(&self) -> (usize, usize) {
         let offset = match self.layout.transport {
             Transport::Tcp => TCP_CHECKSUM,
@@ -154,18 +154,18 @@ impl Segments {
         (self.layout.transport_start, offset)
     }
 
-    /// Whether segments may be smaller than the frame asks for.
+    /// Whether segments may be smaller than the sender asks for.
     pub(crate) fn can_be_smaller(&self) -> bool {
         self.layout.transport == Transport::Tcp
     }
 
-    /// Whether a checksum of zero would mean that there is none.
+    /// Whether a checksum of zero means that there is none.
     pub(crate) fn checksum_is_never_zero(&self) -> bool {
         self.layout.transport == Transport::Udp
     }
 }
 
-/// Exchanges one length for another in the sum of a pseudo header at `at`.
+/// Replaces the length `former` by `now` in the sum of a pseudo header at `at`.
 fn adjust(header: &mut [u8], at: usize, former: usize, now: usize) {
     // One's complement of the former length in 32 bits, which is as good as in 16.
     let sum = u64::from(get(header, at)) + u64::from(!(former as u32)) + now as u64;

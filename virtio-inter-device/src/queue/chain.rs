@@ -1,45 +1,43 @@
-//! One descriptor chain: walked once into private memory, checked, then copied from or to.
+//! Descriptor chains: read once into private memory, checked, then copied from or to.
 
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
+use virtio_inter_link::Access;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
-use super::rings::{descriptor_at, indirect_count};
-use super::{QueueViolation, Rings};
-use crate::device::GuestMemory;
-use crate::frame::{HEAD, Head, Invalid};
-use crate::memory::DirtyLog;
+use super::rings::{Rings, descriptor_at, indirect_count};
+use super::violation::QueueViolation;
+use crate::frame::{FRAME_HEADER, FrameHeader, Invalid};
+use crate::memory::{DirtyLog, GuestMemory};
 
-/// Longest chain taken, as in Linux's vhost (`UIO_MAXIOV`). A driver with indirect tables may exceed the queue
-/// size in one chain (Linux does on tiny queues), so the size alone is no bound.
+/// Length of the longest chain accepted, as in Linux's vhost (`UIO_MAXIOV`). A driver with indirect
+/// tables may exceed the queue size in one chain (Linux does on tiny queues), so the size alone is
+/// no bound.
 const MAX_INDIRECT: u32 = 1024;
 
-/// Descriptors after which a batch ends: some 100 µs.
+/// Number of descriptors after which a batch ends: some 100 µs.
 const BATCH_DESCRIPTORS: u32 = 16 * 1024;
 
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
-/// A piece of guest memory that a descriptor names. Not yet known to exist.
+/// A piece of guest memory that a descriptor names. It may lie outside of the memory that there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(super) struct Buffer {
     address: GuestAddress,
     len: u32,
 }
 
-impl Segment {
-    /// The buffer of a descriptor that is a chain by itself, and as it has to be.
+impl Buffer {
+    /// The buffer of a descriptor that is a whole chain by itself and has the right direction for
+    /// the device's `access`.
     #[inline]
-    pub(super) fn of_single(descriptor: &Descriptor, direction: Direction) -> Option<Self> {
-        let wanted = match direction {
-            Direction::FromDriver => 0,
-            Direction::ToDriver => WRITE,
-        };
-        let is_single = descriptor.flags() & (NEXT | INDIRECT | WRITE) == wanted;
-        (is_single && descriptor.len() != 0).then(|| Segment {
+    pub(super) fn of_single(descriptor: &Descriptor, access: Access) -> Option<Self> {
+        let is_single = descriptor.flags() & (NEXT | INDIRECT | WRITE) == write_flag(access);
+        (is_single && descriptor.len() != 0).then(|| Buffer {
             address: descriptor.addr(),
             len: descriptor.len(),
         })
@@ -52,20 +50,20 @@ impl Segment {
     }
 }
 
-/// Who fills a chain's buffers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Direction {
-    /// The driver: a transmit queue.
-    FromDriver,
-    /// The device: a receive queue.
-    ToDriver,
+/// The WRITE flag of a descriptor for this access by the device.
+#[inline]
+fn write_flag(access: Access) -> u16 {
+    match access {
+        Access::Read => 0,
+        Access::Write => WRITE,
+    }
 }
 
 /// An indirect table.
-enum Table<'m> {
+enum IndirectTable<'m> {
     /// In one memory region.
     Whole(VolatileSlice<'m>),
-    /// Across the seam of two.
+    /// Across two regions.
     Split {
         memory: &'m GuestMemory,
         address: GuestAddress,
@@ -73,18 +71,18 @@ enum Table<'m> {
     },
 }
 
-impl<'m> Table<'m> {
-    /// The table of `len` bytes at `address`, all of which must be there.
+impl<'m> IndirectTable<'m> {
+    /// The table of `len` bytes at `address`, all of which must lie in guest memory.
     fn new(
         memory: &'m GuestMemory,
         address: GuestAddress,
         len: u32,
     ) -> Result<Self, QueueViolation> {
         if let Ok(table) = memory.get_slice(address, len as usize) {
-            return Ok(Table::Whole(table));
+            return Ok(IndirectTable::Whole(table));
         }
         if memory.check_range(address, len as usize) {
-            return Ok(Table::Split {
+            return Ok(IndirectTable::Split {
                 memory,
                 address,
                 len,
@@ -99,8 +97,8 @@ impl<'m> Table<'m> {
     /// One descriptor, read once. None: beyond the table's end.
     fn descriptor(&self, index: u16) -> Option<Descriptor> {
         match *self {
-            Table::Whole(ref table) => descriptor_at(table, usize::from(index)),
-            Table::Split {
+            IndirectTable::Whole(ref table) => descriptor_at(table, usize::from(index)),
+            IndirectTable::Split {
                 memory,
                 address,
                 len,
@@ -115,81 +113,83 @@ impl<'m> Table<'m> {
     }
 }
 
-/// The buffers of one or several chains, one after the other. Kept by the worker and reused: no allocation per
-/// frame once it has grown.
+/// The buffers of one or more descriptor chains, in order. A worker keeps and reuses one: once it
+/// has grown, there is no allocation per frame.
 #[derive(Debug, Default)]
-pub(crate) struct Chain {
-    segments: Vec<Segment>,
+pub(crate) struct DescriptorChain {
+    buffers: Vec<Buffer>,
     len: u32,
     /// Descriptors of the queue's table that the chains take up.
-    places: u32,
-    /// Descriptors looked at since the beginning of the batch.
-    walked: u32,
+    descriptors: u32,
+    /// Descriptors parsed since the start of the batch.
+    parsed: u32,
 }
 
-impl Chain {
-    /// Forgets what was walked before.
+impl DescriptorChain {
+    /// Forgets all chains.
     pub(crate) fn clear(&mut self) {
-        self.segments.clear();
+        self.buffers.clear();
         self.len = 0;
-        self.places = 0;
+        self.descriptors = 0;
     }
 
-    /// Descriptors of the queue's table that the chains take up: an indirect table takes up one.
-    pub(crate) fn places(&self) -> u32 {
-        self.places
+    /// Number of descriptors of the queue's table that the chains take up: an indirect table takes
+    /// up one.
+    pub(crate) fn descriptors(&self) -> u32 {
+        self.descriptors
     }
 
-    /// Begins to count descriptors anew, for a batch.
+    /// Starts a batch, in which at most [`BATCH_DESCRIPTORS`] are parsed.
     pub(crate) fn begin_batch(&mut self) {
-        self.walked = 0;
+        self.parsed = 0;
     }
 
-    /// Whether a batch has looked at so many descriptors that others are to have their turn: a driver can make each
+    /// Whether the batch has parsed so many descriptors that it must end: a driver can make each
     /// chain as long as the queue.
     pub(crate) fn batch_is_long(&self) -> bool {
-        self.walked >= BATCH_DESCRIPTORS
+        self.parsed >= BATCH_DESCRIPTORS
     }
 
-    /// Bytes in all buffers.
+    /// Number of bytes in all buffers.
     pub(crate) fn len(&self) -> u32 {
         self.len
     }
 
-    /// Appends a chain that is one buffer. Returns its bytes.
+    /// Appends a chain of one buffer. Returns its length.
     #[inline]
-    pub(super) fn append_single(&mut self, segment: Segment) -> Result<u32, QueueViolation> {
-        self.places += 1;
-        self.append_segment(segment)?;
-        Ok(segment.len)
+    pub(super) fn append_single(&mut self, buffer: Buffer) -> Result<u32, QueueViolation> {
+        self.descriptors += 1;
+        self.append_buffer(buffer)?;
+        Ok(buffer.len)
     }
 
     #[inline]
-    fn append_segment(&mut self, segment: Segment) -> Result<(), QueueViolation> {
-        self.walked = self.walked.saturating_add(1);
+    fn append_buffer(&mut self, buffer: Buffer) -> Result<(), QueueViolation> {
+        self.parsed = self.parsed.saturating_add(1);
         self.len = self
             .len
-            .checked_add(segment.len)
+            .checked_add(buffer.len)
             .ok_or(QueueViolation::Length)?;
-        if segment.len != 0 {
-            self.segments.push(segment);
+        if buffer.len != 0 {
+            self.buffers.push(buffer);
         }
         Ok(())
     }
 
-    /// Walks the chain that starts at `head` and appends its buffers. Returns their bytes.
-    pub(crate) fn append(
+    /// Parses the chain that starts at descriptor `head` and appends its buffers. Returns their
+    /// length.
+    pub(super) fn append(
         &mut self,
         rings: &Rings<'_>,
         head: u16,
-        direction: Direction,
+        access: Access,
     ) -> Result<u32, QueueViolation> {
         let before = self.len;
         let mut index = head;
-        // A chain that has visited more descriptors than there are is a loop.
+        // A chain that visits more descriptors than the table has is a loop.
         for _ in 0..rings.size() {
             let descriptor = rings.descriptor(index)?;
-            self.places += 1;
+            self.descriptors += 1;
             let flags = descriptor.flags();
             if flags & INDIRECT != 0 {
                 // VIRTIO 1.3, 2.7.5.3.1: never both; a table ends the chain.
@@ -199,15 +199,10 @@ impl Chain {
                         flags,
                     });
                 }
-                self.append_indirect(
-                    rings.memory(),
-                    descriptor.addr(),
-                    descriptor.len(),
-                    direction,
-                )?;
+                self.append_indirect(rings.memory(), descriptor.addr(), descriptor.len(), access)?;
                 return Ok(self.len - before);
             }
-            self.push(descriptor.addr(), descriptor.len(), flags, direction)?;
+            self.push(descriptor.addr(), descriptor.len(), flags, access)?;
             if flags & NEXT == 0 {
                 return Ok(self.len - before);
             }
@@ -223,14 +218,14 @@ impl Chain {
         memory: &GuestMemory,
         address: GuestAddress,
         len: u32,
-        direction: Direction,
+        access: Access,
     ) -> Result<(), QueueViolation> {
         let count = indirect_count(len).ok_or(QueueViolation::Indirect {
             len,
             flags: INDIRECT,
         })?;
-        // The table may have room for more than the chain uses, the chain must not be longer than the limit.
-        let table = Table::new(memory, address, len)?;
+        // The table may be longer than the limit; the chain must not be.
+        let table = IndirectTable::new(memory, address, len)?;
         let mut index = 0;
         for _ in 0..count.min(MAX_INDIRECT) {
             let descriptor = table
@@ -246,7 +241,7 @@ impl Chain {
                     flags,
                 });
             }
-            self.push(descriptor.addr(), descriptor.len(), flags, direction)?;
+            self.push(descriptor.addr(), descriptor.len(), flags, access)?;
             if flags & NEXT == 0 {
                 return Ok(());
             }
@@ -262,37 +257,37 @@ impl Chain {
         address: GuestAddress,
         len: u32,
         flags: u16,
-        direction: Direction,
+        access: Access,
     ) -> Result<(), QueueViolation> {
-        if (flags & WRITE != 0) != (direction == Direction::ToDriver) {
+        if flags & WRITE != write_flag(access) {
             return Err(QueueViolation::Direction {
-                position: self.segments.len(),
+                position: self.buffers.len(),
             });
         }
-        self.append_segment(Segment { address, len })
+        self.append_buffer(Buffer { address, len })
     }
 
-    /// Reads the head of the record that the chain holds, each byte once.
+    /// Reads the header of the record in the buffers, each byte once.
     #[inline]
-    pub(crate) fn read_head(
+    pub(crate) fn read_header(
         &self,
         rings: &Rings<'_>,
-        head: &mut Head,
+        header: &mut FrameHeader,
     ) -> Result<Result<(), Invalid>, QueueViolation> {
         let len = self.len as usize;
-        // Most drivers have it in one piece.
-        if let Some(first) = self.segments.first()
-            && first.len as usize >= HEAD
-            && let Some(bytes) = rings.slice(first.address.0, HEAD)
+        // Most drivers put the whole header into the first buffer.
+        if let Some(first) = self.buffers.first()
+            && first.len as usize >= FRAME_HEADER
+            && let Some(bytes) = rings.slice(first.address.0, FRAME_HEADER)
         {
-            return Ok(head.read(&bytes, len));
+            return Ok(header.read(&bytes, len));
         }
-        let mut bytes = [0; HEAD];
+        let mut bytes = [0; FRAME_HEADER];
         self.read_first(rings, &mut bytes)?;
-        Ok(Head::new(bytes, len).map(|read| *head = read))
+        Ok(FrameHeader::new(bytes, len).map(|read| *header = read))
     }
 
-    /// Copies the chain's first bytes into `first`, as many as both have.
+    /// Copies the first bytes of the buffers into `first`, as many as both have.
     pub(crate) fn read_first(
         &self,
         rings: &Rings<'_>,
@@ -306,7 +301,7 @@ impl Chain {
         })
     }
 
-    /// Fills `target` with the chain's bytes. The chain must have them.
+    /// Fills `target` with the first bytes of the buffers, which must have as many.
     pub(crate) fn gather(
         &self,
         rings: &Rings<'_>,
@@ -321,93 +316,93 @@ impl Chain {
         })
     }
 
-    /// Writes a record with this `head` into the chain's buffers, from their start. The chain must have the room.
+    /// Writes `record`, but with this `header`, into the buffers, which must have room for it.
     #[inline]
     pub(crate) fn scatter_record(
         &self,
         rings: &Rings<'_>,
-        head: &Head,
+        header: &FrameHeader,
         record: &VolatileSlice<'_>,
     ) -> Result<(), QueueViolation> {
-        // Most records fit one buffer. The driver does not look before it is given back: the record's own head is of no
-        // consequence.
-        if let [segment] = &self.segments[..]
-            && let Some(target) = rings.slice(segment.address.0, record.len())
-            && record.len() <= segment.len as usize
+        // Most records fit one buffer. The record's own header is overwritten before the driver can
+        // see it.
+        if let [buffer] = &self.buffers[..]
+            && let Some(target) = rings.slice(buffer.address.0, record.len())
+            && record.len() <= buffer.len as usize
         {
             record.copy_to_volatile_slice(target);
-            let written = head.write(&target);
-            debug_assert!(written, "a record is never shorter than its head");
+            let written = header.write(&target);
+            debug_assert!(written, "a record is never shorter than its header");
             if let Some(log) = rings.memory().log() {
                 self.log_written(log, record.len() as u64);
             }
             return Ok(());
         }
-        match record.offset(HEAD) {
-            Ok(rest) => self.scatter(rings, &head.bytes(), &rest),
-            Err(_) => Ok(()), // A record is never shorter than its head.
+        match record.offset(FRAME_HEADER) {
+            Ok(rest) => self.scatter(rings, &header.bytes(), &rest),
+            Err(_) => Ok(()), // A record is never shorter than its header.
         }
     }
 
-    /// Writes `head` and then `rest` into the chain's buffers, from their start. The chain must have the room.
+    /// Writes `first` and then `rest` into the buffers, which must have room for both.
     pub(crate) fn scatter(
         &self,
         rings: &Rings<'_>,
-        head: &[u8],
+        first: &[u8],
         rest: &VolatileSlice<'_>,
     ) -> Result<(), QueueViolation> {
-        let len = head.len() + rest.len();
+        let len = first.len() + rest.len();
         let mut done = 0;
         let result = self.for_each_slice(rings, len, |guest| {
-            let from_head = head.len().saturating_sub(done).min(guest.len());
-            if from_head != 0 {
-                guest.copy_from(&head[done..done + from_head]);
+            let from_first = first.len().saturating_sub(done).min(guest.len());
+            if from_first != 0 {
+                guest.copy_from(&first[done..done + from_first]);
             }
-            if from_head < guest.len()
-                && let Ok(target) = guest.offset(from_head)
-                && let Ok(source) = rest.subslice(done + from_head - head.len(), target.len())
+            if from_first < guest.len()
+                && let Ok(target) = guest.offset(from_first)
+                && let Ok(source) = rest.subslice(done + from_first - first.len(), target.len())
             {
                 source.copy_to_volatile_slice(target);
             }
             done += guest.len();
         });
-        // Also what was written before something went wrong.
+        // Also after a violation: some bytes were written before it.
         if let Some(log) = rings.memory().log() {
             self.log_written(log, len as u64);
         }
         result
     }
 
-    /// Notes that the first `left` bytes of the chain were written.
+    /// Marks the first `left` bytes of the buffers in the dirty log.
     #[cold]
-    fn log_written(&self, log: &DirtyLog, mut left: u64) {
-        for segment in &self.segments {
-            let written = u64::from(segment.len).min(left);
-            log.mark(segment.address.0, written);
+    pub(super) fn log_written(&self, log: &DirtyLog, mut left: u64) {
+        for buffer in &self.buffers {
+            let written = u64::from(buffer.len).min(left);
+            log.mark(buffer.address.0, written);
             left -= written;
         }
     }
 
-    /// Calls `visit` with each contiguous piece of the chain's first `len` bytes, in order.
-    fn for_each_slice(
+    /// Calls `visit` with each contiguous piece of the first `len` bytes of the buffers, in order.
+    pub(crate) fn for_each_slice<'m>(
         &self,
-        rings: &Rings<'_>,
+        rings: &Rings<'m>,
         mut len: usize,
-        mut visit: impl FnMut(VolatileSlice<'_>),
+        mut visit: impl FnMut(VolatileSlice<'m>),
     ) -> Result<(), QueueViolation> {
-        for segment in &self.segments {
+        for buffer in &self.buffers {
             if len == 0 {
                 break;
             }
-            let (address, count) = (segment.address, len.min(segment.len as usize));
+            let (address, count) = (buffer.address, len.min(buffer.len as usize));
             if let Some(slice) = rings.slice(address.0, count) {
                 visit(slice);
             } else {
-                // A buffer may span two memory regions (VIRTIO says nothing against it).
+                // A buffer may span two memory regions (VIRTIO does not forbid it).
                 for slice in rings.memory().get_slices(address, count) {
                     visit(slice.map_err(|_| QueueViolation::BufferOutsideMemory {
                         address: address.0,
-                        len: segment.len,
+                        len: buffer.len,
                     })?);
                 }
             }

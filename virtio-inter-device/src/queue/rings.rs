@@ -1,8 +1,8 @@
-//! The three areas of a split virtqueue in guest memory, and each access to a field of theirs.
+//! The three areas of a split virtqueue in guest memory, and each access to one of their fields.
 //!
-//! A [`Rings`] is a view for the time of one batch: resolving the three areas once costs less than checking each
-//! field's address, and borrows the memory so that it cannot go away meanwhile. The guest may write any of it at
-//! any time: each field is read once, by value.
+//! A [`Rings`] is a view for the time of one batch: to resolve the three areas once costs less than
+//! to check each field's address, and the borrow keeps the memory mapped. The guest may write any
+//! of it at any time: each field is read once, by value.
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
@@ -13,8 +13,8 @@ use vm_memory::{
     VolatileSlice,
 };
 
-use super::QueueViolation;
-use crate::device::GuestMemory;
+use super::violation::QueueViolation;
+use crate::memory::GuestMemory;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no interrupt (only without the event index).
 const NO_INTERRUPT: u16 = 1;
@@ -28,7 +28,7 @@ const RING: usize = 4;
 const AVAILABLE_ELEMENT: usize = 2;
 const USED_ELEMENT: usize = 8;
 
-/// The place of a queue's areas, checked to lie in guest memory.
+/// Addresses of a queue's areas, checked to lie in guest memory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RingAddresses {
     pub(crate) size: u16,
@@ -46,20 +46,21 @@ pub(crate) struct Rings<'m> {
     used: VolatileSlice<'m>,
     /// Guest physical address of the used ring.
     used_at: u64,
-    /// Where the last buffer was: a guest has few regions, and its buffers are mostly in one.
-    region: Cell<Area<'m>>,
+    /// The region of the last buffer: a guest has few regions, and most buffers are in one.
+    region: Cell<Region<'m>>,
 }
 
 /// A region of guest memory.
 #[derive(Clone, Copy)]
-struct Area<'m> {
+struct Region<'m> {
     /// Guest physical address of its first byte.
     start: u64,
     bytes: VolatileSlice<'m>,
 }
 
 impl<'m> Rings<'m> {
-    /// Resolves the areas of a queue. Sizes as in VIRTIO 1.3, 2.7, with the event index fields.
+    /// Resolves the areas of a queue. Their sizes are those of VIRTIO 1.3, 2.7, with the event index
+    /// fields.
     pub(crate) fn new(
         memory: &'m GuestMemory,
         addresses: &RingAddresses,
@@ -74,7 +75,7 @@ impl<'m> Rings<'m> {
         Ok(Rings {
             memory,
             size: addresses.size,
-            region: Cell::new(Area {
+            region: Cell::new(Region {
                 start: addresses.descriptors.0,
                 bytes: descriptors,
             }),
@@ -85,12 +86,12 @@ impl<'m> Rings<'m> {
         })
     }
 
-    /// The memory that the rings and buffers lie in.
+    /// The memory that contains rings and buffers.
     pub(crate) fn memory(&self) -> &'m GuestMemory {
         self.memory
     }
 
-    /// The `len` bytes of guest memory at `address`. None: not all of them are in one region.
+    /// The `len` bytes of guest memory at `address`. None: they are not all in one region.
     #[inline]
     pub(crate) fn slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'m>> {
         let region = self.region.get();
@@ -102,14 +103,14 @@ impl<'m> Rings<'m> {
         self.find_slice(address, len)
     }
 
-    /// The same, in another region than the last one.
+    /// The same, if they are not in the region of the last buffer.
     #[cold]
     fn find_slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'m>> {
         let region = self.memory.find_region(GuestAddress(address))?;
         let start = region.start_addr().raw_value();
         let bytes = region.as_volatile_slice().ok()?;
         let slice = bytes.subslice((address - start) as usize, len).ok()?;
-        self.region.set(Area { start, bytes });
+        self.region.set(Region { start, bytes });
         Some(slice)
     }
 
@@ -128,12 +129,13 @@ impl<'m> Rings<'m> {
         )
     }
 
-    /// The driver's available index. Acquire: what it wrote before (ring entries, descriptors, buffers) is visible.
+    /// The driver's available index. Acquire: ring entries, descriptors and buffers that the driver
+    /// wrote before are visible.
     pub(crate) fn available_index(&self) -> Result<u16, QueueViolation> {
         load(&self.available, INDEX, Ordering::Acquire)
     }
 
-    /// The head that the driver put at free-running position `at` of the available ring.
+    /// The index of a chain's first descriptor at free-running position `at` of the available ring.
     pub(crate) fn available_head(&self, at: u16) -> Result<u16, QueueViolation> {
         load(
             &self.available,
@@ -147,7 +149,7 @@ impl<'m> Rings<'m> {
         load(&self.available, FLAGS, Ordering::Relaxed)
     }
 
-    /// Whether the driver wants no interrupts at all (only without the event index).
+    /// Whether the driver has switched interrupts off (only without the event index).
     pub(crate) fn interrupts_suppressed(&self) -> Result<bool, QueueViolation> {
         Ok(self.available_flags()? & NO_INTERRUPT != 0)
     }
@@ -161,16 +163,17 @@ impl<'m> Rings<'m> {
         )
     }
 
-    /// The used index as it stands in the ring: where a former backend, or a former life of this one, stopped.
+    /// The used index in the ring: where a former backend, or a former process of this one, stopped.
     pub(crate) fn used_index(&self) -> Result<u16, QueueViolation> {
         load(&self.used, INDEX, Ordering::Acquire)
     }
 
-    /// Fills in the used element at free-running position `at`. The driver sees it with the next used index.
+    /// Writes the used element at free-running position `at`. The driver sees it with the next used
+    /// index.
     pub(crate) fn write_used(&self, at: u16, head: u16, len: u32) -> Result<(), QueueViolation> {
         let element = u64::from(head) | u64::from(len) << 32;
         let offset = RING + USED_ELEMENT * self.slot(at);
-        // Two words rather than one: the used ring is aligned to four bytes, so an element may not be to eight.
+        // Two words rather than one: the used ring, and so an element, is aligned to four bytes.
         store(&self.used, offset, (element as u32).to_le())?;
         store(&self.used, offset + 4, ((element >> 32) as u32).to_le())?;
         self.wrote_used(offset, USED_ELEMENT);
@@ -186,7 +189,7 @@ impl<'m> Rings<'m> {
         Ok(())
     }
 
-    /// Says whether kicks are wanted (only without the event index).
+    /// Sets whether the driver is to kick (only without the event index).
     pub(crate) fn set_notifications(&self, wanted: bool) -> Result<(), QueueViolation> {
         let flags = if wanted { 0 } else { NO_NOTIFY };
         store(&self.used, FLAGS, flags.to_le())?;
@@ -194,7 +197,7 @@ impl<'m> Rings<'m> {
         Ok(())
     }
 
-    /// Says at which available index the next kick is wanted (only with the event index).
+    /// Sets the available index at which the driver is to kick (only with the event index).
     pub(crate) fn set_available_event(&self, index: u16) -> Result<(), QueueViolation> {
         let offset = RING + USED_ELEMENT * usize::from(self.size);
         store(&self.used, offset, index.to_le())?;
@@ -202,9 +205,9 @@ impl<'m> Rings<'m> {
         Ok(())
     }
 
-    /// Notes a write to the used ring.
+    /// Marks a write to the used ring in the dirty log.
     fn wrote_used(&self, offset: usize, len: usize) {
-        // Resolved in `new`, so the sum is an address.
+        // `new` resolved the area, so the sum does not overflow.
         self.memory.wrote(self.used_at + offset as u64, len as u64);
     }
 
@@ -222,7 +225,8 @@ pub(super) fn descriptor_at(table: &VolatileSlice<'_>, index: usize) -> Option<D
         .map(|d| d.load())
 }
 
-/// Number of descriptors in an indirect table of `len` bytes. None: not a whole number of them, or none.
+/// Number of descriptors in an indirect table of `len` bytes. None: it is empty, or not a whole
+/// number of them.
 pub(super) fn indirect_count(len: u32) -> Option<u32> {
     let size = DESCRIPTOR_SIZE as u32;
     (len != 0 && len.is_multiple_of(size)).then(|| len / size)

@@ -1,24 +1,26 @@
 //! The state of one split virtqueue, device side.
 //!
-//! Chains are given back strictly in the order in which they came, so one index serves for the next available and
-//! the next used entry, and the ring's own used index always says where to resume, whatever happened to the
-//! process that served it before.
+//! Chains are returned strictly in the order in which they came. So one index serves for the next
+//! available and the next used entry, and the used index in the ring always says where to resume,
+//! whatever happened to the process that served it before.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use virtio_inter_link::Access;
 use vm_memory::GuestAddress;
 
-use super::ahead::{Ahead, BYTES};
-use super::chain::Direction;
-use super::rings::RingAddresses;
-use super::{Chain, QueueViolation, Rings};
-use crate::device::{GuestMemory, QueueSetup};
+use super::chain::DescriptorChain;
+use super::prefetch::{BYTES, Prefetched};
+use super::rings::{RingAddresses, Rings};
+use super::violation::QueueViolation;
+use crate::device::QueueSetup;
+use crate::memory::GuestMemory;
 
-/// A free-running index that changes with each entry. In 32 bits, the upper ones zero: of a field of 16 bits that happens to be aligned
-/// to 32 the compiler may load 32, and a load that is wider than the store before it waits until that has reached the cache
-/// (`docs/decisions/0026-heads-in-words.md`).
+/// A free-running index that changes with each entry. In 32 bits, the upper ones zero: the compiler
+/// may load 32 bits of a field of 16 that happens to be aligned, and such a load waits until the
+/// narrower store before it has reached the cache (decision 0026).
 #[derive(Debug, Clone, Copy)]
 struct Index(u32);
 
@@ -41,24 +43,24 @@ pub(crate) struct SplitQueue {
     event_index: bool,
     /// Next entry to take from the available ring and to fill in the used ring (free-running).
     next: Index,
-    /// The driver's available index as last read and checked: entries `next..seen` may be taken.
+    /// The driver's available index as last read and checked: entries `next..seen` are available.
     seen: u16,
-    /// Entries from `next` on that were looked at already.
-    ahead: Ahead,
+    /// Entries from `next` on that were read already.
+    prefetched: Prefetched,
     /// The used index that the driver can see.
     published: u16,
-    /// The used index up to which the driver was interrupted, or found not to want it.
+    /// The used index up to which it was decided whether to interrupt the driver.
     signalled: u16,
-    /// Kicks are asked for, as of available index `seen`.
-    armed: bool,
-    /// The driver has made something available since the queue was started.
-    used_by_driver: bool,
+    /// The ring asks for a kick at available index `seen`.
+    notification_enabled: bool,
+    /// The driver has made entries available since the queue was started.
+    has_seen_entries: bool,
     kick: OwnedFd,
     call: Option<OwnedFd>,
 }
 
 impl SplitQueue {
-    /// Takes a queue over at its own used index.
+    /// Resumes a queue at the used index in its ring.
     pub(crate) fn start(
         memory: &GuestMemory,
         setup: QueueSetup,
@@ -77,19 +79,19 @@ impl SplitQueue {
             event_index,
             next: Index::new(next),
             seen: next,
-            ahead: Ahead::default(),
+            prefetched: Prefetched::default(),
             published: next,
             signalled: next,
-            // Without the event index, the first batch takes the wish for kicks back.
-            armed: !event_index,
-            used_by_driver: false,
+            // Without the event index, the first batch disables kicks.
+            notification_enabled: !event_index,
+            has_seen_entries: false,
             kick: setup.kick,
             call: setup.call,
         })
     }
 
     /// Resolves the queue's areas for a batch.
-    pub(crate) fn rings<'m>(&self, memory: &'m GuestMemory) -> Result<Rings<'m>, QueueViolation> {
+    pub(super) fn rings<'m>(&self, memory: &'m GuestMemory) -> Result<Rings<'m>, QueueViolation> {
         Rings::new(memory, &self.addresses)
     }
 
@@ -98,21 +100,22 @@ impl SplitQueue {
         self.next.get()
     }
 
-    /// Whether the driver has made anything available since the start: a queue without is not in use.
-    pub(crate) fn has_had_buffers(&self) -> bool {
-        self.used_by_driver
+    /// Whether the driver has made entries available since the start: a queue without is not in
+    /// use.
+    pub(crate) fn has_seen_entries(&self) -> bool {
+        self.has_seen_entries
     }
 
     /// Whether the ring looks as if no driver had ever written to it.
-    pub(crate) fn is_blank(&self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
+    pub(super) fn is_blank(&self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
         let first = rings.descriptor(0)?;
         Ok(rings.available_index()? == 0
             && rings.available_flags()? == 0
             && (first.addr().0, first.len(), first.flags(), first.next()) == (0, 0, 0, 0))
     }
 
-    /// Available entries that can be taken, looking again at the driver's index when fewer than `wanted` are known.
-    pub(crate) fn available(
+    /// Number of available entries. Reads the driver's index only if fewer than `wanted` are known.
+    pub(super) fn available(
         &mut self,
         rings: &Rings<'_>,
         wanted: u16,
@@ -123,7 +126,8 @@ impl SplitQueue {
         }
         let available = rings.available_index()?;
         let count = available.wrapping_sub(self.next.get());
-        // Never backwards either: an index behind the one seen before is as wrong as one too far ahead.
+        // Never backwards either: an index behind the one seen before is as wrong as one too far
+        // ahead.
         if count > self.addresses.size || count < known {
             return Err(QueueViolation::AvailableIndex {
                 available,
@@ -133,67 +137,63 @@ impl SplitQueue {
         }
         if available != self.seen {
             self.seen = available;
-            self.armed = false;
-            self.used_by_driver = true;
+            self.notification_enabled = false;
+            self.has_seen_entries = true;
         }
         Ok(count)
     }
 
-    /// Appends to `chain` the buffers of the entry `ahead` places after the next one, which must be available.
-    /// Returns its head and its bytes. Taking happens with [`SplitQueue::give_back`].
-    pub(crate) fn walk(
+    /// Appends to `chain` the buffers of the entry `ahead` places after the next one, which must be
+    /// available. Returns the index of its first descriptor and its length in bytes.
+    /// [`SplitQueue::add_used`] takes the entry.
+    pub(super) fn parse_chain(
         &self,
         rings: &Rings<'_>,
         ahead: u16,
-        direction: Direction,
-        chain: &mut Chain,
+        access: Access,
+        chain: &mut DescriptorChain,
     ) -> Result<(u16, u32), QueueViolation> {
         let at = self.next.get().wrapping_add(ahead);
-        let (head, only) = match self.ahead.get(at) {
+        let (head, only) = match self.prefetched.get(at) {
             Some(entry) => (entry.head, entry.only),
             None => (rings.available_head(at)?, None),
         };
         let len = match only {
             Some(buffer) => chain.append_single(buffer)?,
-            None => chain.append(rings, head, direction)?,
+            None => chain.append(rings, head, access)?,
         };
         Ok((head, len))
     }
 
-    /// Says that the first `len` bytes of the entry `ahead` places after the next one are about to be copied.
+    /// Prefetches the first `len` bytes of the entry `ahead` places after the next one: they are
+    /// about to be copied.
     #[inline]
-    pub(crate) fn expect(&self, rings: &Rings<'_>, ahead: u16, len: usize, direction: Direction) {
-        // What was asked for when the entry was looked at is enough for small frames.
+    pub(super) fn prefetch_next(&self, rings: &Rings<'_>, ahead: u16, len: usize, access: Access) {
+        // Reading the entry has prefetched enough for small frames.
         if len > BYTES {
             let at = self.next.get().wrapping_add(ahead);
-            self.ahead.expect(rings, at, len, direction);
+            self.prefetched.prefetch_buffer(rings, at, len, access);
         }
     }
 
-    /// Says that the entries from `ahead` places after the next one on are about to be walked, `count` of them or as many as
-    /// are known to be available.
+    /// Reads the entries from `ahead` places after the next one on: `count` of them, or as many as
+    /// are known to be available. They are about to be parsed.
     #[inline]
-    pub(crate) fn look_ahead(
-        &mut self,
-        rings: &Rings<'_>,
-        ahead: u16,
-        count: u16,
-        direction: Direction,
-    ) {
+    pub(super) fn prefetch(&mut self, rings: &Rings<'_>, ahead: u16, count: u16, access: Access) {
         let at = self.next.get().wrapping_add(ahead);
-        if self.ahead.get(at).is_none() {
+        if self.prefetched.get(at).is_none() {
             let known = self.seen.wrapping_sub(at);
-            self.ahead.look(rings, at, count.min(known), direction);
+            self.prefetched.read(rings, at, count.min(known), access);
         }
     }
 
-    /// The head of the next entry, which must be available.
-    pub(crate) fn head(&self, rings: &Rings<'_>) -> Result<u16, QueueViolation> {
+    /// The index of the first descriptor of the next entry, which must be available.
+    pub(super) fn next_head(&self, rings: &Rings<'_>) -> Result<u16, QueueViolation> {
         rings.available_head(self.next.get())
     }
 
-    /// Gives the next entry back with `len` bytes written. The driver sees it once published.
-    pub(crate) fn give_back(
+    /// Returns the next entry with `len` bytes written. The driver sees it once published.
+    pub(super) fn add_used(
         &mut self,
         rings: &Rings<'_>,
         head: u16,
@@ -205,9 +205,9 @@ impl SplitQueue {
         Ok(())
     }
 
-    /// Shows the driver everything that was given back. Whether it wants an interrupt for that, says
-    /// [`SplitQueue::take_signal`].
-    pub(crate) fn publish(&mut self, rings: &Rings<'_>) -> Result<(), QueueViolation> {
+    /// Makes all used entries visible to the driver. [`SplitQueue::needs_interrupt`] says whether
+    /// the driver wants an interrupt for them.
+    pub(super) fn publish(&mut self, rings: &Rings<'_>) -> Result<(), QueueViolation> {
         let next = self.next.get();
         if next != self.published {
             self.published = next;
@@ -216,14 +216,15 @@ impl SplitQueue {
         Ok(())
     }
 
-    /// Whether the driver wants an interrupt for what it was shown since the last call.
-    pub(crate) fn take_signal(&mut self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
+    /// Whether the driver wants an interrupt for the entries published since the last call.
+    pub(super) fn needs_interrupt(&mut self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
         let former = std::mem::replace(&mut self.signalled, self.published);
         if self.published == former {
             return Ok(false);
         }
-        // The driver stores its used event (or flag), fences, then looks at the used index; we store the used index,
-        // fence, then look at its used event: one of the two sees the other (VIRTIO 1.3, 2.7.10).
+        // The driver stores its used event (or flag), fences, then loads the used index; the device
+        // stores the used index, fences, then loads the used event: one of the two sees the other's
+        // store (VIRTIO 1.3, 2.7.10).
         fence(Ordering::SeqCst);
         if self.event_index {
             Ok(crosses(rings.used_event()?, former, self.published))
@@ -232,13 +233,17 @@ impl SplitQueue {
         }
     }
 
-    /// Asks for a kick at the next entry after those seen. True: nothing came meanwhile, sleeping is safe.
+    /// Asks for a kick at the next entry after those seen. True: no entry came meanwhile, and the
+    /// worker can sleep.
     ///
-    /// At the *seen* index, not the next one: a receive queue whose entries are too few for the frame at hand waits for
-    /// more of them, and would otherwise be woken by those that it has.
-    pub(crate) fn arm(&mut self, rings: &Rings<'_>) -> Result<bool, QueueViolation> {
-        if self.armed {
-            // Nothing new was seen since the last time, so the wish stands in the ring.
+    /// At the *seen* index, not the next one: a receive queue that has too few entries for the
+    /// frame at hand waits for more, and those that it has must not wake the worker.
+    pub(super) fn enable_notification(
+        &mut self,
+        rings: &Rings<'_>,
+    ) -> Result<bool, QueueViolation> {
+        if self.notification_enabled {
+            // No entry was seen since the last time, so the ring still asks for the kick.
             return Ok(rings.available_index()? == self.seen);
         }
         if self.event_index {
@@ -246,44 +251,46 @@ impl SplitQueue {
         } else {
             rings.set_notifications(true)?;
         }
-        self.armed = true;
-        // The driver publishes its available index, fences, then looks at our wish: the mirror of `publish`.
+        self.notification_enabled = true;
+        // The driver publishes its available index, fences, then loads the available event (or
+        // flag): the mirror image of `needs_interrupt`.
         fence(Ordering::SeqCst);
         Ok(rings.available_index()? == self.seen)
     }
 
-    /// Takes the wish for kicks back while the queue is being worked on. With the event index nothing needs to be
-    /// done: a wish lies in the past as soon as it came true.
-    pub(crate) fn disarm(&mut self, rings: &Rings<'_>) -> Result<(), QueueViolation> {
-        if self.armed && !self.event_index {
+    /// Switches kicks off while the queue is served. With the event index there is nothing to do:
+    /// the available event lies in the past as soon as the driver has passed it.
+    pub(super) fn disable_notification(&mut self, rings: &Rings<'_>) -> Result<(), QueueViolation> {
+        if self.notification_enabled && !self.event_index {
             rings.set_notifications(false)?;
-            self.armed = false;
+            self.notification_enabled = false;
         }
         Ok(())
     }
 
-    /// Looks at the ring as at the start: the next [`SplitQueue::arm`] writes its wish anew, and without the event
-    /// index the next [`SplitQueue::disarm`] does.
-    pub(crate) fn rearm(&mut self) {
-        self.armed = !self.event_index;
-        // What was emptied unseen while the queue was disabled may have gone round all indices.
-        self.ahead = Ahead::default();
+    /// Forgets what is known of the ring's contents, as at the start: the next
+    /// [`SplitQueue::enable_notification`], without the event index also the next
+    /// [`SplitQueue::disable_notification`], writes to the ring again.
+    pub(crate) fn reset_cached_state(&mut self) {
+        self.notification_enabled = !self.event_index;
+        // The driver may have used all indices once while the disabled queue was drained.
+        self.prefetched = Prefetched::default();
     }
 
     /// Interrupts the driver.
     pub(crate) fn interrupt(&self) {
         if let Some(call) = &self.call {
-            // A full counter or pipe already holds an interrupt that the driver has not seen: nothing is lost.
+            // A full counter or pipe already holds an interrupt that the driver has not seen.
             let _ = rustix::io::write(call, &1u64.to_ne_bytes());
         }
     }
 
-    /// Forgets the kicks so far: only the next one is an event again. The one time that a kick is read; it is the VMM's,
-    /// which can only hold up its own port by making it block.
-    pub(crate) fn forget_kicks(&self) {
+    /// Forgets the kicks so far, so that only a new one is an event. The one time that a kick is
+    /// read; the VMM, which made it, can by a blocking descriptor only hold up its own port.
+    pub(crate) fn drain_kicks(&self) {
         let mut kick = [PollFd::new(&self.kick, PollFlags::IN)];
         if poll(&mut kick, Some(&Timespec::default())).is_ok_and(|ready| ready != 0) {
-            // Nothing to read any more would be as good.
+            // If there is nothing to read any more, that is as good.
             let _ = rustix::io::read(&self.kick, &mut [0; 8]);
         }
     }
@@ -293,7 +300,7 @@ impl SplitQueue {
         self.kick.as_fd()
     }
 
-    /// Replaces the kick, and hands out the former one.
+    /// Replaces the kick, and returns the former one.
     pub(crate) fn set_kick(&mut self, kick: OwnedFd) -> OwnedFd {
         std::mem::replace(&mut self.kick, kick)
     }
@@ -304,12 +311,12 @@ impl SplitQueue {
     }
 }
 
-/// Whether the step of a free-running index from `former` to `now` passes `event` (VIRTIO 1.3, 2.7.7.2).
+/// Whether a free-running index passes `event` between `former` and `now` (VIRTIO 1.3, 2.7.7.2).
 fn crosses(event: u16, former: u16, now: u16) -> bool {
     now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(former)
 }
 
-/// Checks what the transport said of a queue before it is handed to a worker.
+/// Checks the size and the addresses of a queue before a worker gets it.
 pub(crate) fn check_setup(memory: &GuestMemory, setup: &QueueSetup) -> Result<(), String> {
     if !setup.size.is_power_of_two() || setup.size > 32768 {
         return Err(format!(

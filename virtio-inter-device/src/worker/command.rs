@@ -1,38 +1,17 @@
-//! What the control thread asks a worker to do. Rare: each is answered once it is done.
+//! Commands of the control thread to a worker. They are rare; each is answered when it is done.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use virtio_inter_link::{Receiver, Sender};
-use virtio_inter_segment::{MacAddr, PeerKey};
-
-use crate::device::{DeviceError, GuestMemory, QueueSetup};
+use crate::backend::Backend;
+use crate::batch::Direction;
+use crate::device::{DeviceError, QueueSetup};
 use crate::features::Negotiated;
+use crate::memory::GuestMemory;
 
-use super::receive::Source;
-use super::steering::Ready;
-
-/// Which queue of the pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Direction {
-    /// Even indices: frames to the guest.
-    Receive,
-    /// Odd indices: frames from the guest.
-    Transmit,
-}
-
-/// One worker's share of the links with a peer.
-pub(crate) struct PeerPart {
-    pub(crate) key: PeerKey,
-    pub(crate) mac: MacAddr,
-    pub(crate) sender: Sender,
-    /// Each with the worker that serves it when its receive queue is ready.
-    pub(crate) receivers: Vec<(Receiver, u16)>,
-}
-
-/// A change to what a worker works on.
-pub(crate) enum Command {
+/// A change to the state of a worker.
+pub(crate) enum Command<B: Backend> {
     SetFeatures(Negotiated),
     SetMemory(Option<Arc<GuestMemory>>),
     Start(Direction, QueueSetup),
@@ -41,30 +20,26 @@ pub(crate) enum Command {
     SetKick(Direction, OwnedFd),
     /// Answered with [`Answer::Index`].
     Stop(Direction),
-    AddPeer(Box<PeerPart>),
-    RemovePeer(PeerKey),
-    /// Hand out the links that are another worker's to serve now. Answered with [`Answer::Sources`].
-    GiveSources(Ready),
-    /// Serve these links from now on.
-    TakeSources(Vec<Source>),
-    /// Tell all peers where the port's address is. Answered with [`Answer::Peers`].
+    /// Announce the port's address to all peers. Answered with [`Answer::Peers`].
     Announce,
+    /// Answered with [`Answer::Backend`].
+    Backend(B::Command),
 }
 
-/// What a worker says to a command.
-pub(crate) enum Answer {
-    /// Done.
+/// Answer to a command.
+pub(crate) enum Answer<B: Backend> {
+    /// The command was carried out.
     Done,
     /// The next available index.
     Index(u16),
-    /// Links handed out.
-    Sources(Vec<Source>),
-    /// How many peers.
+    /// Number of peers.
     Peers(usize),
+    /// The backend's answer.
+    Backend(B::Answer),
 }
 
-/// A command and where its answer goes.
-pub(crate) struct Request {
-    pub(crate) command: Command,
-    pub(crate) reply: SyncSender<Result<Answer, DeviceError>>,
+/// A command, and where its answer goes.
+pub(crate) struct Request<B: Backend> {
+    pub(crate) command: Command<B>,
+    pub(crate) reply: SyncSender<Result<Answer<B>, DeviceError>>,
 }

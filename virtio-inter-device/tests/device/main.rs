@@ -5,6 +5,7 @@
 mod driver;
 
 mod back_pressure;
+mod backends;
 mod busy_poll;
 mod delivery;
 mod dirty_log;

@@ -10,6 +10,7 @@ use virtio_bindings::bindings::virtio_net as net;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
+use virtio_inter_device::backend::{Backend, BackendSetup, Links};
 use virtio_inter_device::{BusyPollConfig, Counters, Device, Port, PortEvent, QueueSetup};
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
 use virtio_inter_segment::{LocalPort, MacAddr, PeerInfo, PeerKey, PeerLink};
@@ -105,16 +106,39 @@ impl Default for Spec {
 }
 
 /// A port and its guest.
-pub(crate) struct Node {
+pub(crate) struct Node<B: Backend = Links> {
     pub(crate) number: usize,
     pub(crate) spec: Spec,
-    pub(crate) port: Port,
+    pub(crate) port: Port<B>,
     pub(crate) guest: Guest,
 }
 
 impl Node {
     pub(crate) fn new(number: usize, spec: Spec) -> Self {
         let port = Port::new(&local(number, &spec), spec.busy_poll).unwrap();
+        Node::with_port(number, spec, port)
+    }
+
+    /// Ends the port, as a process that is killed between two batches does, and starts another on the same rings.
+    /// `setups` were asked for earlier: the queues may be in other threads' hands.
+    pub(crate) fn reincarnate(&mut self, setups: Vec<(u16, QueueSetup)>) {
+        self.port = Port::new(&local(self.number, &self.spec), self.spec.busy_poll).unwrap();
+        self.connect_with(setups);
+    }
+}
+
+impl<B: Backend> Node<B> {
+    /// A node whose port has another backend than links.
+    pub(crate) fn with_backend(
+        number: usize,
+        spec: Spec,
+        make: impl FnMut(BackendSetup) -> B,
+    ) -> Self {
+        let port = Port::with_backend(&local(number, &spec), spec.busy_poll, make).unwrap();
+        Node::with_port(number, spec, port)
+    }
+
+    fn with_port(number: usize, spec: Spec, port: Port<B>) -> Self {
         let guest = boot(&spec, port.features() & spec.features);
         let mut node = Node {
             number,
@@ -178,13 +202,6 @@ impl Node {
             .enumerate()
             .map(|(index, setup)| (index as u16, setup))
             .collect()
-    }
-
-    /// Ends the port, as a process that is killed between two batches does, and starts another on the same rings.
-    /// `setups` were asked for earlier: the queues may be in other threads' hands.
-    pub(crate) fn reincarnate(&mut self, setups: Vec<(u16, QueueSetup)>) {
-        self.port = Port::new(&local(self.number, &self.spec), self.spec.busy_poll).unwrap();
-        self.connect_with(setups);
     }
 
     /// Counters of the first queue pair.

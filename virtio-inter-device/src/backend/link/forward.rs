@@ -1,10 +1,11 @@
-//! Where a frame goes: the addresses that peers named in their handshakes. Nothing is learnt, nothing ages.
+//! Forwarding table: the addresses that peers named in their handshakes. There is no learning and no
+//! ageing.
 
 use virtio_inter_segment::MacAddr;
 
 /// The peers that a destination address stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Destination {
+pub(super) enum Destination {
     /// The peer at this position.
     Peer(usize),
     /// Every peer.
@@ -15,15 +16,15 @@ pub(crate) enum Destination {
 
 /// Peers' addresses, in order, each with the peer's position.
 #[derive(Debug, Default)]
-pub(crate) struct Forwarding {
+pub(super) struct Forwarding {
     addresses: Vec<(MacAddr, usize)>,
-    /// Where the last frame went: frames come in trains.
+    /// Entry of the last frame: frames come in trains.
     last: usize,
 }
 
 impl Forwarding {
-    /// Takes the table anew from the peers in the order of their positions.
-    pub(crate) fn rebuild(&mut self, peers: impl Iterator<Item = MacAddr>) {
+    /// Rebuilds the table from the peers in the order of their positions.
+    pub(super) fn rebuild(&mut self, peers: impl Iterator<Item = MacAddr>) {
         self.addresses.clear();
         self.addresses
             .extend(peers.enumerate().map(|(position, mac)| (mac, position)));
@@ -31,8 +32,8 @@ impl Forwarding {
         self.last = 0;
     }
 
-    /// Looks a destination address up.
-    pub(crate) fn destination(&mut self, address: MacAddr) -> Destination {
+    /// Looks up a destination address.
+    pub(super) fn destination(&mut self, address: MacAddr) -> Destination {
         if let Some(&(last, position)) = self.addresses.get(self.last)
             && last == address
         {
@@ -63,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_addresses_broadcast_and_multicast() {
+    fn forwarding_finds_exact_addresses_broadcast_and_multicast() {
         let mut table = Forwarding::default();
         assert_eq!(table.destination(mac(1)), Destination::Nobody);
         table.rebuild([mac(9), mac(3), mac(5)].into_iter());

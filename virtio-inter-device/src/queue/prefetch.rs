@@ -1,39 +1,41 @@
-//! Entries of an available ring that were looked at before their turn, so that the memory that they lead to is on its way
-//! into the cache when it comes.
+//! Available entries that are read before their turn, so that the memory they lead to is in the
+//! cache when it comes.
 //!
-//! The driver wrote that memory on another processor, and fetching it from there takes some 100 ns for each frame when
-//! they are taken one by one, more than everything else that is done to a small frame
-//! (`docs/decisions/0023-memory-asked-for-ahead.md`).
+//! The driver wrote that memory on another processor. To fetch it from there takes some 100 ns for
+//! each frame when entries are taken one by one, more than everything else that is done to a small
+//! frame (decision 0023).
 
 use virtio_inter_link::{Access, PREFETCH_NEXT, prefetch};
 
-use super::chain::{Direction, Segment};
-use super::{QueueViolation, Rings};
+use super::chain::Buffer;
+use super::rings::Rings;
+use super::violation::QueueViolation;
 
-/// Entries looked at together.
+/// Number of entries that are read together.
 const ENTRIES: usize = 32;
-/// Bytes of each buffer that are asked for when its entry is looked at: what is looked at of a frame, and small frames whole.
+/// Bytes of each buffer that are prefetched when its entry is read: the header of any frame, and
+/// small frames whole.
 pub(super) const BYTES: usize = 128;
 
 /// An entry of the available ring, read once.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Entry {
-    /// Its first descriptor.
+    /// Index of the chain's first descriptor.
     pub(super) head: u16,
     /// The only buffer of the chain. None: there may be more.
-    pub(super) only: Option<Segment>,
+    pub(super) only: Option<Buffer>,
 }
 
-/// Entries looked at, with free-running indices from `first` on.
+/// Entries that were read, with free-running indices from `first` on.
 #[derive(Debug, Default)]
-pub(super) struct Ahead {
+pub(super) struct Prefetched {
     entries: [Entry; ENTRIES],
     first: u16,
     count: u16,
 }
 
-impl Ahead {
-    /// The entry at free-running index `at`, if it was looked at.
+impl Prefetched {
+    /// The entry at free-running index `at`, if it was read.
     #[inline]
     pub(super) fn get(&self, at: u16) -> Option<Entry> {
         let position = at.wrapping_sub(self.first);
@@ -44,27 +46,28 @@ impl Ahead {
         }
     }
 
-    /// Asks for the first `len` bytes that the entry at free-running index `at` leads to, if it was looked at: it is the next
-    /// one.
-    #[inline(never)] // Off the way of small frames.
-    pub(super) fn expect(&self, rings: &Rings<'_>, at: u16, len: usize, direction: Direction) {
+    /// Prefetches the first `len` bytes that the entry at free-running index `at` leads to, if it
+    /// was read.
+    #[inline(never)] // Off the path of small frames.
+    pub(super) fn prefetch_buffer(&self, rings: &Rings<'_>, at: u16, len: usize, access: Access) {
         if let Some(Entry {
             only: Some(buffer), ..
         }) = self.get(at)
-            && let Some(buffer) = buffer.slice(rings)
+            && let Some(bytes) = buffer.slice(rings)
         {
-            prefetch(&buffer, len.min(PREFETCH_NEXT), access(direction));
+            prefetch(&bytes, len.min(PREFETCH_NEXT), access);
         }
     }
 
-    /// Looks at up to `count` entries from free-running index `first` on, which must be available. An error is left to
-    /// whoever takes the entry: the frames before it are as good as any.
-    pub(super) fn look(&mut self, rings: &Rings<'_>, first: u16, count: u16, direction: Direction) {
+    /// Reads up to `count` entries from free-running index `first` on, which must be available. An
+    /// invalid entry ends the reading and is reported when its turn comes: the entries before it
+    /// are valid.
+    pub(super) fn read(&mut self, rings: &Rings<'_>, first: u16, count: u16, access: Access) {
         self.first = first;
         self.count = 0;
         for (entry, at) in self.entries.iter_mut().zip(0..count) {
-            match look_at(rings, first.wrapping_add(at), direction) {
-                Ok(seen) => *entry = seen,
+            match read_entry(rings, first.wrapping_add(at), access) {
+                Ok(read) => *entry = read,
                 Err(_) => return,
             }
             self.count += 1;
@@ -72,26 +75,17 @@ impl Ahead {
     }
 }
 
-/// What this side does with the buffers of a queue.
 #[inline]
-fn access(direction: Direction) -> Access {
-    match direction {
-        Direction::FromDriver => Access::Read,
-        Direction::ToDriver => Access::Write,
-    }
-}
-
-#[inline]
-fn look_at(rings: &Rings<'_>, at: u16, direction: Direction) -> Result<Entry, QueueViolation> {
+fn read_entry(rings: &Rings<'_>, at: u16, access: Access) -> Result<Entry, QueueViolation> {
     let head = rings.available_head(at)?;
     let descriptor = rings.descriptor(head)?;
-    // A buffer that is not there, or a seam of the guest's memory, is not worth a thought here.
+    // A buffer outside of memory, or across two regions of it, is not prefetched.
     if let Some(buffer) = rings.slice(descriptor.addr().0, descriptor.len() as usize) {
-        prefetch(&buffer, BYTES, access(direction));
+        prefetch(&buffer, BYTES, access);
     }
     Ok(Entry {
         head,
-        only: Segment::of_single(&descriptor, direction),
+        only: Buffer::of_single(&descriptor, access),
     })
 }
 
@@ -103,7 +97,7 @@ mod tests {
 
     use super::*;
     use crate::device::{GuestMemory, QueueSetup};
-    use crate::queue::{Chain, SplitQueue};
+    use crate::queue::{DescriptorChain, SplitQueue};
 
     const SIZE: u16 = 8;
     const AVAILABLE: u64 = 0x1000;
@@ -135,7 +129,7 @@ mod tests {
         memory.write_obj(descriptor, place).unwrap();
     }
 
-    /// The heads, and the index behind them.
+    /// Writes the heads, then the index behind them.
     fn make_available(memory: &GuestMemory, heads: &[u16]) {
         for (at, head) in (0..).zip(heads) {
             let place = GuestAddress(AVAILABLE + 4 + 2 * at);
@@ -147,17 +141,17 @@ mod tests {
             .unwrap();
     }
 
-    /// Bytes of the chain `ahead` places after the next.
-    fn walk(queue: &SplitQueue, rings: &Rings<'_>, ahead: u16) -> Result<u32, QueueViolation> {
-        let mut chain = Chain::default();
-        let (_, len) = queue.walk(rings, ahead, Direction::FromDriver, &mut chain)?;
-        let mut head = [0; 1];
-        chain.read_first(rings, &mut head)?;
+    /// Length of the chain `ahead` entries after the next.
+    fn parse(queue: &SplitQueue, rings: &Rings<'_>, ahead: u16) -> Result<u32, QueueViolation> {
+        let mut chain = DescriptorChain::default();
+        let (_, len) = queue.parse_chain(rings, ahead, Access::Read, &mut chain)?;
+        let mut first = [0; 1];
+        chain.read_first(rings, &mut first)?;
         Ok(len)
     }
 
     #[test]
-    fn entries_before_a_bad_one_are_as_good_as_any() {
+    fn prefetch_keeps_the_entries_before_an_invalid_one() {
         let memory = memory();
         let mut queue = queue(&memory);
         describe(&memory, 0, BUFFERS, 100);
@@ -166,59 +160,53 @@ mod tests {
         make_available(&memory, &[0, 1, 2, SIZE, 0]);
         let rings = queue.rings(&memory).unwrap();
         assert_eq!(queue.available(&rings, 1), Ok(5));
-        for looked in 0..2 {
-            assert_eq!(walk(&queue, &rings, 0), Ok(100), "{looked}");
-            assert_eq!(walk(&queue, &rings, 1), Ok(200));
-            let outside = walk(&queue, &rings, 2).unwrap_err();
+        for prefetched in 0..2 {
+            assert_eq!(parse(&queue, &rings, 0), Ok(100), "{prefetched}");
+            assert_eq!(parse(&queue, &rings, 1), Ok(200));
+            let outside = parse(&queue, &rings, 2).unwrap_err();
             assert!(matches!(
                 outside,
                 QueueViolation::BufferOutsideMemory { .. }
             ));
-            let beyond = walk(&queue, &rings, 3).unwrap_err();
+            let beyond = parse(&queue, &rings, 3).unwrap_err();
             assert!(matches!(beyond, QueueViolation::DescriptorIndex { .. }));
-            assert_eq!(walk(&queue, &rings, 4), Ok(100));
-            queue.look_ahead(&rings, 0, 5, Direction::FromDriver);
+            assert_eq!(parse(&queue, &rings, 4), Ok(100));
+            queue.prefetch(&rings, 0, 5, Access::Read);
         }
     }
 
     #[test]
-    fn an_entry_is_read_once_and_of_its_own_direction() {
+    fn prefetch_reads_an_entry_once_and_checks_its_direction() {
         let memory = memory();
         let mut queue = queue(&memory);
         describe(&memory, 0, BUFFERS, 100);
         make_available(&memory, &[0, 0]);
         let rings = queue.rings(&memory).unwrap();
         assert_eq!(queue.available(&rings, 1), Ok(2));
-        queue.look_ahead(&rings, 0, 1, Direction::FromDriver);
-        // Too late for the first entry, which was looked at; in time for the second.
+        queue.prefetch(&rings, 0, 1, Access::Read);
+        // Too late for the first entry, which was read; in time for the second.
         describe(&memory, 0, FAR, 4000);
-        assert_eq!(walk(&queue, &rings, 0), Ok(100));
-        assert_eq!(walk(&queue, &rings, 1), Ok(4000));
-        queue.look_ahead(&rings, 1, 1, Direction::ToDriver);
-        let direction = walk_to_driver(&queue, &rings, 1).unwrap_err();
+        assert_eq!(parse(&queue, &rings, 0), Ok(100));
+        assert_eq!(parse(&queue, &rings, 1), Ok(4000));
+        queue.prefetch(&rings, 1, 1, Access::Write);
+        let direction = queue
+            .parse_chain(&rings, 1, Access::Write, &mut DescriptorChain::default())
+            .unwrap_err();
         assert!(matches!(direction, QueueViolation::Direction { .. }));
     }
 
     #[test]
-    fn a_queue_that_is_enabled_again_is_looked_at_anew() {
+    fn prefetch_is_forgotten_when_the_queue_is_enabled_again() {
         let memory = memory();
         let mut queue = queue(&memory);
         describe(&memory, 0, BUFFERS, 100);
         make_available(&memory, &[0]);
         let rings = queue.rings(&memory).unwrap();
         assert_eq!(queue.available(&rings, 1), Ok(1));
-        queue.look_ahead(&rings, 0, 1, Direction::FromDriver);
+        queue.prefetch(&rings, 0, 1, Access::Read);
         describe(&memory, 0, FAR, 4000);
-        assert_eq!(walk(&queue, &rings, 0), Ok(100));
-        queue.rearm();
-        assert_eq!(walk(&queue, &rings, 0), Ok(4000));
-    }
-
-    fn walk_to_driver(
-        queue: &SplitQueue,
-        rings: &Rings<'_>,
-        ahead: u16,
-    ) -> Result<(u16, u32), QueueViolation> {
-        queue.walk(rings, ahead, Direction::ToDriver, &mut Chain::default())
+        assert_eq!(parse(&queue, &rings, 0), Ok(100));
+        queue.reset_cached_state();
+        assert_eq!(parse(&queue, &rings, 0), Ok(4000));
     }
 }

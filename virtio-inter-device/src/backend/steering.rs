@@ -1,25 +1,25 @@
-//! Which worker serves which link: only one whose receive queue the guest really uses.
+//! Steering: a link is served by a worker whose receive queue the guest uses.
 //!
-//! The VMM keeps the control queue to itself, so a port never hears how many queue pairs are in use; a queue that is
-//! enabled but never gets buffers is not. Its worker's links are served by a worker whose queue is.
-//!
-//! See decision 0005.
+//! The VMM handles the control queue itself, so a port does not learn how many queue pairs are in
+//! use. A queue that is enabled but never gets buffers is not: another worker, whose queue is in
+//! use, serves its links. Decision 0005.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The workers whose receive queues are running, enabled and have had buffers, as a bit set by index.
+/// The workers whose receive queues are in use: running, enabled, and with buffers since their
+/// start. A bit set by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Ready(u64);
+pub struct Ready(u64);
 
 impl Ready {
-    /// The set with worker `index` (below 64: `MAX_QUEUE_PAIRS`) in it, or not.
+    /// The set with or without worker `index` (below 64: `MAX_QUEUE_PAIRS`).
     pub(crate) fn with(self, index: u16, ready: bool) -> Self {
         let bit = 1 << index;
         Ready(if ready { self.0 | bit } else { self.0 & !bit })
     }
 
-    /// The worker that serves a link whose home is worker `home`: that one when it is ready, or when nobody is;
-    /// else one of those that are, spread by home.
+    /// The worker that serves a link whose home is worker `home`: that one if it is ready or if none
+    /// is; else one of those that are, distributed by home.
     pub(crate) fn serving(self, home: u16) -> u16 {
         if self.0 == 0 || self.0 & (1 << home) != 0 {
             return home;
@@ -33,16 +33,17 @@ impl Ready {
     }
 }
 
-/// Which workers' receive queues are ready, as the workers themselves know it: ahead of the control thread, which moves
-/// the links. Written when a queue comes into use or goes out of it, never on the way of a frame.
+/// The workers whose receive queues are in use, as the workers themselves know it: before the
+/// control thread, which moves the links. Written when a queue comes into use or goes out of use,
+/// never for a frame.
 #[derive(Debug, Default)]
 pub(crate) struct InUse(AtomicU64);
 
 impl InUse {
-    /// Worker `index` (below 64: `MAX_QUEUE_PAIRS`) says whether its receive queue is ready.
+    /// Sets whether the receive queue of worker `index` (below 64: `MAX_QUEUE_PAIRS`) is in use.
     pub(crate) fn set(&self, index: u16, ready: bool) {
         let bit = 1 << index;
-        // The other workers act on this alone, so there is nothing that must be seen with it.
+        // Relaxed: the other workers act on this value alone.
         if ready {
             self.0.fetch_or(bit, Ordering::Relaxed);
         } else {
@@ -50,7 +51,8 @@ impl InUse {
         }
     }
 
-    /// Whether another worker than `index` is to serve that one's links, now or as soon as they are moved.
+    /// Whether the receive queue of another worker than `index` is in use. That worker is to serve
+    /// the links of `index` if its own queue is not in use.
     pub(crate) fn by_others(&self, index: u16) -> bool {
         self.0.load(Ordering::Relaxed) & !(1 << index) != 0
     }
@@ -61,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_does_not_count_as_another_one() {
+    fn steering_by_others_does_not_count_the_worker_itself() {
         let in_use = InUse::default();
         in_use.set(5, true);
         assert!(!in_use.by_others(5));
@@ -79,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn home_serves_when_it_can_or_when_nobody_can() {
+    fn steering_prefers_the_home_worker() {
         for home in [0, 1, 63] {
             assert_eq!(ready(&[]).serving(home), home);
             assert_eq!(ready(&[0, 1, 63]).serving(home), home);
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn others_step_in_evenly() {
+    fn steering_distributes_links_evenly() {
         let two = ready(&[1, 5]);
         assert_eq!(
             [0, 2, 3, 4, 6].map(|home| two.serving(home)),

@@ -1,10 +1,10 @@
-//! Where a worker sleeps: an epoll instance with everything that may wake it, edge-triggered.
+//! The epoll instance on which a worker sleeps, edge-triggered.
 //!
-//! Nothing is ever read from the eventfds: each signal on an edge-triggered eventfd is an event of its own. That
-//! saves a system call per wake-up, and no peer that shares a descriptor can make a read block. And an event says
-//! only "look": a worker looks at all of its queues and links after each wake-up, so events need no data. The exceptions
-//! are kicks: while the transmit queue is disabled, nothing but a kick may lead to it, and a kick
-//! whose ring is blank is reported.
+//! Nothing is read from the eventfds: each signal on an edge-triggered eventfd is an event of its
+//! own. That saves a system call per wake-up, and no peer that shares a descriptor can make a read
+//! block. A worker polls all of its queues and links after each wake-up, so most events carry no
+//! data. Kicks do: while the transmit queue is disabled, only a kick may make the worker access it,
+//! and a kick on a blank ring is reported. Decision 0004.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -14,7 +14,7 @@ use std::time::Instant;
 use epoll::{ControlOptions, Event, Events};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::command::Direction;
+use crate::batch::Direction;
 
 /// Wakes a worker from another thread.
 #[derive(Debug, Clone)]
@@ -27,30 +27,30 @@ impl Waker {
     }
 }
 
-/// What an event of a queue's kick carries, and any other.
+/// Data of an event of a queue's kick, and of any other.
 const TRANSMIT_KICK: u64 = 1;
 const RECEIVE_KICK: u64 = 2;
 const OTHER: u64 = 0;
 
-/// The queues whose kicks woke a worker.
+/// What woke a worker, as far as it matters.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Woken {
     /// The transmit queue was kicked.
-    pub(crate) kicked: bool,
+    pub(crate) transmit_kicked: bool,
     /// The receive queue was kicked.
     pub(crate) receive_kicked: bool,
 }
 
 /// The epoll instance of one worker.
 #[derive(Debug)]
-pub(crate) struct Poller {
+pub struct Poller {
     epoll: OwnedFd,
 }
 
 impl Poller {
-    /// An instance, and what wakes it.
+    /// An instance, and its waker.
     pub(crate) fn new() -> io::Result<(Self, Waker)> {
-        // The `epoll` crate would hand out a bare number; this one owns it.
+        // The `epoll` crate would return a bare number; this one is owned.
         let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)?;
         let poller = Poller { epoll };
         let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -58,29 +58,50 @@ impl Poller {
         Ok((poller, Waker(Arc::new(waker))))
     }
 
-    /// Wakes up at each signal of `fd` from now on, and at once if it has one.
-    pub(crate) fn add(&self, fd: &impl AsFd) -> io::Result<()> {
-        self.control(ControlOptions::EPOLL_CTL_ADD, fd, OTHER)
+    /// Wakes the worker at each signal of `fd` from now on, and at once if it has one.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_ctl(2).
+    pub fn add(&self, fd: &impl AsFd) -> io::Result<()> {
+        self.control(ControlOptions::EPOLL_CTL_ADD, fd, Events::EPOLLIN, OTHER)
     }
 
-    /// The same for a queue's kick, which [`Poller::wait`] tells of.
+    /// The same for a descriptor that is written to as well: a signal is also that it can be.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_ctl(2).
+    pub fn add_duplex(&self, fd: &impl AsFd) -> io::Result<()> {
+        let events = Events::EPOLLIN | Events::EPOLLOUT;
+        self.control(ControlOptions::EPOLL_CTL_ADD, fd, events, OTHER)
+    }
+
+    /// The same for a queue's kick, which [`Poller::wait`] reports.
     pub(crate) fn add_kick(&self, fd: &impl AsFd, direction: Direction) -> io::Result<()> {
         let data = match direction {
             Direction::Receive => RECEIVE_KICK,
             Direction::Transmit => TRANSMIT_KICK,
         };
-        self.control(ControlOptions::EPOLL_CTL_ADD, fd, data)
+        self.control(ControlOptions::EPOLL_CTL_ADD, fd, Events::EPOLLIN, data)
     }
 
-    /// Leaves `fd` alone from now on.
-    pub(crate) fn remove(&self, fd: impl AsFd) {
-        if let Err(e) = self.control(ControlOptions::EPOLL_CTL_DEL, &fd, OTHER) {
+    /// Ignores `fd` from now on.
+    pub fn remove(&self, fd: impl AsFd) {
+        let none = Events::empty();
+        if let Err(e) = self.control(ControlOptions::EPOLL_CTL_DEL, &fd, none, OTHER) {
             log::debug!("Cannot stop watching a descriptor: {e}");
         }
     }
 
-    fn control(&self, option: ControlOptions, fd: &impl AsFd, data: u64) -> io::Result<()> {
-        let event = Event::new(Events::EPOLLIN | Events::EPOLLET, data);
+    fn control(
+        &self,
+        option: ControlOptions,
+        fd: &impl AsFd,
+        events: Events,
+        data: u64,
+    ) -> io::Result<()> {
+        let event = Event::new(events | Events::EPOLLET, data);
         epoll::ctl(
             self.epoll.as_raw_fd(),
             option,
@@ -89,11 +110,11 @@ impl Poller {
         )
     }
 
-    /// Sleeps until something happens, or until the time given, and says which queues were kicked.
+    /// Sleeps until a signal comes, or until the time given.
     pub(crate) fn wait(&self, until: Option<Instant>) -> Woken {
         let timeout = match until {
             None => -1,
-            // Rounded up: waking too early would only be a wake-up more.
+            // Rounded up: a wake-up before the time is of no use.
             Some(until) => {
                 let left = until.saturating_duration_since(Instant::now());
                 left.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32
@@ -104,7 +125,7 @@ impl Poller {
             Ok(count) => {
                 let any = |data| events[..count].iter().any(|event| event.data == data);
                 Woken {
-                    kicked: any(TRANSMIT_KICK),
+                    transmit_kicked: any(TRANSMIT_KICK),
                     receive_kicked: any(RECEIVE_KICK),
                 }
             }

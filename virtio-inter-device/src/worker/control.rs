@@ -1,23 +1,24 @@
-//! What a worker does about the control thread's commands: queues and peers come and go, between two batches.
+//! Carries out the commands of the control thread, between two batches.
 
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
-use virtio_inter_segment::PeerKey;
-
-use super::command::{Answer, Command, Direction, PeerPart};
-use super::peer::Peer;
-use super::receive::Source;
-use super::{BATCH, KICKS_BY_VMM, Pace, QueueState, Worker};
+use super::command::{Answer, Command};
+use super::{QueueState, Worker};
 use crate::announce::announcement;
+use crate::backend::Backend;
+use crate::batch::{BATCH, Direction, Pace};
 use crate::device::{DeviceError, QueueSetup};
 use crate::queue::SplitQueue;
 
-/// Batches that a transmit queue still gets when it is disabled: more than any queue holds, were it not filled anew.
+/// Number of batches that a transmit queue still gets when it is disabled: more than any queue
+/// holds if its driver adds nothing.
 const BATCHES_BEFORE_DISABLING: usize = 32768 / BATCH + 1;
+/// Time after a queue's start in which kicks on a blank ring may be the VMM's own, however many.
+const KICKS_BY_VMM: Duration = Duration::from_secs(5);
 
-impl Worker {
-    pub(super) fn obey(&mut self, command: Command) -> Result<Answer, DeviceError> {
+impl<B: Backend> Worker<B> {
+    pub(super) fn handle_command(&mut self, command: Command<B>) -> Result<Answer<B>, DeviceError> {
         match command {
             Command::SetFeatures(negotiated) => self.rules.negotiated = negotiated,
             Command::SetMemory(memory) => self.memory = memory,
@@ -26,7 +27,7 @@ impl Worker {
             Command::SetCall(direction, call) => {
                 if let Some(queue) = &mut self.state(direction).queue {
                     queue.set_call(call);
-                    // An interrupt that found no descriptor, or the former one, is made good.
+                    // An interrupt may have found the former descriptor, or none.
                     queue.interrupt();
                 }
             }
@@ -40,24 +41,13 @@ impl Worker {
                 }
             }
             Command::Stop(direction) => return Ok(Answer::Index(self.stop(direction))),
-            Command::AddPeer(part) => self.add_peer(*part)?,
-            Command::RemovePeer(key) => self.remove_peer(key),
-            Command::GiveSources(ready) => {
-                let sources = self.collector.give_sources(self.index, ready);
-                for source in &sources {
-                    self.poller.remove(source.receiver.data_bell());
-                }
-                return Ok(Answer::Sources(sources));
-            }
             Command::Announce => {
                 let record = announcement(self.rules.mac);
-                let peers = self.transmitter.send_to_all(&record, &self.rules.counters);
-                return Ok(Answer::Peers(peers));
+                return Ok(Answer::Peers(self.backend.announce(&record)));
             }
-            Command::TakeSources(sources) => {
-                for source in sources {
-                    self.add_source(source)?;
-                }
+            Command::Backend(command) => {
+                let answer = self.backend.handle_command(command, &self.poller)?;
+                return Ok(Answer::Backend(answer));
             }
         }
         Ok(Answer::Done)
@@ -65,8 +55,8 @@ impl Worker {
 
     fn state(&mut self, direction: Direction) -> &mut QueueState {
         match direction {
-            Direction::Receive => &mut self.receive,
-            Direction::Transmit => &mut self.transmit,
+            Direction::Receive => &mut self.rx_queue,
+            Direction::Transmit => &mut self.tx_queue,
         }
     }
 
@@ -97,7 +87,7 @@ impl Worker {
 
     fn enable(&mut self, direction: Direction, enabled: bool) {
         if !enabled && direction == Direction::Transmit {
-            // What the guest has sent so far still goes out, unless a peer has no room for it.
+            // Frames that the guest has sent so far still go out, unless a peer has no room.
             for _ in 0..BATCHES_BEFORE_DISABLING {
                 if self.transmit() == Pace::Idle {
                     break;
@@ -106,28 +96,30 @@ impl Worker {
         }
         let state = self.state(direction);
         let was_enabled = std::mem::replace(&mut state.enabled, enabled);
-        state.retired &= !enabled;
+        state.draining &= !enabled;
         let Some(queue) = &mut state.queue else {
             return;
         };
         if enabled && !was_enabled {
-            // A former life may have given entries back and died before it said so.
+            // A former process may have died between publishing used entries and interrupting.
             queue.interrupt();
-            queue.rearm();
+            queue.reset_cached_state();
         }
         if !enabled && was_enabled && direction == Direction::Transmit {
-            // User Mode Linux frees a ring that it has disabled, so from the answer on only a new kick may lead there.
-            queue.forget_kicks();
-            state.retired = true;
+            // User Mode Linux frees a ring that it has disabled: after the answer, only a new kick
+            // may make the worker access it.
+            queue.drain_kicks();
+            state.draining = true;
             self.kicked = false;
-            self.empty_retired();
+            self.drain();
         }
     }
 
     fn stop(&mut self, direction: Direction) -> u16 {
         let state = std::mem::take(self.state(direction));
         state.queue.map_or(0, |queue| {
-            // The transport keeps descriptors of its own to the same eventfd, so closing ours does not end the watch.
+            // The transport keeps descriptors of its own for the same eventfd, so that closing this
+            // one does not end the watch.
             self.poller.remove(queue.kick());
             log::debug!(
                 "Queue {} stops at {}",
@@ -138,48 +130,11 @@ impl Worker {
         })
     }
 
-    fn add_peer(&mut self, part: PeerPart) -> Result<(), DeviceError> {
-        self.watch(part.sender.space_bell())?;
-        self.transmitter
-            .add_peer(Peer::new(part.key, part.mac, part.sender));
-        for (receiver, home) in part.receivers {
-            self.add_source(Source::new(part.key, part.mac, receiver, home))?;
-        }
-        Ok(())
-    }
-
-    fn add_source(&mut self, source: Source) -> Result<(), DeviceError> {
-        self.watch(source.receiver.data_bell())?;
-        self.collector.add_source(source);
-        Ok(())
-    }
-
     fn watch_kick(&self, direction: Direction, kick: &impl AsFd) -> Result<(), DeviceError> {
-        self.poller
-            .add_kick(kick, direction)
-            .map_err(|e| bad_kick(self.queue_index(direction), &e))
-    }
-
-    fn watch(&self, bell: BorrowedFd<'_>) -> Result<(), DeviceError> {
-        self.poller.add(&bell).map_err(|source| DeviceError::Io {
-            action: "watch a link's doorbell",
-            source,
+        let added = self.poller.add_kick(kick, direction);
+        added.map_err(|e| DeviceError::BadQueue {
+            index: self.queue_index(direction),
+            reason: format!("its kick cannot be waited for: {e}"),
         })
-    }
-
-    fn remove_peer(&mut self, key: PeerKey) {
-        if let Some(peer) = self.transmitter.remove_peer(key) {
-            self.poller.remove(peer.sender.space_bell());
-        }
-        for source in self.collector.remove_peer(key) {
-            self.poller.remove(source.receiver.data_bell());
-        }
-    }
-}
-
-fn bad_kick(index: u16, error: &std::io::Error) -> DeviceError {
-    DeviceError::BadQueue {
-        index,
-        reason: format!("its kick cannot be waited for: {error}"),
     }
 }

@@ -1,0 +1,222 @@
+//! The interface between the guest side and the network side of a device.
+
+use std::sync::Arc;
+
+use virtio_inter_link::Violation;
+use virtio_inter_segment::{MacAddr, PeerKey};
+use vm_memory::VolatileSlice;
+
+use super::steering::Ready;
+use crate::batch::Rest;
+use crate::counters::Counters;
+use crate::device::DeviceError;
+use crate::frame::FrameHeader;
+use crate::poller::Poller;
+
+/// A frame that leaves a transmit queue, as the record of a link: net header and Ethernet frame.
+pub trait TxFrame {
+    /// Why the frame cannot be read.
+    type Error;
+
+    /// Its headers, validated.
+    fn header(&self) -> &FrameHeader;
+
+    /// Length of the record in bytes.
+    fn record_len(&self) -> usize;
+
+    /// Writes the record to memory of just its length. The headers are those that were validated;
+    /// the rest is what the guest has there now.
+    ///
+    /// # Errors
+    ///
+    /// When the frame cannot be read.
+    fn write_to(&self, record: &VolatileSlice<'_>) -> Result<(), Self::Error>;
+
+    /// Calls `write` with the pieces of the record, in order, as for writev(2).
+    ///
+    /// # Errors
+    ///
+    /// When the frame cannot be read; `write` is then not called.
+    fn with_slices<R>(
+        &self,
+        write: impl FnOnce(&[VolatileSlice<'_>]) -> R,
+    ) -> Result<R, Self::Error>;
+}
+
+/// What becomes of a frame that was offered to a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TxStatus {
+    /// The backend has it.
+    Sent,
+    /// The backend has dropped it, and has counted why.
+    Dropped,
+    /// There is no room: the frame stays in the transmit queue, and with it those behind it, until
+    /// it is offered again.
+    Held,
+}
+
+/// Takes the frames of a transmit queue.
+pub trait TxBackend {
+    /// Offers a frame.
+    ///
+    /// # Errors
+    ///
+    /// When the frame cannot be read; it counts as not offered.
+    fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error>;
+
+    /// Passes on all frames that the backend has, as far as there is room. Called after each batch,
+    /// and while there is no transmit queue.
+    fn flush(&mut self);
+
+    /// Asks to be woken when frames that the backend has, or that it holds up, can go on. `held`:
+    /// the last frame offered is still held.
+    fn enable_tx_notification(&mut self, held: bool) -> Rest;
+
+    /// Sends a record of the port's own to everybody. Returns how many get it.
+    fn announce(&mut self, record: &[u8]) -> usize {
+        let _ = record;
+        0
+    }
+}
+
+/// A record for a receive queue: net header and Ethernet frame. It may change while it is read.
+#[derive(Debug)]
+pub struct RxRecord<'a> {
+    /// Its bytes.
+    pub bytes: VolatileSlice<'a>,
+    /// The only source address that its sender may use. None: any.
+    pub source: Option<MacAddr>,
+    /// Estimate of the number of waiting records of this length, this one included; 0 and 1: no
+    /// other.
+    pub same_size_hint: usize,
+}
+
+/// How far the delivery of a record has come. Kept by the backend with the record, and new for each
+/// record.
+#[derive(Debug, Default)]
+pub struct RxProgress {
+    /// Number of its segments that the guest has.
+    pub(crate) segments: u32,
+    /// Length in bytes of the longest frame that the guest's buffers hold, if they were too small
+    /// for the record as it is: it is then segmented to fit. The segments must stay the same ones.
+    pub(crate) frame_room: Option<usize>,
+}
+
+/// What becomes of a record that was delivered to a sink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RxStatus {
+    /// The sink is done with the record: go on with the next one.
+    Taken,
+    /// Deliver the same record again, now.
+    Retry,
+    /// The record, or its rest, waits for buffers: deliver it again in the next batch, first.
+    OutOfBuffers,
+    /// The batch is full. Deliver the record, or its rest, again in another batch, after those of
+    /// others.
+    BatchFull,
+}
+
+/// Takes the records of a backend: the receive queue of a guest, or what drops them where there is
+/// no guest.
+pub trait RxSink {
+    /// Delivers a record.
+    fn deliver(&mut self, record: &RxRecord<'_>, progress: &mut RxProgress) -> RxStatus;
+
+    /// Delivers a frame that is not in memory yet. Calls `read` with room for a record of
+    /// `max_len` bytes, or of as many as the guest's buffers hold, as for readv(2), unless there
+    /// are too few buffers. `read` returns the length of the record that it has written, also if
+    /// that is longer than the room and was cut off; None: there is none.
+    ///
+    /// The frame must be one that the guest takes as it is.
+    fn fill(
+        &mut self,
+        max_len: usize,
+        read: impl FnOnce(&[VolatileSlice<'_>]) -> Option<usize>,
+    ) -> RxStatus;
+}
+
+/// Fills a receive queue.
+pub trait RxBackend {
+    /// Delivers waiting records to `sink`, until there are none or the sink takes no more. A
+    /// backend with several sources serves them in turn.
+    fn receive<S: RxSink>(&mut self, sink: &mut S);
+
+    /// Returns the room of the records taken to their senders. Called when the guest can see them.
+    fn release(&mut self);
+
+    /// Asks to be woken when there are records. True: there are none, and the worker can sleep.
+    fn enable_rx_notification(&mut self) -> bool;
+}
+
+/// A violation of a link's rules by its peer.
+#[derive(Debug, Clone, Copy)]
+pub struct LinkFault {
+    /// The peer. Its link is not used any more.
+    pub peer: PeerKey,
+    /// What it did.
+    pub violation: Violation,
+}
+
+/// What a backend knows of its port.
+#[derive(Debug, Clone)]
+pub struct BackendSetup {
+    /// The queue pair.
+    pub index: u16,
+    /// The port's address.
+    pub mac: MacAddr,
+    /// The counters of the queue pair.
+    pub counters: Arc<Counters>,
+}
+
+/// The network side of one queue pair. Each worker owns one.
+pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
+    /// A change that the control thread asks for. Carried out between two batches.
+    type Command: Send;
+    /// The answer.
+    type Answer: Send;
+
+    /// Whether the backends of a port serve the same senders, so that one whose receive queue is
+    /// not in use leaves its records to another one: [`Backend::steer`] moves them.
+    const STEERED: bool = false;
+
+    /// Has `poller` wake the worker for this backend. Called once, before anything else.
+    ///
+    /// # Errors
+    ///
+    /// When that fails.
+    fn attach(&mut self, poller: &Poller) -> Result<(), DeviceError> {
+        let _ = poller;
+        Ok(())
+    }
+
+    /// Carries out a command.
+    ///
+    /// # Errors
+    ///
+    /// Those of the command.
+    fn handle_command(
+        &mut self,
+        command: Self::Command,
+        poller: &Poller,
+    ) -> Result<Self::Answer, DeviceError>;
+
+    /// Moves the sources of records to the `workers` whose receive queues are in use now. `ask`
+    /// has a worker carry out a command. Called by the control thread.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer.
+    fn steer(
+        ready: Ready,
+        workers: u16,
+        ask: &mut dyn FnMut(u16, Self::Command) -> Result<Self::Answer, DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let _ = (ready, workers, ask);
+        Ok(())
+    }
+
+    /// The next violation by a peer that was not reported yet.
+    fn take_fault(&mut self) -> Option<LinkFault> {
+        None
+    }
+}

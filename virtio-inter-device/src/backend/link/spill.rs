@@ -1,0 +1,44 @@
+//! Frames copied aside for a peer whose ring is full, so that the frames of other peers need not
+//! wait behind them.
+//!
+//! Bounded, private, and used only for a peer that has been slow for a while: a bulk stream between
+//! two healthy ports waits in the guest instead, where TCP notices.
+
+use std::collections::VecDeque;
+
+/// Number of bytes that one peer may have aside: some frames of the maximum size.
+const CAPACITY: usize = 256 * 1024;
+
+/// A queue of whole records.
+#[derive(Debug, Default)]
+pub(super) struct Spill {
+    records: VecDeque<Box<[u8]>>,
+    len: usize,
+}
+
+impl Spill {
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Whether there is room for another record of `len` bytes.
+    pub(super) fn has_room(&self, len: usize) -> bool {
+        self.len + len <= CAPACITY
+    }
+
+    pub(super) fn push(&mut self, record: Box<[u8]>) {
+        self.len += record.len();
+        self.records.push_back(record);
+    }
+
+    /// The oldest record.
+    pub(super) fn front(&self) -> Option<&[u8]> {
+        self.records.front().map(|record| &record[..])
+    }
+
+    pub(super) fn pop(&mut self) {
+        if let Some(record) = self.records.pop_front() {
+            self.len -= record.len();
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Sizes, results and rules that both halves of a worker share.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_inter_segment::MacAddr;
+
+use crate::counters::Counters;
+use crate::features::Negotiated;
+
+/// Number of frames that one half of a worker moves before the other half's turn.
+pub(crate) const BATCH: usize = 64;
+
+/// A queue of the pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Even indices: frames to the guest.
+    Receive,
+    /// Odd indices: frames from the guest.
+    Transmit,
+}
+
+/// Result of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// Frames moved; there may be more.
+    Busy,
+    /// No frame moved.
+    Idle,
+}
+
+/// Whether a worker may sleep, and until when at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rest {
+    /// Whatever comes next wakes the worker.
+    pub safe: bool,
+    /// The time at which the worker has work even if nothing comes.
+    pub until: Option<Instant>,
+}
+
+impl Rest {
+    /// Sleep until a notification comes.
+    pub const SAFE: Rest = Rest {
+        safe: true,
+        until: None,
+    };
+    /// Do not sleep: there is work.
+    pub const NONE: Rest = Rest {
+        safe: false,
+        until: None,
+    };
+}
+
+/// What both halves of a worker know of their port and driver.
+#[derive(Debug, Clone)]
+pub(crate) struct Rules {
+    pub(crate) mac: MacAddr,
+    pub(crate) mtu: u16,
+    pub(crate) negotiated: Negotiated,
+    pub(crate) counters: Arc<Counters>,
+}

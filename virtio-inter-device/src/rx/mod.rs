@@ -1,0 +1,367 @@
+//! The receive half of a worker: from the backend's records to the guest's receive queue.
+
+mod buffers;
+mod discard;
+mod segment;
+
+use smallvec::SmallVec;
+use virtio_inter_segment::MacAddr;
+use vm_memory::VolatileSlice;
+
+use crate::backend::{RxBackend, RxProgress, RxRecord, RxSink, RxStatus};
+use crate::batch::{BATCH, Pace, Rules};
+use crate::counter::Counter;
+use crate::counters::Counters;
+use crate::features::Offloads;
+use crate::frame::{ETHERNET_HEADER, FrameHeader, Gso, Invalid, NET_HEADER};
+use crate::memory::GuestMemory;
+use crate::offload::{RxAction, RxLimits, SoftwareOffload};
+use crate::queue::{QueueViolation, RxQueue, SplitQueue};
+use buffers::{RxBuffers, Supply};
+use discard::Discard;
+
+/// Number of bytes after which used entries are published in mid-batch.
+const PUBLISH_BYTES: usize = 64 * 1024;
+/// Number of bytes after which the driver is interrupted in mid-batch. More, as an interrupted
+/// driver soon polls the ring by itself, and one that shares the processor would be switched to for
+/// each frame.
+const INTERRUPT_BYTES: usize = 256 * 1024;
+/// Number of pieces of guest memory for one frame that need no allocation.
+const PIECES: usize = 64;
+
+/// The receive half of a worker.
+pub(crate) struct RxHandler {
+    buffers: RxBuffers,
+    offload: SoftwareOffload,
+    /// A record waits for the guest's buffers.
+    out_of_buffers: bool,
+    /// Records wait for another worker, which is to serve their links.
+    held: bool,
+}
+
+impl RxHandler {
+    pub(crate) fn new() -> Self {
+        RxHandler {
+            buffers: RxBuffers::default(),
+            offload: SoftwareOffload::new(),
+            out_of_buffers: false,
+            held: false,
+        }
+    }
+
+    /// Delivers a batch of the backend's records.
+    pub(crate) fn run<B: RxBackend>(
+        &mut self,
+        queue: &mut SplitQueue,
+        memory: &GuestMemory,
+        rules: &Rules,
+        backend: &mut B,
+    ) -> Result<Pace, QueueViolation> {
+        let mut queue = RxQueue::new(queue, memory, rules)?;
+        queue.disable_notification()?;
+        self.held = false;
+        if !queue.has_seen_entries() {
+            // Also if there is no record: this is how the queue is found to be in use.
+            queue.available(1)?;
+        }
+        self.buffers.begin_batch();
+        let mut batch = RxBatch {
+            queue,
+            buffers: &mut self.buffers,
+            offload: &mut self.offload,
+            left: BATCH,
+            bytes: 0,
+            uninterrupted: 0,
+            out_of_buffers: false,
+            violation: None,
+        };
+        backend.receive(&mut batch);
+        let moved = batch.left != BATCH;
+        // After a violation too: frames that were delivered before it are published.
+        batch.queue.publish_and_interrupt()?;
+        backend.release();
+        let was_out_of_buffers = self.out_of_buffers;
+        self.out_of_buffers = batch.out_of_buffers;
+        if self.out_of_buffers && !was_out_of_buffers {
+            rules.counters.rx_waits.add(1);
+        }
+        match batch.violation {
+            Some(violation) => Err(violation),
+            None if moved => Ok(Pace::Busy),
+            None => Ok(Pace::Idle),
+        }
+    }
+
+    /// Takes and drops the backend's records: there is no guest that could get them.
+    pub(crate) fn discard<B: RxBackend>(&mut self, backend: &mut B, counters: &Counters) -> Pace {
+        self.out_of_buffers = false;
+        self.held = false;
+        let mut discard = Discard::new(counters);
+        backend.receive(&mut discard);
+        backend.release();
+        discard.pace()
+    }
+
+    /// Leaves all records to another worker, which is to serve their links after a command of the
+    /// control thread.
+    pub(crate) fn hold(&mut self) {
+        self.out_of_buffers = false;
+        self.held = true;
+    }
+
+    /// Asks to be woken by what the worker waits for: the guest's buffers, or records. True: the
+    /// worker can sleep.
+    pub(crate) fn enable_notification<B: RxBackend>(
+        &mut self,
+        queue: Option<RxQueue<'_>>,
+        backend: &mut B,
+    ) -> Result<bool, QueueViolation> {
+        let mut safe = true;
+        if let Some(mut queue) = queue
+            && (self.out_of_buffers || !queue.has_seen_entries())
+        {
+            safe = queue.enable_notification()?;
+        }
+        if self.out_of_buffers || self.held {
+            // Records are there already.
+            return Ok(safe);
+        }
+        Ok(safe & backend.enable_rx_notification())
+    }
+}
+
+/// A batch of records on their way into the receive queue.
+struct RxBatch<'h, 'q> {
+    queue: RxQueue<'q>,
+    buffers: &'h mut RxBuffers,
+    offload: &'h mut SoftwareOffload,
+    /// Number of frames that the batch has room for.
+    left: usize,
+    /// Number of bytes since used entries were published.
+    bytes: usize,
+    /// Number of bytes before that since the driver was interrupted.
+    uninterrupted: usize,
+    /// The batch ended because a record waits for buffers.
+    out_of_buffers: bool,
+    /// The batch ended because the driver violated the queue's rules.
+    violation: Option<QueueViolation>,
+}
+
+impl RxSink for RxBatch<'_, '_> {
+    #[inline]
+    fn deliver(&mut self, record: &RxRecord<'_>, progress: &mut RxProgress) -> RxStatus {
+        if self.is_full() {
+            return RxStatus::BatchFull;
+        }
+        let result = self.deliver_record(record, progress);
+        self.end_frame(result)
+    }
+
+    fn fill(
+        &mut self,
+        max_len: usize,
+        read: impl FnOnce(&[VolatileSlice<'_>]) -> Option<usize>,
+    ) -> RxStatus {
+        if self.is_full() {
+            return RxStatus::BatchFull;
+        }
+        let result = self.read_frame(max_len, read);
+        self.end_frame(result)
+    }
+}
+
+impl RxBatch<'_, '_> {
+    fn is_full(&self) -> bool {
+        self.left == 0 || self.buffers.batch_is_long()
+    }
+
+    /// Publishes used entries if there are many.
+    #[inline]
+    fn end_frame(&mut self, result: Result<RxStatus, QueueViolation>) -> RxStatus {
+        let result = result.and_then(|status| {
+            if self.bytes >= PUBLISH_BYTES {
+                self.publish_in_mid_batch()?;
+            }
+            Ok(status)
+        });
+        match result {
+            Ok(status) => {
+                self.out_of_buffers = status == RxStatus::OutOfBuffers;
+                status
+            }
+            Err(violation) => {
+                self.violation = Some(violation);
+                RxStatus::BatchFull
+            }
+        }
+    }
+
+    fn publish_in_mid_batch(&mut self) -> Result<(), QueueViolation> {
+        self.uninterrupted += std::mem::take(&mut self.bytes);
+        if self.uninterrupted >= INTERRUPT_BYTES {
+            self.uninterrupted = 0;
+            self.queue.publish_and_interrupt()
+        } else {
+            self.queue.publish()
+        }
+    }
+
+    /// Counts a frame of a record of `len` bytes that the guest has got.
+    #[inline]
+    fn count_frame(&mut self, len: usize) {
+        let counters = &*self.queue.rules.counters;
+        counters.rx_frames.add(1);
+        counters.rx_bytes.add((len - NET_HEADER) as u64);
+        self.bytes += len;
+        self.left -= 1;
+    }
+
+    /// Drops a record.
+    fn drop_record(&mut self, counter: impl FnOnce(&Counters) -> &Counter) -> RxStatus {
+        counter(&self.queue.rules.counters).add(1);
+        self.left -= 1;
+        RxStatus::Taken
+    }
+
+    /// Drops a record of `len` bytes, or a segment of one, for which the buffers are too small.
+    fn drop_too_small(&mut self, len: usize) -> RxStatus {
+        let (frame, room) = (len - NET_HEADER, self.buffers.frame_room());
+        self.queue.rules.counters.drops.small_buffer(frame, room);
+        self.drop_record(|counters| &counters.rx_small_buffer)
+    }
+
+    fn deliver_record(
+        &mut self,
+        record: &RxRecord<'_>,
+        progress: &mut RxProgress,
+    ) -> Result<RxStatus, QueueViolation> {
+        let bytes = &record.bytes;
+        let rules = self.queue.rules;
+        let limits = RxLimits {
+            takes: rules.negotiated.takes(),
+            mtu: rules.mtu,
+            frame_room: progress.frame_room,
+        };
+        let mut header = FrameHeader::default();
+        let action = read_header(bytes, record.source, rules.mac, &mut header)
+            .and_then(|gso| self.offload.plan(&mut header, gso, bytes, limits));
+        let checksum = match action {
+            Ok(RxAction::PassThrough) => None,
+            Ok(RxAction::CompleteChecksum { start, offset }) => Some((start, offset)),
+            Ok(RxAction::Segment {
+                segments,
+                complete_checksums,
+            }) => {
+                return self.deliver_segments(
+                    &header,
+                    &segments,
+                    complete_checksums,
+                    bytes,
+                    progress,
+                );
+            }
+            Err(invalid) => {
+                if invalid == Invalid::Mtu {
+                    let packet = header.frame_len() - ETHERNET_HEADER;
+                    rules.counters.drops.too_long(header.source(), packet);
+                }
+                return Ok(self.drop_record(|counters| counter_of(invalid, counters)));
+            }
+        };
+        // If a former guest got a part of the record as segments, this one gets it whole.
+        *progress = RxProgress::default();
+        let len = bytes.len();
+        let frames = record.same_size_hint;
+        match self.buffers.collect(&mut self.queue, len, frames)? {
+            Supply::Enough => {}
+            Supply::TooFew => return Ok(RxStatus::OutOfBuffers),
+            // The guest takes such frames, but its buffers have no room for one.
+            Supply::TooSmall if header.is_gso() => {
+                progress.frame_room = Some(self.buffers.frame_room());
+                return Ok(RxStatus::Retry);
+            }
+            Supply::TooSmall => return Ok(self.drop_too_small(len)),
+        }
+        if frames > 1 {
+            // The buffer of the next frame arrives in the cache while this one is copied.
+            self.queue.prefetch_next(self.buffers.chains(), len);
+        }
+        if let Some(checksum) = checksum {
+            let bytes = self.offload.checksummed(&header, bytes, checksum);
+            let rest = VolatileSlice::from(&mut [][..]);
+            self.buffers.fill(&mut self.queue, bytes, &rest)?;
+            rules.counters.rx_csum_completed.add(1);
+        } else {
+            self.buffers
+                .fill_record(&mut self.queue, &mut header, bytes)?;
+        }
+        self.count_frame(len);
+        Ok(RxStatus::Taken)
+    }
+
+    /// Has `read` write a record of up to `max_len` bytes into the guest's buffers.
+    fn read_frame(
+        &mut self,
+        max_len: usize,
+        read: impl FnOnce(&[VolatileSlice<'_>]) -> Option<usize>,
+    ) -> Result<RxStatus, QueueViolation> {
+        let supply = self.buffers.collect(&mut self.queue, max_len, 1)?;
+        if supply == Supply::TooFew {
+            return Ok(RxStatus::OutOfBuffers);
+        }
+        let room = self.buffers.room().min(max_len);
+        let mut pieces = SmallVec::<[_; PIECES]>::new();
+        self.buffers
+            .for_each_slice(&self.queue, room, |piece| pieces.push(piece))?;
+        match read(&pieces) {
+            Some(len) if len < NET_HEADER => {
+                Ok(self.drop_record(|counters| &counters.rx_bad_length))
+            }
+            Some(len) if len > room => Ok(self.drop_too_small(len)),
+            Some(len) => {
+                self.buffers.finish(&mut self.queue, &pieces, len)?;
+                self.count_frame(len);
+                Ok(RxStatus::Taken)
+            }
+            // There was no frame, and the buffers stay available.
+            None => Ok(RxStatus::Taken),
+        }
+    }
+}
+
+/// Reads and validates the header of a record from `source`, if that is the only address that the
+/// sender may use, to the port with address `mac`.
+#[inline]
+fn read_header(
+    record: &VolatileSlice<'_>,
+    source: Option<MacAddr>,
+    mac: MacAddr,
+    header: &mut FrameHeader,
+) -> Result<Option<Gso>, Invalid> {
+    header.read(record, record.len())?;
+    if source.is_some_and(|source| source != header.source()) {
+        return Err(Invalid::Source);
+    }
+    let destination = header.destination();
+    if destination != mac && !destination.is_multicast() {
+        return Err(Invalid::Destination);
+    }
+    let gso = header.check(Offloads::ALL)?;
+    // An honest peer's port has done the same.
+    header.sanitize();
+    Ok(gso)
+}
+
+/// The counter of records that are dropped for this reason.
+fn counter_of(invalid: Invalid, counters: &Counters) -> &Counter {
+    match invalid {
+        Invalid::Short | Invalid::Long => &counters.rx_bad_length,
+        Invalid::Mtu => &counters.rx_too_long,
+        Invalid::GsoType => &counters.rx_bad_gso_type,
+        Invalid::GsoSize => &counters.rx_bad_gso_size,
+        Invalid::HeaderLength => &counters.rx_bad_hdr_len,
+        Invalid::GsoFrame => &counters.rx_bad_gso_frame,
+        Invalid::Checksum => &counters.rx_bad_csum,
+        Invalid::Source | Invalid::Destination => &counters.rx_bad_address,
+    }
+}

@@ -1,0 +1,197 @@
+//! The transmit half of a worker: from the guest's transmit queue to the backend.
+//!
+//! A used entry returns as soon as the backend has its frame (decision 0024).
+
+mod frame;
+
+use crate::backend::{TxBackend, TxStatus};
+use crate::batch::{BATCH, Pace, Rest, Rules};
+use crate::counter::Counter;
+use crate::counters::Counters;
+use crate::frame::{FrameHeader, Gso, Invalid, NET_HEADER};
+use crate::memory::GuestMemory;
+use crate::offload::{Layout, MAX_HEADERS};
+use crate::queue::{DescriptorChain, QueueViolation, SplitQueue, TxQueue};
+use frame::GuestFrame;
+
+/// The transmit half of a worker.
+#[derive(Default)]
+pub(crate) struct TxHandler {
+    /// Of the frame at hand.
+    chain: DescriptorChain,
+    /// The backend has no room for the next frame.
+    held: bool,
+}
+
+impl TxHandler {
+    /// Sends a batch.
+    pub(crate) fn run<B: TxBackend>(
+        &mut self,
+        queue: &mut SplitQueue,
+        memory: &GuestMemory,
+        rules: &Rules,
+        backend: &mut B,
+    ) -> Result<Pace, QueueViolation> {
+        let mut queue = TxQueue::new(queue, memory, rules)?;
+        queue.disable_notification()?;
+        let was_held = std::mem::take(&mut self.held);
+        let mut pace = Pace::Idle;
+        let result = self.send_batch(&mut queue, backend, &mut pace);
+        // After a violation too: frames that were sent before it go on, and their buffers return.
+        backend.flush();
+        queue.publish_and_interrupt()?;
+        if self.held && (pace == Pace::Busy || !was_held) {
+            rules.counters.tx_waits.add(1);
+        }
+        result?;
+        Ok(pace)
+    }
+
+    fn send_batch<B: TxBackend>(
+        &mut self,
+        queue: &mut TxQueue<'_>,
+        backend: &mut B,
+        pace: &mut Pace,
+    ) -> Result<(), QueueViolation> {
+        self.chain.begin_batch();
+        for left in (1..=BATCH as u16).rev() {
+            if self.chain.batch_is_long() || queue.available(1)? == 0 {
+                return Ok(());
+            }
+            queue.prefetch(0, left);
+            self.chain.clear();
+            let (head, _) = queue.parse_chain(0, &mut self.chain)?;
+            // The next frame, which is probably as long, arrives in the cache while this one is
+            // copied.
+            queue.prefetch_next(1, self.chain.len() as usize);
+            if self.send_frame(queue, backend)? == TxStatus::Held {
+                self.held = true;
+                return Ok(());
+            }
+            queue.add_used(head, 0)?;
+            *pace = Pace::Busy;
+        }
+        Ok(())
+    }
+
+    /// Validates the frame in the chain and offers it to the backend.
+    fn send_frame<B: TxBackend>(
+        &mut self,
+        queue: &TxQueue<'_>,
+        backend: &mut B,
+    ) -> Result<TxStatus, QueueViolation> {
+        let counters = &*queue.rules.counters;
+        let mut header = FrameHeader::default();
+        if let Err(invalid) = self.read_header(queue, &mut header)? {
+            counter_of(invalid, counters).add(1);
+            if invalid == Invalid::Source {
+                counters.drops.foreign_source(header.source());
+            }
+            return Ok(TxStatus::Dropped);
+        }
+        header.sanitize();
+        let status = backend.offer(&GuestFrame {
+            queue,
+            header: &header,
+            chain: &self.chain,
+        })?;
+        if status == TxStatus::Sent {
+            counters.tx_frames.add(1);
+            counters.tx_bytes.add((header.len() - NET_HEADER) as u64);
+        }
+        Ok(status)
+    }
+
+    /// Reads and validates the header of the frame in the chain.
+    #[inline]
+    fn read_header(
+        &self,
+        queue: &TxQueue<'_>,
+        header: &mut FrameHeader,
+    ) -> Result<Result<(), Invalid>, QueueViolation> {
+        if let Err(invalid) = queue.read_header(&self.chain, header)? {
+            return Ok(Err(invalid));
+        }
+        let gso = match header.check(queue.rules.negotiated.sends()) {
+            Ok(gso) => gso,
+            Err(invalid) => return Ok(Err(invalid)),
+        };
+        if header.source() != queue.rules.mac {
+            return Ok(Err(Invalid::Source));
+        }
+        match gso {
+            Some(gso) => self.check_layout(queue, header, &gso),
+            None => Ok(Ok(())),
+        }
+    }
+
+    /// Checks that a GSO frame is of the kind that its header says. Its receivers check that again,
+    /// but only here is it known that this guest was wrong, and not its port.
+    fn check_layout(
+        &self,
+        queue: &TxQueue<'_>,
+        header: &FrameHeader,
+        gso: &Gso,
+    ) -> Result<Result<(), Invalid>, QueueViolation> {
+        let mut bytes = [0; NET_HEADER + MAX_HEADERS];
+        let needed = NET_HEADER + Layout::needs(gso, header.frame_len());
+        queue.read_first(&self.chain, &mut bytes[..needed])?;
+        Ok(Layout::parse(&bytes[NET_HEADER..needed], gso).map(|_| ()))
+    }
+
+    /// Returns all available frames unsent, and asks for the next kick. Busy: the driver has made
+    /// more available meanwhile.
+    pub(crate) fn drain(
+        &mut self,
+        queue: &mut SplitQueue,
+        memory: &GuestMemory,
+        rules: &Rules,
+    ) -> Result<Pace, QueueViolation> {
+        let mut queue = TxQueue::new(queue, memory, rules)?;
+        self.held = false;
+        // More than there can be, so that the driver's index is read.
+        let count = queue.available(u16::MAX)?;
+        for _ in 0..count {
+            let head = queue.next_head()?;
+            queue.add_used(head, 0)?;
+        }
+        rules.counters.tx_disabled.add(count.into());
+        queue.publish_and_interrupt()?;
+        Ok(if queue.enable_notification()? {
+            Pace::Idle
+        } else {
+            Pace::Busy
+        })
+    }
+
+    /// Asks to be woken by what the worker waits for: frames of the guest, or room.
+    pub(crate) fn enable_notification<B: TxBackend>(
+        &mut self,
+        queue: Option<TxQueue<'_>>,
+        backend: &mut B,
+    ) -> Result<Rest, QueueViolation> {
+        // A frame that was held left with its queue.
+        self.held &= queue.is_some();
+        let mut rest = backend.enable_tx_notification(self.held);
+        if let Some(mut queue) = queue
+            && !self.held
+        {
+            rest.safe &= queue.enable_notification()?;
+        }
+        Ok(rest)
+    }
+}
+
+/// The counter of frames that are dropped for this reason.
+fn counter_of(invalid: Invalid, counters: &Counters) -> &Counter {
+    match invalid {
+        Invalid::Short | Invalid::Long | Invalid::Mtu => &counters.tx_bad_length,
+        Invalid::GsoType => &counters.tx_bad_gso_type,
+        Invalid::GsoSize => &counters.tx_bad_gso_size,
+        Invalid::HeaderLength => &counters.tx_bad_hdr_len,
+        Invalid::GsoFrame => &counters.tx_bad_gso_frame,
+        Invalid::Checksum => &counters.tx_bad_csum,
+        Invalid::Source => &counters.tx_spoofed,
+        Invalid::Destination => &counters.tx_no_destination,
+    }
+}
