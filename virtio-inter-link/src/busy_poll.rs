@@ -10,7 +10,7 @@
 //! - where others do not wait for its CPU, by the kernel's account, whatever control group they are
 //!   in. Where the kernel keeps no account, a thread does not busy-poll.
 //!
-//! `docs/decisions/0061-busy-polling.md` says why.
+//! Why: decision 0061.
 
 use std::hint::spin_loop;
 use std::time::{Duration, Instant};
