@@ -39,7 +39,7 @@ pub enum Command {
 /// One line for each paragraph: clap wraps them.
 const PORT_HELP: &str = "\
 The port serves one frontend after another on its socket: a VMM such as Cloud Hypervisor, QEMU or User Mode Linux, or \
-DPDK's virtio_user. SIGTERM, SIGINT or SIGHUP ends it; the same signal again kills it at once.
+DPDK's virtio_user. SIGTERM, SIGINT or SIGHUP ends it; the same signal again, 1 s later or more, kills it at once.
 
 The VM's memory must be shared with the port: --memory shared=on (Cloud Hypervisor), or \
 -object memory-backend-memfd,share=on (QEMU).

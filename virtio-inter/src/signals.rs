@@ -1,22 +1,26 @@
-//! SIGTERM, SIGINT and SIGHUP as something to wait for, and a way out when the way to the end is blocked.
+//! SIGTERM, SIGINT and SIGHUP as an event, and a way out if the port cannot end in good order.
 
-use std::io;
+use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag;
-use signal_hook::low_level::{pipe, unregister};
+use signal_hook::iterator::{Handle, Signals as Caught};
+use signal_hook::low_level::emulate_default_handler;
 
-/// Readable once this process is asked to end. The same signal a second time kills it at once, whatever it
-/// waits for. Another one does not: a terminal's SIGINT is often followed by a supervisor's SIGTERM.
+/// From the first signal until the same one again kills. timeout(1), terminals and supervisors signal a process
+/// and then its group: the two come together and mean one.
+const INSIST_AFTER: Duration = Duration::from_secs(1);
+
+/// Readable once a signal asked this process to end. The same signal again, 1 s later or more, kills it at once,
+/// whatever it waits for. Another one does not: a supervisor's SIGTERM often follows a terminal's SIGINT.
 #[derive(Debug)]
 pub struct Signals {
     reader: UnixStream,
-    registered: Vec<SigId>,
+    handle: Handle,
 }
 
 impl Signals {
@@ -24,31 +28,40 @@ impl Signals {
     ///
     /// # Errors
     ///
-    /// When there is no descriptor for it.
+    /// When there is no descriptor or thread for it.
     pub fn catch() -> io::Result<Self> {
         let (reader, writer) = UnixStream::pair()?;
-        let mut signals = Self {
-            reader,
-            registered: Vec::new(),
-        };
-        for signal in [SIGTERM, SIGINT, SIGHUP] {
-            let asked = Arc::new(AtomicBool::new(false));
-            // In this order: the first signal finds the flag not yet set.
-            signals.registered.extend([
-                flag::register_conditional_default(signal, Arc::clone(&asked))?,
-                flag::register(signal, asked)?,
-                pipe::register(signal, writer.try_clone()?)?,
-            ]);
+        let mut caught = Caught::new([SIGTERM, SIGINT, SIGHUP])?;
+        let handle = caught.handle();
+        // A thread of its own: it is there when all others are stuck.
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || heed(&mut caught, writer))?;
+        Ok(Self { reader, handle })
+    }
+}
+
+fn heed(caught: &mut Caught, mut writer: UnixStream) {
+    let mut first: BTreeMap<i32, Instant> = BTreeMap::new();
+    for signal in caught.forever() {
+        match first.get(&signal) {
+            None => {
+                first.insert(signal, Instant::now());
+                // The reader is gone if the port is at its end already.
+                let _ = writer.write_all(&[0]);
+            }
+            Some(at) if at.elapsed() >= INSIST_AFTER => {
+                // Fails for unknown signals only.
+                let _ = emulate_default_handler(signal);
+            }
+            Some(_) => {}
         }
-        Ok(signals)
     }
 }
 
 impl Drop for Signals {
     fn drop(&mut self) {
-        for id in &self.registered {
-            unregister(*id);
-        }
+        self.handle.close();
     }
 }
 

@@ -1,6 +1,7 @@
 //! From the start of a VM's processes to their end, whoever ends first.
 
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use cloud_hypervisor_ext::protocol::PortState;
 use rustix::process::Signal;
@@ -32,6 +33,24 @@ fn signals_go_to_the_vmm_and_its_end_comes_back() {
         running.signal(signal);
         // The stand-in does not handle it.
         assert_eq!(running.wait().code(), Some(128 + signal.as_raw()));
+        assert_eq!(place.files(), [""; 0]);
+    }
+}
+
+/// As timeout(1) and terminals send it: to the process, and to its group.
+#[test]
+fn signal_that_comes_twice_at_once_leaves_nothing_behind() {
+    for round in 0..10 {
+        let place = Place::new();
+        let mut running = vm(&place);
+        let children = running.children();
+        // All moments of its leaving.
+        for _ in 0..10 {
+            running.signal(Signal::TERM);
+            std::thread::sleep(Duration::from_micros(500 * round));
+        }
+        assert_eq!(running.wait().code(), Some(128 + Signal::TERM.as_raw()));
+        assert!(!children.iter().any(|pid| is_alive(*pid)));
         assert_eq!(place.files(), [""; 0]);
     }
 }

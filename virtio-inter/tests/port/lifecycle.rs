@@ -38,6 +38,26 @@ fn signals_end_it_and_nothing_is_left() {
     }
 }
 
+/// As timeout(1) and terminals send it: to the process, and to its group.
+#[test]
+fn signal_that_comes_twice_at_once_leaves_nothing_behind() {
+    for round in 0..25 {
+        let place = Place::new();
+        let status = place.path("a.status");
+        let mut port = place.command("a").with("--status-socket", &status).start();
+        let frontend = UnixStream::connect(&port.socket).unwrap();
+        port.wait_for("Frontend connected");
+        // All moments of its leaving.
+        for _ in 0..10 {
+            port.signal(Signal::TERM);
+            std::thread::sleep(Duration::from_micros(100 * round));
+        }
+        assert_eq!(port.wait().code(), Some(0));
+        assert_eq!(place.files(), [""; 0]);
+        drop(frontend);
+    }
+}
+
 /// Here it is an interrupt, which the VMM makes block: a queue that is to be stopped waits for it.
 #[test]
 fn a_second_signal_ends_what_the_first_could_not() {
@@ -58,7 +78,9 @@ fn a_second_signal_ends_what_the_first_could_not() {
     port.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(port.try_end(), None, "nothing held it up");
-    // What a supervisor adds to a terminal's signal is none the second time.
+    // What comes with the first is not the second, nor is what a supervisor adds to a terminal's.
+    port.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(1000));
     port.signal(Signal::INT);
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(port.try_end(), None);
