@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use inotify::{EventMask, Inotify, WatchMask};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -15,6 +15,7 @@ use crate::id::PortId;
 use crate::join_error::JoinError;
 
 const SOCKET_SUFFIX: &str = ".sock";
+const LOCK_SUFFIX: &str = ".lock";
 
 /// Entries that a listing looks at. Who may write to the directory can fill it; that must not keep
 /// this process busy without end.
@@ -77,6 +78,17 @@ impl Directory {
         self.fd.as_fd()
     }
 
+    /// Whether the path still leads to the directory that was opened.
+    pub(crate) fn is_in_place(&self) -> bool {
+        let file = |stat: Stat| (stat.st_dev, stat.st_ino);
+        let there = rustix::fs::stat(&self.path).map(file);
+        there.is_ok() && there == rustix::fs::fstat(&self.fd).map(file)
+    }
+
+    pub(crate) fn lock_path(&self, id: &PortId) -> PathBuf {
+        self.path.join(format!("{id}{LOCK_SUFFIX}"))
+    }
+
     pub(crate) fn socket_path(&self, id: &PortId) -> PathBuf {
         self.path.join(format!("{id}{SOCKET_SUFFIX}"))
     }
@@ -127,6 +139,11 @@ fn port_of(name: &OsStr) -> Option<PortId> {
     name.to_str()?.strip_suffix(SOCKET_SUFFIX)?.parse().ok()
 }
 
+/// The port whose lock file has this name, if it is such a name.
+fn port_of_lock(name: &OsStr) -> Option<PortId> {
+    name.to_str()?.strip_suffix(LOCK_SUFFIX)?.parse().ok()
+}
+
 /// A change in the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -134,6 +151,10 @@ pub(crate) enum Change {
     Appeared(PortId),
     /// A socket has lost its name.
     Vanished(PortId),
+    /// The lock file of a port has lost its name, or another has got it.
+    Lock(PortId),
+    /// Something has happened to one of the files that are watched beside the directory.
+    File,
     /// Changes were lost: list again.
     Overflow,
     /// The directory itself is elsewhere. (That it was removed shows as the loss of our own socket:
@@ -141,29 +162,48 @@ pub(crate) enum Change {
     DirectoryMoved,
 }
 
-/// Tells of changes in the directory.
-pub(crate) struct Watch(Inotify);
+/// Tells of changes in the directory, and of the end of single files elsewhere.
+pub(crate) struct Watch {
+    inotify: Inotify,
+    directory: WatchDescriptor,
+}
 
 impl Watch {
     pub(crate) fn new(directory: &Directory) -> io::Result<Watch> {
         let inotify = Inotify::init()?;
-        let mask = WatchMask::MOVED_TO
-            | WatchMask::MOVED_FROM
-            | WatchMask::DELETE
-            | WatchMask::MOVE_SELF
-            | WatchMask::ONLYDIR;
-        inotify.watches().add(&directory.path, mask)?;
-        Ok(Watch(inotify))
+        let directory = watch_directory(&inotify, directory)?;
+        Ok(Watch { inotify, directory })
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.inotify.as_fd()
+    }
+
+    /// Watches another directory from here on.
+    pub(crate) fn follow(&mut self, directory: &Directory) -> io::Result<()> {
+        let next = watch_directory(&self.inotify, directory)?;
+        let former = std::mem::replace(&mut self.directory, next);
+        // The kernel has dropped it with a directory that was removed.
+        let _ = self.inotify.watches().remove(former);
+        Ok(())
+    }
+
+    /// Watches a file as well, whatever name it has, until it is gone: not the directory around it,
+    /// where much may happen that concerns others.
+    pub(crate) fn add_file(&self, path: &Path) -> io::Result<()> {
+        // The kernel tells of a removed name as a change of the number of names.
+        let mask = WatchMask::ATTRIB
+            | WatchMask::MOVE_SELF
+            | WatchMask::DELETE_SELF
+            | WatchMask::DONT_FOLLOW;
+        self.inotify.watches().add(path, mask)?;
+        Ok(())
     }
 
     /// Some of the changes, at most a buffer full; none if there are none.
     pub(crate) fn read(&mut self) -> io::Result<Vec<Change>> {
         let mut buffer = [0; 4096];
-        let events = match self.0.read_events(&mut buffer) {
+        let events = match self.inotify.read_events(&mut buffer) {
             Ok(events) => events,
             Err(e)
                 if matches!(
@@ -176,22 +216,42 @@ impl Watch {
             Err(e) => return Err(e),
         };
         Ok(events
-            .filter_map(|event| change(event.mask, event.name))
+            .filter_map(|event| {
+                if event.mask.contains(EventMask::Q_OVERFLOW) {
+                    Some(Change::Overflow)
+                } else if event.wd == self.directory {
+                    change(event.mask, event.name)
+                } else {
+                    (!event.mask.contains(EventMask::IGNORED)).then_some(Change::File)
+                }
+            })
             .collect())
     }
 }
 
+fn watch_directory(inotify: &Inotify, directory: &Directory) -> io::Result<WatchDescriptor> {
+    let mask = WatchMask::MOVED_TO
+        | WatchMask::MOVED_FROM
+        | WatchMask::DELETE
+        | WatchMask::MOVE_SELF
+        | WatchMask::ONLYDIR;
+    inotify.watches().add(&directory.path, mask)
+}
+
+/// A change in the directory.
 fn change(mask: EventMask, name: Option<&OsStr>) -> Option<Change> {
-    if mask.contains(EventMask::Q_OVERFLOW) {
-        Some(Change::Overflow)
-    } else if mask.contains(EventMask::MOVE_SELF) {
-        Some(Change::DirectoryMoved)
-    } else if mask.contains(EventMask::MOVED_TO) {
-        name.and_then(port_of).map(Change::Appeared)
-    } else if mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
-        name.and_then(port_of).map(Change::Vanished)
-    } else {
-        None
+    if mask.contains(EventMask::MOVE_SELF) {
+        return Some(Change::DirectoryMoved);
+    }
+    let name = name?;
+    let appeared = mask.contains(EventMask::MOVED_TO);
+    if !appeared && !mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
+        return None;
+    }
+    match port_of(name) {
+        Some(id) if appeared => Some(Change::Appeared(id)),
+        Some(id) => Some(Change::Vanished(id)),
+        None => port_of_lock(name).map(Change::Lock),
     }
 }
 

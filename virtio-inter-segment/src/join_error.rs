@@ -54,12 +54,15 @@ pub enum JoinError {
         source: io::Error,
     },
     /// A port of this id is on the segment already.
-    #[error("Port id {id} is taken by {}", holder(*.pid))]
+    #[error("Port id {id} is taken by {}", holder(*.pid, *.stays))]
     IdTaken {
         /// The id.
         id: PortId,
-        /// Process of the port that has it, if it could be read from the lock file.
+        /// Process of the port that has it, if it could be told.
         pid: Option<u32>,
+        /// Whether that process is there to stay: false if it was killed or leaves, or is not there
+        /// yet.
+        stays: bool,
     },
     /// The lock file cannot be used.
     #[error("Failed to lock {}", path.display())]
@@ -120,10 +123,15 @@ impl JoinError {
     }
 }
 
-fn holder(pid: Option<u32>) -> String {
+fn holder(pid: Option<u32>, stays: bool) -> String {
+    let port = if stays {
+        "a live port"
+    } else {
+        "a port that ends or begins"
+    };
     match pid {
-        Some(pid) => format!("a live port (process {pid})"),
-        None => "a live port".to_owned(),
+        Some(pid) => format!("{port} (process {pid})"),
+        None => port.to_owned(),
     }
 }
 

@@ -27,6 +27,7 @@ mod id;
 mod join_error;
 mod kinds;
 mod limits;
+pub mod liveness;
 pub mod log_limit;
 mod mac;
 mod membership;

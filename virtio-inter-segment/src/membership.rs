@@ -3,20 +3,21 @@
 //!
 //! For port `web`: `web.lock`, held by `flock` for as long as the port lives and holding its process
 //! id as text; `.web.new`, the socket until it listens; `web.sock`, the socket from then on. What a
-//! dead process left behind is taken over.
+//! dead process left behind is taken over; what something else removes is made again.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
-use rustix::net::SocketAddrUnix;
+use rustix::net::{SocketAddrUnix, SocketType};
 
 use crate::closer::{Closer, Deferred, Owner};
 use crate::credentials::Rule;
 use crate::directory::Directory;
 use crate::id::PortId;
 use crate::join_error::{JoinError, MAX_SOCKET_PATH};
+use crate::liveness::{Listening, listening, lock_holder_stays};
 use crate::socket;
 
 /// Connections that wait to be accepted; the kernel may allow fewer.
@@ -33,7 +34,7 @@ pub(crate) struct Membership {
     name: BoundName,
     // Callers that were not taken yet hang on it, with whatever they have sent.
     listener: Deferred,
-    _lock: LockFile,
+    lock: LockFile,
 }
 
 impl Membership {
@@ -47,25 +48,13 @@ impl Membership {
         if length > MAX_SOCKET_PATH {
             return Err(JoinError::PathTooLong { path, length });
         }
-        let rule = directory.rule().map_err(|source| JoinError::Unreadable {
-            path: directory.path().to_owned(),
-            source,
-        })?;
+        let rule = rule(directory)?;
         let lock = LockFile::take(directory, id, &rule)?;
-        let (name, listener) = listen(directory, id, &rule).map_err(|source| {
-            use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-            match source.kind() {
-                PermissionDenied | ReadOnlyFilesystem => JoinError::NotWritable {
-                    path: directory.path().to_owned(),
-                    source,
-                },
-                _ => JoinError::Listen { path, source },
-            }
-        })?;
+        let (name, listener) = bind(directory, id, &rule, closer)?;
         Ok(Membership {
             name,
-            listener: Deferred::new(listener, Owner::default(), closer),
-            _lock: lock,
+            listener,
+            lock,
         })
     }
 
@@ -73,10 +62,67 @@ impl Membership {
         self.listener.as_fd()
     }
 
-    /// Whether the name still leads to our socket.
-    pub(crate) fn is_ours(&self) -> bool {
-        self.name.is_ours()
+    /// Whether the names still lead to our files.
+    pub(crate) fn is_in_place(&self) -> bool {
+        self.name.is_ours() && self.lock.is_in_place()
     }
+
+    /// Makes what is missing of the files again. Returns the former listener if there is another
+    /// one.
+    pub(crate) fn restore(
+        &mut self,
+        directory: &Directory,
+        id: &PortId,
+        closer: &Closer,
+    ) -> Result<Option<Deferred>, JoinError> {
+        let rule = rule(directory)?;
+        if !self.lock.is_in_place() {
+            self.lock = LockFile::take(directory, id, &rule)?;
+        }
+        if self.name.is_ours() {
+            return Ok(None);
+        }
+        let (name, listener) = bind(directory, id, &rule, closer)?;
+        self.name = name;
+        Ok(Some(std::mem::replace(&mut self.listener, listener)))
+    }
+}
+
+fn rule(directory: &Directory) -> Result<Rule, JoinError> {
+    directory.rule().map_err(|source| JoinError::Unreadable {
+        path: directory.path().to_owned(),
+        source,
+    })
+}
+
+/// Takes the socket's name, unless somebody listens there.
+///
+/// The lock of a live port may have been removed. And of one that was killed, the kernel may have
+/// closed the lock before the socket.
+fn bind(
+    directory: &Directory,
+    id: &PortId,
+    rule: &Rule,
+    closer: &Closer,
+) -> Result<(BoundName, Deferred), JoinError> {
+    let path = directory.socket_path(id);
+    // One to which we cannot connect, we cannot replace either.
+    if let Ok(Some(Listening { pid, stays })) = listening(&path, SocketType::SEQPACKET) {
+        let id = id.clone();
+        return Err(JoinError::IdTaken { id, pid, stays });
+    }
+    let (name, listener) = listen(directory, id, rule).map_err(|source| {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        match source.kind() {
+            PermissionDenied | ReadOnlyFilesystem => JoinError::NotWritable {
+                path: directory.path().to_owned(),
+                source,
+            },
+            _ => JoinError::Listen { path, source },
+        }
+    })?;
+    let listener = Deferred::new(listener, Owner::default(), closer);
+    Ok((name, listener))
 }
 
 /// Owner and permissions that let those connect whom the rule lets join, and no others.
@@ -159,14 +205,15 @@ struct LockFile {
 impl LockFile {
     fn take(directory: &Directory, id: &PortId, rule: &Rule) -> Result<LockFile, JoinError> {
         let name = format!("{id}.lock");
-        let path = directory.path().join(&name);
+        let path = directory.lock_path(id);
         let fail = |e: Errno| JoinError::Lock {
             path: path.clone(),
             source: e.into(),
         };
-        let taken = |pid| JoinError::IdTaken {
+        let taken = |pid, stays| JoinError::IdTaken {
             id: id.clone(),
             pid,
+            stays,
         };
         for _ in 0..LOCK_ATTEMPTS {
             let Some(file) = open_lock(directory, &name, rule)? else {
@@ -174,7 +221,11 @@ impl LockFile {
             };
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(taken(read_pid(&file))),
+                Err(Errno::WOULDBLOCK) => {
+                    let (socket, pid) = (directory.socket_path(id), read_pid(&file));
+                    let stays = lock_holder_stays(&socket, SocketType::SEQPACKET, pid);
+                    return Err(taken(pid, stays));
+                }
                 Err(e) => return Err(fail(e)),
             }
             // The holder may have removed the file after we opened it: then we hold a lock on a file
@@ -200,7 +251,11 @@ impl LockFile {
             rustix::io::write(&lock.file, pid.as_bytes()).map_err(fail)?;
             return Ok(lock);
         }
-        Err(taken(None))
+        Err(taken(None, false))
+    }
+
+    fn is_in_place(&self) -> bool {
+        is_at(self.directory.as_fd(), &self.name, &self.file).unwrap_or(false)
     }
 }
 
@@ -265,7 +320,7 @@ fn read_pid(file: &OwnedFd) -> Option<u32> {
 impl Drop for LockFile {
     fn drop(&mut self) {
         // Removed while locked: whoever opened it before finds out by looking at the name again.
-        if is_at(self.directory.as_fd(), &self.name, &self.file).unwrap_or(false) {
+        if self.is_in_place() {
             remove(self.directory.as_fd(), &self.name);
         }
     }

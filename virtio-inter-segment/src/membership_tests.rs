@@ -29,7 +29,7 @@ fn files_come_and_go_with_the_port() {
     let temp = tempfile::tempdir().unwrap();
     let member = join(temp.path(), "web").unwrap();
     assert_eq!(names(temp.path()), ["web.lock", "web.sock"]);
-    assert!(member.is_ours());
+    assert!(member.is_in_place());
     let path = temp.path().join("web.sock");
     assert!(fs::metadata(&path).unwrap().file_type().is_socket());
     socket::connect(&path).unwrap();
@@ -88,7 +88,7 @@ fn a_race_for_an_id_has_one_winner() {
                         Ok(member) => {
                             assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
                             wins.fetch_add(1, Ordering::SeqCst);
-                            assert!(member.is_ours());
+                            assert!(member.is_in_place());
                             holders.fetch_sub(1, Ordering::SeqCst);
                         }
                         Err(JoinError::IdTaken { .. }) => {}

@@ -28,8 +28,10 @@ use crate::wire::{REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES, REASON_T
 
 mod admission;
 mod discovery;
+mod files;
 mod window;
 
+use files::Upkeep;
 use window::CallWindow;
 
 /// Tokens of the event loop; those of connections are their keys, which count up from 1.
@@ -70,6 +72,7 @@ pub struct Segment {
     /// Peers for which rings may still be made in this call.
     admissions: usize,
     window: CallWindow,
+    upkeep: Upkeep,
     /// When to take connections and call peers again, after a pause.
     resume_at: Option<Instant>,
     /// When to list the directory again.
@@ -142,6 +145,7 @@ impl Segment {
             events: Vec::new(),
             admissions: 0,
             window: CallWindow::new(now),
+            upkeep: Upkeep::new(),
             resume_at: None,
             list_at: None,
             listed_at: now,
@@ -214,6 +218,9 @@ impl Segment {
         }
         if self.resume_at.is_some_and(|at| at <= now) {
             self.resume();
+        }
+        if self.upkeep.retry_at.is_some_and(|at| at <= now) {
+            self.keep_files(now);
         }
         self.call_due(now);
         if let Err(e) = self.arm(now) {
@@ -492,7 +499,8 @@ impl Segment {
             .dials
             .next_due()
             .and_then(|due| self.may_call_at(due, now));
-        let next = [handshakes, call, self.resume_at, self.list_at]
+        let upkeep = self.upkeep.retry_at;
+        let next = [handshakes, call, self.resume_at, self.list_at, upkeep]
             .into_iter()
             .flatten()
             .min();

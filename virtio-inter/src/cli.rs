@@ -46,7 +46,8 @@ The VM's memory must be shared with the port: --memory shared=on (Cloud Hypervis
 
 BYTES and ENTRIES may have a suffix: K for 2^10, M for 2^20, G for 2^30, T for 2^40. A relative PATH or DIR is relative \
 to the working directory. Beside each socket the port locks the file PATH.lock, by which a later port can tell that \
-this one is gone and take its socket over.
+this one is gone and take its socket over. It waits up to 5 s for one that was killed or leaves. Both files are made \
+again if something else removes them; do not keep them where files are removed by age, as in /tmp.
 
 If the environment variable NOTIFY_SOCKET is set (systemd: Type=notify), the port reports READY=1 when it serves.
 

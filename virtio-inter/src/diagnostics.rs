@@ -2,6 +2,7 @@
 //! values and the way out.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
 use std::time::SystemTime;
 
 use virtio_inter_device::{DropReason, Port};
@@ -72,6 +73,20 @@ impl Diagnostics {
             let text = text.to_owned();
             self.warnings.raise(Code::MemoryNotShared, "", 1, text);
         }
+    }
+
+    /// Why a file by which others find this port is not there, if it is not.
+    pub fn lost_file(&mut self, path: &Path, why: Option<&str>) {
+        let path = path.display().to_string();
+        let Some(why) = why else {
+            self.warnings.clear(Code::FileLost, &path);
+            return;
+        };
+        let text = format!(
+            "Something removed or replaced {path}: nobody finds this port there any more, existing \
+             connections stay. It cannot be made again now: {why}"
+        );
+        self.warnings.raise(Code::FileLost, &path, 1, text);
     }
 
     /// There is a link with this peer.

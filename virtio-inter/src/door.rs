@@ -23,7 +23,7 @@ use virtio_inter_segment::{LogLimit, log_limited, peer_pid};
 use crate::chain::chain;
 use crate::kept::{Keeper, KeptConnection};
 use crate::poll::{Interest, Poll};
-use crate::socket::Listener;
+use crate::socket::{Listener, SocketError, SocketLock};
 use crate::vhost_user::frontend::{Ended, Frontend};
 use crate::vhost_user::session::Limits;
 
@@ -216,13 +216,46 @@ impl Door {
         }
     }
 
-    /// Ends the session, if there is one. The socket goes first: a frontend that sees its connection end and tries again
-    /// at once is to find nobody, not a connection that is reset.
-    pub fn close(self, device: &mut dyn Device) {
-        drop(self.listener);
+    /// The socket and its files.
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    /// Makes again what something else has removed of the socket's files.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be done.
+    pub fn restore(&mut self, device: &mut dyn Device) -> Result<(), SocketError> {
+        let path = self.listener.path().to_owned();
+        let failed = |source| SocketError::Io {
+            action: "watch socket",
+            path: path.clone(),
+            source,
+        };
+        // Whoever came before it was gone.
+        self.process(device).map_err(failed)?;
+        if self.accepting {
+            self.poll.remove(&self.listener).map_err(failed)?;
+        }
+        let result = self.listener.restore();
+        if self.accepting {
+            self.poll.add(&self.listener, LISTENER).map_err(failed)?;
+        }
+        result
+    }
+
+    /// Listens no more, and has `then` done before the sessions end. The socket goes first: a
+    /// frontend that sees its connection end and tries again at once is to find nobody, not a
+    /// connection that is reset. Returns the lock of the socket's path, which is nobody else's
+    /// until it is dropped.
+    pub fn close(self, device: &mut dyn Device, then: impl FnOnce()) -> SocketLock {
+        let lock = self.listener.stop();
+        then();
         for frontend in self.seats.into_iter().flatten() {
             frontend.close(device);
         }
+        lock
     }
 
     fn serve(&mut self, seat: usize, device: &mut dyn Device) -> io::Result<()> {

@@ -18,10 +18,12 @@ use crate::diagnostics::Diagnostics;
 use crate::door::Door;
 use crate::poll::Poll;
 use crate::signals::Signals;
+use crate::socket::{Listener, SocketError};
 use crate::status::Status;
 use crate::status_socket::StatusSocket;
 use crate::stray_signals::StraySignals;
 use crate::timer::Timer;
+use crate::upkeep::{Upkeep, watch};
 
 const SIGNALS: u64 = 0;
 const DOOR: u64 = 1;
@@ -30,6 +32,7 @@ const DEVICE: u64 = 3;
 const STATUS: u64 = 4;
 const STRAYS: u64 = 6;
 const LOOK: u64 = 5;
+const UPKEEP: u64 = 7;
 
 /// Time from the first dropped frame to a look at why: ports that start together link in between.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
@@ -63,6 +66,7 @@ pub struct EventLoop {
     diagnostics: Diagnostics,
     /// When to look at what workers dropped. Set only after they did.
     look: Timer,
+    upkeep: Upkeep,
     arguments: PortArgs,
     strays: StraySignals,
     /// Last, since it is dropped last: a second signal helps where the others' end does not come.
@@ -92,6 +96,8 @@ impl EventLoop {
         poll.add(device.events_fd(), DEVICE)?;
         let look = Timer::new()?;
         poll.add(&look, LOOK)?;
+        let upkeep = Upkeep::new()?;
+        poll.add(&upkeep, UPKEEP)?;
         if let Some(status) = &status {
             poll.add(status, STATUS)?;
         }
@@ -104,6 +110,7 @@ impl EventLoop {
             status,
             diagnostics: Diagnostics::new(&arguments.local_port()),
             look,
+            upkeep,
             arguments: arguments.clone(),
             strays,
             _signals: signals,
@@ -118,12 +125,17 @@ impl EventLoop {
     /// should send to one.
     pub fn run(mut self) -> Result<(), RunError> {
         let result = self.serve();
-        self.door.close(&mut self.device);
+        let (segment, status) = (self.segment, self.status);
+        // A successor waits for a port that holds its lock and listens no more (see `predecessor`).
+        let _lock = self
+            .door
+            .close(&mut self.device, || drop((segment, status)));
         log_counters(&self.device);
         result
     }
 
     fn serve(&mut self) -> Result<(), RunError> {
+        self.keep_files()?;
         loop {
             for token in self.poll.wait(true)? {
                 match token {
@@ -137,9 +149,10 @@ impl EventLoop {
                         self.door.process(&mut self.device)?;
                         self.diagnostics.memory(self.door.unshared_memory());
                     }
-                    SEGMENT => self.heed_segment(),
+                    SEGMENT => self.heed_segment()?,
                     STATUS => self.tell_status()?,
                     LOOK => self.look_at_drops()?,
+                    UPKEEP => self.keep_files()?,
                     _ => self.heed_device()?,
                 }
             }
@@ -168,7 +181,8 @@ impl EventLoop {
         })
     }
 
-    fn heed_segment(&mut self) {
+    fn heed_segment(&mut self) -> io::Result<()> {
+        let mut files_changed = false;
         for event in self.segment.process() {
             match event {
                 SegmentEvent::Up(link) => {
@@ -184,9 +198,45 @@ impl EventLoop {
                     }
                 }
                 SegmentEvent::Down(key, _) => self.remove_peer(key),
+                SegmentEvent::FilesChanged => files_changed = true,
             }
         }
         self.diagnostics.refused(self.segment.refused());
+        if files_changed {
+            self.keep_files()?;
+        }
+        Ok(())
+    }
+
+    /// Looks after the files by which others find this port. The segment's own it looks after
+    /// itself.
+    fn keep_files(&mut self) -> io::Result<()> {
+        let segment = &self.arguments.segment;
+        self.diagnostics.lost_file(segment, self.segment.lost());
+        if !self.upkeep.begin()? {
+            return Ok(());
+        }
+        let mut complete = true;
+        let mut settle = |listener: &Listener, result: Result<(), SocketError>| {
+            let why = result.err().map(|error| chain(&error));
+            self.diagnostics.lost_file(listener.path(), why.as_deref());
+            complete &= why.is_none() && watch(&self.segment, listener);
+        };
+        let mut result = Ok(());
+        if !self.door.listener().is_in_place() {
+            self.upkeep.restored();
+            result = self.door.restore(&mut self.device);
+        }
+        settle(self.door.listener(), result);
+        if let Some(status) = &mut self.status {
+            let mut result = Ok(());
+            if !status.listener().is_in_place() {
+                self.upkeep.restored();
+                result = status.restore();
+            }
+            settle(status.listener(), result);
+        }
+        self.upkeep.end(complete)
     }
 
     /// Looks at what workers dropped, and again after a while if that was anything. If not, the

@@ -11,6 +11,7 @@ use crate::cli::PortArgs;
 use crate::door::Door;
 use crate::event_loop::EventLoop;
 use crate::kept::{self, Keeper};
+use crate::predecessor::Predecessor;
 use crate::signals::Signals;
 use crate::socket::SocketLock;
 use crate::status_socket::StatusSocket;
@@ -30,14 +31,22 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     let signals = Signals::catch().context("Cannot catch signals")?;
     let strays = StraySignals::catch().context("Cannot catch signals")?;
     limits::prepare(arguments.ring_size);
-    let lock = SocketLock::take(&arguments.socket)?;
-    let status = arguments
-        .status_socket
-        .as_deref()
-        .map(StatusSocket::listen)
-        .transpose()?;
     let local = arguments.local_port();
-    let segment = Segment::join(&arguments.segment, local.clone()).map_err(suggest_directory)?;
+    let predecessor = Predecessor::new(&signals);
+    let Some(lock) = predecessor.outwait(|| SocketLock::take(&arguments.socket))? else {
+        return Ok(());
+    };
+    let status = match arguments.status_socket.as_deref() {
+        None => None,
+        Some(path) => match predecessor.outwait(|| StatusSocket::listen(path))? {
+            Some(socket) => Some(socket),
+            None => return Ok(()),
+        },
+    };
+    let join = || Segment::join(&arguments.segment, local.clone());
+    let Some(segment) = predecessor.outwait(join).map_err(suggest_directory)? else {
+        return Ok(());
+    };
     let mut device = Port::new(&local, arguments.busy_poll())?;
     let limits = Limits {
         queue_size: arguments.queue_size,
@@ -65,8 +74,8 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
 }
 
 /// A segment's name that is also a directory here was perhaps meant as that.
-fn suggest_directory(error: JoinError) -> anyhow::Error {
-    if let JoinError::NoDirectory(path) = &error
+fn suggest_directory(error: anyhow::Error) -> anyhow::Error {
+    if let Some(JoinError::NoDirectory(path)) = error.downcast_ref()
         && let Ok(name) = path.strip_prefix(SEGMENTS)
         && name.is_dir()
     {
@@ -75,7 +84,7 @@ fn suggest_directory(error: JoinError) -> anyhow::Error {
             "{error}; for the directory {name} of the working directory write ./{name}"
         );
     }
-    error.into()
+    error
 }
 
 /// Set for debugging: the port's own user may then trace the port, and it leaves core dumps.

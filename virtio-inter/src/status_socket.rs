@@ -5,19 +5,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use log::warn;
-use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, send,
-    socket_with,
-};
+use rustix::net::{SendFlags, send};
 
 use crate::poll::{Interest, Poll};
-use crate::socket::{SocketError, SocketLock};
+use crate::socket::{Listener, SocketError, SocketLock};
 
 /// Readers that have not read all of it yet; the oldest gives way to a further one.
 const MAX_READERS: usize = 8;
@@ -28,12 +22,9 @@ const LISTENER: u64 = 0;
 #[derive(Debug)]
 pub struct StatusSocket {
     poll: Poll,
-    listener: UnixListener,
-    path: PathBuf,
+    listener: Listener,
     readers: Vec<Reader>,
     next_token: u64,
-    // Last: released when the socket is gone.
-    _lock: SocketLock,
 }
 
 /// Someone who is being told.
@@ -52,26 +43,35 @@ impl StatusSocket {
     ///
     /// When a live port has the path, or it cannot be bound.
     pub fn listen(path: &Path) -> Result<Self, SocketError> {
-        let lock = SocketLock::take(path)?;
-        let failed = |action| {
-            move |source: io::Error| SocketError::Io {
-                action,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        let listener = bind_private(path).map_err(failed("listen on socket"))?;
-        let poll = Poll::new().map_err(failed("watch socket"))?;
-        poll.add(&listener, LISTENER)
-            .map_err(failed("watch socket"))?;
+        let listener = SocketLock::take(path)?.listen_private()?;
+        let poll = Poll::new().map_err(failed(path))?;
+        poll.add(&listener, LISTENER).map_err(failed(path))?;
         Ok(Self {
             poll,
             listener,
-            path: path.to_owned(),
             readers: Vec::new(),
             next_token: LISTENER + 1,
-            _lock: lock,
         })
+    }
+
+    /// The socket and its files.
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    /// Makes again what something else has removed of its files.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be done.
+    pub fn restore(&mut self) -> Result<(), SocketError> {
+        let path = self.listener.path().to_owned();
+        self.poll.remove(&self.listener).map_err(failed(&path))?;
+        let result = self.listener.restore();
+        self.poll
+            .add(&self.listener, LISTENER)
+            .map_err(failed(&path))?;
+        result
     }
 
     /// Tells who has come, and goes on telling who has not read all. Does not block.
@@ -94,9 +94,9 @@ impl StatusSocket {
 
     fn accept(&mut self, document: impl Fn() -> Vec<u8>) -> io::Result<()> {
         let stream = match self.listener.accept() {
-            Ok((stream, _)) => stream,
+            Ok(Some(stream)) => stream,
             // Nobody any more, or no descriptor for it: whoever asks, asks again.
-            Err(_) => return Ok(()),
+            Ok(None) | Err(_) => return Ok(()),
         };
         let mut reader = Reader {
             token: self.next_token,
@@ -151,27 +151,18 @@ impl Reader {
     }
 }
 
-/// The kernel takes a socket's own mode over to the file that bind(2) makes: at no time may others connect.
-fn bind_private(path: &Path) -> io::Result<UnixListener> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    bind(&socket, &SocketAddrUnix::new(path)?)?;
-    listen(&socket, MAX_READERS as i32)?;
-    Ok(socket.into())
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> SocketError {
+    let path = path.to_owned();
+    move |source| SocketError::Io {
+        action: "watch socket",
+        path,
+        source,
+    }
 }
 
 impl AsFd for StatusSocket {
     /// Readable when [`StatusSocket::process`] has something to do.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.poll.as_fd()
-    }
-}
-
-impl Drop for StatusSocket {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            warn!("Cannot remove {}: {error}", self.path.display());
-        }
     }
 }

@@ -37,6 +37,8 @@ pub enum Code {
     MtuMismatch,
     /// A peer has the same address or the same name.
     Conflict,
+    /// A file by which others find this port is gone.
+    FileLost,
 }
 
 impl Code {
@@ -51,6 +53,7 @@ impl Code {
             Code::BufferTooSmall => "buffer-too-small",
             Code::MtuMismatch => "mtu-mismatch",
             Code::Conflict => "conflict",
+            Code::FileLost => "file-lost",
         }
     }
 }

@@ -60,7 +60,7 @@ impl Segment {
         self.watch_listener(true);
     }
 
-    fn watch_listener(&mut self, watch: bool) {
+    pub(super) fn watch_listener(&mut self, watch: bool) {
         if let Err(e) = self
             .poll
             .pause(self.membership.listener(), LISTENER, !watch)

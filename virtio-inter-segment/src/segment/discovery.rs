@@ -14,6 +14,7 @@ use crate::directory::{Change, MAX_ENTRIES};
 use crate::handshake::Role;
 use crate::id::PortId;
 use crate::log_limited;
+use crate::port::SegmentEvent;
 use crate::refused::RefusedPeer;
 use crate::socket;
 
@@ -110,37 +111,33 @@ impl Segment {
             );
             vec![Change::Overflow]
         });
+        let mut files_changed = false;
         for change in changes {
             if let Change::Vanished(id) = &change {
                 self.refused.remove(id);
             }
             match change {
-                Change::Appeared(id) | Change::Vanished(id) if id == self.local.port.id => {
-                    if !self.membership.is_ours() {
-                        log_limited!(
-                            self.refusals,
-                            Level::Error,
-                            "Port {id}: its socket was removed or replaced in {}; links stay, new \
-                             peers will not find it",
-                            self.directory.path().display()
-                        );
-                    }
+                Change::Appeared(id) | Change::Vanished(id) | Change::Lock(id)
+                    if id == self.local.port.id =>
+                {
+                    self.keep_files(now);
                 }
                 // A change is only a reason to look; what counts is what is there now.
                 Change::Appeared(id) | Change::Vanished(id) if id > self.local.port.id => {
                     self.look_at(&id, now);
                 }
-                Change::Appeared(_) | Change::Vanished(_) => {}
-                Change::Overflow => self.list_later(now),
-                Change::DirectoryMoved => log_limited!(
-                    self.refusals,
-                    Level::Error,
-                    "Port {}: segment directory {} has moved; links stay, new peers will not be \
-                     found",
-                    self.local.port.id,
-                    self.directory.path().display()
-                ),
+                Change::Appeared(_) | Change::Vanished(_) | Change::Lock(_) => {}
+                Change::File => files_changed = true,
+                Change::Overflow => {
+                    self.list_later(now);
+                    self.keep_files(now);
+                    files_changed = true;
+                }
+                Change::DirectoryMoved => self.keep_files(now),
             }
+        }
+        if files_changed {
+            self.events.push(SegmentEvent::FilesChanged);
         }
     }
 
@@ -148,7 +145,7 @@ impl Segment {
     pub(super) fn look_at(&mut self, id: &PortId, now: Instant) {
         match self.directory.socket(id) {
             Some(socket) => {
-                // A new socket means that its predecessor's process is gone.
+                // With a new socket, its predecessor's process is gone, as a rule.
                 self.reap(|peer| peer.id == *id, now);
                 if !self.dials.seen(id, socket, now) {
                     self.list_later(now);

@@ -52,6 +52,8 @@ pub struct Port {
     pub links: BTreeMap<String, PeerLink>,
     /// All links that went down, with the reason.
     pub downs: Vec<(PeerKey, String)>,
+    /// How often a file was said to have changed.
+    pub files_changed: usize,
 }
 
 impl Port {
@@ -60,6 +62,7 @@ impl Port {
             segment,
             links: BTreeMap::new(),
             downs: Vec::new(),
+            files_changed: 0,
         }
     }
 
@@ -76,6 +79,7 @@ impl Port {
                     assert_eq!(self.links.len() + 1, before, "{key} was not up");
                     self.downs.push((key, reason.to_string()));
                 }
+                SegmentEvent::FilesChanged => self.files_changed += 1,
             }
         }
     }

@@ -103,12 +103,12 @@ fn what_a_killed_port_leaves_is_taken_over() {
 }
 
 #[test]
-fn a_socket_that_somebody_removed_is_no_trouble() {
+fn a_socket_that_somebody_replaced_is_no_trouble() {
     let place = Place::new();
     let port = place.start("a");
-    fs::remove_file(&port.socket).unwrap();
     // A newer one is not this port's to remove.
-    fs::write(&port.socket, "another's").unwrap();
+    fs::write(place.path("another"), "another's").unwrap();
+    fs::rename(place.path("another"), &port.socket).unwrap();
     port.end();
     assert_eq!(place.files(), ["a.vhost"]);
 }
@@ -117,12 +117,16 @@ fn a_socket_that_somebody_removed_is_no_trouble() {
 fn a_lock_that_somebody_removed_is_not_taken_from_the_next() {
     let place = Place::new();
     let first = place.start("a");
+    // Or it would make them again.
+    first.signal(Signal::STOP);
     fs::remove_file(place.path("a.vhost.lock")).unwrap();
     fs::remove_file(&first.socket).unwrap();
     let second = place
         .command("b")
         .with("--socket", place.path("a.vhost"))
         .start();
+    first.signal(Signal::CONT);
+    first.wait_for("is in use by process");
     first.end();
     assert_eq!(
         place.files(),

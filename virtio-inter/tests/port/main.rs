@@ -1,6 +1,7 @@
 //! The real program: its command line, its files, its signals, and what connects to it.
 
 mod dumps;
+mod files;
 mod frontends;
 mod guest;
 mod lifecycle;
