@@ -1,16 +1,16 @@
-//! The frame that tells a segment where an address is now: a RARP request (RFC 903), as QEMU and
-//! Linux announce a guest that has moved.
+//! The announcement of an address that has moved: a RARP request (RFC 903), as QEMU and Linux send
+//! it for a guest.
 
 use virtio_inter_segment::MacAddr;
 
 use crate::frame::{ETHERNET_HEADER, NET_HEADER};
 
-/// Shortest Ethernet frame in bytes, without its check sequence (IEEE 802.3, 3.2.7).
+/// Length of the shortest Ethernet frame in bytes, without its check sequence (IEEE 802.3, 3.2.7).
 const MIN_FRAME: usize = 60;
-/// Bytes of the record.
+/// Length of the record in bytes.
 pub(crate) const ANNOUNCEMENT: usize = NET_HEADER + MIN_FRAME;
 
-/// The record that announces `mac`: net header and frame, with nothing left to be done to it.
+/// The record that announces `mac`: net header and frame, without any offload.
 pub(crate) fn announcement(mac: MacAddr) -> [u8; ANNOUNCEMENT] {
     let mut record = [0; ANNOUNCEMENT];
     let (ethernet, packet) = record[NET_HEADER..].split_at_mut(ETHERNET_HEADER);

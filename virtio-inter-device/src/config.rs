@@ -6,12 +6,12 @@ use virtio_inter_segment::LocalPort;
 /// Size of the structure in bytes.
 pub const CONFIG_SIZE: usize = 24;
 
-/// "The driver MUST assume" these mean unknown (VIRTIO 1.3, 5.1.4).
+/// Values that mean "unknown" (VIRTIO 1.3, 5.1.4).
 const UNKNOWN_SPEED: u32 = 0xffff_ffff;
 const UNKNOWN_DUPLEX: u8 = 0xff;
 
-/// Lays the structure out, little-endian: mac, status, max_virtqueue_pairs, mtu, speed, duplex, and the hash
-/// fields, which stay zero as no hash feature is offered.
+/// The structure, little-endian: mac, status, max_virtqueue_pairs, mtu, speed, duplex, and the hash
+/// fields, which are zero as no hash feature is offered.
 pub(crate) fn config_space(port: &LocalPort) -> [u8; CONFIG_SIZE] {
     let mut space = [0; CONFIG_SIZE];
     space[0..6].copy_from_slice(&port.mac.octets());

@@ -5,7 +5,7 @@ use crate::drops::Drops;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// What one worker has done and refused, since the port started. All in frames unless said otherwise.
+        /// Counters of one worker since the port started, in frames unless it says otherwise.
         #[derive(Debug, Default)]
         #[repr(align(128))] // No other worker's counters on these cache lines.
         pub struct Counters {
@@ -24,69 +24,71 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Frames taken from the guest and handed to at least one peer.
+    /// Frames of the guest that were sent to at least one peer.
     tx_frames,
     /// Their bytes, without the virtio header.
     tx_bytes,
     /// From the guest: shorter than an Ethernet header, or longer than any MTU.
     tx_bad_length,
-    /// From the guest: segmentation of a kind that does not exist, or was not negotiated.
+    /// From the guest: a GSO type that is unknown or was not negotiated.
     tx_bad_gso_type,
-    /// From the guest: segmentation into segments of no bytes.
+    /// From the guest: a GSO size of zero.
     tx_bad_gso_size,
-    /// From the guest: to be segmented behind headers (`hdr_len`) that are longer than the frame.
+    /// From the guest: a GSO frame whose `hdr_len` is longer than the frame.
     tx_bad_hdr_len,
-    /// From the guest: to be segmented, but not the kind of packet that it says it is.
+    /// From the guest: a GSO frame that is not of the kind that its GSO type says.
     tx_bad_gso_frame,
-    /// From the guest: partial checksum outside of the frame, missing where it is needed, or not negotiated.
+    /// From the guest: a partial checksum outside of the frame, missing where GSO needs it, or not
+    /// negotiated.
     tx_bad_csum,
-    /// From the guest: source address that is not the port's own.
+    /// From the guest: a source address that is not the port's.
     tx_spoofed,
-    /// From the guest: nobody on the segment has the destination address.
+    /// From the guest: no peer has the destination address.
     tx_no_destination,
-    /// From the guest: the receiving port made no progress for longer than the patience.
+    /// From the guest: the receiving port made no progress for the stall timeout.
     tx_peer_stalled,
-    /// From the guest: given back unsent, as the queue was disabled.
+    /// From the guest: returned unsent because the queue was disabled.
     tx_disabled,
-    /// Times that a full link stopped the transmit queue.
+    /// Number of times that a full link held the transmit queue up.
     tx_waits,
-    /// Frames copied aside for a slow peer so that the others' frames could go on.
+    /// Frames copied aside for a slow peer so that frames for others could go on.
     tx_spilled,
-    /// Frames handed to the guest.
+    /// Frames delivered to the guest.
     rx_frames,
     /// Their bytes, without the virtio header.
     rx_bytes,
-    /// From a peer, wrong in itself: shorter than an Ethernet header, or longer than any MTU.
+    /// From a peer: shorter than an Ethernet header, or longer than any MTU.
     rx_bad_length,
-    /// From a peer: segmentation of a kind that does not exist.
+    /// From a peer: an unknown GSO type.
     rx_bad_gso_type,
-    /// From a peer: segmentation into segments of no bytes.
+    /// From a peer: a GSO size of zero.
     rx_bad_gso_size,
-    /// From a peer: to be segmented behind headers (`hdr_len`) that are longer than the frame.
+    /// From a peer: a GSO frame whose `hdr_len` is longer than the frame.
     rx_bad_hdr_len,
-    /// From a peer: to be segmented, but not the kind of packet that it says it is.
+    /// From a peer: a GSO frame that is not of the kind that its GSO type says.
     rx_bad_gso_frame,
-    /// From a peer: partial checksum outside of the frame, or missing where it is needed.
+    /// From a peer: a partial checksum outside of the frame, or missing where GSO needs it.
     rx_bad_csum,
-    /// From a peer: an address that is not the peer's own, or a destination that is not this port.
+    /// From a peer: a source address that is not the peer's, or a destination that is not this
+    /// port's.
     rx_bad_address,
-    /// From a peer: larger than the port's MTU, and not to be segmented to fit it.
+    /// From a peer: larger than the port's MTU, and it cannot be segmented to fit.
     rx_too_long,
-    /// From a peer: larger than the guest's buffer (without mergeable buffers), and not TCP to be
-    /// segmented, which is cut to fit. Segments count one by one.
+    /// From a peer: larger than the guest's buffer (without mergeable buffers), and not a TCP frame
+    /// that can be segmented to fit. Segments count one by one.
     rx_small_buffer,
-    /// Frames from peers that were cut into segments, as the guest did not negotiate to take them
-    /// whole or has too small buffers for that. The segments are frames of `rx_frames`.
+    /// Frames from peers that were segmented because the guest did not negotiate the offload or has
+    /// too small buffers. The segments count in `rx_frames`.
     rx_segmented,
-    /// Frames of `rx_frames` whose checksum was completed, as the guest did not negotiate to take
-    /// partial ones, or as DHCP programs want it.
+    /// Frames of `rx_frames` whose checksum was completed because the guest did not negotiate the
+    /// offload, or for DHCP programs.
     rx_csum_completed,
-    /// From a peer: no guest is there to take it.
+    /// From a peer: there was no guest to take it.
     rx_no_guest,
-    /// Times that frames had to wait for the guest's buffers.
+    /// Number of times that frames had to wait for the guest's buffers.
     rx_waits,
-    /// Wake-ups of the worker.
+    /// Number of wake-ups of the worker.
     wakeups,
-    /// Interrupts sent to the guest.
+    /// Number of interrupts sent to the guest.
     interrupts,
 }

@@ -1,4 +1,4 @@
-//! What a transport (vhost-user here) drives a virtio device by.
+//! The interface of a virtio device for its transport, here vhost-user.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use thiserror::Error;
 use vm_memory::GuestAddress;
 
 use crate::feature_names::FeatureNames;
-pub use crate::memory::GuestMemory;
+pub use crate::guest_memory::GuestMemory;
 
-/// Where a split virtqueue lies and how it is notified (VIRTIO 1.3, 2.7).
+/// Addresses and notifications of a split virtqueue (VIRTIO 1.3, 2.7).
 #[derive(Debug)]
 pub struct QueueSetup {
     /// Number of descriptors: a power of two, 1..=32768.
@@ -20,14 +20,14 @@ pub struct QueueSetup {
     pub available: GuestAddress,
     /// Guest physical address of the used ring (6 + 8 × `size` bytes).
     pub used: GuestAddress,
-    /// The driver's kick. An eventfd in practice; waited for edge-triggered and never read.
+    /// The driver's kick. An eventfd in practice; watched edge-triggered and never read.
     pub kick: OwnedFd,
-    /// Interrupts the driver: an eventfd, or a pipe (User Mode Linux), which must be non-blocking. None: no
-    /// interrupts wanted.
+    /// Interrupts the driver: an eventfd, or a pipe (User Mode Linux), which must be non-blocking.
+    /// None: the driver wants no interrupts.
     pub call: Option<OwnedFd>,
 }
 
-/// What the transport may hear from a device.
+/// An error of a device.
 #[derive(Debug, Error)]
 pub enum DeviceError {
     /// The driver accepted a set of features that cannot work.
@@ -35,7 +35,7 @@ pub enum DeviceError {
     Features {
         /// The set the driver accepted.
         acked: u64,
-        /// What is wrong with it.
+        /// Why it cannot work.
         reason: &'static str,
     },
     /// No such queue.
@@ -43,15 +43,15 @@ pub enum DeviceError {
     NoSuchQueue {
         /// Queue asked for.
         index: u16,
-        /// Queues there are.
+        /// Number of queues.
         count: u16,
     },
-    /// The queue's size or place is wrong.
+    /// The size or an address of the queue is invalid.
     #[error("Queue {index} cannot start: {reason}")]
     BadQueue {
         /// Queue asked for.
         index: u16,
-        /// What is wrong with it.
+        /// Why it is invalid.
         reason: String,
     },
     /// Memory was not set before a queue was started.
@@ -60,9 +60,9 @@ pub enum DeviceError {
     /// An operating system call failed.
     #[error("Cannot {action}")]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// Why it failed.
+        /// The reason.
         #[source]
         source: std::io::Error,
     },
@@ -70,11 +70,12 @@ pub enum DeviceError {
 
 /// A virtio device as its transport sees it.
 ///
-/// All calls come from one control thread. Each returns once the data path has taken the change over: after
-/// [`Device::stop_queue`] the queue's memory is no longer touched, after [`Device::set_memory`] the former
-/// mapping is no longer used.
+/// All calls come from one control thread. Each returns when the data path has adopted the change:
+/// after [`Device::stop_queue`] it does not access the queue's memory any more, after
+/// [`Device::set_memory`] not the former mapping.
 pub trait Device {
-    /// Number of virtqueues, without a control queue: two for each queue pair (receive 0, transmit 1, …).
+    /// Number of virtqueues, without a control queue: two for each queue pair (receive 0, transmit
+    /// 1, …).
     fn queue_count(&self) -> u16;
 
     /// Device features offered (VIRTIO 1.3, 5.1.3 and 6), without vhost-user's own bit 30.
@@ -83,32 +84,32 @@ pub trait Device {
     /// The device's configuration space, `struct virtio_net_config` (VIRTIO 1.3, 5.1.4).
     fn config(&self) -> &[u8];
 
-    /// What the driver accepted, a subset of [`Device::features`]. Called before queues start, and again with
-    /// another set after a reset; may come while queues run, with the same set.
+    /// Sets the features that the driver accepted, a subset of [`Device::features`]. Called before
+    /// queues start, and with another set after a reset; with the same set also while queues run.
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Features`] for a set that contradicts itself; the former set stays.
+    /// [`DeviceError::Features`] for a set that contradicts itself; the former set stays in force.
     fn set_features(&mut self, acked: u64) -> Result<(), DeviceError>;
 
-    /// The guest's memory, or its new layout, or another log of what is written there, while queues run. None: no memory
-    /// any more (queues are stopped). When this returns the former log is written no more.
+    /// Sets the guest's memory, or its new layout or dirty log while queues run. None: there is no
+    /// memory any more (queues are stopped). After the call the former log is not written any more.
     ///
     /// # Errors
     ///
     /// When the data path does not answer.
     fn set_memory(&mut self, memory: Option<Arc<GuestMemory>>) -> Result<(), DeviceError>;
 
-    /// Starts a queue, disabled, at its own used index. A running one is stopped first.
+    /// Starts a queue, disabled, at the used index in its ring. A running one is stopped first.
     ///
     /// # Errors
     ///
-    /// When the index, size or an address is wrong, or memory is missing.
+    /// When the index, the size or an address is invalid, or memory is missing.
     fn start_queue(&mut self, index: u16, setup: QueueSetup) -> Result<(), DeviceError>;
 
-    /// Enables or disables a started queue. Enabling looks at the ring at once, without waiting for a kick. A
-    /// transmit queue that is disabled is emptied, its frames unsent, before the call returns and whenever it is
-    /// kicked; nothing else touches it.
+    /// Enables or disables a started queue. An enabled queue is served at once, without a kick. A
+    /// disabled transmit queue is drained, its frames unsent, before the call returns and whenever
+    /// it is kicked; nothing else accesses it.
     ///
     /// # Errors
     ///
@@ -129,15 +130,15 @@ pub trait Device {
     /// When the index is wrong.
     fn set_kick(&mut self, index: u16, kick: OwnedFd) -> Result<(), DeviceError>;
 
-    /// Stops a queue and says the next available index to process. A queue that does not run answers 0.
+    /// Stops a queue and returns the next available index to process, or 0 if it does not run.
     ///
     /// # Errors
     ///
     /// When the index is wrong.
     fn stop_queue(&mut self, index: u16) -> Result<u16, DeviceError>;
 
-    /// Tells everybody on the network where the device's address is, by a RARP broadcast. Returns
-    /// how many peers get it.
+    /// Announces the device's address to everybody on the network by a RARP broadcast. Returns how
+    /// many peers get it.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Feature bits: what the device offers, and what a driver's choice means for the data path.
+//! Feature bits: the device's offer, and what the driver's choice means for the data path.
 
 use virtio_bindings::bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_net::{
@@ -24,7 +24,7 @@ const fn mask(bits: &[u32]) -> u64 {
     mask
 }
 
-/// Everything a port can do but multi-queue, which depends on the number of its queue pairs.
+/// All features of a port but multi-queue, which depends on the number of its queue pairs.
 const OFFERED: u64 = mask(&[
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_GUEST_CSUM,
@@ -49,9 +49,9 @@ const OFFERED: u64 = mask(&[
 
 /// The device features that a port with `queue_pairs` offers (VIRTIO 1.3, 5.1.3 and 6).
 ///
-/// The control queue, without which a driver refuses several pairs, is the frontend's: Cloud Hypervisor has one only if the
-/// port offers it, QEMU and DPDK have one whatever it says. User Mode Linux would ask the port for it, and so
-/// has one pair.
+/// The control queue, without which a driver refuses several pairs, is the frontend's: Cloud
+/// Hypervisor has one only if the port offers it, QEMU and DPDK always have one. User Mode Linux
+/// would need one of the port, so it can use one pair only.
 pub(crate) fn offered(queue_pairs: u16) -> u64 {
     if queue_pairs > 1 {
         OFFERED | mask(&[VIRTIO_NET_F_MQ, VIRTIO_NET_F_CTRL_VQ])
@@ -60,11 +60,11 @@ pub(crate) fn offered(queue_pairs: u16) -> u64 {
     }
 }
 
-/// A driver's choice, as the data path asks for it.
+/// The features that a driver accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Negotiated(u64);
 
-/// (feature, what it needs any one of, said so): VIRTIO 1.3, 5.1.3.1.
+/// (feature, features of which it needs any one, reason): VIRTIO 1.3, 5.1.3.1.
 const DEPENDENCIES: [(u32, &[u32], &str); 9] = [
     (
         VIRTIO_NET_F_GUEST_TSO4,
@@ -114,7 +114,7 @@ const DEPENDENCIES: [(u32, &[u32], &str); 9] = [
 ];
 
 impl Negotiated {
-    /// Checks what a driver accepted against what was offered and against itself.
+    /// Checks the accepted features against those offered and against each other.
     pub(crate) fn new(acked: u64, offered: u64) -> Result<Self, DeviceError> {
         let refuse = |reason| Err(DeviceError::Features { acked, reason });
         if acked & !offered != 0 {
@@ -145,7 +145,7 @@ impl Negotiated {
         self.has(VIRTIO_NET_F_MRG_RXBUF)
     }
 
-    /// What the driver may leave to the device in frames that it sends.
+    /// Offloads that the driver may leave to the device in frames that it sends.
     pub(crate) fn sends(self) -> Offloads {
         let udp = self.has(VIRTIO_NET_F_HOST_USO);
         Offloads {
@@ -158,7 +158,7 @@ impl Negotiated {
         }
     }
 
-    /// What the device may leave to the driver in frames that it delivers.
+    /// Offloads that the device may leave to the driver in frames that it delivers.
     pub(crate) fn takes(self) -> Offloads {
         Offloads {
             checksum: self.has(VIRTIO_NET_F_GUEST_CSUM),
@@ -189,7 +189,7 @@ pub(crate) struct Offloads {
 }
 
 impl Offloads {
-    /// All there is.
+    /// All offloads.
     pub(crate) const ALL: Offloads = Offloads {
         checksum: true,
         tcp4: true,
@@ -199,7 +199,7 @@ impl Offloads {
         udp6: true,
     };
 
-    /// None of them.
+    /// No offload.
     #[cfg(test)]
     pub(crate) const NONE: Offloads = Offloads {
         checksum: false,
@@ -218,27 +218,27 @@ mod tests {
     const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 
     #[test]
-    fn multi_queue_is_offered_only_with_several_pairs() {
+    fn features_offer_multi_queue_only_with_several_pairs() {
         let both = mask(&[VIRTIO_NET_F_MQ, VIRTIO_NET_F_CTRL_VQ]);
         assert_eq!(offered(1) & both, 0);
         assert_eq!(offered(2) & both, both);
     }
 
     #[test]
-    fn what_was_not_offered_cannot_be_accepted() {
+    fn features_that_were_not_offered_cannot_be_accepted() {
         let ufo = 1 << virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_HOST_UFO;
         assert!(Negotiated::new(VERSION_1 | ufo, offered(1)).is_err());
         assert!(Negotiated::new(offered(1), offered(1)).is_ok());
     }
 
     #[test]
-    fn legacy_drivers_are_refused() {
+    fn features_of_legacy_drivers_are_refused() {
         assert!(Negotiated::new(0, offered(1)).is_err());
         assert!(Negotiated::new(VERSION_1, offered(1)).is_ok());
     }
 
     #[test]
-    fn each_dependency_is_checked() {
+    fn features_are_checked_for_their_dependencies() {
         for (feature, needs, _) in DEPENDENCIES {
             assert!(Negotiated::new(VERSION_1 | 1 << feature, offered(1)).is_err());
             // The closure of one of the needs is accepted.

@@ -19,7 +19,7 @@ use crate::config::{CONFIG_SIZE, config_space};
 use crate::counters::Counters;
 use crate::device::{Device, DeviceError, QueueSetup};
 use crate::features::{Negotiated, offered};
-use crate::memory::GuestMemory;
+use crate::guest_memory::GuestMemory;
 use crate::poller::{Poller, Waker};
 use crate::queue::check_setup;
 use crate::worker::{Answer, Command, Report, Request, Worker, WorkerSetup};

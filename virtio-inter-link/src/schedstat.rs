@@ -1,5 +1,5 @@
 //! The kernel's account of how long threads were ready to run while others had their CPU
-//! (Linux, `Documentation/scheduler/sched-stats.rst`). Complete whatever control groups they are in.
+//! (Linux, `Documentation/scheduler/sched-stats.rst`), in whatever control groups they are.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek};

@@ -18,8 +18,8 @@ impl Ready {
         Ready(if ready { self.0 | bit } else { self.0 & !bit })
     }
 
-    /// The worker that serves a link whose home is worker `home`: that one if it is ready or if none
-    /// is; else one of those that are, distributed by home.
+    /// The worker that serves a link whose home is worker `home`: that one if it is ready or if
+    /// none is; else one of those that are, distributed by home.
     pub(crate) fn serving(self, home: u16) -> u16 {
         if self.0 == 0 || self.0 & (1 << home) != 0 {
             return home;

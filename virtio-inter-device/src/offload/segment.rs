@@ -42,8 +42,8 @@ pub(crate) struct GsoSegments {
 }
 
 impl GsoSegments {
-    /// The segments of a frame of `frame_len` bytes for a receiver with this MTU, whose buffers hold
-    /// a frame of `frame_room` bytes.
+    /// The segments of a frame of `frame_len` bytes for a receiver with this MTU, whose buffers
+    /// hold a frame of `frame_room` bytes.
     ///
     /// TCP segments are smaller than the sender asks for if MTU or buffers need that: TCP is a
     /// stream of bytes. UDP is not. None: no segment fits the MTU.
@@ -92,8 +92,8 @@ impl GsoSegments {
         start..(start + self.size).min(self.frame_len)
     }
 
-    /// Changes the headers of the whole frame into those of segment `index`. The TCP or UDP checksum
-    /// covers the pseudo header alone.
+    /// Changes the headers of the whole frame into those of segment `index`. The TCP or UDP
+    /// checksum covers the pseudo header alone.
     pub(crate) fn write_headers(&self, index: u32, headers: &mut [u8]) {
         let payload = self.payload(index);
         let (first, last) = (index == 0, payload.end == self.frame_len);

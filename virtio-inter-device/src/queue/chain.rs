@@ -10,7 +10,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice}
 use super::rings::{Rings, descriptor_at, indirect_count};
 use super::violation::QueueViolation;
 use crate::frame::{FRAME_HEADER, FrameHeader, Invalid};
-use crate::memory::{DirtyLog, GuestMemory};
+use crate::guest_memory::{DirtyLog, GuestMemory};
 
 /// Length of the longest chain accepted, as in Linux's vhost (`UIO_MAXIOV`). A driver with indirect
 /// tables may exceed the queue size in one chain (Linux does on tiny queues), so the size alone is

@@ -14,7 +14,7 @@ use vm_memory::{
 };
 
 use super::violation::QueueViolation;
-use crate::memory::GuestMemory;
+use crate::guest_memory::GuestMemory;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no interrupt (only without the event index).
 const NO_INTERRUPT: u16 = 1;
@@ -59,8 +59,8 @@ struct Region<'m> {
 }
 
 impl<'m> Rings<'m> {
-    /// Resolves the areas of a queue. Their sizes are those of VIRTIO 1.3, 2.7, with the event index
-    /// fields.
+    /// Resolves the areas of a queue. Their sizes are those of VIRTIO 1.3, 2.7, with the event
+    /// index fields.
     pub(crate) fn new(
         memory: &'m GuestMemory,
         addresses: &RingAddresses,
@@ -163,7 +163,8 @@ impl<'m> Rings<'m> {
         )
     }
 
-    /// The used index in the ring: where a former backend, or a former process of this one, stopped.
+    /// The used index in the ring: where a former backend, or a former process of this one,
+    /// stopped.
     pub(crate) fn used_index(&self) -> Result<u16, QueueViolation> {
         load(&self.used, INDEX, Ordering::Acquire)
     }

@@ -16,7 +16,7 @@ use super::prefetch::{BYTES, Prefetched};
 use super::rings::{RingAddresses, Rings};
 use super::violation::QueueViolation;
 use crate::device::QueueSetup;
-use crate::memory::GuestMemory;
+use crate::guest_memory::GuestMemory;
 
 /// A free-running index that changes with each entry. In 32 bits, the upper ones zero: the compiler
 /// may load 32 bits of a field of 16 that happens to be aligned, and such a load waits until the

@@ -9,7 +9,7 @@ use super::split::SplitQueue;
 use super::violation::QueueViolation;
 use crate::batch::Rules;
 use crate::frame::{FrameHeader, Invalid};
-use crate::memory::GuestMemory;
+use crate::guest_memory::GuestMemory;
 
 /// A queue whose buffers the device reads.
 pub(crate) type TxQueue<'q> = QueueView<'q, false>;

@@ -14,7 +14,7 @@ use crate::counter::Counter;
 use crate::counters::Counters;
 use crate::features::Offloads;
 use crate::frame::{ETHERNET_HEADER, FrameHeader, Gso, Invalid, NET_HEADER};
-use crate::memory::GuestMemory;
+use crate::guest_memory::GuestMemory;
 use crate::offload::{RxAction, RxLimits, SoftwareOffload};
 use crate::queue::{QueueViolation, RxQueue, SplitQueue};
 use buffers::{RxBuffers, Supply};

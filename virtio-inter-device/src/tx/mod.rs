@@ -9,7 +9,7 @@ use crate::batch::{BATCH, Pace, Rest, Rules};
 use crate::counter::Counter;
 use crate::counters::Counters;
 use crate::frame::{FrameHeader, Gso, Invalid, NET_HEADER};
-use crate::memory::GuestMemory;
+use crate::guest_memory::GuestMemory;
 use crate::offload::{Layout, MAX_HEADERS};
 use crate::queue::{DescriptorChain, QueueViolation, SplitQueue, TxQueue};
 use frame::GuestFrame;

@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::batch::Direction;
 use crate::device::{DeviceError, QueueSetup};
 use crate::features::Negotiated;
-use crate::memory::GuestMemory;
+use crate::guest_memory::GuestMemory;
 
 /// A change to the state of a worker.
 pub(crate) enum Command<B: Backend> {

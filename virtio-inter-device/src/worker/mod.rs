@@ -19,7 +19,7 @@ pub(crate) use command::{Answer, Command, Request};
 use crate::backend::steering::InUse;
 use crate::backend::{Backend, LinkFault};
 use crate::batch::{Pace, Rest, Rules};
-use crate::memory::GuestMemory;
+use crate::guest_memory::GuestMemory;
 use crate::poller::{Poller, Woken};
 use crate::queue::{QueueViolation, RxQueue, SplitQueue, TxQueue};
 use crate::rx::RxHandler;

@@ -1,5 +1,5 @@
-//! Forwarding table: the addresses that peers named in their handshakes. There is no learning and no
-//! ageing.
+//! Forwarding table: the addresses that peers named in their handshakes. There is no learning and
+//! no ageing.
 
 use virtio_inter_segment::MacAddr;
 

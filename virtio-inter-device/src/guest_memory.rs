@@ -1,9 +1,8 @@
-//! A guest's memory, and the log of what the device writes there while the guest is being moved.
+//! A guest's memory, and the dirty log of the device's writes while the guest is migrated.
 //!
-//! Every write of the data path goes through `queue/`, which marks it here afterwards: the used ring in `rings.rs`,
-//! receive buffers in `chain.rs`. Without a log that is one comparison for each write.
-//!
-//! See decision 0011.
+//! `queue/` marks every write of the data path here afterwards: the used ring in `rings.rs`,
+//! receive buffers in `chain.rs`. Without a log that is one comparison for each write
+//! (decision 0011).
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use vm_memory::{GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
 
-/// A guest's memory as mapped by this process, and where writes to it are noted, if anywhere.
+/// A guest's memory as mapped by this process, and the dirty log, if there is one.
 #[derive(Debug, Clone)]
 pub struct GuestMemory {
     map: GuestMemoryMmap<()>,
@@ -19,12 +18,12 @@ pub struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// Memory whose changes nobody wants to know of.
+    /// Memory without a dirty log.
     pub fn new(map: GuestMemoryMmap<()>) -> Self {
         Self { map, log: None }
     }
 
-    /// The same memory with the device's writes noted in `log`.
+    /// The same memory with the device's writes marked in `log`.
     #[must_use]
     pub fn logged(self, log: Arc<DirtyLog>) -> Self {
         Self {
@@ -33,17 +32,17 @@ impl GuestMemory {
         }
     }
 
-    /// Whether writes are noted.
+    /// Whether there is a dirty log.
     pub fn is_logged(&self) -> bool {
         self.log.is_some()
     }
 
-    /// Where writes are noted.
+    /// The dirty log.
     pub(crate) fn log(&self) -> Option<&DirtyLog> {
         self.log.as_deref()
     }
 
-    /// Notes that the `len` bytes at `address` were written.
+    /// Marks the `len` bytes at `address` as written.
     #[inline]
     pub(crate) fn wrote(&self, address: u64, len: u64) {
         if let Some(log) = &self.log {
@@ -60,9 +59,9 @@ impl Deref for GuestMemory {
     }
 }
 
-/// A bitmap in memory shared with the VMM, one bit for each 4 KiB of guest address space, from address 0 on
-/// (vhost-user specification, "Migration"): bit `n % 8` of byte `n / 8` is page `n`'s. The device sets bits, the VMM
-/// clears them.
+/// A bitmap in memory shared with the VMM, one bit for each 4 KiB of guest address space, from
+/// address 0 on (vhost-user specification, "Migration"): bit `n % 8` of byte `n / 8` is page `n`'s.
+/// The device sets bits, the VMM clears them.
 #[derive(Debug)]
 pub struct DirtyLog {
     bits: MmapRegion<()>,
@@ -72,7 +71,7 @@ impl DirtyLog {
     /// Size of a page of the log in bytes, whatever the host's pages are.
     pub const PAGE: u64 = 4096;
 
-    /// Notes writes in `bits`.
+    /// A log in `bits`.
     pub fn new(bits: MmapRegion<()>) -> Self {
         Self { bits }
     }
@@ -82,8 +81,8 @@ impl DirtyLog {
         (self.bits.size() as u64).saturating_mul(8 * Self::PAGE)
     }
 
-    /// Sets the bits of the `len` bytes at `address`, after they were written. What lies beyond the log's end is not
-    /// noted: the VMM does not ask for it.
+    /// Sets the bits of the `len` bytes at `address`, after they were written. Bytes beyond the end
+    /// of the log are not marked: the VMM does not ask for them.
     pub(crate) fn mark(&self, address: u64, len: u64) {
         let Some(last) = len
             .checked_sub(1)
@@ -98,8 +97,8 @@ impl DirtyLog {
             let Ok(bits) = self.bits.get_atomic_ref::<AtomicU8>(byte) else {
                 return;
             };
-            // Not only where the bit is clear: the VMM may have seen it set just now, and be about to read the page.
-            // Sequentially consistent, so that the write before is in memory when the bit is seen.
+            // Also if the bit is set: the VMM may have seen it just now, and be about to read the
+            // page. Sequentially consistent, so that the write is in memory when the bit is seen.
             bits.fetch_or(1 << (page % 8), Ordering::SeqCst);
         }
     }
@@ -129,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn each_page_that_a_write_touches_is_marked_and_no_other() {
+    fn dirty_log_marks_each_page_of_a_write_and_no_other() {
         for (address, len, pages) in [
             (0, 1, vec![0]),
             (4095, 1, vec![0]),
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beyond_the_log_is_left_alone() {
+    fn dirty_log_ignores_writes_beyond_its_end() {
         let log = log(1);
         log.mark(8 * 4096 - 1, 2);
         log.mark(u64::MAX, 1);
