@@ -13,6 +13,8 @@
 //! - `view.rs`: a queue for the time of one batch, which is what the handlers work on.
 
 mod chain;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod prefetch;
 mod rings;
 mod split;

@@ -3,6 +3,8 @@
 mod buffers;
 mod discard;
 mod segment;
+#[cfg(test)]
+mod tests;
 
 use smallvec::SmallVec;
 use virtio_inter_segment::MacAddr;

@@ -3,6 +3,8 @@
 //! A used entry returns as soon as the backend has its frame (decision 0024).
 
 mod frame;
+#[cfg(test)]
+mod tests;
 
 use crate::backend::{TxBackend, TxStatus};
 use crate::batch::{BATCH, Pace, Rest, Rules};

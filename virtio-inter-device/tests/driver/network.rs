@@ -85,6 +85,8 @@ pub(crate) struct Spec {
     /// Where the rings' indices start.
     pub(crate) start: u16,
     pub(crate) busy_poll: BusyPollConfig,
+    /// The port drops frames for a peer that makes no progress.
+    pub(crate) stall_timeout: bool,
     /// Receive buffers given at first: how many (the size at most), and of how many bytes.
     pub(crate) buffers: (usize, usize),
 }
@@ -100,6 +102,7 @@ impl Default for Spec {
             tx_size: 256,
             start: 0,
             busy_poll: BusyPollConfig::default(),
+            stall_timeout: true,
             buffers: (256, 2048),
         }
     }
@@ -115,14 +118,14 @@ pub(crate) struct Node<B: Backend = Links> {
 
 impl Node {
     pub(crate) fn new(number: usize, spec: Spec) -> Self {
-        let port = Port::new(&local(number, &spec), spec.busy_poll).unwrap();
+        let port = port(number, &spec);
         Node::with_port(number, spec, port)
     }
 
     /// Ends the port, as a process that is killed between two batches does, and starts another on the same rings.
     /// `setups` were asked for earlier: the queues may be in other threads' hands.
     pub(crate) fn reincarnate(&mut self, setups: Vec<(u16, QueueSetup)>) {
-        self.port = Port::new(&local(self.number, &self.spec), self.spec.busy_poll).unwrap();
+        self.port = port(self.number, &self.spec);
         self.connect_with(setups);
     }
 }
@@ -256,6 +259,15 @@ impl<B: Backend> Node<B> {
     pub(crate) fn packet(&self, to: MacAddr, len: usize, seed: u64) -> Packet {
         Packet::new(self.mac(), to, len, seed)
     }
+}
+
+fn port(number: usize, spec: &Spec) -> Port {
+    let local = local(number, spec);
+    if spec.stall_timeout {
+        return Port::new(&local, spec.busy_poll).unwrap();
+    }
+    let links = |setup| Links::new(setup).without_stall_timeout();
+    Port::with_backend(&local, spec.busy_poll, links).unwrap()
 }
 
 /// A guest that has accepted `features`, with empty queues.

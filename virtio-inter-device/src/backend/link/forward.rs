@@ -83,4 +83,23 @@ mod tests {
         assert_eq!(table.destination(mac(9)), Destination::Nobody);
         assert_eq!(table.destination(mac(5)), Destination::Peer(0));
     }
+    #[test]
+    fn forwarding_finds_each_of_many_peers_in_any_order() {
+        let count: usize = 250;
+        // Not in the order of their positions.
+        let address = |position: usize| mac((position * 37 % 251) as u8);
+        let mut table = Forwarding::default();
+        table.rebuild((0..count).map(address));
+        for step in [1, 7, 100] {
+            for i in 0..count {
+                let position = i * step % count;
+                // Frames come in trains, and alternate.
+                for position in [position, position, (position + 40) % count, position] {
+                    let expected = Destination::Peer(position);
+                    assert_eq!(table.destination(address(position)), expected);
+                }
+                assert_eq!(table.destination(mac(251)), Destination::Nobody);
+            }
+        }
+    }
 }

@@ -21,7 +21,7 @@ use crate::poller::Poller;
 use command::LinkAnswer;
 use rx::{RxLink, RxLinks};
 use tx::TxLinks;
-use tx_link::TxLink;
+use tx_link::Timeouts;
 
 /// The links of one queue pair: to every peer, and from those queue pairs of peers that it serves.
 pub struct Links {
@@ -41,6 +41,14 @@ impl Links {
         }
     }
 
+    /// The same, but a peer that takes nothing is waited for as long as that may be: for tests, on
+    /// machines that may stop a healthy port for longer than the stall timeout.
+    #[must_use]
+    pub fn without_stall_timeout(mut self) -> Self {
+        self.tx.set_timeouts(Timeouts::NO_STALL);
+        self
+    }
+
     /// Whether a peer has this unicast address.
     pub fn has_destination(&mut self, address: MacAddr) -> bool {
         self.tx.has_destination(address)
@@ -48,7 +56,7 @@ impl Links {
 
     fn add_peer(&mut self, share: PeerShare, poller: &Poller) -> Result<(), DeviceError> {
         watch(poller, share.sender.space_bell())?;
-        self.tx.add(TxLink::new(share.key, share.mac, share.sender));
+        self.tx.add(share.key, share.mac, share.sender);
         for (receiver, home) in share.receivers {
             self.add_rx_link(RxLink::new(share.key, share.mac, receiver, home), poller)?;
         }

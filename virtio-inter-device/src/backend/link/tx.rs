@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use virtio_inter_link::Violation;
+use virtio_inter_link::{Sender, Violation};
 use virtio_inter_segment::{MacAddr, PeerKey};
 
 use super::forward::{Destination, Forwarding};
-use super::tx_link::{Room, SendError, TxLink};
+use super::tx_link::{Room, SendError, Timeouts, TxLink};
 use crate::backend::interface::{LinkFault, TxBackend, TxFrame, TxStatus};
 use crate::batch::Rest;
 use crate::counters::Counters;
@@ -31,6 +31,7 @@ pub(super) struct TxLinks {
     links: Vec<TxLink>,
     forwarding: Forwarding,
     waiting: Option<Waiting>,
+    timeouts: Timeouts,
     counters: Arc<Counters>,
     faults: Vec<LinkFault>,
 }
@@ -42,12 +43,19 @@ impl TxLinks {
             links: Vec::new(),
             forwarding: Forwarding::default(),
             waiting: None,
+            timeouts: Timeouts::DEFAULT,
             counters,
             faults: Vec::new(),
         }
     }
 
-    pub(super) fn add(&mut self, link: TxLink) {
+    /// See [`Links::without_stall_timeout`](super::Links::without_stall_timeout).
+    pub(super) fn set_timeouts(&mut self, timeouts: Timeouts) {
+        self.timeouts = timeouts;
+    }
+
+    pub(super) fn add(&mut self, peer: PeerKey, mac: MacAddr, sender: Sender) {
+        let link = TxLink::new(peer, mac, sender, self.timeouts);
         self.links.push(link);
         self.rebuild();
     }

@@ -1,0 +1,103 @@
+use super::*;
+use crate::backend::{Null, TxFrame};
+use crate::queue::fixture::{Driver, LONGEST_CHAIN, MAC, PEER, record};
+
+#[test]
+fn tx_batch_ends_after_64_frames() {
+    let (mut driver, mut queue) = Driver::new();
+    for _ in 0..100 {
+        driver.add_frame(&record(MAC, PEER, 72));
+    }
+    let mut handler = TxHandler::default();
+    let mut run = || handler.run(&mut queue, &driver.memory, &driver.rules, &mut Null);
+    assert_eq!(run(), Ok(Pace::Busy));
+    assert_eq!(driver.used_index(), 64);
+    assert_eq!(run(), Ok(Pace::Busy));
+    assert_eq!(driver.used_index(), 100);
+    assert_eq!(run(), Ok(Pace::Idle));
+}
+
+#[test]
+fn tx_batch_ends_after_many_descriptors() {
+    let (mut driver, mut queue) = Driver::new();
+    for _ in 0..40 {
+        driver.add_indirect(&record(MAC, PEER, LONGEST_CHAIN), 1, 0);
+    }
+    let mut handler = TxHandler::default();
+    let mut run = || handler.run(&mut queue, &driver.memory, &driver.rules, &mut Null);
+    assert_eq!(run(), Ok(Pace::Busy));
+    assert_eq!(driver.used_index(), 16);
+    assert_eq!(run(), Ok(Pace::Busy));
+    assert_eq!(driver.used_index(), 32);
+}
+
+/// Has room for so many frames, and counts the pieces of the last one.
+struct Few {
+    room: usize,
+    pieces: usize,
+}
+
+impl TxBackend for Few {
+    fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
+        if self.room == 0 {
+            return Ok(TxStatus::Held);
+        }
+        self.room -= 1;
+        self.pieces = frame.with_slices(|slices| {
+            let len: usize = slices.iter().map(|slice| slice.len()).sum();
+            assert_eq!(len, frame.record_len());
+            slices.len()
+        })?;
+        Ok(TxStatus::Sent)
+    }
+
+    fn flush(&mut self) {}
+
+    fn enable_tx_notification(&mut self, held: bool) -> Rest {
+        assert_eq!(held, self.room == 0);
+        Rest::SAFE
+    }
+}
+
+#[test]
+fn tx_frame_that_is_held_stays_in_the_queue_and_counts_once() {
+    let (mut driver, mut queue) = Driver::new();
+    for _ in 0..5 {
+        driver.add_frame(&record(MAC, PEER, 72));
+    }
+    let mut handler = TxHandler::default();
+    let mut backend = Few { room: 2, pieces: 0 };
+    let counters = &driver.rules.counters;
+    for (pace, waits) in [(Pace::Busy, 1), (Pace::Idle, 1), (Pace::Idle, 1)] {
+        let run = handler.run(&mut queue, &driver.memory, &driver.rules, &mut backend);
+        assert_eq!(run, Ok(pace));
+        assert_eq!(driver.used_index(), 2);
+        assert_eq!(counters.tx_waits.get(), waits);
+    }
+    let view = TxQueue::new(&mut queue, &driver.memory, &driver.rules).unwrap();
+    handler
+        .enable_notification(Some(view), &mut backend)
+        .unwrap();
+    backend.room = 3;
+    let run = handler.run(&mut queue, &driver.memory, &driver.rules, &mut backend);
+    assert_eq!(run, Ok(Pace::Busy));
+    assert_eq!((driver.used_index(), counters.tx_frames.get()), (5, 5));
+    let view = TxQueue::new(&mut queue, &driver.memory, &driver.rules).unwrap();
+    backend.room = 1;
+    handler
+        .enable_notification(Some(view), &mut backend)
+        .unwrap();
+}
+
+#[test]
+fn tx_frame_in_pieces_is_its_header_and_the_rest() {
+    for (len, pieces) in [(1, 1 + 46), (13, 1 + 4), (26, 1 + 2), (72, 1 + 1)] {
+        let (mut driver, mut queue) = Driver::new();
+        driver.add_indirect(&record(MAC, PEER, 72), len, 0);
+        let mut backend = Few { room: 1, pieces: 0 };
+        TxHandler::default()
+            .run(&mut queue, &driver.memory, &driver.rules, &mut backend)
+            .unwrap();
+        assert_eq!(backend.pieces, pieces, "{len}");
+    }
+}
