@@ -174,7 +174,7 @@ impl InterVm {
             ));
         }
         if let Some(socket) = &self.socket {
-            check_socket_path(socket)?;
+            check_socket_path(socket, "socket=")?;
         }
         Ok(())
     }
@@ -224,16 +224,16 @@ impl fmt::Display for InterVm {
     }
 }
 
-/// Checks a socket's path.
+/// Checks a socket's path, which a shorter `option` would make shorter.
 ///
 /// # Errors
 ///
 /// When it cannot be one.
-pub fn check_socket_path(path: &Path) -> Result<(), InterVmError> {
+pub fn check_socket_path(path: &Path, option: &str) -> Result<(), InterVmError> {
     virtio_inter_args::check_socket_path(path).map_err(|error| {
         InterVmError::Invalid(match error {
             SocketPathError::TooLong(_) => {
-                format!("{error}; give a shorter one by socket= or a shorter --api-socket")
+                format!("{error}; give a shorter {option}")
             }
             error => error.to_string(),
         })

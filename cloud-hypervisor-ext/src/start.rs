@@ -70,9 +70,10 @@ impl Factory {
         let socket = asked.socket.clone().unwrap_or_else(|| place("sock"));
         let status = place("status");
         // The longest names that the port makes are these with `.lock`, which are no sockets.
-        inter_vm::check_socket_path(&socket)?;
-        inter_vm::check_socket_path(&status)?;
-        inter_vm::check_socket_path(&place("notify"))?;
+        // One that the user named was checked when it was read; `socket=` would not change the others.
+        for path in [&socket, &status, &place("notify")] {
+            inter_vm::check_socket_path(path, "--api-socket or id=")?;
+        }
         let port_id = self.identity.port_id(id.as_str(), mac);
         Ok(Device::new(id, asked, mac, port_id, socket, status))
     }

@@ -3,10 +3,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
 use crate::{Backend, Nic, Result, Vm, VmConfig, cloud_hypervisor, images};
+
+/// How long a guest may take to reboot.
+const REBOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// A program beside the port's.
 pub(crate) fn program(name: &str) -> Result<PathBuf> {
@@ -101,6 +105,20 @@ impl Vm {
     pub fn inter_vm_ports(&self) -> Result<serde_json::Value> {
         let text = self.request_ext(&["inter-vm", "list", "--json"])?;
         serde_json::from_str(&text).context("Reading the list of ports")
+    }
+
+    /// Has the VMM reboot the guest, and waits until it is as ready as after [`Vm::boot`].
+    ///
+    /// # Errors
+    ///
+    /// A guest that does not come back in time.
+    pub fn reboot_by_vmm(&self) -> Result<()> {
+        let boots = self.agent.boots();
+        self.request_ext(&["reboot"])?;
+        self.agent
+            .wait_for_boot(boots + 1, REBOOT_LIMIT)
+            .with_context(|| self.story())?;
+        self.configure_network()
     }
 
     /// The directory of the supervisor's sockets.

@@ -204,6 +204,70 @@ fn port_that_dies_in_a_paused_guest_is_under_control_after_resume() {
     });
 }
 
+/// Cloud Hypervisor itself refuses to unplug a device a second time.
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn remove_device_asked_again_goes_on_waiting_for_the_guest() {
+    cloud_hypervisor_test(|bed| {
+        let segment = Segment::new(bed, "web")?;
+        let mut a = Vm::boot(bed, VmConfig::new("a", CH).nic(Nic::inter_vm(&segment, 1)))?;
+        // So that the guest does not release the device.
+        a.pause()?;
+        for _ in 0..2 {
+            let refused = a.request_ext(&["remove-device", "net0"]).unwrap_err();
+            let refused = format!("{refused:#}");
+            assert!(refused.contains("run remove-device again"), "{refused}");
+            assert_eq!(a.inter_vm_ports()?[0]["device_state"], "unplugging");
+        }
+        a.resume()?;
+        a.unplug()?;
+        assert_eq!(a.inter_vm_ports()?.as_array().map(Vec::len), Some(0));
+        Ok(())
+    });
+}
+
+/// What is left of that: a connection is not kept for ports that die of it, as it seems.
+#[test]
+#[cfg_attr(
+    not(feature = "guests"),
+    ignore = "boots guests: needs --features guests"
+)]
+fn port_that_is_out_of_control_is_found_and_a_reboot_helps() {
+    cloud_hypervisor_test(|bed| {
+        let segment = Segment::new(bed, "web")?;
+        let [a, b] = pair(bed, &segment)?;
+        a.pause()?;
+        for _ in 0..8 {
+            kill_port(&a)?;
+        }
+        a.resume()?;
+        // To all appearances it works.
+        wait_for_state(&a, "running", 2)?;
+        reach(&a, &b)?;
+        a.pause()?;
+        wait_for_state(&a, "unstopped", 2)?;
+        let warning = a.inter_vm_ports()?[0]["warning"].to_string();
+        assert!(warning.contains("ch-remote-ext reboot"), "{warning}");
+        let snapshot = bed.path("snapshot");
+        std::fs::create_dir(&snapshot)?;
+        let url = format!("file://{}", snapshot.display());
+        let refused = format!("{:#}", a.request_ext(&["snapshot", &url]).unwrap_err());
+        assert!(refused.contains("No snapshot is taken"), "{refused}");
+        // As the warning says.
+        a.resume()?;
+        a.reboot_by_vmm()?;
+        reach(&a, &b)?;
+        a.pause()?;
+        wait_for_state(&a, "paused", 0)?;
+        a.request_ext(&["snapshot", &url])?;
+        a.resume()?;
+        reach(&a, &b)
+    });
+}
+
 /// Cloud Hypervisor v53 does not look for a port that dies before the guest's driver has started,
 /// or between two drivers.
 #[test]

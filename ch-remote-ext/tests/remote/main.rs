@@ -9,4 +9,5 @@ mod harness;
 mod pass_on;
 mod real;
 mod rest;
+mod snapshot;
 mod usage;

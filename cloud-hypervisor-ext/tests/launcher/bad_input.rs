@@ -226,6 +226,27 @@ fn a_socket_path_that_is_too_long() {
     assert!(text.contains(&"a".repeat(100)), "{text}");
 }
 
+/// A port has more sockets than the one that `socket=` names.
+#[test]
+fn advice_on_a_path_that_is_too_long_works_when_taken() {
+    let place = Place::new();
+    // Room for `a.status`, and not for `inter-vm0.status`.
+    let length = 107 - "/.inter-vm/a.status".len() - place.text("").len() + 1;
+    let api = place.text(&"x".repeat(length));
+    let start = |more: &str| {
+        let device = place.device(more);
+        place.launcher(&["--kernel", "k", "--api-socket", &api, "--inter-vm", &device])
+    };
+    for more in ["", &format!(",socket={}", place.text("s"))] {
+        let text = complaint(&place, start(more), 2);
+        assert!(
+            text.contains("give a shorter --api-socket or id="),
+            "{text}"
+        );
+    }
+    start(",id=a").start().end();
+}
+
 #[test]
 fn a_snapshot_that_has_no_such_device() {
     let place = Place::new();
