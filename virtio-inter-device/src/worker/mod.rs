@@ -52,8 +52,10 @@ struct QueueState {
     /// A transmit queue that was enabled and is not any more: each kick returns its frames, and
     /// nothing else accesses it.
     draining: bool,
-    /// From this time on a kick that finds the ring blank is reported. None: one was examined.
+    /// From this time on a ring that was kicked and is blank is reported. None: it was examined.
     suspect_from: Option<Instant>,
+    /// A kick before that time found the ring blank. With VIRTIO_F_EVENT_IDX it may be the only one.
+    kicked_early: bool,
 }
 
 impl QueueState {
@@ -69,18 +71,38 @@ impl QueueState {
             .filter(|_| self.draining && !self.broken)
     }
 
-    /// Whether the queue, which was just kicked, is to be reported because its ring is blank.
-    fn is_kicked_in_vain(&mut self, memory: Option<&GuestMemory>, rules: &Rules) -> bool {
-        let is_due = |from| Instant::now() >= from;
-        if !self.suspect_from.is_some_and(is_due) {
+    /// Whether the queue is to be reported because it was kicked, just now or early, and its ring
+    /// is blank.
+    fn is_kicked_in_vain(
+        &mut self,
+        kicked: bool,
+        memory: Option<&GuestMemory>,
+        rules: &Rules,
+    ) -> bool {
+        let Some(from) = self.suspect_from else {
+            return false;
+        };
+        let is_due = Instant::now() >= from;
+        if !kicked && !(self.kicked_early && is_due) {
             return false;
         }
         let (Some(queue), Some(memory)) = (self.usable(), memory) else {
             return false;
         };
         let is_blank = TxQueue::new(queue, memory, rules).and_then(|queue| queue.is_blank());
+        let is_blank = is_blank.unwrap_or(false);
+        if is_blank && !is_due {
+            self.kicked_early = true;
+            return false;
+        }
         self.suspect_from = None;
-        is_blank.unwrap_or(false)
+        is_blank
+    }
+
+    /// When the queue has to be examined although nobody kicks it.
+    fn examine_at(&mut self) -> Option<Instant> {
+        let at = self.suspect_from.filter(|_| self.kicked_early)?;
+        self.usable().map(|_| at)
     }
 
     fn set_broken(&mut self, index: u16, violation: QueueViolation) {
@@ -194,7 +216,9 @@ impl<B: Backend> Worker<B> {
         let rest = self.enable_notifications();
         self.report_faults();
         if rest.safe {
-            let woken = self.poller.wait(rest.until);
+            let examine = [self.rx_queue.examine_at(), self.tx_queue.examine_at()];
+            let until = examine.into_iter().chain([rest.until]).flatten().min();
+            let woken = self.poller.wait(until);
             self.rules.counters.wakeups.add(1);
             self.kicked |= woken.transmit_kicked;
             self.report_blank_rings(woken);
@@ -209,7 +233,7 @@ impl<B: Backend> Worker<B> {
             (woken.transmit_kicked, &mut self.tx_queue),
         ];
         for ((kicked, state), offset) in queues.into_iter().zip(0..) {
-            if kicked && state.is_kicked_in_vain(memory, &self.rules) {
+            if state.is_kicked_in_vain(kicked, memory, &self.rules) {
                 (self.report)(Report::BlankRing {
                     queue: self.index * 2 + offset,
                 });

@@ -97,6 +97,14 @@ fn dhcp_checksum_is_completed_for_a_guest_that_takes_partial_ones() {
             }
         }
     }
+    // UDP to be segmented that the guest takes whole has to keep its partial checksum.
+    let (mut node, mut peer) = node_and_peer(Spec::default());
+    let mut packet = incoming(5000, 6).segmented(5, 1000);
+    packet.frame[34..36].copy_from_slice(&67u16.to_be_bytes());
+    peer.send(&packet.bytes());
+    let received = node.guest.rx[0].receive();
+    assert_eq!(received.header[..2], packet.header[..2]);
+    assert_eq!(received.frame, packet.frame);
     // TCP from that port is left alone.
     let (mut node, mut peer) = node_and_peer(Spec::default());
     let mut packet = incoming(100, 6).with_checksum(34, 16);

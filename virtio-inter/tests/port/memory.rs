@@ -166,6 +166,16 @@ fn memory_that_stays_blank_under_a_guests_kicks_is_told() {
     rig.port.end();
 }
 
+/// As a driver with VIRTIO_F_EVENT_IDX does that is not heard.
+#[test]
+fn memory_that_stays_blank_is_told_after_a_single_early_kick() {
+    let rig = Rig::new(|_| NOWHERE);
+    rig.kick();
+    rig.port.wait_for("share=on");
+    rig.assert_accused();
+    rig.port.end();
+}
+
 #[test]
 fn memory_that_is_mapped_privately_is_told_at_once() {
     let mut mapping = None;

@@ -6,9 +6,11 @@ use crate::vhost_user::sharing::{WAY_OUT, is_blank, maps_shared};
 /// What is known of a memory table.
 #[derive(Debug, Default)]
 pub(super) enum Sharing {
-    /// Nothing yet, or it cannot be seen.
+    /// Nothing yet.
     #[default]
     Unknown,
+    /// How the frontend's process maps it cannot be seen.
+    Hidden,
     /// The frontend's process maps it shared.
     Shared,
     /// The guest writes elsewhere: how that was found out, and what to do.
@@ -20,7 +22,7 @@ impl Session {
     pub fn unshared_memory(&self) -> Option<&str> {
         match &self.sharing {
             Sharing::Private(text) => Some(text),
-            Sharing::Unknown | Sharing::Shared => None,
+            Sharing::Unknown | Sharing::Hidden | Sharing::Shared => None,
         }
     }
 
@@ -31,7 +33,7 @@ impl Session {
         };
         let file = self.memory.file_at(user);
         self.sharing = match file.and_then(|file| maps_shared(pid, user, file)) {
-            None => return,
+            None => Sharing::Hidden,
             Some(true) => Sharing::Shared,
             Some(false) => Sharing::Private(format!(
                 "The guest's memory is not shared: process {pid} maps it privately, and nothing \
@@ -43,7 +45,7 @@ impl Session {
     /// Queue `index` is kicked, but its ring is blank: looks whether the guest has ever written to
     /// its memory.
     pub fn suspect_memory(&mut self, index: u16) {
-        let Sharing::Unknown = self.sharing else {
+        let (Sharing::Unknown | Sharing::Hidden) = self.sharing else {
             return;
         };
         let places: Vec<_> = self
