@@ -31,7 +31,7 @@ pub(crate) fn push(lines: Vec<u8>) {
     }
     let thread = thread::Builder::new()
         .name("log".to_owned())
-        .spawn(|| while write_next(true, wait_for_ever) {});
+        .spawn(|| while write_next(true, &FOR_EVER) {});
     if thread.is_err() {
         // RLIMIT_NPROC, say. Another line may find room for it; `flush` does without.
         RUNNING.store(false, Ordering::Relaxed);
@@ -41,13 +41,13 @@ pub(crate) fn push(lines: Vec<u8>) {
 /// Waits until all is written; not for ever, see [`STUCK`].
 pub(crate) fn flush() {
     if !RUNNING.load(Ordering::Relaxed) {
-        while write_next(false, wait_a_moment) {}
+        while write_next(false, &A_MOMENT) {}
     }
     QUEUE.wait_until_empty(STUCK, FLUSH_LIMIT);
 }
 
-/// Writes one entry, if there is one. Calls `wait` before each line.
-fn write_next(block: bool, wait: fn() -> Result<(), Errno>) -> bool {
+/// Writes one entry, if there is one.
+fn write_next(block: bool, wait: &Wait) -> bool {
     let Some(entry) = QUEUE.take(block) else {
         return false;
     };
@@ -61,10 +61,11 @@ fn write_next(block: bool, wait: fn() -> Result<(), Errno>) -> bool {
 
 /// Writes a line with one call if possible: other processes write to the same stream, and the
 /// kernel keeps up to PIPE_BUF bytes together.
-fn write(mut line: &[u8], wait: fn() -> Result<(), Errno>) -> Result<(), Errno> {
-    wait()?;
+fn write(mut line: &[u8], wait: &Wait) -> Result<(), Errno> {
     while !line.is_empty() {
-        match rustix::io::write(stderr(), line) {
+        (wait.before)()?;
+        let piece = &line[..line.len().min(wait.at_most)];
+        match rustix::io::write(stderr(), piece) {
             Ok(0) => return Err(Errno::IO),
             Ok(written) => {
                 line = &line[written..];
@@ -72,21 +73,39 @@ fn write(mut line: &[u8], wait: fn() -> Result<(), Errno>) -> Result<(), Errno> 
             }
             Err(Errno::INTR) => {}
             // Another process that shares the stream made it non-blocking.
-            Err(Errno::AGAIN) => {
-                poll(&mut [PollFd::new(&stderr(), PollFlags::OUT)], None)?;
-            }
+            Err(Errno::AGAIN) => (wait.when_full)()?,
             Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
-/// For the thread: write(2) does the waiting.
-fn wait_for_ever() -> Result<(), Errno> {
-    Ok(())
+/// How writes wait for a reader.
+struct Wait {
+    /// Called before each write.
+    before: fn() -> Result<(), Errno>,
+    /// Called after a write that found no room.
+    when_full: fn() -> Result<(), Errno>,
+    /// Most bytes that are written with one call.
+    at_most: usize,
 }
 
-/// For a process that has no thread for this: waits for room, at most [`STUCK`].
+/// For the thread: write(2) does the waiting.
+const FOR_EVER: Wait = Wait {
+    before: || Ok(()),
+    when_full: || poll(&mut [PollFd::new(&stderr(), PollFlags::OUT)], None).map(drop),
+    at_most: usize::MAX,
+};
+
+/// For a process that has no thread for this. A pipe that poll(2) reports as writable has room for
+/// PIPE_BUF bytes (pipe(7)), so that a write of these does not block.
+const A_MOMENT: Wait = Wait {
+    before: wait_a_moment,
+    when_full: wait_a_moment,
+    at_most: 4096,
+};
+
+/// Waits for room, at most [`STUCK`].
 fn wait_a_moment() -> Result<(), Errno> {
     let limit = Timespec {
         tv_sec: 0,

@@ -462,6 +462,7 @@ impl Segment {
                 }
                 match refusal {
                     Refusal::Timeout(_) => Outcome::TimedOut,
+                    Refusal::Full(_) => Outcome::Full,
                     Refusal::Busy(_) | Refusal::Resources(_) => Outcome::Failed,
                     Refusal::Banned(_) => Outcome::Parked,
                     _ => Outcome::Refused,

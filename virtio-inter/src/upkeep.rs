@@ -13,12 +13,14 @@ use crate::timer::Timer;
 /// Shortest time between two attempts: who removes files again and again is not to keep a port
 /// busy.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause: a directory that comes back is noticed within it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Whether files are made again now or later.
 #[derive(Debug)]
 pub(crate) struct Upkeep {
     timer: Timer,
-    /// Before the next attempt. It doubles without a bound: an idle port hardly wakes up.
+    /// Before the next attempt. It doubles up to [`LONGEST_PAUSE`].
     pause: Duration,
     restored_at: Option<Instant>,
 }
@@ -70,7 +72,7 @@ impl Upkeep {
             return Ok(());
         }
         self.timer.set(self.pause)?;
-        self.pause = self.pause.saturating_mul(2);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         Ok(())
     }
 }

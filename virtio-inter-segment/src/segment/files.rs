@@ -19,6 +19,9 @@ use crate::log_limited;
 use crate::membership::Membership;
 use crate::port::SegmentEvent;
 
+/// Longest pause between two attempts: a directory that comes back is noticed within it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// What is known of the port's own files.
 #[derive(Debug)]
 pub(super) struct Upkeep {
@@ -26,8 +29,7 @@ pub(super) struct Upkeep {
     lost: Option<String>,
     /// When to look after them again.
     pub(super) retry_at: Option<Instant>,
-    /// Pause before the next attempt. It doubles without a bound: who stays away for long is waited
-    /// for as long again, and an idle port hardly wakes up.
+    /// Pause before the next attempt. It doubles up to [`LONGEST_PAUSE`].
     pause: Duration,
     restored_at: Option<Instant>,
 }
@@ -92,7 +94,7 @@ impl Segment {
             Err(error) => {
                 self.upkeep.lost = Some(WithSources(&error).to_string());
                 self.upkeep.retry_at = now.checked_add(self.upkeep.pause);
-                self.upkeep.pause = self.upkeep.pause.saturating_mul(2);
+                self.upkeep.pause = (self.upkeep.pause * 2).min(LONGEST_PAUSE);
             }
         }
         if self.upkeep.lost != was_lost {
