@@ -83,7 +83,7 @@ impl QueueState {
             return false;
         };
         let is_due = Instant::now() >= from;
-        if !kicked && !(self.kicked_early && is_due) {
+        if !(kicked || (self.kicked_early && is_due)) {
             return false;
         }
         let (Some(queue), Some(memory)) = (self.usable(), memory) else {
