@@ -4,6 +4,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -26,10 +27,19 @@ pub struct Caller(u64);
 /// The socket and who is connected.
 #[derive(Debug)]
 pub struct Control {
-    listener: UnixListener,
+    listener: Option<Listener>,
     path: PathBuf,
     connections: Vec<Connection>,
     next: u64,
+}
+
+/// The bound socket, removed when dropped.
+#[derive(Debug)]
+struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    /// Device and inode of its file as it was made.
+    inode: (u64, u64),
 }
 
 #[derive(Debug)]
@@ -47,18 +57,33 @@ impl Control {
     ///
     /// When the path cannot be bound.
     pub fn listen(path: &Path) -> io::Result<Self> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        // The kernel takes a socket's own mode over to the file that bind(2) makes.
-        fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-        bind(&socket, &SocketAddrUnix::new(path)?)?;
-        listen(&socket, 16)?;
         Ok(Self {
-            listener: socket.into(),
+            listener: Some(Listener::bind(path)?),
             path: path.to_owned(),
             connections: Vec::new(),
             next: 0,
         })
+    }
+
+    /// Listens again if something has removed the socket. Whether it was so.
+    ///
+    /// # Errors
+    ///
+    /// When the path cannot be bound.
+    pub fn restore(&mut self) -> io::Result<bool> {
+        match &self.listener {
+            Some(listener) if !listener.is_in_place() => {}
+            _ => return Ok(false),
+        }
+        // Who came before it was gone.
+        self.accept();
+        self.listener = Some(Listener::bind(&self.path)?);
+        Ok(true)
+    }
+
+    /// Listens no more; who is connected may go on.
+    pub fn close(&mut self) {
+        self.listener = None;
     }
 
     /// What to wait for: each is to be readable, or writable where that is said.
@@ -67,7 +92,10 @@ impl Control {
             .connections
             .iter()
             .map(|connection| (connection.stream.as_fd(), !connection.output.is_empty()));
-        std::iter::once((self.listener.as_fd(), false)).chain(connections)
+        let listener = self.listener.iter();
+        listener
+            .map(|listener| (listener.socket.as_fd(), false))
+            .chain(connections)
     }
 
     /// Takes connections and requests. Does not block.
@@ -99,7 +127,10 @@ impl Control {
     }
 
     fn accept(&mut self) {
-        while let Ok((stream, _)) = self.listener.accept() {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        while let Ok((stream, _)) = listener.socket.accept() {
             // Root may do everything anyway; no other user gets past the directory's and the socket's modes.
             let ours = rustix::process::geteuid().as_raw();
             match peer_uid(stream.as_fd()) {
@@ -183,9 +214,33 @@ impl Connection {
     }
 }
 
-impl Drop for Control {
+impl Listener {
+    fn bind(path: &Path) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        // The kernel takes a socket's own mode over to the file that bind(2) makes.
+        fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+        bind(&socket, &SocketAddrUnix::new(path)?)?;
+        listen(&socket, 16)?;
+        let file = std::fs::symlink_metadata(path)?;
+        Ok(Self {
+            socket: socket.into(),
+            path: path.to_owned(),
+            inode: (file.dev(), file.ino()),
+        })
+    }
+
+    fn is_in_place(&self) -> bool {
+        std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|file| (file.dev(), file.ino()) == self.inode)
+    }
+}
+
+impl Drop for Listener {
     fn drop(&mut self) {
-        // Gone with its directory at the latest.
-        let _ = std::fs::remove_file(&self.path);
+        if self.is_in_place() {
+            // Gone with its directory at the latest.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

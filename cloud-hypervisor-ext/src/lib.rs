@@ -30,4 +30,5 @@ pub mod signals;
 pub mod snapshot;
 pub mod start;
 pub mod supervisor;
+pub mod upkeep;
 pub mod vm_directory;

@@ -116,8 +116,7 @@ impl Port {
         program: PortProgram,
         notify_path: PathBuf,
     ) -> anyhow::Result<Self> {
-        let notify = UnixDatagram::bind(&notify_path)
-            .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
+        let notify = bind(&notify_path)
             .with_context(|| format!("Cannot listen on {}", notify_path.display()))?;
         let kept = FdStore::default();
         let child = match spawn(&device, &program, &notify_path, &kept) {
@@ -326,10 +325,16 @@ impl Port {
 
     fn start_again(&mut self, now: Instant) {
         self.restarts += 1;
-        match spawn(&self.device, &self.program, &self.notify_path, &self.kept) {
+        // A new one each time: something may have removed the former.
+        let _ = std::fs::remove_file(&self.notify_path);
+        let started = bind(&self.notify_path).and_then(|notify| {
+            self.notify = notify;
+            spawn(&self.device, &self.program, &self.notify_path, &self.kept)
+        });
+        match started {
             Ok(child) => self.state = State::Starting { child, since: now },
             Err(error) => {
-                warn!("Cannot run {}: {error}", self.program.path.display());
+                warn!("{}: {error}", self.cannot_start());
                 self.state = State::Down {
                     until: now + LONGEST_PAUSE,
                 };
@@ -394,6 +399,12 @@ impl Drop for Port {
         // Gone with its directory at the latest.
         let _ = std::fs::remove_file(&self.notify_path);
     }
+}
+
+fn bind(notify: &Path) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::bind(notify)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 fn spawn(

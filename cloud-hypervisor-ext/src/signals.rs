@@ -1,9 +1,10 @@
-//! Signals that are not for the supervisor but for the VM: caught here, to be sent on.
-#![allow(unsafe_code)] // One function asks the kernel what is ignored.
+//! Signals that are not for the supervisor but for the VM: caught here, to be sent on. And one that
+//! the kernel sends when files are removed.
+#![allow(unsafe_code)] // One function asks the kernel what is ignored, one for that signal.
 
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::ptr;
 use std::sync::Arc;
@@ -46,6 +47,16 @@ const ENDING: [Signal; 8] = [
 /// SIGRTMIN to SIGRTMAX: caught and not forwarded, as they mean nothing to a program that does not know them.
 const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
 
+/// Of these, what the kernel sends when a file of a watched directory is removed or renamed:
+/// fcntl(2), F_NOTIFY. A user has few inotify instances, and each port needs one.
+const FILES: i32 = 40;
+
+/// From linux/fcntl.h and asm-generic/fcntl.h, which the `libc` crate lacks.
+const F_SETSIG: i32 = 10;
+const DN_DELETE: i32 = 0x8;
+const DN_RENAME: i32 = 0x10;
+const DN_MULTISHOT: i32 = 1 << 31;
+
 /// Those that Cloud Hypervisor catches, whether they were ignored or not.
 const CAUGHT_BY_THE_VMM: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::WINCH];
 
@@ -54,6 +65,7 @@ const CAUGHT_BY_THE_VMM: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::WINCH
 pub struct Signals {
     reader: UnixStream,
     caught: Vec<(Signal, Arc<AtomicBool>)>,
+    files: Arc<AtomicBool>,
 }
 
 impl Signals {
@@ -77,10 +89,47 @@ impl Signals {
             pipe::register(signal.as_raw(), writer.try_clone()?)?;
             caught.push((signal, came));
         }
+        let files = Arc::default();
         for signal in REAL_TIME {
-            flag::register(signal, Arc::default())?;
+            let came = if signal == FILES {
+                Arc::clone(&files)
+            } else {
+                Arc::default()
+            };
+            flag::register(signal, came)?;
         }
-        Ok(Self { reader, caught })
+        pipe::register(FILES, writer)?;
+        Ok(Self {
+            reader,
+            caught,
+            files,
+        })
+    }
+
+    /// Has the removal and renaming of files in a directory be an event:
+    /// [`Signals::files_changed`].
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not support that.
+    pub fn watch(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        let number = directory.as_raw_fd();
+        let events = DN_DELETE | DN_RENAME | DN_MULTISHOT;
+        // SAFETY: both only set what the kernel does with an open descriptor; the signal has a
+        // handler, which `catch` has installed.
+        let failed = unsafe {
+            libc::fcntl(number, F_SETSIG, FILES) == -1
+                || libc::fcntl(number, libc::F_NOTIFY, events) == -1
+        };
+        if failed {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Whether that happened since the last call.
+    pub fn files_changed(&self) -> bool {
+        self.files.swap(false, Ordering::SeqCst)
     }
 
     /// Those that came since the last call.

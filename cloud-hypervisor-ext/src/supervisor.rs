@@ -5,6 +5,7 @@
 //! See decision 0020.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use crate::protocol::{Reply, Request, VERSION};
 use crate::report::chain;
 use crate::signals::{Signals, asks_for_the_end};
 use crate::start::Factory;
+use crate::upkeep::Upkeep;
 use crate::vm_directory::VmDirectory;
 
 /// A VM and its ports.
@@ -32,6 +34,7 @@ pub struct Supervisor {
     vmm: Option<Child>,
     ports: Vec<Supervised>,
     control: Option<Control>,
+    upkeep: Upkeep,
     factory: Factory,
     program: PortProgram,
     // Last: removed when the others are gone.
@@ -68,6 +71,7 @@ impl Supervisor {
         program: PortProgram,
     ) -> anyhow::Result<Self> {
         let signals = Signals::catch().context("Cannot catch signals")?;
+        watch(&signals, &directory);
         let control = directory
             .is_beside_api_socket()
             .then(|| {
@@ -81,6 +85,7 @@ impl Supervisor {
             vmm: None,
             ports: Vec::new(),
             control,
+            upkeep: Upkeep::default(),
             factory,
             program,
             directory,
@@ -94,6 +99,10 @@ impl Supervisor {
     /// When a port or the VMM cannot be started. Nothing runs any more then.
     pub fn run(mut self, devices: Vec<Device>, vmm: Command) -> anyhow::Result<End> {
         let result = self.start_and_watch(devices, vmm);
+        // The next VM of this API socket waits from here on, where it would complain before.
+        if let Some(control) = &mut self.control {
+            control.close();
+        }
         self.end_ports();
         result
     }
@@ -146,7 +155,29 @@ impl Supervisor {
         }
         self.heed_ports()?;
         self.heed_callers();
+        self.keep_files();
         Ok(unsent)
+    }
+
+    /// Makes the directory and the control socket again if something has removed them. Ports do so
+    /// with theirs.
+    fn keep_files(&mut self) {
+        let changed = self.signals.files_changed();
+        if !self.upkeep.is_due(changed) {
+            return;
+        }
+        let directory = self.directory.restore();
+        if let Ok(true) = directory {
+            watch(&self.signals, &self.directory);
+        }
+        let result = directory.map_err(anyhow::Error::from).and_then(|made| {
+            let control = match &mut self.control {
+                Some(control) => control.restore().context("Cannot listen")?,
+                None => false,
+            };
+            Ok(made || control)
+        });
+        self.upkeep.done(&self.directory.join("control"), result);
     }
 
     fn wait(&self) -> io::Result<()> {
@@ -168,11 +199,8 @@ impl Supervisor {
             };
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
-        let deadline = self
-            .ports
-            .iter()
-            .filter_map(|one| one.port.deadline())
-            .min();
+        let ports = self.ports.iter().filter_map(|one| one.port.deadline());
+        let deadline = ports.chain(self.upkeep.deadline()).min();
         let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         match poll(&mut fds, timeout.map(timespec).as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -303,6 +331,12 @@ impl Supervisor {
                 .retain_mut(|one| !matches!(one.port.process(), Change::Ended));
             self.heed_callers();
         }
+    }
+}
+
+fn watch(signals: &Signals, directory: &VmDirectory) {
+    if let Err(error) = signals.watch(directory.as_file().as_fd()) {
+        info!("What is removed of this VM's files goes unnoticed: {error}");
     }
 }
 

@@ -8,24 +8,41 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use log::warn;
 use rustix::fs::{FlockOperation, Mode, OFlags, fchmod, flock, open};
 use rustix::io::Errno;
+use rustix::net::SocketType;
 use rustix::process::geteuid;
-use tempfile::TempDir;
 use thiserror::Error;
 use virtio_inter_args::absolute;
+use virtio_inter_segment::liveness::{Listening, listening};
+
+/// Name of the supervisor's socket.
+const CONTROL: &str = "control";
 
 /// How often the directory may vanish between opening and locking it. Each time, another VM has just ended.
 const LOCK_ATTEMPTS: usize = 8;
+
+/// Time for a supervisor that was killed, and its ports, to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two attempts.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Attempts that have to find a VM that stays: one that was just killed may show it a moment later.
+const LOOKS: usize = 3;
 
 /// Why there is no directory.
 #[derive(Debug, Error)]
 pub enum DirectoryError {
     /// A live supervisor has it.
-    #[error("{} is in use: another VM runs with this API socket", .0.display())]
-    InUse(PathBuf),
+    #[error("{} is in use: another VM runs with this API socket", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// Whether that supervisor is there to stay: false if it was killed or ends, or begins.
+        stays: bool,
+    },
     /// Another user made it, and could put sockets of their own into it.
     #[error(
         "{} belongs to user {owner}, not to this VM's; remove it, or take an --api-socket where only this VM's user can write",
@@ -54,14 +71,9 @@ pub enum DirectoryError {
 #[derive(Debug)]
 pub struct VmDirectory {
     path: PathBuf,
-    place: Place,
-}
-
-#[derive(Debug)]
-enum Place {
-    /// Locked.
-    BesideApiSocket(#[expect(dead_code, reason = "held for its lock")] File),
-    Temporary(#[expect(dead_code, reason = "removed when dropped")] TempDir),
+    /// Locked, if it is beside an API socket.
+    directory: File,
+    api_socket: Option<PathBuf>,
 }
 
 /// Where the directory of a VM with this API socket is.
@@ -73,7 +85,7 @@ pub fn beside(api_socket: &Path) -> PathBuf {
 
 /// Where the supervisor of a VM with this API socket listens.
 pub fn control_socket(api_socket: &Path) -> PathBuf {
-    beside(api_socket).join("control")
+    beside(api_socket).join(CONTROL)
 }
 
 impl VmDirectory {
@@ -83,83 +95,71 @@ impl VmDirectory {
     ///
     /// When another VM has it, or it cannot be made.
     pub fn new(api_socket: Option<&Path>) -> Result<Self, DirectoryError> {
-        match api_socket {
-            Some(socket) => Self::take(beside(socket)),
-            None => {
-                let base = std::env::var_os("XDG_RUNTIME_DIR")
-                    .map(PathBuf::from)
-                    .filter(|path| path.is_absolute() && path.is_dir())
-                    .unwrap_or_else(std::env::temp_dir);
-                let directory = tempfile::Builder::new()
-                    .prefix("inter-vm.")
-                    .tempdir_in(&base)
-                    .map_err(|source| DirectoryError::Io {
-                        action: "make a directory in",
-                        path: base,
-                        source,
-                    })?;
-                Ok(Self {
-                    path: directory.path().to_owned(),
-                    place: Place::Temporary(directory),
-                })
+        let Some(api_socket) = api_socket else {
+            return Self::temporary();
+        };
+        let path = beside(api_socket);
+        let started = Instant::now();
+        let mut looks = 0;
+        let directory = loop {
+            match take(&path, api_socket) {
+                Err(DirectoryError::InUse { stays: true, .. }) if looks + 1 < LOOKS => looks += 1,
+                Err(DirectoryError::InUse { stays: false, .. }) if started.elapsed() < PATIENCE => {
+                    looks = 0;
+                }
+                result => break result?,
             }
+            std::thread::sleep(PAUSE);
+        };
+        // Ports of a supervisor that was killed leave by themselves, and their names are free then.
+        while has_locked_files(&path) && started.elapsed() < PATIENCE {
+            std::thread::sleep(PAUSE);
         }
+        clear(&path)?;
+        Ok(Self {
+            path,
+            directory,
+            api_socket: Some(api_socket.to_owned()),
+        })
     }
 
-    fn take(path: PathBuf) -> Result<Self, DirectoryError> {
-        // In errors: who reads them may have another working directory.
-        let shown = absolute(&path);
-        let failed = |action| {
-            let path = shown.clone();
-            move |source: io::Error| DirectoryError::Io {
-                action,
-                path,
-                source,
-            }
-        };
-        for _ in 0..LOCK_ATTEMPTS {
-            match fs::DirBuilder::new().mode(0o700).create(&path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(failed("make directory")(error));
-                }
-                _ => {}
-            }
-            // A link is not followed: what is in it is removed.
-            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-            let directory = match open(&path, flags, Mode::empty()) {
-                Ok(directory) => File::from(directory),
-                Err(Errno::NOENT) => continue,
-                Err(error) => return Err(failed("open directory")(error.into())),
-            };
-            let ours = directory.metadata().map_err(failed("examine"))?;
-            if ours.uid() != geteuid().as_raw() {
-                return Err(DirectoryError::Foreign {
-                    path: shown,
-                    owner: ours.uid(),
-                });
-            }
-            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(DirectoryError::InUse(shown)),
-                Err(error) => return Err(failed("lock")(error.into())),
-            }
-            // One that its VM has removed meanwhile: that lock is worth nothing.
-            let there = fs::symlink_metadata(&path).ok();
-            if there.is_none_or(|there| (there.dev(), there.ino()) != (ours.dev(), ours.ino())) {
-                continue;
-            }
-            // Before it is cleared, so that nothing of others comes in after that.
-            fchmod(&directory, Mode::RWXU).map_err(|e| failed("set the mode of")(e.into()))?;
-            for entry in fs::read_dir(&path).map_err(failed("list"))? {
-                let file = entry.map_err(failed("list"))?.path();
-                fs::remove_file(&file).map_err(failed("clear"))?;
-            }
-            return Ok(Self {
-                path,
-                place: Place::BesideApiSocket(directory),
-            });
+    fn temporary() -> Result<Self, DirectoryError> {
+        let base = std::env::var_os("XDG_RUNTIME_DIR")
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute() && path.is_dir())
+            .unwrap_or_else(std::env::temp_dir);
+        let path = tempfile::Builder::new()
+            .prefix("inter-vm.")
+            .tempdir_in(&base)
+            .map_err(failed("make a directory in", &base))?
+            .keep();
+        Ok(Self {
+            directory: open_own(&path)?,
+            path,
+            api_socket: None,
+        })
+    }
+
+    /// Makes the directory again if something has removed it. Whether it was so.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made, or another VM has it.
+    pub fn restore(&mut self) -> Result<bool, DirectoryError> {
+        if is_at(&self.path, &self.directory) {
+            return Ok(false);
         }
-        Err(DirectoryError::InUse(shown))
+        self.directory = match &self.api_socket {
+            // The VM's own socket, behind which its VMM is, says nothing here.
+            Some(_) => lock(&self.path)?,
+            None => make(&self.path)?,
+        };
+        Ok(true)
+    }
+
+    /// The open directory.
+    pub fn as_file(&self) -> &File {
+        &self.directory
     }
 
     /// A file in it.
@@ -169,13 +169,137 @@ impl VmDirectory {
 
     /// Whether others find it by the API socket.
     pub fn is_beside_api_socket(&self) -> bool {
-        matches!(self.place, Place::BesideApiSocket(_))
+        self.api_socket.is_some()
     }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DirectoryError {
+    // Who reads it may have another working directory.
+    let path = absolute(path);
+    move |source: io::Error| DirectoryError::Io {
+        action,
+        path: path.clone(),
+        source,
+    }
+}
+
+/// Makes and locks the directory of a VM, unless another VM lives there.
+fn take(path: &Path, api_socket: &Path) -> Result<File, DirectoryError> {
+    let directory = lock(path)?;
+    // Something may have removed the directory of a VM that lives. One to whose socket we cannot
+    // connect is left to its VMM.
+    match listening(api_socket, SocketType::STREAM) {
+        Ok(Some(Listening { stays, .. })) => Err(DirectoryError::InUse {
+            path: absolute(path),
+            stays,
+        }),
+        _ => Ok(directory),
+    }
+}
+
+/// Makes or opens a directory, and locks it.
+fn lock(path: &Path) -> Result<File, DirectoryError> {
+    let in_use = |stays| DirectoryError::InUse {
+        path: absolute(path),
+        stays,
+    };
+    for _ in 0..LOCK_ATTEMPTS {
+        let directory = match make(path) {
+            Err(DirectoryError::Io { source, .. })
+                if source.kind() == io::ErrorKind::NotFound
+                    && path.parent().is_some_and(Path::exists) =>
+            {
+                continue;
+            }
+            result => result?,
+        };
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let control = listening(&path.join(CONTROL), SocketType::STREAM);
+                return Err(in_use(match control {
+                    Ok(listening) => listening.is_some_and(|listening| listening.stays),
+                    Err(_) => true,
+                }));
+            }
+            Err(error) => return Err(failed("lock", path)(error.into())),
+        }
+        // One that its VM has removed meanwhile: that lock is worth nothing.
+        if is_at(path, &directory) {
+            return Ok(directory);
+        }
+    }
+    Err(in_use(false))
+}
+
+/// Makes a directory, or opens one of this user, and closes it to others.
+fn make(path: &Path) -> Result<File, DirectoryError> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(failed("make directory", path)(error));
+        }
+        _ => {}
+    }
+    open_own(path)
+}
+
+fn open_own(path: &Path) -> Result<File, DirectoryError> {
+    // A link is not followed: what is in it is removed.
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    let directory = open(path, flags, Mode::empty())
+        .map(File::from)
+        .map_err(|e| failed("open directory", path)(e.into()))?;
+    let owner = directory.metadata().map_err(failed("examine", path))?.uid();
+    if owner != geteuid().as_raw() {
+        return Err(DirectoryError::Foreign {
+            path: absolute(path),
+            owner,
+        });
+    }
+    // Before it is cleared, so that nothing of others comes in after that.
+    fchmod(&directory, Mode::RWXU).map_err(|e| failed("set the mode of", path)(e.into()))?;
+    Ok(directory)
+}
+
+/// Whether a path leads to this open directory.
+fn is_at(path: &Path, directory: &File) -> bool {
+    let file = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let there = fs::symlink_metadata(path).map(file).ok();
+    there.is_some() && there == directory.metadata().map(file).ok()
+}
+
+/// Whether a port lives whose lock file is in the directory.
+fn has_locked_files(path: &Path) -> bool {
+    let locks = fs::read_dir(path).into_iter().flatten().flatten();
+    locks
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "lock")
+        })
+        .filter_map(|path| {
+            let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::RDONLY | OFlags::CLOEXEC;
+            open(path, flags, Mode::empty()).ok()
+        })
+        .any(|file| flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK))
+}
+
+fn clear(path: &Path) -> Result<(), DirectoryError> {
+    for entry in fs::read_dir(path).map_err(failed("list", path))? {
+        let file = entry.map_err(failed("list", path))?.path();
+        match fs::remove_file(&file) {
+            // By a port that has just left.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result.map_err(failed("clear", &file))?,
+        }
+    }
+    Ok(())
 }
 
 impl Drop for VmDirectory {
     fn drop(&mut self) {
-        if self.is_beside_api_socket()
+        // Another VM may have made its own in its place.
+        if is_at(&self.path, &self.directory)
             && let Err(error) = fs::remove_dir_all(&self.path)
         {
             warn!("Cannot remove {}: {error}", absolute(&self.path).display());
@@ -186,6 +310,9 @@ impl Drop for VmDirectory {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+
+    use tempfile::TempDir;
 
     use super::*;
 
@@ -210,6 +337,7 @@ mod tests {
         let api = temp.path().join("api");
         let first = VmDirectory::new(Some(&api)).unwrap();
         fs::write(first.join("x"), "").unwrap();
+        let _control = UnixListener::bind(first.join("control")).unwrap();
         let error = VmDirectory::new(Some(&api)).unwrap_err();
         assert!(error.to_string().contains("in use"), "{error}");
         assert!(first.join("x").exists());
@@ -260,7 +388,7 @@ mod tests {
         } else {
             PathBuf::from("/proc/1")
         };
-        let error = VmDirectory::take(api).unwrap_err();
+        let error = make(&api).unwrap_err();
         assert!(matches!(error, DirectoryError::Foreign { .. }), "{error}");
     }
 
@@ -269,14 +397,16 @@ mod tests {
         let temp = TempDir::new().unwrap();
         let api = temp.path().join("api");
         let come_and_go = || {
-            for _ in 0..300 {
+            for _ in 0..50 {
                 match VmDirectory::new(Some(&api)) {
                     // Of the one that has it, nobody takes anything away.
                     Ok(directory) => {
                         fs::write(directory.join("x"), "").unwrap();
                         assert!(fs::exists(directory.join("x")).unwrap());
                     }
-                    Err(error) => assert!(matches!(error, DirectoryError::InUse(_)), "{error:?}"),
+                    Err(error) => {
+                        assert!(matches!(error, DirectoryError::InUse { .. }), "{error:?}");
+                    }
                 }
             }
         };

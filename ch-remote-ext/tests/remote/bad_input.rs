@@ -57,8 +57,8 @@ fn an_api_socket_where_nobody_is() {
 #[test]
 fn an_api_socket_that_does_not_answer() {
     let place = Place::new();
-    let _silent = UnixListener::bind(place.path("api")).unwrap();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let _silent = UnixListener::bind(place.path("api")).unwrap();
     let error = place.remote(&["add-inter-vm", &place.device("")]).failed(1);
     assert!(error.contains("does not answer within 10 s"), "{error}");
     assert_eq!(place.ports(), 0);
@@ -67,8 +67,8 @@ fn an_api_socket_that_does_not_answer() {
 #[test]
 fn an_api_socket_of_something_else() {
     let place = Place::new();
-    let other = UnixListener::bind(place.path("api")).unwrap();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let other = UnixListener::bind(place.path("api")).unwrap();
     let talker = std::thread::spawn(move || {
         let (mut stream, _) = other.accept().unwrap();
         // It may have hung up already.
@@ -130,8 +130,8 @@ fn a_supervisor_that_hangs_up_is_not_taken_for_none() {
 #[test]
 fn a_segment_that_cannot_be_joined() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let vm = rest::serve(&place.path("api"));
     let device = format!("segment={}", place.text("nowhere"));
     let error = place.remote(&["add-inter-vm", &device]).failed(1);
     assert!(
@@ -153,8 +153,8 @@ fn a_segment_that_cannot_be_joined() {
 #[test]
 fn an_id_that_is_taken() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--kernel", "k", "--inter-vm", &place.device(",id=x")]);
+    let vm = rest::serve(&place.path("api"));
     vm.lock().unwrap().devices.push("x".into());
     let error = place
         .remote(&["add-inter-vm", &place.device(",id=x")])
@@ -166,8 +166,8 @@ fn an_id_that_is_taken() {
 #[test]
 fn what_the_vmm_refuses_is_told_in_its_words_and_the_port_ends() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let vm = rest::serve(&place.path("api"));
     for (status, said) in [(400, "400 Bad Request"), (500, "500 Internal Server Error")] {
         let lines = json!([
             "Error from API",
@@ -196,8 +196,8 @@ fn what_the_vmm_refuses_is_told_in_its_words_and_the_port_ends() {
 #[test]
 fn what_the_vmm_does_not_unplug_keeps_its_port() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let vm = rest::serve(&place.path("api"));
     place
         .remote(&["add-inter-vm", &place.device(",id=x")])
         .succeeded();
@@ -214,8 +214,8 @@ fn what_the_vmm_does_not_unplug_keeps_its_port() {
 #[test]
 fn a_vmm_that_does_not_tell_its_devices_keeps_its_ports() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let vm = rest::serve(&place.path("api"));
     let device = place.device(",id=x");
     place.remote(&["add-inter-vm", &device]).succeeded();
     vm.lock().unwrap().busy = true;
@@ -251,8 +251,8 @@ fn a_device_that_is_none_of_ours_is_the_stock_programs() {
 #[test]
 fn a_configuration_that_cannot_be_used() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--inter-vm", &place.device("")]);
+    let vm = rest::serve(&place.path("api"));
     let api = place.text("api");
     for (config, status, expected) in [
         ("{", 1, "Cannot understand -"),

@@ -13,8 +13,8 @@ use crate::rest;
 #[test]
 fn a_device_is_plugged_in_and_unplugged_again_and_again() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let vm = rest::serve(&place.path("api"));
     for round in 0..5 {
         let device = place.device(",id=db,mac=02:00:00:00:00:05,mtu=9000");
         let out = if round % 2 == 0 {
@@ -42,8 +42,8 @@ fn a_device_is_plugged_in_and_unplugged_again_and_again() {
 #[test]
 fn the_name_of_a_device_that_was_unplugged_by_other_means_is_free() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let vm = rest::serve(&place.path("api"));
     let device = place.device(",id=db");
     place.remote(&["add-inter-vm", &device]).succeeded();
     // By ch-remote, say.
@@ -58,8 +58,8 @@ fn the_name_of_a_device_that_was_unplugged_by_other_means_is_free() {
 #[test]
 fn remove_device_asked_again_goes_on_waiting() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let vm = rest::serve(&place.path("api"));
     place
         .remote(&["add-inter-vm", &place.device(",id=db")])
         .succeeded();
@@ -87,8 +87,8 @@ fn remove_device_asked_again_goes_on_waiting() {
 #[test]
 fn remove_device_goes_on_waiting_when_another_was_quicker() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let vm = rest::serve(&place.path("api"));
     place
         .remote(&["add-inter-vm", &place.device(",id=db")])
         .succeeded();
@@ -148,8 +148,8 @@ fn devices_are_shown() {
 #[test]
 fn device_state_tells_a_vm_to_be_booted_from_a_device_that_is_gone() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--inter-vm", &place.device("")]);
+    let vm = rest::serve(&place.path("api"));
     let state = || {
         let list = place.remote(&["inter-vm", "list", "--json"]).succeeded();
         let list: Value = serde_json::from_str(&list).unwrap();
@@ -220,8 +220,8 @@ fn warnings_of_a_port_are_shown() {
 #[test]
 fn a_vm_is_created_with_its_devices() {
     let place = Place::new();
-    let vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--inter-vm", &place.device(",mac=02:00:00:00:00:05")]);
+    let vm = rest::serve(&place.path("api"));
     let expected = json!({
         "payload": {"kernel": "k"},
         "memory": {"size": 1024, "shared": true},
@@ -246,8 +246,8 @@ fn a_vm_is_created_with_its_devices() {
 #[test]
 fn relative_paths_are_of_this_directory() {
     let place = Place::new();
-    let _vm = rest::serve(&place.path("api"));
     let _launcher = place.idle_vm(&["--kernel", "k"]);
+    let _vm = rest::serve(&place.path("api"));
     // Tests run in the package's directory, the supervisor too: only what it is told differs.
     let error = place
         .remote(&["add-inter-vm", "segment=./nowhere"])

@@ -156,6 +156,12 @@ impl Launcher {
         self
     }
 
+    /// With a log of its own, beside another launcher's.
+    pub(crate) fn logging_to(mut self, name: &str) -> Self {
+        self.log = self.log.with_file_name(name);
+        self
+    }
+
     pub(crate) fn directory(mut self, path: &Path) -> Self {
         self.command.current_dir(path);
         self

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod control;
+mod files;
 mod frontend;
 mod harness;
 mod kept;
