@@ -4,6 +4,8 @@
 //! takes a while on a busy machine. A supervisor may have started its successor by then. So a
 //! process that finds something in use has to tell a holder that lives from one that is about to be
 //! gone.
+//!
+//! See decision 0017.
 
 use std::fs;
 use std::io;

@@ -5,6 +5,8 @@
 //! peers, and many would time out there, only to be made again. A peer that never answers must not
 //! keep others waiting either: so the window opens while nobody answers, and a call that later ones
 //! have overtaken does not count.
+//!
+//! See decision 0018.
 
 use std::time::{Duration, Instant};
 
