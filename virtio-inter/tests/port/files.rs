@@ -140,7 +140,7 @@ fn start_right_after_a_kill_takes_over() {
     static OVER: AtomicBool = AtomicBool::new(false);
     let place = Place::new();
     std::thread::scope(|scope| {
-        for _ in 0..8 {
+        for _ in 0..2 {
             scope.spawn(|| {
                 while !OVER.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
