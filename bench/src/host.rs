@@ -12,7 +12,7 @@ use crate::guests::cpu_time_of;
 use crate::measured::Measured;
 use crate::open_vswitch::OpenVswitch;
 use crate::parties::{Outcome, Task};
-use crate::run::Programs;
+use crate::programs::Programs;
 use crate::testpmd::{GENERATOR_MACS, Interface, Testpmd};
 
 /// How long frames circle while they are counted.

@@ -10,8 +10,9 @@ use virtio_inter_tests::{Port, PortConfig, Segment, Testbed};
 use crate::case::Test;
 use crate::guests::MTU;
 use crate::measured::Measured;
-use crate::run::PATIENCE;
 
+/// How long ports may take to come to rest, at most.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How long idle ports are watched.
 const IDLE: Duration = Duration::from_secs(10);
 

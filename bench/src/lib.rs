@@ -14,6 +14,7 @@ pub mod goals;
 pub mod guests;
 pub mod host;
 pub mod idle;
+pub mod inside;
 pub mod machine;
 pub mod measured;
 pub mod nested;
@@ -23,6 +24,7 @@ pub mod parties;
 pub mod placement;
 pub mod plan;
 pub mod plots;
+pub mod programs;
 pub mod progress;
 pub mod report;
 pub mod rescue;
@@ -40,8 +42,9 @@ use crate::case::{Case, Group, is_asked_for};
 use crate::machine::{Machine, load_average, told};
 use crate::options::Options;
 use crate::plan::{Facts, plan};
+use crate::programs::Programs;
 use crate::results::{Results, Row, RunNote};
-use crate::run::{Programs, Run};
+use crate::run::Run;
 
 /// Measures the cases that the options select, and writes the result file, the report and its plots
 /// into `output`.

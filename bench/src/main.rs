@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use virtio_inter_bench::{nested, parties};
+use virtio_inter_bench::{inside, parties};
 
 /// Its command line, which `cargo xtask bench` writes.
 #[derive(Parser)]
@@ -11,13 +11,13 @@ enum Line {
     /// Moves bytes between two processes
     Bytes(parties::Line),
     /// Measures between guests of Cloud Hypervisor, in the nested machine
-    Guests(nested::Line),
+    Guests(inside::Line),
 }
 
 fn main() -> Result<()> {
     let out = std::io::stdout().lock();
     match Line::parse() {
         Line::Bytes(line) => parties::run(&line, out),
-        Line::Guests(line) => nested::run_inside(&line, out),
+        Line::Guests(line) => inside::run(&line, out),
     }
 }

@@ -1,36 +1,25 @@
-//! Measurements between guests of Cloud Hypervisor where this machine has no KVM for them: this
-//! very program enters the nested machine with the cases, takes the rounds there, and writes the
-//! results.
+//! Measurements between guests of Cloud Hypervisor where this machine has no KVM for them:
+//! `virtio-inter-bench` goes into the nested machine with the cases, takes the rounds there
+//! (`inside`), and writes the results.
 //!
 //! The processor there is emulated, so only ratios within it are figures.
 //!
 //! See decision 0051.
 
-use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
 use virtio_inter_tests::{Machine, Supplies, Testbed, port_program};
 
 use crate::case::{Case, Way};
-use crate::placement::allowed_cpus;
+use crate::programs::Programs;
 use crate::results::{At, Results};
-use crate::run::{Programs, Run};
 
 /// Time limit of booting guests on an emulated processor …
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// … and one measurement.
 const STEP_LIMIT: Duration = Duration::from_secs(15);
-
-/// The arguments of `virtio-inter-bench guests`.
-#[derive(Args)]
-pub struct Line {
-    /// The cases, as JSON
-    #[arg(long)]
-    cases: String,
-}
 
 /// Boots a nested machine and has it take the cases.
 ///
@@ -88,30 +77,6 @@ pub fn whole_rounds(cases: &[Case], results: &Results) -> usize {
         })
         .min()
         .unwrap_or(0)
-}
-
-/// Takes the cases where this runs; the results go to `out` as JSON.
-///
-/// # Errors
-///
-/// Arguments that are no cases, a place that cannot be written.
-pub fn run_inside(line: &Line, mut out: impl Write) -> Result<()> {
-    let cases: Vec<Case> = serde_json::from_str(&line.cases).context("Reading the cases")?;
-    let programs = Programs {
-        port: None,
-        bench: std::env::current_exe().context("Finding this program")?,
-        open_vswitch: None,
-    };
-    let steps = cases
-        .iter()
-        .map(|case| case.steps() * case.rounds as usize)
-        .sum();
-    let file = std::env::temp_dir().join("results.json");
-    let mut run = Run::new(programs, allowed_cpus()?, Results::default(), file, steps);
-    run.measure_all(&cases)?;
-    serde_json::to_writer(&mut out, &run.finish()?)?;
-    writeln!(out)?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -14,21 +14,11 @@ use crate::idle;
 use crate::measured::Measured;
 use crate::nested;
 use crate::placement::Placement;
+use crate::programs::Programs;
 use crate::progress::Progress;
 use crate::rescue::RescuedPair;
 use crate::results::{Results, Row};
 use crate::stats::{number, rotated};
-
-/// The programs that a run starts.
-#[derive(Clone, Debug)]
-pub struct Programs {
-    /// `virtio-inter`; if none, what the environment names.
-    pub port: Option<PathBuf>,
-    /// `virtio-inter-bench`, which moves bytes between processes of the host.
-    pub bench: PathBuf,
-    /// The directory with Open vSwitch's unpacked packages, if they could be had.
-    pub open_vswitch: Option<PathBuf>,
-}
 
 /// A run on its way.
 pub struct Run {
@@ -442,9 +432,6 @@ const NESTED_LIMIT: Duration = Duration::from_secs(240);
 /// How long a run waits, in all, for two CPUs to be near each other.
 const SETTLING: Duration = Duration::from_secs(600);
 const QUICK_SETTLING: Duration = Duration::from_secs(60);
-/// Time limit of waiting for a host before a case counts as failed, beside the time of its
-/// measurement.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whether a ping-pong stopped as a datagram was lost.
 fn is_loss(error: &anyhow::Error) -> bool {

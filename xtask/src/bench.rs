@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use virtio_inter_bench::options::Options;
-use virtio_inter_bench::run::Programs;
+use virtio_inter_bench::programs::Programs;
 use virtio_inter_tests::{is_root, kvm_runs_stock_kernels};
 
 use crate::{image, root, setup};
