@@ -12,6 +12,8 @@ enum Line {
     Bytes(parties::Line),
     /// Measures between guests of Cloud Hypervisor, in the nested machine
     Guests(inside::Line),
+    /// Keeps a CPU busy until it is killed
+    Spin,
 }
 
 fn main() -> Result<()> {
@@ -19,5 +21,8 @@ fn main() -> Result<()> {
     match Line::parse() {
         Line::Bytes(line) => parties::run(&line, out),
         Line::Guests(line) => inside::run(&line, out),
+        Line::Spin => loop {
+            std::hint::spin_loop();
+        },
     }
 }

@@ -14,6 +14,8 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::cgroupfs;
+
 /// Something to undo.
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
@@ -23,6 +25,13 @@ pub(crate) enum Action {
     DeleteNamespace(String),
     /// Remove the directory.
     Remove(PathBuf),
+    /// Remove the directory of control groups; their processes go to the group `home`.
+    RemoveGroup {
+        /// The directory.
+        directory: PathBuf,
+        /// Another group.
+        home: PathBuf,
+    },
 }
 
 impl Action {
@@ -43,6 +52,7 @@ impl Action {
                     log::warn!("Removing {}: {error}", path.display());
                 }
             }
+            Self::RemoveGroup { directory, home } => cgroupfs::remove(directory, home),
         }
     }
 }

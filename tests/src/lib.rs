@@ -8,8 +8,10 @@
 
 mod agent;
 mod bridge;
+mod cgroupfs;
 mod cleanup;
 mod cloud_hypervisor;
+mod control_group;
 pub mod cpio;
 mod deadline;
 mod dump;
@@ -39,6 +41,7 @@ pub use agent::{Job, Output};
 pub use bridge::{Bridge, Tap};
 pub use cleanup::stop_here_if_ending;
 pub use cloud_hypervisor::program as cloud_hypervisor_program;
+pub use control_group::{ControlGroup, ControlGroups, Hierarchy};
 pub use group::Group;
 pub use images::{Kernel, port_program};
 pub use kvm::runs_stock_kernels as kvm_runs_stock_kernels;

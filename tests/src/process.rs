@@ -379,7 +379,7 @@ fn cpu_time(pid: u32, count: usize) -> Result<Duration> {
 }
 
 /// The process and its descendants.
-fn family(pid: u32) -> Vec<u32> {
+pub(crate) fn family(pid: u32) -> Vec<u32> {
     let mut family = vec![pid];
     let mut next = 0;
     while let Some(pid) = family.get(next) {
