@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::open_vswitch::LARGEST_FRAME;
-use crate::placement::Placement;
+use crate::placement::{Grouping, Placement};
 
 /// The groups of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ pub enum Group {
     Latency,
     /// Datagrams.
     Udp,
+    /// The same beside a program that keeps all CPUs busy.
+    Busy,
     /// Other ways between processes, in the same topology.
     Peers,
     /// A link without anything around it.
@@ -26,10 +28,11 @@ pub enum Group {
 
 impl Group {
     /// All, in the order in which they are measured and reported.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Paper,
         Self::Latency,
         Self::Udp,
+        Self::Busy,
         Self::Peers,
         Self::Link,
         Self::Scale,
@@ -41,6 +44,7 @@ impl Group {
             Self::Paper => "paper",
             Self::Latency => "latency",
             Self::Udp => "udp",
+            Self::Busy => "busy",
             Self::Peers => "peers",
             Self::Link => "link",
             Self::Scale => "scale",
@@ -233,16 +237,46 @@ impl Test {
     }
 }
 
-/// One line of the plan: every size on every way, in each round.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Case {
-    /// The group that reports it.
+/// Where values are reported, and what the parties run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The group of the report.
     pub group: Group,
     /// The program that runs the ends.
     pub environment: Environment,
     /// The CPUs of the ends.
     pub placement: Placement,
-    /// The measurement.
+    /// How the scheduler groups them.
+    #[serde(default)]
+    pub grouping: Grouping,
+}
+
+impl Place {
+    /// Its name: `group/environment/placement/grouping`.
+    pub fn id(&self) -> String {
+        let Self {
+            group,
+            environment,
+            placement,
+            grouping,
+        } = self;
+        format!(
+            "{}/{}/{}/{}",
+            group.id(),
+            environment.id(),
+            placement.id(),
+            grouping.id()
+        )
+    }
+}
+
+/// One line of the plan: every size on every way, in each round.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Case {
+    /// Where it is reported and measured.
+    #[serde(flatten)]
+    pub place: Place,
+    /// What is measured.
     pub test: Test,
     /// Side by side on these ways.
     pub ways: Vec<Way>,
@@ -253,15 +287,9 @@ pub struct Case {
 }
 
 impl Case {
-    /// Its name: `group/environment/placement/test`.
+    /// Its name: `group/environment/placement/grouping/test`.
     pub fn id(&self) -> String {
-        format!(
-            "{}/{}/{}/{}",
-            self.group.id(),
-            self.environment.id(),
-            self.placement.id(),
-            self.test.id()
-        )
+        format!("{}/{}", self.place.id(), self.test.id())
     }
 
     /// Measurements in one round.

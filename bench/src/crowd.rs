@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use virtio_inter_tests::{
-    Bridge, Frontend, Job, Mac, Nic, Port, PortConfig, Process, Segment, Testbed, Vm, VmConfig,
-    tools,
+    Bridge, ControlGroup, ControlGroups, Frontend, Job, Mac, Nic, Port, PortConfig, Process,
+    Segment, Testbed, Vm, VmConfig, tools,
 };
 
 use crate::case::{Test, Way};
@@ -28,6 +28,8 @@ pub struct Crowd {
     guests: Vec<Vm>,
     ports: Vec<Port>,
     _bridge: Bridge,
+    /// Of guests and ports; empty: they are in the session of this process.
+    groups: Vec<ControlGroup>,
 }
 
 impl Crowd {
@@ -64,7 +66,28 @@ impl Crowd {
             guests,
             ports,
             _bridge: bridge,
+            groups: Vec::new(),
         })
+    }
+
+    /// Puts each guest and each port into a group of its own, or back into the session of this process.
+    ///
+    /// # Errors
+    ///
+    /// A process that is gone.
+    pub fn group(&mut self, groups: Option<&ControlGroups>) -> Result<()> {
+        self.groups.clear();
+        let Some(groups) = groups else {
+            return Ok(());
+        };
+        let mut own = Vec::new();
+        for process in self.processes() {
+            let group = groups.make("party")?;
+            group.add(process)?;
+            own.push(group);
+        }
+        self.groups = own;
+        Ok(())
     }
 
     /// Takes one measurement between the first `count` guests.

@@ -4,8 +4,8 @@
 
 use serde::Serialize;
 
-use crate::case::{Environment, Group, Way};
-use crate::placement::Placement;
+use crate::case::{Environment, Group, Place, Way};
+use crate::placement::{Grouping, Placement};
 use crate::results::{At, Results};
 use crate::stats::Spread;
 
@@ -110,18 +110,25 @@ pub fn goals(results: &Results) -> Vec<Goal> {
     all
 }
 
+/// Goals rest on parties in groups of their own, where ports move frames under load at all.
 fn at(
     group: Group,
     environment: Environment,
     placement: Placement,
     metric: &'static str,
 ) -> At<'static> {
-    At {
+    let grouping = match (environment, metric) {
+        // A link alone, idle ports, and a machine without control groups.
+        (Environment::Nested, _) | (_, "cold" | "idle_wakeups") => Grouping::Session,
+        _ => Grouping::Groups,
+    };
+    let place = Place {
         group,
         environment,
         placement,
-        metric,
-    }
+        grouping,
+    };
+    At { place, metric }
 }
 
 fn goal(name: String, value: Option<f64>, bound: Bound, reason: String) -> Goal {
@@ -145,13 +152,7 @@ fn ratio(
         .median(of, way, size)
         .zip(results.median(to, to_way, to_size))
         .map(|(of, to)| of / to);
-    let place = format!(
-        "{}/{}/{}",
-        of.group.id(),
-        of.environment.id(),
-        of.placement.id()
-    );
-    goal(name, value, bound, reason(results, &place))
+    goal(name, value, bound, reason(results, &of.place.id()))
 }
 
 /// Why nothing was measured there.
@@ -167,28 +168,34 @@ fn sizes_behind_tap(results: &Results) -> Goal {
     let mut behind = Vec::new();
     let mut compared = 0;
     for row in &results.rows {
-        if row.group != Group::Paper || row.metric != "tcp_stream" || row.way != Way::Inter {
+        let Place {
+            environment,
+            placement,
+            ..
+        } = row.place;
+        let judged = at(Group::Paper, environment, placement, "tcp_stream");
+        let place = row.place;
+        if (At {
+            place,
+            metric: &row.metric,
+        }) != judged
+            || row.way != Way::Inter
+        {
             continue;
         }
-        let at = At {
-            group: row.group,
-            environment: row.environment,
-            placement: row.placement,
-            metric: &row.metric,
-        };
-        let Some((inter, tap)) =
-            row.spread()
-                .map(|spread| spread.median)
-                .zip(results.median(&at, Way::Tap, row.size))
-        else {
+        let Some((inter, tap)) = row.spread().map(|spread| spread.median).zip(results.median(
+            &judged,
+            Way::Tap,
+            row.size,
+        )) else {
             continue;
         };
         compared += 1;
         if tap > inter {
             behind.push(format!(
                 "{}/{} {} B ({:.2})",
-                row.environment.id(),
-                row.placement.id(),
+                environment.id(),
+                placement.id(),
                 row.size,
                 inter / tap
             ));
@@ -295,7 +302,6 @@ fn cpu_cost(results: &Results, placement: Placement) -> Goal {
     let value = cost(Way::Inter)
         .zip(cost(Way::Tap))
         .map(|(inter, tap)| inter / tap);
-    let place = format!("paper/uml/{}", placement.id());
     goal(
         format!(
             "CPU seconds per GB ÷ tap + bridge, UML, {}",
@@ -303,7 +309,7 @@ fn cpu_cost(results: &Results, placement: Placement) -> Goal {
         ),
         value,
         Bound::AtMost(0.6),
-        reason(results, &place),
+        reason(results, &at.place.id()),
     )
 }
 
@@ -349,11 +355,29 @@ mod tests {
     }
 
     #[test]
+    fn goals_rest_on_groups_and_say_why_there_are_none() {
+        let mut results = Results::default();
+        for (way, rate) in [(Way::Loopback, 10.0), (Way::Inter, 8.0)] {
+            let mut row = row(way, 65536, &[rate]);
+            row.place.grouping = Grouping::Session;
+            results.add(row);
+        }
+        results.note_not_run("paper/uml/one-cpu/groups", "no control groups here");
+        let goals = goals(&results);
+        let stream = named(&goals, "UML TCP stream ÷ loopback, all on one CPU");
+        assert_eq!(
+            (stream.value, stream.note.as_str()),
+            (None, "no control groups here")
+        );
+        assert_eq!(named(&goals, "message sizes").value, None);
+    }
+
+    #[test]
     fn pairs_are_judged_on_enough_cpus_only() {
         let mut results = Results::default();
         for (ports, rate) in [(2, 10.0), (8, 38.0)] {
             let mut row = row(Way::Inter, ports, &[rate]);
-            (row.group, row.placement) = (Group::Scale, Placement::Free);
+            (row.place.group, row.place.placement) = (Group::Scale, Placement::Free);
             row.metric = "pairs".to_owned();
             results.add(row);
         }

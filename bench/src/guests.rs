@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use virtio_inter_tests::{
-    Bridge, Frontend, Job, Kernel, Mac, Nic, Port, PortConfig, Process, Segment, Testbed, Vm,
-    VmConfig, is_inside, tools,
+    Bridge, ControlGroup, Frontend, Job, Kernel, Mac, Nic, Port, PortConfig, Process, Segment,
+    Testbed, Vm, VmConfig, is_inside, tools,
 };
 
 use crate::case::{Environment, Test, Way};
 use crate::measured::Measured;
-use crate::placement::Cpus;
+use crate::placement::Seat;
 
 /// Ethernet's usual: the same on both ways.
 pub const MTU: u16 = 1500;
@@ -43,6 +43,8 @@ pub struct Pair {
     guests: [Vm; 2],
     ports: [Port; 2],
     _bridge: Bridge,
+    /// Of guests and ports; empty: they are in the session of this process.
+    groups: Vec<ControlGroup>,
     /// Seconds of one measurement.
     seconds: u32,
 }
@@ -77,6 +79,7 @@ impl Pair {
             guests,
             ports: [port_a, port_b],
             _bridge: bridge,
+            groups: Vec::new(),
             seconds: if is_inside() {
                 EMULATED_SECONDS
             } else {
@@ -106,17 +109,25 @@ impl Pair {
         })
     }
 
-    /// Binds guests and ports to CPUs of the host.
+    /// Binds guests and ports to CPUs of the host, and to groups of their own or none.
     ///
     /// # Errors
     ///
     /// A process that is gone.
-    pub fn place(&mut self, cpus: &Cpus) -> Result<()> {
-        for (guest, cpus) in self.guests.iter_mut().zip(&cpus.guests) {
-            guest.process().pin(cpus)?;
-        }
-        for (port, cpus) in self.ports.iter_mut().zip(&cpus.ports) {
-            port.process().pin(cpus)?;
+    pub fn place(&mut self, seat: &Seat) -> Result<()> {
+        let Seat { cpus, groups } = seat;
+        self.groups.clear();
+        let guests = self.guests.iter_mut().map(Vm::process);
+        let ports = self.ports.iter_mut().map(Port::process);
+        let guests = guests.zip(&cpus.guests).map(|party| ("guest", party));
+        let ports = ports.zip(&cpus.ports).map(|party| ("port", party));
+        for (kind, (process, cpus)) in guests.chain(ports) {
+            process.pin(cpus)?;
+            if let Some(groups) = groups {
+                let group = groups.make(kind)?;
+                group.add(process)?;
+                self.groups.push(group);
+            }
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use virtio_inter_tests::{Port, PortConfig, Process, Segment, Testbed};
+use virtio_inter_tests::{ControlGroups, Port, PortConfig, Process, Segment, Testbed};
 
 use crate::case::{Test, Way};
 use crate::guests::cpu_time_of;
@@ -43,14 +43,20 @@ impl Host {
         }
     }
 
-    /// Takes one measurement.
+    /// Takes one measurement. Each port is in a group of its own, if there are `groups`.
     ///
     /// # Errors
     ///
     /// A program that fails or moves nothing.
-    pub fn measure(&self, test: Test, way: Way, size: u32) -> Result<Measured> {
+    pub fn measure(
+        &self,
+        test: Test,
+        way: Way,
+        size: u32,
+        groups: Option<&ControlGroups>,
+    ) -> Result<Measured> {
         let measured = match test {
-            Test::Forward => self.forward(way, size)?,
+            Test::Forward => self.forward(way, size, groups)?,
             Test::Bytes { batch, cold } => self.bytes(&test.id(), way, size, batch, cold)?,
             other => bail!("No measurement on the host: {}", other.id()),
         };
@@ -59,7 +65,8 @@ impl Host {
     }
 
     /// Lets frames circle between two ports of one testpmd that are joined by `way`.
-    fn forward(&self, way: Way, size: u32) -> Result<Measured> {
+    fn forward(&self, way: Way, size: u32, groups: Option<&ControlGroups>) -> Result<Measured> {
+        let mut own = Vec::new();
         let bed = Testbed::new("the bench")?;
         let (mut ports, mut switch, mut vswitch) = (Vec::new(), None, None);
         let interfaces = match way {
@@ -73,7 +80,12 @@ impl Host {
                     config.mtu = u16::try_from(size.max(1500)).context("Too large a frame")?;
                     config.queue_size = QUEUE_SIZE;
                     config.program.clone_from(&self.programs.port);
-                    let port = Port::start(&bed, config)?;
+                    let mut port = Port::start(&bed, config)?;
+                    if let Some(groups) = groups {
+                        let group = groups.make("port")?;
+                        group.add(port.process())?;
+                        own.push(group);
+                    }
                     interfaces.push(Interface::VirtioUser(port.socket().to_path_buf()));
                     ports.push(port);
                 }

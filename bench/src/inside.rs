@@ -36,7 +36,14 @@ pub fn run(line: &Line, mut out: impl Write) -> Result<()> {
         .map(|case| case.steps() * case.rounds as usize)
         .sum();
     let file = std::env::temp_dir().join("results.json");
-    let mut run = Run::new(programs, allowed_cpus()?, Results::default(), file, steps);
+    let mut run = Run::new(
+        programs,
+        allowed_cpus()?,
+        None,
+        Results::default(),
+        file,
+        steps,
+    );
     run.measure_all(&cases)?;
     serde_json::to_writer(&mut out, &run.finish()?)?;
     writeln!(out)?;

@@ -17,6 +17,7 @@ pub mod idle;
 pub mod inside;
 pub mod machine;
 pub mod measured;
+pub mod neighbour;
 pub mod nested;
 pub mod open_vswitch;
 pub mod options;
@@ -32,18 +33,20 @@ pub mod results;
 pub mod run;
 pub mod stats;
 pub mod testpmd;
+mod words;
 
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use virtio_inter_tests::ControlGroups;
 
 use crate::case::{Case, Group, is_asked_for};
 use crate::machine::{Machine, load_average, told};
 use crate::options::Options;
-use crate::plan::{Facts, plan};
+use crate::plan::{Facts, Plan, plan};
 use crate::programs::Programs;
-use crate::results::{Results, Row, RunNote};
+use crate::results::{NotRun, Results, Row, RunNote};
 use crate::run::Run;
 
 /// Measures the cases that the options select, and writes the result file, the report and its plots
@@ -60,16 +63,21 @@ pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) 
     let mut verdict = Ok(());
     if !options.report {
         let cpus = placement::allowed_cpus()?;
+        let groups = ControlGroups::new();
         let facts = Facts {
             cpus: cpus.len(),
             has_testpmd: testpmd::is_there(),
             has_open_vswitch: programs.open_vswitch.is_some(),
             has_cloud_hypervisor: virtio_inter_tests::cloud_hypervisor_program().is_some(),
             has_kvm,
+            no_groups: groups.as_ref().err().map(|error| format!("{error:#}")),
         };
-        let plan = plan(options, facts);
+        let groups = groups.ok();
+        let plan = plan(options, &facts);
+        check_filters(options, &plan)?;
         begin(&mut results, options, &plan.cases);
-        results.machine = Some(Machine::of_this_host(cpus.len(), has_kvm));
+        let version = groups.as_ref().map(ControlGroups::version);
+        results.machine = Some(Machine::of_this_host(cpus.len(), has_kvm, version));
         for note in &plan.not_run {
             results.note_not_run(&note.what, &note.why);
         }
@@ -78,7 +86,7 @@ pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) 
             .iter()
             .map(|case| case.steps() * case.rounds as usize)
             .sum();
-        let mut run = Run::new(programs, cpus, results, file, steps);
+        let mut run = Run::new(programs, cpus, groups, results, file, steps);
         if options.quick {
             run.hurry();
         }
@@ -89,6 +97,27 @@ pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) 
     }
     tell(options, &results, output)?;
     verdict
+}
+
+/// A name that stands for nothing would measure nothing, and that would look like a pass.
+fn check_filters(options: &Options, plan: &Plan) -> Result<()> {
+    for filter in &options.only {
+        let only = std::slice::from_ref(filter);
+        let is_case = plan.cases.iter().any(|case| is_asked_for(&case.id(), only));
+        let is_note = |note: &NotRun| {
+            is_asked_for(&note.what, only) || is_asked_for(filter, std::slice::from_ref(&note.what))
+        };
+        if !is_case && !plan.not_run.iter().any(is_note) {
+            let group = filter.split('/').next().unwrap_or_default().to_owned();
+            let mut places = plan.places.clone();
+            places.retain(|id| is_asked_for(id, std::slice::from_ref(&group)));
+            bail!(
+                "--only {filter}: nothing has this name; there are {}",
+                places.join(", ")
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Makes room for what is to be measured, and notes the run.
@@ -129,7 +158,7 @@ fn begin(results: &mut Results, options: &Options, cases: &[Case]) {
 fn belongs(row: &Row, case: &Case) -> bool {
     const SUFFIXES: [&str; 7] = ["", "_p99", "_p99_9", "_loss", "_each", "_wakeups", "_cpu"];
     let id = case.test.id();
-    (row.group, row.environment, row.placement) == (case.group, case.environment, case.placement)
+    row.place == case.place
         && row
             .metric
             .strip_prefix(&id)
@@ -176,7 +205,7 @@ mod tests {
         let mut other = row(Way::Inter, 64, &[1.0]);
         other.metric = "tcp_rr".to_owned();
         results.add(other);
-        results.note_not_run("paper/uml/one-cpu/tcp_stream/tap", "failed");
+        results.note_not_run("paper/uml/one-cpu/groups/tcp_stream/tap", "failed");
         results.note_not_run("udp/qemu", "failed");
         results
     }
@@ -189,9 +218,10 @@ mod tests {
             has_open_vswitch: true,
             has_cloud_hypervisor: false,
             has_kvm: false,
+            no_groups: None,
         };
         let mut results = results();
-        begin(&mut results, &options, &plan(&options, facts).cases);
+        begin(&mut results, &options, &plan(&options, &facts).cases);
         results
     }
 
@@ -201,12 +231,12 @@ mod tests {
             let rows = results.rows.iter();
             rows.map(|row| row.metric.clone()).collect()
         };
-        let some = after(&["--only", "paper/uml/one-cpu/tcp_stream"]);
+        let some = after(&["--only", "paper/uml/one-cpu/groups/tcp_stream"]);
         assert_eq!(metrics(&some), ["tcp_rr"]);
         assert_eq!(some.not_run.len(), 1);
         assert_eq!(
             some.runs[0].arguments,
-            "--only paper/uml/one-cpu/tcp_stream"
+            "--only paper/uml/one-cpu/groups/tcp_stream"
         );
         let added = after(&["--only", "paper", "--add"]);
         assert_eq!(metrics(&added), ["tcp_stream", "tcp_rr"]);

@@ -23,11 +23,14 @@ pub struct Machine {
     pub is_virtual: bool,
     /// Whether its `/dev/kvm` runs stock kernels.
     pub has_kvm: bool,
+    /// Version of its control groups, if some could be made.
+    #[serde(default)]
+    pub control_groups: Option<u8>,
 }
 
 impl Machine {
     /// Looks at this machine.
-    pub fn of_this_host(cpus: usize, has_kvm: bool) -> Self {
+    pub fn of_this_host(cpus: usize, has_kvm: bool, control_groups: Option<u8>) -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let info = read("/proc/cpuinfo");
         let field = |name: &str| {
@@ -51,13 +54,14 @@ impl Machine {
             governor: Some(governor.trim().to_owned()).filter(|name| !name.is_empty()),
             is_virtual: field("flags").split(' ').any(|flag| flag == "hypervisor"),
             has_kvm,
+            control_groups,
         }
     }
 
     /// In one sentence.
     pub fn describe(&self) -> String {
         format!(
-            "{}, {} CPUs, {} GiB, Linux {}{}; governor: {}; KVM: {}",
+            "{}, {} CPUs, {} GiB, Linux {}{}; governor: {}; KVM: {}; control groups: {}",
             self.cpu,
             self.cpus,
             (self.memory_mib + 512) / 1024,
@@ -69,6 +73,8 @@ impl Machine {
             },
             self.governor.as_deref().unwrap_or("not told"),
             if self.has_kvm { "yes" } else { "no" },
+            self.control_groups
+                .map_or("none".to_owned(), |version| format!("cgroup v{version}")),
         )
     }
 }

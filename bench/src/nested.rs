@@ -60,9 +60,7 @@ pub fn whole_rounds(cases: &[Case], results: &Results) -> usize {
     let rounds = |case: &Case, way: Way, size: u32| {
         let metric = case.test.id();
         let at = At {
-            group: case.group,
-            environment: case.environment,
-            placement: case.placement,
+            place: case.place,
             metric: &metric,
         };
         results
@@ -82,16 +80,13 @@ pub fn whole_rounds(cases: &[Case], results: &Results) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::case::{Environment, Group, Test};
-    use crate::placement::Placement;
-    use crate::results::tests::row;
+    use crate::case::Test;
+    use crate::results::tests::{PLACE, row};
 
     #[test]
     fn a_round_is_whole_when_no_way_lacks_it() {
         let case = Case {
-            group: Group::Paper,
-            environment: Environment::Uml,
-            placement: Placement::OneCpu,
+            place: PLACE,
             test: Test::TcpStream,
             ways: vec![Way::Inter, Way::Tap],
             sizes: vec![64],

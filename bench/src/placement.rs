@@ -1,9 +1,11 @@
-//! Which of the host's CPUs guests and ports may run on.
+//! Which of the host's CPUs guests and ports may run on, and how the scheduler groups them.
 
 use std::fs;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use virtio_inter_tests::ControlGroups;
 
 /// The CPUs of guests and ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -19,6 +21,38 @@ pub enum Placement {
     Free,
 }
 
+/// How the host's scheduler groups guests and ports. Nice values and yields count within a group only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grouping {
+    /// All in one session, as programs that a shell starts. Results from before there were groups are these.
+    #[default]
+    Session,
+    /// Each guest and each port in a control group of its own, of equal CPU weight, as services are.
+    Groups,
+}
+
+impl Grouping {
+    /// The one that goals rest on first.
+    pub const ALL: [Self; 2] = [Self::Groups, Self::Session];
+
+    /// What it is called on the command line and in JSON.
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Groups => "groups",
+        }
+    }
+
+    /// What it is called in words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Session => "in one session",
+            Self::Groups => "each in a group of its own",
+        }
+    }
+}
+
 /// The CPUs of each party; of the first guest in the first place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cpus {
@@ -26,6 +60,15 @@ pub struct Cpus {
     pub guests: [Vec<usize>; 2],
     /// Those of their ports.
     pub ports: [Vec<usize>; 2],
+}
+
+/// What the parties of a measurement are bound to.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    /// Their CPUs.
+    pub cpus: Cpus,
+    /// Each has a group of its own here; none: they stay in the session of this process.
+    pub groups: Option<Arc<ControlGroups>>,
 }
 
 impl Placement {

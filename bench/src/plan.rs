@@ -2,15 +2,15 @@
 //!
 //! The comparisons are those of decisions 0050 and 0051.
 
-use crate::case::{Case, Environment, Group, Test, Way, is_asked_for};
+use crate::case::{Case, Environment, Group, Place, Test, Way, is_asked_for};
 use crate::goals::GOAL_CPUS;
 use crate::open_vswitch::LARGEST_FRAME;
 use crate::options::Options;
-use crate::placement::Placement;
+use crate::placement::{Grouping, Placement};
 use crate::results::NotRun;
 
 /// Facts about the machine that the plan needs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Facts {
     /// CPUs that may be used.
     pub cpus: usize,
@@ -22,6 +22,18 @@ pub struct Facts {
     pub has_cloud_hypervisor: bool,
     /// Whether KVM runs stock kernels, as Cloud Hypervisor needs.
     pub has_kvm: bool,
+    /// Why there can be no control groups; none where there can.
+    pub no_groups: Option<String>,
+}
+
+impl Facts {
+    /// What most is measured in: groups, where there can be some.
+    fn usual(&self) -> Grouping {
+        match self.no_groups {
+            None => Grouping::Groups,
+            Some(_) => Grouping::Session,
+        }
+    }
 }
 
 /// The cases to run and those to leave out.
@@ -31,14 +43,23 @@ pub struct Plan {
     pub cases: Vec<Case>,
     /// The cases left out, with the reason.
     pub not_run: Vec<NotRun>,
+    /// The names of all places where something can be measured, asked for or not.
+    pub places: Vec<String>,
 }
 
+/// Groups of the report that are measured between two guests.
+const BETWEEN_GUESTS: [Group; 4] = [Group::Paper, Group::Latency, Group::Udp, Group::Busy];
 const GUEST_WAYS: [Way; 3] = [Way::Loopback, Way::Inter, Way::Tap];
+/// A message there and back, nothing else going on.
+const PING_PONG: Test = Test::PingPong {
+    tcp: true,
+    loaded: false,
+};
 /// Bytes of a frame in the comparison of switches.
 const FRAMES: [u32; 3] = [64, 1500, 16384];
 
 /// Plans the cases that the options select. Cases that the machine cannot run are always named.
-pub fn plan(options: &Options, facts: Facts) -> Plan {
+pub fn plan(options: &Options, facts: &Facts) -> Plan {
     let mut plan = Plan::default();
     let quick = options.quick;
     guests(&mut plan, quick, facts);
@@ -49,6 +70,8 @@ pub fn plan(options: &Options, facts: Facts) -> Plan {
             case.rounds = rounds;
         }
     }
+    plan.places = plan.cases.iter().map(|case| case.place.id()).collect();
+    plan.places.dedup();
     plan.cases
         .retain(|case| is_asked_for(&case.id(), &options.only));
     plan
@@ -62,19 +85,9 @@ impl Plan {
         });
     }
 
-    fn add(
-        &mut self,
-        place: (Group, Environment, Placement),
-        test: Test,
-        ways: &[Way],
-        sizes: &[u32],
-        rounds: u32,
-    ) {
-        let (group, environment, placement) = place;
+    fn add(&mut self, place: Place, test: Test, ways: &[Way], sizes: &[u32], rounds: u32) {
         self.cases.push(Case {
-            group,
-            environment,
-            placement,
+            place,
             test,
             ways: ways.to_vec(),
             sizes: sizes.to_vec(),
@@ -104,7 +117,7 @@ fn stream_sizes(quick: bool) -> Vec<u32> {
     (6..=16).step_by(step).map(|power| 1 << power).collect()
 }
 
-fn guests(plan: &mut Plan, quick: bool, facts: Facts) {
+fn guests(plan: &mut Plan, quick: bool, facts: &Facts) {
     for placement in [
         Placement::OneCpu,
         Placement::PerGuest,
@@ -116,23 +129,29 @@ fn guests(plan: &mut Plan, quick: bool, facts: Facts) {
                 placement.needs(),
                 facts.cpus
             );
-            for group in [Group::Paper, Group::Latency, Group::Udp] {
+            for group in BETWEEN_GUESTS {
                 plan.skip(&format!("{}/uml/{}", group.id(), placement.id()), &why);
             }
             continue;
         }
-        guests_in(plan, Environment::Uml, placement, quick);
+        grouped(plan, Environment::Uml, placement, quick, facts);
     }
     // QEMU's own threads would wait for each other on one CPU.
-    guests_in(plan, Environment::Qemu, Placement::Free, quick);
+    grouped(plan, Environment::Qemu, Placement::Free, quick, facts);
     let why = match (facts.has_cloud_hypervisor, facts.has_kvm) {
         (true, true) => {
-            return guests_in(plan, Environment::CloudHypervisor, Placement::Free, quick);
+            return grouped(
+                plan,
+                Environment::CloudHypervisor,
+                Placement::Free,
+                quick,
+                facts,
+            );
         }
         (false, _) => "no cloud-hypervisor program on this machine",
         (true, false) => "KVM does not run stock kernels on this machine",
     };
-    for group in [Group::Paper, Group::Latency, Group::Udp] {
+    for group in BETWEEN_GUESTS {
         plan.skip(&format!("{}/cloud-hypervisor", group.id()), why);
     }
     if facts.has_cloud_hypervisor {
@@ -144,14 +163,67 @@ fn guests(plan: &mut Plan, quick: bool, facts: Facts) {
     }
 }
 
-fn guests_in(plan: &mut Plan, environment: Environment, placement: Placement, quick: bool) {
+/// All between two guests in groups of their own, and the most important part in one session.
+fn grouped(
+    plan: &mut Plan,
+    environment: Environment,
+    placement: Placement,
+    quick: bool,
+    facts: &Facts,
+) {
+    // QEMU emulates the processor: what else runs on it tells nothing.
+    let has_busy = environment != Environment::Qemu;
+    let place = |group, grouping| Place {
+        group,
+        environment,
+        placement,
+        grouping,
+    };
+    if let Some(why) = &facts.no_groups {
+        for group in BETWEEN_GUESTS {
+            if has_busy || group != Group::Busy {
+                plan.skip(&place(group, Grouping::Groups).id(), why);
+            }
+        }
+    }
+    let usual = facts.usual();
+    guests_in(plan, |group| place(group, usual), quick);
+    let rounds = Rounds::new(quick);
+    let in_session = environment == Environment::Uml && usual == Grouping::Groups;
+    if in_session {
+        let sizes: &[u32] = if quick { &[65536] } else { &[64, 2048, 65536] };
+        let paper = place(Group::Paper, Grouping::Session);
+        plan.add(paper, Test::TcpStream, &GUEST_WAYS, sizes, rounds.other);
+        let latency = place(Group::Latency, Grouping::Session);
+        plan.add(latency, PING_PONG, &GUEST_WAYS, &[64], rounds.other);
+    }
+    if has_busy && (!quick || placement == Placement::OneCpu) {
+        let groupings = if in_session {
+            &[Grouping::Groups, Grouping::Session][..]
+        } else {
+            &[usual]
+        };
+        for grouping in groupings {
+            let busy = place(Group::Busy, *grouping);
+            plan.add(busy, Test::TcpStream, &GUEST_WAYS, &[65536], rounds.other);
+            plan.add(busy, PING_PONG, &GUEST_WAYS, &[64], rounds.other);
+        }
+    }
+}
+
+fn guests_in(plan: &mut Plan, place: impl Fn(Group) -> Place, quick: bool) {
+    let paper = place(Group::Paper);
+    let Place {
+        environment,
+        placement,
+        ..
+    } = paper;
     let mut rounds = Rounds::new(quick);
     // No goal rests on QEMU alone, and emulation levels all ways.
     let is_short = environment == Environment::Qemu;
     if is_short {
         rounds.goal = rounds.other;
     }
-    let paper = (Group::Paper, environment, placement);
     let streams = match is_short && !quick {
         true => stream_sizes(false).into_iter().step_by(2).collect(),
         false => stream_sizes(quick),
@@ -164,7 +236,7 @@ fn guests_in(plan: &mut Plan, environment: Environment, placement: Placement, qu
     let ways = &GUEST_WAYS;
     plan.add(paper, Test::TcpStream, ways, &streams, rounds.goal);
     plan.add(paper, Test::TcpRr, ways, transactions, rounds.other);
-    let latency = (Group::Latency, environment, placement);
+    let latency = place(Group::Latency);
     for (tcp, loaded) in [(true, false), (true, true), (false, false), (false, true)] {
         let rounds = match (tcp, loaded) {
             (true, false) => rounds.goal,
@@ -184,7 +256,7 @@ fn guests_in(plan: &mut Plan, environment: Environment, placement: Placement, qu
         plan.add(latency, Test::AfterIdle, ways, &[64], rounds.other);
         plan.add(latency, Test::Burst, ways, &[64], rounds.other);
     }
-    let udp = (Group::Udp, environment, placement);
+    let udp = place(Group::Udp);
     let rounds = match environment {
         Environment::CloudHypervisor => rounds.goal,
         _ => rounds.other,
@@ -195,9 +267,13 @@ fn guests_in(plan: &mut Plan, environment: Environment, placement: Placement, qu
 /// On an emulated processor a figure only shows which way is ahead.
 fn nested(plan: &mut Plan, quick: bool) {
     let Rounds { goal, .. } = Rounds::new(quick);
-    let place = |group| (group, Environment::Nested, Placement::Free);
+    let place = |group| Place {
+        group,
+        environment: Environment::Nested,
+        placement: Placement::Free,
+        grouping: Grouping::Session,
+    };
     let sizes: &[u32] = if quick { &[65536] } else { &[1024, 65536] };
-    let (tcp, loaded) = (true, false);
     plan.add(
         place(Group::Paper),
         Test::TcpStream,
@@ -205,11 +281,10 @@ fn nested(plan: &mut Plan, quick: bool) {
         sizes,
         goal,
     );
-    let ping_pong = Test::PingPong { tcp, loaded };
-    plan.add(place(Group::Latency), ping_pong, &GUEST_WAYS, &[64], goal);
+    plan.add(place(Group::Latency), PING_PONG, &GUEST_WAYS, &[64], goal);
 }
 
-fn peers(plan: &mut Plan, quick: bool, facts: Facts) {
+fn peers(plan: &mut Plan, quick: bool, facts: &Facts) {
     let rounds = Rounds::new(quick);
     if facts.cpus < 2 {
         for group in [Group::Peers, Group::Link] {
@@ -217,29 +292,32 @@ fn peers(plan: &mut Plan, quick: bool, facts: Facts) {
         }
         return;
     }
-    let place = |group| (group, Environment::Host, Placement::PerGuest);
+    let place_in = |group, grouping| Place {
+        group,
+        environment: Environment::Host,
+        placement: Placement::PerGuest,
+        grouping,
+    };
+    // Bytes between two processes that have a CPU each: there is nobody to share it with.
+    let place = |group| place_in(group, Grouping::Session);
+    let forward = place_in(Group::Peers, facts.usual());
+    if let Some(why) = &facts.no_groups {
+        plan.skip(&place_in(Group::Peers, Grouping::Groups).id(), why);
+    }
+    let switched = format!("{}/forward", forward.id());
     let mut ways = vec![Way::Inter, Way::NetVhost, Way::Memif];
     if facts.has_open_vswitch {
         ways.push(Way::OvsDpdk);
         let why = format!("it takes no frames above {LARGEST_FRAME} bytes");
-        plan.skip("peers/host/per-guest/forward/ovs-dpdk/16384", &why);
+        plan.skip(&format!("{switched}/ovs-dpdk/16384"), &why);
     } else {
         let why = "Debian's packages of it could not be had on this machine";
-        plan.skip("peers/host/per-guest/forward/ovs-dpdk", why);
+        plan.skip(&format!("{switched}/ovs-dpdk"), why);
     }
     if facts.has_testpmd {
-        plan.add(
-            place(Group::Peers),
-            Test::Forward,
-            &ways,
-            &FRAMES,
-            rounds.goal,
-        );
+        plan.add(forward, Test::Forward, &ways, &FRAMES, rounds.goal);
     } else {
-        plan.skip(
-            "peers/host/per-guest/forward",
-            "no dpdk-testpmd on this machine",
-        );
+        plan.skip(&switched, "no dpdk-testpmd on this machine");
     }
     let between = [Way::Link, Way::UnixStream, Way::Pipe, Way::Memcpy];
     let usual = Test::Bytes {
@@ -279,9 +357,18 @@ fn peers(plan: &mut Plan, quick: bool, facts: Facts) {
     );
 }
 
-fn scale(plan: &mut Plan, quick: bool, facts: Facts) {
+fn scale(plan: &mut Plan, quick: bool, facts: &Facts) {
     let rounds = Rounds::new(quick);
-    let place = (Group::Scale, Environment::Uml, Placement::Free);
+    let place_in = |environment, grouping| Place {
+        group: Group::Scale,
+        environment,
+        placement: Placement::Free,
+        grouping,
+    };
+    let place = place_in(Environment::Uml, facts.usual());
+    if let Some(why) = &facts.no_groups {
+        plan.skip(&place_in(Environment::Uml, Grouping::Groups).id(), why);
+    }
     let ways = [Way::Inter, Way::Tap];
     let ports: &[u32] = if quick { &[2, 8] } else { &[2, 4, 8, 16] };
     let judged = match facts.cpus >= GOAL_CPUS {
@@ -291,7 +378,7 @@ fn scale(plan: &mut Plan, quick: bool, facts: Facts) {
     plan.add(place, Test::Pairs, &ways, ports, judged);
     let ports: &[u32] = if quick { &[4] } else { &[2, 4, 8, 16] };
     plan.add(place, Test::AllToOne, &ways, ports, rounds.other);
-    let place = (Group::Scale, Environment::Host, Placement::Free);
+    let place = place_in(Environment::Host, Grouping::Session);
     let ports: &[u32] = if quick { &[2, 16] } else { &[2, 4, 8, 16, 32] };
     plan.add(place, Test::Memory, &[Way::Inter], ports, 1);
     let idle = if quick { rounds.other } else { rounds.goal };
@@ -299,84 +386,5 @@ fn scale(plan: &mut Plan, quick: bool, facts: Facts) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::options::tests::parse;
-
-    const TWO_CPUS: Facts = Facts {
-        cpus: 2,
-        has_testpmd: true,
-        has_open_vswitch: true,
-        has_cloud_hypervisor: false,
-        has_kvm: false,
-    };
-
-    fn planned(arguments: &[&str], facts: Facts) -> Plan {
-        plan(&parse(arguments).unwrap(), facts)
-    }
-
-    #[test]
-    fn what_the_machine_cannot_do_is_named() {
-        let plan = planned(&[], TWO_CPUS);
-        let named = |what: &str| plan.not_run.iter().any(|note| note.what == what);
-        assert!(named("paper/uml/per-process") && named("paper/cloud-hypervisor"));
-        assert!(
-            plan.cases
-                .iter()
-                .all(|case| case.placement != Placement::PerProcess)
-        );
-        let large = Facts {
-            cpus: 16,
-            ..TWO_CPUS
-        };
-        let ids: Vec<String> = planned(&[], large).cases.iter().map(Case::id).collect();
-        assert!(ids.contains(&"paper/uml/per-process/tcp_stream".to_owned()));
-        let with_kvm = Facts {
-            has_cloud_hypervisor: true,
-            has_kvm: true,
-            ..TWO_CPUS
-        };
-        let ids: Vec<String> = planned(&[], with_kvm).cases.iter().map(Case::id).collect();
-        assert!(ids.contains(&"udp/cloud-hypervisor/free/datagrams".to_owned()));
-        let small = Facts {
-            cpus: 1,
-            has_testpmd: false,
-            has_open_vswitch: false,
-            ..TWO_CPUS
-        };
-        assert!(planned(&["--only", "peers,link"], small).cases.is_empty());
-    }
-
-    #[test]
-    fn only_what_is_asked_for_is_run() {
-        let plan = planned(&["--only", "paper/uml/one-cpu,udp/qemu"], TWO_CPUS);
-        let ids: Vec<String> = plan.cases.iter().map(Case::id).collect();
-        assert_eq!(
-            ids,
-            [
-                "paper/uml/one-cpu/tcp_stream",
-                "paper/uml/one-cpu/tcp_rr",
-                "udp/qemu/free/datagrams"
-            ]
-        );
-        let sizes = &plan.cases[0].sizes;
-        assert_eq!((sizes.first(), sizes.last()), (Some(&64), Some(&65536)));
-        let plan = planned(&["--only", "scale", "--rounds", "9"], TWO_CPUS);
-        assert!(plan.cases.iter().all(|case| case.rounds == 9));
-    }
-
-    #[test]
-    fn names_are_unique() {
-        for arguments in [&[][..], &["--quick"]] {
-            let mut ids: Vec<String> = planned(arguments, TWO_CPUS)
-                .cases
-                .iter()
-                .map(Case::id)
-                .collect();
-            let all = ids.len();
-            ids.sort();
-            ids.dedup();
-            assert_eq!(ids.len(), all);
-        }
-    }
-}
+#[path = "plan_tests.rs"]
+mod tests;

@@ -5,12 +5,13 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::case::{Environment, Group, Way};
+use crate::case::{Environment, Group, Place, Way};
 use crate::distance::DistanceNote;
 use crate::goals::Goal;
-use crate::placement::Placement;
+use crate::placement::Grouping;
 use crate::results::{At, Results, Row};
 use crate::stats::{Spread, number};
+use crate::words::{INTRODUCTION, group_name, group_words, metric_name};
 
 /// Stands where there is nothing.
 const NONE: &str = "–";
@@ -34,12 +35,8 @@ pub fn write_json(results: &Results, goals: &[Goal], mut to: impl io::Write) -> 
 /// A table of the report, and a plot where its rows have several sizes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
-    /// The group.
-    pub group: Group,
-    /// The program that ran the ends.
-    pub environment: Environment,
-    /// The CPUs of the ends.
-    pub placement: Placement,
+    /// Where its values were measured.
+    pub place: Place,
     /// The value's name.
     pub metric: String,
 }
@@ -48,32 +45,35 @@ impl Table {
     /// The section of its values.
     pub fn at(&self) -> At<'_> {
         At {
-            group: self.group,
-            environment: self.environment,
-            placement: self.placement,
+            place: self.place,
             metric: &self.metric,
         }
     }
 
     /// The name of its plot's file.
     pub fn file(&self) -> String {
-        format!(
-            "{}-{}-{}-{}.svg",
-            self.group.id(),
-            self.environment.id(),
-            self.placement.id(),
-            self.metric
-        )
+        format!("{}-{}.svg", self.place.id().replace('/', "-"), self.metric)
     }
 
     /// Its title.
     pub fn title(&self) -> String {
-        let place = match self.environment {
-            Environment::Host if self.group == Group::Scale => "no guests".to_owned(),
+        let Place {
+            group,
+            environment,
+            placement,
+            grouping,
+        } = self.place;
+        let place = match environment {
+            Environment::Host if group == Group::Scale => "no guests".to_owned(),
             Environment::Host => "two CPUs of the host".to_owned(),
-            other => format!("{}, {}", other.name(), self.placement.name()),
+            other => format!("{}, {}", other.name(), placement.name()),
         };
-        format!("{}: {place}", metric_name(&self.metric))
+        // Where there is no other, it goes without saying.
+        let grouped = match (environment, grouping) {
+            (Environment::Host | Environment::Nested, Grouping::Session) => String::new(),
+            _ => format!(", {}", grouping.name()),
+        };
+        format!("{}: {place}{grouped}", metric_name(&self.metric))
     }
 }
 
@@ -97,19 +97,23 @@ fn is_companion(metric: &str) -> bool {
 /// The tables of a group, in the order of their first rows.
 pub fn tables(results: &Results, group: Group) -> Vec<Table> {
     let mut tables: Vec<Table> = Vec::new();
-    let of_group = |row: &&Row| row.group == group && !is_companion(&row.metric);
+    let of_group = |row: &&Row| row.place.group == group && !is_companion(&row.metric);
     for row in results.rows.iter().filter(of_group) {
         let table = Table {
-            group,
-            environment: row.environment,
-            placement: row.placement,
+            place: row.place,
             metric: row.metric.clone(),
         };
         if !tables.contains(&table) {
             tables.push(table);
         }
     }
-    tables.sort_by_key(|table| (table.environment.id(), table.placement.id()));
+    tables.sort_by_key(|Table { place, .. }| {
+        (
+            place.environment.id(),
+            place.placement.id(),
+            place.grouping.id(),
+        )
+    });
     tables
 }
 
@@ -126,11 +130,10 @@ pub fn ways(results: &Results, table: &Table) -> Vec<Way> {
 }
 
 fn rows<'a>(results: &'a Results, table: &'a Table) -> impl Iterator<Item = &'a Row> {
-    results.rows.iter().filter(|row| {
-        (row.group, row.environment, row.placement)
-            == (table.group, table.environment, table.placement)
-            && row.metric == table.metric
-    })
+    results
+        .rows
+        .iter()
+        .filter(|row| row.place == table.place && row.metric == table.metric)
 }
 
 /// The page. Plots are linked where `has_plot` says so.
@@ -292,17 +295,15 @@ fn section(page: &mut String, results: &Results, table: &Table, has_plot: bool) 
 /// Another value of the same place.
 fn at_metric<'a>(table: &Table, metric: &'a str) -> At<'a> {
     At {
-        group: table.group,
-        environment: table.environment,
-        placement: table.placement,
+        place: table.place,
         metric,
     }
 }
 
 /// The way that the others are compared with.
 fn base(table: &Table) -> Option<Way> {
-    match (table.group, table.metric.as_str()) {
-        (Group::Paper | Group::Latency | Group::Udp, _) => Some(Way::Loopback),
+    match (table.place.group, table.metric.as_str()) {
+        (Group::Paper | Group::Latency | Group::Udp | Group::Busy, _) => Some(Way::Loopback),
         (Group::Peers, "forward") => Some(Way::NetVhost),
         (Group::Peers | Group::Link, _) => Some(Way::Memcpy),
         (Group::Scale, "pairs" | "all_to_one") => Some(Way::Tap),
@@ -311,7 +312,7 @@ fn base(table: &Table) -> Option<Way> {
 }
 
 fn size_name(table: &Table) -> &'static str {
-    match (table.group, table.metric.as_str()) {
+    match (table.place.group, table.metric.as_str()) {
         (Group::Scale, _) => "ports",
         (Group::Peers, "forward") => "frame, B",
         (Group::Link | Group::Peers, _) => "record or call, B",
@@ -319,92 +320,6 @@ fn size_name(table: &Table) -> &'static str {
         _ => "message, B",
     }
 }
-
-fn metric_name(metric: &str) -> String {
-    match metric {
-        "tcp_stream" => "netperf TCP_STREAM".to_owned(),
-        "tcp_rr" => "netperf TCP_RR, mean round trip".to_owned(),
-        "tcp" => "TCP half round trip".to_owned(),
-        "tcp_loaded" => "TCP half round trip beside a bulk stream".to_owned(),
-        "udp" => "UDP half round trip".to_owned(),
-        "udp_loaded" => "UDP half round trip beside a bulk stream".to_owned(),
-        "tcp_after_idle" => "TCP half round trip, one message in 10 ms".to_owned(),
-        "tcp_burst" => "TCP half round trip, 16 messages at once in 10 ms".to_owned(),
-        "datagrams" => "UDP datagrams that arrive".to_owned(),
-        "forward" => "frames of a testpmd with two virtio_user (or memif) ports".to_owned(),
-        "cold" => "batches of 32, cold memory".to_owned(),
-        "pairs" => "streams between pairs, total".to_owned(),
-        "all_to_one" => "streams from all to one, total".to_owned(),
-        "memory" => "memory of ports".to_owned(),
-        "idle" => "idle ports".to_owned(),
-        other => match other.strip_prefix("batch_") {
-            Some(batch) => format!("batches of {batch}"),
-            None => other.to_owned(),
-        },
-    }
-}
-
-fn group_name(group: Group) -> &'static str {
-    match group {
-        Group::Paper => "The paper's two figures",
-        Group::Latency => "Latency",
-        Group::Udp => "Datagrams",
-        Group::Peers => "Other ways between processes",
-        Group::Link => "A link alone",
-        Group::Scale => "Many ports",
-    }
-}
-
-fn group_words(group: Group) -> &'static str {
-    match group {
-        Group::Paper => {
-            "Throughput and latency over message sizes between two guests (Ding et al., 2011). \
-             Loopback is one guest with itself: the paper's upper bound. The guests, their kernels \
-             and tools are the same on all ways; both interfaces have TSO, checksum offload and \
-             GRO."
-        }
-        Group::Latency => {
-            "sockperf, 64 bytes each way. Half round trips. After idle: all parties have fallen \
-             asleep before each message, or before each burst."
-        }
-        Group::Udp => "iperf3 without a limit of rate; received and lost datagrams.",
-        Group::Peers => {
-            "Frames: one testpmd with two ports, on one CPU, receives on each and sends on the \
-             other 1024 frames that circle. The processes on the other CPU join the two ports: two \
-             ports of virtio-inter, one more testpmd, or Open vSwitch with two flows. Testpmd and \
-             Open vSwitch poll, and map the memory of both ends; the ports sleep, and each maps \
-             one. CPU is that of the joining side. Both directions are counted. Memory is in pages \
-             of 4 KiB. Bytes: two processes with a CPU each."
-        }
-        Group::Link => {
-            "Two processes on two CPUs. Payloads come from and go to 1 MiB of memory, or, cold, to \
-             64 MiB, as the memcpy beside it, which is one copy on one CPU where the link makes \
-             two."
-        }
-        Group::Scale => {
-            "Guests of User Mode Linux, placed by the host; streams of two seconds with messages \
-             of 64 KiB. Memory and idleness: ports without guests on one segment, after all links \
-             are up; memory is resident, and memory that two ports share is divided between them."
-        }
-    }
-}
-
-const INTRODUCTION: &str = "\
-# Measured
-
-Written by `cargo xtask bench`; `results.json` beside it has each round. The last section names
-the cases that did not run.
-
-**How to read it.** Compare within a table only: ways stand side by side in one run, in an order
-that changes from round to round, so other work of the machine meets all of them; absolute values
-belong to this machine. Goals have five rounds, others three (with `--quick` three and one). A
-ratio is of medians; where the spreads of two ways overlap, their order is not known. Throughput:
-more is better; times, loss and CPU: less. *Copies* are the host's, between the two ends;
-*processes* those of the host that a byte passes between the ends. *CPU s/GB*: processor time of
-all guests, ports and the kernel's deferred network work, on 10^9 bytes of payload that arrived;
-kernel time in a system call, or on the way out of one, is the calling process's.
-
-";
 
 #[cfg(test)]
 mod tests {
@@ -448,11 +363,10 @@ mod tests {
     fn each_row_stands_with_its_spread_ratio_and_cost() {
         let results = some();
         let page = render(&results, &goals(&results), |_| true);
-        assert!(page.contains("### netperf TCP_STREAM: User Mode Linux, all on one CPU"));
         assert!(page.contains(
-            "![netperf TCP_STREAM: User Mode Linux, all on one CPU]\
-             (plots/paper-uml-one-cpu-tcp_stream.svg)"
+            "### netperf TCP_STREAM: User Mode Linux, all on one CPU, each in a group of its own"
         ));
+        assert!(page.contains("(plots/paper-uml-one-cpu-groups-tcp_stream.svg)"));
         assert!(
             page.contains("| 64 | virtio-inter | 5.50 | 5.00 … 6.00 | 3 | 0.50 | 2 | 2 | 1.00 |"),
             "{page}"
@@ -467,7 +381,7 @@ mod tests {
         let mut results = Results::default();
         for (metric, value) in [("tcp", 10.0), ("tcp_p99", 20.0), ("tcp_p99_9", 30.0)] {
             let mut row = row(Way::Inter, 64, &[value]);
-            (row.group, row.metric) = (Group::Latency, metric.to_owned());
+            (row.place.group, row.metric) = (Group::Latency, metric.to_owned());
             row.cpu_seconds_per_gb.clear();
             results.add(row);
         }

@@ -9,7 +9,7 @@ use virtio_inter_tests::{Testbed, is_inside, stop_here_if_ending};
 use crate::case::{Case, Environment, Way};
 use crate::guests::{Pair, frontend};
 use crate::measured::Measured;
-use crate::placement::Cpus;
+use crate::placement::Seat;
 
 /// Times that guests may hang.
 const MAX_HANGS: usize = 3;
@@ -68,13 +68,13 @@ impl RescuedPair {
         self.hangs
     }
 
-    /// Takes one measurement. If it fails because the guests hang, boots others on the same CPUs.
-    /// The caller gives up a nested machine as a whole.
+    /// Takes one measurement. If it fails because the guests hang, boots others on the same CPUs
+    /// and in groups as before. The caller gives up a nested machine as a whole.
     ///
     /// # Errors
     ///
     /// A tool that fails or measures nothing; guests that hung too often, or a port that ended.
-    pub fn measure(&mut self, case: &Case, way: Way, size: u32, cpus: &Cpus) -> Result<Measured> {
+    pub fn measure(&mut self, case: &Case, way: Way, size: u32, seat: &Seat) -> Result<Measured> {
         if let Some(why) = &self.given_up {
             bail!("{why}");
         }
@@ -83,13 +83,13 @@ impl RescuedPair {
             stop_here_if_ending();
             let has_ports = self.pair.has_ports();
             if !has_ports || !self.pair.answers() {
-                self.hung(case, way, has_ports, cpus);
+                self.hung(case, way, has_ports, seat);
             }
         }
         outcome
     }
 
-    fn hung(&mut self, case: &Case, way: Way, has_ports: bool, cpus: &Cpus) {
+    fn hung(&mut self, case: &Case, way: Way, has_ports: bool, seat: &Seat) {
         self.bed.keep();
         self.hangs.push((case.id(), way));
         let after = format!("after {}/{}", case.id(), way.name());
@@ -97,15 +97,15 @@ impl RescuedPair {
             self.given_up = Some(format!("A port ended {after}"));
         } else if self.hangs.len() == MAX_HANGS {
             self.given_up = Some(format!("Guests hung {MAX_HANGS} times, at last {after}"));
-        } else if let Err(error) = self.boot_anew(cpus) {
+        } else if let Err(error) = self.boot_anew(seat) {
             self.given_up = Some(format!("Guests hung {after}: {error:#}"));
         }
     }
 
-    fn boot_anew(&mut self, cpus: &Cpus) -> Result<()> {
+    fn boot_anew(&mut self, seat: &Seat) -> Result<()> {
         let next = Self::boot(self.environment, self.program.clone());
         let mut next = next.context("Booting guests anew")?;
-        let placed = next.pair.place(cpus).inspect_err(|_| next.keep());
+        let placed = next.pair.place(seat).inspect_err(|_| next.keep());
         placed.context("Placing guests anew")?;
         (self.pair, self.bed) = (next.pair, next.bed);
         Ok(())

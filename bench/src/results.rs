@@ -8,22 +8,18 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::case::{Environment, Group, Way};
+use crate::case::{Place, Way};
 use crate::distance::DistanceNote;
 use crate::machine::Machine;
-use crate::placement::Placement;
 use crate::stats::Spread;
 
 /// One value of one case, on one way, with one size, in all rounds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// The group that reports it.
-    pub group: Group,
-    /// The program that ran the ends.
-    pub environment: Environment,
-    /// The CPUs of the ends.
-    pub placement: Placement,
-    /// The name of the value.
+    /// Where it is reported, and what its parties ran on.
+    #[serde(flatten)]
+    pub place: Place,
+    /// What the value is.
     pub metric: String,
     /// The way.
     pub way: Way,
@@ -45,8 +41,7 @@ pub struct Row {
 
 impl Row {
     fn is_like(&self, other: &Self) -> bool {
-        (self.group, self.environment, self.placement)
-            == (other.group, other.environment, other.placement)
+        self.place == other.place
             && (self.way, self.size) == (other.way, other.size)
             && self.metric == other.metric
     }
@@ -178,9 +173,7 @@ impl Results {
     /// The row of these, if it was measured.
     pub fn row(&self, at: &At, way: Way, size: u32) -> Option<&Row> {
         self.rows.iter().find(|row| {
-            (row.group, row.environment, row.placement) == (at.group, at.environment, at.placement)
-                && row.metric == at.metric
-                && (row.way, row.size) == (way, size)
+            row.place == at.place && row.metric == at.metric && (row.way, row.size) == (way, size)
         })
     }
 
@@ -194,11 +187,7 @@ impl Results {
         let mut sizes: Vec<u32> = self
             .rows
             .iter()
-            .filter(|row| {
-                (row.group, row.environment, row.placement)
-                    == (at.group, at.environment, at.placement)
-                    && row.metric == at.metric
-            })
+            .filter(|row| row.place == at.place && row.metric == at.metric)
             .map(|row| row.size)
             .collect();
         sizes.sort_unstable();
@@ -210,12 +199,8 @@ impl Results {
 /// The key of a value, without way and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At<'a> {
-    /// The group.
-    pub group: Group,
-    /// The program that ran the ends.
-    pub environment: Environment,
-    /// The CPUs of the ends.
-    pub placement: Placement,
+    /// What its parties ran on.
+    pub place: Place,
     /// The value's name.
     pub metric: &'a str,
 }
@@ -223,12 +208,19 @@ pub struct At<'a> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::case::{Environment, Group};
+    use crate::placement::{Grouping, Placement};
+
+    pub(crate) const PLACE: Place = Place {
+        group: Group::Paper,
+        environment: Environment::Uml,
+        placement: Placement::OneCpu,
+        grouping: Grouping::Groups,
+    };
 
     pub(crate) fn row(way: Way, size: u32, rounds: &[f64]) -> Row {
         Row {
-            group: Group::Paper,
-            environment: Environment::Uml,
-            placement: Placement::OneCpu,
+            place: PLACE,
             metric: "tcp_stream".to_owned(),
             way,
             size,
@@ -241,9 +233,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) const STREAM: At<'static> = At {
-        group: Group::Paper,
-        environment: Environment::Uml,
-        placement: Placement::OneCpu,
+        place: PLACE,
         metric: "tcp_stream",
     };
 
@@ -260,6 +250,15 @@ pub(crate) mod tests {
         results.forget(|row| row.way == Way::Inter);
         assert_eq!(results.median(&STREAM, Way::Inter, 64), None);
         assert_eq!(results.sizes(&STREAM), [64]);
+    }
+
+    #[test]
+    fn rows_from_before_there_were_groups_are_of_one_session() {
+        let mut line = serde_json::to_value(row(Way::Inter, 64, &[1.0])).unwrap();
+        assert_eq!(line["grouping"], "groups");
+        line.as_object_mut().unwrap().remove("grouping");
+        let row: Row = serde_json::from_value(line).unwrap();
+        assert_eq!(row.place.grouping, Grouping::Session);
     }
 
     #[test]

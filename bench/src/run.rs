@@ -1,10 +1,11 @@
 //! One run: takes the cases of the plan in rounds, side by side, and records results and failures.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use virtio_inter_tests::{Testbed, is_inside, stop_here_if_ending, tools};
+use virtio_inter_tests::{ControlGroups, Testbed, is_inside, stop_here_if_ending, tools};
 
 use crate::case::{Case, Environment, Group, Test, Way};
 use crate::crowd::Crowd;
@@ -12,8 +13,9 @@ use crate::distance::Distance;
 use crate::host::Host;
 use crate::idle;
 use crate::measured::Measured;
+use crate::neighbour::Neighbour;
 use crate::nested;
-use crate::placement::Placement;
+use crate::placement::{Grouping, Placement, Seat};
 use crate::programs::Programs;
 use crate::progress::Progress;
 use crate::rescue::RescuedPair;
@@ -24,6 +26,8 @@ use crate::stats::{number, rotated};
 pub struct Run {
     programs: Programs,
     cpus: Vec<usize>,
+    /// None where there can be no control groups.
+    groups: Option<Arc<ControlGroups>>,
     progress: Progress,
     results: Results,
     /// The file that keeps the results as they come, so that a run that is ended keeps its rounds.
@@ -44,6 +48,7 @@ impl Run {
     pub fn new(
         programs: Programs,
         cpus: Vec<usize>,
+        groups: Option<ControlGroups>,
         results: Results,
         file: PathBuf,
         steps: usize,
@@ -51,6 +56,7 @@ impl Run {
         Self {
             programs,
             cpus,
+            groups: groups.map(Arc::new),
             progress: Progress::new(steps),
             results,
             file,
@@ -108,7 +114,7 @@ impl Run {
             Environment::Nested,
         ] {
             let some = pick(cases, |case| {
-                case.environment == environment && case.group != Group::Scale
+                case.place.environment == environment && case.place.group != Group::Scale
             });
             if some.is_empty() {
                 continue;
@@ -120,19 +126,19 @@ impl Run {
             }
         }
         let host = pick(cases, |case| {
-            case.environment == Environment::Host && case.group != Group::Scale
+            case.place.environment == Environment::Host && case.place.group != Group::Scale
         });
         if !host.is_empty() {
             self.measure_host(&host)?;
         }
         let crowd = pick(cases, |case| {
-            case.group == Group::Scale && case.environment != Environment::Host
+            case.place.group == Group::Scale && case.place.environment != Environment::Host
         });
         if !crowd.is_empty() {
             self.measure_crowd(&crowd)?;
         }
         let alone = pick(cases, |case| {
-            case.group == Group::Scale && case.environment == Environment::Host
+            case.place.group == Group::Scale && case.place.environment == Environment::Host
         });
         if !alone.is_empty() {
             let program = self.programs.port.clone();
@@ -160,14 +166,15 @@ impl Run {
             }
         }
         let gaps = self.broken.len();
-        for placement in placements(cases) {
-            let some = pick(cases, |case| case.placement == placement);
-            let placed = placement
-                .cpus(&self.cpus)
-                .context("Too few CPUs")
-                .and_then(|cpus| guests.pair().place(&cpus).map(|()| cpus));
-            let cpus = match placed {
-                Ok(cpus) => cpus,
+        for (placement, grouping) in seats(cases) {
+            let some = pick(cases, |case| {
+                (case.place.placement, case.place.grouping) == (placement, grouping)
+            });
+            let placed = self
+                .seat(placement, grouping)
+                .and_then(|seat| guests.pair().place(&seat).map(|()| seat));
+            let seat = match placed {
+                Ok(seat) => seat,
                 Err(error) => {
                     self.skip_all(&some, &format!("{error:#}"))?;
                     continue;
@@ -181,8 +188,12 @@ impl Run {
                     }
                 }
             }
+            let (spinner, cpus) = (self.programs.bench.clone(), self.cpus.clone());
             self.rounds(&some, |case, way, size| {
-                guests.measure(case, way, size, &cpus)
+                let _neighbour = (case.place.group == Group::Busy)
+                    .then(|| Neighbour::start(&spinner, &cpus, seat.groups.as_deref()))
+                    .transpose()?;
+                guests.measure(case, way, size, &seat)
             })?;
         }
         if self.broken.len() > gaps {
@@ -198,6 +209,24 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// The CPUs of a placement, and groups for it.
+    fn seat(&self, placement: Placement, grouping: Grouping) -> Result<Seat> {
+        Ok(Seat {
+            cpus: placement.cpus(&self.cpus).context("Too few CPUs")?,
+            groups: self.groups_for(grouping)?,
+        })
+    }
+
+    fn groups_for(&self, grouping: Grouping) -> Result<Option<Arc<ControlGroups>>> {
+        match grouping {
+            Grouping::Session => Ok(None),
+            Grouping::Groups => {
+                let groups = self.groups.clone();
+                groups.context("No control groups").map(Some)
+            }
+        }
     }
 
     /// Has a nested machine take the measurements. A machine that hangs or stops is replaced; its
@@ -256,7 +285,13 @@ impl Run {
             return self.skip_all(cases, "Too few CPUs");
         };
         let host = Host::new(self.programs.clone(), near, far);
-        self.rounds(cases, |case, way, size| host.measure(case.test, way, size))
+        let groups = self.groups.clone();
+        self.rounds(cases, |case, way, size| {
+            let groups = groups
+                .as_deref()
+                .filter(|_| case.place.grouping == Grouping::Groups);
+            host.measure(case.test, way, size, groups)
+        })
     }
 
     /// Boots many guests and measures between more and more of them.
@@ -273,7 +308,13 @@ impl Run {
             }
         };
         self.progress.say(&format!("{ports} guests are ready"));
-        self.rounds(cases, |case, way, size| crowd.measure(case.test, way, size))
+        for (_, grouping) in seats(cases) {
+            let some = pick(cases, |case| case.place.grouping == grouping);
+            let groups = self.groups_for(grouping)?;
+            crowd.group(groups.as_deref())?;
+            self.rounds(&some, |case, way, size| crowd.measure(case.test, way, size))?;
+        }
+        Ok(())
     }
 
     /// Takes rounds of all cases; the ways of a case side by side and in another order each time.
@@ -383,9 +424,7 @@ impl Run {
         for (index, value) in measured.values.iter().enumerate() {
             let cost = measured.cpu_seconds_per_gb().filter(|_| index == 0);
             self.results.add(Row {
-                group: case.group,
-                environment: case.environment,
-                placement: case.placement,
+                place: case.place,
                 metric: value.metric.clone(),
                 way,
                 size,
@@ -440,18 +479,20 @@ fn is_loss(error: &anyhow::Error) -> bool {
 
 /// Whether the parties of a case are bound to two CPUs.
 fn uses_two_cpus(case: &Case) -> bool {
-    case.placement == Placement::PerGuest && !is_inside()
+    case.place.placement == Placement::PerGuest && !is_inside()
 }
 
 fn pick(cases: &[Case], is_it: impl Fn(&Case) -> bool) -> Vec<Case> {
     cases.iter().filter(|case| is_it(case)).cloned().collect()
 }
 
-fn placements(cases: &[Case]) -> Vec<Placement> {
-    let mut all: Vec<Placement> = Vec::new();
+/// All pairs of placement and grouping, in the order of their cases.
+fn seats(cases: &[Case]) -> Vec<(Placement, Grouping)> {
+    let mut all = Vec::new();
     for case in cases {
-        if !all.contains(&case.placement) {
-            all.push(case.placement);
+        let seat = (case.place.placement, case.place.grouping);
+        if !all.contains(&seat) {
+            all.push(seat);
         }
     }
     all

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use virtio_inter_bench::neighbour::Neighbour;
 use virtio_inter_tests::{ControlGroups, Hierarchy, Process, Testbed, skip, until};
 
 /// Longer than anything here takes on a busy machine.
@@ -193,4 +194,28 @@ fn control_groups_of_a_run_that_was_killed_are_removed_by_the_next() {
         // The kernel ended the run's own child already.
         let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
     }
+}
+
+#[test]
+fn busy_neighbour_has_a_loop_on_each_cpu_in_a_group_of_its_own() {
+    let Some(groups) = groups() else { return };
+    let cpus = virtio_inter_bench::placement::allowed_cpus().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_virtio-inter-bench"));
+    let neighbour = Neighbour::start(program, &cpus, Some(&groups)).unwrap();
+    assert_eq!(neighbour.loops().len(), cpus.len());
+    let own = group_of(neighbour.loops()[0].pid());
+    assert_ne!(own, group_of(std::process::id()));
+    for process in neighbour.loops() {
+        assert_eq!(group_of(process.pid()), own);
+        assert!(process.cpu_time().unwrap() > Duration::ZERO);
+    }
+    drop(neighbour);
+    // Nothing but files of the kernel's is left in the directory.
+    let entries = fs::read_dir(groups.directory()).unwrap();
+    let left = entries.filter(|entry| entry.as_ref().unwrap().path().is_dir());
+    assert_eq!(left.count(), 0);
+    // Without groups the loops are where this process is.
+    let neighbour = Neighbour::start(program, &cpus[..1], None).unwrap();
+    let own = group_of(neighbour.loops()[0].pid());
+    assert_eq!(own, group_of(std::process::id()));
 }

@@ -12,7 +12,7 @@ use super::pair::{self, Measured};
 use super::plan::{GROUP_STEPS, Plan};
 use super::table;
 use virtio_inter_bench::guests::Pair;
-use virtio_inter_bench::placement::Placement;
+use virtio_inter_bench::placement::{Placement, Seat};
 use virtio_inter_bench::progress::Progress;
 
 /// Time that a tool takes beside its measurement, if nothing hangs.
@@ -93,7 +93,7 @@ impl Demo {
         if placement == Placement::OneCpu {
             title += &format!(" (CPU {})", cpus.ports[0][0]);
         }
-        if let Err(error) = pair.place(&cpus) {
+        if let Err(error) = pair.place(&Seat { cpus, groups: None }) {
             return self.gap(GROUP_STEPS, &format!("{title}: {error:#}"));
         }
         self.progress.say(&title);
