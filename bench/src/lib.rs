@@ -12,6 +12,7 @@ pub mod crowd;
 pub mod distance;
 pub mod goals;
 pub mod guests;
+pub mod history;
 pub mod host;
 pub mod idle;
 pub mod inside;
@@ -96,6 +97,11 @@ pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) 
         results = run.finish()?;
     }
     tell(options, &results, output)?;
+    let kept = output.join("history");
+    if options.keep {
+        history::keep(&results, &kept)?;
+    }
+    history::write_page(&kept)?;
     verdict
 }
 
@@ -210,19 +216,45 @@ mod tests {
         results
     }
 
+    const FACTS: Facts = Facts {
+        cpus: 2,
+        has_testpmd: true,
+        has_open_vswitch: true,
+        has_cloud_hypervisor: false,
+        has_kvm: false,
+        no_groups: None,
+    };
+
     fn after(arguments: &[&str]) -> Results {
         let options = parse(arguments).unwrap();
-        let facts = Facts {
-            cpus: 2,
-            has_testpmd: true,
-            has_open_vswitch: true,
-            has_cloud_hypervisor: false,
-            has_kvm: false,
-            no_groups: None,
-        };
         let mut results = results();
-        begin(&mut results, &options, &plan(&options, &facts).cases);
+        begin(&mut results, &options, &plan(&options, &FACTS).cases);
         results
+    }
+
+    #[test]
+    fn name_that_stands_for_nothing_is_an_error() {
+        let check = |only: &str| {
+            let options = parse(&["--only", only]).unwrap();
+            check_filters(&options, &plan(&options, &FACTS))
+        };
+        for only in [
+            "paper",
+            "paper/uml/one-cpu/session",
+            "busy,udp/qemu",
+            "paper/uml/per-process",
+        ] {
+            check(only).unwrap();
+        }
+        let error = check("paper/uml/one-cpu/tcp_stream")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("paper/uml/one-cpu/groups, paper/uml/one-cpu/session"),
+            "{error}"
+        );
+        assert!(!error.contains("udp"), "{error}");
+        check("paper,busy/uml/two-cpus").unwrap_err();
     }
 
     #[test]

@@ -9,11 +9,11 @@ use crate::case::Group;
 /// Options of `cargo xtask bench`.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// Fewer sizes and rounds: under ten minutes instead of about 35.
+    /// Fewer sizes and rounds: about ten minutes instead of about 50.
     #[arg(long)]
     pub quick: bool,
-    /// Only this group (paper, latency, udp, peers, link, scale), or a part of it, as
-    /// `paper/uml/one-cpu/tcp_stream`; several with commas. Other measured rows are kept.
+    /// Only this group (paper, latency, udp, busy, peers, link, scale), or a part of it, as
+    /// `paper/uml/one-cpu/groups/tcp_stream`; several with commas. Other measured rows are kept.
     #[arg(long, value_name = "GROUP[/PART…]", value_delimiter = ',', value_parser = group)]
     pub only: Vec<String>,
     /// Rounds of each measurement [default: 5 for goals and 3 for others, with --quick 3 and 1]
@@ -25,6 +25,9 @@ pub struct Options {
     /// Measure nothing: write the report from the result file.
     #[arg(long, conflicts_with_all = ["add", "only", "quick", "rounds"])]
     pub report: bool,
+    /// Keep the results in history/ beside the report, by machine, day and commit.
+    #[arg(long)]
+    pub keep: bool,
     /// Write goals, and all rows, to FILE as JSON.
     #[arg(long, value_name = "FILE", value_parser = writable_file)]
     pub json: Option<PathBuf>,
