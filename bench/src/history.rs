@@ -1,4 +1,5 @@
-//! Results of several machines and commits side by side: a file of results for each, and a page with their ratios.
+//! Results of several machines and commits side by side: a file of results for each, and a page
+//! with their ratios.
 
 use std::fmt::Write;
 use std::fs;
@@ -38,7 +39,8 @@ pub fn file_name(results: &Results) -> Option<String> {
     Some(format!("{}.json", words.join("-")))
 }
 
-/// Keeps results in `directory`, in place of those of the same machine, day and commit. Returns the file.
+/// Keeps results in `directory`, in place of those of the same machine, day and commit. Returns the
+/// file.
 ///
 /// # Errors
 ///
@@ -246,10 +248,11 @@ fn of_guests(results: &Results, words: &str, place: impl Fn(Group) -> Place, all
 const INTRODUCTION: &str = "\
 # Results of several machines
 
-Written by `cargo xtask bench`. Each file has the results of one machine, day and commit, in the form of `results.json`;
-`cargo xtask bench --keep` adds those that are there. A column of the second table is one file. Ratios are of medians, virtio-inter to
-the other way, within one run. Compare them between columns; absolute values belong to their machine. Streams: more is better; times
-and CPU: less. Results from before the dimension *group* are those of one session.
+Written by `cargo xtask bench`. Each file has the results of one machine, day and commit, in the
+form of `results.json`; `cargo xtask bench --keep` adds those that are there. A column of the
+second table is one file. Ratios are of medians, virtio-inter to the other way, within one run.
+Compare them between columns; absolute values belong to their machine. Streams: more is better;
+times and CPU: less. Results from before the dimension *group* are those of one session.
 
 ";
 

@@ -19,7 +19,8 @@ pub struct Line {
     cases: String,
 }
 
-/// Measures the cases on the machine that this process runs on, and writes the results to `out` as JSON.
+/// Measures the cases on the machine that this process runs on, and writes the results to `out` as
+/// JSON.
 ///
 /// # Errors
 ///

@@ -18,8 +18,8 @@ pub struct Neighbour {
 }
 
 impl Neighbour {
-    /// Starts a loop on each of `cpus`, all in one group of their own if there are `groups`, else in the session of this
-    /// process. `program` is `virtio-inter-bench`.
+    /// Starts a loop on each of `cpus`, all in one group of their own if there are `groups`, else
+    /// in the session of this process. `program` is `virtio-inter-bench`.
     ///
     /// # Errors
     ///

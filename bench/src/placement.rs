@@ -21,14 +21,17 @@ pub enum Placement {
     Free,
 }
 
-/// How the host's scheduler groups guests and ports. Nice values and yields count within a group only.
+/// How the host's scheduler groups guests and ports. Nice values and yields count within a group
+/// only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Grouping {
-    /// All in one session, as programs that a shell starts. Results from before there were groups are these.
+    /// All in one session, as programs that a shell starts. Results from before there were groups
+    /// are these.
     #[default]
     Session,
-    /// Each guest and each port in a control group of its own, of equal CPU weight, as services are.
+    /// Each guest and each port in a control group of its own, of equal CPU weight, as services
+    /// are.
     Groups,
 }
 

@@ -33,7 +33,8 @@ fn sleeper(bed: &Testbed, name: &str) -> Process {
     process
 }
 
-/// The path of a process's group within the hierarchy that has the cpu controller, as the kernel tells.
+/// The path of a process's group within the hierarchy that has the cpu controller, as the kernel
+/// tells.
 fn group_of(pid: u32) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let version = Hierarchy::find().unwrap().version;

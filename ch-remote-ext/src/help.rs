@@ -1,5 +1,5 @@
-//! The program's help: the stock program's own with the commands that it does not know in their places, or, without it,
-//! ours alone.
+//! The program's help: the stock program's own with the commands that it does not know in their
+//! places, or, without it, ours alone.
 
 use cloud_hypervisor_ext::help::keys;
 use cloud_hypervisor_ext::inter_vm::syntax;
@@ -68,7 +68,8 @@ pub(crate) fn add_inter_vm() -> String {
     )
 }
 
-/// How a command of the stock program is used that does more here: that program's help, and what is different.
+/// How a command of the stock program is used that does more here: that program's help, and what is
+/// different.
 pub(crate) fn changed(command: Changed, stock: Result<&str, &str>) -> String {
     let ours = match command {
         Changed::AddDevice => {
@@ -84,7 +85,8 @@ pub(crate) fn changed(command: Changed, stock: Result<&str, &str>) -> String {
              ports, and shares the VM's memory."
         }
         Changed::Snapshot => {
-            "snapshot <url> is refused while a port of a paused VM may still write the guest's memory."
+            "snapshot <url> is refused while a port of a paused VM may still write the guest's \
+             memory."
         }
     };
     match stock {

@@ -1,7 +1,8 @@
 //! `ch-remote` of Cloud Hypervisor, with inter-VM devices.
 //!
 //! What concerns them is done here: by Cloud Hypervisor's REST API (`api`) and the supervisor that
-//! `cloud-hypervisor-ext` is (`supervisor`). Everything else is handed to a stock `ch-remote`, untouched.
+//! `cloud-hypervisor-ext` is (`supervisor`). Everything else is handed to a stock `ch-remote`,
+//! untouched.
 #![forbid(unsafe_code)]
 
 mod api;

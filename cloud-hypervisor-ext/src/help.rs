@@ -1,4 +1,5 @@
-//! The program's help: Cloud Hypervisor's own with the flag that it does not know in its place, or, without it, ours alone.
+//! The program's help: Cloud Hypervisor's own with the flag that it does not know in its place, or,
+//! without it, ours alone.
 
 use crate::inter_vm::{KEYS, syntax};
 
@@ -23,17 +24,17 @@ Options:
 ";
 
 const DETAILS: &str = "
-The launcher starts a `virtio-inter port` for each inter-VM device, then cloud-hypervisor with all other arguments. It
-shares the VM's memory with the ports (--memory shared=on), starts a port that died again, and ends the ports with
-the VM.
+The launcher starts a `virtio-inter port` for each inter-VM device, then cloud-hypervisor with all
+other arguments. It shares the VM's memory with the ports (--memory shared=on), restarts a port
+that dies, and ends the ports with the VM.
 
 Environment:
   CLOUD_HYPERVISOR  Program to start. Default: cloud-hypervisor from PATH
   RUST_LOG          Log filter, in place of -v
   XDG_RUNTIME_DIR   Directory for the sockets of a VM without --api-socket. Default: /tmp
 
-Exit status: that of cloud-hypervisor, or 128 and the number of the signal that killed it; 1 if the VM cannot be
-started, 2 if the command line is wrong.
+Exit status: that of cloud-hypervisor, or 128 and the number of the signal that killed it; 1 if
+the VM cannot be started, 2 if the command line is wrong.
 ";
 
 /// The whole help.
@@ -132,7 +133,8 @@ mod tests {
 
     #[test]
     fn beside_it_where_the_others_are() {
-        let help = "Options:\n      --initramfs <initramfs>      Path\n      --landlock                   Text\n";
+        let help = "Options:\n      --initramfs <initramfs>      Path\n\
+                    \x20     --landlock                   Text\n";
         let lines = with_inter_vm(help);
         let line = lines.lines().nth(2).unwrap();
         assert!(

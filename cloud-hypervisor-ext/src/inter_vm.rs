@@ -25,7 +25,7 @@ pub const KEYS: [Key; 9] = [
     Key {
         name: "segment",
         value: "<name_or_directory>",
-        help: "Segment: a name, for a directory of /run/virtio-inter, or a path with a '/'. Required",
+        help: "Segment, required: a name, for a directory of /run/virtio-inter, or a path with '/'",
     },
     Key {
         name: "mac",
@@ -285,7 +285,8 @@ where
     options.get(key).map(parse).transpose()
 }
 
-/// Reads all devices of a command line, and gives names to those that have none: `inter-vm0` and so on.
+/// Reads all devices of a command line, and gives names to those that have none: `inter-vm0` and so
+/// on.
 ///
 /// # Errors
 ///

@@ -1,7 +1,9 @@
-//! Option strings, `key=value,key="va,lue",list=[1,2]`, as Cloud Hypervisor's device parameters have them.
+//! Option strings, `key=value,key="va,lue",list=[1,2]`, as Cloud Hypervisor's device parameters
+//! have them.
 //!
-//! Commas part options, but not within quotes or brackets. Quotes are taken off a value, a doubled one within quotes
-//! stands for one. A key given twice counts as given last; one without text after `=` as not given.
+//! Commas part options, but not within quotes or brackets. Quotes are taken off a value, a doubled
+//! one within quotes stands for one. A key given twice counts as given last; one without text after
+//! `=` as not given.
 
 use std::str::FromStr;
 
@@ -70,7 +72,8 @@ impl Options {
         Ok(Self { given })
     }
 
-    /// Reads a string for which another program says what may occur. An option without `=` is passed over.
+    /// Reads a string for which another program says what may occur. An option without `=` is
+    /// passed over.
     ///
     /// # Errors
     ///

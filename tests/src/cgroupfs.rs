@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 /// The kernel may take a moment to let go of a group that was just left.
 const REMOVE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Removes a directory of groups and the groups in it; moves their processes to `home`. Tells of what does not go.
+/// Removes a directory of groups and the groups in it; moves their processes to `home`. Tells of
+/// what does not go.
 pub(crate) fn remove(directory: &Path, home: &Path) {
     let start = Instant::now();
     while let Err(error) = try_remove(directory, home) {

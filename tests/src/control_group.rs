@@ -1,9 +1,10 @@
-//! Control groups with a CPU weight each, as services have: cgroup v2 where it has the `cpu` controller, else v1.
+//! Control groups with a CPU weight each, as services have: cgroup v2 where it has the `cpu`
+//! controller, else v1.
 //!
-//! Groups are made below one directory of this process, `virtio-inter-…`, which is locked (flock(2)) as long as
-//! [`ControlGroups`] lives. They are removed when dropped, and when a signal ends the process. A run that was killed leaves
-//! its directory behind, unlocked: the next run removes it. Processes in a group that is removed are moved to the group
-//! of this process.
+//! Groups are made below one directory of this process, `virtio-inter-…`, which is locked
+//! (flock(2)) as long as [`ControlGroups`] lives. They are removed when dropped, and when a signal
+//! ends the process. A run that was killed leaves its directory behind, unlocked: the next run
+//! removes it. Processes in a group that is removed are moved to the group of this process.
 
 use std::fs::{self, File};
 use std::io;
@@ -58,7 +59,8 @@ impl Hierarchy {
     }
 }
 
-/// Reads a hierarchy from the texts of /proc/self/mountinfo (proc_pid_mountinfo(5)) and /proc/self/cgroup (cgroups(7)).
+/// Reads a hierarchy from the texts of /proc/self/mountinfo (proc_pid_mountinfo(5)) and
+/// /proc/self/cgroup (cgroups(7)).
 fn locate(mounts: &str, groups: &str, has_cpu: impl Fn(&Path) -> bool) -> Option<Hierarchy> {
     let own = |is_it: &dyn Fn(&str) -> bool| {
         groups.lines().find_map(|line| {
@@ -91,7 +93,8 @@ fn locate(mounts: &str, groups: &str, has_cpu: impl Fn(&Path) -> bool) -> Option
             "cgroup2" if has_cpu(mount) => {
                 return Some(Hierarchy {
                     version: 2,
-                    // A group with processes in it cannot have children with controllers, but for the root.
+                    // A group with processes in it cannot have children with controllers, but for
+                    // the root.
                     base: mount.to_owned(),
                     home: home(own(&str::is_empty)?),
                 });
@@ -212,7 +215,8 @@ impl ControlGroup {
         &self.path
     }
 
-    /// Moves a process into the group, with all its threads and all that it started. Later children are born there.
+    /// Moves a process into the group, with all its threads and all that it started. Later children
+    /// are born there.
     ///
     /// # Errors
     ///

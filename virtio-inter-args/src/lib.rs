@@ -1,10 +1,13 @@
-//! Value syntax that the command lines of `virtio-inter`, `cloud-hypervisor-ext` and `ch-remote-ext` share.
+//! Value syntax that the command lines of `virtio-inter`, `cloud-hypervisor-ext` and
+//! `ch-remote-ext` share.
 //!
-//! A value that one of them accepts means the same to the others: sizes with a suffix ([`parse_size`]), segments by
-//! name or directory ([`segment_directory`]), paths of Unix sockets ([`check_socket_path`]). Paths in logs, errors and
-//! status documents are [`absolute`], because their readers have another working directory.
+//! A value that one of them accepts means the same to the others: sizes with a suffix
+//! ([`parse_size`]), segments by name or directory ([`segment_directory`]), paths of Unix sockets
+//! ([`check_socket_path`]). Paths in logs, errors and status documents are [`absolute`], because
+//! their readers have another working directory.
 //!
-//! The crate knows strings and paths. It opens no file and depends on no other crate of the workspace.
+//! The crate knows strings and paths. It opens no file and depends on no other crate of the
+//! workspace.
 #![forbid(unsafe_code)]
 
 mod nearest;

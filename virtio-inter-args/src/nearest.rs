@@ -1,10 +1,11 @@
 //! Suggestions for words that were probably mistyped.
 
-/// Similarity above which a known word is worth suggesting, from 0 (nothing in common) to 1 (equal). clap uses the
-/// same measure and value for its own suggestions.
+/// Similarity above which a known word is worth suggesting, from 0 (nothing in common) to 1
+/// (equal). clap uses the same measure and value for its own suggestions.
 const SIMILAR: f64 = 0.7;
 
-/// Insertions, deletions, substitutions and swaps of neighbours that one typing error consists of, at most.
+/// Insertions, deletions, substitutions and swaps of neighbours that one typing error consists of,
+/// at most.
 const TYPING_ERROR: usize = 2;
 
 /// The known word that is most similar to `word`; None if none is similar.
@@ -17,7 +18,8 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, candidate)| candidate)
 }
 
-/// Whether `word` is `known` with a typing error. Stricter than [`nearest`]: for words that another program may know.
+/// Whether `word` is `known` with a typing error. Stricter than [`nearest`]: for words that another
+/// program may know.
 pub fn is_typing_error(word: &str, known: &str) -> bool {
     word != known && strsim::damerau_levenshtein(word, known) <= TYPING_ERROR
 }

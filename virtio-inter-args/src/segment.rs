@@ -24,8 +24,8 @@ pub enum SegmentArgError {
     Dots(String),
 }
 
-/// The directory of a segment, absolute. A value without a '/' is a name: a directory of [`SEGMENTS`]. A value with one
-/// is a path.
+/// The directory of a segment, absolute. A value without a '/' is a name: a directory of
+/// [`SEGMENTS`]. A value with one is a path.
 ///
 /// # Errors
 ///

@@ -15,8 +15,8 @@ pub enum SocketPathError {
     Empty,
     /// Other programs take a leading '@' for an abstract socket, which has no file and no owner.
     #[error(
-        "{} looks like an abstract socket: those are not supported, as any user of the host may connect; \
-         for a file of this name write ./{}",
+        "{} looks like an abstract socket: those are not supported, as any user of the host may \
+         connect; for a file of this name write ./{}",
         .0.display(), .0.display()
     )]
     Abstract(PathBuf),

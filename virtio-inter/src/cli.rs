@@ -20,7 +20,8 @@ const MAX_QUEUE_SIZE: u16 = 32768;
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
 pub struct Cli {
-    /// Log more than milestones, warnings and errors: -v adds debug messages, -vv all. RUST_LOG takes precedence
+    /// Log more than milestones, warnings and errors: -v adds debug messages, -vv all. RUST_LOG
+    /// takes precedence
     #[arg(short, long, action = ArgAction::Count, global = true, display_order = 100)]
     pub verbose: u8,
     /// The subcommand.
@@ -38,62 +39,68 @@ pub enum Command {
 
 /// One line for each paragraph: clap wraps them.
 const PORT_HELP: &str = "\
-The port serves one frontend after another on its socket: a VMM such as Cloud Hypervisor, QEMU or User Mode Linux, or \
-DPDK's virtio_user. SIGTERM, SIGINT or SIGHUP ends it; the same signal again, 1 s later or more, kills it at once.
+The port serves one frontend after another on its socket: a VMM such as Cloud Hypervisor, QEMU or \
+User Mode Linux, or DPDK's virtio_user. SIGTERM, SIGINT or SIGHUP ends it; the same signal again, \
+1 s later or more, kills it at once.
 
-The VM's memory must be shared with the port: --memory shared=on (Cloud Hypervisor), or \
--object memory-backend-memfd,share=on (QEMU).
+The VM's memory must be shared with the port: --memory shared=on (Cloud Hypervisor), or -object \
+memory-backend-memfd,share=on (QEMU).
 
-BYTES and ENTRIES may have a suffix: K for 2^10, M for 2^20, G for 2^30, T for 2^40. A relative PATH or DIR is relative \
-to the working directory. Beside each socket the port locks the file PATH.lock, by which a later port can tell that \
-this one is gone and take its socket over. It waits up to 5 s for one that was killed or leaves. Both files are made \
-again if something else removes them; do not keep them where files are removed by age, as in /tmp.
+BYTES and ENTRIES may have a suffix: K for 2^10, M for 2^20, G for 2^30, T for 2^40. A relative \
+PATH or DIR is relative to the working directory. Beside each socket the port locks the file \
+PATH.lock, by which a later port can tell that this one is gone and take its socket over. It \
+waits up to 5 s for one that was killed or leaves. Both files are made again if something else \
+removes them; do not keep them where files are removed by age, as in /tmp.
 
-If the environment variable NOTIFY_SOCKET is set (systemd: Type=notify), the port reports READY=1 when it serves.
+If the environment variable NOTIFY_SOCKET is set (systemd: Type=notify), the port reports READY=1 \
+when it serves.
 
 Exit status: 0 after such a signal, 1 if the port cannot run, 2 if the command line is wrong.";
 
 /// Options of `virtio-inter port`.
 #[derive(Debug, Clone, Args)]
 pub struct PortArgs {
-    /// Unix socket on which the port waits for the VMM (vhost-user). At most 107 bytes; abstract sockets are not
-    /// supported
+    /// Unix socket on which the port waits for the VMM (vhost-user). At most 107 bytes; abstract
+    /// sockets are not supported
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub socket: PathBuf,
-    /// Segment to join: a name, for a directory of /run/virtio-inter, or a path with a '/' in it. The directory must
-    /// exist; every user with write permission on it can join
+    /// Segment to join: a name, for a directory of /run/virtio-inter, or a path with a '/' in it.
+    /// The directory must exist; every user with write permission on it can join
     #[arg(long, value_name = "NAME|DIR", value_parser = segment_parser())]
     pub segment: PathBuf,
     /// Name of the port, unique on the segment: 1 to 64 letters, digits, '.', '_' or '-'
     #[arg(long, value_name = "NAME")]
     pub id: PortId,
-    /// MAC address of the VM's interface, unique on the segment and unicast, as in 52:54:00:00:00:01
+    /// MAC address of the VM's interface, unique on the segment and unicast, as in
+    /// 52:54:00:00:00:01
     #[arg(long)]
     pub mac: MacAddr,
-    /// Maximum size of an IP packet, without the Ethernet header of 14 bytes: 68 to 65535. All ports of a segment
-    /// should have the same
+    /// Maximum size of an IP packet, without the Ethernet header of 14 bytes: 68 to 65535. All
+    /// ports of a segment should have the same
     #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = parse_mtu)]
     pub mtu: u16,
-    /// Number of queue pairs offered to the VM, 1 to 64. Each pair is served by a thread of its own. User Mode Linux
-    /// supports only 1
+    /// Number of queue pairs offered to the VM, 1 to 64. Each pair is served by a thread of its
+    /// own. User Mode Linux supports only 1
     #[arg(long, value_name = "PAIRS", default_value_t = 1,
           value_parser = value_parser!(u16).range(1..=i64::from(MAX_QUEUE_PAIRS)))]
     pub queues: u16,
-    /// Maximum size of a queue that the VMM may choose, in descriptors: a power of two from 2 to 32K
+    /// Maximum size of a queue that the VMM may choose, in descriptors: a power of two from 2 to
+    /// 32K
     #[arg(long, value_name = "ENTRIES", default_value = "1K", value_parser = parse_queue_size)]
     pub queue_size: u16,
-    /// Size of the ring that the port allocates for frames from each queue pair of each peer: a power of two from
-    /// 256K to 64M
+    /// Size of the ring that the port allocates for frames from each queue pair of each peer: a
+    /// power of two from 256K to 64M
     #[arg(long, value_name = "BYTES", default_value = "512K", value_parser = parse_ring_size)]
     pub ring_size: u32,
-    /// Maximum time in microseconds that a queue thread busy-polls before it sleeps, 0 to 200. It busy-polls only
-    /// where frames have arrived within that time and, by /proc/schedstat, no other thread waits for its CPU. 0 means
-    /// never; so do kernels without that file
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = BusyPollConfig::default().limit.as_micros() as u16,
+    /// Maximum time in microseconds that a queue thread busy-polls before it sleeps, 0 to 200. It
+    /// busy-polls only where frames have arrived within that time and, by /proc/schedstat, no other
+    /// thread waits for its CPU. 0 means never; so do kernels without that file
+    #[arg(long, value_name = "MICROSECONDS",
+          default_value_t = BusyPollConfig::default().limit.as_micros() as u16,
           value_parser = value_parser!(u16).range(0..=200))]
     pub busy_poll: u16,
-    /// Unix socket that serves the state of the port as JSON: frontend, peers, counters. Only this user and root can
-    /// connect
+    /// Unix socket that serves the state of the port as JSON: frontend, peers, counters. Only this
+    /// user and root can connect
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub status_socket: Option<PathBuf>,
 }
@@ -140,7 +147,8 @@ pub fn explain(error: &clap::Error) -> String {
     }
 }
 
-/// Checks a socket's path and makes it absolute, for logs and the status document, unless it is too long then.
+/// Checks a socket's path and makes it absolute, for logs and the status document, unless it is too
+/// long then.
 fn socket_path_parser() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().try_map(|text| {
         let path = PathBuf::from(text);
