@@ -1,4 +1,4 @@
-//! Control groups with a CPU weight each, as services have: cgroup v2 where it has the `cpu`
+//! Control groups with a CPU weight each, as services have (decision 0053): cgroup v2 where it has the `cpu`
 //! controller, else v1.
 //!
 //! Groups are made below one directory of this process, `virtio-inter-…`, which is locked

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use virtio_inter_tests::{Process, guest_test, is_root, skip};
+use virtio_inter_tests::{ControlGroups, Process, guest_test, is_root, skip};
 
 /// The programs may have to be built first.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -26,13 +26,18 @@ fn a_part_of_the_bench_has_its_figures() {
         }
         let (made, output, json) = (bed.path("made"), bed.path("out"), bed.path("out.json"));
         fs::create_dir(&made)?;
+        let groups = ControlGroups::new();
+        let grouping = if groups.is_ok() { "groups" } else { "session" };
         let mut command = Command::new("cargo");
         command
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .env("TMPDIR", &made)
             .args(["run", "--quiet", "--package", "xtask", "--", "bench"])
             .args(["--quick", "--rounds", "1"])
-            .args(["--only", "latency/uml/one-cpu/udp,udp/uml/one-cpu"])
+            .args([
+                "--only",
+                &format!("latency/uml/one-cpu/{grouping}/udp,udp/uml/one-cpu"),
+            ])
             .arg("--output")
             .arg(&output)
             .arg("--json")
@@ -62,7 +67,17 @@ fn a_part_of_the_bench_has_its_figures() {
         let page = fs::read_to_string(output.join("REPORT.md"))?;
         assert!(page.contains("### UDP datagrams that arrive: User Mode Linux"));
         assert!(page.contains("`paper/cloud-hypervisor`") || page.contains("## What did not run"));
-        assert!(output.join("plots/udp-uml-one-cpu-datagrams.svg").is_file());
+        let plot = format!("plots/udp-uml-one-cpu-{grouping}-datagrams.svg");
+        assert!(output.join(plot).is_file());
+        if let Ok(groups) = groups {
+            // Of other runs, only those that live.
+            let of_bench = format!("virtio-inter-{}-", bench.pid());
+            let base = groups.directory().parent().expect("a directory");
+            for entry in fs::read_dir(base)?.flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                assert!(!name.starts_with(&of_bench), "{name}");
+            }
+        }
         let left: Vec<_> = fs::read_dir(&made)?.flatten().collect();
         assert!(left.is_empty(), "{left:?}");
         Ok(())
