@@ -70,7 +70,8 @@ impl Crowd {
         })
     }
 
-    /// Puts each guest and each port into a group of its own, or back into the session of this process.
+    /// Puts each guest and each port into a group of its own, or back into the session of this
+    /// process.
     ///
     /// # Errors
     ///

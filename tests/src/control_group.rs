@@ -1,5 +1,5 @@
-//! Control groups with a CPU weight each, as services have (decision 0053): cgroup v2 where it has the `cpu`
-//! controller, else v1.
+//! Control groups with a CPU weight each, as services have (decision 0053): cgroup v2 where it has
+//! the `cpu` controller, else v1.
 //!
 //! Groups are made below one directory of this process, `virtio-inter-…`, which is locked
 //! (flock(2)) as long as [`ControlGroups`] lives. They are removed when dropped, and when a signal

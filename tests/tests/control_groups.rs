@@ -1,4 +1,5 @@
-//! Control groups by cgroup v2, in a machine that has them. (The tests of `bench` use what this machine has.)
+//! Control groups by cgroup v2, in a machine that has them. (The tests of `bench` use the hierarchy
+//! of this machine.)
 #![forbid(unsafe_code)]
 
 use std::fs;
