@@ -6,8 +6,9 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// A file would grow beyond RLIMIT_FSIZE: by default the process dies. A terminal with `stty tostop`
-/// is written to, or changed, or read from in the background: by default the process stops.
+/// A file would grow beyond RLIMIT_FSIZE: by default the process dies. A terminal with
+/// `stty tostop` is written to, or changed, or read from in the background: by default the process
+/// stops.
 const SIGNALS: [libc::c_int; 3] = [libc::SIGXFSZ, libc::SIGTTOU, libc::SIGTTIN];
 
 /// Which of [`SIGNALS`] were not ignored before, as bits.
