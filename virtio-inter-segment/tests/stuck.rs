@@ -17,7 +17,7 @@ use virtio_inter_test_support::skip;
 /// Connects so often, each time with a TCP socket in the queue that waits on close for data that
 /// nobody takes; says so, and keeps all of it until it is killed.
 const SCRIPT: &str = r#"
-import socket, struct, sys, time
+import os, socket, struct, sys, time
 path, count = sys.argv[1], int(sys.argv[2])
 listener = socket.socket()
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -39,14 +39,24 @@ for _ in range(count):
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
     s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     s.connect(path)
-    try:
-        socket.send_fds(s, [b"garbage"], [slow.fileno()])
-    except (BrokenPipeError, ConnectionResetError):
-        # Turned away before: this process would be the one that waits.
-        takers.append(slow)
-        continue
+    # A child sends it: if the port is quicker to close it, the last close is that of a process that
+    # exits, which does not wait.
+    go, went = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(go, 1)
+        try:
+            socket.send_fds(s, [b"garbage"], [slow.fileno()])
+        except (BrokenPipeError, ConnectionResetError):
+            # Turned away before.
+            pass
+        os._exit(0)
     slow.close()
     s.close()
+    os.write(went, b"x")
+    os.waitpid(child, 0)
+    os.close(go)
+    os.close(went)
 print("done", flush=True)
 time.sleep(600)
 "#;
