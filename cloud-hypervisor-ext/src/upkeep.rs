@@ -10,11 +10,14 @@ use log::warn;
 /// busy.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Longest pause: a directory that comes back is noticed within it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// Whether files are made again now or later.
 #[derive(Debug)]
 pub struct Upkeep {
     retry_at: Option<Instant>,
-    /// Before the next attempt. It doubles without a bound: an idle launcher hardly wakes up.
+    /// Before the next attempt. It doubles up to [`LONGEST_PAUSE`].
     pause: Duration,
     restored_at: Option<Instant>,
     /// Why they are lost, as was logged.
@@ -70,7 +73,7 @@ impl Upkeep {
                     self.lost = Some(why);
                 }
                 self.retry_at = Instant::now().checked_add(self.pause);
-                self.pause = self.pause.saturating_mul(2);
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             }
         }
     }
