@@ -53,8 +53,8 @@ pub(crate) fn group_words(group: Group) -> &'static str {
         Group::Udp => "iperf3 without a limit of rate; received and lost datagrams.",
         Group::Busy => {
             "Streams of 64 KiB and half round trips of 64 bytes while another program runs a loop \
-             on each CPU, in a group of its own (or, in one session, beside the others). Median and \
-             99th percentile."
+             on each CPU, in a group of its own (or, in one session, beside the others). Median \
+             and 99th percentile."
         }
         Group::Peers => {
             "Frames: one testpmd with two ports, on one CPU, receives on each and sends on the \
