@@ -13,7 +13,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
-use virtio_inter_segment::peer_uid;
+use virtio_inter_common::peer_uid;
 
 use crate::protocol::{MAX_LINE, Reply, Request};
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use virtio_inter_segment::{MacAddr, PortId};
+use virtio_inter_common::{MacAddr, PortId};
 
 use crate::inter_vm::InterVm;
 use crate::options::quote;

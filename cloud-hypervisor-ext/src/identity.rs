@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
-use virtio_inter_segment::{MacAddr, PortId};
+use virtio_inter_common::{MacAddr, PortId};
 
 use crate::command_line::CommandLine;
 use crate::options::Options;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use virtio_inter_args::{SocketPathError, parse_size, segment_directory};
-use virtio_inter_segment::{MAX_QUEUE_PAIRS, MacAddr, PortId};
+use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, PortId};
 
 use crate::options::{OptionError, Options, quote};
 

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use crate::report::chain;
+use virtio_inter_common::ErrorChain;
 
 /// The variable that names the VMM's program.
 pub const VARIABLE: &str = "CLOUD_HYPERVISOR";
@@ -128,7 +128,7 @@ pub fn describe(
     program: Result<PathBuf, impl Error + 'static>,
     arguments: &[OsString],
 ) -> Result<String, String> {
-    let one_line = |error: &(dyn Error + 'static)| chain(error).join(": ");
+    let one_line = |error: &(dyn Error + 'static)| ErrorChain(error).to_string();
     let program = program.map_err(|error| one_line(&error))?;
     let output = ask(&program, arguments).map_err(|error| one_line(&error))?;
     if !output.status.success() {

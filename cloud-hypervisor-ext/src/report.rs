@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use log::Level;
+use virtio_inter_common::ErrorChain;
 
 /// Exit status of a wrong command line.
 pub const USAGE: u8 = 2;
@@ -87,7 +88,8 @@ pub fn describe(program: &str, error: &(dyn Error + 'static)) -> String {
 
 /// An error and what caused it, the cause last.
 pub fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
-    std::iter::successors(Some(error), |error| (*error).source())
+    ErrorChain(error)
+        .errors()
         .map(ToString::to_string)
         .collect()
 }

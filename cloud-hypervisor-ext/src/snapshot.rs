@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use thiserror::Error;
-use virtio_inter_segment::{MacAddr, PortId};
+use virtio_inter_common::{MacAddr, PortId};
 
 use crate::inter_vm::InterVm;
 use crate::options::Options;

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, anyhow};
 use log::info;
 use virtio_inter_args::{check_socket_path, is_typing_error};
-use virtio_inter_segment::PortId;
+use virtio_inter_common::PortId;
 
 use crate::command_line::CommandLine;
 use crate::device::Device;

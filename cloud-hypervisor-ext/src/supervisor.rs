@@ -13,7 +13,7 @@ use anyhow::{Context, anyhow};
 use log::{info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
-use virtio_inter_segment::PortId;
+use virtio_inter_common::PortId;
 
 use crate::child::{Child, Descriptors};
 use crate::control::{Caller, Control};

@@ -17,7 +17,7 @@ use rustix::net::SocketType;
 use rustix::process::geteuid;
 use thiserror::Error;
 use virtio_inter_args::absolute;
-use virtio_inter_segment::liveness::{Listening, listening};
+use virtio_inter_common::liveness::{Listening, listening};
 
 /// Name of the supervisor's socket.
 const CONTROL: &str = "control";

@@ -1,7 +1,7 @@
 //! The announcement of an address that has moved: a RARP request (RFC 903), as QEMU and Linux send
 //! it for a guest.
 
-use virtio_inter_segment::MacAddr;
+use virtio_inter_common::MacAddr;
 
 use crate::frame::{ETHERNET_HEADER, NET_HEADER};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use virtio_inter_segment::MacAddr;
+use virtio_inter_common::MacAddr;
 
 use crate::counters::Counters;
 use crate::features::Negotiated;

@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use virtio_inter_segment::MacAddr;
+use virtio_inter_common::MacAddr;
 
 use crate::counter::Counter;
 

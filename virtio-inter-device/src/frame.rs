@@ -5,7 +5,7 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
     VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
 };
-use virtio_inter_segment::MacAddr;
+use virtio_inter_common::MacAddr;
 use vm_memory::{VolatileMemory, VolatileSlice};
 
 use crate::features::Offloads;

@@ -7,12 +7,12 @@
 //! and a kick on a blank ring is reported. Decision 0004.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use epoll::{ControlOptions, Event, Events};
 use rustix::event::{EventfdFlags, eventfd};
+use virtio_inter_common::{Epoll, Events, Timeout};
 
 use crate::batch::Direction;
 
@@ -44,15 +44,15 @@ pub(crate) struct Woken {
 /// The epoll instance of one worker.
 #[derive(Debug)]
 pub struct Poller {
-    epoll: OwnedFd,
+    epoll: Epoll,
 }
 
 impl Poller {
     /// An instance, and its waker.
     pub(crate) fn new() -> io::Result<(Self, Waker)> {
-        // The `epoll` crate would return a bare number; this one is owned.
-        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)?;
-        let poller = Poller { epoll };
+        let poller = Poller {
+            epoll: Epoll::new()?,
+        };
         let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         poller.add(&waker)?;
         Ok((poller, Waker(Arc::new(waker))))
@@ -64,7 +64,7 @@ impl Poller {
     ///
     /// Those of epoll_ctl(2).
     pub fn add(&self, fd: &impl AsFd) -> io::Result<()> {
-        self.control(ControlOptions::EPOLL_CTL_ADD, fd, Events::EPOLLIN, OTHER)
+        self.watch(fd, Events::EPOLLIN, OTHER)
     }
 
     /// The same for a descriptor that is written to as well: a signal is also that it can be.
@@ -74,7 +74,7 @@ impl Poller {
     /// Those of epoll_ctl(2).
     pub fn add_duplex(&self, fd: &impl AsFd) -> io::Result<()> {
         let events = Events::EPOLLIN | Events::EPOLLOUT;
-        self.control(ControlOptions::EPOLL_CTL_ADD, fd, events, OTHER)
+        self.watch(fd, events, OTHER)
     }
 
     /// The same for a queue's kick, which [`Poller::wait`] reports.
@@ -83,57 +83,33 @@ impl Poller {
             Direction::Receive => RECEIVE_KICK,
             Direction::Transmit => TRANSMIT_KICK,
         };
-        self.control(ControlOptions::EPOLL_CTL_ADD, fd, Events::EPOLLIN, data)
+        self.watch(fd, Events::EPOLLIN, data)
     }
 
     /// Ignores `fd` from now on.
     pub fn remove(&self, fd: impl AsFd) {
-        let none = Events::empty();
-        if let Err(e) = self.control(ControlOptions::EPOLL_CTL_DEL, &fd, none, OTHER) {
+        if let Err(e) = self.epoll.remove(fd) {
             log::debug!("Cannot stop watching a descriptor: {e}");
         }
     }
 
-    fn control(
-        &self,
-        option: ControlOptions,
-        fd: &impl AsFd,
-        events: Events,
-        data: u64,
-    ) -> io::Result<()> {
-        let event = Event::new(events | Events::EPOLLET, data);
-        epoll::ctl(
-            self.epoll.as_raw_fd(),
-            option,
-            fd.as_fd().as_raw_fd(),
-            event,
-        )
+    fn watch(&self, fd: &impl AsFd, events: Events, data: u64) -> io::Result<()> {
+        self.epoll.add_with(fd, events | Events::EPOLLET, data)
     }
 
     /// Sleeps until a signal comes, or until the time given.
     pub(crate) fn wait(&self, until: Option<Instant>) -> Woken {
-        let timeout = match until {
-            None => -1,
-            // Rounded up: a wake-up before the time is of no use.
-            Some(until) => {
-                let left = until.saturating_duration_since(Instant::now());
-                left.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32
-            }
-        };
-        let mut events = [Event::new(Events::empty(), 0); 16];
-        match epoll::wait(self.epoll.as_raw_fd(), timeout, &mut events) {
-            Ok(count) => {
-                let any = |data| events[..count].iter().any(|event| event.data == data);
-                Woken {
-                    transmit_kicked: any(TRANSMIT_KICK),
-                    receive_kicked: any(RECEIVE_KICK),
+        let timeout = until.map_or(Timeout::Never, Timeout::At);
+        let mut woken = Woken::default();
+        match self.epoll.wait::<16>(timeout) {
+            Ok(events) => {
+                for data in events {
+                    woken.transmit_kicked |= data == TRANSMIT_KICK;
+                    woken.receive_kicked |= data == RECEIVE_KICK;
                 }
             }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Woken::default(),
-            Err(e) => {
-                log::error!("Cannot wait for events: {e}");
-                Woken::default()
-            }
+            Err(e) => log::error!("Cannot wait for events: {e}"),
         }
+        woken
     }
 }

@@ -10,12 +10,12 @@ use zerocopy::IntoBytes;
 
 use crate::closer::{Closer, Deferred, Owner};
 use crate::handshake::{Candidate, Local, Refusal, RingSequence, Role, parse_id};
-use crate::id::PortId;
 use crate::kinds;
 use crate::limits::Limits;
 use crate::port::{DownReason, PeerInfo, PeerKey, PeerLink};
 use crate::socket::{self, ReceiveError, Received};
 use crate::wire::{self, MAX_MESSAGE, Message, Ring, Versions};
+use virtio_inter_common::PortId;
 
 /// A connection, from the first byte to the end of the link.
 #[derive(Debug)]

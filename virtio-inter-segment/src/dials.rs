@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::directory::SocketId;
-use crate::id::PortId;
+use virtio_inter_common::PortId;
 
 /// Pause before the first retry; doubled by each failure.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(100);

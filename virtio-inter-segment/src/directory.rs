@@ -10,9 +10,9 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::credentials::Rule;
-use crate::id::PortId;
+use crate::access_rule::AccessRule;
 use crate::join_error::JoinError;
+use virtio_inter_common::PortId;
 
 const SOCKET_SUFFIX: &str = ".sock";
 const LOCK_SUFFIX: &str = ".lock";
@@ -94,10 +94,10 @@ impl Directory {
     }
 
     /// The rule as owner and mode are now: a change holds for the next connection.
-    pub(crate) fn rule(&self) -> io::Result<Rule> {
+    pub(crate) fn rule(&self) -> io::Result<AccessRule> {
         let stat = rustix::fs::fstat(&self.fd)?;
         let mode = Mode::from_raw_mode(stat.st_mode);
-        Ok(Rule {
+        Ok(AccessRule {
             own_uid: rustix::process::geteuid().as_raw(),
             directory_uid: stat.st_uid,
             directory_gid: stat.st_gid,

@@ -7,15 +7,16 @@ use std::fmt;
 use std::mem::size_of;
 
 use thiserror::Error;
+use virtio_inter_common::ErrorChain;
 use virtio_inter_link::FORMAT_VERSION;
 
-use crate::id::{MAX_ID_LEN, PortId, PortIdError};
-use crate::mac::MacAddr;
 use crate::port::{LocalPort, PortError, check_port};
 use crate::wire::{
     Header, Hello, KIND_HELLO, REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES,
     REASON_TIMEOUT, RING_FDS, Refuse, Ring, Versions, WireError,
 };
+use virtio_inter_common::MacAddr;
+use virtio_inter_common::{MAX_ID_LEN, PortId, PortIdError};
 
 /// This port, and what tells this run of it from others.
 #[derive(Debug)]
@@ -128,36 +129,21 @@ impl Refusal {
             Refusal::Version { theirs } => Some(*theirs),
             _ => None,
         };
-        Refuse::new(self.reason(), seen, &WithSources(self).to_string())
+        Refuse::new(self.reason(), seen, &ErrorChain(self).to_string())
     }
 
     pub(crate) fn violation(error: impl std::error::Error) -> Refusal {
-        Refusal::Violation(WithSources(&error).to_string())
+        Refusal::Violation(ErrorChain(&error).to_string())
     }
 
     pub(crate) fn resources(error: impl std::error::Error) -> Refusal {
-        Refusal::Resources(WithSources(&error).to_string())
+        Refusal::Resources(ErrorChain(&error).to_string())
     }
 }
 
 impl From<WireError> for Refusal {
     fn from(error: WireError) -> Refusal {
         Refusal::violation(error)
-    }
-}
-
-/// Prints an error and what is behind it on one line.
-pub(crate) struct WithSources<'a>(pub(crate) &'a dyn std::error::Error);
-
-impl fmt::Display for WithSources<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut error = self.0;
-        while let Some(source) = error.source() {
-            write!(f, ": {source}")?;
-            error = source;
-        }
-        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use virtio_inter_link::{DEFAULT_CAPACITY, MAX_CAPACITY};
 
 use super::*;
-use crate::mac::MacError;
+use virtio_inter_common::MacError;
 
 fn local(id: &str, last_byte: u8) -> Local {
     let port = LocalPort {

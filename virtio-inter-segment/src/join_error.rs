@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::id::PortId;
 use crate::port::PortError;
+use virtio_inter_common::PortId;
 
 /// Longest path of a Unix socket, in bytes: `sun_path` less its final zero.
 pub const MAX_SOCKET_PATH: usize = 107;

@@ -17,19 +17,15 @@
 //!
 //! Why it is a crate of its own: decision 0002.
 
+mod access_rule;
 mod closer;
 mod connection;
-mod credentials;
 mod dials;
 mod directory;
 mod handshake;
-mod id;
 mod join_error;
 mod kinds;
 mod limits;
-pub mod liveness;
-pub mod log_limit;
-mod mac;
 mod membership;
 mod poll;
 mod port;
@@ -38,15 +34,10 @@ mod segment;
 mod socket;
 mod wire;
 
-pub use credentials::{peer_pid, peer_uid};
-pub use id::{MAX_ID_LEN, PortId, PortIdError};
 pub use join_error::{JoinError, MAX_SOCKET_PATH};
 pub use limits::{Limits, SegmentStats};
-pub use log_limit::LogLimit;
-pub use mac::{MacAddr, MacError};
 pub use port::{
-    DownReason, LocalPort, MAX_QUEUE_PAIRS, MIN_MTU, PeerInfo, PeerKey, PeerLink, PortError,
-    SegmentEvent,
+    DownReason, LocalPort, MIN_MTU, PeerInfo, PeerKey, PeerLink, PortError, SegmentEvent,
 };
 pub use refused::RefusedPeer;
 pub use segment::Segment;

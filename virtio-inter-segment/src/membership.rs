@@ -12,13 +12,13 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, SocketType};
 
+use crate::access_rule::AccessRule;
 use crate::closer::{Closer, Deferred, Owner};
-use crate::credentials::Rule;
 use crate::directory::Directory;
-use crate::id::PortId;
 use crate::join_error::{JoinError, MAX_SOCKET_PATH};
-use crate::liveness::{Listening, listening, lock_holder_stays};
 use crate::socket;
+use virtio_inter_common::PortId;
+use virtio_inter_common::liveness::{Listening, listening, lock_holder_stays};
 
 /// Connections that wait to be accepted; the kernel may allow fewer.
 const BACKLOG: i32 = 1024;
@@ -88,7 +88,7 @@ impl Membership {
     }
 }
 
-fn rule(directory: &Directory) -> Result<Rule, JoinError> {
+fn rule(directory: &Directory) -> Result<AccessRule, JoinError> {
     directory.rule().map_err(|source| JoinError::Unreadable {
         path: directory.path().to_owned(),
         source,
@@ -102,7 +102,7 @@ fn rule(directory: &Directory) -> Result<Rule, JoinError> {
 fn bind(
     directory: &Directory,
     id: &PortId,
-    rule: &Rule,
+    rule: &AccessRule,
     closer: &Closer,
 ) -> Result<(BoundName, Deferred), JoinError> {
     let path = directory.socket_path(id);
@@ -134,7 +134,7 @@ struct Access {
 }
 
 impl Access {
-    fn new(rule: &Rule) -> Access {
+    fn new(rule: &AccessRule) -> Access {
         let mut mode = Mode::RUSR | Mode::WUSR;
         if rule.group_writable {
             mode |= Mode::RGRP | Mode::WGRP;
@@ -203,7 +203,7 @@ struct LockFile {
 }
 
 impl LockFile {
-    fn take(directory: &Directory, id: &PortId, rule: &Rule) -> Result<LockFile, JoinError> {
+    fn take(directory: &Directory, id: &PortId, rule: &AccessRule) -> Result<LockFile, JoinError> {
         let name = format!("{id}.lock");
         let path = directory.lock_path(id);
         let fail = |e: Errno| JoinError::Lock {
@@ -260,7 +260,11 @@ impl LockFile {
 }
 
 /// Opens the lock file, or makes it; `None` if it came or went meanwhile.
-fn open_lock(directory: &Directory, name: &str, rule: &Rule) -> Result<Option<OwnedFd>, JoinError> {
+fn open_lock(
+    directory: &Directory,
+    name: &str,
+    rule: &AccessRule,
+) -> Result<Option<OwnedFd>, JoinError> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fail = |e: Errno| match e {
         Errno::ACCESS | Errno::PERM | Errno::ROFS => JoinError::NotWritable {
@@ -369,7 +373,11 @@ fn remove(directory: BorrowedFd<'_>, name: &str) {
 }
 
 /// Binds under a hidden name, listens, then renames: who sees the socket can connect to it.
-fn listen(directory: &Directory, id: &PortId, rule: &Rule) -> io::Result<(BoundName, OwnedFd)> {
+fn listen(
+    directory: &Directory,
+    id: &PortId,
+    rule: &AccessRule,
+) -> io::Result<(BoundName, OwnedFd)> {
     // As long as the final name, so that whatever fits there fits here.
     let hidden = format!(".{id}.new");
     let name = format!("{id}.sock");

@@ -5,10 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
-use rustix::io::Errno;
+use rustix::event::Timespec;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
+use virtio_inter_common::{Epoll, Events, Timeout};
 
 /// Events taken from the kernel by one call. The rest comes with the next one, in turn.
 const EVENTS: usize = 64;
@@ -16,11 +15,11 @@ const EVENTS: usize = 64;
 /// Token of the timer; not given to the caller.
 const TIMER: u64 = u64::MAX;
 
-const READ: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP);
+const READ: Events = Events::EPOLLIN.union(Events::EPOLLRDHUP);
 
 #[derive(Debug)]
 pub(crate) struct Poll {
-    epoll: OwnedFd,
+    epoll: Epoll,
     timer: OwnedFd,
     armed: Option<Instant>,
 }
@@ -28,7 +27,7 @@ pub(crate) struct Poll {
 impl Poll {
     pub(crate) fn new() -> io::Result<Poll> {
         let poll = Poll {
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            epoll: Epoll::new()?,
             timer: rustix::time::timerfd_create(
                 TimerfdClockId::Monotonic,
                 TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
@@ -46,18 +45,13 @@ impl Poll {
 
     /// Watches a descriptor for reading. It is dropped from the set when it is closed.
     pub(crate) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
-        Ok(epoll::add(
-            &self.epoll,
-            fd,
-            epoll::EventData::new_u64(token),
-            READ,
-        )?)
+        self.epoll.add_with(fd, READ, token)
     }
 
     /// Forgets a descriptor that stays open for a while yet, if it was watched at all.
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
         // Fails only if there is nothing to forget.
-        let _ = epoll::delete(&self.epoll, fd);
+        let _ = self.epoll.remove(fd);
     }
 
     /// Watches for reading and, if `write`, for room to write as well.
@@ -67,46 +61,23 @@ impl Poll {
         token: u64,
         write: bool,
     ) -> io::Result<()> {
-        let flags = if write {
-            READ | epoll::EventFlags::OUT
+        let room = if write {
+            Events::EPOLLOUT
         } else {
-            READ
+            Events::empty()
         };
-        Ok(epoll::modify(
-            &self.epoll,
-            fd,
-            epoll::EventData::new_u64(token),
-            flags,
-        )?)
+        self.epoll.modify(fd, READ | room, token)
     }
 
     /// Stops watching a descriptor that stays open, or starts again.
     pub(crate) fn pause(&self, fd: BorrowedFd<'_>, token: u64, pause: bool) -> io::Result<()> {
-        let flags = if pause {
-            epoll::EventFlags::empty()
-        } else {
-            READ
-        };
-        Ok(epoll::modify(
-            &self.epoll,
-            fd,
-            epoll::EventData::new_u64(token),
-            flags,
-        )?)
+        let events = if pause { Events::empty() } else { READ };
+        self.epoll.modify(fd, events, token)
     }
 
     /// Tokens of what is ready now, at most [`EVENTS`]; never waits.
     pub(crate) fn ready(&mut self) -> io::Result<Vec<u64>> {
-        let mut events = Vec::with_capacity(EVENTS);
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&now)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let mut tokens: Vec<u64> = events.iter().map(|event| event.data.u64()).collect();
+        let mut tokens: Vec<u64> = self.epoll.wait::<EVENTS>(Timeout::Now)?.collect();
         if let Some(at) = tokens.iter().position(|&token| token == TIMER) {
             tokens.remove(at);
             // Makes it unreadable; how often it has expired does not matter.

@@ -7,14 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 use virtio_inter_link::{MAX_CAPACITY, MIN_CAPACITY, Receiver, Sender};
 
-use crate::id::PortId;
-use crate::mac::{MacAddr, MacError};
+use virtio_inter_common::PortId;
+use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacError};
 
 /// Smallest MTU: what every IPv4 host must be able to forward (RFC 791, section 3.2), in bytes.
 pub const MIN_MTU: u16 = 68;
-
-/// Most queue pairs of a port. Bounds what a peer can make this side create.
-pub const MAX_QUEUE_PAIRS: u16 = 64;
 
 /// A port, as its owner describes it when it joins a segment.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::id::PortId;
+use virtio_inter_common::PortId;
 
 /// Most that are remembered; the one that was refused longest ago gives way.
 const MAX_REFUSED: usize = 32;

@@ -14,17 +14,18 @@ use crate::closer::Closer;
 use crate::connection::{Connection, End, Step};
 use crate::dials::{Dials, Outcome};
 use crate::directory::{Directory, Watch};
-use crate::handshake::{Local, Refusal, Role, WithSources};
-use crate::id::PortId;
+use crate::handshake::{Local, Refusal, Role};
 use crate::join_error::JoinError;
 use crate::limits::{Limits, SegmentStats};
-use crate::log_limit::LogLimit;
-use crate::log_limited;
 use crate::membership::Membership;
 use crate::poll::Poll;
 use crate::port::{DownReason, LocalPort, PeerKey, PeerLink, SegmentEvent};
 use crate::refused::{RefusedPeer, RefusedPeers};
 use crate::wire::{REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES, REASON_TIMEOUT};
+use virtio_inter_common::ErrorChain;
+use virtio_inter_common::LogLimit;
+use virtio_inter_common::PortId;
+use virtio_inter_common::log_limited;
 
 mod admission;
 mod discovery;
@@ -380,7 +381,7 @@ impl Segment {
             "Port {}: link with {} is down: {}",
             self.local.port.id,
             connection.name(),
-            WithSources(&reason)
+            ErrorChain(&reason)
         );
         let lived = connection.lived(now);
         let outcome = match reason {
@@ -452,7 +453,7 @@ impl Segment {
                 if passing {
                     log::debug!("Port {own}: put off {}: {refusal}", connection.name());
                 } else {
-                    let text = WithSources(refusal).to_string();
+                    let text = ErrorChain(refusal).to_string();
                     let refused = RefusedPeer {
                         by_peer: false,
                         ..by_peer(&connection, &text, refusal.is_conflict())

@@ -10,7 +10,7 @@ use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::id::MAX_ID_LEN;
+use virtio_inter_common::MAX_ID_LEN;
 
 /// Oldest version of the segment protocol that this crate speaks.
 pub const PROTOCOL_VERSION_MIN: u16 = 1;

@@ -10,8 +10,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
 use virtio_inter_args::{
     SocketPathError, absolute, check_socket_path, format_size, parse_size, segment_directory,
 };
+use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, PortId};
 use virtio_inter_device::BusyPollConfig;
-use virtio_inter_segment::{LocalPort, MAX_QUEUE_PAIRS, MIN_MTU, MacAddr, PortId};
+use virtio_inter_segment::{LocalPort, MIN_MTU};
 
 /// Most entries of a split virtqueue (VIRTIO 1.3, 2.7).
 const MAX_QUEUE_SIZE: u16 = 32768;

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::time::SystemTime;
 
+use virtio_inter_common::{MacAddr, PortId};
 use virtio_inter_device::{DropReason, Port};
-use virtio_inter_segment::{LocalPort, MacAddr, PeerInfo, PeerKey, PortId, RefusedPeer};
+use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, RefusedPeer};
 
 use crate::warnings::{Code, Warning, Warnings};
 

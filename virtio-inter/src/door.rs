@@ -17,15 +17,14 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
+use virtio_inter_common::{ErrorChain, LogLimit, log_limited, peer_pid};
 use virtio_inter_device::Device;
-use virtio_inter_segment::{LogLimit, log_limited, peer_pid};
 
-use crate::chain::chain;
 use crate::kept::{Keeper, KeptConnection};
-use crate::poll::{Interest, Poll};
 use crate::socket::{Listener, SocketError, SocketLock};
 use crate::vhost_user::frontend::{Ended, Frontend};
 use crate::vhost_user::session::Limits;
+use virtio_inter_common::{Epoll, Events, Timeout};
 
 const LISTENER: u64 = 0;
 const PAUSE: u64 = 1;
@@ -60,7 +59,7 @@ pub struct FrontendState {
 /// The socket, and who is there.
 #[derive(Debug)]
 pub struct Door {
-    poll: Poll,
+    poll: Epoll,
     listener: Listener,
     limits: Limits,
     keeper: Keeper,
@@ -84,7 +83,7 @@ impl Door {
     ///
     /// When there are no descriptors for it.
     pub fn new(listener: Listener, limits: Limits, keeper: Keeper) -> io::Result<Self> {
-        let poll = Poll::new()?;
+        let poll = Epoll::new()?;
         let (pause, refused) = (timer()?, timer()?);
         poll.add(&listener, LISTENER)?;
         poll.add(&pause, PAUSE)?;
@@ -127,7 +126,7 @@ impl Door {
                     self.kept[number] = true;
                     info!("Frontend continues on its former connection, {process}");
                 }
-                Err(ended) => info!("{}, {process}", chain(&ended)),
+                Err(ended) => info!("{}, {process}", ErrorChain(&ended)),
             }
         }
         for number in 0..SEATS {
@@ -144,7 +143,7 @@ impl Door {
     ///
     /// When the kernel cannot watch descriptors any more.
     pub fn process(&mut self, device: &mut dyn Device) -> io::Result<()> {
-        let ready = self.poll.wait(false)?;
+        let ready: Vec<u64> = self.poll.wait::<16>(Timeout::Now)?.collect();
         // First, so that a connection that has ended makes room for one that came at the same time.
         for seat in 0..SEATS {
             if ready.contains(&(FRONTEND + seat as u64)) {
@@ -280,10 +279,9 @@ impl Door {
             Ok(()) => {}
         }
         if now != before {
-            self.poll
-                .set_interest(&frontend, FRONTEND + seat as u64, now)?;
+            self.poll.modify(&frontend, now, FRONTEND + seat as u64)?;
         }
-        if now == Interest::HangUp
+        if now == Events::empty()
             && before != now
             && let Some(rival) = &self.seats[1 - seat]
         {
@@ -385,7 +383,7 @@ impl Door {
                     CONNECTIONS,
                     Level::Warn,
                     "Cannot serve {process}: {}",
-                    chain(&error)
+                    ErrorChain(&error)
                 );
             }
         }
@@ -401,7 +399,10 @@ impl Door {
         why: &Ended,
         device: &mut dyn Device,
     ) -> io::Result<()> {
-        let told = Some((peer_pid(frontend.as_fd()).ok().flatten(), chain(why)));
+        let told = Some((
+            peer_pid(frontend.as_fd()).ok().flatten(),
+            ErrorChain(why).to_string(),
+        ));
         if told == self.told {
             debug!("The same frontend is refused again");
         } else {
@@ -409,13 +410,13 @@ impl Door {
                 CONNECTIONS,
                 Level::Warn,
                 "{}; it is disconnected in {REFUSED_SECONDS} s (told once)",
-                chain(why)
+                ErrorChain(why)
             );
             self.told = told;
         }
         frontend.refuse(device);
         self.poll
-            .set_interest(&frontend, FRONTEND + seat as u64, interest(&frontend))?;
+            .modify(&frontend, interest(&frontend), FRONTEND + seat as u64)?;
         self.seats[seat] = Some(frontend);
         // Not later on account of another one: that would keep the first for ever.
         if !is_running(&self.refused) {
@@ -441,9 +442,9 @@ impl Door {
             self.told = None;
         }
         if level == Level::Debug {
-            debug!("{}", chain(why));
+            debug!("{}", ErrorChain(why));
         } else {
-            log_limited!(CONNECTIONS, level, "{}", chain(why));
+            log_limited!(CONNECTIONS, level, "{}", ErrorChain(why));
         }
         self.poll.remove(&frontend)?;
         frontend.end(device);
@@ -477,13 +478,13 @@ fn start(timer: &OwnedFd, seconds: i64) -> io::Result<()> {
 }
 
 /// What is waited for from a frontend.
-fn interest(frontend: &Frontend) -> Interest {
+fn interest(frontend: &Frontend) -> Events {
     if frontend.is_sending() {
-        Interest::Writable
+        Events::EPOLLOUT
     } else if frontend.is_held() {
-        Interest::HangUp
+        Events::empty()
     } else {
-        Interest::Readable
+        Events::EPOLLIN
     }
 }
 

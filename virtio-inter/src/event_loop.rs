@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use log::Level;
 use thiserror::Error;
+use virtio_inter_common::{ErrorChain, LogLimit, log_limited};
 use virtio_inter_device::{Port, PortEvent};
-use virtio_inter_segment::{LogLimit, PeerInfo, PeerKey, Segment, SegmentEvent, log_limited};
+use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
 
-use crate::chain::chain;
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;
 use crate::door::Door;
-use crate::poll::Poll;
 use crate::signals::Signals;
 use crate::socket::{Listener, SocketError};
 use crate::status::Status;
@@ -24,6 +23,7 @@ use crate::status_socket::StatusSocket;
 use crate::stray_signals::StraySignals;
 use crate::timer::Timer;
 use crate::upkeep::{Upkeep, watch};
+use virtio_inter_common::{Epoll, Timeout};
 
 const SIGNALS: u64 = 0;
 const DOOR: u64 = 1;
@@ -56,7 +56,7 @@ pub enum RunError {
 /// All that the control thread owns.
 #[derive(Debug)]
 pub struct EventLoop {
-    poll: Poll,
+    poll: Epoll,
     door: Door,
     segment: Segment,
     device: Port,
@@ -88,7 +88,7 @@ impl EventLoop {
         device: Port,
         status: Option<StatusSocket>,
     ) -> io::Result<Self> {
-        let poll = Poll::new()?;
+        let poll = Epoll::new()?;
         poll.add(&signals, SIGNALS)?;
         poll.add(&strays, STRAYS)?;
         poll.add(&door, DOOR)?;
@@ -137,7 +137,7 @@ impl EventLoop {
     fn serve(&mut self) -> Result<(), RunError> {
         self.keep_files()?;
         loop {
-            for token in self.poll.wait(true)? {
+            for token in self.poll.wait::<16>(Timeout::Never)? {
                 match token {
                     SIGNALS => return Ok(()),
                     STRAYS => {
@@ -194,7 +194,9 @@ impl EventLoop {
                             self.diagnostics.mtus(self.peers.values());
                         }
                         // Our own trouble, which the peer is not to be shunned for.
-                        Err(error) => self.segment.drop_peer(peer.key, &chain(&error)),
+                        Err(error) => self
+                            .segment
+                            .drop_peer(peer.key, &ErrorChain(&error).to_string()),
                     }
                 }
                 SegmentEvent::Down(key, _) => self.remove_peer(key),
@@ -218,7 +220,7 @@ impl EventLoop {
         }
         let mut complete = true;
         let mut settle = |listener: &Listener, result: Result<(), SocketError>| {
-            let why = result.err().map(|error| chain(&error));
+            let why = result.err().map(|error| ErrorChain(&error).to_string());
             self.diagnostics.lost_file(listener.path(), why.as_deref());
             complete &= why.is_none() && watch(&self.segment, listener);
         };
@@ -277,7 +279,7 @@ impl EventLoop {
                 PEERS,
                 Level::Error,
                 "Cannot forget peer {key}: {}",
-                chain(&error)
+                ErrorChain(&error)
             );
         }
     }

@@ -3,7 +3,6 @@
 //! This crate is the process around the data path: command line, sockets, signals and the vhost-user
 //! protocol. Queues and frames are `virtio-inter-device`'s, peers and links `virtio-inter-segment`'s.
 
-mod chain;
 pub mod cli;
 pub mod diagnostics;
 pub mod door;
@@ -11,7 +10,6 @@ pub mod event_loop;
 pub mod kept;
 pub mod limits;
 pub mod notify;
-pub mod poll;
 mod predecessor;
 pub mod process;
 pub mod signals;

@@ -17,8 +17,8 @@ use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
-use virtio_inter_segment::liveness::{Listening, listening, lock_holder_stays};
-use virtio_inter_segment::{LogLimit, log_limited};
+use virtio_inter_common::liveness::{Listening, listening, lock_holder_stays};
+use virtio_inter_common::{LogLimit, log_limited};
 
 /// How often a lock file may vanish between opening and locking it. Each time, another port has just left.
 const LOCK_ATTEMPTS: usize = 8;

@@ -6,8 +6,9 @@ use std::time::SystemTime;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use virtio_inter_args::absolute;
+use virtio_inter_common::PortId;
 use virtio_inter_device::{Counters, FeatureNames, Port};
-use virtio_inter_segment::{PeerInfo, PortId, RefusedPeer};
+use virtio_inter_segment::{PeerInfo, RefusedPeer};
 
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;

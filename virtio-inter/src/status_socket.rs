@@ -10,8 +10,8 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
-use crate::poll::{Interest, Poll};
 use crate::socket::{Listener, SocketError, SocketLock};
+use virtio_inter_common::{Epoll, Events, Timeout};
 
 /// Readers that have not read all of it yet; the oldest gives way to a further one.
 const MAX_READERS: usize = 8;
@@ -21,7 +21,7 @@ const LISTENER: u64 = 0;
 /// Listens, and serves readers.
 #[derive(Debug)]
 pub struct StatusSocket {
-    poll: Poll,
+    poll: Epoll,
     listener: Listener,
     readers: Vec<Reader>,
     next_token: u64,
@@ -44,7 +44,7 @@ impl StatusSocket {
     /// When a live port has the path, or it cannot be bound.
     pub fn listen(path: &Path) -> Result<Self, SocketError> {
         let listener = SocketLock::take(path)?.listen_private()?;
-        let poll = Poll::new().map_err(failed(path))?;
+        let poll = Epoll::new().map_err(failed(path))?;
         poll.add(&listener, LISTENER).map_err(failed(path))?;
         Ok(Self {
             poll,
@@ -80,7 +80,7 @@ impl StatusSocket {
     ///
     /// When the kernel cannot watch descriptors any more.
     pub fn process(&mut self, document: impl Fn() -> Vec<u8>) -> io::Result<()> {
-        for token in self.poll.wait(false)? {
+        for token in self.poll.wait::<16>(Timeout::Now)? {
             if token == LISTENER {
                 self.accept(&document)?;
             } else if let Some(index) = self.readers.iter().position(|r| r.token == token)
@@ -113,7 +113,7 @@ impl StatusSocket {
         }
         self.poll.add(&reader.stream, reader.token)?;
         self.poll
-            .set_interest(&reader.stream, reader.token, Interest::Writable)?;
+            .modify(&reader.stream, Events::EPOLLOUT, reader.token)?;
         self.readers.push(reader);
         Ok(())
     }

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use signal_hook::low_level::signal_name;
-use virtio_inter_segment::{LogLimit, log_limited};
+use virtio_inter_common::{LogLimit, log_limited};
 
 /// Their senders want the process to end, or to end by some time: Ctrl-\, alarm(2) and setitimer(2)
 /// before the port was executed, RLIMIT_CPU.

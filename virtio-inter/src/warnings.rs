@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
-use virtio_inter_segment::{LogLimit, log_limited};
+use virtio_inter_common::{LogLimit, log_limited};
 
 /// Pause before the same text is logged again.
 const SAME: Duration = Duration::from_secs(3600);

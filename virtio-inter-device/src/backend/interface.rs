@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use virtio_inter_common::MacAddr;
 use virtio_inter_link::Violation;
-use virtio_inter_segment::{MacAddr, PeerKey};
+use virtio_inter_segment::PeerKey;
 use vm_memory::VolatileSlice;
 
 use super::steering::Ready;

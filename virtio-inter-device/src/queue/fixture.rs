@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_inter_segment::MacAddr;
+use virtio_inter_common::MacAddr;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 

@@ -7,7 +7,7 @@ mod segment;
 mod tests;
 
 use smallvec::SmallVec;
-use virtio_inter_segment::MacAddr;
+use virtio_inter_common::MacAddr;
 use vm_memory::VolatileSlice;
 
 use crate::backend::{RxBackend, RxProgress, RxRecord, RxSink, RxStatus};

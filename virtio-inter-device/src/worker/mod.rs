@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver as CommandReceiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use log::Level;
+use virtio_inter_common::{LogLimit, log_limited};
 use virtio_inter_link::{BusyPoll, BusyPollConfig};
-use virtio_inter_segment::{LogLimit, log_limited};
 
 pub(crate) use command::{Answer, Command, Request};
 

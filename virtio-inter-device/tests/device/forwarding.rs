@@ -1,7 +1,7 @@
 //! Each frame reaches those whom it is for, and nobody else.
 
+use virtio_inter_common::MacAddr;
 use virtio_inter_device::Device;
-use virtio_inter_segment::MacAddr;
 
 use crate::driver::{HEADER, Network, Node, Packet, Peer, Spec, mac, until};
 

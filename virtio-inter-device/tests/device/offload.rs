@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
+use virtio_inter_common::MacAddr;
 use virtio_inter_device::Device;
-use virtio_inter_segment::MacAddr;
 
 use crate::driver::{
     Feature, HEADER, LEAN, Network, Node, PATIENCE, Packet, Peer, Rng, Shape, Spec, adapted, mac,

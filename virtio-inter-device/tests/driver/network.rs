@@ -10,10 +10,11 @@ use virtio_bindings::bindings::virtio_net as net;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
+use virtio_inter_common::MacAddr;
 use virtio_inter_device::backend::{Backend, BackendSetup, Links};
 use virtio_inter_device::{BusyPollConfig, Counters, Device, Port, PortEvent, QueueSetup};
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
-use virtio_inter_segment::{LocalPort, MacAddr, PeerInfo, PeerKey, PeerLink};
+use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, PeerLink};
 
 use super::arena::Arena;
 use super::guest::{Guest, RxQueue, TxQueue};

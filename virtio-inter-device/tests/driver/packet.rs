@@ -1,6 +1,6 @@
 //! Frames that know what they must look like when they arrive.
 
-use virtio_inter_segment::MacAddr;
+use virtio_inter_common::MacAddr;
 
 use super::rng::Rng;
 

@@ -12,14 +12,15 @@ use rustix::io::Errno;
 use rustix::process::Resource;
 
 use super::{Banned, LISTENER, PAUSE, Segment};
+use crate::access_rule::AccessRule;
 use crate::closer::Owner;
 use crate::connection::{Connection, End};
-use crate::credentials::{Credentials, Rule};
 use crate::directory::Directory;
 use crate::handshake::{Candidate, Refusal, Role};
-use crate::log_limited;
 use crate::port::PeerKey;
 use crate::socket;
+use virtio_inter_common::PeerCredentials;
+use virtio_inter_common::log_limited;
 
 /// Connections taken per call of [`Segment::process`].
 const ACCEPTS_PER_CALL: usize = 16;
@@ -227,6 +228,9 @@ impl Segment {
     }
 }
 
-fn peer_and_rule(socket: &OwnedFd, directory: &Directory) -> io::Result<(Credentials, Rule)> {
-    Ok((Credentials::of_peer(socket.as_fd())?, directory.rule()?))
+fn peer_and_rule(
+    socket: &OwnedFd,
+    directory: &Directory,
+) -> io::Result<(PeerCredentials, AccessRule)> {
+    Ok((PeerCredentials::of_peer(socket.as_fd())?, directory.rule()?))
 }

@@ -12,11 +12,11 @@ use crate::connection::Connection;
 use crate::dials::Outcome;
 use crate::directory::{Change, MAX_ENTRIES};
 use crate::handshake::Role;
-use crate::id::PortId;
-use crate::log_limited;
 use crate::port::SegmentEvent;
 use crate::refused::RefusedPeer;
 use crate::socket;
+use virtio_inter_common::PortId;
+use virtio_inter_common::log_limited;
 
 /// Longest pause before the directory is listed again, when there is a reason to each time.
 const LAST_LIST_PAUSE: Duration = Duration::from_secs(30);

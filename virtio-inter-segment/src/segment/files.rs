@@ -13,11 +13,11 @@ use log::Level;
 
 use super::{LISTENER, PAUSE, Segment};
 use crate::directory::Directory;
-use crate::handshake::WithSources;
 use crate::join_error::JoinError;
-use crate::log_limited;
 use crate::membership::Membership;
 use crate::port::SegmentEvent;
+use virtio_inter_common::ErrorChain;
+use virtio_inter_common::log_limited;
 
 /// Longest pause between two attempts: a directory that comes back is noticed within it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -92,7 +92,7 @@ impl Segment {
         match result {
             Ok(()) => self.upkeep.pause = PAUSE,
             Err(error) => {
-                self.upkeep.lost = Some(WithSources(&error).to_string());
+                self.upkeep.lost = Some(ErrorChain(&error).to_string());
                 self.upkeep.retry_at = now.checked_add(self.upkeep.pause);
                 self.upkeep.pause = (self.upkeep.pause * 2).min(LONGEST_PAUSE);
             }

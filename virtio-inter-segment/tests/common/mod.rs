@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tempfile::TempDir;
+use virtio_inter_common::MacAddr;
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
 use virtio_inter_segment::{
-    JoinError, Limits, LocalPort, MacAddr, PeerKey, PeerLink, Segment, SegmentEvent,
+    JoinError, Limits, LocalPort, PeerKey, PeerLink, Segment, SegmentEvent,
 };
 
 /// Long enough for the slowest machine; reached only by a test that fails.

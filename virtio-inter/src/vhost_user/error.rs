@@ -6,8 +6,8 @@ use thiserror::Error;
 use vhost::vhost_user::message::{
     MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserProtocolFeatures,
 };
+use virtio_inter_common::MacAddr;
 use virtio_inter_device::{DeviceError, FeatureNames};
-use virtio_inter_segment::MacAddr;
 
 use super::connection::request_name;
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 use thiserror::Error;
+use virtio_inter_common::{ErrorChain, LogLimit, log_limited, peer_pid};
 use virtio_inter_device::Device;
-use virtio_inter_segment::{LogLimit, log_limited, peer_pid};
 
 use super::connection::{Connection, Received, request_name};
 use super::error::{Malformed, Refusal};
@@ -16,7 +16,6 @@ use super::record::{RecordFile, SessionRecord};
 use super::reply::{Reply, acknowledgement, has_own_reply};
 use super::request::Request;
 use super::session::{Limits, Session};
-use crate::chain::chain;
 
 /// Requests served before others get their turn.
 const BATCH: usize = 64;
@@ -351,14 +350,24 @@ impl Frontend {
             Err(refusal) if has_own_reply(code) => return Err(Ended::Unanswered(refusal)),
             Err(refusal) if acknowledge => {
                 let name = request_name(code);
-                log_limited!(REFUSALS, Level::Warn, "{name} refused: {}", chain(&refusal));
+                log_limited!(
+                    REFUSALS,
+                    Level::Warn,
+                    "{name} refused: {}",
+                    ErrorChain(&refusal)
+                );
                 acknowledgement(1)
             }
             Err(
                 refusal @ (Refusal::Unsupported(_) | Refusal::ReadOnly | Refusal::Address { .. }),
             ) => {
                 let name = request_name(code);
-                log_limited!(REFUSALS, Level::Warn, "{name} ignored: {}", chain(&refusal));
+                log_limited!(
+                    REFUSALS,
+                    Level::Warn,
+                    "{name} ignored: {}",
+                    ErrorChain(&refusal)
+                );
                 return Ok(());
             }
             Err(refusal) => return Err(refusal.into()),

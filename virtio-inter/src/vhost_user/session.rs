@@ -11,8 +11,8 @@ use log::Level;
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures,
 };
+use virtio_inter_common::{ErrorChain, LogLimit, log_limited};
 use virtio_inter_device::{Device, DirtyLog};
-use virtio_inter_segment::{LogLimit, log_limited};
 
 use super::dirty_log::{self, LOG_ALL};
 use super::error::Refusal;
@@ -20,7 +20,6 @@ use super::memory::{MAX_REGIONS, MemoryTable};
 use super::reply::Reply;
 use super::request::Request;
 use super::vring::Vring;
-use crate::chain::chain;
 
 mod inheritance;
 mod memory;
@@ -286,7 +285,7 @@ impl Session {
                 CHANGES,
                 Level::Error,
                 "Cannot stop the device: {}",
-                chain(&error)
+                ErrorChain(&error)
             );
         }
     }

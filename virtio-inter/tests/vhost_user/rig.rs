@@ -247,14 +247,7 @@ pub(crate) fn port(id: &str) -> Port {
 }
 
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
+    virtio_inter_common::ErrorChain(error).to_string()
 }
 
 pub(crate) fn event() -> OwnedFd {

@@ -1,7 +1,8 @@
 //! Commands of the control thread to the links of a worker.
 
+use virtio_inter_common::MacAddr;
 use virtio_inter_link::{Receiver, Sender};
-use virtio_inter_segment::{MacAddr, PeerKey};
+use virtio_inter_segment::PeerKey;
 
 use super::rx::RxLink;
 use crate::backend::steering::Ready;

@@ -1,7 +1,7 @@
 //! Forwarding table: the addresses that peers named in their handshakes. There is no learning and
 //! no ageing.
 
-use virtio_inter_segment::MacAddr;
+use virtio_inter_common::MacAddr;
 
 /// The peers that a destination address stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

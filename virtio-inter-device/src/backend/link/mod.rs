@@ -7,7 +7,7 @@ mod spill;
 mod tx;
 mod tx_link;
 
-use virtio_inter_segment::MacAddr;
+use virtio_inter_common::MacAddr;
 
 pub(crate) use command::{LinkCommand, PeerShare};
 

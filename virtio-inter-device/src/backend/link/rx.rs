@@ -1,7 +1,8 @@
 //! The receiving ends of links: serves them in turn.
 
+use virtio_inter_common::MacAddr;
 use virtio_inter_link::{Receiver, Violation};
-use virtio_inter_segment::{MacAddr, PeerKey};
+use virtio_inter_segment::PeerKey;
 
 use crate::backend::interface::{LinkFault, RxBackend, RxProgress, RxRecord, RxSink, RxStatus};
 use crate::backend::steering::Ready;

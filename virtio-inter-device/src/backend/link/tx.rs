@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use virtio_inter_common::MacAddr;
 use virtio_inter_link::{Sender, Violation};
-use virtio_inter_segment::{MacAddr, PeerKey};
+use virtio_inter_segment::PeerKey;
 
 use super::forward::{Destination, Forwarding};
 use super::tx_link::{Room, SendError, Timeouts, TxLink};

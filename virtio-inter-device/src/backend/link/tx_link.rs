@@ -7,8 +7,9 @@
 
 use std::time::{Duration, Instant};
 
+use virtio_inter_common::MacAddr;
 use virtio_inter_link::{Sender, Violation};
-use virtio_inter_segment::{MacAddr, PeerKey};
+use virtio_inter_segment::PeerKey;
 use vm_memory::VolatileSlice;
 
 use super::spill::Spill;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use log::Level;
+use virtio_inter_common::log_limited;
 use virtio_inter_device::{Device, DirtyLog, GuestMemory};
-use virtio_inter_segment::log_limited;
 
 use super::sharing::Sharing;
 use super::{CHANGES, Session};

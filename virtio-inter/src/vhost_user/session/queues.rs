@@ -3,12 +3,11 @@
 use std::os::fd::OwnedFd;
 
 use log::{Level, debug};
+use virtio_inter_common::{ErrorChain, log_limited};
 use virtio_inter_device::{Device, DeviceError, FeatureNames, QueueSetup};
-use virtio_inter_segment::log_limited;
 
 use super::inheritance::bit;
 use super::{CHANGES, Session};
-use crate::chain::chain;
 use crate::vhost_user::error::Refusal;
 use crate::vhost_user::reply::Reply;
 use crate::vhost_user::request::RingAddresses;
@@ -272,7 +271,7 @@ impl Session {
             CHANGES,
             Level::Warn,
             "Queue {index} waits: {}",
-            chain(refusal)
+            ErrorChain(refusal)
         );
     }
 }

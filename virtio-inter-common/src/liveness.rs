@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, test_kill_process};
 
-use crate::credentials::peer_pid;
+use crate::peer_credentials::peer_pid;
 
 /// In the flags of `/proc/PID/stat`: the process is being torn down (`PF_EXITING`).
 const EXITING: u64 = 0x4;

@@ -1,4 +1,5 @@
-//! The name of a port on its segment; also the stem of its files in the segment's directory.
+//! The id of a port on its segment, which is also the stem of its files in the segment's directory,
+//! and bounds that all ports share.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -9,7 +10,10 @@ use thiserror::Error;
 /// Longest id in bytes; all of its characters are ASCII.
 pub const MAX_ID_LEN: usize = 64;
 
-/// The id of a port, unique on its segment: 1 to 64 of `A-Z a-z 0-9 . _ -`, not starting with a dot.
+/// Most queue pairs of a port. Bounds what a peer can make another port create.
+pub const MAX_QUEUE_PAIRS: u16 = 64;
+
+/// The id of a port, unique on its segment: 1 to 64 of `A-Z a-z 0-9 . _ -`, the first no dot.
 ///
 /// Ordered bytewise: of two ports the one with the smaller id makes the connection.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,0 +1,16 @@
+//! Types and helpers that several crates of virtio-inter share, and that belong to none of them.
+
+mod epoll;
+mod error_chain;
+pub mod liveness;
+pub mod log_limit;
+mod mac;
+mod peer_credentials;
+mod port_id;
+
+pub use epoll::{Epoll, Events, Timeout};
+pub use error_chain::ErrorChain;
+pub use log_limit::LogLimit;
+pub use mac::{MacAddr, MacError};
+pub use peer_credentials::{PeerCredentials, peer_pid, peer_uid};
+pub use port_id::{MAX_ID_LEN, MAX_QUEUE_PAIRS, PortId, PortIdError};
