@@ -8,15 +8,18 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
-use virtio_inter_common::{LogLimit, log_limited};
+use virtio_inter_common::{LogLimit, log_limit};
 
 /// Pause before the same text is logged again.
 const SAME: Duration = Duration::from_secs(3600);
 /// Pause before the same warning is logged with other values.
 const OTHER_VALUES: Duration = Duration::from_secs(60);
 
-/// All warnings of all kinds, whoever makes them come and go.
-static LIMIT: LogLimit = LogLimit::new(Duration::from_secs(10), 20);
+/// Lines of one code, whoever makes its warnings come and go: a line each 10 s in the long run. Each
+/// code has a limit of its own, so that a peer that repeats one mistake hides no other.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Lines of one code that may come at once.
+const BURST: u32 = 10;
 
 /// What a warning is about; the names are part of the status document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +72,8 @@ pub struct Warning {
     pub since: SystemTime,
     /// When it was last seen.
     pub last: SystemTime,
-    logged: Logged,
+    /// None: its code's limit has held back all of its lines so far.
+    logged: Option<Logged>,
 }
 
 /// What the log has of a warning.
@@ -84,6 +88,7 @@ struct Logged {
 #[derive(Debug, Default)]
 pub struct Warnings {
     all: BTreeMap<(Code, String), Warning>,
+    limits: BTreeMap<Code, LogLimit>,
 }
 
 impl Warnings {
@@ -91,45 +96,48 @@ impl Warnings {
     /// warnings of one code apart.
     pub fn raise(&mut self, code: Code, subject: &str, count: u64, text: String) {
         let (now, time) = (Instant::now(), SystemTime::now());
-        let key = (code, subject.to_owned());
-        let Some(warning) = self.all.get_mut(&key) else {
-            log_limited!(LIMIT, Level::Warn, "{text}");
-            let logged = Logged {
-                at: now,
-                text: text.clone(),
-                count,
-            };
-            let warning = Warning {
-                text,
-                count,
+        let warning = self
+            .all
+            .entry((code, subject.to_owned()))
+            .or_insert_with(|| Warning {
+                text: String::new(),
+                count: 0,
                 since: time,
                 last: time,
-                logged,
-            };
-            self.all.insert(key, warning);
-            return;
-        };
+                logged: None,
+            });
         (warning.text, warning.count, warning.last) = (text, count, time);
-        let pause = if warning.text == warning.logged.text {
-            SAME
-        } else {
-            OTHER_VALUES
+        let pause = match &warning.logged {
+            None => Duration::ZERO,
+            Some(logged) if logged.text == warning.text => SAME,
+            Some(_) => OTHER_VALUES,
         };
-        if now.saturating_duration_since(warning.logged.at) < pause {
+        let since = |logged: &Logged| now.saturating_duration_since(logged.at);
+        if warning.logged.as_ref().is_some_and(|l| since(l) < pause) {
             return;
         }
-        let more = count.saturating_sub(warning.logged.count);
-        log_limited!(
-            LIMIT,
-            Level::Warn,
-            "{} ({more} more since this was last logged)",
-            warning.text
-        );
-        warning.logged = Logged {
+        let limits = &mut self.limits;
+        let limit = limits
+            .entry(code)
+            .or_insert_with(|| LogLimit::new(INTERVAL, BURST));
+        // Not logged then, and tried again the next time that it is raised.
+        let Some(held_back) = limit.admit() else {
+            return;
+        };
+        let more = match &warning.logged {
+            None => String::new(),
+            Some(logged) => {
+                let more = count.saturating_sub(logged.count);
+                format!(" ({more} more since this was last logged)")
+            }
+        };
+        let line = format_args!("{}{more}", warning.text);
+        log_limit::emit(Level::Warn, module_path!(), line, held_back);
+        warning.logged = Some(Logged {
             at: now,
             text: warning.text.clone(),
             count,
-        };
+        });
     }
 
     /// Notes that something is so no more.
@@ -154,17 +162,14 @@ mod tests {
     use super::*;
 
     fn logged(warnings: &Warnings) -> Vec<(&str, u64)> {
-        let of = |(_, warning)| {
-            let Warning { logged, .. }: &Warning = warning;
-            (logged.text.as_str(), logged.count)
-        };
-        warnings.iter().map(of).collect()
+        let logged = warnings.iter().filter_map(|(_, w)| w.logged.as_ref());
+        logged.map(|l| (l.text.as_str(), l.count)).collect()
     }
 
     /// As if it had been logged so long ago.
     fn age(warnings: &mut Warnings, by: Duration) {
-        for warning in warnings.all.values_mut() {
-            warning.logged.at = warning.logged.at.checked_sub(by).unwrap();
+        for logged in warnings.all.values_mut().filter_map(|w| w.logged.as_mut()) {
+            logged.at = logged.at.checked_sub(by).unwrap();
         }
     }
 
@@ -204,5 +209,30 @@ mod tests {
         assert_eq!(warnings.iter().count(), 0);
         warnings.raise(Code::MtuMismatch, "1500", 2, "again".to_owned());
         assert_eq!(logged(&warnings), [("again", 2)]);
+    }
+    /// As a peer does that joins again and again with another MTU each time.
+    #[test]
+    fn warnings_of_one_code_hold_back_no_other() {
+        let mut warnings = Warnings::default();
+        for mtu in 0..100 {
+            warnings.raise(Code::MtuMismatch, &mtu.to_string(), 1, mtu.to_string());
+        }
+        let of = |warnings: &Warnings, code| {
+            let found = warnings.iter().filter(|(of, _)| *of == code);
+            let states: Vec<bool> = found.map(|(_, w)| w.logged.is_some()).collect();
+            (states.len(), states.iter().filter(|is| **is).count())
+        };
+        // The status has all; the log as many as the limit admits, and nothing else counts as logged.
+        let burst = BURST as usize;
+        assert_eq!(of(&warnings, Code::MtuMismatch), (100, burst));
+        for code in [Code::ForeignSource, Code::Conflict] {
+            warnings.raise(code, "", 1, "x".to_owned());
+            assert_eq!(of(&warnings, code), (1, 1));
+        }
+        // One that was held back is tried again as soon as it is raised again.
+        let limit = LogLimit::new(INTERVAL, BURST);
+        warnings.limits.insert(Code::MtuMismatch, limit);
+        warnings.raise(Code::MtuMismatch, "99", 2, "99".to_owned());
+        assert_eq!(of(&warnings, Code::MtuMismatch), (100, burst + 1));
     }
 }
