@@ -16,6 +16,8 @@ use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use rustix::fs::makedev;
+
 /// What both messages end with.
 pub(crate) const WAY_OUT: &str = "Start the VM with shared memory: share=on in QEMU's memory \
  backend object, --memory shared=on with Cloud Hypervisor";
@@ -28,22 +30,27 @@ const PIECE: usize = 64 << 10;
 
 /// Whether process `pid` maps `file` shared at `address`. None: that cannot be seen.
 pub(crate) fn maps_shared(pid: u32, address: u64, file: &File) -> Option<bool> {
-    let inode = file.metadata().ok()?.ino();
+    let file = file.metadata().ok()?;
+    let file = (file.dev(), file.ino());
     let maps = BufReader::new(File::open(format!("/proc/{pid}/maps")).ok()?);
     maps.lines()
         .map_while(Result::ok)
-        .find_map(|line| is_shared_at(&line, address, inode))
+        .find_map(|line| is_shared_at(&line, address, file))
 }
 
-/// What a line of /proc/PID/maps (proc(5)) says of an address; None: nothing, or of another file.
-fn is_shared_at(line: &str, address: u64, inode: u64) -> Option<bool> {
+/// What a line of /proc/PID/maps (proc(5)) says of an address; None: nothing, or of another file
+/// than the one with this device and inode. Inode numbers alone are the same on many file systems.
+fn is_shared_at(line: &str, address: u64, file: (u64, u64)) -> Option<bool> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
     let range = u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?;
     let kind = fields.next()?.chars().nth(3)?;
-    // Behind the offset and the device's number.
-    let of_inode: u64 = fields.nth(2)?.parse().ok()?;
-    (range.contains(&address) && of_inode == inode).then_some(kind == 's')
+    // Behind the offset.
+    let (major, minor) = fields.nth(1)?.split_once(':')?;
+    let number = |text| u32::from_str_radix(text, 16).ok();
+    let device = makedev(number(major)?, number(minor)?);
+    let inode: u64 = fields.next()?.parse().ok()?;
+    (range.contains(&address) && (device, inode) == file).then_some(kind == 's')
 }
 
 /// A part of a file, and what this process itself writes there.
@@ -93,20 +100,47 @@ pub(crate) fn is_blank<'a>(parts: impl Iterator<Item = Part<'a>>) -> io::Result<
 mod tests {
     use std::io::Write;
 
+    use vm_memory::{FileOffset, MmapRegion};
+
     use super::*;
 
     #[test]
     fn lines_of_maps_tell_shared_from_private() {
         let shared = "7f1200000000-7f1240000000 rw-s 00000000 00:01 4711    /memfd:guest (deleted)";
         let private = "7f1200000000-7f1240000000 rw-p 00000000 00:01 4711 /memfd:guest (deleted)";
-        let at = |line, address| is_shared_at(line, address, 4711);
+        let file = (makedev(0, 1), 4711);
+        let at = |line, address| is_shared_at(line, address, file);
         assert_eq!(at(shared, 0x7f12_0000_0000), Some(true));
         assert_eq!(at(private, 0x7f12_3fff_ffff), Some(false));
         assert_eq!(at(private, 0x7f12_4000_0000), None);
         assert_eq!(at(private, 0x7f11_ffff_ffff), None);
-        assert_eq!(is_shared_at(private, 0x7f12_0000_0000, 4712), None);
+        assert_eq!(
+            is_shared_at(private, 0x7f12_0000_0000, (file.0, 4712)),
+            None
+        );
         for nonsense in ["", "7f12", "x-y rw-p 0 00:01 4711", "1-f rw 0 00:01 4711"] {
             assert_eq!(at(nonsense, 2), None, "{nonsense}");
+        }
+    }
+
+    /// A file of another file system may have the same inode number.
+    #[test]
+    fn lines_of_maps_are_of_a_file_of_their_device_only() {
+        let private = "7f1200000000-7f1240000000 rw-p 00000000 fd:1a 4711 /var/lib/guest";
+        let at = |device| is_shared_at(private, 0x7f12_0000_0000, (device, 4711));
+        assert_eq!(at(makedev(0xfd, 0x1a)), Some(false));
+        for device in [makedev(0xfd, 1), makedev(0, 0x1a), 0] {
+            assert_eq!(at(device), None);
+        }
+        // As the kernel tells it of a mapping and of its file.
+        let file = tempfile::tempfile().unwrap();
+        let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        for file in [file, File::from(fd)] {
+            file.set_len(1 << 16).unwrap();
+            let offset = FileOffset::new(file.try_clone().unwrap(), 0);
+            let map: MmapRegion = MmapRegion::from_file(offset, 1 << 16).unwrap();
+            let shared = maps_shared(std::process::id(), map.as_ptr() as u64, &file);
+            assert_eq!(shared, Some(true));
         }
     }
 
