@@ -52,6 +52,12 @@ impl RefusedPeers {
         self.all.retain(|old| old.peer.as_ref() != Some(peer));
     }
 
+    /// Drops those whose port is not there any more. One without a name stays.
+    pub(crate) fn retain(&mut self, is_there: impl Fn(&PortId) -> bool) {
+        self.all
+            .retain(|old| old.peer.as_ref().is_none_or(&is_there));
+    }
+
     pub(crate) fn as_slice(&self) -> &[RefusedPeer] {
         &self.all
     }
@@ -95,6 +101,14 @@ mod tests {
         );
         peers.remove(&"a".parse().unwrap());
         assert_eq!(peers.as_slice(), [refused("b", "x")]);
+        let unnamed = RefusedPeer {
+            peer: None,
+            ..refused("c", "x")
+        };
+        peers.add(unnamed.clone());
+        peers.add(refused("c", "x"));
+        peers.retain(|peer| peer.as_str() == "c");
+        assert_eq!(peers.as_slice(), [unnamed, refused("c", "x")]);
     }
 
     #[test]

@@ -477,3 +477,32 @@ fn refused_peers_are_known_to_both_sides_until_they_leave() {
     });
     assert!(net.ports["c"].segment.refused().is_empty());
 }
+
+/// The kernel keeps so many changes of the directory for a port that does not read them, and loses
+/// the rest: here that the other one left.
+#[test]
+fn refused_peers_that_left_among_lost_changes_are_forgotten() {
+    let mut net = Net::new();
+    // The other one has the smaller name: it is never called from here.
+    for id in ["b", "a"] {
+        let mut twin = local(id);
+        twin.mac = local("x").mac;
+        net.join_as(twin).unwrap();
+    }
+    net.until("each of the two knows of the other", |net| {
+        let knows = |port: &common::Port| !port.segment.refused().is_empty();
+        net.ports.values().all(knows)
+    });
+    let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let most: usize = most.trim().parse().unwrap();
+    // Each is two changes.
+    let names = ["x", "y"].map(|name| net.path().join(name));
+    std::fs::write(&names[0], "").unwrap();
+    for number in 0..most.div_ceil(2) + 16 {
+        std::fs::rename(&names[number % 2], &names[1 - number % 2]).unwrap();
+    }
+    net.leave("a");
+    net.until("it is forgotten", |net| {
+        net.ports["b"].segment.refused().is_empty()
+    });
+}

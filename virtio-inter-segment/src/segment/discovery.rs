@@ -175,6 +175,9 @@ impl Segment {
         }
         let found: BTreeMap<_, _> = found.into_iter().collect();
         self.reap(|_| true, now);
+        // That they left may be among the changes that were lost.
+        let directory = &self.directory;
+        self.refused.retain(|id| directory.socket(id).is_some());
         for id in self.dials.known() {
             if !found.contains_key(&id) {
                 self.dials.vanished(&id);
