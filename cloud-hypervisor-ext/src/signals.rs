@@ -4,6 +4,7 @@
 
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::ptr;
@@ -44,12 +45,18 @@ const ENDING: [Signal; 8] = [
     Signal::XCPU,
 ];
 
-/// SIGRTMIN to SIGRTMAX: caught and not forwarded, as they mean nothing to a program that does not know them.
-const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
+/// Real-time signals: caught and not forwarded, as they mean nothing to a program that does not know
+/// them. The C library has some for itself, which it lets nobody catch: how many is its own affair
+/// (glibc two, musl three).
+fn real_time() -> RangeInclusive<i32> {
+    libc::SIGRTMIN()..=libc::SIGRTMAX()
+}
 
 /// Of these, what the kernel sends when a file of a watched directory is removed or renamed:
 /// fcntl(2), F_NOTIFY. A user has few inotify instances, and each port needs one.
-const FILES: i32 = 40;
+fn files() -> i32 {
+    libc::SIGRTMIN() + 6
+}
 
 /// From linux/fcntl.h and asm-generic/fcntl.h, which the `libc` crate lacks.
 const F_SETSIG: i32 = 10;
@@ -89,20 +96,20 @@ impl Signals {
             pipe::register(signal.as_raw(), writer.try_clone()?)?;
             caught.push((signal, came));
         }
-        let files = Arc::default();
-        for signal in REAL_TIME {
-            let came = if signal == FILES {
-                Arc::clone(&files)
+        let of_files = Arc::default();
+        for signal in real_time() {
+            let came = if signal == files() {
+                Arc::clone(&of_files)
             } else {
                 Arc::default()
             };
             flag::register(signal, came)?;
         }
-        pipe::register(FILES, writer)?;
+        pipe::register(files(), writer)?;
         Ok(Self {
             reader,
             caught,
-            files,
+            files: of_files,
         })
     }
 
@@ -118,7 +125,7 @@ impl Signals {
         // SAFETY: both only set what the kernel does with an open descriptor; the signal has a
         // handler, which `catch` has installed.
         let failed = unsafe {
-            libc::fcntl(number, F_SETSIG, FILES) == -1
+            libc::fcntl(number, F_SETSIG, files()) == -1
                 || libc::fcntl(number, libc::F_NOTIFY, events) == -1
         };
         if failed {
@@ -164,5 +171,18 @@ impl AsFd for Signals {
     /// Readable when there are some.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reader.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_of_the_c_library_are_left_to_it() {
+        let range = real_time();
+        let bounds = (*range.start(), *range.end());
+        assert_eq!(bounds, (libc::SIGRTMIN(), libc::SIGRTMAX()));
+        assert!(range.contains(&files()));
     }
 }

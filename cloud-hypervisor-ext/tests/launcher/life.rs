@@ -258,8 +258,9 @@ fn signals_of_a_full_log_and_of_others_do_not_end_a_vm() {
         port.restarts == restarts + 1 && port.state == PortState::Serving
     });
     let pid = running.pid();
+    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
     let sent = std::process::Command::new("sh")
-        .args(["-c", &format!("kill -34 {pid} && kill -64 {pid}")])
+        .args(["-c", &format!("kill -{first} {pid} && kill -{last} {pid}")])
         .status();
     assert!(sent.unwrap().success());
     assert_eq!(running.ports().len(), 1);

@@ -162,7 +162,7 @@ fn signals_that_are_not_for_ports_do_nothing() {
         port.signal(signal);
         assert_served(&connect(&port));
     }
-    for signal in [34, 64] {
+    for signal in [libc::SIGRTMIN(), libc::SIGRTMAX()] {
         let sent = std::process::Command::new("sh")
             .args(["-c", &format!("kill -{signal} {}", port.pid())])
             .status();
