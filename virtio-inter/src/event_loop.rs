@@ -1,7 +1,7 @@
-//! The control thread: signals, the frontend, the segment and the device's events, one after another.
+//! The control loop: handles signals and the events of frontends, segment and device, one by one.
 //!
-//! No frame passes here; the device's workers have threads of their own. What the segment finds goes to the
-//! device, what the device finds wrong with a peer goes to the segment.
+//! No frame passes here; the device's workers are threads of their own. The loop passes links from
+//! the segment to the device, and violations by peers from the device to the segment.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,157 +9,159 @@ use std::time::Duration;
 
 use log::Level;
 use thiserror::Error;
-use virtio_inter_common::{ErrorChain, LogLimit, log_limited};
+use virtio_inter_common::{Epoll, ErrorChain, LogLimit, Timeout, log_limited};
 use virtio_inter_device::{Port, PortEvent};
 use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
 
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;
-use crate::door::Door;
-use crate::signals::Signals;
+use crate::frontend_server::FrontendServer;
+use crate::restore_backoff::{RestoreBackoff, watch};
+use crate::shutdown_signals::ShutdownSignals;
 use crate::socket::{Listener, SocketError};
 use crate::status::Status;
 use crate::status_socket::StatusSocket;
-use crate::stray_signals::StraySignals;
 use crate::timer::Timer;
-use crate::upkeep::{Upkeep, watch};
-use virtio_inter_common::{Epoll, Timeout};
+use crate::unexpected_signals::UnexpectedSignals;
 
 const SIGNALS: u64 = 0;
-const DOOR: u64 = 1;
+const FRONTENDS: u64 = 1;
 const SEGMENT: u64 = 2;
 const DEVICE: u64 = 3;
 const STATUS: u64 = 4;
-const STRAYS: u64 = 6;
-const LOOK: u64 = 5;
-const UPKEEP: u64 = 7;
+const DROPS: u64 = 5;
+const UNEXPECTED: u64 = 6;
+const RESTORE: u64 = 7;
 
-/// Time from the first dropped frame to a look at why: ports that start together link in between.
-const LOOK_AFTER: Duration = Duration::from_secs(1);
-/// Time between looks while more is dropped.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Time from the first dropped frame to the check of the reasons: ports that start together link
+/// meanwhile.
+const FIRST_DROP_CHECK: Duration = Duration::from_secs(1);
+/// Time between checks while frames are being dropped.
+const NEXT_DROP_CHECK: Duration = Duration::from_secs(10);
 
-/// What goes wrong with peers, who can make it go wrong again and again.
+/// Limits the log lines about errors that peers can cause again and again.
 static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
 
-/// Why a port ends that was not asked to.
+/// Why a port ends without a shutdown signal.
 #[derive(Debug, Error)]
 pub enum RunError {
     /// The kernel cannot watch descriptors any more.
     #[error("Cannot wait for events")]
     Wait(#[from] io::Error),
-    /// A signal came that nobody should send to a port.
+    /// A signal came that should not be sent to a port.
     #[error("{0}")]
     Signal(String),
 }
 
-/// All that the control thread owns.
+/// The state of the control thread.
 #[derive(Debug)]
 pub struct EventLoop {
     poll: Epoll,
-    door: Door,
+    frontends: FrontendServer,
     segment: Segment,
     device: Port,
-    /// Those between which and the device frames flow.
+    /// The peers with links.
     peers: BTreeMap<PeerKey, PeerInfo>,
     status: Option<StatusSocket>,
     diagnostics: Diagnostics,
-    /// When to look at what workers dropped. Set only after they did.
-    look: Timer,
-    upkeep: Upkeep,
+    /// The next check of dropped frames. Set only after workers dropped some.
+    drop_check: Timer,
+    restore_backoff: RestoreBackoff,
     arguments: PortArgs,
-    strays: StraySignals,
-    /// Last, since it is dropped last: a second signal helps where the others' end does not come.
-    _signals: Signals,
+    unexpected: UnexpectedSignals,
+    /// The last field, so it is dropped last: a second signal still kills the process if dropping
+    /// the others blocks.
+    _signals: ShutdownSignals,
 }
 
 impl EventLoop {
-    /// Brings the parts together.
+    /// A control loop for these parts.
     ///
     /// # Errors
     ///
     /// When the kernel cannot watch them.
     pub fn new(
         arguments: &PortArgs,
-        signals: Signals,
-        strays: StraySignals,
-        door: Door,
+        signals: ShutdownSignals,
+        unexpected: UnexpectedSignals,
+        frontends: FrontendServer,
         segment: Segment,
         device: Port,
         status: Option<StatusSocket>,
     ) -> io::Result<Self> {
         let poll = Epoll::new()?;
         poll.add(&signals, SIGNALS)?;
-        poll.add(&strays, STRAYS)?;
-        poll.add(&door, DOOR)?;
+        poll.add(&unexpected, UNEXPECTED)?;
+        poll.add(&frontends, FRONTENDS)?;
         poll.add(segment.fd(), SEGMENT)?;
         poll.add(device.events_fd(), DEVICE)?;
-        let look = Timer::new()?;
-        poll.add(&look, LOOK)?;
-        let upkeep = Upkeep::new()?;
-        poll.add(&upkeep, UPKEEP)?;
+        let drop_check = Timer::new()?;
+        poll.add(&drop_check, DROPS)?;
+        let restore_backoff = RestoreBackoff::new()?;
+        poll.add(&restore_backoff, RESTORE)?;
         if let Some(status) = &status {
             poll.add(status, STATUS)?;
         }
         Ok(Self {
             poll,
-            door,
+            frontends,
             segment,
             device,
             peers: BTreeMap::new(),
             status,
             diagnostics: Diagnostics::new(&arguments.local_port()),
-            look,
-            upkeep,
+            drop_check,
+            restore_backoff,
             arguments: arguments.clone(),
-            strays,
+            unexpected,
             _signals: signals,
         })
     }
 
-    /// Runs until a signal asks for the end, then stops the device, leaves the segment and closes the door.
+    /// Runs until a shutdown signal, then removes the socket, leaves the segment and stops the
+    /// device.
     ///
     /// # Errors
     ///
-    /// When the kernel cannot watch descriptors any more, or a signal ends the port that nobody
-    /// should send to one.
+    /// When the kernel cannot watch descriptors any more, or an unexpected signal ends the port.
     pub fn run(mut self) -> Result<(), RunError> {
         let result = self.serve();
         let (segment, status) = (self.segment, self.status);
-        // A successor waits for a port that holds its lock and listens no more (see `predecessor`).
+        // The next port waits while this one holds its lock and no longer listens (see
+        // `lock_wait`).
         let _lock = self
-            .door
+            .frontends
             .close(&mut self.device, || drop((segment, status)));
         log_counters(&self.device);
         result
     }
 
     fn serve(&mut self) -> Result<(), RunError> {
-        self.keep_files()?;
+        self.restore_files()?;
         loop {
             for token in self.poll.wait::<16>(Timeout::Never)? {
                 match token {
                     SIGNALS => return Ok(()),
-                    STRAYS => {
-                        if let Some(reason) = self.strays.process() {
+                    UNEXPECTED => {
+                        if let Some(reason) = self.unexpected.process() {
                             return Err(RunError::Signal(reason));
                         }
                     }
-                    DOOR => {
-                        self.door.process(&mut self.device)?;
-                        self.diagnostics.memory(self.door.unshared_memory());
+                    FRONTENDS => {
+                        self.frontends.process(&mut self.device)?;
+                        self.diagnostics.memory(self.frontends.unshared_memory());
                     }
-                    SEGMENT => self.heed_segment()?,
-                    STATUS => self.tell_status()?,
-                    LOOK => self.look_at_drops()?,
-                    UPKEEP => self.keep_files()?,
-                    _ => self.heed_device()?,
+                    SEGMENT => self.handle_segment()?,
+                    STATUS => self.serve_status()?,
+                    DROPS => self.check_drops()?,
+                    RESTORE => self.restore_files()?,
+                    _ => self.handle_device()?,
                 }
             }
         }
     }
 
-    fn tell_status(&mut self) -> io::Result<()> {
+    fn serve_status(&mut self) -> io::Result<()> {
         let Some(status) = &mut self.status else {
             return Ok(());
         };
@@ -168,20 +170,20 @@ impl EventLoop {
             let peers = self.peers.values();
             let now = Status::new(
                 &self.arguments,
-                &self.door,
+                &self.frontends,
                 peers,
                 &self.device,
                 &self.diagnostics,
                 self.segment.refused(),
             );
-            // Nothing in it can fail to be written as JSON.
+            // The document has no values that JSON cannot represent.
             let mut document = serde_json::to_vec(&now).unwrap_or_default();
             document.push(b'\n');
             document
         })
     }
 
-    fn heed_segment(&mut self) -> io::Result<()> {
+    fn handle_segment(&mut self) -> io::Result<()> {
         let mut files_changed = false;
         for event in self.segment.process() {
             match event {
@@ -193,7 +195,7 @@ impl EventLoop {
                             self.peers.insert(peer.key, peer);
                             self.diagnostics.mtus(self.peers.values());
                         }
-                        // Our own trouble, which the peer is not to be shunned for.
+                        // An error of this port, for which the segment must not refuse the peer.
                         Err(error) => self
                             .segment
                             .drop_peer(peer.key, &ErrorChain(&error).to_string()),
@@ -205,60 +207,60 @@ impl EventLoop {
         }
         self.diagnostics.refused(self.segment.refused());
         if files_changed {
-            self.keep_files()?;
+            self.restore_files()?;
         }
         Ok(())
     }
 
-    /// Looks after the files by which others find this port. The segment's own it looks after
-    /// itself.
-    fn keep_files(&mut self) -> io::Result<()> {
+    /// Restores the socket and lock files that other programs need to find this port. The segment
+    /// restores its own.
+    fn restore_files(&mut self) -> io::Result<()> {
         let segment = &self.arguments.segment;
         self.diagnostics.lost_file(segment, self.segment.lost());
-        if !self.upkeep.begin()? {
+        if !self.restore_backoff.begin()? {
             return Ok(());
         }
         let mut complete = true;
-        let mut settle = |listener: &Listener, result: Result<(), SocketError>| {
+        let mut report = |listener: &Listener, result: Result<(), SocketError>| {
             let why = result.err().map(|error| ErrorChain(&error).to_string());
             self.diagnostics.lost_file(listener.path(), why.as_deref());
             complete &= why.is_none() && watch(&self.segment, listener);
         };
         let mut result = Ok(());
-        if !self.door.listener().is_in_place() {
-            self.upkeep.restored();
-            result = self.door.restore(&mut self.device);
+        if !self.frontends.listener().is_in_place() {
+            self.restore_backoff.restored();
+            result = self.frontends.restore(&mut self.device);
         }
-        settle(self.door.listener(), result);
+        report(self.frontends.listener(), result);
         if let Some(status) = &mut self.status {
             let mut result = Ok(());
             if !status.listener().is_in_place() {
-                self.upkeep.restored();
+                self.restore_backoff.restored();
                 result = status.restore();
             }
-            settle(status.listener(), result);
+            report(status.listener(), result);
         }
-        self.upkeep.end(complete)
+        self.restore_backoff.end(complete)
     }
 
-    /// Looks at what workers dropped, and again after a while if that was anything. If not, the
-    /// next that is dropped is an event: an idle port does not wake up.
-    fn look_at_drops(&mut self) -> io::Result<()> {
-        self.look.clear();
+    /// Checks which frames workers dropped, and sets the timer for the next check if there were
+    /// any. If not, the next dropped frame causes an event: an idle port does not wake up.
+    fn check_drops(&mut self) -> io::Result<()> {
+        self.drop_check.clear();
         self.device.watch_drops();
         if self.diagnostics.drops(&self.device, &self.peers) {
-            self.look.set(LOOK_AGAIN)?;
+            self.drop_check.set(NEXT_DROP_CHECK)?;
         }
         Ok(())
     }
 
-    fn heed_device(&mut self) -> io::Result<()> {
+    fn handle_device(&mut self) -> io::Result<()> {
         for event in self.device.events() {
             match event {
-                PortEvent::Dropped => self.look.set(LOOK_AFTER)?,
+                PortEvent::Dropped => self.drop_check.set(FIRST_DROP_CHECK)?,
                 PortEvent::BlankRing { queue } => {
-                    self.door.suspect_memory(queue);
-                    self.diagnostics.memory(self.door.unshared_memory());
+                    self.frontends.check_unshared_memory(queue);
+                    self.diagnostics.memory(self.frontends.unshared_memory());
                 }
                 PortEvent::LinkViolation { peer, reason } => {
                     self.remove_peer(peer);
@@ -285,7 +287,7 @@ impl EventLoop {
     }
 }
 
-/// Logs what the port did in its life, for whoever wonders why a frame did not arrive.
+/// Logs the counters, for the diagnosis of lost frames.
 fn log_counters(device: &Port) {
     for (pair, counters) in device.counters().enumerate() {
         log::info!("Queue pair {pair}: {}", describe(&counters.values()));

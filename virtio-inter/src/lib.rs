@@ -1,23 +1,24 @@
-//! The port process: a VM's vhost-user frontend on one side, a segment on the other.
+//! The port process: serves a VM's vhost-user frontend and joins a segment.
 //!
-//! This crate is the process around the data path: command line, sockets, signals and the vhost-user
-//! protocol. Queues and frames are `virtio-inter-device`'s, peers and links `virtio-inter-segment`'s.
+//! This crate is the process around the data path: command line, sockets, signals and the
+//! vhost-user protocol. `virtio-inter-device` has queues and frames, `virtio-inter-segment` peers
+//! and links.
 
 pub mod cli;
 pub mod diagnostics;
-pub mod door;
 pub mod event_loop;
-pub mod kept;
-pub mod limits;
+pub mod fd_store;
+pub mod frontend_server;
+mod lock_wait;
 pub mod notify;
-mod predecessor;
 pub mod process;
-pub mod signals;
+mod restore_backoff;
+pub mod rlimits;
+pub mod shutdown_signals;
 pub mod socket;
 pub mod status;
 pub mod status_socket;
-pub mod stray_signals;
 mod timer;
-mod upkeep;
+pub mod unexpected_signals;
 pub mod vhost_user;
 pub mod warnings;

@@ -1,4 +1,4 @@
-//! The program: parses its command line, sets up logging, runs what was asked for.
+//! The program `virtio-inter`: parses the command line, starts logging, runs the subcommand.
 
 use std::process::ExitCode;
 
@@ -6,14 +6,14 @@ use log::{Level, error};
 use virtio_inter::cli::{self, Cli, Command};
 use virtio_inter::{notify, process};
 
-/// Exit status of a wrong command line, as every program of the field has it.
+/// Exit status after a wrong command line, by convention.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     virtio_inter_log::ignore_signals();
-    // A port one of whose threads panicked would stay, hold its sockets and move nothing: better
-    // gone and started again. Here rather than in the build's profile, as the programs that clean
-    // up after tests must unwind.
+    // If one thread panicked and the process went on, it would hold its sockets and move no frames.
+    // It aborts, so that its supervisor starts it again. The build's profile cannot request that,
+    // as the programs that clean up after tests must unwind.
     virtio_inter_log::report_panics(|| std::process::abort());
     let status = run();
     virtio_inter_log::flush();
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
 fn run() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
-        // --help and --version are asked for, on standard output.
+        // The user asked for --help or --version, which go to standard output.
         Err(asked) if !asked.use_stderr() => asked.exit(),
         Err(wrong) => {
             virtio_inter_log::say(Level::Error, &cli::explain(&wrong));
@@ -46,8 +46,8 @@ fn run() -> ExitCode {
     }
 }
 
-/// Levels as Cloud Hypervisor has them: error, this process is of no use any more; warn, something is wrong
-/// but it goes on; info, milestones; debug and trace, for developers.
+/// Log levels have the meanings of Cloud Hypervisor's. error: the process cannot continue; warn: a
+/// problem, but it continues; info: milestones; debug and trace: for developers.
 fn log_level(cli: &Cli) -> &'static str {
     match cli.verbose {
         0 => "info",

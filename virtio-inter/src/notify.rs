@@ -1,8 +1,8 @@
-//! Tells a service manager that the port serves, or why it does not: sd_notify(3), if `NOTIFY_SOCKET`
-//! is set.
+//! Notifies a service manager that the port is ready, or why it failed: sd_notify(3), if
+//! `NOTIFY_SOCKET` is set.
 //!
-//! Sending a datagram blocks while its receiver's queue is full. A service manager that hangs must
-//! not hold the port up, so a thread sends it.
+//! Sending a datagram blocks while its receiver's queue is full. A thread sends it, so that a
+//! service manager that hangs does not block the port.
 
 use std::io;
 use std::sync::mpsc::{Receiver, channel};
@@ -12,28 +12,29 @@ use std::time::Duration;
 use log::warn;
 use sd_notify::NotifyState;
 
-/// Longest wait, at the end of the process, for a service manager that does not read.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// Maximum wait, at the end of the process, for a service manager that does not read.
+const FINAL_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The port serves its socket and is on its segment.
+/// Notifies that the port serves its socket and has joined its segment.
 pub fn ready() {
     notify(|| sd_notify::notify(&[NotifyState::Ready]));
 }
 
-/// Set by a starter that prints the reason when the port ends with an error, as
-/// `cloud-hypervisor-ext` does. The port then leaves that to it.
+/// Environment variable of a supervisor that prints the reason when the port fails, as
+/// `cloud-hypervisor-ext` does. The port then does not log it.
 const SUPERVISED: &str = "VIRTIO_INTER_SUPERVISED";
 
-/// The port ends with an error: whether its starter has got the reason and prints it.
+/// Notifies that the port failed. Returns whether its supervisor has received the reason and prints
+/// it.
 pub fn failed(why: &str) -> bool {
-    // One line is one assignment of the protocol.
+    // In this protocol a line is an assignment.
     let why = why.replace('\n', " ");
     let sent = notify(move || sd_notify::notify(&[NotifyState::Status(&why)]));
-    // Returns at once if nothing is sent: the channel's other end is gone then.
-    sent.recv_timeout(LAST_WORDS).is_ok() && std::env::var_os(SUPERVISED).is_some()
+    // Returns at once if no datagram is sent: the channel's other end is closed then.
+    sent.recv_timeout(FINAL_TIMEOUT).is_ok() && std::env::var_os(SUPERVISED).is_some()
 }
 
-/// Has a notification sent. The channel returned gets a message when the receiver has it.
+/// Sends a notification from a new thread. The returned channel gets a message when it is sent.
 fn notify(send: impl FnOnce() -> io::Result<()> + Send + 'static) -> Receiver<()> {
     let (done, sent) = channel();
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
@@ -42,7 +43,7 @@ fn notify(send: impl FnOnce() -> io::Result<()> + Send + 'static) -> Receiver<()
     let thread = thread::Builder::new()
         .name("notify".to_owned())
         .spawn(move || match send() {
-            // Nobody waits for READY=1.
+            // Fails after READY=1: its caller does not wait.
             Ok(()) => drop(done.send(())),
             Err(error) => warn!("Cannot notify the service manager: {error}"),
         });

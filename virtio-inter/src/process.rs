@@ -1,4 +1,4 @@
-//! One port's process: takes what it needs, runs until it is told to end, and leaves nothing behind.
+//! The process of one port: acquires its resources, runs until a signal, and cleans up.
 
 use anyhow::{Context, anyhow};
 use log::{info, warn};
@@ -8,56 +8,59 @@ use virtio_inter_device::Port;
 use virtio_inter_segment::{JoinError, Segment};
 
 use crate::cli::PortArgs;
-use crate::door::Door;
 use crate::event_loop::EventLoop;
-use crate::kept::{self, Keeper};
-use crate::predecessor::Predecessor;
-use crate::signals::Signals;
+use crate::fd_store::{self, FdStore};
+use crate::frontend_server::FrontendServer;
+use crate::lock_wait::LockWait;
+use crate::shutdown_signals::ShutdownSignals;
 use crate::socket::SocketLock;
 use crate::status_socket::StatusSocket;
-use crate::stray_signals::StraySignals;
-use crate::vhost_user::session::Limits;
-use crate::{limits, notify};
+use crate::unexpected_signals::UnexpectedSignals;
+use crate::vhost_user::session::SessionLimits;
+use crate::{notify, rlimits};
 
 /// Runs a port until SIGTERM, SIGINT or SIGHUP.
 ///
 /// # Errors
 ///
-/// When it cannot run, in words for its user; nothing is left behind then either.
+/// When it cannot run, in words for its user. No file is left behind then either.
 pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
-    // Before anything else has descriptors.
-    let kept = kept::take_over();
+    // First, while no other descriptor of this process has such a number.
+    let stored = fd_store::take_stored();
     forbid_dumps();
-    let signals = Signals::catch().context("Cannot catch signals")?;
-    let strays = StraySignals::catch().context("Cannot catch signals")?;
-    limits::prepare(arguments.ring_size);
+    let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
+    let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
+    rlimits::prepare(arguments.ring_size);
     let local = arguments.local_port();
-    let predecessor = Predecessor::new(&signals);
-    let Some(lock) = predecessor.outwait(|| SocketLock::take(&arguments.socket))? else {
+    let wait = LockWait::new(&signals);
+    let Some(lock) = wait.acquire(|| SocketLock::take(&arguments.socket))? else {
         return Ok(());
     };
     let status = match arguments.status_socket.as_deref() {
         None => None,
-        Some(path) => match predecessor.outwait(|| StatusSocket::listen(path))? {
+        Some(path) => match wait.acquire(|| StatusSocket::listen(path))? {
             Some(socket) => Some(socket),
             None => return Ok(()),
         },
     };
     let join = || Segment::join(&arguments.segment, local.clone());
-    let Some(segment) = predecessor.outwait(join).map_err(suggest_directory)? else {
+    let Some(segment) = wait.acquire(join).map_err(suggest_directory)? else {
         return Ok(());
     };
     let mut device = Port::new(&local, arguments.busy_poll())?;
-    let limits = Limits {
+    let limits = SessionLimits {
         queue_size: arguments.queue_size,
         mtu: arguments.mtu,
     };
-    let mut door = Door::new(lock.listen()?, limits, Keeper::from_environment())
+    let mut frontends = FrontendServer::new(lock.listen()?, limits, FdStore::from_environment())
         .context("Cannot watch the socket")?;
-    door.take_over(kept, &mut device)
+    frontends
+        .resume(stored, &mut device)
         .context("Cannot watch the frontend's connection")?;
-    let event_loop = EventLoop::new(arguments, signals, strays, door, segment, device, status)
-        .context("Cannot wait for events")?;
+    let event_loop = EventLoop::new(
+        arguments, signals, unexpected, frontends, segment, device, status,
+    )
+    .context("Cannot wait for events")?;
     info!(
         "Serving {} on segment {} as {}, {}, MTU {}, {} queue pair(s)",
         absolute(&arguments.socket).display(),
@@ -73,7 +76,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A segment's name that is also a directory here was perhaps meant as that.
+/// Suggests `./NAME` for a missing segment whose name is a directory of the working directory.
 fn suggest_directory(error: anyhow::Error) -> anyhow::Error {
     if let Some(JoinError::NoDirectory(path)) = error.downcast_ref()
         && let Ok(name) = path.strip_prefix(SEGMENTS)

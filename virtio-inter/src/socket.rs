@@ -1,8 +1,9 @@
-//! The socket on which a frontend is awaited, and the lock that tells a live port's from a dead one's.
+//! The socket on which a frontend is awaited, and the lock that tells a live port's from a dead
+//! one's.
 //!
-//! `PATH.lock` is locked (flock(2)) as long as the port lives: the kernel releases it however the process
-//! ends, so a socket whose lock is free belongs to nobody and is replaced. A socket of another program has no
-//! lock; if somebody accepts connections there, it is left alone too.
+//! `PATH.lock` is locked (flock(2)) as long as the port lives: the kernel releases it however the
+//! process ends, so a socket whose lock is free belongs to nobody and is replaced. A socket of
+//! another program has no lock; if somebody accepts connections there, it is left alone too.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -20,7 +21,8 @@ use thiserror::Error;
 use virtio_inter_common::liveness::{Listening, listening, lock_holder_stays};
 use virtio_inter_common::{LogLimit, log_limited};
 
-/// How often a lock file may vanish between opening and locking it. Each time, another port has just left.
+/// How often a lock file may vanish between opening and locking it. Each time, another port has
+/// just left.
 const LOCK_ATTEMPTS: usize = 8;
 
 /// Connections that wait to be accepted.
@@ -221,8 +223,9 @@ fn lock(path: &Path, socket: &Path) -> Result<File, SocketError> {
 
 impl Drop for SocketLock {
     fn drop(&mut self) {
-        // Unlinked while still locked, so that no port's newer file is hit; see the check in `take`. Somebody
-        // else may have removed ours and another port made its own, which is not ours to remove.
+        // Unlinked while still locked, so that no port's newer file is hit; see the check in
+        // `take`. Somebody else may have removed ours and another port made its own, which is not
+        // ours to remove.
         let removed = is_at(&self.path, &self.file).and_then(|ours| {
             if ours {
                 fs::remove_file(&self.path)?;
@@ -249,10 +252,12 @@ fn is_at(path: &Path, file: &File) -> io::Result<bool> {
 }
 
 /// The listener under a number above those of connections (decision 0012). Linux closes a killed
-/// process's descriptors from the highest down: so nobody listens any more when a frontend sees its connection end, and its next attempt fails at once. Were
-/// it taken into the dying listener's queue it would be reset instead, which Cloud Hypervisor 53 never recovers from.
+/// process's descriptors from the highest down: so nobody listens any more when a frontend sees its
+/// connection end, and its next attempt fails at once. Were it taken into the dying listener's
+/// queue it would be reset instead, which Cloud Hypervisor 53 never recovers from.
 fn move_up(listener: UnixListener) -> UnixListener {
-    // Few enough for a small table of descriptors, and more than a port has connections and memory regions.
+    // Few enough for a small table of descriptors, and more than a port has connections and memory
+    // regions.
     const HIGH: u64 = 4096;
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(HIGH);
     let number = i32::try_from(limit.min(HIGH).saturating_sub(1)).unwrap_or_default();

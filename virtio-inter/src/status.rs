@@ -1,4 +1,4 @@
-//! What a port tells of itself on its status socket: the JSON document of docs/port-status.md.
+//! The JSON document that a port serves on its status socket (docs/port-status.md).
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -12,9 +12,10 @@ use virtio_inter_segment::{PeerInfo, RefusedPeer};
 
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;
-use crate::door::{Door, FrontendState};
+use crate::frontend_server::{FrontendServer, FrontendState};
 
-/// Of the document; counts up when a field changes its meaning or goes away, not when one is added.
+/// Version of the document. It increases when a field changes its meaning or is removed, not when
+/// one is added.
 pub const VERSION: u32 = 1;
 
 /// The document.
@@ -36,7 +37,7 @@ pub struct Status<'a> {
     counters: Vec<ByName<'a>>,
 }
 
-/// Whom the port serves.
+/// The frontend that the port serves.
 #[derive(Debug, Serialize)]
 struct Frontend {
     pid: Option<u32>,
@@ -44,7 +45,7 @@ struct Frontend {
     features: Option<Vec<Cow<'static, str>>>,
 }
 
-/// A peer with which frames are exchanged.
+/// A peer with a link.
 #[derive(Debug, Serialize)]
 struct Peer<'a> {
     id: &'a str,
@@ -53,7 +54,7 @@ struct Peer<'a> {
     queue_pairs: u16,
 }
 
-/// Something that somebody should put right.
+/// A problem that an operator should fix.
 #[derive(Debug, Serialize)]
 struct Warning<'a> {
     code: &'static str,
@@ -63,7 +64,7 @@ struct Warning<'a> {
     last: u64,
 }
 
-/// A peer with which there is no link, as one side refused the other.
+/// A peer without a link, because one side refused the other.
 #[derive(Debug, Serialize)]
 struct Refused<'a> {
     peer: Option<&'a str>,
@@ -90,10 +91,10 @@ impl Serialize for ByName<'_> {
 }
 
 impl<'a> Status<'a> {
-    /// The port as it is now.
+    /// The current state of the port.
     pub fn new(
         arguments: &'a PortArgs,
-        door: &Door,
+        frontends: &FrontendServer,
         peers: impl Iterator<Item = &'a PeerInfo>,
         device: &'a Port,
         diagnostics: &'a Diagnostics,
@@ -108,7 +109,7 @@ impl<'a> Status<'a> {
             queue_pairs: arguments.queues,
             segment: absolute(&arguments.segment).display().to_string(),
             socket: absolute(&arguments.socket).display().to_string(),
-            frontend: door.frontend().map(Frontend::from),
+            frontend: frontends.frontend().map(Frontend::from),
             peers: peers.map(Peer::from).collect(),
             warnings: diagnostics
                 .warnings()

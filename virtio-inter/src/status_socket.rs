@@ -1,7 +1,7 @@
-//! The status socket: who connects is sent one JSON document, and the connection is closed.
+//! The status socket: sends one JSON document to each client, then closes the connection.
 //!
-//! Nothing is read from it, so there is nothing to get wrong; only this user and root may connect. A reader that
-//! does not read holds nobody up: it is written to as far as goes, and gives way when others come.
+//! The port reads nothing from clients. Only this user and root may connect. A client that does not
+//! read delays nobody: sends are non-blocking, and the oldest client gives way to a new one.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,27 +9,28 @@ use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
-
-use crate::socket::{Listener, SocketError, SocketLock};
 use virtio_inter_common::{Epoll, Events, Timeout};
 
-/// Readers that have not read all of it yet; the oldest gives way to a further one.
-const MAX_READERS: usize = 8;
+use crate::socket::{Listener, SocketError, SocketLock};
+
+/// Maximum number of clients that have not read the whole document; the oldest gives way to a new
+/// one.
+const MAX_CLIENTS: usize = 8;
 
 const LISTENER: u64 = 0;
 
-/// Listens, and serves readers.
+/// The listening socket and its clients.
 #[derive(Debug)]
 pub struct StatusSocket {
     poll: Epoll,
     listener: Listener,
-    readers: Vec<Reader>,
+    clients: Vec<Client>,
     next_token: u64,
 }
 
-/// Someone who is being told.
+/// A client to which the document is being sent.
 #[derive(Debug)]
-struct Reader {
+struct Client {
     token: u64,
     stream: std::os::unix::net::UnixStream,
     document: Vec<u8>,
@@ -49,21 +50,21 @@ impl StatusSocket {
         Ok(Self {
             poll,
             listener,
-            readers: Vec::new(),
+            clients: Vec::new(),
             next_token: LISTENER + 1,
         })
     }
 
-    /// The socket and its files.
+    /// The listening socket and its files.
     pub fn listener(&self) -> &Listener {
         &self.listener
     }
 
-    /// Makes again what something else has removed of its files.
+    /// Restores files of the socket that something else removed.
     ///
     /// # Errors
     ///
-    /// When that cannot be done.
+    /// When they cannot be made.
     pub fn restore(&mut self) -> Result<(), SocketError> {
         let path = self.listener.path().to_owned();
         self.poll.remove(&self.listener).map_err(failed(&path))?;
@@ -74,7 +75,7 @@ impl StatusSocket {
         result
     }
 
-    /// Tells who has come, and goes on telling who has not read all. Does not block.
+    /// Accepts clients, and sends the document to them. Non-blocking.
     ///
     /// # Errors
     ///
@@ -83,8 +84,8 @@ impl StatusSocket {
         for token in self.poll.wait::<16>(Timeout::Now)? {
             if token == LISTENER {
                 self.accept(&document)?;
-            } else if let Some(index) = self.readers.iter().position(|r| r.token == token)
-                && self.readers[index].send() != Sent::Some
+            } else if let Some(index) = self.clients.iter().position(|r| r.token == token)
+                && self.clients[index].send() != Sent::Some
             {
                 self.forget(index)?;
             }
@@ -95,45 +96,45 @@ impl StatusSocket {
     fn accept(&mut self, document: impl Fn() -> Vec<u8>) -> io::Result<()> {
         let stream = match self.listener.accept() {
             Ok(Some(stream)) => stream,
-            // Nobody any more, or no descriptor for it: whoever asks, asks again.
+            // The client is gone, or there is no descriptor for it: it can connect again.
             Ok(None) | Err(_) => return Ok(()),
         };
-        let mut reader = Reader {
+        let mut client = Client {
             token: self.next_token,
             stream,
             document: document(),
             sent: 0,
         };
         self.next_token += 1;
-        if reader.stream.set_nonblocking(true).is_err() || reader.send() != Sent::Some {
+        if client.stream.set_nonblocking(true).is_err() || client.send() != Sent::Some {
             return Ok(());
         }
-        if self.readers.len() == MAX_READERS {
+        if self.clients.len() == MAX_CLIENTS {
             self.forget(0)?;
         }
-        self.poll.add(&reader.stream, reader.token)?;
+        self.poll.add(&client.stream, client.token)?;
         self.poll
-            .modify(&reader.stream, Events::EPOLLOUT, reader.token)?;
-        self.readers.push(reader);
+            .modify(&client.stream, Events::EPOLLOUT, client.token)?;
+        self.clients.push(client);
         Ok(())
     }
 
     fn forget(&mut self, index: usize) -> io::Result<()> {
-        let reader = self.readers.remove(index);
-        self.poll.remove(&reader.stream)
+        let client = self.clients.remove(index);
+        self.poll.remove(&client.stream)
     }
 }
 
-/// How much of a document a reader has been sent.
+/// How much of the document a client has received.
 #[derive(PartialEq, Eq)]
 enum Sent {
     All,
     Some,
-    /// It hung up.
+    /// The client hung up.
     Nothing,
 }
 
-impl Reader {
+impl Client {
     fn send(&mut self) -> Sent {
         while self.sent < self.document.len() {
             match send(
@@ -161,7 +162,7 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> SocketError {
 }
 
 impl AsFd for StatusSocket {
-    /// Readable when [`StatusSocket::process`] has something to do.
+    /// Readable when [`StatusSocket::process`] has pending events.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.poll.as_fd()
     }

@@ -1,4 +1,4 @@
-//! A timer that goes off once.
+//! A one-shot timer (timerfd_create(2)).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,7 +9,7 @@ use rustix::time::{
     timerfd_settime,
 };
 
-/// Readable once its time has come, until [`Timer::clear`].
+/// Readable from its expiry until [`Timer::clear`].
 #[derive(Debug)]
 pub(crate) struct Timer {
     fd: OwnedFd,
@@ -51,9 +51,14 @@ impl Timer {
         Ok(())
     }
 
-    /// Forgets that it went off.
+    /// Whether it is set and was not cleared since.
+    pub(crate) fn is_set(&self) -> bool {
+        self.is_set
+    }
+
+    /// Clears the timer after its event.
     pub(crate) fn clear(&mut self) {
-        // Only to empty it.
+        // Makes it unreadable. Fails if it has not expired.
         let _ = rustix::io::read(&self.fd, &mut [0; 8]);
         self.is_set = false;
     }

@@ -1,8 +1,8 @@
-//! Framing: whole vhost-user messages and their file descriptors, out of and into a stream socket.
+//! Framing: reads whole vhost-user messages with their file descriptors, and sends replies.
 //!
-//! Nothing here blocks, and nothing that the other side sends makes it hold more than one message: the header
-//! is read first, its size checked, then exactly that many bytes, so that descriptors (which ride on the
-//! bytes that they were sent with) stay with their message.
+//! Nothing here blocks, and no input makes it hold more than one message: it reads the header
+//! first, checks the size, then reads exactly that many bytes. So descriptors, which arrive with
+//! the bytes that they were sent with, stay with their message.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,23 +14,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
 };
-use vhost::vhost_user::message::{
-    FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag,
-};
+use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag};
 
-use super::error::Malformed;
+use super::error::MessageError;
 
 /// Bytes of a header: request, flags and payload size, a native-endian u32 each.
 const HEADER_SIZE: usize = 12;
 /// The protocol version in the lowest two bits of the flags.
 const VERSION: u32 = 1;
 
-/// One request as it came in.
+/// One message from the frontend.
 #[derive(Debug)]
 pub struct Message {
     /// The request's number (vhost-user specification, "Front-end message types").
     pub code: u32,
-    /// The frontend asks for a reply; counts only once REPLY_ACK is negotiated.
+    /// The frontend asks for an acknowledgement; valid only after REPLY_ACK is negotiated.
     pub need_reply: bool,
     /// The payload, at most `MAX_MSG_SIZE` bytes.
     pub body: Vec<u8>,
@@ -38,12 +36,12 @@ pub struct Message {
     pub fds: Vec<OwnedFd>,
 }
 
-/// What [`Connection::receive`] found.
+/// The result of [`Connection::receive`].
 #[derive(Debug)]
 pub enum Received {
-    /// A whole message.
+    /// A complete message.
     Message(Message),
-    /// Nothing more for now.
+    /// No complete message yet.
     Pending,
     /// The frontend has closed the connection.
     HungUp,
@@ -62,7 +60,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Takes an accepted socket over.
+    /// A connection on an accepted socket.
     ///
     /// # Errors
     ///
@@ -80,13 +78,13 @@ impl Connection {
         })
     }
 
-    /// Goes on reading the message under way.
+    /// Continues to read the current message.
     ///
     /// # Errors
     ///
-    /// [`Malformed`] when what came is not a vhost-user request, or the socket fails: the stream can then no
-    /// longer be followed.
-    pub fn receive(&mut self) -> Result<Received, Malformed> {
+    /// [`MessageError`] when the bytes are not a vhost-user request, or the socket fails. The
+    /// connection cannot be used any longer then.
+    pub fn receive(&mut self) -> Result<Received, MessageError> {
         while self.header_len < HEADER_SIZE {
             match receive_some(
                 &self.socket,
@@ -94,7 +92,7 @@ impl Connection {
                 &mut self.fds,
             )? {
                 Some(0) if self.header_len == 0 => return Ok(Received::HungUp),
-                Some(0) => return Err(Malformed::CutOff),
+                Some(0) => return Err(MessageError::CutOff),
                 Some(count) => self.header_len += count,
                 None => return Ok(Received::Pending),
             }
@@ -105,7 +103,7 @@ impl Connection {
         }
         while self.body_len < self.body.len() {
             match receive_some(&self.socket, &mut self.body[self.body_len..], &mut self.fds)? {
-                Some(0) => return Err(Malformed::CutOff),
+                Some(0) => return Err(MessageError::CutOff),
                 Some(count) => self.body_len += count,
                 None => return Ok(Received::Pending),
             }
@@ -120,19 +118,19 @@ impl Connection {
     }
 
     /// The size of the payload that a complete header announces.
-    fn check_header(&self) -> Result<usize, Malformed> {
+    fn check_header(&self) -> Result<usize, MessageError> {
         let flags = self.header_word(1);
         if flags & VhostUserHeaderFlag::VERSION.bits() != VERSION
             || flags & VhostUserHeaderFlag::RESERVED_BITS.bits() != 0
             || flags & VhostUserHeaderFlag::REPLY.bits() != 0
         {
-            return Err(Malformed::Flags(flags));
+            return Err(MessageError::Flags(flags));
         }
         let size = self.header_word(2);
         usize::try_from(size)
             .ok()
             .filter(|size| *size <= MAX_MSG_SIZE)
-            .ok_or(Malformed::TooLong {
+            .ok_or(MessageError::TooLong {
                 code: self.header_word(0),
                 size,
             })
@@ -144,8 +142,8 @@ impl Connection {
         u32::from_ne_bytes(word)
     }
 
-    /// Queues the reply to request `code` and sends what the socket takes; [`Connection::flush`] does the
-    /// rest.
+    /// Queues the reply to request `code` and sends as much as the socket takes;
+    /// [`Connection::flush`] sends the rest.
     ///
     /// # Errors
     ///
@@ -161,7 +159,7 @@ impl Connection {
         self.flush()
     }
 
-    /// Sends what is left of the replies.
+    /// Sends the rest of the queued replies.
     ///
     /// # Errors
     ///
@@ -182,18 +180,18 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether the frontend has closed the connection, whatever it has left to be read.
+    /// Whether the frontend has closed the connection, even if unread messages are left.
     pub fn is_hung_up(&self) -> bool {
         let mut fds = [PollFd::new(&self.socket, PollFlags::empty())];
         let at_once = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        // Asked again when it fails: whatever is wrong shows with the next message.
+        // An error of poll(2) is not one of the connection; that shows with the next message.
         matches!(poll(&mut fds, Some(&at_once)), Ok(1..))
     }
 
-    /// Whether the frontend has sent something, or closed the connection, that was not read yet.
+    /// Whether there are unread bytes or an unread end of file.
     pub fn is_readable(&self) -> bool {
         let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
         let at_once = Timespec {
@@ -203,18 +201,19 @@ impl Connection {
         matches!(poll(&mut fds, Some(&at_once)), Ok(1..))
     }
 
-    /// Whether all that was read is whole messages.
+    /// Whether no message was read in part.
     pub fn is_between_messages(&self) -> bool {
         self.header_len == 0
     }
 
-    /// Ends the connection for the frontend, whoever else holds this end of it.
+    /// Shuts the connection down, even if another process holds a duplicate of the descriptor.
     pub fn shut_down(&self) {
-        // It has ended already, else.
+        // Fails if the connection has ended already.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
-    /// Whether replies wait for the frontend to read. No request is read meanwhile, so at most one does.
+    /// Whether a reply waits until the frontend reads. No request is read meanwhile, so there is at
+    /// most one.
     pub fn is_sending(&self) -> bool {
         !self.outgoing.is_empty()
     }
@@ -226,12 +225,12 @@ impl AsFd for Connection {
     }
 }
 
-/// One `recvmsg`: the number of bytes (0: end of file), or None when there are none now.
+/// One `recvmsg`: the number of bytes (0: end of file), or `None` when there are none now.
 fn receive_some(
     socket: &UnixStream,
     buffer: &mut [u8],
     fds: &mut Vec<OwnedFd>,
-) -> Result<Option<usize>, Malformed> {
+) -> Result<Option<usize>, MessageError> {
     let mut space =
         [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ATTACHED_FD_ENTRIES))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -241,9 +240,10 @@ fn receive_some(
             Ok(received) => break received,
             Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::AGAIN) => return Ok(None),
-            // A frontend that dies with unread replies resets the connection: an end like any other.
+            // A frontend that dies with unread replies resets the connection: an end like any
+            // other.
             Err(rustix::io::Errno::CONNRESET) => return Ok(Some(0)),
-            Err(error) => return Err(Malformed::Io(error.into())),
+            Err(error) => return Err(MessageError::Io(error.into())),
         }
     };
     for message in control.drain() {
@@ -252,15 +252,7 @@ fn receive_some(
         }
     }
     if received.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_ATTACHED_FD_ENTRIES {
-        return Err(Malformed::TooManyFds);
+        return Err(MessageError::TooManyFds);
     }
     Ok(Some(received.bytes))
-}
-
-/// A request's name for logs, or its number.
-pub(crate) fn request_name(code: u32) -> String {
-    FrontendReq::try_from(code).map_or_else(
-        |_| format!("request {code}"),
-        |request| format!("{request:?}"),
-    )
 }

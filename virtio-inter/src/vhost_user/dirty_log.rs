@@ -1,10 +1,10 @@
-//! The log of what the device writes, as the frontend hands it over for a migration (vhost-user specification,
-//! "Migration"): checked and mapped.
+//! The dirty log that the frontend hands over for a migration (vhost-user specification,
+//! "Migration"): checks and maps it.
 //!
-//! Whether anything is logged is one question for the whole device: it is when VHOST_F_LOG_ALL is among the features. The
-//! flag of SET_VRING_ADDR that asks for the used ring alone comes together with it from every frontend, and
-//! the address that goes with it is the used ring's own guest address. SET_LOG_FD's descriptor, to be signalled with
-//! each entry, is closed: no frontend waits for it.
+//! VHOST_F_LOG_ALL turns logging on for the whole device. Every frontend sets it together with the
+//! flag of SET_VRING_ADDR that asks for the used ring alone, and the address that comes with that
+//! flag is the used ring's own guest address. The port closes SET_LOG_FD's descriptor, which it
+//! should signal with each entry: no frontend waits for it.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -15,20 +15,20 @@ use virtio_inter_device::DirtyLog;
 use virtio_inter_link::exclude_from_dumps;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
-use super::error::Refusal;
+use super::error::RequestError;
 use super::request::LogArea;
 
-/// The feature bit by which the frontend asks for everything to be logged.
+/// The feature bit with which the frontend asks for a log of all writes.
 pub(super) const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 
-/// Maps a log.
+/// Maps a dirty log.
 ///
 /// # Errors
 ///
-/// When its file does not have the bytes, or cannot be mapped.
-pub(super) fn map(area: LogArea, fd: OwnedFd) -> Result<DirtyLog, Refusal> {
+/// When its file is too short, or cannot be mapped.
+pub(super) fn map(area: LogArea, fd: OwnedFd) -> Result<DirtyLog, RequestError> {
     let LogArea { size, offset } = area;
-    let refuse = |problem| Refusal::Log {
+    let refuse = |problem| RequestError::Log {
         size,
         offset,
         problem,
@@ -38,7 +38,7 @@ pub(super) fn map(area: LogArea, fd: OwnedFd) -> Result<DirtyLog, Refusal> {
         .checked_add(size)
         .ok_or_else(|| refuse("it reaches beyond the end of an address space"))?;
     let stat = fstat(&file).map_err(|_| refuse("its file cannot be examined"))?;
-    // Checked here, as a write beyond the file's end would end this process.
+    // A write beyond the file's end would kill this process (SIGBUS).
     if u64::try_from(stat.st_size).unwrap_or(0) < end {
         return Err(refuse("it reaches beyond the end of its file"));
     }
@@ -50,13 +50,13 @@ pub(super) fn map(area: LogArea, fd: OwnedFd) -> Result<DirtyLog, Refusal> {
         .filter(|size| *size != 0)
         .ok_or_else(|| refuse("it is empty or too large"))?;
     let bits = MmapRegion::from_file(FileOffset::new(file, offset), length).map_err(|source| {
-        Refusal::MapLog {
+        RequestError::MapLog {
             size,
             offset,
             source,
         }
     })?;
     exclude_from_dumps(&bits.as_volatile_slice())
-        .map_err(|source| Refusal::DumpLog { size, source })?;
+        .map_err(|source| RequestError::DumpLog { size, source })?;
     Ok(DirtyLog::new(bits))
 }

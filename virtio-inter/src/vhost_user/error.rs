@@ -1,23 +1,22 @@
-//! Why a frontend is not served, or not as it asked.
+//! Errors of messages and of requests.
 
 use std::io;
 
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserProtocolFeatures,
+    FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserProtocolFeatures,
 };
 use virtio_inter_common::MacAddr;
 use virtio_inter_device::{DeviceError, FeatureNames};
 
-use super::connection::request_name;
-
-/// What came cannot be understood: the connection is closed, since nothing after it can be trusted.
+/// A message is not valid vhost-user. The connection is closed, since the following bytes cannot be
+/// interpreted.
 #[derive(Debug, Error)]
-pub enum Malformed {
-    /// The flags of a header are no request's of protocol version 1.
+pub enum MessageError {
+    /// The header's flags are not those of a request of protocol version 1.
     #[error("Not a vhost-user request: header flags {0:#x}")]
     Flags(u32),
-    /// The payload is longer than any that we know.
+    /// The payload is longer than that of any known request.
     #[error("{} is {size} bytes long, more than {max}", request_name(*.code), max = MAX_MSG_SIZE)]
     TooLong {
         /// The request's number.
@@ -25,7 +24,7 @@ pub enum Malformed {
         /// The payload's size in bytes.
         size: u32,
     },
-    /// The payload has not the size that the request has.
+    /// The payload does not have the size that the request requires.
     #[error("{} cannot be {size} bytes long", request_name(*.code))]
     Size {
         /// The request's number.
@@ -44,19 +43,19 @@ pub enum Malformed {
     Fds {
         /// The request's number.
         code: u32,
-        /// Descriptors that came.
+        /// Number of descriptors received.
         got: usize,
-        /// Descriptors that the request says it has.
+        /// Number of descriptors that the request requires.
         expected: usize,
     },
-    /// A field has a value that the specification does not know.
+    /// A field has a value that the specification does not define.
     #[error("{} has {field} {value:#x}", request_name(*.code))]
     Field {
         /// The request's number.
         code: u32,
-        /// The field, with its article-less name.
+        /// The field's name, without an article.
         field: &'static str,
-        /// What it holds.
+        /// Its value.
         value: u64,
     },
     /// The connection ended within a message.
@@ -67,53 +66,54 @@ pub enum Malformed {
     Io(#[source] io::Error),
 }
 
-/// What came is understood, but not carried out. A frontend that asked for an acknowledgement is told so and
-/// may go on; another would never know, so its connection is closed.
+/// A valid request fails. A frontend that asked for an acknowledgement gets an error and may
+/// continue; otherwise it could not know, so its connection is closed.
 #[derive(Debug, Error)]
-pub enum Refusal {
+pub enum RequestError {
     /// A queue that the port does not have.
     #[error("Queue {index} was not offered: this port has {count} (--queues {})", .count / 2)]
     NoSuchQueue {
-        /// The queue asked for.
+        /// The queue in the request.
         index: u32,
-        /// The queues that there are: two for each pair.
+        /// Number of queues: two for each pair.
         count: u16,
     },
-    /// The size is no ring's, or beyond what the port was started with.
+    /// The size is not valid for a ring, or larger than the port's limit.
     #[error(
-        "Queue {index} cannot have {size} entries: a power of two up to {max} is needed (--queue-size)"
+        "Queue {index} cannot have {size} entries: a power of two up to {max} is needed \
+         (--queue-size)"
     )]
     QueueSize {
         /// The queue.
         index: u16,
-        /// Entries asked for.
+        /// Number of entries in the request.
         size: u32,
-        /// The most entries that this port accepts.
+        /// Maximum number of entries that this port accepts.
         max: u16,
     },
-    /// A running queue cannot be given another place, size or index.
+    /// The addresses, size and base of a running queue cannot change.
     #[error("Queue {0} runs: it must be stopped before it is changed")]
     QueueRuns(u16),
-    /// There is no memory to run a queue in, yet or for good: QEMU, for one, sends no table at all when its
-    /// guest's is private.
+    /// The frontend has shared no memory. QEMU, for one, sends no table if the guest's memory is
+    /// private.
     #[error(
         "Queue {0} cannot start: the frontend shares no guest memory; QEMU needs -object \
          memory-backend-memfd,share=on, Cloud Hypervisor --memory shared=on"
     )]
     NoMemory(u16),
-    /// A ring does not lie where it should.
+    /// A part of a ring is outside the memory, or misaligned.
     #[error("Queue {index} cannot start: its {part} at {address:#x} is {problem}")]
     RingAddress {
         /// The queue.
         index: u16,
         /// Descriptor table, available ring or used ring.
         part: &'static str,
-        /// The frontend's address of it.
+        /// Its address in the frontend's process.
         address: u64,
-        /// What is wrong.
+        /// The cause.
         problem: &'static str,
     },
-    /// The driver's choice of features cannot work. A reboot of the guest may change that.
+    /// The device cannot work with the driver's features. A reboot of the guest may change them.
     #[error("The guest's driver cannot be served")]
     Driver(#[source] DeviceError),
     /// The driver is a legacy one.
@@ -123,7 +123,7 @@ pub enum Refusal {
          -global virtio-mmio.force-legacy=false"
     )]
     Legacy,
-    /// The frontend has no kick for us.
+    /// The frontend sent no kick descriptor.
     #[error(
         "Queue {0} cannot start: the frontend has no kick for it, and ports do not poll; \
          it must give an eventfd (no VHOST_USER_VRING_NOFD_MASK)"
@@ -138,74 +138,75 @@ pub enum Refusal {
     /// Features of running queues cannot change.
     #[error("Features cannot change while queues run")]
     FeaturesFixed,
-    /// A piece of guest memory cannot be used.
+    /// A region of guest memory cannot be used.
     #[error("Memory region of {size:#x} bytes at guest address {guest:#x} is refused: {problem}")]
     Region {
         /// Guest physical address.
         guest: u64,
         /// Size in bytes.
         size: u64,
-        /// What is wrong.
+        /// The cause.
         problem: &'static str,
     },
-    /// A piece of guest memory cannot be mapped.
+    /// A region of guest memory cannot be mapped.
     #[error("Memory region of {size:#x} bytes at guest address {guest:#x} cannot be mapped")]
     Map {
         /// Guest physical address.
         guest: u64,
         /// Size in bytes.
         size: u64,
-        /// Why.
+        /// The cause.
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
-    /// A piece of guest memory cannot be excluded from core dumps of the port.
+    /// A region of guest memory cannot be excluded from core dumps of the port.
     #[error(
-        "Memory region of {size:#x} bytes at guest address {guest:#x} cannot be kept out of core dumps"
+        "Memory region of {size:#x} bytes at guest address {guest:#x} cannot be kept out of core \
+         dumps"
     )]
     Dump {
         /// Guest physical address.
         guest: u64,
         /// Size in bytes.
         size: u64,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The log of what the device writes cannot be used.
+    /// The dirty log cannot be used.
     #[error("Log of {size:#x} bytes at offset {offset:#x} of its file is refused: {problem}")]
     Log {
         /// Size in bytes.
         size: u64,
         /// Where it starts in its file.
         offset: u64,
-        /// What is wrong.
+        /// The cause.
         problem: &'static str,
     },
-    /// The log of what the device writes cannot be mapped.
+    /// The dirty log cannot be mapped.
     #[error("Log of {size:#x} bytes at offset {offset:#x} of its file cannot be mapped")]
     MapLog {
         /// Size in bytes.
         size: u64,
         /// Where it starts in its file.
         offset: u64,
-        /// Why.
+        /// The cause.
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
-    /// The log of what the device writes cannot be excluded from core dumps of the port.
+    /// The dirty log cannot be excluded from core dumps of the port.
     #[error("Log of {size:#x} bytes cannot be kept out of core dumps")]
     DumpLog {
         /// Size in bytes.
         size: u64,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// More pieces of memory than are supported.
+    /// The frontend shares more regions than the port supports.
     #[error("More than {0} memory regions")]
     TooManyRegions(usize),
-    /// No such piece of memory to remove.
+    /// The region that is to be removed does not exist.
     #[error("No memory region of {size:#x} bytes at guest address {guest:#x}")]
     NoSuchRegion {
         /// Guest physical address.
@@ -213,26 +214,26 @@ pub enum Refusal {
         /// Size in bytes.
         size: u64,
     },
-    /// The MTU is larger than the segment's ports take.
+    /// The MTU is larger than the port's.
     #[error("MTU {asked} is outside 68..={max} (--mtu)")]
     Mtu {
-        /// What the frontend wants, in bytes.
+        /// The MTU in the request, in bytes.
         asked: u64,
-        /// What this port has, in bytes.
+        /// The port's MTU, in bytes.
         max: u16,
     },
-    /// An address that is not this port's, to which nothing would come.
+    /// The address that is to be announced is not this port's.
     #[error("{} is not this port's address, which is {}", address(.asked), address(.own))]
     Address {
-        /// The address to be announced.
+        /// The address in the request.
         asked: [u8; 6],
         /// This port's.
         own: [u8; 6],
     },
-    /// Configuration fields that the driver cannot write.
+    /// The driver cannot write configuration fields.
     #[error("Configuration space cannot be written")]
     ReadOnly,
-    /// A request that this backend does not know, or did not negotiate.
+    /// This backend does not know the request, or did not negotiate its protocol feature.
     #[error("{} is not supported", request_name(*.0))]
     Unsupported(u32),
     /// A descriptor cannot be used.
@@ -240,11 +241,11 @@ pub enum Refusal {
     Descriptor {
         /// The queue.
         index: u16,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The device did not do it.
+    /// The device refused the change.
     #[error("The device refused")]
     Device(#[from] DeviceError),
 }
@@ -265,4 +266,12 @@ fn protocol_names(bits: u64) -> String {
         .map(name)
         .collect();
     names.join(", ")
+}
+
+/// A request's name for logs, or its number.
+pub(crate) fn request_name(code: u32) -> String {
+    FrontendReq::try_from(code).map_or_else(
+        |_| format!("request {code}"),
+        |request| format!("{request:?}"),
+    )
 }

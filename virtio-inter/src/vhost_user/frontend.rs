@@ -1,4 +1,4 @@
-//! A connected frontend: its connection and its session, request by request.
+//! A connected frontend: reads requests from its connection, has its session handle them, replies.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,47 +10,48 @@ use thiserror::Error;
 use virtio_inter_common::{ErrorChain, LogLimit, log_limited, peer_pid};
 use virtio_inter_device::Device;
 
-use super::connection::{Connection, Received, request_name};
-use super::error::{Malformed, Refusal};
-use super::record::{RecordFile, SessionRecord};
+use super::connection::{Connection, Received};
+use super::error::{MessageError, RequestError, request_name};
 use super::reply::{Reply, acknowledgement, has_own_reply};
 use super::request::Request;
-use super::session::{Limits, Session};
+use super::session::{Action, Session, SessionLimits};
+use super::session_state::{SessionState, StateFile};
 
-/// Requests served before others get their turn.
+/// Maximum number of requests handled before other events of the port.
 const BATCH: usize = 64;
 
-/// How long the connection of a refused frontend is kept in any case, unless it hangs up.
-const REFUSED_LEAST: Duration = Duration::from_secs(1);
+/// Minimum time for which the connection of a refused frontend stays open, unless it hangs up.
+const MIN_REFUSED_TIME: Duration = Duration::from_secs(1);
 
-/// What a frontend is told, which it can ask for again and again.
+/// Limits the log lines about requests that a frontend can repeat.
 static REFUSALS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
 
 /// Why a frontend is no longer served.
 #[derive(Debug, Error)]
-pub enum Ended {
-    /// It closed the connection.
+pub enum Disconnect {
+    /// The frontend closed the connection.
     #[error("Frontend disconnected")]
     HungUp,
-    /// It has asked for nothing, and another waits.
+    /// The frontend has sent no request, and another one waits.
     #[error("Frontend gave way to another, having sent nothing")]
-    Silent,
-    /// It was refused, and its connection was kept for a while.
+    SentNothing,
+    /// The frontend was refused, and the time for which its connection stays open is over.
     #[error("Frontend that was refused is disconnected")]
     RefusedBefore,
-    /// It does not speak vhost-user.
-    #[error("Frontend is not understood")]
-    Malformed(#[from] Malformed),
-    /// It cannot have what it asked for, and did not ask to be told.
+    /// The frontend sent a message that is not valid vhost-user.
+    #[error("Frontend sent an invalid message")]
+    InvalidMessage(#[from] MessageError),
+    /// A request failed, and the frontend did not ask for an acknowledgement.
     #[error("Frontend cannot be served")]
-    Refused(#[from] Refusal),
-    /// It cannot have what it asked for, and waits for an answer that there is not.
+    Refused(#[from] RequestError),
+    /// A request failed that has a reply of its own, in which no failure can be reported.
     #[error("Frontend cannot be served")]
-    Unanswered(#[source] Refusal),
-    /// It goes on with what it set up with a former process, of which this one knows nothing.
+    Unanswered(#[source] RequestError),
+    /// The frontend continues a session that a former process began and whose queues this process
+    /// does not know.
     #[error("Frontend is asked to connect again, as its queues were set up with a former process")]
-    SetUpAgain,
-    /// It cannot be answered.
+    NeedsReconnect,
+    /// A reply cannot be sent.
     #[error("Cannot answer {}", request_name(*.code))]
     Reply {
         /// The request's number.
@@ -59,9 +60,9 @@ pub enum Ended {
         #[source]
         source: io::Error,
     },
-    /// The next process could not be told.
+    /// The state for the next process cannot be written.
     #[error("Cannot note the state of the session")]
-    Record(#[source] io::Error),
+    SaveState(#[source] io::Error),
     /// The connection cannot be used.
     #[error("Cannot use the connection")]
     Connection(#[source] io::Error),
@@ -72,21 +73,21 @@ pub enum Ended {
 pub struct Frontend {
     connection: Connection,
     session: Session,
-    spoken: bool,
-    /// What the next process will want to know. None: there was no memory for it.
-    record: Option<RecordFile>,
-    /// What it asks for and cannot have while another has the device. Nothing more is read meanwhile.
-    held: Option<Asked>,
-    /// What it asked for cannot be done, and nothing more is.
+    sent_request: bool,
+    /// The session's state for the next process. `None`: there was no memory for it.
+    state_file: Option<StateFile>,
+    /// A request that waits while another frontend has the device. No other is read meanwhile.
+    deferred: Option<PendingRequest>,
+    /// When the frontend was refused: its queries are answered, nothing else is handled.
     refused: Option<Instant>,
 }
 
-/// A request, and what is to be answered.
+/// A decoded request that was not handled yet.
 #[derive(Debug)]
-struct Asked {
+struct PendingRequest {
     code: u32,
     need_reply: bool,
-    request: Request,
+    action: Action,
 }
 
 impl Frontend {
@@ -95,171 +96,182 @@ impl Frontend {
     /// # Errors
     ///
     /// When it cannot be used.
-    pub fn new(socket: UnixStream, limits: Limits, device: &dyn Device) -> Result<Self, Ended> {
+    pub fn new(
+        socket: UnixStream,
+        limits: SessionLimits,
+        device: &dyn Device,
+    ) -> Result<Self, Disconnect> {
         let pid = peer_pid(socket.as_fd()).ok().flatten();
         Ok(Self {
-            connection: Connection::new(socket).map_err(Ended::Connection)?,
+            connection: Connection::new(socket).map_err(Disconnect::Connection)?,
             session: Session::new(limits, pid, device),
-            spoken: false,
-            record: RecordFile::new().ok(),
-            held: None,
+            sent_request: false,
+            state_file: StateFile::new().ok(),
+            deferred: None,
             refused: None,
         })
     }
 
-    /// Goes on serving a connection of a former process, which noted in `record` what the frontend
-    /// has set up.
+    /// Resumes a connection of a former process, which saved in `state_file` what the frontend has
+    /// set up.
     ///
     /// # Errors
     ///
-    /// [`Ended::SetUpAgain`] when the frontend has queues that run, as it believes, or waits for an
-    /// answer that only the former process could give: the connection has ended then. Others when
-    /// it cannot be used.
-    pub fn take_over(
+    /// [`Disconnect::NeedsReconnect`] when the frontend has queues that it considers running, or
+    /// waits for a reply that only the former process could give: the connection is shut down then.
+    /// Others when the connection cannot be used.
+    pub fn resume(
         socket: UnixStream,
-        record: RecordFile,
-        limits: Limits,
+        state_file: StateFile,
+        limits: SessionLimits,
         device: &dyn Device,
-    ) -> Result<Self, Ended> {
-        let former = record.read();
+    ) -> Result<Self, Disconnect> {
+        let former = state_file.read();
         let mut frontend = Self {
-            spoken: true,
-            record: Some(record),
+            sent_request: true,
+            state_file: Some(state_file),
             ..Self::new(socket, limits, device)?
         };
-        // What it asks of queues that run may be that they stop, which it is not to be refused.
-        let can_go_on = |former: &SessionRecord| {
+        // The unread request may stop the queues, so it must be handled.
+        let can_resume = |former: &SessionState| {
             former.set_up & former.enabled == 0 || frontend.connection.is_readable()
         };
-        let Some(former) = former.filter(can_go_on) else {
+        let Some(former) = former.filter(can_resume) else {
             frontend.connection.shut_down();
-            return Err(Ended::SetUpAgain);
+            return Err(Disconnect::NeedsReconnect);
         };
-        frontend.session.inherit(&former);
+        frontend.session.resume(&former);
         Ok(frontend)
     }
 
-    /// What the next process will want to know; None: it could not be noted.
-    pub fn record(&self) -> Option<&RecordFile> {
-        self.record.as_ref()
+    /// The session's state for the next process; `None` if there was no memory for it.
+    pub fn state_file(&self) -> Option<&StateFile> {
+        self.state_file.as_ref()
     }
 
-    /// Whether it has ever sent a request. One that has not can be given up for another.
-    pub fn has_spoken(&self) -> bool {
-        self.spoken
+    /// Whether it has ever sent a request. If not, it may be disconnected in favour of another.
+    pub fn has_sent_request(&self) -> bool {
+        self.sent_request
     }
 
-    /// Gives the device up for good but keeps the connection: QEMU, for one, is back as often as
-    /// its `reconnect-ms` says, and its guest sees its link go down and up each time.
+    /// Releases the device for good but keeps the connection open: QEMU, for one, would connect
+    /// again as often as its `reconnect-ms` says, and its guest would see its link go down and up
+    /// each time.
     pub fn refuse(&mut self, device: &mut dyn Device) {
         self.refused = Some(Instant::now());
-        self.held = None;
-        self.session.give_all_up(device);
+        self.deferred = None;
+        self.session.release_all(device);
     }
 
-    /// Whether only its connection is left. It can be given up for another.
+    /// Whether it was refused. Then it may be disconnected in favour of another.
     pub fn is_refused(&self) -> bool {
         self.refused.is_some()
     }
 
-    /// What it has set up.
+    /// Its session.
     pub fn session(&self) -> &Session {
         &self.session
     }
 
-    /// What it has set up.
+    /// Its session.
     pub fn session_mut(&mut self) -> &mut Session {
         &mut self.session
     }
 
-    /// Whether it is to be waited for until it reads its replies; no request is taken until then.
+    /// Whether the socket's buffer is full of replies. No request is read until the frontend has
+    /// read them.
     pub fn is_sending(&self) -> bool {
         self.connection.is_sending()
     }
 
-    /// Whether it waits for the device, which another has. Only the end of that other's queues, or of either of them,
-    /// changes that.
-    pub fn is_held(&self) -> bool {
-        self.held.is_some()
+    /// Whether a request waits for the device, which another frontend has, until that one stops its
+    /// queues or one of the two hangs up.
+    pub fn is_deferred(&self) -> bool {
+        self.deferred.is_some()
     }
 
-    /// Serves what the frontend has sent, as far as that goes without waiting and without end. `rival` is another that
-    /// is served: it may have the device, and gives it up when none of its queues runs.
+    /// Handles requests that have come. Non-blocking, bounded work per call. `other` is the other
+    /// connected frontend: if it has the device and none of its queues runs, it loses the device to
+    /// this one where a request needs that.
     ///
     /// # Errors
     ///
-    /// When it is to be served no longer; [`Frontend::close`] is to follow.
+    /// When the frontend cannot be served any longer. The caller then calls [`Frontend::end`].
     pub fn process(
         &mut self,
         device: &mut dyn Device,
-        rival: Option<&mut Frontend>,
-    ) -> Result<(), Ended> {
-        self.serve_batch(device, rival)?;
-        if self.session.lacks_inheritance() {
-            return Err(Ended::SetUpAgain);
+        other: Option<&mut Frontend>,
+    ) -> Result<(), Disconnect> {
+        self.serve_batch(device, other)?;
+        if self.session.needs_reconnect() {
+            return Err(Disconnect::NeedsReconnect);
         }
-        let answered = !self.is_held() && !self.is_sending();
+        let answered = !self.is_deferred() && !self.is_sending();
         if answered && self.connection.is_between_messages() {
-            self.note_answered()?;
+            self.save_state()?;
         }
         Ok(())
     }
 
-    /// Notes that only this process can answer what the frontend waits for.
-    fn note_busy(&self) -> Result<(), Ended> {
-        let note = self.record.as_ref().map(RecordFile::begin);
-        note.unwrap_or(Ok(())).map_err(Ended::Record)
+    /// Marks the saved state: only this process can send the reply for which the frontend waits.
+    fn mark_busy(&self) -> Result<(), Disconnect> {
+        let result = self.state_file.as_ref().map(StateFile::begin);
+        result.unwrap_or(Ok(())).map_err(Disconnect::SaveState)
     }
 
-    /// Notes that the frontend has all its answers, and what it has set up.
-    fn note_answered(&self) -> Result<(), Ended> {
-        // A frontend that is refused had better ask the next process for all of it again.
-        let record = self.record.as_ref().filter(|_| !self.is_refused());
-        let note = record.map(|record| record.write(&self.session.record()));
-        note.unwrap_or(Ok(())).map_err(Ended::Record)
+    /// Saves what the frontend has set up. It has all its replies.
+    fn save_state(&self) -> Result<(), Disconnect> {
+        // A refused frontend has to connect again and set everything up with the next process.
+        let file = self.state_file.as_ref().filter(|_| !self.is_refused());
+        let result = file.map(|file| file.write(&self.session.state()));
+        result.unwrap_or(Ok(())).map_err(Disconnect::SaveState)
     }
 
     fn serve_batch(
         &mut self,
         device: &mut dyn Device,
-        mut rival: Option<&mut Frontend>,
-    ) -> Result<(), Ended> {
-        self.connection.flush().map_err(Ended::Connection)?;
+        mut other: Option<&mut Frontend>,
+    ) -> Result<(), Disconnect> {
+        self.connection.flush().map_err(Disconnect::Connection)?;
         if let Some(since) = self.refused {
-            return self.pass_over(since, device);
+            return self.answer_queries(since, device);
         }
         for _ in 0..BATCH {
             if self.connection.is_sending() {
                 break;
             }
-            let asked = match self.held.take() {
-                Some(asked) => asked,
+            let pending = match self.deferred.take() {
+                Some(pending) => pending,
                 None => match self.receive()? {
-                    Some(asked) => asked,
+                    Some(pending) => pending,
                     None => break,
                 },
             };
-            if self.session.needs_device_for(&asked.request)
-                && !self.has_device(device, rival.as_deref_mut())?
+            if self.session.needs_device_for(&pending.action)
+                && !self.acquire_device(device, other.as_deref_mut())?
             {
-                self.held = Some(asked);
+                self.deferred = Some(pending);
                 if self.connection.is_hung_up() {
-                    return Err(Ended::HungUp);
+                    return Err(Disconnect::HungUp);
                 }
                 break;
             }
-            self.serve(asked, device)?;
+            self.serve(pending, device)?;
         }
         Ok(())
     }
 
-    /// Answers a refused frontend's questions, as it waits for the answers, and carries nothing out.
+    /// Answers a refused frontend's queries, as it waits for the replies, and drops other requests.
     ///
     /// # Errors
     ///
-    /// When it hangs up, asks what cannot be answered, or stops its queues: the guest reboots, as a
-    /// rule, and the next session may suit its next driver.
-    fn pass_over(&mut self, since: Instant, device: &mut dyn Device) -> Result<(), Ended> {
+    /// When it hangs up, sends a request that must have a reply, or stops its queues: the guest
+    /// reboots then, as a rule, and its next driver may be one that can be served.
+    fn answer_queries(
+        &mut self,
+        since: Instant,
+        device: &mut dyn Device,
+    ) -> Result<(), Disconnect> {
         for _ in 0..BATCH {
             if self.connection.is_sending() {
                 break;
@@ -267,87 +279,93 @@ impl Frontend {
             let message = match self.connection.receive()? {
                 Received::Message(message) => message,
                 Received::Pending => break,
-                Received::HungUp => return Err(Ended::HungUp),
+                Received::HungUp => return Err(Disconnect::HungUp),
             };
             let (code, need_reply) = (message.code, message.need_reply);
             let request = Request::decode(message)?;
             let stops = matches!(request, Request::GetVringBase { .. });
-            if stops && since.elapsed() >= REFUSED_LEAST {
-                return Err(Ended::RefusedBefore);
+            if stops && since.elapsed() >= MIN_REFUSED_TIME {
+                return Err(Disconnect::RefusedBefore);
             }
-            if request.is_question() {
-                let asked = Asked {
+            if request.is_query() {
+                let pending = PendingRequest {
                     code,
                     need_reply,
-                    request,
+                    action: request.into(),
                 };
-                self.serve(asked, device)?;
+                self.serve(pending, device)?;
             } else if has_own_reply(code) {
-                return Err(Ended::RefusedBefore);
+                return Err(Disconnect::RefusedBefore);
             } else if need_reply && self.session.acknowledges() {
                 self.connection
                     .reply(code, &acknowledgement(1))
-                    .map_err(|source| Ended::Reply { code, source })?;
+                    .map_err(|source| Disconnect::Reply { code, source })?;
             }
         }
         Ok(())
     }
 
-    /// The next request, if all of it has come.
-    fn receive(&mut self) -> Result<Option<Asked>, Ended> {
+    /// The next request, if it is complete.
+    fn receive(&mut self) -> Result<Option<PendingRequest>, Disconnect> {
         if !self.connection.is_readable() {
             return Ok(None);
         }
-        self.note_busy()?;
+        self.mark_busy()?;
         match self.connection.receive()? {
             Received::Message(message) => {
                 let (code, need_reply) = (message.code, message.need_reply);
                 let request = Request::decode(message)?;
-                self.spoken = true;
-                Ok(Some(Asked {
+                self.sent_request = true;
+                Ok(Some(PendingRequest {
                     code,
                     need_reply,
-                    request,
+                    action: request.into(),
                 }))
             }
             Received::Pending => Ok(None),
-            Received::HungUp => Err(Ended::HungUp),
+            Received::HungUp => Err(Disconnect::HungUp),
         }
     }
 
-    /// Whether it has the device now, taken from the rival where that has no use for it.
-    fn has_device(
+    /// Acquires the device, from the other frontend if that is idle. Returns whether this one has
+    /// it.
+    fn acquire_device(
         &mut self,
         device: &mut dyn Device,
-        rival: Option<&mut Frontend>,
-    ) -> Result<bool, Refusal> {
+        other: Option<&mut Frontend>,
+    ) -> Result<bool, RequestError> {
         if self.session.holds_device() {
             return Ok(true);
         }
-        if let Some(rival) = rival.filter(|rival| rival.session.holds_device()) {
-            if !rival.session.is_idle() {
+        if let Some(other) = other.filter(|other| other.session.holds_device()) {
+            if !other.session.is_idle() {
                 return Ok(false);
             }
-            rival.session.give_device_up(device)?;
+            other.session.release_device(device)?;
         }
-        self.session.take_device(device)?;
+        self.session.acquire_device(device)?;
         Ok(true)
     }
 
-    fn serve(&mut self, asked: Asked, device: &mut dyn Device) -> Result<(), Ended> {
-        let Asked {
+    fn serve(
+        &mut self,
+        pending: PendingRequest,
+        device: &mut dyn Device,
+    ) -> Result<(), Disconnect> {
+        let PendingRequest {
             code,
             need_reply,
-            request,
-        } = asked;
-        let result = self.session.handle(request, device);
-        // Asked for only now: User Mode Linux sets the flag on the very request that negotiates it.
+            action,
+        } = pending;
+        let result = self.session.handle(action, device);
+        // Evaluated after the request: User Mode Linux sets the flag on the very request that
+        // negotiates REPLY_ACK.
         let acknowledge = need_reply && self.session.acknowledges();
         let payload = match result {
             Ok(Reply::Done) if !acknowledge => return Ok(()),
             Ok(reply) => reply.payload().unwrap_or_else(|| acknowledgement(0)),
-            // Its frontend waits for an answer that there is not.
-            Err(refusal) if has_own_reply(code) => return Err(Ended::Unanswered(refusal)),
+            // The frontend waits for a reply that does not exist.
+            Err(refusal) if has_own_reply(code) => return Err(Disconnect::Unanswered(refusal)),
             Err(refusal) if acknowledge => {
                 let name = request_name(code);
                 log_limited!(
@@ -359,7 +377,9 @@ impl Frontend {
                 acknowledgement(1)
             }
             Err(
-                refusal @ (Refusal::Unsupported(_) | Refusal::ReadOnly | Refusal::Address { .. }),
+                refusal @ (RequestError::Unsupported(_)
+                | RequestError::ReadOnly
+                | RequestError::Address { .. }),
             ) => {
                 let name = request_name(code);
                 log_limited!(
@@ -372,26 +392,26 @@ impl Frontend {
             }
             Err(refusal) => return Err(refusal.into()),
         };
-        // Before, not after it: this process may be killed while it makes way for the frontend that
-        // it wakes.
-        self.note_answered()?;
+        // Before the reply, not after it: this process may be killed when the reply wakes the
+        // frontend.
+        self.save_state()?;
         self.connection
             .reply(code, &payload)
-            .map_err(|source| Ended::Reply { code, source })?;
+            .map_err(|source| Disconnect::Reply { code, source })?;
         if self.is_sending() {
-            self.note_busy()?;
+            self.mark_busy()?;
         }
         Ok(())
     }
 
-    /// Ends the session and the connection, whoever keeps that.
+    /// Ends the session and shuts the connection down, even if the supervisor stores it.
     pub fn end(self, device: &mut dyn Device) {
-        // In this order: a frontend that sees the end may set its queues up again.
+        // In this order: a frontend that sees the end may set its queues up on a new connection.
         self.session.close(device);
         self.connection.shut_down();
     }
 
-    /// Ends the session, and the connection unless it is kept for the next process.
+    /// Ends the session, and the connection unless the supervisor stores it for the next process.
     pub fn close(self, device: &mut dyn Device) {
         self.session.close(device);
     }

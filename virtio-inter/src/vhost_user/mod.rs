@@ -1,21 +1,22 @@
-//! The vhost-user door: a frontend's requests, as the specification and the frontends in the field have them.
+//! The vhost-user backend: handles a frontend's requests.
 //!
-//! Written on the message types of the `vhost` crate rather than on its request handler, which is too
-//! strict for QEMU (queues enabled before features are set) and User Mode Linux (memory tables with unused
-//! slots), and ends on errors without a word. From bytes to the device: [`connection`] (messages),
-//! [`request`] (decoding), [`session`] (state, with [`memory`], its log and the queues), [`reply`]; [`frontend`]
-//! holds them together; [`record`] is what the next process is told.
+//! It uses the message types of the `vhost` crate but not its request handler, which is too strict
+//! for QEMU (queues enabled before features are set) and User Mode Linux (memory tables with unused
+//! slots), and ends on errors without a message. From bytes to the device: [`connection`]
+//! (messages), [`request`] (decoding), [`session`] (state and dispatch, with [`memory_table`], the
+//! dirty log and the queues), [`reply`]. [`frontend`] combines them. [`session_state`] is the state
+//! that the next process needs.
 //!
-//! Where this differs from the specification, and why: decision 0006.
+//! Decision 0006 lists the differences from the specification.
 
 pub mod connection;
 mod dirty_log;
 pub mod error;
 pub mod frontend;
-pub mod memory;
-pub mod record;
+pub mod memory_table;
 pub mod reply;
 pub mod request;
 pub mod session;
-mod sharing;
+pub mod session_state;
+mod unshared_memory;
 mod vring;

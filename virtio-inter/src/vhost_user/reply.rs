@@ -1,14 +1,14 @@
-//! Replies, as bytes.
+//! Encodes replies.
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserVringState};
 use vm_memory::ByteValued;
 
 use super::request::LogArea;
 
-/// What a request is answered with.
+/// The reply to a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// Nothing of its own: an acknowledgement, if one was asked for.
+    /// No reply of its own: only an acknowledgement, if the frontend asked for one.
     Done,
     /// A number.
     Number(u64),
@@ -19,21 +19,21 @@ pub enum Reply {
         /// The next available index to process.
         base: u16,
     },
-    /// SET_LOG_BASE: what was asked for. Rust's `vhost` wants it so, QEMU does not look.
+    /// SET_LOG_BASE: the area of the request. The `vhost` crate requires that, QEMU ignores it.
     Log(LogArea),
-    /// GET_CONFIG: what was asked for, then the bytes.
+    /// GET_CONFIG: the range of the request, then the bytes.
     Config {
         /// First byte of the configuration space.
         offset: u32,
         /// As in the request.
         flags: u32,
-        /// The bytes from there.
+        /// The bytes from `offset` on.
         bytes: Vec<u8>,
     },
 }
 
 impl Reply {
-    /// The payload, None when the request has no reply of its own.
+    /// The payload; `None` when the request has no reply of its own.
     pub fn payload(&self) -> Option<Vec<u8>> {
         match self {
             Self::Done => None,
@@ -54,7 +54,7 @@ impl Reply {
                 flags,
                 bytes,
             } => {
-                // As long as the request said, which fits.
+                // As many bytes as the request has, which fits.
                 let size = bytes.len() as u32;
                 let header = [*offset, size, *flags]
                     .into_iter()
@@ -65,8 +65,9 @@ impl Reply {
     }
 }
 
-/// Whether a request has a reply of its own, in whose place no acknowledgement may come: the frontend would
-/// take it for the answer. Those that only a protocol feature brings which is not offered are among them.
+/// Whether a request has a reply of its own. The port must not send an acknowledgement in its
+/// place, which the frontend would interpret as that reply. Requests of protocol features that the
+/// port does not offer are included.
 pub(crate) fn has_own_reply(code: u32) -> bool {
     matches!(
         FrontendReq::try_from(code),
@@ -89,7 +90,7 @@ pub(crate) fn has_own_reply(code: u32) -> bool {
     )
 }
 
-/// The payload of REPLY_ACK: 0 for done, anything else for refused.
+/// The payload of an acknowledgement (REPLY_ACK): 0 for success, other values for failure.
 pub(crate) fn acknowledgement(status: u64) -> Vec<u8> {
     status.to_ne_bytes().to_vec()
 }

@@ -1,33 +1,32 @@
-//! Decoding: a message's bytes and descriptors into one request, its size and fields checked.
+//! Decodes a message's bytes and descriptors to a request, and checks its size and fields.
 //!
-//! Whatever is wrong here is wrong in itself; whether a request fits the state of the session is for
-//! [`super::session`] to say. Descriptors that do not end up in a request are closed with the message.
+//! These checks do not depend on the state of the session; [`super::session`] checks whether a
+//! request fits that. Descriptors that do not become part of a request are closed with the message.
 
 use std::os::fd::OwnedFd;
 
 use vhost::vhost_user::message::FrontendReq;
 
 use super::connection::Message;
-use super::dirty_log::LOG_ALL;
-use super::error::Malformed;
-use parts::Parts;
+use super::error::MessageError;
+use payload::Payload;
 
-mod parts;
+mod payload;
 
-/// A piece of guest memory as the frontend describes it; nothing is checked yet.
+/// A region of guest memory as the frontend describes it, unchecked.
 #[derive(Debug)]
 pub struct Region {
     /// Guest physical address.
     pub guest: u64,
     /// Size in bytes.
     pub size: u64,
-    /// The frontend's own address of it.
+    /// Address in the frontend's process.
     pub user: u64,
     /// Where it starts in its file, in bytes.
     pub offset: u64,
 }
 
-/// Where the frontend says that a ring lies, in its own addresses.
+/// The parts of a ring, as addresses in the frontend's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingAddresses {
     /// Descriptor table.
@@ -38,7 +37,7 @@ pub struct RingAddresses {
     pub used: u64,
 }
 
-/// Where the log of what the device writes lies in its file; nothing is checked yet.
+/// The place of a dirty log in its file, unchecked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogArea {
     /// Size in bytes.
@@ -47,7 +46,7 @@ pub struct LogArea {
     pub offset: u64,
 }
 
-/// A request that came in one well-formed message.
+/// A request, decoded from a valid message.
 #[derive(Debug)]
 pub enum Request {
     /// GET_FEATURES.
@@ -102,21 +101,21 @@ pub enum Request {
     SetVringKick {
         /// The queue.
         index: u32,
-        /// None: the queue is to be polled.
+        /// `None`: the backend must poll the queue.
         fd: Option<OwnedFd>,
     },
     /// SET_VRING_CALL.
     SetVringCall {
         /// The queue.
         index: u32,
-        /// None: no interrupts.
+        /// `None`: no interrupts.
         fd: Option<OwnedFd>,
     },
     /// SET_VRING_ERR.
     SetVringErr {
         /// The queue.
         index: u32,
-        /// None: do not tell.
+        /// `None`: no error notifications.
         fd: Option<OwnedFd>,
     },
     /// SET_VRING_ENABLE.
@@ -141,12 +140,12 @@ pub enum Request {
     SetConfig {
         /// First byte of the configuration space.
         offset: u32,
-        /// What the driver wrote there.
+        /// The bytes that the driver wrote.
         bytes: Vec<u8>,
     },
     /// NET_SET_MTU, in bytes.
     SetMtu(u64),
-    /// SEND_RARP: the address to be announced.
+    /// SEND_RARP: the address to announce.
     SendRarp([u8; 6]),
     /// SET_BACKEND_REQ_FD.
     SetBackendReqFd(OwnedFd),
@@ -164,100 +163,100 @@ impl Request {
     /// # Errors
     ///
     /// When its size, its number of descriptors or a field is not as the specification has it.
-    pub fn decode(message: Message) -> Result<Self, Malformed> {
+    pub fn decode(message: Message) -> Result<Self, MessageError> {
         let Ok(code) = FrontendReq::try_from(message.code) else {
             return Ok(Self::Other(message.code));
         };
-        let parts = Parts(message);
+        let payload = Payload(message);
         Ok(match code {
-            FrontendReq::GET_FEATURES => parts.nothing(Self::GetFeatures)?,
-            FrontendReq::GET_PROTOCOL_FEATURES => parts.nothing(Self::GetProtocolFeatures)?,
-            FrontendReq::SET_OWNER => parts.nothing(Self::SetOwner)?,
-            FrontendReq::RESET_OWNER => parts.nothing(Self::ResetOwner)?,
-            FrontendReq::RESET_DEVICE => parts.nothing(Self::ResetDevice)?,
-            FrontendReq::GET_MAX_MEM_SLOTS => parts.nothing(Self::GetMaxMemSlots)?,
-            FrontendReq::GET_QUEUE_NUM => parts.nothing(Self::GetQueueNum)?,
-            FrontendReq::SET_FEATURES => Self::SetFeatures(parts.number()?),
-            FrontendReq::SET_PROTOCOL_FEATURES => Self::SetProtocolFeatures(parts.number()?),
-            FrontendReq::NET_SET_MTU => Self::SetMtu(parts.number()?),
-            FrontendReq::SET_MEM_TABLE => Self::SetMemTable(parts.memory_table()?),
+            FrontendReq::GET_FEATURES => payload.nothing(Self::GetFeatures)?,
+            FrontendReq::GET_PROTOCOL_FEATURES => payload.nothing(Self::GetProtocolFeatures)?,
+            FrontendReq::SET_OWNER => payload.nothing(Self::SetOwner)?,
+            FrontendReq::RESET_OWNER => payload.nothing(Self::ResetOwner)?,
+            FrontendReq::RESET_DEVICE => payload.nothing(Self::ResetDevice)?,
+            FrontendReq::GET_MAX_MEM_SLOTS => payload.nothing(Self::GetMaxMemSlots)?,
+            FrontendReq::GET_QUEUE_NUM => payload.nothing(Self::GetQueueNum)?,
+            FrontendReq::SET_FEATURES => Self::SetFeatures(payload.number()?),
+            FrontendReq::SET_PROTOCOL_FEATURES => Self::SetProtocolFeatures(payload.number()?),
+            FrontendReq::NET_SET_MTU => Self::SetMtu(payload.number()?),
+            FrontendReq::SET_MEM_TABLE => Self::SetMemTable(payload.memory_table()?),
             FrontendReq::ADD_MEM_REG => {
-                let region = parts.single_region()?;
-                Self::AddMemReg(region, parts.one_fd()?)
+                let region = payload.single_region()?;
+                Self::AddMemReg(region, payload.one_fd()?)
             }
             FrontendReq::SEND_RARP => {
                 // The first six of eight bytes as they lie in memory.
-                let [a, b, c, d, e, f, ..] = parts.number()?.to_ne_bytes();
+                let [a, b, c, d, e, f, ..] = payload.number()?.to_ne_bytes();
                 Self::SendRarp([a, b, c, d, e, f])
             }
             FrontendReq::REM_MEM_REG => {
                 // The specification lets a frontend pass one descriptor, which is closed unused.
-                if parts.0.fds.len() > 1 {
-                    return Err(parts.bad_fds(0));
+                if payload.0.fds.len() > 1 {
+                    return Err(payload.bad_fds(0));
                 }
-                Self::RemMemReg(parts.single_region()?)
+                Self::RemMemReg(payload.single_region()?)
             }
             FrontendReq::SET_VRING_NUM => {
-                let state = parts.vring_state()?;
+                let state = payload.vring_state()?;
                 Self::SetVringNum {
                     index: state.index,
                     size: state.num,
                 }
             }
             FrontendReq::SET_VRING_BASE => {
-                let state = parts.vring_state()?;
+                let state = payload.vring_state()?;
                 let base = u16::try_from(state.num)
-                    .map_err(|_| parts.bad_field("base", state.num.into()))?;
+                    .map_err(|_| payload.bad_field("base", state.num.into()))?;
                 Self::SetVringBase {
                     index: state.index,
                     base,
                 }
             }
             FrontendReq::GET_VRING_BASE => Self::GetVringBase {
-                index: parts.vring_state()?.index,
+                index: payload.vring_state()?.index,
             },
             FrontendReq::SET_VRING_ENABLE => {
-                let state = parts.vring_state()?;
+                let state = payload.vring_state()?;
                 if state.num > 1 {
-                    return Err(parts.bad_field("state", state.num.into()));
+                    return Err(payload.bad_field("state", state.num.into()));
                 }
                 Self::SetVringEnable {
                     index: state.index,
                     enabled: state.num == 1,
                 }
             }
-            FrontendReq::SET_VRING_ADDR => parts.vring_addr()?,
+            FrontendReq::SET_VRING_ADDR => payload.vring_addr()?,
             FrontendReq::SET_VRING_KICK => {
-                let (index, fd) = parts.vring_fd()?;
+                let (index, fd) = payload.vring_fd()?;
                 Self::SetVringKick { index, fd }
             }
             FrontendReq::SET_VRING_CALL => {
-                let (index, fd) = parts.vring_fd()?;
+                let (index, fd) = payload.vring_fd()?;
                 Self::SetVringCall { index, fd }
             }
             FrontendReq::SET_VRING_ERR => {
-                let (index, fd) = parts.vring_fd()?;
+                let (index, fd) = payload.vring_fd()?;
                 Self::SetVringErr { index, fd }
             }
-            FrontendReq::GET_CONFIG => parts.get_config()?,
-            FrontendReq::SET_CONFIG => parts.set_config()?,
+            FrontendReq::GET_CONFIG => payload.get_config()?,
+            FrontendReq::SET_CONFIG => payload.set_config()?,
             FrontendReq::SET_BACKEND_REQ_FD => {
-                parts.check_size(0)?;
-                Self::SetBackendReqFd(parts.one_fd()?)
+                payload.check_size(0)?;
+                Self::SetBackendReqFd(payload.one_fd()?)
             }
-            FrontendReq::SET_LOG_BASE => parts.log_base()?,
+            FrontendReq::SET_LOG_BASE => payload.log_base()?,
             FrontendReq::SET_LOG_FD => {
-                parts.check_size(0)?;
-                Self::SetLogFd(parts.one_fd()?)
+                payload.check_size(0)?;
+                Self::SetLogFd(payload.one_fd()?)
             }
-            _ => Self::Other(parts.0.code),
+            _ => Self::Other(payload.0.code),
         })
     }
 }
 
 impl Request {
-    /// Whether it only asks, or says how to answer.
-    pub fn is_question(&self) -> bool {
+    /// Whether it only asks for a value, or negotiates the format of replies.
+    pub fn is_query(&self) -> bool {
         matches!(
             self,
             Self::GetFeatures
@@ -268,41 +267,5 @@ impl Request {
                 | Self::GetConfig { .. }
                 | Self::GetVringBase { .. }
         )
-    }
-
-    /// Whether carrying it out needs the device: a frontend that does not have it can ask for everything else.
-    /// `has_memory`: the frontend has handed memory over before, so that a queue might start.
-    pub fn needs_device(&self, has_memory: bool) -> bool {
-        match self {
-            Self::GetFeatures
-            | Self::GetProtocolFeatures
-            | Self::SetProtocolFeatures(_)
-            | Self::SetOwner
-            | Self::GetMaxMemSlots
-            | Self::GetQueueNum
-            | Self::GetConfig { .. }
-            | Self::SetConfig { .. }
-            | Self::SetMtu(_)
-            | Self::SendRarp(_)
-            | Self::SetBackendReqFd(_)
-            | Self::SetLogFd(_)
-            // None of its queues runs.
-            | Self::GetVringBase { .. }
-            | Self::Other(_) => false,
-            Self::SetMemTable(_)
-            | Self::AddMemReg(..)
-            | Self::RemMemReg(_)
-            | Self::SetLogBase(..) => true,
-            Self::SetFeatures(bits) => has_memory || bits & LOG_ALL != 0,
-            Self::ResetOwner
-            | Self::ResetDevice
-            | Self::SetVringNum { .. }
-            | Self::SetVringAddr { .. }
-            | Self::SetVringBase { .. }
-            | Self::SetVringKick { .. }
-            | Self::SetVringCall { .. }
-            | Self::SetVringErr { .. }
-            | Self::SetVringEnable { .. } => has_memory,
-        }
     }
 }

@@ -1,43 +1,43 @@
-//! What a frontend has said about one queue, and whether that suffices to run it.
+//! The settings of one queue, and whether they suffice to start it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-use super::memory::RingPlace;
+use super::memory_table::RingPlace;
 use super::request::RingAddresses;
 
 /// One queue of a session.
 ///
-/// A queue runs on the device while it has a size, a place, a kick and is enabled. A transmit queue that was
-/// enabled and is not any more is [retired](Self::retired) there, and emptied whenever it is kicked: the specification ("Ring
-/// states") wants its frames discarded. User Mode Linux disables a ring and then frees its memory, without ever
-/// stopping it, but does not kick it either.
+/// A queue runs on the device while it is enabled and has a size, addresses and a kick. A transmit
+/// queue that was enabled and is disabled now [drains](Self::draining): the device discards its
+/// frames whenever it is kicked, as the specification requires ("Ring states"). User Mode Linux
+/// disables a ring and then frees its memory without ever stopping it, but does not kick it either.
 #[derive(Debug, Default)]
 pub(crate) struct Vring {
     /// Number of entries, from SET_VRING_NUM.
     pub(crate) size: Option<u16>,
-    /// From SET_VRING_ADDR; translated when the queue starts, with the memory that there is then.
+    /// From SET_VRING_ADDR; translated with the memory table of the moment when the queue starts.
     pub(crate) addresses: Option<RingAddresses>,
-    /// What the frontend said, or the device when it stopped the queue. The device starts at the ring's used
-    /// index in any case, so this is only an answer to GET_VRING_BASE.
+    /// From SET_VRING_BASE, or from the device when it stopped the queue. Only the reply to
+    /// GET_VRING_BASE uses it: the device starts at the ring's used index in any case.
     pub(crate) base: u16,
-    /// Its presence makes the queue a started one.
+    /// From SET_VRING_KICK, which starts the queue ("Ring states").
     pub(crate) kick: Option<OwnedFd>,
-    /// Kept over a stop: not every frontend sends it again.
+    /// From SET_VRING_CALL. Survives a stop: not every frontend sends it again.
     pub(crate) call: Option<OwnedFd>,
-    /// Held for the frontend, which may wait for its other end.
+    /// From SET_VRING_ERR. Never signalled, but held open: the frontend may poll the other end.
     pub(crate) error: Option<OwnedFd>,
     /// From SET_VRING_ENABLE, or from features without PROTOCOL_FEATURES.
     pub(crate) enabled: bool,
-    /// Where it runs; None: the device does not know of it.
+    /// Its guest addresses while it runs or drains on the device.
     pub(crate) running: Option<RingPlace>,
-    /// It runs, but only for its frames to be discarded.
-    pub(crate) retired: bool,
+    /// Whether the device only discards its frames.
+    pub(crate) draining: bool,
 }
 
-/// What a queue that is to run runs with.
+/// The settings with which a queue starts.
 pub(crate) struct Ready<'a> {
     pub(crate) size: u16,
     pub(crate) addresses: RingAddresses,
@@ -46,12 +46,12 @@ pub(crate) struct Ready<'a> {
 }
 
 impl Vring {
-    /// Whether nothing is missing for the queue to run but that it be enabled.
+    /// Whether the queue would run if it were enabled.
     pub(crate) fn is_only_disabled(&self) -> bool {
         !self.enabled && self.size.is_some() && self.addresses.is_some() && self.kick.is_some()
     }
 
-    /// All that the queue needs to run, None while something is missing.
+    /// The settings with which the queue starts; `None` while one is missing.
     pub(crate) fn ready(&self) -> Option<Ready<'_>> {
         Some(Ready {
             size: self.size?,
@@ -62,8 +62,8 @@ impl Vring {
     }
 }
 
-/// Makes a call descriptor non-blocking. A pipe (User Mode Linux) that the guest does not drain would stop
-/// the data path otherwise; a full one says the same as one more interrupt.
+/// Makes a call descriptor non-blocking. Otherwise a pipe (User Mode Linux) that the guest does not
+/// read would block the data path. A full pipe has the same effect as one more interrupt.
 pub(crate) fn make_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = fcntl_getfl(&fd)?;
     Ok(fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?)

@@ -175,7 +175,8 @@ pub(crate) fn memory() -> OwnedFd {
     memory
 }
 
-/// As QEMU does it: its destination negotiates while the source runs, and sets memory up when that has stopped.
+/// As QEMU does it: its destination negotiates while the source runs, and sets memory up when that
+/// has stopped.
 #[test]
 fn the_device_goes_to_a_second_frontend_when_the_first_has_stopped() {
     let place = Place::new();
@@ -340,7 +341,7 @@ fn refused_frontend_that_comes_back_at_once_does_not_keep_the_port_busy() {
     assert_eq!(lines("cannot have 3 entries"), 1, "{}", port.log());
     // What is not to be answered is passed over.
     tell(&refused, SET_FEATURES, &[1 << 32], &[]);
-    // Others are served without delay, also where there is one seat only.
+    // Others are served without delay, also with one slot only.
     let other = connect(&port);
     assert_served(&other);
     let third = connect(&port);
@@ -373,7 +374,8 @@ fn a_frontend_without_shared_memory_is_told_what_to_do() {
     let place = Place::new();
     let port = place.start("a");
     let socket = connect(&port);
-    // SET_FEATURES to VERSION_1 alone, which enables the queues; then size, place and kick of queue 0.
+    // SET_FEATURES to VERSION_1 alone, which enables the queues; then size, place and kick of queue
+    // 0.
     tell(&socket, 2, &[1 << 32], &[]);
     tell(&socket, 8, &[256 << 32], &[]);
     tell(&socket, 9, &[0, 0x1000, 0x2000, 0x3000, u64::MAX], &[]);

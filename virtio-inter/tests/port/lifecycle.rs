@@ -77,7 +77,7 @@ fn a_second_signal_ends_what_the_first_could_not() {
     rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
     port.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(port.try_end(), None, "nothing held it up");
+    assert_eq!(port.try_end(), None, "nothing blocked its end");
     // What comes with the first is not the second, nor is what a supervisor adds to a terminal's.
     port.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(1000));
@@ -202,7 +202,8 @@ fn sockets_may_lie_in_the_segment() {
     assert_eq!(place.files(), [""; 0]);
 }
 
-/// Cloud Hypervisor 53 gives its device up for good when the next connection is accepted and then reset.
+/// Cloud Hypervisor 53 gives its device up for good when the next connection is accepted and then
+/// reset.
 #[test]
 fn whoever_sees_it_end_finds_nobody_there_any_more() {
     for signal in [Signal::KILL, Signal::TERM] {

@@ -232,7 +232,7 @@ fn log_in_the_journal_has_priorities_and_no_time() {
     assert!(said.lines().all(|line| line.starts_with("<6>")), "{said}");
     let mut socket = connect(&port);
     socket.write_all(&[0xff; 64]).unwrap();
-    pipe.read_until("\n<4>Frontend is not understood");
+    pipe.read_until("\n<4>Frontend sent an invalid message");
     port.signal(Signal::TERM);
     port.wait();
     pipe.read_until("\n<6>Leaving ");

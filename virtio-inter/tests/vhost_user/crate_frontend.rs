@@ -11,8 +11,8 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Frontend as CrateFrontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_inter::vhost_user::frontend::{Ended, Frontend};
-use virtio_inter::vhost_user::session::Limits;
+use virtio_inter::vhost_user::frontend::{Disconnect, Frontend};
+use virtio_inter::vhost_user::session::SessionLimits;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::mock::{FEATURES, MockDevice};
@@ -24,7 +24,7 @@ fn is_served_from_start_to_end() {
     thread::scope(|scope| {
         let backend = scope.spawn(|| {
             let mut device = MockDevice::new(4);
-            let limits = Limits {
+            let limits = SessionLimits {
                 queue_size: 256,
                 mtu: 1500,
             };
@@ -40,7 +40,7 @@ fn is_served_from_start_to_end() {
                 )
                 .unwrap();
                 if let Err(ended) = frontend.process(&mut device, None) {
-                    assert!(matches!(ended, Ended::HungUp), "{ended:?}");
+                    assert!(matches!(ended, Disconnect::HungUp), "{ended:?}");
                     frontend.close(&mut device);
                     return device;
                 }

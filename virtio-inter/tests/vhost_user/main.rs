@@ -1,8 +1,7 @@
-//! The vhost-user door against a mock device: the orders in which frontends talk, and everything that is
-//! wrong.
+//! The vhost-user door against a mock device: the orders in which frontends talk, and everything
+//! that is wrong.
 
 mod crate_frontend;
-mod inherited;
 mod malformed;
 mod memory;
 mod migration;
@@ -10,4 +9,5 @@ mod mock;
 mod nonsense;
 mod orders;
 mod queues;
+mod resumed;
 mod rig;

@@ -1,4 +1,5 @@
-//! The log of what the device writes, as frontends ask for it when they move a guest: in their orders, and wrongly.
+//! The log of what the device writes, as frontends ask for it when they move a guest: in their
+//! orders, and wrongly.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -156,7 +157,8 @@ fn what_is_written_shows_in_the_frontends_file() {
             .unwrap();
         bits
     };
-    // A transmit chain that is given back: the second queue's used ring is 16 KiB behind its descriptors.
+    // A transmit chain that is given back: the second queue's used ring is 16 KiB behind its
+    // descriptors.
     let queue = 0x8000;
     let descriptor = [number(GUEST + 0x2_0000), number(100)].concat();
     guest.write_all_at(&descriptor, queue).unwrap();

@@ -1,4 +1,5 @@
-//! A device that does nothing but remember what it was told, and insist on the order that it relies on.
+//! A device that does nothing but remember what it was told, and insist on the order that it relies
+//! on.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

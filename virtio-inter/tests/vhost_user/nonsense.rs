@@ -1,5 +1,5 @@
-//! Well-framed nonsense: any request, any payload, any descriptors, in sessions some of which got somewhere
-//! before.
+//! Well-framed nonsense: any request, any payload, any descriptors, in sessions some of which got
+//! somewhere before.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -66,7 +66,7 @@ fn talk<D: Device>(rig: &mut Rig<D>, random: &mut Random) {
             return;
         }
         let session = rig.frontend.as_mut().unwrap().session_mut();
-        session.suspect_memory(random.below(2) as u16);
+        session.check_unshared_memory(random.below(2) as u16);
         while rig.reply().is_some() {}
     }
     rig.hang_up();

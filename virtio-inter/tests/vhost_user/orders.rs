@@ -9,8 +9,8 @@ use vm_memory::GuestAddress;
 use crate::mock::FEATURES;
 use crate::rig::*;
 
-/// QEMU 10, net/vhost-user.c: queues are enabled before any features are set, memory comes region by region,
-/// acknowledged.
+/// QEMU 10, net/vhost-user.c: queues are enabled before any features are set, memory comes region
+/// by region, acknowledged.
 #[test]
 fn qemu() {
     let mut rig = Rig::new(2);
@@ -75,9 +75,9 @@ fn qemu() {
     assert_eq!(rig.device.features, Some(FEATURES & !1));
 }
 
-/// User Mode Linux, arch/um/drivers/virtio_uml.c: everything acknowledged, even the request that negotiates
-/// it; pipes for interrupts; two memory slots of which one is used; on unbind queues are disabled, never
-/// stopped.
+/// User Mode Linux, arch/um/drivers/virtio_uml.c: everything acknowledged, even the request that
+/// negotiates it; pipes for interrupts; two memory slots of which one is used; on unbind queues are
+/// disabled, never stopped.
 #[test]
 fn user_mode_linux() {
     let mut rig = Rig::new(2);
@@ -130,8 +130,8 @@ fn user_mode_linux() {
     }
 }
 
-/// Cloud Hypervisor (and every user of the `vhost` crate's frontend): all acknowledged once negotiated,
-/// memory in one table, RESET_OWNER when the guest resets the device.
+/// Cloud Hypervisor (and every user of the `vhost` crate's frontend): all acknowledged once
+/// negotiated, memory in one table, RESET_OWNER when the guest resets the device.
 #[test]
 fn cloud_hypervisor() {
     let mut rig = Rig::new(2);
@@ -173,8 +173,8 @@ fn cloud_hypervisor() {
     assert_eq!(rig.device.queues[0].starts, 3);
 }
 
-/// crosvm, devices/src/virtio/vhost_user_frontend: bit 30 alone is set before protocol features are asked for,
-/// the driver's features much later.
+/// crosvm, devices/src/virtio/vhost_user_frontend: bit 30 alone is set before protocol features are
+/// asked for, the driver's features much later.
 #[test]
 fn crosvm() {
     let mut rig = Rig::with_device(port("crosvm"));
@@ -224,8 +224,8 @@ fn legacy_driver_is_not_served_until_another_comes() {
     assert_eq!(running(&rig), 2);
 }
 
-/// DPDK's virtio_user without protocol features: calls first, memory after the features, queues enabled by
-/// default and all the same enabled by hand, never acknowledged.
+/// DPDK's virtio_user without protocol features: calls first, memory after the features, queues
+/// enabled by default and all the same enabled by hand, never acknowledged.
 #[test]
 fn dpdk_virtio_user() {
     let mut rig = Rig::new(2);

@@ -102,7 +102,8 @@ fn sizes_are_powers_of_two_within_the_limit() {
     }
 }
 
-/// Each of README's limits of the transport: not offered, and refused with its reason if it is asked for all the same.
+/// Each of README's limits of the transport: not offered, and refused with its reason if it is
+/// asked for all the same.
 #[test]
 fn limits_of_the_readme_are_refused_with_a_reason() {
     // VIRTIO_F_RING_RESET, and what a vIOMMU and packed rings need: VIRTIO_F_ACCESS_PLATFORM and

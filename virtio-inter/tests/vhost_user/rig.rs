@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use virtio_inter::vhost_user::frontend::{Ended, Frontend};
-use virtio_inter::vhost_user::session::Limits;
+use virtio_inter::vhost_user::frontend::{Disconnect, Frontend};
+use virtio_inter::vhost_user::session::SessionLimits;
 use virtio_inter_device::{BusyPollConfig, Device, Port};
 use virtio_inter_segment::LocalPort;
 
@@ -77,7 +77,7 @@ impl Rig {
     /// What the session says once the device has found queue `index` kicked and blank.
     pub(crate) fn suspect(&mut self, index: u16) -> Option<&str> {
         let session = self.frontend.as_mut().expect("a session").session_mut();
-        session.suspect_memory(index);
+        session.check_unshared_memory(index);
         session.unshared_memory()
     }
 
@@ -93,7 +93,7 @@ impl Rig {
 impl<D: Device> Rig<D> {
     pub(crate) fn with_device(device: D) -> Self {
         let (socket, ours) = UnixStream::pair().unwrap();
-        let limits = Limits {
+        let limits = SessionLimits {
             queue_size: 256,
             mtu: 1500,
         };
@@ -142,7 +142,7 @@ impl<D: Device> Rig<D> {
     }
 
     /// Lets the other side work. An end closes the session, as the door does.
-    pub(crate) fn process(&mut self) -> Result<(), Ended> {
+    pub(crate) fn process(&mut self) -> Result<(), Disconnect> {
         let frontend = self.frontend.as_mut().expect("a session");
         let result = frontend.process(&mut self.device, None);
         if result.is_err() {
@@ -276,7 +276,8 @@ pub(crate) fn state(index: u32, value: u32) -> Vec<u8> {
     words(&[index, value])
 }
 
-/// A queue at a user address: descriptors, then 16 KiB later the used ring, 24 KiB later the available one.
+/// A queue at a user address: descriptors, then 16 KiB later the used ring, 24 KiB later the
+/// available one.
 pub(crate) fn addresses(index: u32, user: u64) -> Vec<u8> {
     ring_addresses(index, user, user + 0x4000, user + 0x6000)
 }

@@ -1,4 +1,4 @@
-//! A session's queues: what is known of each, and when it starts and stops.
+//! A session's queues: their settings, and when each starts and stops.
 
 use std::os::fd::OwnedFd;
 
@@ -6,22 +6,22 @@ use log::{Level, debug};
 use virtio_inter_common::{ErrorChain, log_limited};
 use virtio_inter_device::{Device, DeviceError, FeatureNames, QueueSetup};
 
-use super::inheritance::bit;
+use super::resume::bit;
 use super::{CHANGES, Session};
-use crate::vhost_user::error::Refusal;
+use crate::vhost_user::error::RequestError;
 use crate::vhost_user::reply::Reply;
 use crate::vhost_user::request::RingAddresses;
 use crate::vhost_user::vring::{Vring, make_nonblocking};
 
-/// The feature bit of drivers that know virtio 1.0 (VIRTIO 1.3, 6).
+/// VIRTIO_F_VERSION_1 (VIRTIO 1.3, 6).
 const VERSION_1: u64 = 1 << 32;
 
 impl Session {
-    pub(super) fn vring(&mut self, index: u32) -> Result<(u16, &mut Vring), Refusal> {
+    pub(super) fn vring(&mut self, index: u32) -> Result<(u16, &mut Vring), RequestError> {
         let count = self.device_queues();
         match u16::try_from(index) {
             Ok(short) if short < count => Ok((short, &mut self.vrings[usize::from(short)])),
-            _ => Err(Refusal::NoSuchQueue { index, count }),
+            _ => Err(RequestError::NoSuchQueue { index, count }),
         }
     }
 
@@ -35,20 +35,20 @@ impl Session {
         index: u32,
         size: u32,
         device: &mut dyn Device,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         let max = self.limits.queue_size;
         let (index, vring) = self.vring(index)?;
         let fitting = u16::try_from(size)
             .ok()
             .filter(|size| size.is_power_of_two() && *size <= max);
         let Some(fitting) = fitting else {
-            return Err(Refusal::QueueSize { index, size, max });
+            return Err(RequestError::QueueSize { index, size, max });
         };
         if vring.size == Some(fitting) {
             return Ok(());
         }
-        if self.release_retired(index, device)? {
-            return Err(Refusal::QueueRuns(index));
+        if self.stop_draining(index, device)? {
+            return Err(RequestError::QueueRuns(index));
         }
         self.change(index, |vring| &mut vring.size, Some(fitting), device)
     }
@@ -58,13 +58,13 @@ impl Session {
         index: u32,
         addresses: RingAddresses,
         device: &mut dyn Device,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         let (index, vring) = self.vring(index)?;
         if vring.addresses == Some(addresses) {
             return Ok(());
         }
-        if self.release_retired(index, device)? {
-            return Err(Refusal::QueueRuns(index));
+        if self.stop_draining(index, device)? {
+            return Err(RequestError::QueueRuns(index));
         }
         self.change(index, |vring| &mut vring.addresses, Some(addresses), device)
     }
@@ -74,13 +74,13 @@ impl Session {
         index: u32,
         fd: Option<OwnedFd>,
         device: &mut dyn Device,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         let (index, _) = self.vring(index)?;
         let Some(fd) = fd else {
-            return Err(Refusal::Polling(index));
+            return Err(RequestError::Polling(index));
         };
-        self.inherited_queues &= !bit(index.into());
-        if !self.release_retired(index, device)? {
+        self.resumed_queues &= !bit(index.into());
+        if !self.stop_draining(index, device)? {
             return self.change(index, |vring| &mut vring.kick, Some(fd), device);
         }
         let vring = &mut self.vrings[usize::from(index)];
@@ -94,10 +94,10 @@ impl Session {
         index: u32,
         fd: Option<OwnedFd>,
         device: &mut dyn Device,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         let (index, vring) = self.vring(index)?;
         if let Some(fd) = &fd {
-            make_nonblocking(fd).map_err(|source| Refusal::Descriptor { index, source })?;
+            make_nonblocking(fd).map_err(|source| RequestError::Descriptor { index, source })?;
         }
         if vring.running.is_some() {
             device.set_call(
@@ -109,14 +109,28 @@ impl Session {
         Ok(())
     }
 
+    pub(super) fn set_base(
+        &mut self,
+        index: u32,
+        base: u16,
+        device: &mut dyn Device,
+    ) -> Result<(), RequestError> {
+        let (index, _) = self.vring(index)?;
+        if self.stop_draining(index, device)? {
+            return Err(RequestError::QueueRuns(index));
+        }
+        self.vrings[usize::from(index)].base = base;
+        Ok(())
+    }
+
     pub(super) fn get_base(
         &mut self,
         index: u32,
         device: &mut dyn Device,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<Reply, RequestError> {
         let (short, _) = self.vring(index)?;
         self.stop(short, device)?;
-        self.inherited_queues &= !bit(short.into());
+        self.resumed_queues &= !bit(short.into());
         let vring = &mut self.vrings[usize::from(short)];
         vring.kick = None;
         Ok(Reply::VringBase {
@@ -125,23 +139,27 @@ impl Session {
         })
     }
 
-    /// Changes one field of a queue, then starts or stops it accordingly. The field is as it was
-    /// before if that fails, so that what was refused does not come back with a later request. A
-    /// queue for which there is no memory at all is not refused: memory may come last. Nor is one
-    /// whose driver cannot be served: the connection is good, and another driver may come. A
-    /// frontend whose connection ended would only come back at once.
+    /// Changes one field of a queue, then starts or stops the queue accordingly. If that fails, the
+    /// field gets its former value back, so that a later request does not repeat the error. Two
+    /// errors are only logged. Without any memory the queue waits, as memory may come last. With a
+    /// driver that cannot be served it waits, too: another driver may follow, and a frontend that
+    /// was disconnected would only connect again at once.
     pub(super) fn change<T>(
         &mut self,
         index: u16,
         field: impl Fn(&mut Vring) -> &mut T,
         value: T,
         device: &mut dyn Device,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         let at = usize::from(index);
         let former = std::mem::replace(field(&mut self.vrings[at]), value);
-        match self.settle(index, device) {
-            Err(refusal @ (Refusal::NoMemory(_) | Refusal::Driver(_) | Refusal::Legacy)) => {
-                self.log_waiting(index, &refusal);
+        match self.update_queue(index, device) {
+            Err(
+                refusal @ (RequestError::NoMemory(_)
+                | RequestError::Driver(_)
+                | RequestError::Legacy),
+            ) => {
+                self.log_not_started(index, &refusal);
             }
             Err(refusal) => {
                 *field(&mut self.vrings[at]) = former;
@@ -152,36 +170,36 @@ impl Session {
         Ok(())
     }
 
-    /// Starts and stops queues after a change that is not one queue's. That some cannot start yet is not the
-    /// fault of the request that made the change.
-    pub(super) fn settle_all(&mut self, device: &mut dyn Device) {
+    /// Starts and stops queues after a change that concerns all of them. A queue that cannot start
+    /// yet is not an error of the request that made the change.
+    pub(super) fn update_queues(&mut self, device: &mut dyn Device) {
         for index in 0..self.device_queues() {
-            if let Err(refusal) = self.settle(index, device) {
-                self.log_waiting(index, &refusal);
+            if let Err(refusal) = self.update_queue(index, device) {
+                self.log_not_started(index, &refusal);
             }
         }
     }
 
-    /// Starts or stops a queue, whichever what is known of it asks for.
-    fn settle(&mut self, index: u16, device: &mut dyn Device) -> Result<(), Refusal> {
+    /// Starts, stops or drains a queue, as its settings require.
+    fn update_queue(&mut self, index: u16, device: &mut dyn Device) -> Result<(), RequestError> {
         let vring = &self.vrings[usize::from(index)];
         match (vring.ready().zip(self.features), vring.running) {
-            (Some(_), Some(_)) if vring.retired => {
+            (Some(_), Some(_)) if vring.draining => {
                 device.enable_queue(index, true)?;
-                self.vrings[usize::from(index)].retired = false;
+                self.vrings[usize::from(index)].draining = false;
                 Ok(())
             }
             (Some(_), Some(_)) | (None, None) => Ok(()),
-            // Odd queues are those that the driver transmits on.
+            // Odd queues are transmit queues.
             (None, Some(_)) if index % 2 == 1 && vring.is_only_disabled() => {
                 device.enable_queue(index, false)?;
-                self.vrings[usize::from(index)].retired = true;
+                self.vrings[usize::from(index)].draining = true;
                 Ok(())
             }
             (None, Some(_)) => self.stop(index, device),
             (Some((ready, features)), None) => {
                 if self.memory.is_empty() {
-                    return Err(Refusal::NoMemory(index));
+                    return Err(RequestError::NoMemory(index));
                 }
                 let place = self.memory.translate(index, ready.size, &ready.addresses)?;
                 let setup = QueueSetup {
@@ -199,9 +217,9 @@ impl Session {
                     used.map_or_else(|| "unknown".to_owned(), |used| used.to_string()),
                     vring.base
                 );
-                // Other queues do not run if these are new: see `set_features`.
+                // No queue runs if the features are new: see `set_features`.
                 if self.applied != Some(features) {
-                    device.set_features(features).map_err(unfit)?;
+                    device.set_features(features).map_err(feature_error)?;
                     log_limited!(
                         CHANGES,
                         Level::Info,
@@ -209,12 +227,12 @@ impl Session {
                         FeatureNames(features)
                     );
                     self.applied = Some(features);
-                    self.told_of = None;
+                    self.logged_features = None;
                 }
                 device.start_queue(index, setup)?;
                 let user = ready.addresses.descriptors;
                 self.vrings[usize::from(index)].running = Some(place);
-                self.look_at_mapping(user);
+                self.check_mapping(user);
                 if let Err(error) = device.enable_queue(index, true) {
                     self.stop(index, device)?;
                     return Err(error.into());
@@ -224,23 +242,22 @@ impl Session {
         }
     }
 
-    /// Stops a queue that only runs to be emptied: what is to come changes it, or makes it another one. True: it runs
-    /// for good.
-    pub(super) fn release_retired(
+    /// Stops a queue that is draining, before its settings change. Returns whether it runs.
+    pub(super) fn stop_draining(
         &mut self,
         index: u16,
         device: &mut dyn Device,
-    ) -> Result<bool, Refusal> {
-        if self.vrings[usize::from(index)].retired {
+    ) -> Result<bool, RequestError> {
+        if self.vrings[usize::from(index)].draining {
             self.stop(index, device)?;
         }
         Ok(self.vrings[usize::from(index)].running.is_some())
     }
 
-    pub(super) fn stop(&mut self, index: u16, device: &mut dyn Device) -> Result<(), Refusal> {
+    pub(super) fn stop(&mut self, index: u16, device: &mut dyn Device) -> Result<(), RequestError> {
         let vring = &mut self.vrings[usize::from(index)];
         if vring.running.take().is_some() {
-            vring.retired = false;
+            vring.draining = false;
             vring.base = device.stop_queue(index)?;
             debug!("Stopped queue {index} at {}", vring.base);
         }
@@ -248,10 +265,10 @@ impl Session {
     }
 
     /// Stops and disables every queue; each needs a new kick to start again.
-    pub(super) fn stop_all(&mut self, device: &mut dyn Device) -> Result<(), Refusal> {
+    pub(super) fn stop_all(&mut self, device: &mut dyn Device) -> Result<(), RequestError> {
         let mut result = Ok(());
         for index in 0..self.device_queues() {
-            // The others are stopped even if one does not.
+            // After an error the other queues are stopped, too.
             result = result.and(self.stop(index, device));
             let vring = &mut self.vrings[usize::from(index)];
             vring.enabled = false;
@@ -260,10 +277,10 @@ impl Session {
         result
     }
 
-    fn log_waiting(&mut self, index: u16, refusal: &Refusal) {
-        if matches!(refusal, Refusal::Driver(_) | Refusal::Legacy) {
-            // That is one line for all queues, until the driver chooses something else.
-            if std::mem::replace(&mut self.told_of, self.features) == self.features {
+    fn log_not_started(&mut self, index: u16, refusal: &RequestError) {
+        if matches!(refusal, RequestError::Driver(_) | RequestError::Legacy) {
+            // Logged once for all queues, until the driver chooses other features.
+            if std::mem::replace(&mut self.logged_features, self.features) == self.features {
                 return;
             }
         }
@@ -276,16 +293,16 @@ impl Session {
     }
 }
 
-/// Why a driver's features were refused, for who started the guest.
-fn unfit(error: DeviceError) -> Refusal {
+/// The error for features that the device refuses, with advice to the guest's owner.
+fn feature_error(error: DeviceError) -> RequestError {
     match error {
-        DeviceError::Features { acked, .. } if acked & VERSION_1 == 0 => Refusal::Legacy,
-        DeviceError::Features { .. } => Refusal::Driver(error),
+        DeviceError::Features { acked, .. } if acked & VERSION_1 == 0 => RequestError::Legacy,
+        DeviceError::Features { .. } => RequestError::Driver(error),
         _ => error.into(),
     }
 }
 
-fn duplicate(index: u16, fd: &OwnedFd) -> Result<OwnedFd, Refusal> {
+fn duplicate(index: u16, fd: &OwnedFd) -> Result<OwnedFd, RequestError> {
     fd.try_clone()
-        .map_err(|source| Refusal::Descriptor { index, source })
+        .map_err(|source| RequestError::Descriptor { index, source })
 }

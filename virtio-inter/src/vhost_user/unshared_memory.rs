@@ -1,15 +1,15 @@
-//! Finds out that a guest's memory is not shared, although its frontend handed it over.
+//! Detects that a guest's memory is not shared, although its frontend handed it over.
 //!
 //! QEMU with `-object memory-backend-memfd` but without `share=on` maps the file privately: the
-//! guest writes to copies of its pages, and this process looks at a file that stays as it was.
-//! Nothing fails; there is just never a buffer.
+//! guest writes to copies of its pages, and this process sees a file that never changes. No error
+//! occurs; the queues just stay empty.
 //!
-//! Two things give it away. How the frontend's process maps the file, which is certain but can be
-//! read only of a process of the same user and namespace. And memory that is blank from its first
-//! byte on while one of its queues is kicked: a guest that has got as far as kicking a queue has
-//! written to its memory. How often a queue is kicked says nothing: VMMs kick by themselves, at a
-//! queue's start and after a pause, and a driver that is not heard may kick once only (with
-//! VIRTIO_F_EVENT_IDX). See decision 0041.
+//! There are two checks. The first reads how the frontend's process maps the file. It is certain,
+//! but works only for a process of the same user and namespace. The second finds memory that is
+//! blank from its first byte on while one of its queues is kicked: a guest that kicks a queue has
+//! written to its memory before. The number of kicks is no evidence: VMMs kick by themselves, at a
+//! queue's start and after a pause, and a driver whose requests are not seen may kick once only
+//! (with VIRTIO_F_EVENT_IDX). See decision 0041.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -18,17 +18,16 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::fs::makedev;
 
-/// What both messages end with.
-pub(crate) const WAY_OUT: &str = "Start the VM with shared memory: share=on in QEMU's memory \
+/// The advice in both warnings.
+pub(crate) const ADVICE: &str = "Start the VM with shared memory: share=on in QEMU's memory \
  backend object, --memory shared=on with Cloud Hypervisor";
 
-/// Bytes of memory that are looked at: whatever boots leaves something there, be it firmware, page
-/// tables or a kernel.
-const LOOK_AT: u64 = 16 << 20;
-/// Bytes looked at in one go.
-const PIECE: usize = 64 << 10;
+/// Bytes of memory to check: firmware, page tables or a kernel write something there at boot.
+const CHECKED_BYTES: u64 = 16 << 20;
+/// Bytes read at a time.
+const READ_SIZE: usize = 64 << 10;
 
-/// Whether process `pid` maps `file` shared at `address`. None: that cannot be seen.
+/// Whether process `pid` maps `file` shared at `address`; `None` if this process cannot find out.
 pub(crate) fn maps_shared(pid: u32, address: u64, file: &File) -> Option<bool> {
     let file = file.metadata().ok()?;
     let file = (file.dev(), file.ino());
@@ -38,14 +37,15 @@ pub(crate) fn maps_shared(pid: u32, address: u64, file: &File) -> Option<bool> {
         .find_map(|line| is_shared_at(&line, address, file))
 }
 
-/// What a line of /proc/PID/maps (proc(5)) says of an address; None: nothing, or of another file
-/// than the one with this device and inode. Inode numbers alone are the same on many file systems.
+/// Whether a line of /proc/PID/maps (proc(5)) is a shared mapping of the file at `address`; `None`
+/// if it is a line about another address, or about a file with another device or inode. Inode
+/// numbers alone are not unique: many file systems use the same ones.
 fn is_shared_at(line: &str, address: u64, file: (u64, u64)) -> Option<bool> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
     let range = u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?;
     let kind = fields.next()?.chars().nth(3)?;
-    // Behind the offset.
+    // The field after the offset is the device number.
     let (major, minor) = fields.nth(1)?.split_once(':')?;
     let number = |text| u32::from_str_radix(text, 16).ok();
     let device = makedev(number(major)?, number(minor)?);
@@ -53,22 +53,21 @@ fn is_shared_at(line: &str, address: u64, file: (u64, u64)) -> Option<bool> {
     (range.contains(&address) && (device, inode) == file).then_some(kind == 's')
 }
 
-/// A part of a file, and what this process itself writes there.
-pub(crate) struct Part<'a> {
+/// A part of a file, and the ranges that this process itself writes.
+pub(crate) struct FilePart<'a> {
     pub(crate) file: &'a File,
     pub(crate) bytes: Range<u64>,
     /// Within the file, like `bytes`.
     pub(crate) written_by_us: Vec<Range<u64>>,
 }
 
-/// Whether nobody has ever written to the first mebibytes of these parts, as far as they can be
-/// read.
+/// Whether only this process has ever written to the first mebibytes of these parts.
 ///
-/// Reads the files rather than their mappings: a hole that is read by a mapping takes memory.
-pub(crate) fn is_blank<'a>(parts: impl Iterator<Item = Part<'a>>) -> io::Result<bool> {
-    let mut left = LOOK_AT;
-    let mut buffer = vec![0; PIECE];
-    for Part {
+/// Reads the files, not mappings of them: reading a hole through a mapping allocates memory.
+pub(crate) fn is_blank<'a>(parts: impl Iterator<Item = FilePart<'a>>) -> io::Result<bool> {
+    let mut left = CHECKED_BYTES;
+    let mut buffer = vec![0; READ_SIZE];
+    for FilePart {
         file,
         bytes,
         written_by_us,
@@ -149,7 +148,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
         let is_blank = |bytes: Range<u64>, ours: Vec<Range<u64>>| {
-            let part = Part {
+            let part = FilePart {
                 file: &file,
                 bytes,
                 written_by_us: ours,

@@ -1,8 +1,8 @@
-//! The guest's memory: what the frontend shares, mapped, and its addresses translated.
+//! The guest's memory: maps the regions that the frontend shares, and translates addresses.
 //!
-//! Every region is checked before it is mapped: an overlap, an overflow or a region that reaches beyond its
-//! file would otherwise show up as a wrong write or a SIGBUS long after. A frontend can still shrink a file
-//! that it did not seal: that ends this process, and nobody's network but its own guest's.
+//! Every region is checked before it is mapped: an overlap, an overflow or a region that reaches
+//! beyond its file would otherwise cause a wrong write or a SIGBUS later. A frontend can still
+//! shrink a file that it did not seal: that kills this process, and affects no other guest.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -16,17 +16,18 @@ use vm_memory::{
     MmapRegion, VolatileMemory,
 };
 
-use super::error::Refusal;
+use super::error::RequestError;
 use super::request::{Region, RingAddresses};
-use super::sharing::Part;
+use super::unshared_memory::FilePart;
 
-/// Most regions of a guest. Each costs a descriptor and a mapping; QEMU's machines have at most 256 slots.
+/// Maximum number of regions. Each costs a descriptor and a mapping; QEMU's machines have at most
+/// 256 slots.
 pub const MAX_REGIONS: usize = 256;
 
 /// `f_type` of a file on hugetlbfs (statfs(2)).
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
-/// A ring's place as the device needs it.
+/// The guest addresses of a ring's parts, as the device needs them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingPlace {
     /// Guest physical address of the descriptor table.
@@ -37,10 +38,10 @@ pub struct RingPlace {
     pub used: GuestAddress,
 }
 
-/// A region, mapped.
+/// A mapped region.
 #[derive(Debug, Clone)]
 struct Mapped {
-    /// Where the frontend has it.
+    /// Address in the frontend's process.
     user: u64,
     region: Arc<GuestRegionMmap<()>>,
 }
@@ -55,8 +56,8 @@ impl Mapped {
     }
 }
 
-/// All that a frontend shares, sorted by guest address. Changes make a new table, so that a refused one
-/// leaves the old as it was.
+/// All regions that a frontend shares, sorted by guest address. A change makes a new table, so that
+/// a request that fails leaves the old one intact.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryTable {
     regions: Vec<Mapped>,
@@ -68,7 +69,7 @@ impl MemoryTable {
     /// # Errors
     ///
     /// When one of them cannot be used.
-    pub fn new(regions: Vec<(Region, OwnedFd)>) -> Result<Self, Refusal> {
+    pub fn new(regions: Vec<(Region, OwnedFd)>) -> Result<Self, RequestError> {
         let mut table = Self::default();
         for (region, fd) in regions {
             table.add(&region, fd)?;
@@ -76,29 +77,29 @@ impl MemoryTable {
         Ok(table)
     }
 
-    /// A table with one region more.
+    /// A copy of the table with one more region.
     ///
     /// # Errors
     ///
     /// When it cannot be used.
-    pub fn with(&self, region: &Region, fd: OwnedFd) -> Result<Self, Refusal> {
+    pub fn with(&self, region: &Region, fd: OwnedFd) -> Result<Self, RequestError> {
         let mut table = self.clone();
         table.add(region, fd)?;
         Ok(table)
     }
 
-    /// A table without a region, which is named by its addresses and its size.
+    /// A copy of the table without the region that has these addresses and this size.
     ///
     /// # Errors
     ///
     /// When there is no such region.
-    pub fn without(&self, region: &Region) -> Result<Self, Refusal> {
+    pub fn without(&self, region: &Region) -> Result<Self, RequestError> {
         let mut table = self.clone();
         table.regions.retain(|mapped| {
             (mapped.guest(), mapped.user, mapped.size()) != (region.guest, region.user, region.size)
         });
         if table.regions.len() == self.regions.len() {
-            return Err(Refusal::NoSuchRegion {
+            return Err(RequestError::NoSuchRegion {
                 guest: region.guest,
                 size: region.size,
             });
@@ -111,14 +112,14 @@ impl MemoryTable {
         self.regions.is_empty()
     }
 
-    /// The memory for the device, None when there is none.
+    /// The memory for the device; `None` when there is none.
     pub fn memory(&self) -> Option<GuestMemory> {
         let regions = self
             .regions
             .iter()
             .map(|mapped| Arc::clone(&mapped.region))
             .collect();
-        // Sorted and free of overlaps (see `add`), so only an empty table is refused here.
+        // Sorted and free of overlaps (see `add`), so this fails only for an empty table.
         GuestMemoryMmap::from_arc_regions(regions)
             .ok()
             .map(GuestMemory::new)
@@ -137,7 +138,7 @@ impl MemoryTable {
             .map_or(0, |mapped| mapped.guest() + mapped.size())
     }
 
-    /// The file behind an address of the frontend's.
+    /// The file that is mapped at an address of the frontend's process.
     pub(crate) fn file_at(&self, user: u64) -> Option<&File> {
         let mapped = self.regions.iter().find(|mapped| {
             let offset = user.checked_sub(mapped.user);
@@ -146,12 +147,12 @@ impl MemoryTable {
         Some(mapped.region.file_offset()?.file())
     }
 
-    /// The files behind the memory, from its first address on, and where in them the device writes
-    /// for queues at these places with these sizes.
+    /// The files of the regions, from the first guest address on, and the parts of them that the
+    /// device writes: the used rings of `queues`, each with its size.
     pub(crate) fn parts<'a>(
         &'a self,
         queues: &'a [(RingPlace, u16)],
-    ) -> impl Iterator<Item = Part<'a>> {
+    ) -> impl Iterator<Item = FilePart<'a>> {
         self.regions.iter().filter_map(|mapped| {
             let backing = mapped.region.file_offset()?;
             let start = backing.start();
@@ -159,7 +160,7 @@ impl MemoryTable {
                 let at = start + place.used.0.checked_sub(mapped.guest())?;
                 Some(at..at + used_ring_bytes(*size))
             };
-            Some(Part {
+            Some(FilePart {
                 file: backing.file(),
                 bytes: start..start + mapped.size(),
                 written_by_us: queues.iter().filter_map(used).collect(),
@@ -167,11 +168,11 @@ impl MemoryTable {
         })
     }
 
-    fn add(&mut self, region: &Region, fd: OwnedFd) -> Result<(), Refusal> {
+    fn add(&mut self, region: &Region, fd: OwnedFd) -> Result<(), RequestError> {
         if self.regions.len() == MAX_REGIONS {
-            return Err(Refusal::TooManyRegions(MAX_REGIONS));
+            return Err(RequestError::TooManyRegions(MAX_REGIONS));
         }
-        let refuse = |problem| Refusal::Region {
+        let refuse = |problem| RequestError::Region {
             guest: region.guest,
             size: region.size,
             problem,
@@ -202,13 +203,13 @@ impl MemoryTable {
         check_file(&file, region, file_end).map_err(refuse)?;
         let size = usize::try_from(region.size).map_err(|_| refuse("it is too large"))?;
         let mapping = MmapRegion::from_file(FileOffset::new(file, region.offset), size).map_err(
-            |source| Refusal::Map {
+            |source| RequestError::Map {
                 guest: region.guest,
                 size: region.size,
                 source,
             },
         )?;
-        exclude_from_dumps(&mapping.as_volatile_slice()).map_err(|source| Refusal::Dump {
+        exclude_from_dumps(&mapping.as_volatile_slice()).map_err(|source| RequestError::Dump {
             guest: region.guest,
             size: region.size,
             source,
@@ -235,11 +236,11 @@ impl MemoryTable {
         index: u16,
         size: u16,
         addresses: &RingAddresses,
-    ) -> Result<RingPlace, Refusal> {
+    ) -> Result<RingPlace, RequestError> {
         let entries = u64::from(size);
         let part = |part, address, length, alignment| {
             self.translate_range(address, length, alignment)
-                .map_err(|problem| Refusal::RingAddress {
+                .map_err(|problem| RequestError::RingAddress {
                     index,
                     part,
                     address,
@@ -259,8 +260,8 @@ impl MemoryTable {
         length: u64,
         alignment: u64,
     ) -> Result<GuestAddress, &'static str> {
-        // A guest's memory may be visible at two guest addresses, so two regions may share a user address:
-        // either will do.
+        // A guest's memory may be visible at two guest addresses, so two regions may share a user
+        // address. Either of them is correct.
         let (mapped, offset) = self
             .regions
             .iter()
@@ -273,7 +274,7 @@ impl MemoryTable {
             return Err("only partly within a memory region");
         }
         let guest = mapped.guest() + offset;
-        // A mapping starts on a page, so this is the alignment in our own address space.
+        // A mapping starts on a page, so this is also the alignment in this process.
         if !offset.is_multiple_of(alignment) || !guest.is_multiple_of(alignment) {
             return Err("misaligned");
         }
@@ -286,7 +287,7 @@ fn used_ring_bytes(size: u16) -> u64 {
     6 + 8 * u64::from(size)
 }
 
-/// Checks that a region can be mapped from its file without surprises later.
+/// Checks that a region can be mapped from its file, and read and written then.
 fn check_file(file: &File, region: &Region, end: u64) -> Result<(), &'static str> {
     let stat = fstat(file).map_err(|_| "its file cannot be examined")?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -304,7 +305,7 @@ fn check_file(file: &File, region: &Region, end: u64) -> Result<(), &'static str
     if page == 0 || !region.offset.is_multiple_of(page) {
         return Err("it does not start on a page of its file");
     }
-    // munmap() of a part of a huge page fails.
+    // munmap(2) of a part of a huge page fails.
     if filesystem.f_type == HUGETLBFS_MAGIC && !region.size.is_multiple_of(page) {
         return Err("it is no multiple of its huge pages");
     }

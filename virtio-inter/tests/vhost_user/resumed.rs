@@ -2,47 +2,47 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use virtio_inter::vhost_user::frontend::{Ended, Frontend};
-use virtio_inter::vhost_user::record::RecordFile;
-use virtio_inter::vhost_user::session::Limits;
+use virtio_inter::vhost_user::frontend::{Disconnect, Frontend};
+use virtio_inter::vhost_user::session::SessionLimits;
+use virtio_inter::vhost_user::session_state::StateFile;
 
 use crate::mock::MockDevice;
 use crate::rig::*;
 
 /// What a supervisor keeps.
-struct Kept {
+struct Stored {
     socket: OwnedFd,
-    record: RecordFile,
+    state: StateFile,
 }
 
 impl Rig {
-    fn keep(&self) -> Kept {
+    fn store(&self) -> Stored {
         let frontend = self.frontend.as_ref().expect("a session");
-        let record = frontend.record().expect("a record").as_fd();
-        Kept {
+        let state = frontend.state_file().expect("a state file").as_fd();
+        Stored {
             socket: frontend.as_fd().try_clone_to_owned().unwrap(),
-            record: RecordFile::from_fd(record.try_clone_to_owned().unwrap()),
+            state: StateFile::from_fd(state.try_clone_to_owned().unwrap()),
         }
     }
 
     /// The process dies.
-    fn die(&mut self) -> Kept {
-        let kept = self.keep();
+    fn die(&mut self) -> Stored {
+        let stored = self.store();
         self.frontend = None;
         self.device = MockDevice::new(2);
-        kept
+        stored
     }
 
     /// Another takes its place.
-    fn take_over(&mut self, kept: Kept) -> Result<(), Ended> {
-        let limits = Limits {
+    fn resume(&mut self, stored: Stored) -> Result<(), Disconnect> {
+        let limits = SessionLimits {
             queue_size: 256,
             mtu: 1500,
         };
-        let socket = kept.socket.into();
-        self.frontend = Some(Frontend::take_over(
+        let socket = stored.socket.into();
+        self.frontend = Some(Frontend::resume(
             socket,
-            kept.record,
+            stored.state,
             limits,
             &self.device,
         )?);
@@ -53,7 +53,7 @@ impl Rig {
     #[track_caller]
     fn is_sent_away(&mut self, answered: Option<(u32, u32)>) {
         let ended = self.process().expect_err("the session goes on");
-        assert!(matches!(ended, Ended::SetUpAgain), "{ended:?}");
+        assert!(matches!(ended, Disconnect::NeedsReconnect), "{ended:?}");
         let reply = self.reply();
         assert_eq!(
             reply.map(|(code, _, body)| (code, body[0].into())),
@@ -90,9 +90,9 @@ fn kept_connection_of_a_paused_vm_is_answered_and_then_set_up_again() {
     }
     // Twice, as a process that took it over may die as well.
     for _ in 0..2 {
-        let kept = rig.die();
+        let stored = rig.die();
         assert!(!rig.is_hung_up());
-        rig.take_over(kept).unwrap();
+        rig.resume(stored).unwrap();
         rig.process().unwrap();
     }
     // It is resumed.
@@ -116,8 +116,8 @@ fn kept_connection_of_a_driver_that_has_not_started_is_gone_on_with() {
         } else {
             rig.negotiate();
         }
-        let kept = rig.die();
-        rig.take_over(kept).unwrap();
+        let stored = rig.die();
+        rig.resume(stored).unwrap();
         // What was negotiated is still known: that requests are acknowledged.
         let features = number(crate::mock::FEATURES | F_PROTOCOL);
         assert!(rig.ack(SET_FEATURES, &features, &[]));
@@ -132,8 +132,11 @@ fn kept_connection_of_a_driver_that_has_not_started_is_gone_on_with() {
         }
         assert_eq!(rig.device.running(), [true, true]);
         // It is a session like any other from here on.
-        let kept = rig.die();
-        assert!(matches!(rig.take_over(kept), Err(Ended::SetUpAgain)));
+        let stored = rig.die();
+        assert!(matches!(
+            rig.resume(stored),
+            Err(Disconnect::NeedsReconnect)
+        ));
         assert!(rig.is_hung_up());
     }
 }
@@ -141,9 +144,12 @@ fn kept_connection_of_a_driver_that_has_not_started_is_gone_on_with() {
 #[test]
 fn kept_connection_with_queues_that_run_ends_at_once() {
     let mut rig = Rig::running();
-    let kept = rig.die();
+    let stored = rig.die();
     assert!(!rig.is_hung_up());
-    assert!(matches!(rig.take_over(kept), Err(Ended::SetUpAgain)));
+    assert!(matches!(
+        rig.resume(stored),
+        Err(Disconnect::NeedsReconnect)
+    ));
     assert!(rig.is_hung_up());
 }
 
@@ -151,14 +157,14 @@ fn kept_connection_with_queues_that_run_ends_at_once() {
 #[test]
 fn kept_connection_on_which_a_vm_is_paused_meanwhile_is_answered() {
     let mut rig = Rig::running();
-    let kept = rig.die();
+    let stored = rig.die();
     rig.request(SET_VRING_ENABLE, &state(0, 0));
-    rig.take_over(kept).unwrap();
+    rig.resume(stored).unwrap();
     rig.process().unwrap();
     assert!(rig.reply().is_some());
     assert!(rig.ack(SET_VRING_ENABLE, &state(1, 0), &[]));
-    let kept = rig.die();
-    rig.take_over(kept).unwrap();
+    let stored = rig.die();
+    rig.resume(stored).unwrap();
     assert!(rig.ack(SET_VRING_ENABLE, &state(0, 1), &[]));
     rig.request(SET_VRING_ENABLE, &state(1, 1));
     rig.is_sent_away(Some((SET_VRING_ENABLE, 0)));
@@ -169,17 +175,23 @@ fn kept_connection_on_which_a_vm_is_paused_meanwhile_is_answered() {
 fn kept_connection_with_a_request_under_way_ends() {
     let mut rig = Rig::new(2);
     rig.negotiate();
-    let kept = rig.die();
-    kept.record.begin().unwrap();
-    assert!(matches!(rig.take_over(kept), Err(Ended::SetUpAgain)));
+    let stored = rig.die();
+    stored.state.begin().unwrap();
+    assert!(matches!(
+        rig.resume(stored),
+        Err(Disconnect::NeedsReconnect)
+    ));
     assert!(rig.is_hung_up());
     // Half a request.
     let mut rig = Rig::new(2);
     rig.negotiate();
     rig.send_bytes(&GET_FEATURES.to_ne_bytes(), &[]);
     rig.process().unwrap();
-    let kept = rig.die();
-    assert!(matches!(rig.take_over(kept), Err(Ended::SetUpAgain)));
+    let stored = rig.die();
+    assert!(matches!(
+        rig.resume(stored),
+        Err(Disconnect::NeedsReconnect)
+    ));
 }
 
 type Step<'a> = Box<dyn Fn(&mut Rig) + 'a>;
@@ -203,9 +215,9 @@ fn kept_connection_that_is_half_set_up_is_answered_to_the_end_and_then_set_up_ag
         for step in steps {
             step(&mut rig);
         }
-        let kept = rig.die();
+        let stored = rig.die();
         // The frontend goes on at once, as it was answered.
-        rig.take_over(kept).unwrap();
+        rig.resume(stored).unwrap();
         for step in rest {
             step(&mut rig);
         }

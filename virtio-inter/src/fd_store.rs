@@ -1,10 +1,10 @@
-//! Connections of frontends that outlive the port's process, kept by who supervises it.
+//! Frontend connections that outlive the port's process: its supervisor stores the descriptors.
 //!
 //! Cloud Hypervisor notices the end of its connection only while the guest's driver runs and the VM
-//! is not paused; what it finds broken later stays so for good. With its connection kept open it
-//! notices nothing, and the next process answers on it. The supervisor's part is the file
-//! descriptor store of systemd (`FDSTORE=1` of sd_notify(3), and sd_listen_fds(3)), which
-//! `cloud-hypervisor-ext` has, too.
+//! is not paused; a connection that it finds broken later stays broken for good. While the
+//! supervisor keeps the connection open, Cloud Hypervisor notices nothing, and the next process
+//! answers on it. The interface is the file descriptor store of systemd (`FDSTORE=1` of
+//! sd_notify(3), and sd_listen_fds(3)), which `cloud-hypervisor-ext` implements, too.
 #![allow(unsafe_code)] // One function takes over descriptors that this process was started with.
 
 use std::collections::BTreeMap;
@@ -23,46 +23,46 @@ use rustix::net::{
     SocketFlags, SocketType, connect, sendmsg, socket_with,
 };
 
-use crate::vhost_user::record::RecordFile;
+use crate::vhost_user::session_state::StateFile;
 
 /// The first descriptor that a process is started with, after standard input, output and error.
 const FIRST: RawFd = 3;
-/// What names of kept descriptors begin with; a number follows.
+/// Prefix of the names of stored descriptors; a number follows.
 const PREFIX: &str = "frontend-";
 
-/// Who keeps descriptors for this process, if anybody.
+/// The supervisor's descriptor store, if there is one.
 #[derive(Debug, Default)]
-pub struct Keeper {
+pub struct FdStore {
     socket: Option<UnixDatagram>,
 }
 
-impl Keeper {
-    /// The supervisor that says that it keeps descriptors (`FDSTORE`, with `NOTIFY_SOCKET`).
+impl FdStore {
+    /// The store of a supervisor that offers one (`FDSTORE`, with `NOTIFY_SOCKET`).
     pub fn from_environment() -> Self {
         let room =
             std::env::var("FDSTORE").is_ok_and(|most| most.parse().is_ok_and(|n: u32| n > 0));
         let path = std::env::var_os("NOTIFY_SOCKET").filter(|_| room);
         let socket = path.and_then(|path| {
             connect_to(&path)
-                .inspect_err(|error| debug!("Nobody keeps descriptors: {error}"))
+                .inspect_err(|error| debug!("No descriptor store: {error}"))
                 .ok()
         });
         Self { socket }
     }
 
-    /// Has a connection kept with its record, under a number. Whether it is: if not, it ends with
-    /// this process.
-    pub fn keep(&self, number: usize, connection: BorrowedFd<'_>, record: &RecordFile) -> bool {
+    /// Stores a connection and the state of its session under a number. Returns false if that
+    /// failed: the connection then ends with this process.
+    pub fn store(&self, number: usize, connection: BorrowedFd<'_>, state: &StateFile) -> bool {
         let text = format!("FDSTORE=1\nFDNAME={PREFIX}{number}");
-        self.send(&text, &[connection, record.as_fd()])
+        self.send(&text, &[connection, state.as_fd()])
     }
 
-    /// Has what is kept under a number forgotten.
-    pub fn forget(&self, number: usize) {
+    /// Removes the descriptors that are stored under a number.
+    pub fn remove(&self, number: usize) {
         self.send(&format!("FDSTOREREMOVE=1\nFDNAME={PREFIX}{number}"), &[]);
     }
 
-    /// Does not wait: a supervisor that hangs keeps nothing.
+    /// Never blocks: a supervisor that hangs stores nothing.
     fn send(&self, text: &str, fds: &[BorrowedFd<'_>]) -> bool {
         let Some(socket) = &self.socket else {
             return false;
@@ -79,7 +79,7 @@ impl Keeper {
             &mut control,
             flags,
         )
-        .inspect_err(|error| debug!("Cannot have descriptors kept: {error}"))
+        .inspect_err(|error| debug!("Cannot store descriptors: {error}"))
         .is_ok()
     }
 }
@@ -99,26 +99,27 @@ fn connect_to(path: &OsStr) -> io::Result<UnixDatagram> {
     Ok(socket.into())
 }
 
-/// A connection that a former process of this port had.
+/// A connection that the former process of this port stored.
 #[derive(Debug)]
-pub struct KeptConnection {
-    /// The number under which it is kept.
+pub struct StoredConnection {
+    /// The number under which it is stored.
     pub number: usize,
     /// The connection.
     pub socket: UnixStream,
-    /// What the former process noted of its session.
-    pub record: RecordFile,
+    /// The state of its session.
+    pub state: StateFile,
 }
 
-/// Takes over what a supervisor has kept for this process. To be called once, before anything else.
-pub fn take_over() -> Vec<KeptConnection> {
+/// Takes the stored connections that the supervisor passed to this process (sd_listen_fds(3)). To
+/// be called once, before the process opens any descriptor.
+pub fn take_stored() -> Vec<StoredConnection> {
     let variable = |name| std::env::var(name).ok();
     let ours = variable("LISTEN_PID").is_none_or(|pid| pid == std::process::id().to_string());
     let count = variable("LISTEN_FDS").and_then(|count| count.parse().ok());
     let (Some(count), Some(names), true) = (count, variable("LISTEN_FDNAMES"), ours) else {
         return Vec::new();
     };
-    let mut found: BTreeMap<usize, (Vec<UnixStream>, Vec<RecordFile>)> = BTreeMap::new();
+    let mut found: BTreeMap<usize, (Vec<UnixStream>, Vec<StateFile>)> = BTreeMap::new();
     for (at, name) in names.split(':').take(count).enumerate() {
         let Some(number) = name.strip_prefix(PREFIX).and_then(|text| text.parse().ok()) else {
             continue;
@@ -126,26 +127,26 @@ pub fn take_over() -> Vec<KeptConnection> {
         let Some(fd) = take(FIRST + at as RawFd) else {
             continue;
         };
-        let (sockets, records) = found.entry(number).or_default();
+        let (sockets, states) = found.entry(number).or_default();
         match fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
             Ok(FileType::Socket) => sockets.push(fd.into()),
-            Ok(FileType::RegularFile) => records.push(RecordFile::from_fd(fd)),
+            Ok(FileType::RegularFile) => states.push(StateFile::from_fd(fd)),
             _ => {}
         }
     }
-    let whole = |(number, (mut sockets, mut records)): (usize, (Vec<_>, Vec<_>))| {
-        let kept = sockets.pop().zip(records.pop());
-        let (socket, record) = kept.filter(|_| sockets.is_empty() && records.is_empty())?;
-        Some(KeptConnection {
+    let whole = |(number, (mut sockets, mut states)): (usize, (Vec<_>, Vec<_>))| {
+        let pair = sockets.pop().zip(states.pop());
+        let (socket, state) = pair.filter(|_| sockets.is_empty() && states.is_empty())?;
+        Some(StoredConnection {
             number,
             socket,
-            record,
+            state,
         })
     };
     found.into_iter().filter_map(whole).collect()
 }
 
-/// A descriptor that this process was started with; None: there is none of that number.
+/// Takes ownership of a descriptor that this process was started with; `None` if it is not open.
 fn take(number: RawFd) -> Option<OwnedFd> {
     // SAFETY: only for this call, which fails for a number that is not open.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };

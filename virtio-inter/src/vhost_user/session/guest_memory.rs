@@ -1,4 +1,4 @@
-//! A session's memory: the table that the frontend hands over, and the log of what is written there.
+//! Changes of a session's memory table and dirty log.
 
 use std::sync::Arc;
 
@@ -6,19 +6,19 @@ use log::Level;
 use virtio_inter_common::log_limited;
 use virtio_inter_device::{Device, DirtyLog, GuestMemory};
 
-use super::sharing::Sharing;
+use super::memory_sharing::Sharing;
 use super::{CHANGES, Session};
-use crate::vhost_user::error::Refusal;
-use crate::vhost_user::memory::MemoryTable;
+use crate::vhost_user::error::RequestError;
+use crate::vhost_user::memory_table::MemoryTable;
 
 impl Session {
-    /// Takes a new memory table over. Running queues go on where they are; one whose ring has moved is
-    /// started again there, one whose ring has gone waits until it is back.
+    /// Replaces the memory table. A running queue continues if its guest addresses are the same;
+    /// otherwise it stops, and starts when the new table contains its ring.
     pub(super) fn set_memory(
         &mut self,
         table: MemoryTable,
         device: &mut dyn Device,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         for index in 0..self.device_queues() {
             let vring = &self.vrings[usize::from(index)];
             let Some(place) = vring.running else { continue };
@@ -33,22 +33,23 @@ impl Session {
         self.memory = table;
         self.sharing = Sharing::default();
         self.warn_of_short_log();
-        self.settle_all(device);
+        self.update_queues(device);
         Ok(())
     }
 
-    /// Where the device is to note what it writes.
+    /// The log to which the device writes, if logging is on.
     pub(super) fn active_log(&self) -> Option<&Arc<DirtyLog>> {
         self.log.as_ref().filter(|_| self.logs_all)
     }
 
-    /// Begins to log, ends it, or goes on in another log: when this returns the former is written no more.
+    /// Turns logging on or off, or changes the log. On return the device no longer writes to the
+    /// former log.
     pub(super) fn set_log(
         &mut self,
         log: Option<Arc<DirtyLog>>,
         logs_all: bool,
         device: &mut dyn Device,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         let active = log.as_ref().filter(|_| logs_all);
         device.set_memory(logged(&self.memory, active))?;
         (self.log, self.logs_all) = (log, logs_all);
@@ -63,7 +64,8 @@ impl Session {
             log_limited!(
                 CHANGES,
                 Level::Warn,
-                "The migration log ends at guest address {:#x}, memory at {:#x}: writes beyond are not noted",
+                "The migration log ends at guest address {:#x}, memory at {:#x}: writes beyond it \
+                 are not logged",
                 log.end(),
                 self.memory.end()
             );
@@ -71,7 +73,7 @@ impl Session {
     }
 }
 
-/// The memory as the device is to have it.
+/// The memory for the device, with the log in which the device marks written pages.
 pub(super) fn logged(table: &MemoryTable, log: Option<&Arc<DirtyLog>>) -> Option<Arc<GuestMemory>> {
     let memory = table.memory()?;
     Some(Arc::new(match log {

@@ -1,5 +1,5 @@
-//! Signals of no use to a port whose default is to kill it: it says which one came, and goes on or
-//! ends in good order.
+//! Signals that have no meaning to a port but kill a process by default. The port logs them, and
+//! continues or shuts down in good order.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -14,9 +14,9 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 use signal_hook::low_level::signal_name;
 use virtio_inter_common::{LogLimit, log_limited};
 
-/// Their senders want the process to end, or to end by some time: Ctrl-\, alarm(2) and setitimer(2)
-/// before the port was executed, RLIMIT_CPU.
-const ENDING: [Signal; 5] = [
+/// These end the port. Their senders want the process to end, at once or at some time: Ctrl-\,
+/// alarm(2) and setitimer(2) before the port was executed, RLIMIT_CPU.
+const FATAL: [Signal; 5] = [
     Signal::QUIT,
     Signal::ALARM,
     Signal::VTALARM,
@@ -24,8 +24,9 @@ const ENDING: [Signal; 5] = [
     Signal::XCPU,
 ];
 
-/// Their senders take the port for another program. The guest is not to lose its network for that.
-const SURVIVED: [Signal; 5] = [
+/// These are ignored. Their senders mistake the port for another program, for which the guest must
+/// not lose its network.
+const IGNORED: [Signal; 5] = [
     Signal::USR1,
     Signal::USR2,
     Signal::IO,
@@ -33,27 +34,27 @@ const SURVIVED: [Signal; 5] = [
     Signal::STKFLT,
 ];
 
-/// As [`SURVIVED`]. The C library has some for itself, which it lets nobody catch: how many is its
-/// own affair (glibc two, musl three).
+/// Ignored like [`IGNORED`]. The C library keeps some for itself (glibc two, musl three), which
+/// nobody can catch.
 fn real_time() -> RangeInclusive<i32> {
     libc::SIGRTMIN()..=libc::SIGRTMAX()
 }
 
-static STRAYS: LogLimit = LogLimit::new(Duration::from_secs(10), 5);
+static LOGGED: LogLimit = LogLimit::new(Duration::from_secs(10), 5);
 
 /// Readable when such a signal came.
 #[derive(Debug)]
-pub struct StraySignals(SignalDelivery<UnixStream, SignalOnly>);
+pub struct UnexpectedSignals(SignalDelivery<UnixStream, SignalOnly>);
 
-impl StraySignals {
-    /// Begins to catch them, but for those that this process was started to ignore.
+impl UnexpectedSignals {
+    /// Begins to catch the signals, except those that this process was started to ignore.
     ///
     /// # Errors
     ///
     /// When there is no descriptor for it.
     pub fn catch() -> io::Result<Self> {
         let ignored = ignored_signals().unwrap_or(0);
-        let named = ENDING.iter().chain(&SURVIVED).map(|signal| signal.as_raw());
+        let named = FATAL.iter().chain(&IGNORED).map(|signal| signal.as_raw());
         let caught = named
             .chain(real_time())
             .filter(|signal| ignored & 1 << (signal - 1) == 0);
@@ -61,7 +62,7 @@ impl StraySignals {
         SignalDelivery::with_pipe(reader, writer, SignalOnly, caught).map(Self)
     }
 
-    /// Reports those that came; the reason for the port to end, if one of them is.
+    /// Logs the signals that came. Returns the reason for the port to end, if one of them is fatal.
     pub fn process(&mut self) -> Option<String> {
         let mut reason = None;
         for number in self.0.pending() {
@@ -70,11 +71,11 @@ impl StraySignals {
                 reason = Some(format!(
                     "{name}: all CPU time that RLIMIT_CPU or RLIMIT_RTTIME allows is used"
                 ));
-            } else if ENDING.iter().any(|signal| signal.as_raw() == number) {
+            } else if FATAL.iter().any(|signal| signal.as_raw() == number) {
                 reason = Some(format!("{name} was sent to this port"));
             } else {
                 log_limited!(
-                    STRAYS,
+                    LOGGED,
                     Level::Warn,
                     "{name} is ignored: it means nothing to a port"
                 );
@@ -84,7 +85,7 @@ impl StraySignals {
     }
 }
 
-impl AsFd for StraySignals {
+impl AsFd for UnexpectedSignals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.get_read().as_fd()
     }
@@ -116,6 +117,6 @@ mod tests {
         let range = real_time();
         let bounds = (*range.start(), *range.end());
         assert_eq!(bounds, (libc::SIGRTMIN(), libc::SIGRTMAX()));
-        assert!(StraySignals::catch().is_ok());
+        assert!(UnexpectedSignals::catch().is_ok());
     }
 }

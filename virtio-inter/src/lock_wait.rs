@@ -1,8 +1,8 @@
-//! Waits for a process that holds what this one needs and is on its way out.
+//! Waits for a lock or socket whose holder is exiting.
 //!
 //! A supervisor may start a port right after the former one was killed, while the kernel still
-//! tears that down. Its successor takes over as soon as it is gone, instead of complaining and
-//! being started again and again. A port that is there to stay is reported at once.
+//! tears that process down. The new port then waits until the former one is gone, instead of
+//! failing and being started again and again. A holder that keeps running is reported at once.
 
 use std::time::{Duration, Instant};
 
@@ -11,25 +11,25 @@ use log::info;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_inter_segment::JoinError;
 
-use crate::signals::Signals;
+use crate::shutdown_signals::ShutdownSignals;
 use crate::socket::SocketError;
 
-/// Time for a predecessor to end. One with much memory to give back takes some seconds on a busy
+/// Maximum time for the holder to exit. A process with much memory takes some seconds on a busy
 /// machine.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two attempts.
-const PAUSE: Duration = Duration::from_millis(20);
-/// Attempts that have to find a holder that stays: one that was just killed may show it a moment
-/// later.
-const LOOKS: usize = 3;
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// Attempts in a row that must find a running holder: a process that was just killed may look
+/// alive for a moment.
+const CONFIRMATIONS: usize = 3;
 
-/// Why something cannot be had.
-pub(crate) trait Occupied {
-    /// Whether the process that has it is there to stay; `None` if it is not about that.
+/// An error that may name a process as the holder of a resource.
+pub(crate) trait HeldBy {
+    /// Whether that process keeps running; `None` if the error is a different one.
     fn holder_stays(&self) -> Option<bool>;
 }
 
-impl Occupied for SocketError {
+impl HeldBy for SocketError {
     fn holder_stays(&self) -> Option<bool> {
         match self {
             SocketError::InUse { stays, .. } | SocketError::Foreign { stays, .. } => Some(*stays),
@@ -38,7 +38,7 @@ impl Occupied for SocketError {
     }
 }
 
-impl Occupied for JoinError {
+impl HeldBy for JoinError {
     fn holder_stays(&self) -> Option<bool> {
         match self {
             JoinError::IdTaken { stays, .. } => Some(*stays),
@@ -47,36 +47,36 @@ impl Occupied for JoinError {
     }
 }
 
-/// How long a port waits for its predecessor, for all that it needs together.
+/// One waiting period, shared by all resources that a port acquires at its start.
 #[derive(Debug)]
-pub(crate) struct Predecessor<'a> {
-    signals: &'a Signals,
+pub(crate) struct LockWait<'a> {
+    signals: &'a ShutdownSignals,
     started: Instant,
 }
 
-impl<'a> Predecessor<'a> {
-    /// Waits from here on, but no longer than until a signal asks for the end.
-    pub(crate) fn new(signals: &'a Signals) -> Self {
+impl<'a> LockWait<'a> {
+    /// Starts the waiting period. A shutdown signal ends it.
+    pub(crate) fn new(signals: &'a ShutdownSignals) -> Self {
         Self {
             signals,
             started: Instant::now(),
         }
     }
 
-    /// Tries to take something, again and again while its holder is on its way out; None: a signal
+    /// Repeats `attempt` while the holder of the resource is exiting. Returns `None` if a signal
     /// came first.
     ///
     /// # Errors
     ///
     /// Those of the attempt.
-    pub(crate) fn outwait<T, E>(
+    pub(crate) fn acquire<T, E>(
         &self,
         mut attempt: impl FnMut() -> Result<T, E>,
     ) -> anyhow::Result<Option<T>>
     where
-        E: Occupied + std::error::Error + Send + Sync + 'static,
+        E: HeldBy + std::error::Error + Send + Sync + 'static,
     {
-        let (mut looks, mut told) = (0, false);
+        let (mut confirmations, mut logged) = (0, false);
         loop {
             let error = match attempt() {
                 Ok(taken) => return Ok(Some(taken)),
@@ -85,21 +85,21 @@ impl<'a> Predecessor<'a> {
             match error.holder_stays() {
                 None => return Err(error.into()),
                 Some(true) => {
-                    looks += 1;
-                    if looks == LOOKS {
+                    confirmations += 1;
+                    if confirmations == CONFIRMATIONS {
                         return Err(error.into());
                     }
                 }
-                Some(false) if self.started.elapsed() < PATIENCE => {
-                    looks = 0;
-                    if !told {
+                Some(false) if self.started.elapsed() < TIMEOUT => {
+                    confirmations = 0;
+                    if !logged {
                         info!("{error}; waiting for its end");
-                        told = true;
+                        logged = true;
                     }
                 }
                 Some(false) => {
                     return Err(anyhow!(error)).with_context(|| {
-                        format!("Waited {} s for a process to end", PATIENCE.as_secs())
+                        format!("Waited {} s for a process to end", TIMEOUT.as_secs())
                     });
                 }
             }
@@ -109,14 +109,14 @@ impl<'a> Predecessor<'a> {
         }
     }
 
-    /// Pauses; whether a signal came.
+    /// Waits for the retry interval. Returns true if a signal came.
     fn signalled(&self) -> anyhow::Result<bool> {
-        let pause = Timespec {
+        let interval = Timespec {
             tv_sec: 0,
-            tv_nsec: PAUSE.subsec_nanos().into(),
+            tv_nsec: RETRY_INTERVAL.subsec_nanos().into(),
         };
         let mut fds = [PollFd::new(self.signals, PollFlags::IN)];
-        match poll(&mut fds, Some(&pause)) {
+        match poll(&mut fds, Some(&interval)) {
             Ok(count) => Ok(count > 0),
             Err(rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error).context("Cannot wait for a process to end"),

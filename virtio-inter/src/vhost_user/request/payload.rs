@@ -1,4 +1,4 @@
-//! The parts of a message: its payload as structures and numbers, its descriptors, each checked.
+//! Reads a message's payload as structures and numbers, and takes its descriptors, with checks.
 
 use std::os::fd::OwnedFd;
 
@@ -11,41 +11,41 @@ use vm_memory::ByteValued;
 
 use super::{LogArea, Region, Request, RingAddresses};
 use crate::vhost_user::connection::Message;
-use crate::vhost_user::error::Malformed;
+use crate::vhost_user::error::MessageError;
 
-/// Bits of SET_VRING_KICK, CALL and ERR that hold the queue's index.
+/// Bits of SET_VRING_KICK, CALL and ERR that contain the queue's index.
 const VRING_INDEX_MASK: u64 = 0xff;
-/// The bit of SET_VRING_KICK, CALL and ERR that says that no descriptor comes along.
+/// VHOST_USER_VRING_NOFD_MASK: SET_VRING_KICK, CALL or ERR comes without a descriptor.
 const VRING_NO_FD: u64 = 0x100;
 
-/// A message of a known type, to be taken apart.
-pub(super) struct Parts(pub(super) Message);
+/// A message of a known type.
+pub(super) struct Payload(pub(super) Message);
 
-impl Parts {
-    fn bad_size(&self) -> Malformed {
-        Malformed::Size {
+impl Payload {
+    fn bad_size(&self) -> MessageError {
+        MessageError::Size {
             code: self.0.code,
             size: self.0.body.len(),
         }
     }
 
-    pub(super) fn bad_fds(&self, expected: usize) -> Malformed {
-        Malformed::Fds {
+    pub(super) fn bad_fds(&self, expected: usize) -> MessageError {
+        MessageError::Fds {
             code: self.0.code,
             got: self.0.fds.len(),
             expected,
         }
     }
 
-    pub(super) fn bad_field(&self, field: &'static str, value: u64) -> Malformed {
-        Malformed::Field {
+    pub(super) fn bad_field(&self, field: &'static str, value: u64) -> MessageError {
+        MessageError::Field {
             code: self.0.code,
             field,
             value,
         }
     }
 
-    pub(super) fn check_size(&self, size: usize) -> Result<(), Malformed> {
+    pub(super) fn check_size(&self, size: usize) -> Result<(), MessageError> {
         if self.0.body.len() == size {
             Ok(())
         } else {
@@ -53,7 +53,7 @@ impl Parts {
         }
     }
 
-    fn check_fds(&self, count: usize) -> Result<(), Malformed> {
+    fn check_fds(&self, count: usize) -> Result<(), MessageError> {
         if self.0.fds.len() == count {
             Ok(())
         } else {
@@ -62,7 +62,7 @@ impl Parts {
     }
 
     /// The structure at `offset` of the payload.
-    fn structure<T: ByteValued + Default>(&self, offset: usize) -> Result<T, Malformed> {
+    fn structure<T: ByteValued + Default>(&self, offset: usize) -> Result<T, MessageError> {
         let mut value = T::default();
         let bytes = self
             .0
@@ -76,27 +76,27 @@ impl Parts {
     }
 
     /// A payload that is exactly one structure, without descriptors.
-    fn only<T: ByteValued + Default>(&self) -> Result<T, Malformed> {
+    fn only<T: ByteValued + Default>(&self) -> Result<T, MessageError> {
         self.check_fds(0)?;
         self.check_size(size_of::<T>())?;
         self.structure(0)
     }
 
-    pub(super) fn nothing(&self, request: Request) -> Result<Request, Malformed> {
+    pub(super) fn nothing(&self, request: Request) -> Result<Request, MessageError> {
         self.check_fds(0)?;
         self.check_size(0)?;
         Ok(request)
     }
 
-    pub(super) fn number(&self) -> Result<u64, Malformed> {
+    pub(super) fn number(&self) -> Result<u64, MessageError> {
         Ok(self.only::<VhostUserU64>()?.value)
     }
 
-    pub(super) fn vring_state(&self) -> Result<VhostUserVringState, Malformed> {
+    pub(super) fn vring_state(&self) -> Result<VhostUserVringState, MessageError> {
         self.only()
     }
 
-    pub(super) fn vring_addr(&self) -> Result<Request, Malformed> {
+    pub(super) fn vring_addr(&self) -> Result<Request, MessageError> {
         let address: VhostUserVringAddr = self.only()?;
         let flags = address.flags;
         if flags & !VhostUserVringAddrFlags::all().bits() != 0 {
@@ -112,8 +112,9 @@ impl Parts {
         })
     }
 
-    /// A log without a file would be an address of the frontend's, which means nothing here.
-    pub(super) fn log_base(self) -> Result<Request, Malformed> {
+    /// A log without a file would be an address in the frontend's process, which is not usable
+    /// here.
+    pub(super) fn log_base(self) -> Result<Request, MessageError> {
         if self.0.fds.is_empty() {
             return Ok(Request::Other(self.0.code));
         }
@@ -126,13 +127,13 @@ impl Parts {
         Ok(Request::SetLogBase(area, self.one_fd()?))
     }
 
-    pub(super) fn one_fd(mut self) -> Result<OwnedFd, Malformed> {
+    pub(super) fn one_fd(mut self) -> Result<OwnedFd, MessageError> {
         self.check_fds(1)?;
         self.0.fds.pop().ok_or_else(|| self.bad_fds(1))
     }
 
-    /// The queue's index, and the descriptor unless the flag says that there is none.
-    pub(super) fn vring_fd(self) -> Result<(u32, Option<OwnedFd>), Malformed> {
+    /// The queue's index, and the descriptor unless NOFD is set.
+    pub(super) fn vring_fd(self) -> Result<(u32, Option<OwnedFd>), MessageError> {
         self.check_size(size_of::<u64>())?;
         let value = self.structure::<VhostUserU64>(0)?.value;
         if value & !(VRING_INDEX_MASK | VRING_NO_FD) != 0 {
@@ -147,8 +148,9 @@ impl Parts {
         Ok((index, Some(self.one_fd()?)))
     }
 
-    /// User Mode Linux sends two slots however many it uses: whole slots beyond the count are passed over.
-    pub(super) fn memory_table(mut self) -> Result<Vec<(Region, OwnedFd)>, Malformed> {
+    /// User Mode Linux always sends two slots, even if it uses one: whole slots beyond the count
+    /// are ignored.
+    pub(super) fn memory_table(mut self) -> Result<Vec<(Region, OwnedFd)>, MessageError> {
         const REGION: usize = size_of::<VhostUserMemoryRegion>();
         let header: VhostUserMemory = self.structure(0)?;
         let slots = self.0.body.len() - size_of::<VhostUserMemory>();
@@ -162,19 +164,19 @@ impl Parts {
                 let at = size_of::<VhostUserMemory>() + slot * REGION;
                 Ok(Region::new(&self.structure::<VhostUserMemoryRegion>(at)?))
             })
-            .collect::<Result<Vec<_>, Malformed>>()?;
+            .collect::<Result<Vec<_>, MessageError>>()?;
         Ok(regions.into_iter().zip(self.0.fds.drain(..)).collect())
     }
 
-    pub(super) fn single_region(&self) -> Result<Region, Malformed> {
+    pub(super) fn single_region(&self) -> Result<Region, MessageError> {
         self.check_size(size_of::<VhostUserSingleMemoryRegion>())?;
         Ok(Region::new(
             &*self.structure::<VhostUserSingleMemoryRegion>(0)?,
         ))
     }
 
-    /// The range, which is the frontend's, and how many bytes of payload follow it.
-    fn config_header(&self) -> Result<(VhostUserConfig, usize), Malformed> {
+    /// The header of GET_CONFIG or SET_CONFIG, and the number of bytes after it.
+    fn config_header(&self) -> Result<(VhostUserConfig, usize), MessageError> {
         self.check_fds(0)?;
         let config: VhostUserConfig = self.structure(0)?;
         let (offset, size, flags) = (config.offset, config.size, config.flags);
@@ -191,9 +193,9 @@ impl Parts {
         Ok((config, self.0.body.len() - size_of::<VhostUserConfig>()))
     }
 
-    pub(super) fn get_config(&self) -> Result<Request, Malformed> {
+    pub(super) fn get_config(&self) -> Result<Request, MessageError> {
         let (config, payload) = self.config_header()?;
-        // The payload of the request means nothing; some frontends leave it out.
+        // The payload of the request has no meaning; some frontends leave it out.
         if payload != 0 && payload != config.size as usize {
             return Err(self.bad_size());
         }
@@ -204,7 +206,7 @@ impl Parts {
         })
     }
 
-    pub(super) fn set_config(mut self) -> Result<Request, Malformed> {
+    pub(super) fn set_config(mut self) -> Result<Request, MessageError> {
         let (config, payload) = self.config_header()?;
         if payload != config.size as usize {
             return Err(self.bad_size());

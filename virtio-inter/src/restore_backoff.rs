@@ -1,5 +1,5 @@
-//! When to look after the port's files: at once when one is gone, and again after a while if that
-//! was in vain.
+//! Decides when the port restores its socket and lock files: at once when one is gone, and again
+//! after an increasing delay if that failed.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,23 +10,23 @@ use virtio_inter_segment::Segment;
 use crate::socket::Listener;
 use crate::timer::Timer;
 
-/// Shortest time between two attempts: who removes files again and again is not to keep a port
-/// busy.
-const PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause: a directory that comes back is noticed within it.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Minimum time between two attempts: a program that removes files again and again must not keep
+/// a port busy.
+const MIN_DELAY: Duration = Duration::from_millis(100);
+/// Maximum delay: the port notices within this time that a directory is back.
+const MAX_DELAY: Duration = Duration::from_secs(60);
 
-/// Whether files are made again now or later.
+/// The delay before files are restored.
 #[derive(Debug)]
-pub(crate) struct Upkeep {
+pub(crate) struct RestoreBackoff {
     timer: Timer,
-    /// Before the next attempt. It doubles up to [`LONGEST_PAUSE`].
-    pause: Duration,
+    /// Before the next attempt. It doubles up to [`MAX_DELAY`].
+    delay: Duration,
     restored_at: Option<Instant>,
 }
 
-impl Upkeep {
-    /// Nothing to do.
+impl RestoreBackoff {
+    /// The initial state: no attempt is due.
     ///
     /// # Errors
     ///
@@ -34,12 +34,12 @@ impl Upkeep {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             timer: Timer::new()?,
-            pause: PAUSE,
+            delay: MIN_DELAY,
             restored_at: None,
         })
     }
 
-    /// Whether to look after files now. If not, the timer will tell.
+    /// Whether files may be restored now. If not, sets the timer for the next attempt.
     ///
     /// # Errors
     ///
@@ -47,7 +47,7 @@ impl Upkeep {
     pub(crate) fn begin(&mut self) -> io::Result<bool> {
         self.timer.clear();
         let since = self.restored_at.map(|at| at.elapsed());
-        match since.and_then(|since| PAUSE.checked_sub(since)) {
+        match since.and_then(|since| MIN_DELAY.checked_sub(since)) {
             Some(left) => {
                 self.timer.set(left)?;
                 Ok(false)
@@ -56,34 +56,34 @@ impl Upkeep {
         }
     }
 
-    /// Something was made again.
+    /// Notes that a file is being restored now.
     pub(crate) fn restored(&mut self) {
         self.restored_at = Some(Instant::now());
     }
 
-    /// All files are where they belong, or not all.
+    /// Ends an attempt. If files are still missing, sets the timer for the next one.
     ///
     /// # Errors
     ///
     /// Never in practice.
     pub(crate) fn end(&mut self, complete: bool) -> io::Result<()> {
         if complete {
-            self.pause = PAUSE;
+            self.delay = MIN_DELAY;
             return Ok(());
         }
-        self.timer.set(self.pause)?;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.timer.set(self.delay)?;
+        self.delay = (self.delay * 2).min(MAX_DELAY);
         Ok(())
     }
 }
 
-impl AsFd for Upkeep {
+impl AsFd for RestoreBackoff {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
     }
 }
 
-/// Has the segment tell of the end of a socket's files. False: one is gone already.
+/// Has the segment watch a socket's files for removal. Returns false if one is gone already.
 pub(crate) fn watch(segment: &Segment, listener: &Listener) -> bool {
     let files = [listener.path(), listener.lock_path()];
     let watched = files.iter().all(|path| match segment.watch_file(path) {

@@ -1,13 +1,13 @@
-//! Resource limits (getrlimit(2)) of the port's process: raised where that is in its power, and
-//! reported where they will be in its way.
+//! Resource limits (getrlimit(2)) of the port's process: raises the soft limit of descriptors, and
+//! warns of limits that the port will exceed.
 
 use log::{debug, warn};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Prepares a port whose regions have a data area of `ring_size` bytes.
+/// Prepares the limits for a port whose regions have a data area of `ring_size` bytes.
 ///
-/// Limits that are exceeded later end in an error that names what failed. These two would end the
-/// port without a word, or keep it from linking up.
+/// A port that exceeds other limits logs an error that names the cause. RLIMIT_CPU kills it
+/// without a message, and RLIMIT_FSIZE prevents its links.
 pub fn prepare(ring_size: u32) {
     raise_descriptors();
     if let Some(seconds) = getrlimit(Resource::Cpu).maximum {
@@ -28,7 +28,8 @@ pub fn prepare(ring_size: u32) {
     }
 }
 
-/// Each peer and each piece of guest memory takes descriptors: as many as the system lets us have.
+/// Raises the soft limit of descriptors to the hard limit: each peer and each memory region of the
+/// guest needs some.
 fn raise_descriptors() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
