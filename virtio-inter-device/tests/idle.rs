@@ -74,11 +74,11 @@ fn nothing_is_polled() {
     let woken = node.count("wakeups");
     for _ in 0..100 {
         for link in peer.into_port.iter().chain(&peer.from_port) {
-            link.data_bell.ring();
-            link.space_bell.ring();
+            link.data_doorbell.ring();
+            link.space_doorbell.ring();
         }
     }
-    expect_idle("the bells ring", std::slice::from_ref(&node));
+    expect_idle("the doorbells ring", std::slice::from_ref(&node));
     let wakeups = node.count("wakeups") - woken;
     assert!(
         wakeups < WAKEUPS,

@@ -34,10 +34,10 @@ fn pin(cpu: Option<usize>) {
     }
 }
 
-fn waiter(bell: impl std::os::fd::AsFd) -> OwnedFd {
+fn waiter(doorbell: impl std::os::fd::AsFd) -> OwnedFd {
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
     let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
-    epoll::add(&poll, bell, epoll::EventData::new_u64(0), events).unwrap();
+    epoll::add(&poll, doorbell, epoll::EventData::new_u64(0), events).unwrap();
     poll
 }
 
@@ -57,15 +57,15 @@ fn next(place: &mut usize, len: usize) -> usize {
 fn transfer(len: usize, records: usize, cpus: [Option<usize>; 2]) -> Duration {
     let region = Region::create(DEFAULT_CAPACITY).unwrap();
     let theirs = Region::open(region.fd().try_clone_to_owned().unwrap(), DEFAULT_CAPACITY).unwrap();
-    let (data_bell, space_bell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
-    let bell = |bell: &Doorbell| bell.try_clone().unwrap();
-    let mut sender = Sender::new(theirs, bell(&data_bell), bell(&space_bell));
-    let mut receiver = Receiver::new(region, data_bell, space_bell);
+    let (data_doorbell, space_doorbell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+    let doorbell = |doorbell: &Doorbell| doorbell.try_clone().unwrap();
+    let mut sender = Sender::new(theirs, doorbell(&data_doorbell), doorbell(&space_doorbell));
+    let mut receiver = Receiver::new(region, data_doorbell, space_doorbell);
     let start = Instant::now();
     thread::scope(|scope| {
         scope.spawn(|| {
             pin(cpus[0]);
-            let poll = waiter(sender.space_bell());
+            let poll = waiter(sender.space_doorbell());
             let (memory, mut place) = (vec![1u8; MEMORY], 0);
             for number in 0..records {
                 while sender.reserve(len).unwrap().is_none() {
@@ -85,7 +85,7 @@ fn transfer(len: usize, records: usize, cpus: [Option<usize>; 2]) -> Duration {
         });
         scope.spawn(|| {
             pin(cpus[1]);
-            let poll = waiter(receiver.data_bell());
+            let poll = waiter(receiver.data_doorbell());
             let (mut memory, mut place) = (vec![0u8; MEMORY], 0);
             let mut number = 0;
             while number < records {

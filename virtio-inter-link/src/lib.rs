@@ -17,14 +17,14 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! // The receiving process makes the link …
 //! let region = Region::create(DEFAULT_CAPACITY)?;
-//! let (data_bell, space_bell) = (Doorbell::new()?, Doorbell::new()?);
+//! let (data_doorbell, space_doorbell) = (Doorbell::new()?, Doorbell::new()?);
 //! // … and sends three descriptors to the sending process, which opens them.
 //! let mut sender = Sender::new(
 //!     Region::open(region.fd().try_clone_to_owned()?, DEFAULT_CAPACITY)?,
-//!     Doorbell::from_fd(data_bell.as_fd().try_clone_to_owned()?)?,
-//!     Doorbell::from_fd(space_bell.as_fd().try_clone_to_owned()?)?,
+//!     Doorbell::from_fd(data_doorbell.as_fd().try_clone_to_owned()?)?,
+//!     Doorbell::from_fd(space_doorbell.as_fd().try_clone_to_owned()?)?,
 //! );
-//! let mut receiver = Receiver::new(region, data_bell, space_bell);
+//! let mut receiver = Receiver::new(region, data_doorbell, space_doorbell);
 //!
 //! let slot = sender.reserve(5)?.ok_or("full")?;
 //! slot.slice().copy_from(b"hello");

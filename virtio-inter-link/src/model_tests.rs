@@ -90,9 +90,9 @@ fn payload(number: usize, len: usize) -> Vec<u8> {
 
 fn check(operations: &[Operation]) {
     let (sending, receiving) = Heap::pair(CAPACITY as usize);
-    let (data_bell, space_bell) = (Counter::default(), Counter::default());
-    let mut sender = Sender::over(sending, data_bell.clone(), space_bell.clone());
-    let mut receiver = Receiver::over(receiving, data_bell.clone(), space_bell.clone());
+    let (data_doorbell, space_doorbell) = (Counter::default(), Counter::default());
+    let mut sender = Sender::over(sending, data_doorbell.clone(), space_doorbell.clone());
+    let mut receiver = Receiver::over(receiving, data_doorbell.clone(), space_doorbell.clone());
     let mut model = Model::default();
     for (number, operation) in operations.iter().enumerate() {
         let (mut data_rings, mut space_rings) = (0, 0);
@@ -161,8 +161,8 @@ fn check(operations: &[Operation]) {
                 model.receiver_sleeps |= sleeps;
             }
         }
-        assert_eq!(data_bell.take(), data_rings, "{operation:?}");
-        assert_eq!(space_bell.take(), space_rings, "{operation:?}");
+        assert_eq!(data_doorbell.take(), data_rings, "{operation:?}");
+        assert_eq!(space_doorbell.take(), space_rings, "{operation:?}");
     }
 }
 

@@ -25,9 +25,9 @@ const LARGE: u64 = 512;
 pub struct Receiver<M = Mapping, B = Doorbell> {
     memory: M,
     /// Waited for by this side.
-    data_bell: B,
+    data_doorbell: B,
     /// Rung for the sender.
-    space_bell: B,
+    space_doorbell: B,
     /// Size of the data area, in bytes.
     capacity: u64,
     /// Position of the next record to read.
@@ -43,31 +43,31 @@ pub struct Receiver<M = Mapping, B = Doorbell> {
 impl Receiver {
     /// The receiving end of the link in `region`, which nobody has received on before.
     ///
-    /// `data_bell` wakes this side, `space_bell` the sender. From here on this process cannot write
-    /// to the data area.
-    pub fn new(region: Region, data_bell: Doorbell, space_bell: Doorbell) -> Self {
+    /// `data_doorbell` wakes this side, `space_doorbell` the sender. From here on this process
+    /// cannot write to the data area.
+    pub fn new(region: Region, data_doorbell: Doorbell, space_doorbell: Doorbell) -> Self {
         let mapping = region.into_mapping();
         if let Err(e) = mapping.protect_data() {
             // Only a second line of defence against mistakes of our own.
             log::warn!("Cannot write-protect a link's data: {e}");
         }
-        Self::over(mapping, data_bell, space_bell)
+        Self::over(mapping, data_doorbell, space_doorbell)
     }
 
     /// The doorbell to wait for (`EPOLLIN | EPOLLET`, never read) after
     /// [`wait_for_data`](Self::wait_for_data) returned true.
-    pub fn data_bell(&self) -> BorrowedFd<'_> {
-        self.data_bell.as_fd()
+    pub fn data_doorbell(&self) -> BorrowedFd<'_> {
+        self.data_doorbell.as_fd()
     }
 }
 
 impl<M: Memory, B: Bell> Receiver<M, B> {
-    pub(crate) fn over(memory: M, data_bell: B, space_bell: B) -> Self {
+    pub(crate) fn over(memory: M, data_doorbell: B, space_doorbell: B) -> Self {
         let capacity = memory.capacity();
         Self {
             memory,
-            data_bell,
-            space_bell,
+            data_doorbell,
+            space_doorbell,
             capacity,
             consumed: 0,
             released: 0,
@@ -167,7 +167,7 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
             });
         }
         if before < target && target <= self.released {
-            self.space_bell.ring();
+            self.space_doorbell.ring();
         }
         Ok(())
     }

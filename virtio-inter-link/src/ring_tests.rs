@@ -14,21 +14,21 @@ const CAPACITY: usize = 1024;
 struct Link {
     sender: Sender<Heap, Counter>,
     receiver: Receiver<Heap, Counter>,
-    data_bell: Counter,
-    space_bell: Counter,
+    data_doorbell: Counter,
+    space_doorbell: Counter,
     /// The memory, as a hostile peer sees it.
     memory: Heap,
 }
 
 fn link() -> Link {
     let (sending, receiving) = Heap::pair(CAPACITY);
-    let (data_bell, space_bell) = (Counter::default(), Counter::default());
+    let (data_doorbell, space_doorbell) = (Counter::default(), Counter::default());
     Link {
         memory: sending.clone(),
-        sender: Sender::over(sending, data_bell.clone(), space_bell.clone()),
-        receiver: Receiver::over(receiving, data_bell.clone(), space_bell.clone()),
-        data_bell,
-        space_bell,
+        sender: Sender::over(sending, data_doorbell.clone(), space_doorbell.clone()),
+        receiver: Receiver::over(receiving, data_doorbell.clone(), space_doorbell.clone()),
+        data_doorbell,
+        space_doorbell,
     }
 }
 
@@ -133,7 +133,7 @@ fn the_data_bell_rings_once_for_a_receiver_that_sleeps() {
     let mut link = link();
     link.commit(b"a");
     link.sender.publish().unwrap();
-    assert_eq!(link.data_bell.take(), 0, "nobody asked");
+    assert_eq!(link.data_doorbell.take(), 0, "nobody asked");
     assert!(!link.receiver.wait_for_data().unwrap(), "there is a record");
     link.take().unwrap();
     assert!(link.receiver.wait_for_data().unwrap());
@@ -142,13 +142,13 @@ fn the_data_bell_rings_once_for_a_receiver_that_sleeps() {
         "asking again changes nothing"
     );
     link.sender.publish().unwrap();
-    assert_eq!(link.data_bell.take(), 0, "nothing new");
+    assert_eq!(link.data_doorbell.take(), 0, "nothing new");
     for _ in 0..3 {
         link.commit(b"b");
         link.sender.publish().unwrap();
     }
-    assert_eq!(link.data_bell.take(), 1, "the first of three wakes");
-    assert_eq!(link.space_bell.take(), 0);
+    assert_eq!(link.data_doorbell.take(), 1, "the first of three wakes");
+    assert_eq!(link.space_doorbell.take(), 0);
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn the_space_bell_rings_once_half_is_free() {
         link.take().unwrap();
         link.receiver.release().unwrap();
         assert_eq!(
-            link.space_bell.take(),
+            link.space_doorbell.take(),
             usize::from(taken == CAPACITY / 128),
             "{taken}"
         );
@@ -177,7 +177,7 @@ fn the_space_bell_waits_for_a_record_larger_than_half_of_the_free_half() {
     assert!(link.sender.wait_for_space(largest).unwrap());
     link.take().unwrap();
     link.receiver.release().unwrap();
-    assert_eq!(link.space_bell.take(), 1);
+    assert_eq!(link.space_doorbell.take(), 1);
     assert!(link.commit(&vec![0; largest]));
 }
 
@@ -191,7 +191,7 @@ fn no_bell_for_a_sender_that_found_room_after_all() {
     assert!(!link.sender.wait_for_space(56).unwrap());
     while link.take().is_some() {}
     link.receiver.release().unwrap();
-    assert_eq!(link.space_bell.take(), 0);
+    assert_eq!(link.space_doorbell.take(), 0);
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn waiting_for_data_gives_room_back() {
     assert!(link.sender.wait_for_space(56).unwrap());
     while link.take().is_some() {}
     assert!(link.receiver.wait_for_data().unwrap());
-    assert_eq!(link.space_bell.take(), 1);
+    assert_eq!(link.space_doorbell.take(), 1);
 }
 
 #[test]

@@ -20,9 +20,9 @@ use crate::violation::Violation;
 pub struct Sender<M = Mapping, B = Doorbell> {
     memory: M,
     /// Rung for the receiver.
-    data_bell: B,
+    data_doorbell: B,
     /// Waited for by this side.
-    space_bell: B,
+    space_doorbell: B,
     /// Size of the data area, in bytes.
     capacity: u64,
     /// Position behind the last record committed.
@@ -38,25 +38,25 @@ pub struct Sender<M = Mapping, B = Doorbell> {
 impl Sender {
     /// The sending end of the link in `region`, which nobody has sent on before.
     ///
-    /// `data_bell` wakes the receiver, `space_bell` this side.
-    pub fn new(region: Region, data_bell: Doorbell, space_bell: Doorbell) -> Self {
-        Self::over(region.into_mapping(), data_bell, space_bell)
+    /// `data_doorbell` wakes the receiver, `space_doorbell` this side.
+    pub fn new(region: Region, data_doorbell: Doorbell, space_doorbell: Doorbell) -> Self {
+        Self::over(region.into_mapping(), data_doorbell, space_doorbell)
     }
 
     /// The doorbell to wait for (`EPOLLIN | EPOLLET`, never read) after
     /// [`wait_for_space`](Self::wait_for_space) returned true.
-    pub fn space_bell(&self) -> BorrowedFd<'_> {
-        self.space_bell.as_fd()
+    pub fn space_doorbell(&self) -> BorrowedFd<'_> {
+        self.space_doorbell.as_fd()
     }
 }
 
 impl<M: Memory, B: Bell> Sender<M, B> {
-    pub(crate) fn over(memory: M, data_bell: B, space_bell: B) -> Self {
+    pub(crate) fn over(memory: M, data_doorbell: B, space_doorbell: B) -> Self {
         let capacity = memory.capacity();
         Self {
             memory,
-            data_bell,
-            space_bell,
+            data_doorbell,
+            space_doorbell,
             capacity,
             committed: 0,
             published: 0,
@@ -135,7 +135,7 @@ impl<M: Memory, B: Bell> Sender<M, B> {
             });
         }
         if before < target && target <= self.published {
-            self.data_bell.ring();
+            self.data_doorbell.ring();
         }
         Ok(())
     }

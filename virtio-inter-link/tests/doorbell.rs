@@ -17,12 +17,12 @@ const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn each_ring_wakes_once_without_a_read() {
-    let bell = Doorbell::new().unwrap();
-    let waiter = Waiter::new(bell.as_fd());
+    let doorbell = Doorbell::new().unwrap();
+    let waiter = Waiter::new(doorbell.as_fd());
     assert!(!waiter.wait(Duration::ZERO));
     // More often than an asynchronous I/O context has room for completions.
     for _ in 0..5_000 {
-        bell.ring();
+        doorbell.ring();
         assert!(waiter.wait(SOON));
         assert!(!waiter.wait(Duration::ZERO));
     }
@@ -30,11 +30,11 @@ fn each_ring_wakes_once_without_a_read() {
 
 #[test]
 fn a_clone_and_a_handle_of_the_peer_are_the_same_bell() {
-    let bell = Doorbell::new().unwrap();
-    let theirs = Doorbell::from_fd(bell.as_fd().try_clone_to_owned().unwrap()).unwrap();
-    let waiter = Waiter::new(bell.as_fd());
+    let doorbell = Doorbell::new().unwrap();
+    let theirs = Doorbell::from_fd(doorbell.as_fd().try_clone_to_owned().unwrap()).unwrap();
+    let waiter = Waiter::new(doorbell.as_fd());
     waiter.wait(Duration::ZERO);
-    for other in [&theirs, &bell.try_clone().unwrap()] {
+    for other in [&theirs, &doorbell.try_clone().unwrap()] {
         other.ring();
         assert!(waiter.wait(SOON));
     }
@@ -42,31 +42,31 @@ fn a_clone_and_a_handle_of_the_peer_are_the_same_bell() {
 
 #[test]
 fn rings_of_many_threads_arrive() {
-    let bell = Doorbell::new().unwrap();
+    let doorbell = Doorbell::new().unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| (0..5_000).for_each(|_| bell.ring()));
+            scope.spawn(|| (0..5_000).for_each(|_| doorbell.ring()));
         }
     });
     let mut count = [0; 8];
-    rustix::io::read(&bell, &mut count).unwrap();
+    rustix::io::read(&doorbell, &mut count).unwrap();
     assert_eq!(u64::from_ne_bytes(count), 20_000);
 }
 
 #[test]
 fn a_peer_that_fills_the_counter_and_asks_for_blocking_holds_nobody_up() {
-    let bell = Doorbell::new().unwrap();
-    let waiter = Waiter::new(bell.as_fd());
-    rustix::io::write(&bell, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-    rustix::fs::fcntl_setfl(&bell, OFlags::empty()).unwrap();
+    let doorbell = Doorbell::new().unwrap();
+    let waiter = Waiter::new(doorbell.as_fd());
+    rustix::io::write(&doorbell, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    rustix::fs::fcntl_setfl(&doorbell, OFlags::empty()).unwrap();
     waiter.wait(Duration::ZERO);
     let start = Instant::now();
     for _ in 0..1_000 {
-        bell.ring();
+        doorbell.ring();
         assert!(waiter.wait(SOON), "and its waiter hears of it all the same");
     }
     assert!(start.elapsed() < SOON);
-    let taken = Doorbell::from_fd(bell.as_fd().try_clone_to_owned().unwrap());
+    let taken = Doorbell::from_fd(doorbell.as_fd().try_clone_to_owned().unwrap());
     assert!(taken.is_ok() && start.elapsed() < SOON);
 }
 

@@ -60,7 +60,7 @@ fn hostile_process() {
         // SAFETY: page-aligned, mapped for ever, and only accessed as atomics here.
         unsafe { std::slice::from_raw_parts(base.cast::<AtomicU64>(), size / 8) }
     });
-    let bells = &fds[2..];
+    let doorbells = &fds[2..];
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     loop {
         let (choice, value) = (random.next(), random.next());
@@ -101,10 +101,10 @@ fn hostile_process() {
             }
             // Bells: a full counter, and a write to it that would block.
             26 if value.is_multiple_of(16) => {
-                let bell = &bells[value as usize >> 8 & 3];
-                rustix::fs::fcntl_setfl(bell, OFlags::NONBLOCK).unwrap();
-                let _ = rustix::io::write(bell, &(u64::MAX - 1).to_ne_bytes());
-                rustix::fs::fcntl_setfl(bell, OFlags::empty()).unwrap();
+                let doorbell = &doorbells[value as usize >> 8 & 3];
+                rustix::fs::fcntl_setfl(doorbell, OFlags::NONBLOCK).unwrap();
+                let _ = rustix::io::write(doorbell, &(u64::MAX - 1).to_ne_bytes());
+                rustix::fs::fcntl_setfl(doorbell, OFlags::empty()).unwrap();
             }
             // Rest, so that the other side gets somewhere on a machine with few processors.
             27 if value.is_multiple_of(256) => {
@@ -129,12 +129,12 @@ struct Outcome {
 /// The region and the doorbells of a hostile link.
 struct Hostile {
     region: File,
-    bells: [OwnedFd; 2],
+    doorbells: [OwnedFd; 2],
 }
 
 impl Hostile {
     fn new() -> Self {
-        let bell = || {
+        let doorbell = || {
             Doorbell::new()
                 .unwrap()
                 .as_fd()
@@ -144,7 +144,7 @@ impl Hostile {
         let region = Region::create(MIN_CAPACITY).unwrap();
         Self {
             region: File::from(region.fd().try_clone_to_owned().unwrap()),
-            bells: [bell(), bell()],
+            doorbells: [doorbell(), doorbell()],
         }
     }
 
@@ -157,11 +157,11 @@ impl Hostile {
         header.resize(640, 0);
         self.region.write_all_at(&header, 0).unwrap();
         let region = Region::open(self.region.try_clone().unwrap().into(), MIN_CAPACITY)?;
-        let [data_bell, space_bell] = self
-            .bells
+        let [data_doorbell, space_doorbell] = self
+            .doorbells
             .each_ref()
-            .map(|bell| Doorbell::from_fd(bell.try_clone().unwrap()).unwrap());
-        Ok((region, data_bell, space_bell))
+            .map(|doorbell| Doorbell::from_fd(doorbell.try_clone().unwrap()).unwrap());
+        Ok((region, data_doorbell, space_doorbell))
     }
 }
 
@@ -208,7 +208,7 @@ fn receive(
 
 /// Takes all records of the healthy link out, sleeping between them, and says how many there were.
 fn receive_healthy(mut receiver: Receiver) -> u64 {
-    let waiter = Waiter::new(receiver.data_bell());
+    let waiter = Waiter::new(receiver.data_doorbell());
     let mut number = 0u64;
     loop {
         if let Some(record) = receiver.peek().unwrap() {
@@ -244,17 +244,22 @@ fn a_hostile_peer_harms_only_its_own_links() {
     let seconds = std::env::var("VIRTIO_INTER_HOSTILE_SECONDS").map_or(10, |s| s.parse().unwrap());
     let region = Region::create(MIN_CAPACITY).unwrap();
     let theirs = Region::open(region.fd().try_clone_to_owned().unwrap(), MIN_CAPACITY).unwrap();
-    let (data_bell, space_bell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
-    let clone = |bell: &Doorbell| bell.try_clone().unwrap();
-    let mut healthy = Sender::new(theirs, clone(&data_bell), clone(&space_bell));
-    let receiver = Receiver::new(region, data_bell, space_bell);
+    let (data_doorbell, space_doorbell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+    let clone = |doorbell: &Doorbell| doorbell.try_clone().unwrap();
+    let mut healthy = Sender::new(theirs, clone(&data_doorbell), clone(&space_doorbell));
+    let receiver = Receiver::new(region, data_doorbell, space_doorbell);
     let healthy_receiver = std::thread::spawn(move || receive_healthy(receiver));
 
     let (to, from) = (Hostile::new(), Hostile::new());
     let fds: Vec<_> = [&to.region, &from.region]
         .map(|region| region.as_fd())
         .into_iter()
-        .chain(to.bells.iter().chain(&from.bells).map(|bell| bell.as_fd()))
+        .chain(
+            to.doorbells
+                .iter()
+                .chain(&from.doorbells)
+                .map(|doorbell| doorbell.as_fd()),
+        )
         .collect();
     let process = Process::spawn("hostile_process", &fds);
 
@@ -304,7 +309,7 @@ fn a_hostile_peer_harms_only_its_own_links() {
     }
     drop(process);
     // An empty record ends the healthy link.
-    let waiter = Waiter::new(healthy.space_bell());
+    let waiter = Waiter::new(healthy.space_doorbell());
     while healthy.reserve(0).unwrap().is_none() {
         if healthy.wait_for_space(0).unwrap() {
             assert!(waiter.wait(Duration::from_secs(20)));

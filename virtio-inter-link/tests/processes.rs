@@ -30,11 +30,11 @@ fn len(number: u32) -> usize {
 #[test]
 fn sending_process() {
     let Some(fds) = inherited() else { return };
-    let [region, data_bell, space_bell] = fds.try_into().unwrap();
+    let [region, data_doorbell, space_doorbell] = fds.try_into().unwrap();
     let region = Region::open(region, MIN_CAPACITY).unwrap();
-    let bell = |fd| Doorbell::from_fd(fd).unwrap();
-    let mut sender = Sender::new(region, bell(data_bell), bell(space_bell));
-    let waiter = Waiter::new(sender.space_bell());
+    let doorbell = |fd| Doorbell::from_fd(fd).unwrap();
+    let mut sender = Sender::new(region, doorbell(data_doorbell), doorbell(space_doorbell));
+    let waiter = Waiter::new(sender.space_doorbell());
     for number in 0..RECORDS {
         let len = len(number);
         while sender.reserve(len).unwrap().is_none() {
@@ -59,11 +59,11 @@ fn all_records_arrive_in_order() {
         return;
     }
     let region = Region::create(MIN_CAPACITY).unwrap();
-    let (data_bell, space_bell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
-    let fds = [region.fd(), data_bell.as_fd(), space_bell.as_fd()];
+    let (data_doorbell, space_doorbell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+    let fds = [region.fd(), data_doorbell.as_fd(), space_doorbell.as_fd()];
     let mut process = Process::spawn("sending_process", &fds);
-    let mut receiver = Receiver::new(region, data_bell, space_bell);
-    let waiter = Waiter::new(receiver.data_bell());
+    let mut receiver = Receiver::new(region, data_doorbell, space_doorbell);
+    let waiter = Waiter::new(receiver.data_doorbell());
     let mut payload = vec![0; max_record(MIN_CAPACITY) as usize];
     let mut number = 0;
     while number < RECORDS {

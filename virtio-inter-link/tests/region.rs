@@ -87,9 +87,9 @@ fn words_and_records_are_where_the_format_says() {
         u64::from_le_bytes(word)
     };
     let open = || Region::open(file.try_clone().unwrap().into(), MIN_CAPACITY).unwrap();
-    let bell = || Doorbell::new().unwrap();
-    let mut sender = Sender::new(open(), bell(), bell());
-    let mut receiver = Receiver::new(region, bell(), bell());
+    let doorbell = || Doorbell::new().unwrap();
+    let mut sender = Sender::new(open(), doorbell(), doorbell());
+    let mut receiver = Receiver::new(region, doorbell(), doorbell());
 
     assert!(receiver.wait_for_data().unwrap());
     assert_eq!(word(512), 1, "data target");
@@ -114,9 +114,9 @@ fn words_and_records_are_where_the_format_says() {
 fn a_record_over_the_end_of_the_data_area_arrives_whole() {
     let region = Region::create(MIN_CAPACITY).unwrap();
     let theirs = Region::open(region.fd().try_clone_to_owned().unwrap(), MIN_CAPACITY).unwrap();
-    let bell = || Doorbell::new().unwrap();
-    let mut sender = Sender::new(theirs, bell(), bell());
-    let mut receiver = Receiver::new(region, bell(), bell());
+    let doorbell = || Doorbell::new().unwrap();
+    let mut sender = Sender::new(theirs, doorbell(), doorbell());
+    let mut receiver = Receiver::new(region, doorbell(), doorbell());
     let largest = max_record(MIN_CAPACITY) as usize;
     for round in 0..20usize {
         // A short record in front moves each round's large one to another place.
@@ -250,9 +250,9 @@ fn what_is_no_memfd_is_refused() {
     let (reader, writer) = std::io::pipe().unwrap();
     assert!(matches!(refusal(reader), RegionError::NotMemfd(_)));
     assert!(matches!(refusal(writer), RegionError::NotMemfd(_)));
-    let bell = Doorbell::new().unwrap();
-    let bell = bell.as_fd().try_clone_to_owned().unwrap();
-    assert!(matches!(refusal(bell), RegionError::NotMemfd(_)));
+    let doorbell = Doorbell::new().unwrap();
+    let doorbell = doorbell.as_fd().try_clone_to_owned().unwrap();
+    assert!(matches!(refusal(doorbell), RegionError::NotMemfd(_)));
     let directory = File::open("/dev/shm").or_else(|_| File::open("/")).unwrap();
     assert!(matches!(
         refusal(directory),

@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use virtio_inter_common::PortId;
 use virtio_inter_link::{Doorbell, Receiver, Region, Sender};
 use zerocopy::IntoBytes;
 
-use crate::closer::{Closer, Deferred, Owner};
+use crate::deferred_close::{Closer, DeferredFd, Owner};
+use crate::fd_type;
 use crate::handshake::{Candidate, Local, Refusal, RingSequence, Role, parse_id};
-use crate::kinds;
 use crate::limits::Limits;
 use crate::port::{DownReason, PeerInfo, PeerKey, PeerLink};
 use crate::socket::{self, ReceiveError, Received};
 use crate::wire::{self, MAX_MESSAGE, Message, Ring, Versions};
-use virtio_inter_common::PortId;
 
 /// A connection, from the first byte to the end of the link.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(crate) struct Connection {
     pub(crate) watches_write: bool,
     /// What the peer called itself, let in or not.
     claimed: Option<PortId>,
-    socket: Deferred,
+    socket: DeferredFd,
     closer: Closer,
     hello_sent: bool,
     stage: Stage,
@@ -55,8 +55,8 @@ struct Exchange {
     senders: Vec<Sender>,
     /// Empty until they are made.
     receivers: Vec<OwnRing>,
-    /// How many receivers there will be. The side that was called makes them when the other side's
-    /// first ring is there: who calls and sends nothing costs no memory.
+    /// How many receivers there will be. The acceptor makes them when the connector's first ring is
+    /// there: a process that connects and sends nothing costs no memory.
     wanted: u16,
     /// How many of the receivers' rings have been sent.
     sent: usize,
@@ -66,8 +66,8 @@ struct Exchange {
 #[derive(Debug)]
 struct OwnRing {
     region: Region,
-    data_bell: Doorbell,
-    space_bell: Doorbell,
+    data_doorbell: Doorbell,
+    space_doorbell: Doorbell,
 }
 
 /// What came of looking at the socket.
@@ -122,7 +122,7 @@ impl Connection {
             owner,
             watches_write: false,
             claimed: None,
-            socket: Deferred::new(socket, owner, closer),
+            socket: DeferredFd::new(socket, owner, closer),
             closer: closer.clone(),
             hello_sent: false,
             stage: Stage::Hello,
@@ -167,8 +167,8 @@ impl Connection {
     /// The peer's name, as far as it is known.
     pub(crate) fn id(&self) -> Option<&PortId> {
         match (&self.claimed, &self.role) {
-            (Some(id), _) | (None, Role::Caller(id)) => Some(id),
-            (None, Role::Callee) => None,
+            (Some(id), _) | (None, Role::Connector(id)) => Some(id),
+            (None, Role::Acceptor) => None,
         }
     }
 
@@ -225,8 +225,8 @@ impl Connection {
                     let message = Ring::new(index, count, local.port.ring_capacity);
                     let fds = [
                         ring.region.fd(),
-                        ring.data_bell.as_fd(),
-                        ring.space_bell.as_fd(),
+                        ring.data_doorbell.as_fd(),
+                        ring.space_doorbell.as_fd(),
                     ];
                     socket::send(self.fd(), message.as_bytes(), &fds)
                 }
@@ -329,13 +329,13 @@ impl Connection {
     /// Whether the next message may be the one upon which rings are made: that takes a while.
     pub(crate) fn may_make_rings(&self) -> bool {
         match &self.stage {
-            Stage::Hello => self.role != Role::Callee,
+            Stage::Hello => self.role != Role::Acceptor,
             Stage::Rings(exchange) => exchange.receivers.is_empty(),
             Stage::Up(..) => false,
         }
     }
 
-    /// Lets the peer in. If it was called, makes the rings that it will send on.
+    /// Lets the peer in. The connector makes the rings that the peer will send on.
     pub(crate) fn admit(
         &mut self,
         local: &Local,
@@ -350,7 +350,7 @@ impl Connection {
             sent: 0,
             peer,
         });
-        if self.role != Role::Callee {
+        if self.role != Role::Acceptor {
             exchange.make_rings(local)?;
         }
         self.stage = Stage::Rings(exchange);
@@ -382,7 +382,7 @@ impl Connection {
         } = *exchange;
         let receivers = receivers
             .into_iter()
-            .map(|ring| Receiver::new(ring.region, ring.data_bell, ring.space_bell))
+            .map(|ring| Receiver::new(ring.region, ring.data_doorbell, ring.space_doorbell))
             .collect();
         let info = PeerInfo {
             key: self.key,
@@ -431,8 +431,8 @@ impl Exchange {
 fn make_ring(capacity: u32) -> Result<OwnRing, Refusal> {
     Ok(OwnRing {
         region: Region::create(capacity).map_err(Refusal::resources)?,
-        data_bell: Doorbell::new().map_err(Refusal::resources)?,
-        space_bell: Doorbell::new().map_err(Refusal::resources)?,
+        data_doorbell: Doorbell::new().map_err(Refusal::resources)?,
+        space_doorbell: Doorbell::new().map_err(Refusal::resources)?,
     })
 }
 
@@ -440,23 +440,23 @@ fn make_ring(capacity: u32) -> Result<OwnRing, Refusal> {
 /// be looked at and closed without waiting for anybody.
 fn open_ring(fds: &mut Vec<OwnedFd>, capacity: u32) -> Result<Sender, Refusal> {
     let wrong = |what: &str| Err(Refusal::Violation(format!("RING whose {what}")));
-    let [region, data_bell, space_bell] = fds.as_slice() else {
+    let [region, data_doorbell, space_doorbell] = fds.as_slice() else {
         return wrong("descriptors are not three");
     };
-    if !kinds::is_memfd(region.as_fd()) {
+    if !fd_type::is_memfd(region.as_fd()) {
         return wrong("first descriptor is not a memfd");
     }
-    if ![data_bell, space_bell]
+    if ![data_doorbell, space_doorbell]
         .iter()
-        .all(|bell| kinds::may_be_eventfd(bell.as_fd()))
+        .all(|doorbell| fd_type::may_be_eventfd(doorbell.as_fd()))
     {
         return wrong("second or third descriptor is not an eventfd");
     }
-    let [region, data_bell, space_bell] = <[OwnedFd; 3]>::try_from(std::mem::take(fds))
+    let [region, data_doorbell, space_doorbell] = <[OwnedFd; 3]>::try_from(std::mem::take(fds))
         .map_err(|fds| Refusal::Violation(format!("RING with {} descriptors", fds.len())))?;
     Ok(Sender::new(
         Region::open(region, capacity).map_err(Refusal::violation)?,
-        Doorbell::from_fd(data_bell).map_err(Refusal::violation)?,
-        Doorbell::from_fd(space_bell).map_err(Refusal::violation)?,
+        Doorbell::from_fd(data_doorbell).map_err(Refusal::violation)?,
+        Doorbell::from_fd(space_doorbell).map_err(Refusal::violation)?,
     ))
 }

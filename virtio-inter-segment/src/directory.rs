@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use virtio_inter_common::PortId;
 
 use crate::access_rule::AccessRule;
 use crate::join_error::JoinError;
-use virtio_inter_common::PortId;
 
 const SOCKET_SUFFIX: &str = ".sock";
 const LOCK_SUFFIX: &str = ".lock";
@@ -106,8 +106,8 @@ impl Directory {
         })
     }
 
-    /// The sockets of all ports whose id is beyond `after`, and whether there was too much to look at
-    /// all of it.
+    /// The sockets of all ports whose id is beyond `after`, and whether there was too much to look
+    /// at all of it.
     pub(crate) fn list(&self, after: &PortId) -> io::Result<(Vec<(PortId, SocketId)>, bool)> {
         let mut found = Vec::new();
         for (seen, entry) in Dir::read_from(&self.fd)?.enumerate() {

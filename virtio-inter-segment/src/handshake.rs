@@ -8,6 +8,8 @@ use std::mem::size_of;
 
 use thiserror::Error;
 use virtio_inter_common::ErrorChain;
+use virtio_inter_common::MacAddr;
+use virtio_inter_common::{MAX_ID_LEN, PortId, PortIdError};
 use virtio_inter_link::FORMAT_VERSION;
 
 use crate::port::{LocalPort, PortError, check_port};
@@ -15,8 +17,6 @@ use crate::wire::{
     Header, Hello, KIND_HELLO, REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES,
     REASON_TIMEOUT, RING_FDS, Refuse, Ring, Versions, WireError,
 };
-use virtio_inter_common::MacAddr;
-use virtio_inter_common::{MAX_ID_LEN, PortId, PortIdError};
 
 /// This port, and what tells this run of it from others.
 #[derive(Debug)]
@@ -26,13 +26,13 @@ pub(crate) struct Local {
     pub(crate) pid: u32,
 }
 
-/// How a connection came about, and what that says of the peer.
+/// This side's part in making the connection, and what that says about the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// We called the socket of this port.
-    Caller(PortId),
-    /// The peer called us.
-    Callee,
+    /// We connected to the socket of this port.
+    Connector(PortId),
+    /// We accepted the peer's connection.
+    Acceptor,
 }
 
 /// A peer whose HELLO is valid as such. Whether there is room for it is another question.
@@ -66,8 +66,8 @@ pub(crate) enum Refusal {
     OwnId(PortId),
     #[error("Peer says that it is {got}, but its socket is that of {expected}")]
     WrongId { expected: PortId, got: PortId },
-    #[error("Peer {0} called, but has the larger id and is to be called")]
-    WrongCaller(PortId),
+    #[error("Peer {0} connected, but has the larger id and has to accept")]
+    WrongConnector(PortId),
     #[error("Id {0} has a live link")]
     IdTaken(PortId),
     #[error("Peer has this port's own MAC address {0}")]
@@ -77,7 +77,7 @@ pub(crate) enum Refusal {
     #[error(transparent)]
     Parameters(#[from] PortError),
     #[error("{0}")]
-    Stranger(String),
+    Unauthorized(String),
     #[error("No room: {0}")]
     Full(String),
     #[error("No room at this moment: {0}")]
@@ -102,11 +102,11 @@ impl Refusal {
             | Refusal::IdEncoding
             | Refusal::OwnId(_)
             | Refusal::WrongId { .. }
-            | Refusal::WrongCaller(_)
+            | Refusal::WrongConnector(_)
             | Refusal::IdTaken(_) => REASON_ID,
             Refusal::OwnMac(_) | Refusal::MacTaken { .. } => REASON_MAC,
             Refusal::Parameters(_) => 5,
-            Refusal::Stranger(_) => 6,
+            Refusal::Unauthorized(_) => 6,
             Refusal::Full(_) => REASON_FULL,
             Refusal::Banned(_) | Refusal::Violation(_) => 8,
             Refusal::Timeout(_) => REASON_TIMEOUT,
@@ -197,14 +197,14 @@ impl Local {
             return Err(Refusal::OwnId(candidate.id));
         }
         match role {
-            Role::Caller(expected) if candidate.id != *expected => {
+            Role::Connector(expected) if candidate.id != *expected => {
                 return Err(Refusal::WrongId {
                     expected: expected.clone(),
                     got: candidate.id,
                 });
             }
-            Role::Callee if candidate.id > self.port.id => {
-                return Err(Refusal::WrongCaller(candidate.id));
+            Role::Acceptor if candidate.id > self.port.id => {
+                return Err(Refusal::WrongConnector(candidate.id));
             }
             _ => {}
         }

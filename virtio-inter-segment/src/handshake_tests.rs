@@ -1,9 +1,9 @@
 //! Tests of the judgement of messages.
 
+use virtio_inter_common::MacError;
 use virtio_inter_link::{DEFAULT_CAPACITY, MAX_CAPACITY};
 
 use super::*;
-use virtio_inter_common::MacError;
 
 fn local(id: &str, last_byte: u8) -> Local {
     let port = LocalPort {
@@ -24,7 +24,7 @@ fn local(id: &str, last_byte: u8) -> Local {
 fn two_ports_that_fit() {
     let (a, b) = (local("a", 1), local("b", 2));
     let seen = a
-        .judge(&Role::Caller("b".parse().unwrap()), &b.hello())
+        .judge(&Role::Connector("b".parse().unwrap()), &b.hello())
         .unwrap();
     assert_eq!(seen.id, b.port.id);
     assert_eq!((seen.mac, seen.mtu, seen.queues), (b.port.mac, 1500, 2));
@@ -32,12 +32,12 @@ fn two_ports_that_fit() {
         (seen.ring_capacity, seen.incarnation, seen.pid),
         (DEFAULT_CAPACITY, 7, 42)
     );
-    assert_eq!(b.judge(&Role::Callee, &a.hello()).unwrap().id, a.port.id);
+    assert_eq!(b.judge(&Role::Acceptor, &a.hello()).unwrap().id, a.port.id);
     assert_eq!(a.link_fds(&seen), 13);
     assert_eq!(a.link_bytes(&seen), 4 * u64::from(DEFAULT_CAPACITY));
     // The longest id leaves no room for padding.
     let long = local(&"z".repeat(64), 3);
-    let role = Role::Caller(long.port.id.clone());
+    let role = Role::Connector(long.port.id.clone());
     assert_eq!(a.judge(&role, &long.hello()).unwrap().id, long.port.id);
 }
 
@@ -49,7 +49,7 @@ fn each_misfit_is_named() {
         change(&mut hello);
         local_b.judge(&role, &hello).unwrap_err()
     };
-    let callee = |change: &dyn Fn(&mut Hello)| judge(Role::Callee, change);
+    let acceptor = |change: &dyn Fn(&mut Hello)| judge(Role::Acceptor, change);
     let with_id = |text: &'static [u8]| {
         move |hello: &mut Hello| {
             hello.id = [0; MAX_ID_LEN];
@@ -57,51 +57,54 @@ fn each_misfit_is_named() {
         }
     };
 
-    let error = callee(&|h| h.region_version = 9.into());
+    let error = acceptor(&|h| h.region_version = 9.into());
     assert_eq!(
         error.to_string(),
         "Peer has region format 9, this port has 1"
     );
     assert!(matches!(
-        callee(&with_id(b"")),
+        acceptor(&with_id(b"")),
         Refusal::BadId(PortIdError::Empty)
     ));
     assert!(matches!(
-        callee(&with_id(b"a/b")),
+        acceptor(&with_id(b"a/b")),
         Refusal::BadId(PortIdError::Character { .. })
     ));
     assert!(matches!(
-        callee(&with_id(b"../a")),
+        acceptor(&with_id(b"../a")),
         Refusal::BadId(PortIdError::LeadingDot(_))
     ));
-    assert_eq!(callee(&with_id(b"a\0b")), Refusal::IdEncoding);
-    assert_eq!(callee(&with_id(b"a\xff")), Refusal::IdEncoding);
-    assert!(matches!(callee(&with_id(b"b")), Refusal::OwnId(_)));
-    assert!(matches!(callee(&with_id(b"c")), Refusal::WrongCaller(_)));
-    let error = judge(Role::Caller("c".parse().unwrap()), &|_| ());
+    assert_eq!(acceptor(&with_id(b"a\0b")), Refusal::IdEncoding);
+    assert_eq!(acceptor(&with_id(b"a\xff")), Refusal::IdEncoding);
+    assert!(matches!(acceptor(&with_id(b"b")), Refusal::OwnId(_)));
+    assert!(matches!(
+        acceptor(&with_id(b"c")),
+        Refusal::WrongConnector(_)
+    ));
+    let error = judge(Role::Connector("c".parse().unwrap()), &|_| ());
     assert_eq!(
         error.to_string(),
         "Peer says that it is a, but its socket is that of c"
     );
-    assert!(matches!(callee(&|h| h.mac[5] = 2), Refusal::OwnMac(_)));
-    let error = callee(&|h| h.mac[0] |= 1);
+    assert!(matches!(acceptor(&|h| h.mac[5] = 2), Refusal::OwnMac(_)));
+    let error = acceptor(&|h| h.mac[0] |= 1);
     assert!(matches!(
         error,
         Refusal::Parameters(PortError::Mac(MacError::Multicast(_)))
     ));
-    let error = callee(&|h| h.mac = [0; 6]);
+    let error = acceptor(&|h| h.mac = [0; 6]);
     assert!(matches!(
         error,
         Refusal::Parameters(PortError::Mac(MacError::Zero(_)))
     ));
-    let error = callee(&|h| h.mtu = 67.into());
+    let error = acceptor(&|h| h.mtu = 67.into());
     assert_eq!(error.to_string(), "MTU is 67, allowed are 68 to 65535");
     for queues in [0, 65, u16::MAX] {
-        let error = callee(&|h| h.queues = queues.into());
+        let error = acceptor(&|h| h.queues = queues.into());
         assert_eq!(error, Refusal::Parameters(PortError::Queues(queues)));
     }
     for capacity in [0, 4096, DEFAULT_CAPACITY + 1, MAX_CAPACITY * 2, u32::MAX] {
-        let error = callee(&|h| h.ring_capacity = capacity.into());
+        let error = acceptor(&|h| h.ring_capacity = capacity.into());
         assert_eq!(
             error,
             Refusal::Parameters(PortError::RingCapacity(capacity))

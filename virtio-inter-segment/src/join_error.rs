@@ -4,9 +4,9 @@ use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
+use virtio_inter_common::PortId;
 
 use crate::port::PortError;
-use virtio_inter_common::PortId;
 
 /// Longest path of a Unix socket, in bytes: `sun_path` less its final zero.
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -29,7 +29,8 @@ pub enum JoinError {
         /// Of the path, in bytes.
         length: usize,
     },
-    /// There is no such directory; joining does not create it, since its owner and mode say who may.
+    /// There is no such directory; joining does not create it, since its owner and mode say who
+    /// may.
     #[error("Segment directory {} does not exist", .0.display())]
     NoDirectory(PathBuf),
     /// The path leads to something else.
@@ -93,8 +94,8 @@ pub enum JoinError {
     },
     /// The user has as many inotify instances as it may: one for each port.
     #[error(
-        "Failed to watch segment directory {}: raise the sysctl fs.inotify.max_user_instances, this \
-         user's ports use them up",
+        "Failed to watch segment directory {}: raise the sysctl fs.inotify.max_user_instances, \
+         this user's ports use them up",
         path.display()
     )]
     WatchLimit {
@@ -112,8 +113,8 @@ pub enum JoinError {
 impl JoinError {
     pub(crate) fn watch(path: PathBuf, source: io::Error) -> JoinError {
         use rustix::io::Errno;
-        // EMFILE has two meanings for inotify; where this process has room for a descriptor it is the
-        // user's bound.
+        // EMFILE has two meanings for inotify; where this process has room for a descriptor it is
+        // the user's bound.
         let spare = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
         if Errno::from_io_error(&source) == Some(Errno::MFILE) && spare().is_ok() {
             JoinError::WatchLimit { path, source }
@@ -147,8 +148,8 @@ mod tests {
         };
         assert_eq!(
             error(libc::EMFILE),
-            "Failed to watch segment directory /seg: raise the sysctl fs.inotify.max_user_instances, \
-             this user's ports use them up"
+            "Failed to watch segment directory /seg: raise the sysctl \
+             fs.inotify.max_user_instances, this user's ports use them up"
         );
         assert_eq!(
             error(libc::ENOENT),

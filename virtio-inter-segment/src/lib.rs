@@ -1,14 +1,15 @@
 //! Who is on a segment: how the ports of one host find each other and set up links.
 //!
-//! A *segment* is a directory. A port that [joins](Segment::join) it listens on a socket there, calls
-//! the ports with larger ids, and is called by those with smaller ones. The two introduce themselves,
-//! each makes the rings that it will receive on and hands them to the other; then the link is
+//! A *segment* is a directory. A port that [joins](Segment::join) it listens on a socket there,
+//! connects to the ports with larger ids (it is their *connector*), and accepts connections from
+//! those with smaller ones (it is their *acceptor*). The two introduce themselves, each makes the
+//! rings that it will receive on and hands them to the other; then the link is
 //! [up](SegmentEvent::Up), and the connection stays only to tell when the peer is gone.
 //!
-//! There is no daemon, and nothing to fail for everybody. Who may join is what the owner and the mode
-//! of the directory say, checked against the kernel's word on each connection's other end. A peer may
-//! be hostile all the same: it can make its own link fail, nobody else's, and cannot make this side
-//! block or grow beyond [`Limits`].
+//! There is no daemon, and nothing to fail for everybody. Who may join is what the owner and the
+//! mode of the directory say, checked against the kernel's word on each connection's other end. A
+//! peer may be hostile all the same: it can make its own link fail, nobody else's, and cannot make
+//! this side block or grow beyond [`Limits`].
 //!
 //! The messages are a versioned wire format: `docs/segment-protocol.md`.
 //!
@@ -18,13 +19,13 @@
 //! Why it is a crate of its own: decision 0002.
 
 mod access_rule;
-mod closer;
 mod connection;
-mod dials;
+mod connector;
+mod deferred_close;
 mod directory;
+mod fd_type;
 mod handshake;
 mod join_error;
-mod kinds;
 mod limits;
 mod membership;
 mod poll;

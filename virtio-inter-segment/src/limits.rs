@@ -12,13 +12,13 @@ pub struct Limits {
     /// Time from then to a link that is up; 15 s. Longer, as a busy peer creates the rings for one
     /// port after the other.
     pub rings_timeout: Duration,
-    /// Pause before calling a peer again after one side refused the other; 30 s.
+    /// Pause before connecting to a peer again after one side refused the other; 30 s.
     pub slow_retry: Duration,
     /// Handshakes under way that peers began; 256, or 1/16 of `RLIMIT_NOFILE` if that is less. A
-    /// further caller replaces one of the process that has the most.
-    pub max_callers: usize,
+    /// further connection replaces one of the process that has the most.
+    pub max_accepting: usize,
     /// Handshakes under way that this port began; 64.
-    pub max_calls: usize,
+    pub max_connecting: usize,
     /// Peers at a time; 1024.
     pub max_peers: usize,
     /// Data bytes of all rings of all links, both directions; 1 GiB.
@@ -31,8 +31,8 @@ impl Default for Limits {
             hello_timeout: Duration::from_secs(5),
             rings_timeout: Duration::from_secs(15),
             slow_retry: Duration::from_secs(30),
-            max_callers: 256,
-            max_calls: 64,
+            max_accepting: 256,
+            max_connecting: 64,
             max_peers: 1024,
             max_ring_bytes: 1 << 30,
         }
@@ -44,7 +44,7 @@ impl Limits {
     pub(crate) fn fit_descriptors(&mut self) {
         let nofile = rustix::process::getrlimit(Resource::Nofile).current;
         let few = nofile.map_or(u64::MAX, |limit| limit / 16).max(1);
-        self.max_callers = self.max_callers.min(few.try_into().unwrap_or(usize::MAX));
+        self.max_accepting = self.max_accepting.min(few.try_into().unwrap_or(usize::MAX));
     }
 }
 
@@ -56,8 +56,8 @@ pub struct SegmentStats {
     pub up: u64,
     /// Links that went down.
     pub down: u64,
-    /// Processes turned away for their user and groups.
-    pub strangers: u64,
+    /// Connections of processes whose user and groups may not join.
+    pub unauthorized: u64,
     /// Handshakes that we refused for another reason.
     pub refused: u64,
     /// Handshakes that the peer refused.

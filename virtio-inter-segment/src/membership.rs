@@ -1,9 +1,9 @@
 //! A port's own files in the segment's directory: the lock that makes its id unique, and the socket
 //! on which it is found.
 //!
-//! For port `web`: `web.lock`, held by `flock` for as long as the port lives and holding its process
-//! id as text; `.web.new`, the socket until it listens; `web.sock`, the socket from then on. What a
-//! dead process left behind is taken over; what something else removes is made again.
+//! For port `web`: `web.lock`, held by `flock` for as long as the port lives and holding its
+//! process id as text; `.web.new`, the socket until it listens; `web.sock`, the socket from then
+//! on. What a dead process left behind is taken over; what something else removes is made again.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,14 +11,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, SocketType};
+use virtio_inter_common::PortId;
+use virtio_inter_common::liveness::{Listening, listening, lock_holder_stays};
 
 use crate::access_rule::AccessRule;
-use crate::closer::{Closer, Deferred, Owner};
+use crate::deferred_close::{Closer, DeferredFd, Owner};
 use crate::directory::Directory;
 use crate::join_error::{JoinError, MAX_SOCKET_PATH};
 use crate::socket;
-use virtio_inter_common::PortId;
-use virtio_inter_common::liveness::{Listening, listening, lock_holder_stays};
 
 /// Connections that wait to be accepted; the kernel may allow fewer.
 const BACKLOG: i32 = 1024;
@@ -32,8 +32,8 @@ const LOCK_ATTEMPTS: usize = 8;
 pub(crate) struct Membership {
     // The order matters: the socket goes while the lock is still held.
     name: BoundName,
-    // Callers that were not taken yet hang on it, with whatever they have sent.
-    listener: Deferred,
+    // Its queue holds connections that were not accepted yet, with whatever they have sent.
+    listener: DeferredFd,
     lock: LockFile,
 }
 
@@ -74,7 +74,7 @@ impl Membership {
         directory: &Directory,
         id: &PortId,
         closer: &Closer,
-    ) -> Result<Option<Deferred>, JoinError> {
+    ) -> Result<Option<DeferredFd>, JoinError> {
         let rule = rule(directory)?;
         if !self.lock.is_in_place() {
             self.lock = LockFile::take(directory, id, &rule)?;
@@ -104,7 +104,7 @@ fn bind(
     id: &PortId,
     rule: &AccessRule,
     closer: &Closer,
-) -> Result<(BoundName, Deferred), JoinError> {
+) -> Result<(BoundName, DeferredFd), JoinError> {
     let path = directory.socket_path(id);
     // One to which we cannot connect, we cannot replace either.
     if let Ok(Some(Listening { pid, stays })) = listening(&path, SocketType::SEQPACKET) {
@@ -121,7 +121,7 @@ fn bind(
             _ => JoinError::Listen { path, source },
         }
     })?;
-    let listener = Deferred::new(listener, Owner::default(), closer);
+    let listener = DeferredFd::new(listener, Owner::default(), closer);
     Ok((name, listener))
 }
 
@@ -145,7 +145,8 @@ impl Access {
         Access {
             own_uid: rule.own_uid,
             mode,
-            // Only root can, and needs to: the directory's owner may join a segment that root is on.
+            // Only root can, and needs to: the directory's owner may join a segment that root is
+            // on.
             owner: (rule.own_uid == 0).then(|| Uid::from_raw(rule.directory_uid)),
             group: rule
                 .group_writable
@@ -155,8 +156,8 @@ impl Access {
 
     /// Sets them on a lock file that was just made.
     ///
-    /// By its descriptor: the name may lead elsewhere already. Others may write to the directory, and
-    /// what root does to a name it could be made to do to any file.
+    /// By its descriptor: the name may lead elsewhere already. Others may write to the directory,
+    /// and what root does to a name it could be made to do to any file.
     fn apply_to_lock(&self, file: &OwnedFd) -> Result<(), Errno> {
         self.give(file.as_fd());
         rustix::fs::fchmod(file, self.mode)
@@ -228,8 +229,8 @@ impl LockFile {
                 }
                 Err(e) => return Err(fail(e)),
             }
-            // The holder may have removed the file after we opened it: then we hold a lock on a file
-            // that nobody else will find.
+            // The holder may have removed the file after we opened it: then we hold a lock on a
+            // file that nobody else will find.
             if !is_at(directory.fd(), &name, &file).map_err(fail)? {
                 continue;
             }

@@ -5,10 +5,9 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
-use virtio_inter_link::{MAX_CAPACITY, MIN_CAPACITY, Receiver, Sender};
-
 use virtio_inter_common::PortId;
 use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacError};
+use virtio_inter_link::{MAX_CAPACITY, MIN_CAPACITY, Receiver, Sender};
 
 /// Smallest MTU: what every IPv4 host must be able to forward (RFC 791, section 3.2), in bytes.
 pub const MIN_MTU: u16 = 68;
@@ -43,7 +42,8 @@ pub enum PortError {
     Queues(u16),
     /// Out of bounds, or not a power of two.
     #[error(
-        "Ring capacity is {0} bytes, allowed are powers of two from {MIN_CAPACITY} to {MAX_CAPACITY}"
+        "Ring capacity is {0} bytes, allowed are powers of two from {MIN_CAPACITY} to \
+         {MAX_CAPACITY}"
     )]
     RingCapacity(u32),
 }
@@ -135,7 +135,8 @@ pub enum DownReason {
     /// It said so, after its side of the handshake had ended.
     #[error("Peer refused the link: {0:?}")]
     Refused(String),
-    /// It failed to keep the link for a reason of its own that may pass: it is called again soon.
+    /// It failed to keep the link for a reason of its own that may pass: the connector tries again
+    /// soon.
     #[error("Peer lacks resources for the link: {0:?}")]
     NoResources(String),
     /// It sent something where nothing is to be sent.

@@ -9,10 +9,14 @@ use std::time::{Duration, Instant, SystemTime};
 use log::Level;
 use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
+use virtio_inter_common::ErrorChain;
+use virtio_inter_common::LogLimit;
+use virtio_inter_common::PortId;
+use virtio_inter_common::log_limited;
 
-use crate::closer::Closer;
 use crate::connection::{Connection, End, Step};
-use crate::dials::{Dials, Outcome};
+use crate::connector::{AttemptOutcome, Connector};
+use crate::deferred_close::Closer;
 use crate::directory::{Directory, Watch};
 use crate::handshake::{Local, Refusal, Role};
 use crate::join_error::JoinError;
@@ -22,10 +26,6 @@ use crate::poll::Poll;
 use crate::port::{DownReason, LocalPort, PeerKey, PeerLink, SegmentEvent};
 use crate::refused::{RefusedPeer, RefusedPeers};
 use crate::wire::{REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES, REASON_TIMEOUT};
-use virtio_inter_common::ErrorChain;
-use virtio_inter_common::LogLimit;
-use virtio_inter_common::PortId;
-use virtio_inter_common::log_limited;
 
 mod admission;
 mod discovery;
@@ -33,7 +33,7 @@ mod files;
 mod window;
 
 use files::Upkeep;
-use window::CallWindow;
+use window::ConnectWindow;
 
 /// Tokens of the event loop; those of connections are their keys, which count up from 1.
 const LISTENER: u64 = u64::MAX - 1;
@@ -42,8 +42,8 @@ const WATCH: u64 = u64::MAX - 2;
 /// Messages taken from one connection per call of [`Segment::process`].
 const STEPS_PER_CALL: usize = 32;
 
-/// Peers for which rings are made per call of [`Segment::process`]: up to 64 regions whose pages are
-/// all taken at once.
+/// Peers for which rings are made per call of [`Segment::process`]: up to 64 regions whose pages
+/// are all taken at once.
 const ADMISSIONS_PER_CALL: usize = 1;
 
 /// Pause before trying again what failed for want of descriptors or memory, or lists the directory.
@@ -58,7 +58,8 @@ const MAX_BANNED: usize = 1024;
 /// [`Segment::process`]. Dropping it leaves the segment: the port's files go, and its peers see its
 /// connections end. Links that were handed out stay usable until they are dropped themselves.
 pub struct Segment {
-    // First, so that the socket's name is gone before the connections end: nobody calls in between.
+    // First, so that the socket's name is gone before the connections end: no peer connects
+    // between.
     membership: Membership,
     local: Local,
     limits: Limits,
@@ -67,14 +68,14 @@ pub struct Segment {
     poll: Poll,
     closer: Closer,
     connections: BTreeMap<u64, Connection>,
-    dials: Dials,
+    connector: Connector,
     banned: VecDeque<Banned>,
     events: Vec<SegmentEvent>,
     /// Peers for which rings may still be made in this call.
     admissions: usize,
-    window: CallWindow,
+    window: ConnectWindow,
     upkeep: Upkeep,
-    /// When to take connections and call peers again, after a pause.
+    /// When to accept connections and connect to peers again, after a pause.
     resume_at: Option<Instant>,
     /// When to list the directory again.
     list_at: Option<Instant>,
@@ -96,8 +97,8 @@ struct Banned {
 }
 
 impl Segment {
-    /// Joins the segment of this directory, which has to exist. Peers that are there already come as
-    /// events, like later ones.
+    /// Joins the segment of this directory, which has to exist. Peers that are there already come
+    /// as events, like later ones.
     ///
     /// # Errors
     /// See [`JoinError`]; nothing is left behind then.
@@ -141,11 +142,11 @@ impl Segment {
             poll,
             closer,
             connections: BTreeMap::new(),
-            dials: Dials::new(limits.slow_retry, incarnation),
+            connector: Connector::new(limits.slow_retry, incarnation),
             banned: VecDeque::new(),
             events: Vec::new(),
             admissions: 0,
-            window: CallWindow::new(now),
+            window: ConnectWindow::new(now),
             upkeep: Upkeep::new(),
             resume_at: None,
             list_at: None,
@@ -223,7 +224,7 @@ impl Segment {
         if self.upkeep.retry_at.is_some_and(|at| at <= now) {
             self.keep_files(now);
         }
-        self.call_due(now);
+        self.connect_due(now);
         if let Err(e) = self.arm(now) {
             log_limited!(
                 self.refusals,
@@ -257,11 +258,15 @@ impl Segment {
             ..by_peer(&connection, reason, false)
         });
         connection.refuse(&Refusal::Violation(reason.to_owned()));
-        self.call_ended(&connection.role, Outcome::Parked, Instant::now());
+        self.attempt_ended(
+            &connection.role,
+            AttemptOutcome::WaitForNewSocket,
+            Instant::now(),
+        );
     }
 
     /// Closes the connection to a peer that did nothing wrong, because this side failed to make use
-    /// of the link: for want of descriptors or memory. The peer is told so, and whichever side calls
+    /// of the link: for want of descriptors or memory. The peer is told so, and the connector
     /// tries again: after 100 ms at first, then after pauses that double up to 3.2 s.
     ///
     /// The caller drops the links; no [`SegmentEvent::Down`] follows. A key that is down already is
@@ -272,8 +277,12 @@ impl Segment {
         };
         let now = Instant::now();
         connection.refuse(&Refusal::Resources(reason.to_owned()));
-        self.call_ended(&connection.role, Outcome::Lost(connection.lived(now)), now);
-        // The caller may be in the middle of nothing else: the retry has to wake it up.
+        self.attempt_ended(
+            &connection.role,
+            AttemptOutcome::Lost(connection.lived(now)),
+            now,
+        );
+        // Nothing else may be due: the retry has to wake the caller.
         if let Err(e) = self.arm(now) {
             log_limited!(
                 self.refusals,
@@ -328,7 +337,7 @@ impl Segment {
                     }
                 }
                 Step::Introduced(candidate) => {
-                    if connection.role != Role::Callee {
+                    if connection.role != Role::Acceptor {
                         self.window.answered(connection.started, now);
                     }
                     let admitted = self
@@ -386,18 +395,18 @@ impl Segment {
         let lived = connection.lived(now);
         let outcome = match reason {
             DownReason::Closed | DownReason::NoResources(_) | DownReason::Socket(_) => {
-                Outcome::Lost(lived)
+                AttemptOutcome::Lost(lived)
             }
-            DownReason::Refused(_) | DownReason::UnexpectedData => Outcome::Refused,
+            DownReason::Refused(_) | DownReason::UnexpectedData => AttemptOutcome::Refused,
         };
         self.stats.down += 1;
         if let DownReason::Refused(text) = &reason {
             self.refused.add(by_peer(connection, text, false));
         }
         self.events.push(SegmentEvent::Down(connection.key, reason));
-        self.call_ended(&connection.role, outcome, now);
+        self.attempt_ended(&connection.role, outcome, now);
         // What this peer had, its address above all, may have been in the way of another.
-        self.dials.hurry(now);
+        self.connector.retry_refused(now);
     }
 
     /// A connection has come to nothing.
@@ -410,7 +419,7 @@ impl Segment {
                     "Port {own}: {} closed during the handshake",
                     connection.name()
                 );
-                Outcome::Failed
+                AttemptOutcome::Failed
             }
             End::RefusedByPeer {
                 reason,
@@ -419,12 +428,12 @@ impl Segment {
             } => {
                 self.stats.refused_by_peer += 1;
                 let outcome = match *reason {
-                    REASON_RESOURCES => Outcome::Failed,
-                    REASON_TIMEOUT => Outcome::TimedOut,
-                    REASON_FULL => Outcome::Full,
-                    _ => Outcome::Refused,
+                    REASON_RESOURCES => AttemptOutcome::Failed,
+                    REASON_TIMEOUT => AttemptOutcome::TimedOut,
+                    REASON_FULL => AttemptOutcome::Full,
+                    _ => AttemptOutcome::Refused,
                 };
-                if outcome != Outcome::Refused && !self.keeps_failing(&connection.role) {
+                if outcome != AttemptOutcome::Refused && !self.keeps_failing(&connection.role) {
                     log::debug!("Port {own}: put off by {}: {text:?}", connection.name());
                 } else {
                     let line = format!(
@@ -438,7 +447,7 @@ impl Segment {
             }
             End::Refused(refusal) => {
                 match refusal {
-                    Refusal::Stranger(_) => self.stats.strangers += 1,
+                    Refusal::Unauthorized(_) => self.stats.unauthorized += 1,
                     Refusal::Timeout(_) => self.stats.timeouts += 1,
                     _ => self.stats.refused += 1,
                 }
@@ -446,7 +455,7 @@ impl Segment {
                 let passing = match refusal {
                     Refusal::Busy(_) => true,
                     Refusal::Timeout(_) => {
-                        connection.role != Role::Callee && !self.keeps_failing(&connection.role)
+                        connection.role != Role::Acceptor && !self.keeps_failing(&connection.role)
                     }
                     _ => false,
                 };
@@ -462,19 +471,19 @@ impl Segment {
                     self.note_refused(refused, &line);
                 }
                 match refusal {
-                    Refusal::Timeout(_) => Outcome::TimedOut,
-                    Refusal::Full(_) => Outcome::Full,
-                    Refusal::Busy(_) | Refusal::Resources(_) => Outcome::Failed,
-                    Refusal::Banned(_) => Outcome::Parked,
-                    _ => Outcome::Refused,
+                    Refusal::Timeout(_) => AttemptOutcome::TimedOut,
+                    Refusal::Full(_) => AttemptOutcome::Full,
+                    Refusal::Busy(_) | Refusal::Resources(_) => AttemptOutcome::Failed,
+                    Refusal::Banned(_) => AttemptOutcome::WaitForNewSocket,
+                    _ => AttemptOutcome::Refused,
                 }
             }
         };
-        self.call_ended(&connection.role, outcome, now);
+        self.attempt_ended(&connection.role, outcome, now);
     }
 
-    /// Keeps and logs that there is no link. A conflict comes again with each call for as long as both
-    /// ports are there: it is logged once.
+    /// Keeps and logs that there is no link. A conflict comes again with each attempt for as long
+    /// as both ports are there: it is logged once.
     fn note_refused(&mut self, refused: RefusedPeer, line: &str) {
         let is_conflict = refused.is_conflict;
         let is_new = self.refused.add(refused);
@@ -486,23 +495,23 @@ impl Segment {
         }
     }
 
-    /// Whether this port made the call, and earlier ones failed too. Where many ports start at once,
-    /// each may be too busy for another for a moment, and the next call succeeds. The side that calls
-    /// warns if it does not.
+    /// Whether this port is the connector, and earlier attempts failed too. Where many ports start
+    /// at once, each may be too busy for another for a moment, and the next attempt succeeds. The
+    /// connector warns if it does not.
     fn keeps_failing(&self, role: &Role) -> bool {
-        matches!(role, Role::Caller(id) if self.dials.keeps_failing(id))
+        matches!(role, Role::Connector(id) if self.connector.keeps_failing(id))
     }
 
     /// Sets the timer to the nearest deadline.
     fn arm(&mut self, now: Instant) -> io::Result<()> {
         let handshakes = self.half_open().map(|c| c.deadline(&self.limits).1).min();
-        // At the bound it is the end of a handshake that makes room for the next call.
-        let call = self
-            .dials
+        // At the limit, the end of a handshake makes room for the next attempt.
+        let attempt = self
+            .connector
             .next_due()
-            .and_then(|due| self.may_call_at(due, now));
+            .and_then(|due| self.may_connect_at(due, now));
         let upkeep = self.upkeep.retry_at;
-        let next = [handshakes, call, self.resume_at, self.list_at, upkeep]
+        let next = [handshakes, attempt, self.resume_at, self.list_at, upkeep]
             .into_iter()
             .flatten()
             .min();

@@ -68,8 +68,8 @@ pub(crate) fn send(
 }
 
 /// Throws away what is in the queue of a socket that was shut down, up to the first packet with
-/// descriptors: those may take long to close. Tells whether the queue is empty, and so the socket can
-/// be closed without waiting for anybody; nothing can get into it any more.
+/// descriptors: those may take long to close. Tells whether the queue is empty, and so the socket
+/// can be closed without waiting for anybody; nothing can get into it any more.
 pub(crate) fn drain(socket: BorrowedFd<'_>) -> bool {
     for _ in 0..MAX_QUEUED {
         match look(socket, RecvFlags::PEEK) {
@@ -104,8 +104,8 @@ fn look(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<(usize, bool), Errno
     Ok((message.bytes, beside))
 }
 
-/// Tells the end of a queue from an empty packet: only a packet has a sender's credentials beside it,
-/// once they are asked for.
+/// Tells the end of a queue from an empty packet: only a packet has a sender's credentials beside
+/// it, once they are asked for.
 fn is_at_end(socket: BorrowedFd<'_>) -> bool {
     let ask = |ask| rustix::net::sockopt::set_socket_passcred(socket, ask).is_ok();
     let end = ask(true) && matches!(look(socket, RecvFlags::PEEK), Ok((0, false)));
@@ -137,9 +137,9 @@ pub(crate) enum ReceiveError {
     Socket(#[source] io::Error),
 }
 
-/// Receives one packet; its descriptors, however many, are added to `fds`, whether it is an error or
-/// not. There is room for all that a packet can have: those for which there is none would be closed
-/// by the kernel on this thread, and that can take long.
+/// Receives one packet; its descriptors, however many, are added to `fds`, whether it is an error
+/// or not. There is room for all that a packet can have: those for which there is none would be
+/// closed by the kernel on this thread, and that can take long.
 pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8; MAX_MESSAGE],

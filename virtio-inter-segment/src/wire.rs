@@ -7,10 +7,9 @@
 use std::mem::size_of;
 
 use thiserror::Error;
+use virtio_inter_common::MAX_ID_LEN;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
-
-use virtio_inter_common::MAX_ID_LEN;
 
 /// Oldest version of the segment protocol that this crate speaks.
 pub const PROTOCOL_VERSION_MIN: u16 = 1;
@@ -38,8 +37,8 @@ pub(crate) const REASON_MAC: u16 = 4;
 pub(crate) const REASON_FULL: u16 = 7;
 /// Reason of a REFUSE: the handshake took too long.
 pub(crate) const REASON_TIMEOUT: u16 = 9;
-/// Reason of a REFUSE: the sender is busy at this moment, a system call of it failed, or what it does
-/// with the link did.
+/// Reason of a REFUSE: the sender is busy at this moment, a system call of it failed, or what it
+/// does with the link did.
 pub(crate) const REASON_RESOURCES: u16 = 10;
 
 /// A range of protocol versions, both ends included.
@@ -126,7 +125,7 @@ pub(crate) struct Refuse {
 }
 
 /// One region for the other side to send on. 16 bytes, with three descriptors beside them: memfd,
-/// data bell, space bell.
+/// data doorbell, space doorbell.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(crate) struct Ring {

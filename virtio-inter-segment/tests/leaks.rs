@@ -29,9 +29,9 @@ fn usage() -> (usize, usize, usize) {
 fn nothing_is_left_behind() {
     let mut net = Net::new();
     net.join("m");
-    let bad_bell = std::fs::File::open("/dev/null").unwrap();
+    let bad_doorbell = std::fs::File::open("/dev/null").unwrap();
     let round = |net: &mut Net, i: usize| {
-        // Called by the one that stays, or calling it.
+        // The acceptor of the one that stays, or its connector.
         let id = if i.is_multiple_of(2) { "a" } else { "z" };
         net.join(id);
         if i.is_multiple_of(3) {
@@ -46,8 +46,8 @@ fn nothing_is_left_behind() {
             // A handshake that goes wrong at the very end.
             let socket = raw::connect(net, "m");
             raw::send(&socket, &raw::hello("b", 1));
-            let (region, bell) = (Region::create(1 << 20).unwrap(), Doorbell::new().unwrap());
-            let fds = [region.fd(), bell.as_fd(), bad_bell.as_fd()];
+            let (region, doorbell) = (Region::create(1 << 20).unwrap(), Doorbell::new().unwrap());
+            let fds = [region.fd(), doorbell.as_fd(), bad_doorbell.as_fd()];
             raw::try_send(&socket, &raw::ring(0, 1, 1 << 20), &fds).unwrap();
             raw::until_closed(net, &socket);
         }

@@ -352,7 +352,7 @@ fn spawn_child(net: &Net) -> Child {
 #[test]
 fn a_killed_process_is_noticed_at_once_and_its_id_taken_over() {
     let mut net = Net::new();
-    // One that is called by the child, and one that calls it.
+    // One that accepts the child's connection, and one that connects to it.
     net.join("zzz");
     net.join("a");
     for round in 0..3 {
@@ -396,8 +396,8 @@ fn a_killed_process_is_noticed_at_once_and_its_id_taken_over() {
     assert_eq!(net.files(), ["a.lock", "a.sock", "zzz.lock", "zzz.sock"]);
 }
 
-/// Rings are made for one peer at a time, so that a crowd that comes at once does not keep the owner
-/// from everything else meanwhile; it gets in all the same.
+/// Rings are made for one peer at a time, so that a crowd that comes at once does not keep the
+/// owner from everything else meanwhile; it gets in all the same.
 #[test]
 fn a_crowd_is_let_in_one_by_one() {
     let mut net = Net::new();
@@ -405,7 +405,7 @@ fn a_crowd_is_let_in_one_by_one() {
     for i in 0..6 {
         net.join(&format!("a{i}"));
     }
-    // Called with one queue pair: the link is up as soon as the ring is made.
+    // The acceptor, with one queue pair: the link is up as soon as the ring is made.
     let mut most = 0;
     net.until("all links of m", |net| {
         let port = net.ports.get_mut("m").unwrap();
@@ -466,7 +466,7 @@ fn refused_peers_are_known_to_both_sides_until_they_leave() {
             refused.iter().any(|peer| {
                 let is_other = peer.peer.as_ref().is_some_and(|id| id.as_str() == *other);
                 let mac = local("a").mac.to_string();
-                // A second call, after a pause, is counted with the first.
+                // A second attempt, after a pause, is counted with the first.
                 is_other && peer.is_conflict && peer.reason.contains(&mac) && peer.count > 1
             })
         })

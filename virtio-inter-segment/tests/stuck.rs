@@ -1,5 +1,5 @@
-//! A peer whose descriptors do not close, more of them than may wait: its user is turned away, other
-//! users are not held up. Alone in its process, since it takes hundreds of descriptors.
+//! A peer whose descriptors do not close, more of them than may wait: its user is turned away,
+//! other users are not held up. Alone in its process, since it takes hundreds of descriptors.
 
 mod common;
 
@@ -123,7 +123,8 @@ fn a_user_whose_descriptors_do_not_close_is_turned_away_alone() {
     net.until("all to be refused", |net| {
         net.ports["m"].segment.stats().refused == 400
     });
-    // None of them is closed, and another user's ports come and go as ever, also past the bound of those that may wait.
+    // None of them is closed, and another user's ports come and go as ever, also past the bound of
+    // those that may wait.
     let started = Instant::now();
     for _ in 0..300 {
         net.join("a");

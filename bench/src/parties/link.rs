@@ -22,18 +22,20 @@ use super::{Outcome, Task, next, phases, say_done, timed};
 /// Bytes after which records are published, and released, whatever the batch: otherwise one side
 /// waits while the other fills the ring.
 const BATCH_BYTES: usize = DEFAULT_CAPACITY as usize / 8;
-/// The region, the bell for records and the bell for room.
+/// The region, the doorbell for records and the doorbell for room.
 const DESCRIPTORS: usize = 3;
 
 pub(super) fn send(task: &Task) -> Result<Outcome> {
     let (near, far) = UnixStream::pair().context("Making a socket pair")?;
     let mut receiver = super::Receiver::start(task, OwnedFd::from(far))?;
-    let [region, data_bell, space_bell] = receive_descriptors(&near)?;
+    let [region, data_doorbell, space_doorbell] = receive_descriptors(&near)?;
     let region = Region::open(region, DEFAULT_CAPACITY).context("Opening the region")?;
-    let data_bell = Doorbell::from_fd(data_bell).context("Taking the bell for records")?;
-    let space_bell = Doorbell::from_fd(space_bell).context("Taking the bell for room")?;
-    let mut sender = Sender::new(region, data_bell, space_bell);
-    let mut idle = Idle::new(sender.space_bell())?;
+    let data_doorbell =
+        Doorbell::from_fd(data_doorbell).context("Taking the doorbell for records")?;
+    let space_doorbell =
+        Doorbell::from_fd(space_doorbell).context("Taking the doorbell for room")?;
+    let mut sender = Sender::new(region, data_doorbell, space_doorbell);
+    let mut idle = Idle::new(sender.space_doorbell())?;
     let len = task.size as usize;
     let (memory, mut place) = (vec![1u8; task.memory()], 0);
     let outcome = timed(task, &mut receiver, |records| {
@@ -64,8 +66,8 @@ pub(super) fn send(task: &Task) -> Result<Outcome> {
 /// Receives on the link whose descriptors it sends over standard input, a socket.
 pub(super) fn receive(task: &Task, mut out: impl Write) -> Result<()> {
     let region = Region::create(DEFAULT_CAPACITY).context("Making a region")?;
-    let (data_bell, space_bell) = (Doorbell::new()?, Doorbell::new()?);
-    let fds = [region.fd(), data_bell.as_fd(), space_bell.as_fd()];
+    let (data_doorbell, space_doorbell) = (Doorbell::new()?, Doorbell::new()?);
+    let fds = [region.fd(), data_doorbell.as_fd(), space_doorbell.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ensure!(
@@ -79,8 +81,8 @@ pub(super) fn receive(task: &Task, mut out: impl Write) -> Result<()> {
         SendFlags::empty(),
     )
     .context("Sending descriptors")?;
-    let mut receiver = Receiver::new(region, data_bell, space_bell);
-    let mut idle = Idle::new(receiver.data_bell())?;
+    let mut receiver = Receiver::new(region, data_doorbell, space_doorbell);
+    let mut idle = Idle::new(receiver.data_doorbell())?;
     let len = task.size as usize;
     let (mut memory, mut place) = (vec![0u8; task.memory()], 0);
     for records in phases(task) {
@@ -140,18 +142,19 @@ struct Idle {
 }
 
 impl Idle {
-    fn new(bell: impl AsFd) -> Result<Self> {
+    fn new(doorbell: impl AsFd) -> Result<Self> {
         let poll =
             epoll::create(epoll::CreateFlags::CLOEXEC).context("Making an epoll instance")?;
         let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&poll, bell, epoll::EventData::new_u64(0), events).context("Watching a bell")?;
+        epoll::add(&poll, doorbell, epoll::EventData::new_u64(0), events)
+            .context("Watching a doorbell")?;
         Ok(Idle {
             busy_poll: BusyPoll::of_this_thread(BusyPollConfig::default()),
             poll,
         })
     }
 
-    /// Busy-polls if that pays, then arms the bell and, if that says so, sleeps until it rings.
+    /// Busy-polls if that pays, then arms the doorbell and, if that says so, sleeps until it rings.
     fn wait<T>(
         &mut self,
         side: &mut T,
@@ -175,7 +178,7 @@ impl Idle {
                 rustix::buffer::spare_capacity(&mut events),
                 None,
             )
-            .context("Waiting for a bell")?;
+            .context("Waiting for a doorbell")?;
         }
         self.busy_poll.idle_ended(idle_since.elapsed());
         Ok(())

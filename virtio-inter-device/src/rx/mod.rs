@@ -6,6 +6,8 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
+use buffers::{RxBuffers, Supply};
+use discard::Discard;
 use smallvec::SmallVec;
 use virtio_inter_common::MacAddr;
 use vm_memory::VolatileSlice;
@@ -19,8 +21,6 @@ use crate::frame::{ETHERNET_HEADER, FrameHeader, Gso, Invalid, NET_HEADER};
 use crate::guest_memory::GuestMemory;
 use crate::offload::{RxAction, RxLimits, SoftwareOffload};
 use crate::queue::{QueueViolation, RxQueue, SplitQueue};
-use buffers::{RxBuffers, Supply};
-use discard::Discard;
 
 /// Number of bytes after which used entries are published in mid-batch.
 const PUBLISH_BYTES: usize = 64 * 1024;

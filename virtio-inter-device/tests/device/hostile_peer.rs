@@ -14,7 +14,7 @@ type Trick = (&'static str, fn(&mut Node, &mut Peer));
 
 fn publish(peer: &Peer, position: u64) {
     peer.into_port[0].poke(PUBLISHED, position);
-    peer.into_port[0].data_bell.ring();
+    peer.into_port[0].data_doorbell.ring();
 }
 
 /// Sends more than a link holds to the hostile peer.
@@ -154,8 +154,8 @@ fn a_peer_that_writes_anything_anywhere_is_cut_off_again_and_again() {
                         _ if own.one_in(200) => link.poke(words[own.range(0, 3)], own.next()),
                         _ => {}
                     }
-                    link.data_bell.ring();
-                    link.space_bell.ring();
+                    link.data_doorbell.ring();
+                    link.space_doorbell.ring();
                 }
             });
             for _ in 0..20 {

@@ -4,11 +4,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use virtio_inter_link::{Doorbell, Receiver, Region, Sender};
 
-/// A region's file and bells, kept to be written to behind the ends' back.
+/// A region's file and doorbells, kept to be written to behind the ends' back.
 pub(crate) struct RawLink {
     region: OwnedFd,
-    pub(crate) data_bell: Doorbell,
-    pub(crate) space_bell: Doorbell,
+    pub(crate) data_doorbell: Doorbell,
+    pub(crate) space_doorbell: Doorbell,
 }
 
 /// Offsets of the shared words in bytes: `docs/region-format.md`.
@@ -37,19 +37,24 @@ impl RawLink {
 /// A link of `capacity` data bytes.
 pub(crate) fn link(capacity: u32) -> (Sender, Receiver, RawLink) {
     let region = Region::create(capacity).unwrap();
-    let (data_bell, space_bell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+    let (data_doorbell, space_doorbell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
     let fd = || region.fd().try_clone_to_owned().unwrap();
-    let bell =
-        |bell: &Doorbell| Doorbell::from_fd(bell.as_fd().try_clone_to_owned().unwrap()).unwrap();
+    let doorbell = |doorbell: &Doorbell| {
+        Doorbell::from_fd(doorbell.as_fd().try_clone_to_owned().unwrap()).unwrap()
+    };
     let raw = RawLink {
         region: fd(),
-        data_bell: data_bell.try_clone().unwrap(),
-        space_bell: space_bell.try_clone().unwrap(),
+        data_doorbell: data_doorbell.try_clone().unwrap(),
+        space_doorbell: space_doorbell.try_clone().unwrap(),
     };
     let sender = Sender::new(
         Region::open(fd(), capacity).unwrap(),
-        bell(&data_bell),
-        bell(&space_bell),
+        doorbell(&data_doorbell),
+        doorbell(&space_doorbell),
     );
-    (sender, Receiver::new(region, data_bell, space_bell), raw)
+    (
+        sender,
+        Receiver::new(region, data_doorbell, space_doorbell),
+        raw,
+    )
 }

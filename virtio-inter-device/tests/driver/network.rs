@@ -382,10 +382,10 @@ impl Peer {
                 receiver.release().unwrap();
                 return Packet::from_bytes(&bytes);
             }
-            let _ = rustix::io::read(receiver.data_bell(), &mut [0; 8]);
+            let _ = rustix::io::read(receiver.data_doorbell(), &mut [0; 8]);
             if receiver.wait_for_data().unwrap() {
                 assert!(
-                    wait_readable(receiver.data_bell(), deadline),
+                    wait_readable(receiver.data_doorbell(), deadline),
                     "No record came"
                 );
             }

@@ -63,7 +63,7 @@ pub(crate) struct Queue {
 impl Queue {
     /// An empty queue whose indices start at `start`.
     pub(crate) fn new(arena: &Arc<Arena>, size: u16, start: u16, event_index: bool) -> Self {
-        let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        let doorbell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
         let ring = Ring::new(arena, size);
         ring.set_available_index(start);
         ring.set_used_index(start);
@@ -76,8 +76,8 @@ impl Queue {
             published: start,
             taken: start,
             in_flight: VecDeque::new(),
-            kick: bell(),
-            call: bell(),
+            kick: doorbell(),
+            call: doorbell(),
             kicks: 0,
             kicks_saved: 0,
         };

@@ -72,10 +72,16 @@ pub(crate) fn inherited() -> Option<Vec<OwnedFd>> {
 pub(crate) struct Waiter(OwnedFd);
 
 impl Waiter {
-    pub(crate) fn new(bell: BorrowedFd<'_>) -> Self {
+    pub(crate) fn new(doorbell: BorrowedFd<'_>) -> Self {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&poll, bell.as_fd(), epoll::EventData::new_u64(0), events).unwrap();
+        epoll::add(
+            &poll,
+            doorbell.as_fd(),
+            epoll::EventData::new_u64(0),
+            events,
+        )
+        .unwrap();
         Self(poll)
     }
 

@@ -1,4 +1,5 @@
-//! Who gets in: takes connections, checks who is at the other end, and keeps within the limits.
+//! Admission of peers: accepts connections, checks the process at the other end, and enforces the
+//! limits.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -10,17 +11,17 @@ use std::time::{Duration, Instant};
 use log::Level;
 use rustix::io::Errno;
 use rustix::process::Resource;
+use virtio_inter_common::PeerCredentials;
+use virtio_inter_common::log_limited;
 
 use super::{Banned, LISTENER, PAUSE, Segment};
 use crate::access_rule::AccessRule;
-use crate::closer::Owner;
 use crate::connection::{Connection, End};
+use crate::deferred_close::Owner;
 use crate::directory::Directory;
 use crate::handshake::{Candidate, Refusal, Role};
 use crate::port::PeerKey;
 use crate::socket;
-use virtio_inter_common::PeerCredentials;
-use virtio_inter_common::log_limited;
 
 /// Connections taken per call of [`Segment::process`].
 const ACCEPTS_PER_CALL: usize = 16;
@@ -33,11 +34,11 @@ impl Segment {
                 return self.pause(&"too many descriptors wait to be closed", now);
             }
             match socket::accept(self.membership.listener()) {
-                Ok(socket) => self.start(Role::Callee, socket, now),
+                Ok(socket) => self.start(Role::Acceptor, socket, now),
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
-                // The connection stays in the queue, and the listener readable: look away for a while
-                // instead of spinning.
+                // The connection stays in the queue, and the listener readable: look away for a
+                // while instead of spinning.
                 Err(e) => return self.pause(&e, now),
             }
         }
@@ -91,11 +92,11 @@ impl Segment {
             pid: credentials.pid,
         };
         let connection = Connection::new(key, role, socket, owner, &self.closer, now);
-        if let Err(stranger) = rule.check(&credentials) {
-            let refusal = Refusal::Stranger(stranger.to_string());
+        if let Err(unauthorized) = rule.check(&credentials) {
+            let refusal = Refusal::Unauthorized(unauthorized.to_string());
             return self.end(connection, End::Refused(refusal), now);
         }
-        if connection.role == Role::Callee {
+        if connection.role == Role::Acceptor {
             self.make_room(now);
         }
         match self.poll.add(connection.fd(), key.get()) {
@@ -104,25 +105,26 @@ impl Segment {
         }
     }
 
-    /// Drops a half-open caller if there are as many as there may be: one of the process that has
-    /// the most of them, as an honest process has one. Of these it drops the oldest without a valid
-    /// HELLO, or else the oldest.
+    /// Drops an accepted connection whose handshake is under way, if there are as many as there may
+    /// be: one of the process that has the most of them, as an honest process has one. Of these it
+    /// drops the oldest without a valid HELLO, or else the oldest.
     pub(super) fn make_room(&mut self, now: Instant) {
-        let callers = || {
+        let accepted = || {
             self.half_open()
-                .filter(|connection| connection.role == Role::Callee)
+                .filter(|connection| connection.role == Role::Acceptor)
         };
-        if callers().count() < self.limits.max_callers {
+        if accepted().count() < self.limits.max_accepting {
             return;
         }
         let mut counts: BTreeMap<_, usize> = BTreeMap::new();
-        for caller in callers() {
-            *counts.entry(caller.owner).or_default() += 1;
+        for connection in accepted() {
+            *counts.entry(connection.owner).or_default() += 1;
         }
-        let count = |caller: &Connection| counts.get(&caller.owner).copied().unwrap_or_default();
-        let victim = callers().min_by_key(|caller| {
-            let many = Reverse(count(caller));
-            (many, caller.peer().is_some(), caller.started)
+        let count =
+            |connection: &Connection| counts.get(&connection.owner).copied().unwrap_or_default();
+        let victim = accepted().min_by_key(|connection| {
+            let many = Reverse(count(connection));
+            (many, connection.peer().is_some(), connection.started)
         });
         let Some(victim) = victim else { return };
         let (key, count) = (victim.key.get(), count(victim));
@@ -134,7 +136,7 @@ impl Segment {
                     "Port {}: {} handshakes are under way, which is the limit; {count} of them are \
                      with {}, which loses one for each that comes",
                     self.local.port.id,
-                    self.limits.max_callers,
+                    self.limits.max_accepting,
                     connection.name()
                 );
             }
@@ -202,8 +204,9 @@ impl Segment {
         }
     }
 
-    /// Ends handshakes that take too long. If a message of the peer waits to be read, it is this port
-    /// that is late. That cannot go on for ever: each message brings the handshake nearer to its end.
+    /// Ends handshakes that take too long. If a message of the peer waits to be read, it is this
+    /// port that is late. That cannot go on for ever: each message brings the handshake nearer to
+    /// its end.
     pub(super) fn expire(&mut self, now: Instant) {
         let late: Vec<(u64, Duration)> = self
             .half_open()

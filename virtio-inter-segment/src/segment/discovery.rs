@@ -1,4 +1,4 @@
-//! Whom to call: follows the directory, and calls the ports with larger ids.
+//! Follows the directory, and connects to the ports with larger ids.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -6,47 +6,47 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
 use rustix::io::Errno;
+use virtio_inter_common::PortId;
+use virtio_inter_common::log_limited;
 
 use super::{PAUSE, Segment};
 use crate::connection::Connection;
-use crate::dials::Outcome;
+use crate::connector::AttemptOutcome;
 use crate::directory::{Change, MAX_ENTRIES};
 use crate::handshake::Role;
 use crate::port::SegmentEvent;
 use crate::refused::RefusedPeer;
 use crate::socket;
-use virtio_inter_common::PortId;
-use virtio_inter_common::log_limited;
 
 /// Longest pause before the directory is listed again, when there is a reason to each time.
 const LAST_LIST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Peers called per call of [`Segment::process`].
-const DIALS_PER_CALL: usize = 16;
+/// Attempts to connect per call of [`Segment::process`].
+const ATTEMPTS_PER_CALL: usize = 16;
 
 impl Segment {
-    /// Calls the peers whose time has come.
-    pub(super) fn call_due(&mut self, now: Instant) {
-        for _ in 0..DIALS_PER_CALL {
+    /// Connects to the peers whose time has come.
+    pub(super) fn connect_due(&mut self, now: Instant) {
+        for _ in 0..ATTEMPTS_PER_CALL {
             if self.closer.is_full() && self.resume_at.is_none() {
                 self.pause(&"too many descriptors wait to be closed", now);
             }
-            if self.may_call_at(now, now) != Some(now) {
+            if self.may_connect_at(now, now) != Some(now) {
                 return;
             }
-            let Some(id) = self.dials.take_due(now) else {
+            let Some(id) = self.connector.take_due(now) else {
                 return;
             };
-            self.window.begun(self.calls().count(), now);
+            self.window.begun(self.attempts().count(), now);
             let outcome = match socket::connect(&self.directory.socket_path(&id)) {
                 Ok(socket) => {
-                    self.start(Role::Caller(id), socket, now);
+                    self.start(Role::Connector(id), socket, now);
                     continue;
                 }
                 // A dead port's file. Its successor will put another one in its place.
-                Err(Errno::CONNREFUSED) => Outcome::Parked,
-                Err(Errno::NOENT) => Outcome::Gone,
-                Err(Errno::AGAIN | Errno::INTR) => Outcome::Failed,
+                Err(Errno::CONNREFUSED) => AttemptOutcome::WaitForNewSocket,
+                Err(Errno::NOENT) => AttemptOutcome::Gone,
+                Err(Errno::AGAIN | Errno::INTR) => AttemptOutcome::Failed,
                 Err(e) => {
                     log_limited!(
                         self.refusals,
@@ -65,25 +65,26 @@ impl Segment {
                     });
                     match e {
                         Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => {
-                            Outcome::Failed
+                            AttemptOutcome::Failed
                         }
-                        _ => Outcome::Refused,
+                        _ => AttemptOutcome::Refused,
                     }
                 }
             };
-            self.dials.ended(&id, outcome, now);
+            self.connector.ended(&id, outcome, now);
         }
     }
 
-    /// When another call that is due then may be begun, if no end of a handshake has to come first.
-    pub(super) fn may_call_at(&self, due: Instant, now: Instant) -> Option<Instant> {
-        if self.resume_at.is_some() || self.calls().count() >= self.limits.max_calls {
+    /// When another attempt that is due then may begin, if it need not wait for the end of a
+    /// handshake.
+    pub(super) fn may_connect_at(&self, due: Instant, now: Instant) -> Option<Instant> {
+        if self.resume_at.is_some() || self.attempts().count() >= self.limits.max_connecting {
             return None;
         }
-        let calls = self
-            .calls()
-            .map(|call| (call.started, call.peer().is_some()));
-        if self.window.is_open(calls, now) {
+        let attempts = self
+            .attempts()
+            .map(|connection| (connection.started, connection.peer().is_some()));
+        if self.window.is_open(attempts, now) {
             Some(due)
         } else {
             Some(due.max(self.window.opens_at(now)))
@@ -91,14 +92,14 @@ impl Segment {
     }
 
     /// Handshakes under way that this port began.
-    fn calls(&self) -> impl Iterator<Item = &Connection> {
+    fn attempts(&self) -> impl Iterator<Item = &Connection> {
         self.half_open()
-            .filter(|connection| connection.role != Role::Callee)
+            .filter(|connection| connection.role != Role::Acceptor)
     }
 
-    pub(super) fn call_ended(&mut self, role: &Role, outcome: Outcome, now: Instant) {
-        if let Role::Caller(id) = role {
-            self.dials.ended(id, outcome, now);
+    pub(super) fn attempt_ended(&mut self, role: &Role, outcome: AttemptOutcome, now: Instant) {
+        if let Role::Connector(id) = role {
+            self.connector.ended(id, outcome, now);
         }
     }
 
@@ -141,23 +142,23 @@ impl Segment {
         }
     }
 
-    /// Takes note of whether a port that we call has a socket, and which.
+    /// Records whether a port to which this port connects has a socket, and which.
     pub(super) fn look_at(&mut self, id: &PortId, now: Instant) {
         match self.directory.socket(id) {
             Some(socket) => {
                 // With a new socket, its predecessor's process is gone, as a rule.
                 self.reap(|peer| peer.id == *id, now);
-                if !self.dials.seen(id, socket, now) {
+                if !self.connector.seen(id, socket, now) {
                     self.list_later(now);
                     log_limited!(
                         self.refusals,
                         Level::Warn,
-                        "Port {}: too many sockets in the segment directory, {id} is not called",
+                        "Port {}: too many sockets in the segment directory, no connection to {id}",
                         self.local.port.id
                     );
                 }
             }
-            None => self.dials.vanished(id),
+            None => self.connector.vanished(id),
         }
     }
 
@@ -178,17 +179,18 @@ impl Segment {
         // That they left may be among the changes that were lost.
         let directory = &self.directory;
         self.refused.retain(|id| directory.socket(id).is_some());
-        for id in self.dials.known() {
+        for id in self.connector.known() {
             if !found.contains_key(&id) {
-                self.dials.vanished(&id);
+                self.connector.vanished(&id);
             }
         }
         for (id, socket) in found {
-            if !self.dials.seen(&id, socket, now) {
+            if !self.connector.seen(&id, socket, now) {
                 log_limited!(
                     self.refusals,
                     Level::Warn,
-                    "Too many sockets in the segment directory, {id} and later are not called yet"
+                    "Too many sockets in the segment directory, no connection to {id} and later \
+                     ids yet"
                 );
                 self.list_later(now);
                 break;

@@ -10,14 +10,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use log::Level;
+use virtio_inter_common::ErrorChain;
+use virtio_inter_common::log_limited;
 
 use super::{LISTENER, PAUSE, Segment};
 use crate::directory::Directory;
 use crate::join_error::JoinError;
 use crate::membership::Membership;
 use crate::port::SegmentEvent;
-use virtio_inter_common::ErrorChain;
-use virtio_inter_common::log_limited;
 
 /// Longest pause between two attempts: a directory that comes back is noticed within it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);

@@ -1,63 +1,63 @@
-//! Limits how many calls are under way: few at a time while peers answer, so that each handshake is
-//! over soon.
+//! Limits how many attempts to connect are under way: few at a time while peers answer, so that
+//! each handshake is over soon.
 //!
-//! If many ports start at once and each called all others together, the calls would queue up at the
-//! peers, and many would time out there, only to be made again. A peer that never answers must not
-//! keep others waiting either: so the window opens while nobody answers, and a call that later ones
-//! have overtaken does not count.
+//! If many ports start at once and each connected to all others together, the connections would
+//! queue up at the peers, and many would time out there, only to be made again. A peer that never
+//! answers must not keep others waiting either: so the window opens while no peer answers, and an
+//! attempt that later ones have overtaken does not count.
 //!
 //! See decision 0018.
 
 use std::time::{Duration, Instant};
 
-/// Calls under way while peers answer.
+/// Attempts under way while peers answer.
 const FEW: usize = 8;
 /// With no answer for so long, as many more may be begun.
 const STEP: Duration = Duration::from_millis(500);
-/// Age at which a call that was overtaken counts no more.
+/// Age at which an attempt that was overtaken no longer counts.
 const SLOW: Duration = Duration::from_secs(1);
 
 /// What is known of how peers answer.
 #[derive(Debug)]
-pub(super) struct CallWindow {
-    /// When a peer last answered, or the first of the calls under way was begun.
+pub(super) struct ConnectWindow {
+    /// When a peer last answered, or the first of the attempts under way was begun.
     progress: Instant,
-    /// When the latest of the calls that were answered had been begun.
+    /// When the latest of the attempts that were answered had been begun.
     latest_answered: Option<Instant>,
 }
 
-impl CallWindow {
-    pub(super) fn new(now: Instant) -> CallWindow {
-        CallWindow {
+impl ConnectWindow {
+    pub(super) fn new(now: Instant) -> ConnectWindow {
+        ConnectWindow {
             progress: now,
             latest_answered: None,
         }
     }
 
-    /// A call begins, beside so many that are under way.
+    /// An attempt begins, beside so many that are under way.
     pub(super) fn begun(&mut self, under_way: usize, now: Instant) {
         if under_way == 0 {
             self.progress = now;
         }
     }
 
-    /// A peer has answered, whatever it was, the call that was begun then.
+    /// A peer has given any answer to the attempt that was begun then.
     pub(super) fn answered(&mut self, begun: Instant, now: Instant) {
         self.progress = now;
         self.latest_answered = self.latest_answered.max(Some(begun));
     }
 
-    /// Whether a further call may begin beside those that are under way: when each was begun, and
-    /// whether it was answered.
+    /// Whether a further attempt may begin beside those that are under way: when each was begun,
+    /// and whether it was answered.
     pub(super) fn is_open(
         &self,
-        calls: impl Iterator<Item = (Instant, bool)>,
+        attempts: impl Iterator<Item = (Instant, bool)>,
         now: Instant,
     ) -> bool {
         let overtaken = |begun| {
             self.latest_answered > Some(begun) && now.saturating_duration_since(begun) >= SLOW
         };
-        let count = calls.filter(|&(begun, answered)| answered || !overtaken(begun));
+        let count = attempts.filter(|&(begun, answered)| answered || !overtaken(begun));
         let steps = self.steps(now);
         count.count() < FEW.saturating_mul(steps.saturating_add(1))
     }
@@ -81,8 +81,8 @@ mod tests {
     #[test]
     fn window_opens_only_while_nobody_answers() {
         let start = Instant::now();
-        let mut window = CallWindow::new(start);
-        let room = |window: &CallWindow, now| {
+        let mut window = ConnectWindow::new(start);
+        let room = |window: &ConnectWindow, now| {
             (0..).find(|&n| !window.is_open(std::iter::repeat_n((start, false), n), now))
         };
         assert_eq!(room(&window, start), Some(FEW));
@@ -100,9 +100,9 @@ mod tests {
     }
 
     #[test]
-    fn window_is_not_closed_by_calls_that_were_overtaken() {
+    fn window_is_not_closed_by_attempts_that_were_overtaken() {
         let start = Instant::now();
-        let mut window = CallWindow::new(start);
+        let mut window = ConnectWindow::new(start);
         let silent = || std::iter::repeat_n((start, false), FEW);
         window.answered(start + STEP / 2, start + STEP);
         assert!(!window.is_open(silent(), start + STEP));

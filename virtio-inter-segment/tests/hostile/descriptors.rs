@@ -36,13 +36,13 @@ fn lingering_socket() -> (OwnedFd, std::net::TcpStream) {
     (stream.into(), taker)
 }
 
-/// Closing a descriptor can take as long as who sent it likes. It must not take us with it, wherever
-/// the descriptor is met: in a message, beside one, or in a queue that nobody has read.
+/// Closing a descriptor can take as long as who sent it likes. It must not take us with it,
+/// wherever the descriptor is met: in a message, beside one, or in a queue that nobody has read.
 #[test]
 fn descriptors_that_do_not_close() {
     let mut net = net();
     let region = Region::create(MIB).unwrap();
-    let bell = Doorbell::new().unwrap();
+    let doorbell = Doorbell::new().unwrap();
     let mut takers = Vec::new();
     let mut slow = || {
         let (socket, taker) = lingering_socket();
@@ -61,7 +61,12 @@ fn descriptors_that_do_not_close() {
         let socket = raw::connect(&net, "m");
         raw::send(&socket, &hello);
         let bad = slow();
-        raw::try_send(&socket, &ring, &[region.fd(), bell.as_fd(), bad.as_fd()]).unwrap();
+        raw::try_send(
+            &socket,
+            &ring,
+            &[region.fd(), doorbell.as_fd(), bad.as_fd()],
+        )
+        .unwrap();
         drop(bad);
         raw::until_closed(&mut net, &socket);
     }
@@ -69,7 +74,12 @@ fn descriptors_that_do_not_close() {
         let socket = raw::connect(&net, "m");
         raw::send(&socket, &hello);
         let bad = slow();
-        raw::try_send(&socket, &ring, &[bad.as_fd(), bell.as_fd(), bell.as_fd()]).unwrap();
+        raw::try_send(
+            &socket,
+            &ring,
+            &[bad.as_fd(), doorbell.as_fd(), doorbell.as_fd()],
+        )
+        .unwrap();
         drop(bad);
         raw::until_closed(&mut net, &socket);
     }

@@ -66,14 +66,14 @@ fn rings_that_are_not_right() {
     let hello = raw::hello("a", 1);
     let region = Region::create(MIB).unwrap();
     let small = Region::create(MIB / 2).unwrap();
-    let bell = Doorbell::new().unwrap();
+    let doorbell = Doorbell::new().unwrap();
     let (pipe, _other) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
     let unsealed = rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&unsealed, region_size(&region)).unwrap();
     let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
     let semaphore = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
 
-    let (r, b) = (region.fd(), bell.as_fd());
+    let (r, b) = (region.fd(), doorbell.as_fd());
     let good = raw::ring(0, 1, MIB);
     let cases: Vec<(&str, Vec<u8>, Vec<BorrowedFd<'_>>)> = vec![
         ("no descriptors", good.clone(), vec![]),
@@ -94,9 +94,13 @@ fn rings_that_are_not_right() {
             vec![unsealed.as_fd(), b, b],
         ),
         ("a pipe as region", good.clone(), vec![pipe.as_fd(), b, b]),
-        ("a pipe as bell", good.clone(), vec![r, pipe.as_fd(), b]),
-        ("an epoll as bell", good.clone(), vec![r, b, epoll.as_fd()]),
-        ("a region as bell", good.clone(), vec![r, b, r]),
+        ("a pipe as doorbell", good.clone(), vec![r, pipe.as_fd(), b]),
+        (
+            "an epoll as doorbell",
+            good.clone(),
+            vec![r, b, epoll.as_fd()],
+        ),
+        ("a region as doorbell", good.clone(), vec![r, b, r]),
         ("swapped", good.clone(), vec![b, r, b]),
         ("HELLO again", hello.clone(), vec![]),
         ("no message", vec![1, 2, 3], vec![r, b, b]),
@@ -135,7 +139,7 @@ fn identities_that_are_not_the_callers() {
         (raw::hello("m", 1), "Peer has this port's own id m"),
         (
             raw::hello("z", 1),
-            "Peer z called, but has the larger id and is to be called",
+            "Peer z connected, but has the larger id and has to accept",
         ),
         (
             raw::hello("../x", 1),
@@ -170,8 +174,8 @@ fn identities_that_are_not_the_callers() {
         !readable(net.ports["m"].segment.fd(), Duration::ZERO)
     });
     assert!(matches!(raw::try_receive(&socket), Err(())));
-    let (region, bell) = (Region::create(MIB).unwrap(), Doorbell::new().unwrap());
-    let fds = [region.fd(), bell.as_fd(), bell.as_fd()];
+    let (region, doorbell) = (Region::create(MIB).unwrap(), Doorbell::new().unwrap());
+    let fds = [region.fd(), doorbell.as_fd(), doorbell.as_fd()];
     raw::try_send(&socket, &raw::ring(0, 1, MIB), &fds).unwrap();
     net.until(
         "a ring",
@@ -185,7 +189,7 @@ fn a_peer_of_another_version_is_refused_by_both() {
     capture_log();
     let mut net = Net::new();
     net.join("ver-m");
-    // It calls us …
+    // It connects to us …
     let mut hello = raw::hello("ver-a", 1);
     hello[8..12].copy_from_slice(&[2, 0, 3, 0]);
     hello.truncate(60);
@@ -202,9 +206,11 @@ fn a_peer_of_another_version_is_refused_by_both() {
     let lines = logged(&["Port ver-m", "refused", text]);
     assert_eq!(lines.len(), 1, "{lines:?}");
 
-    // … or we call it, and it is the one to refuse.
+    // … or we connect to it, and it refuses.
     let listener = raw::listen(net.path(), "ver-z");
-    net.until("a call", |_| common::readable(&listener, Duration::ZERO));
+    net.until("a connection", |_| {
+        common::readable(&listener, Duration::ZERO)
+    });
     let socket = rustix::net::accept(&listener).unwrap();
     let mut refuse = raw::header(REFUSE, 192);
     refuse.extend([2, 0, 3, 0, 1, 0, 1, 0, 1, 0, 10, 0]);
@@ -222,13 +228,13 @@ fn a_peer_of_another_version_is_refused_by_both() {
     );
     drop(socket);
 
-    // Refused ones are called again, rarely.
-    net.until("a second call", |_| {
+    // The connector tries a refused peer again, rarely.
+    net.until("a second connection", |_| {
         common::readable(&listener, Duration::ZERO)
     });
 }
 
-/// A peer that is full, or let the time run out, or is busy, is called again soon and without a
+/// A peer that is full, or let the time run out, or is busy, is tried again soon and without a
 /// warning at first; one that refuses for good, rarely.
 #[test]
 fn refusal_that_may_pass_is_followed_by_a_call_soon() {
@@ -242,15 +248,17 @@ fn refusal_that_may_pass_is_followed_by_a_call_soon() {
         let id = format!("pass-{reason}");
         net.join_with(local(&id), patient).unwrap();
         let listener = raw::listen(net.path(), "z");
-        let called = |net: &mut Net| {
-            net.until("a call", |_| common::readable(&listener, Duration::ZERO));
+        let accept = |net: &mut Net| {
+            net.until("a connection", |_| {
+                common::readable(&listener, Duration::ZERO)
+            });
             rustix::net::accept(&listener).unwrap()
         };
         let mut refuse = raw::header(REFUSE, 192);
         refuse.extend([1, 0, 1, 0, 0, 0, 0, 0]);
         refuse.extend(reason.to_le_bytes());
         refuse.resize(192, 0);
-        let refused = called(&mut net);
+        let refused = accept(&mut net);
         raw::send(&refused, &refuse);
         net.until("it is heard", |net| {
             net.ports[&id].segment.stats().refused_by_peer == 1
@@ -258,7 +266,7 @@ fn refusal_that_may_pass_is_followed_by_a_call_soon() {
         let warned = !logged(&["WARN", &format!("Port {id}: refused by z")]).is_empty();
         assert_eq!(warned, !soon, "reason {reason}");
         if soon {
-            called(&mut net);
+            accept(&mut net);
         }
     }
 }
@@ -283,8 +291,8 @@ fn random_conversations() {
     net.join("n");
     net.until_meshed();
     let region = Region::create(MIB).unwrap();
-    let bell = Doorbell::new().unwrap();
-    let (r, b) = (region.fd(), bell.as_fd());
+    let doorbell = Doorbell::new().unwrap();
+    let (r, b) = (region.fd(), doorbell.as_fd());
     let mut refuse = raw::header(REFUSE, 192);
     refuse.resize(192, 0);
     let ring = raw::ring(0, 1, MIB);

@@ -90,7 +90,7 @@ fn users_that_may_not_join_are_turned_away() {
         first.starts_with("User 65534 (group 65534) may not join"),
         "{first}"
     );
-    assert_eq!(net.ports["cred-m"].segment.stats().strangers, 1);
+    assert_eq!(net.ports["cred-m"].segment.stats().unauthorized, 1);
     assert_eq!(logged(&["Port cred-m", "User 65534"]).len(), 1);
     // The rule is looked up for each connection.
     open(net.path(), 0o777);
@@ -103,7 +103,7 @@ fn defaults() {
     let limits = Limits::default();
     assert_eq!(limits.hello_timeout, Duration::from_secs(5));
     assert_eq!(limits.rings_timeout, Duration::from_secs(15));
-    assert_eq!((limits.max_callers, limits.max_calls), (256, 64));
+    assert_eq!((limits.max_accepting, limits.max_connecting), (256, 64));
     assert_eq!(limits.max_peers, 1024);
     assert!(PATIENCE > limits.rings_timeout);
     let temp = tempfile::tempdir().unwrap();

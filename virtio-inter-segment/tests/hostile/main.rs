@@ -1,5 +1,5 @@
-//! Peers that lie, babble, stay silent or come in crowds: each loses its own connection, nothing else
-//! is harmed.
+//! Peers that lie, babble, stay silent or come in crowds: each loses its own connection, nothing
+//! else is harmed.
 
 #[path = "../common/mod.rs"]
 mod common;

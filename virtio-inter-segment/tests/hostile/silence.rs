@@ -34,7 +34,7 @@ fn silence_ends_in_time() {
     assert_eq!(net.ports["m"].segment.stats().timeouts, 2);
 }
 
-/// A socket that accepts and says nothing is called again, with pauses, and does no harm.
+/// A socket that accepts and says nothing is tried again, with pauses, and does no harm.
 #[test]
 fn a_silent_listener() {
     let mut net = Net::new();
@@ -45,7 +45,7 @@ fn a_silent_listener() {
     };
     net.join_with(local("m"), limits).unwrap();
     net.join("n");
-    net.until("two calls", |net| {
+    net.until("two connections", |net| {
         net.ports["m"].segment.stats().timeouts >= 2
     });
     drop(listener);
@@ -60,7 +60,7 @@ fn a_silent_listener() {
     net.check_flow();
 }
 
-/// Many more silent listeners than calls may be under way, all with ids ahead of the good ones.
+/// Many more silent listeners than attempts may be under way, all with ids ahead of the good ones.
 #[test]
 fn a_crowd_of_silent_listeners() {
     let mut net = Net::new();
@@ -70,13 +70,13 @@ fn a_crowd_of_silent_listeners() {
     net.join("y");
     let limits = Limits {
         hello_timeout: Duration::from_millis(400),
-        max_calls: 12,
+        max_connecting: 12,
         ..limits()
     };
     net.join_with(local("m"), limits).unwrap();
     let linked = |net: &Net, id: &str| net.ports["m"].links.contains_key(id);
     net.until("a link with y", |net| linked(net, "y"));
-    // By now all have been called, and every place is taken again.
+    // By now all have been tried, and every place is taken again.
     net.join("z");
     net.until("a link with z", |net| linked(net, "z"));
 }
@@ -154,7 +154,7 @@ fn admission_takes_the_place_from_who_has_the_most() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let over = (CROWD + honest.len() - Limits::default().max_callers) as u64;
+    let over = (CROWD + honest.len() - Limits::default().max_accepting) as u64;
     net.until("the crowd to be cut down", |net| {
         net.ports["m"].segment.stats().crowded_out >= over
     });

@@ -55,7 +55,7 @@ impl Links {
     }
 
     fn add_peer(&mut self, share: PeerShare, poller: &Poller) -> Result<(), DeviceError> {
-        watch(poller, share.sender.space_bell())?;
+        watch(poller, share.sender.space_doorbell())?;
         self.tx.add(share.key, share.mac, share.sender);
         for (receiver, home) in share.receivers {
             self.add_rx_link(RxLink::new(share.key, share.mac, receiver, home), poller)?;
@@ -64,7 +64,7 @@ impl Links {
     }
 
     fn add_rx_link(&mut self, link: RxLink, poller: &Poller) -> Result<(), DeviceError> {
-        watch(poller, link.receiver.data_bell())?;
+        watch(poller, link.receiver.data_doorbell())?;
         self.rx.add(link);
         Ok(())
     }
@@ -125,16 +125,16 @@ impl Backend for Links {
             LinkCommand::AddPeer(share) => self.add_peer(*share, poller)?,
             LinkCommand::RemovePeer(key) => {
                 if let Some(link) = self.tx.remove(key) {
-                    poller.remove(link.sender.space_bell());
+                    poller.remove(link.sender.space_doorbell());
                 }
                 for link in self.rx.remove(key) {
-                    poller.remove(link.receiver.data_bell());
+                    poller.remove(link.receiver.data_doorbell());
                 }
             }
             LinkCommand::TakeMisplaced(ready) => {
                 let links = self.rx.take_misplaced(self.index, ready);
                 for link in &links {
-                    poller.remove(link.receiver.data_bell());
+                    poller.remove(link.receiver.data_doorbell());
                 }
                 return Ok(LinkAnswer::Links(links));
             }

@@ -1,11 +1,12 @@
 //! Closes what may take long to close, on threads of its own.
 //!
 //! A peer can send any descriptor, and some wait when their last reference goes: a TCP socket with
-//! `SO_LINGER`, a file on a file system that the peer itself serves. The same holds for a connection
-//! in whose queue such a descriptor lies unread. Whoever closes them waits as long as the peer likes.
+//! `SO_LINGER`, a file on a file system that the peer itself serves. The same holds for a
+//! connection in whose queue such a descriptor lies unread. Whoever closes them waits as long as
+//! the peer likes.
 //!
-//! So each user's descriptors are closed by a thread of its own, one after the other, which is there
-//! only while there are any: who stops it stops it for itself.
+//! So each user's descriptors are closed by a thread of its own, one after the other, which exists
+//! only while there are any. A peer that blocks its closer thread blocks only its own user's.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -180,17 +181,17 @@ fn work(shared: &Mutex<Queues>, mut uid: Option<u32>) {
 
 /// A descriptor that is closed by a thread, unless it can be seen to be harmless.
 #[derive(Debug)]
-pub(crate) struct Deferred {
+pub(crate) struct DeferredFd {
     /// `None` only while it is dropped.
     fd: Option<OwnedFd>,
     owner: Owner,
     closer: Closer,
 }
 
-impl Deferred {
+impl DeferredFd {
     /// Takes charge of a Unix socket with the other end of which this owner has to do.
-    pub(crate) fn new(fd: OwnedFd, owner: Owner, closer: &Closer) -> Deferred {
-        Deferred {
+    pub(crate) fn new(fd: OwnedFd, owner: Owner, closer: &Closer) -> DeferredFd {
+        DeferredFd {
             fd: Some(fd),
             owner,
             closer: closer.clone(),
@@ -198,7 +199,7 @@ impl Deferred {
     }
 }
 
-impl AsFd for Deferred {
+impl AsFd for DeferredFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd
             .as_ref()
@@ -207,7 +208,7 @@ impl AsFd for Deferred {
     }
 }
 
-impl Drop for Deferred {
+impl Drop for DeferredFd {
     fn drop(&mut self) {
         if let Some(fd) = self.fd.take() {
             // The peer is to learn of it now, whenever it comes to be closed; and from here on its
@@ -221,5 +222,5 @@ impl Drop for Deferred {
 }
 
 #[cfg(test)]
-#[path = "closer_tests.rs"]
+#[path = "deferred_close_tests.rs"]
 mod tests;

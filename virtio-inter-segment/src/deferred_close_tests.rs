@@ -131,7 +131,7 @@ fn only_queues_with_descriptors_wait() {
         let held = lock(&queues.queues);
         let worker = thread::spawn({
             let closer = closer.clone();
-            move || drop(Deferred::new(ours, owner(1), &closer))
+            move || drop(DeferredFd::new(ours, owner(1), &closer))
         });
         if on_the_spot {
             until("the end without the lock", || worker.is_finished());

@@ -1,4 +1,5 @@
-//! What kind of descriptor a peer has sent, by means that no file system or driver takes part in.
+//! Recognises the type of a descriptor that a peer sent, without calling into a file system or
+//! driver.
 //!
 //! `fstat` or `statfs` on a file that the peer itself serves take as long as the peer likes. So
 //! these come first, and what fails them is not touched further.
@@ -38,13 +39,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_are_told_apart() {
+    fn fd_type_is_recognised() {
         let memfd = memfd_create("x", MemfdFlags::CLOEXEC).unwrap();
-        let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let doorbell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let file = File::open("/proc/self/status").unwrap();
         assert!(is_memfd(memfd.as_fd()) && !may_be_eventfd(memfd.as_fd()));
-        assert!(may_be_eventfd(bell.as_fd()) && !is_memfd(bell.as_fd()));
+        assert!(may_be_eventfd(doorbell.as_fd()) && !is_memfd(doorbell.as_fd()));
         for other in [epoll.as_fd(), file.as_fd()] {
             assert!(!is_memfd(other) && !may_be_eventfd(other));
         }
@@ -52,17 +53,17 @@ mod tests {
 
     /// The files in `/proc` of a port, which cannot be dumped, are root's: but for itself.
     #[test]
-    fn kinds_are_told_apart_in_a_process_that_cannot_be_dumped() {
+    fn fd_type_is_recognised_in_a_process_that_cannot_be_dumped() {
         const CHILD: &str = "VIRTIO_INTER_SEGMENT_TEST_CHILD";
         if std::env::var_os(CHILD).is_some() {
             set_dumpable_behavior(DumpableBehavior::NotDumpable).unwrap();
-            kinds_are_told_apart();
+            fd_type_is_recognised();
             return;
         }
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.env(CHILD, "1").args([
             "--exact",
-            "kinds::tests::kinds_are_told_apart_in_a_process_that_cannot_be_dumped",
+            "fd_type::tests::fd_type_is_recognised_in_a_process_that_cannot_be_dumped",
         ]);
         if rustix::process::geteuid().is_root() {
             // Nobody, by convention.
@@ -82,7 +83,7 @@ mod tests {
 
     /// A file cannot pass by its name.
     #[test]
-    fn a_file_of_that_name_is_no_eventfd() {
+    fn fd_type_is_not_taken_from_a_file_name() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("anon_inode:[eventfd]");
         let file = File::create(path).unwrap();
