@@ -7,9 +7,7 @@ use std::fmt;
 use std::mem::size_of;
 
 use thiserror::Error;
-use virtio_inter_common::ErrorChain;
-use virtio_inter_common::MacAddr;
-use virtio_inter_common::{MAX_ID_LEN, PortId, PortIdError};
+use virtio_inter_common::{ErrorChain, MAX_ID_LEN, MacAddr, PortId, PortIdError};
 use virtio_inter_link::FORMAT_VERSION;
 
 use crate::port::{LocalPort, PortError, check_port};

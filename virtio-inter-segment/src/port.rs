@@ -5,8 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
-use virtio_inter_common::PortId;
-use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacError};
+use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacError, PortId};
 use virtio_inter_link::{MAX_CAPACITY, MIN_CAPACITY, Receiver, Sender};
 
 /// Smallest MTU: what every IPv4 host must be able to forward (RFC 791, section 3.2), in bytes.

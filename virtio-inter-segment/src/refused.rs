@@ -4,6 +4,8 @@ use std::time::SystemTime;
 
 use virtio_inter_common::PortId;
 
+use crate::connection::Connection;
+
 /// Most that are remembered; the one that was refused longest ago gives way.
 const MAX_REFUSED: usize = 32;
 
@@ -24,6 +26,22 @@ pub struct RefusedPeer {
     pub count: u64,
     /// When it happened last.
     pub when: SystemTime,
+}
+
+impl RefusedPeer {
+    /// Describes a peer that refused this port with these words.
+    pub(crate) fn by_peer(connection: &Connection, text: &str, is_conflict: bool) -> RefusedPeer {
+        RefusedPeer {
+            peer: connection.id().cloned(),
+            pid: connection.pid(),
+            by_peer: true,
+            is_conflict,
+            // For terminals: the text may be the peer's.
+            reason: text.replace(char::is_control, "?"),
+            count: 1,
+            when: SystemTime::now(),
+        }
+    }
 }
 
 /// All of them, the latest last.

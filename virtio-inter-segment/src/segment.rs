@@ -4,15 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use log::Level;
 use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
-use virtio_inter_common::ErrorChain;
-use virtio_inter_common::LogLimit;
-use virtio_inter_common::PortId;
-use virtio_inter_common::log_limited;
+use virtio_inter_common::{LogLimit, PortId, log_limited};
 
 use crate::connection::{Connection, End, Step};
 use crate::connector::{AttemptOutcome, Connector};
@@ -23,16 +20,17 @@ use crate::join_error::JoinError;
 use crate::limits::{Limits, SegmentStats};
 use crate::membership::Membership;
 use crate::poll::Poll;
-use crate::port::{DownReason, LocalPort, PeerKey, PeerLink, SegmentEvent};
+use crate::port::{LocalPort, PeerKey, PeerLink, SegmentEvent};
 use crate::refused::{RefusedPeer, RefusedPeers};
-use crate::wire::{REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES, REASON_TIMEOUT};
 
 mod admission;
 mod discovery;
+mod ends;
 mod files;
+mod upkeep;
 mod window;
 
-use files::Upkeep;
+use upkeep::Upkeep;
 use window::ConnectWindow;
 
 /// Tokens of the event loop; those of connections are their keys, which count up from 1.
@@ -147,7 +145,7 @@ impl Segment {
             events: Vec::new(),
             admissions: 0,
             window: ConnectWindow::new(now),
-            upkeep: Upkeep::new(),
+            upkeep: Upkeep::new(PAUSE),
             resume_at: None,
             list_at: None,
             listed_at: now,
@@ -255,7 +253,7 @@ impl Segment {
         });
         self.refused.add(RefusedPeer {
             by_peer: false,
-            ..by_peer(&connection, reason, false)
+            ..RefusedPeer::by_peer(&connection, reason, false)
         });
         connection.refuse(&Refusal::Violation(reason.to_owned()));
         self.attempt_ended(
@@ -382,126 +380,6 @@ impl Segment {
         self.events.push(SegmentEvent::Up(link));
     }
 
-    fn down(&mut self, connection: &Connection, reason: DownReason, now: Instant) {
-        self.poll.remove(connection.fd());
-        log_limited!(
-            self.changes,
-            Level::Info,
-            "Port {}: link with {} is down: {}",
-            self.local.port.id,
-            connection.name(),
-            ErrorChain(&reason)
-        );
-        let lived = connection.lived(now);
-        let outcome = match reason {
-            DownReason::Closed | DownReason::NoResources(_) | DownReason::Socket(_) => {
-                AttemptOutcome::Lost(lived)
-            }
-            DownReason::Refused(_) | DownReason::UnexpectedData => AttemptOutcome::Refused,
-        };
-        self.stats.down += 1;
-        if let DownReason::Refused(text) = &reason {
-            self.refused.add(by_peer(connection, text, false));
-        }
-        self.events.push(SegmentEvent::Down(connection.key, reason));
-        self.attempt_ended(&connection.role, outcome, now);
-        // What this peer had, its address above all, may have been in the way of another.
-        self.connector.retry_refused(now);
-    }
-
-    /// A connection has come to nothing.
-    fn end(&mut self, connection: Connection, end: End, now: Instant) {
-        self.poll.remove(connection.fd());
-        let own = &self.local.port.id;
-        let outcome = match &end {
-            End::Closed => {
-                log::debug!(
-                    "Port {own}: {} closed during the handshake",
-                    connection.name()
-                );
-                AttemptOutcome::Failed
-            }
-            End::RefusedByPeer {
-                reason,
-                text,
-                versions,
-            } => {
-                self.stats.refused_by_peer += 1;
-                let outcome = match *reason {
-                    REASON_RESOURCES => AttemptOutcome::Failed,
-                    REASON_TIMEOUT => AttemptOutcome::TimedOut,
-                    REASON_FULL => AttemptOutcome::Full,
-                    _ => AttemptOutcome::Refused,
-                };
-                if outcome != AttemptOutcome::Refused && !self.keeps_failing(&connection.role) {
-                    log::debug!("Port {own}: put off by {}: {text:?}", connection.name());
-                } else {
-                    let line = format!(
-                        "refused by {}: {text:?}, speaks version {versions}",
-                        connection.name()
-                    );
-                    let is_conflict = [REASON_ID, REASON_MAC].contains(reason);
-                    self.note_refused(by_peer(&connection, text, is_conflict), &line);
-                }
-                outcome
-            }
-            End::Refused(refusal) => {
-                match refusal {
-                    Refusal::Unauthorized(_) => self.stats.unauthorized += 1,
-                    Refusal::Timeout(_) => self.stats.timeouts += 1,
-                    _ => self.stats.refused += 1,
-                }
-                connection.refuse(refusal);
-                let passing = match refusal {
-                    Refusal::Busy(_) => true,
-                    Refusal::Timeout(_) => {
-                        connection.role != Role::Acceptor && !self.keeps_failing(&connection.role)
-                    }
-                    _ => false,
-                };
-                if passing {
-                    log::debug!("Port {own}: put off {}: {refusal}", connection.name());
-                } else {
-                    let text = ErrorChain(refusal).to_string();
-                    let refused = RefusedPeer {
-                        by_peer: false,
-                        ..by_peer(&connection, &text, refusal.is_conflict())
-                    };
-                    let line = format!("refused {}: {text}", connection.name());
-                    self.note_refused(refused, &line);
-                }
-                match refusal {
-                    Refusal::Timeout(_) => AttemptOutcome::TimedOut,
-                    Refusal::Full(_) => AttemptOutcome::Full,
-                    Refusal::Busy(_) | Refusal::Resources(_) => AttemptOutcome::Failed,
-                    Refusal::Banned(_) => AttemptOutcome::WaitForNewSocket,
-                    _ => AttemptOutcome::Refused,
-                }
-            }
-        };
-        self.attempt_ended(&connection.role, outcome, now);
-    }
-
-    /// Keeps and logs that there is no link. A conflict comes again with each attempt for as long
-    /// as both ports are there: it is logged once.
-    fn note_refused(&mut self, refused: RefusedPeer, line: &str) {
-        let is_conflict = refused.is_conflict;
-        let is_new = self.refused.add(refused);
-        let own = &self.local.port.id;
-        if is_conflict && !is_new {
-            log::debug!("Port {own}: {line}");
-        } else {
-            log_limited!(self.refusals, Level::Warn, "Port {own}: {line}");
-        }
-    }
-
-    /// Whether this port is the connector, and earlier attempts failed too. Where many ports start
-    /// at once, each may be too busy for another for a moment, and the next attempt succeeds. The
-    /// connector warns if it does not.
-    fn keeps_failing(&self, role: &Role) -> bool {
-        matches!(role, Role::Connector(id) if self.connector.keeps_failing(id))
-    }
-
     /// Sets the timer to the nearest deadline.
     fn arm(&mut self, now: Instant) -> io::Result<()> {
         let handshakes = self.half_open().map(|c| c.deadline(&self.limits).1).min();
@@ -526,20 +404,6 @@ impl std::fmt::Debug for Segment {
             .field("directory", &self.directory.path())
             .field("stats", &self.stats)
             .finish_non_exhaustive()
-    }
-}
-
-/// What is kept of a peer that refused this port with these words.
-fn by_peer(connection: &Connection, text: &str, is_conflict: bool) -> RefusedPeer {
-    RefusedPeer {
-        peer: connection.id().cloned(),
-        pid: connection.pid(),
-        by_peer: true,
-        is_conflict,
-        // For terminals: it may be the peer's.
-        reason: text.replace(char::is_control, "?"),
-        count: 1,
-        when: SystemTime::now(),
     }
 }
 

@@ -15,8 +15,8 @@ const SAME: Duration = Duration::from_secs(3600);
 /// Pause before the same warning is logged with other values.
 const OTHER_VALUES: Duration = Duration::from_secs(60);
 
-/// Lines of one code, whoever makes its warnings come and go: a line each 10 s in the long run. Each
-/// code has a limit of its own, so that a peer that repeats one mistake hides no other.
+/// Lines of one code, whoever makes its warnings come and go: a line each 10 s in the long run.
+/// Each code has a limit of its own, so that a peer that repeats one mistake hides no other.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Lines of one code that may come at once.
 const BURST: u32 = 10;
@@ -222,7 +222,8 @@ mod tests {
             let states: Vec<bool> = found.map(|(_, w)| w.logged.is_some()).collect();
             (states.len(), states.iter().filter(|is| **is).count())
         };
-        // The status has all; the log as many as the limit admits, and nothing else counts as logged.
+        // The status has all; the log as many as the limit admits, and nothing else counts as
+        // logged.
         let burst = BURST as usize;
         assert_eq!(of(&warnings, Code::MtuMismatch), (100, burst));
         for code in [Code::ForeignSource, Code::Conflict] {

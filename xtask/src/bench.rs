@@ -9,7 +9,8 @@ use virtio_inter_bench::options::Options;
 use virtio_inter_bench::programs::Programs;
 use virtio_inter_tests::{is_root, kvm_runs_stock_kernels};
 
-use crate::{image, root, setup};
+use crate::root::root;
+use crate::{image, setup};
 
 /// Runs the bench.
 ///

@@ -17,7 +17,8 @@ use virtio_inter_agent::pattern::Checksum;
 use virtio_inter_tests::cpio::Archive;
 
 use crate::apt::{self, Apt, Mirror};
-use crate::{modules, root};
+use crate::modules;
+use crate::root::root;
 
 /// Names of the files of an image.
 const KERNEL: &str = "kernel";

@@ -11,12 +11,12 @@ mod bench;
 mod demo;
 mod image;
 mod modules;
+mod root;
 mod setup;
 mod style;
 mod test;
 mod vm;
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -42,18 +42,10 @@ enum Command {
     Bench(virtio_inter_bench::options::Options),
     /// Run all checks and tests, those with real guests included.
     Test(test::Options),
-    /// Check line widths, decision records, and links in documents.
+    /// Check line widths, circles between source files, decision records, and links in documents.
     Style,
     /// Boot one guest by hand and run commands in it.
     Vm(vm::Options),
-}
-
-/// The workspace's root.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .map(Path::to_path_buf)
-        .unwrap_or_default()
 }
 
 fn main() -> ExitCode {

@@ -1,16 +1,17 @@
-//! `cargo xtask style`: line widths, decision records, and links and file names in documents.
+//! `cargo xtask style`: line widths, circles between source files, decision records, and links and
+//! file names in documents.
 //!
 //! `cargo xtask test` runs it as a step. It reads the files that git tracks or would track, and
 //! reports each finding as `path:line: text`.
 
+mod circles;
+mod markdown;
 mod records;
+mod source;
+mod tree;
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-use std::process::Command;
-
-use anyhow::{Context, Result, bail};
+use markdown::{code_spans, outside_code};
+pub(crate) use tree::Tree;
 
 /// Columns of a line of Rust, comments included, at most.
 const RUST_COLUMNS: usize = 100;
@@ -27,70 +28,6 @@ const MARKDOWN_COLUMNS: usize = 120;
 
 /// Written by a program: neither wrapped nor linked by hand.
 const GENERATED: [&str; 2] = ["bench/REPORT.md", "bench/history/machines.md"];
-
-/// Paths of all files, with the text of those that the checks read.
-pub(crate) struct Tree {
-    files: BTreeMap<String, String>,
-}
-
-impl Tree {
-    /// The files of the working tree below `root` that git does not ignore.
-    ///
-    /// # Errors
-    ///
-    /// When git cannot list the files.
-    pub(crate) fn read(root: &Path) -> Result<Tree> {
-        let output = Command::new("git")
-            .current_dir(root)
-            .args(["ls-files", "-z", "--cached", "--others"])
-            .arg("--exclude-standard")
-            .output()
-            .context("Cannot run git")?;
-        if !output.status.success() {
-            let message = String::from_utf8_lossy(&output.stderr);
-            bail!("git ls-files failed: {}", message.trim());
-        }
-        let files = String::from_utf8_lossy(&output.stdout)
-            .split_terminator('\0')
-            // A file that was deleted and is still in the index does not exist.
-            .filter(|path| root.join(path).is_file())
-            .map(|path| {
-                let checked = [".rs", ".md", ".toml"]
-                    .iter()
-                    .any(|ending| path.ends_with(ending));
-                let text = match checked {
-                    true => fs::read_to_string(root.join(path))
-                        .with_context(|| format!("Cannot read {path}"))?,
-                    false => String::new(),
-                };
-                Ok((path.to_owned(), text))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Tree { files })
-    }
-
-    /// Path and text of each file whose name ends with `ending`.
-    fn ending(&self, ending: &str) -> impl Iterator<Item = (&str, &str)> {
-        self.files
-            .iter()
-            .filter(move |(path, _)| path.ends_with(ending))
-            .map(|(path, text)| (path.as_str(), text.as_str()))
-    }
-
-    /// Whether `path` is a file or a directory.
-    fn has(&self, path: &str) -> bool {
-        let directory = format!("{}/", path.trim_end_matches('/'));
-        path.is_empty()
-            || self.files.contains_key(path)
-            || self.files.keys().any(|file| file.starts_with(&directory))
-    }
-
-    /// Whether a file's path is `path`, or ends with it at a directory's boundary.
-    fn has_ending(&self, path: &str) -> bool {
-        let ending = format!("/{path}");
-        self.files.contains_key(path) || self.files.keys().any(|file| file.ends_with(&ending))
-    }
-}
 
 /// All findings in `tree`, as `path:line: text`.
 pub(crate) fn findings(tree: &Tree) -> Vec<String> {
@@ -125,17 +62,8 @@ pub(crate) fn findings(tree: &Tree) -> Vec<String> {
         found.extend(names(tree, path, text));
     }
     found.extend(records::findings(tree));
+    found.extend(circles::findings(tree));
     found
-}
-
-/// Lines outside of code blocks, with their numbers.
-fn outside_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let mut code = false;
-    text.lines().enumerate().filter_map(move |(index, line)| {
-        let fence = line.trim_start().starts_with("```");
-        code ^= fence;
-        (!code && !fence).then_some((index + 1, line))
-    })
 }
 
 /// Lines that can be wrapped: no code, no tables.
@@ -207,23 +135,13 @@ fn names(tree: &Tree, path: &str, text: &str) -> Vec<String> {
     found
 }
 
-/// The contents of a line's code spans.
-fn code_spans(line: &str) -> impl Iterator<Item = &str> {
-    line.split('`').skip(1).step_by(2)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// A tree of these files.
     pub(super) fn tree(files: &[(&str, &str)]) -> Tree {
-        Tree {
-            files: files
-                .iter()
-                .map(|&(path, text)| (path.to_owned(), text.to_owned()))
-                .collect(),
-        }
+        Tree::of(files)
     }
 
     fn found(files: &[(&str, &str)]) -> Vec<String> {
@@ -291,7 +209,7 @@ mod tests {
 
     #[test]
     fn this_tree_is_read() {
-        let tree = Tree::read(&crate::root()).unwrap();
+        let tree = Tree::read(&crate::root::root()).unwrap();
         assert!(tree.has("xtask/src/style.rs") && tree.has("docs/decisions/"));
         assert!(!tree.has("target") && tree.ending(".rs").count() > 100);
     }

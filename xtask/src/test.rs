@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::root::root;
 use crate::style::{Tree, findings};
-use crate::{image, root, setup};
+use crate::{image, setup};
 
 /// Options that leave parts out.
 #[derive(Args)]

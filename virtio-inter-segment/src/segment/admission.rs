@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 use rustix::io::Errno;
 use rustix::process::Resource;
-use virtio_inter_common::PeerCredentials;
-use virtio_inter_common::log_limited;
+use virtio_inter_common::{PeerCredentials, log_limited};
 
 use super::{Banned, LISTENER, PAUSE, Segment};
 use crate::access_rule::AccessRule;

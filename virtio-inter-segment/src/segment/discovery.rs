@@ -6,8 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
 use rustix::io::Errno;
-use virtio_inter_common::PortId;
-use virtio_inter_common::log_limited;
+use virtio_inter_common::{PortId, log_limited};
 
 use super::{PAUSE, Segment};
 use crate::connection::Connection;

@@ -10,8 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use log::Level;
-use virtio_inter_common::ErrorChain;
-use virtio_inter_common::log_limited;
+use virtio_inter_common::{ErrorChain, log_limited};
 
 use super::{LISTENER, PAUSE, Segment};
 use crate::directory::Directory;
@@ -21,29 +20,6 @@ use crate::port::SegmentEvent;
 
 /// Longest pause between two attempts: a directory that comes back is noticed within it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// What is known of the port's own files.
-#[derive(Debug)]
-pub(super) struct Upkeep {
-    /// Why they are not there, if they are not.
-    lost: Option<String>,
-    /// When to look after them again.
-    pub(super) retry_at: Option<Instant>,
-    /// Pause before the next attempt. It doubles up to [`LONGEST_PAUSE`].
-    pause: Duration,
-    restored_at: Option<Instant>,
-}
-
-impl Upkeep {
-    pub(super) fn new() -> Upkeep {
-        Upkeep {
-            lost: None,
-            retry_at: None,
-            pause: PAUSE,
-            restored_at: None,
-        }
-    }
-}
 
 impl Segment {
     /// Why new peers do not find this port, if its files were removed and cannot be made again.

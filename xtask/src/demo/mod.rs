@@ -5,6 +5,7 @@
 //! gap in the table and an exit code other than 0; the others continue.
 
 mod figures;
+mod options;
 mod pair;
 mod plan;
 mod show;
@@ -18,61 +19,16 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
 use virtio_inter_tests::{is_root, kvm_runs_stock_kernels};
 
-use self::figures::{Figure, Frontend};
+use self::figures::Figure;
+pub(crate) use self::options::Options;
 use self::plan::{Plan, plans};
 use self::show::{Demo, Findings};
-use crate::{image, root, setup};
-use virtio_inter_bench::placement::{self, Placement};
+use crate::root::root;
+use crate::{image, setup};
+use virtio_inter_bench::placement;
 use virtio_inter_bench::progress::Progress;
-
-/// Options of the demo.
-#[derive(Args)]
-pub(crate) struct Options {
-    /// Program that runs the guests; several with commas [default: qemu where KVM runs stock
-    /// kernels, else qemu,uml]
-    #[arg(long, value_name = "NAME", value_enum, value_delimiter = ',')]
-    frontend: Vec<Frontend>,
-    /// CPUs of guests and ports; several with commas [default: free for qemu; for uml one-cpu, and
-    /// a CPU for each guest or, from four CPUs on, for each process]
-    #[arg(
-        long,
-        visible_alias = "pin",
-        value_name = "NAME",
-        value_enum,
-        value_delimiter = ','
-    )]
-    placement: Vec<Placement>,
-    /// Seconds of each measurement.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 3,
-        value_parser = clap::value_parser!(u32).range(1..=600)
-    )]
-    seconds: u32,
-    /// Write the figures to FILE as JSON.
-    #[arg(long, value_name = "FILE", value_parser = writable_file)]
-    json: Option<PathBuf>,
-}
-
-/// Accepts a path where a file can be created or overwritten.
-fn writable_file(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    let directory = match path.parent() {
-        Some(parent) if parent != FilePath::new("") => parent,
-        _ => FilePath::new("."),
-    };
-    if path.is_dir() || path.file_name().is_none() {
-        return Err("Not a file".to_owned());
-    }
-    if !directory.is_dir() {
-        return Err(format!("No directory {}", directory.display()));
-    }
-    Ok(path)
-}
 
 /// Runs the demo.
 ///

@@ -1,7 +1,7 @@
 //! The guests of the demo, their placements, and the number of steps.
 
-use super::Options;
 use super::figures::{Frontend, Metric, Path};
+use super::options::Options;
 use virtio_inter_bench::placement::Placement;
 
 /// Measurements in one placement.

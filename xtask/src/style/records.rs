@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Tree, code_spans};
+use super::markdown::code_spans;
+use super::tree::Tree;
 
 /// The directory of the records.
 const DIRECTORY: &str = "docs/decisions/";
@@ -14,7 +15,7 @@ const WORDS: usize = 300;
 pub(super) fn findings(tree: &Tree) -> Vec<String> {
     let functions = functions(tree);
     let cited = cited(tree);
-    let index = tree.files.get("docs/decisions/README.md");
+    let index = tree.text("docs/decisions/README.md");
     let mut found = Vec::new();
     let mut numbers = BTreeSet::new();
     for (path, text) in tree.ending(".md") {

@@ -1,0 +1,138 @@
+//! The ends of connections, before and after the link was up: when to connect to the peer again,
+//! and what is logged and remembered of a refusal.
+
+use std::time::Instant;
+
+use log::Level;
+use virtio_inter_common::{ErrorChain, log_limited};
+
+use super::Segment;
+use crate::connection::{Connection, End};
+use crate::connector::AttemptOutcome;
+use crate::handshake::{Refusal, Role};
+use crate::port::{DownReason, SegmentEvent};
+use crate::refused::RefusedPeer;
+use crate::wire::{REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES, REASON_TIMEOUT};
+
+impl Segment {
+    pub(super) fn down(&mut self, connection: &Connection, reason: DownReason, now: Instant) {
+        self.poll.remove(connection.fd());
+        log_limited!(
+            self.changes,
+            Level::Info,
+            "Port {}: link with {} is down: {}",
+            self.local.port.id,
+            connection.name(),
+            ErrorChain(&reason)
+        );
+        let lived = connection.lived(now);
+        let outcome = match reason {
+            DownReason::Closed | DownReason::NoResources(_) | DownReason::Socket(_) => {
+                AttemptOutcome::Lost(lived)
+            }
+            DownReason::Refused(_) | DownReason::UnexpectedData => AttemptOutcome::Refused,
+        };
+        self.stats.down += 1;
+        if let DownReason::Refused(text) = &reason {
+            self.refused
+                .add(RefusedPeer::by_peer(connection, text, false));
+        }
+        self.events.push(SegmentEvent::Down(connection.key, reason));
+        self.attempt_ended(&connection.role, outcome, now);
+        // What this peer had, its address above all, may have been in the way of another.
+        self.connector.retry_refused(now);
+    }
+
+    /// A connection has come to nothing.
+    pub(super) fn end(&mut self, connection: Connection, end: End, now: Instant) {
+        self.poll.remove(connection.fd());
+        let own = &self.local.port.id;
+        let outcome = match &end {
+            End::Closed => {
+                log::debug!(
+                    "Port {own}: {} closed during the handshake",
+                    connection.name()
+                );
+                AttemptOutcome::Failed
+            }
+            End::RefusedByPeer {
+                reason,
+                text,
+                versions,
+            } => {
+                self.stats.refused_by_peer += 1;
+                let outcome = match *reason {
+                    REASON_RESOURCES => AttemptOutcome::Failed,
+                    REASON_TIMEOUT => AttemptOutcome::TimedOut,
+                    REASON_FULL => AttemptOutcome::Full,
+                    _ => AttemptOutcome::Refused,
+                };
+                if outcome != AttemptOutcome::Refused && !self.keeps_failing(&connection.role) {
+                    log::debug!("Port {own}: put off by {}: {text:?}", connection.name());
+                } else {
+                    let line = format!(
+                        "refused by {}: {text:?}, speaks version {versions}",
+                        connection.name()
+                    );
+                    let is_conflict = [REASON_ID, REASON_MAC].contains(reason);
+                    self.note_refused(RefusedPeer::by_peer(&connection, text, is_conflict), &line);
+                }
+                outcome
+            }
+            End::Refused(refusal) => {
+                match refusal {
+                    Refusal::Unauthorized(_) => self.stats.unauthorized += 1,
+                    Refusal::Timeout(_) => self.stats.timeouts += 1,
+                    _ => self.stats.refused += 1,
+                }
+                connection.refuse(refusal);
+                let passing = match refusal {
+                    Refusal::Busy(_) => true,
+                    Refusal::Timeout(_) => {
+                        connection.role != Role::Acceptor && !self.keeps_failing(&connection.role)
+                    }
+                    _ => false,
+                };
+                if passing {
+                    log::debug!("Port {own}: put off {}: {refusal}", connection.name());
+                } else {
+                    let text = ErrorChain(refusal).to_string();
+                    let refused = RefusedPeer {
+                        by_peer: false,
+                        ..RefusedPeer::by_peer(&connection, &text, refusal.is_conflict())
+                    };
+                    let line = format!("refused {}: {text}", connection.name());
+                    self.note_refused(refused, &line);
+                }
+                match refusal {
+                    Refusal::Timeout(_) => AttemptOutcome::TimedOut,
+                    Refusal::Full(_) => AttemptOutcome::Full,
+                    Refusal::Busy(_) | Refusal::Resources(_) => AttemptOutcome::Failed,
+                    Refusal::Banned(_) => AttemptOutcome::WaitForNewSocket,
+                    _ => AttemptOutcome::Refused,
+                }
+            }
+        };
+        self.attempt_ended(&connection.role, outcome, now);
+    }
+
+    /// Keeps and logs that there is no link. A conflict comes again with each attempt for as long
+    /// as both ports are there: it is logged once.
+    fn note_refused(&mut self, refused: RefusedPeer, line: &str) {
+        let is_conflict = refused.is_conflict;
+        let is_new = self.refused.add(refused);
+        let own = &self.local.port.id;
+        if is_conflict && !is_new {
+            log::debug!("Port {own}: {line}");
+        } else {
+            log_limited!(self.refusals, Level::Warn, "Port {own}: {line}");
+        }
+    }
+
+    /// Whether this port is the connector, and earlier attempts failed too. Where many ports start
+    /// at once, each may be too busy for another for a moment, and the next attempt succeeds. The
+    /// connector warns if it does not.
+    fn keeps_failing(&self, role: &Role) -> bool {
+        matches!(role, Role::Connector(id) if self.connector.keeps_failing(id))
+    }
+}
