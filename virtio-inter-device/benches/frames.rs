@@ -1,9 +1,9 @@
 //! Processor time of a port's worker for each frame, from a transmit queue into a link and from a
 //! link into a receive queue.
 //!
-//! `cargo bench -p virtio-inter-device --bench frames [BYTES…]`. Each figure is the median of [`ROUNDS`]
-//! rounds. Time is that of the worker's thread, so that a busy machine changes it little; the
-//! driver and the peer that it works for run on other threads.
+//! `cargo bench -p virtio-inter-device --bench frames [BYTES…]`. Each figure is the median of
+//! [`ROUNDS`] rounds. Time is that of the worker's thread, so that a busy machine changes it
+//! little; the driver and the peer that it works for run on other threads.
 #![allow(clippy::print_stdout, reason = "the figures are what it is for")]
 
 #[path = "../tests/driver/mod.rs"]

@@ -1,9 +1,11 @@
-//! What it costs to do in software what a guest did not negotiate, beside what it costs the kernel of the same machine for a tap.
+//! What it costs to do in software what a guest did not negotiate, beside what it costs the kernel
+//! of the same machine for a tap.
 //!
-//! `cargo bench -p virtio-inter-device --bench offload`, as root for the kernel's figures. Each figure is the
-//! median of [`ROUNDS`] rounds, ports and kernel taking turns. Time is processor time: of the port's worker, from the ring
-//! of a link to the guest's buffers; of the thread that sends out of a tap and reads from it, system calls and their copies
-//! included. What the same frames cost when they pass whole is shown as well: the difference is the software path.
+//! `cargo bench -p virtio-inter-device --bench offload`, as root for the kernel's figures. Each
+//! figure is the median of [`ROUNDS`] rounds, ports and kernel taking turns. Time is processor
+//! time: of the port's worker, from the ring of a link to the guest's buffers; of the thread that
+//! sends out of a tap and reads from it, system calls and their copies included. What the same
+//! frames cost when they pass whole is shown as well: the difference is the software path.
 #![allow(clippy::print_stdout, reason = "the figures are what it is for")]
 
 #[path = "../src/offload/checksum.rs"]
@@ -27,7 +29,8 @@ const ROUNDS: usize = 9;
 /// Bytes of a large frame, and of a segment's payload.
 const FRAME: usize = 54 + 44 * SEGMENT;
 const SEGMENT: usize = 1448;
-/// Bytes of frames, and buffers for them, that are in flight at a time: much more than is lost by waking the worker.
+/// Bytes of frames, and buffers for them, that are in flight at a time: much more than is lost by
+/// waking the worker.
 const FLIGHT: (usize, usize) = (1_300_000, 900);
 /// Flights in a round.
 const FLIGHTS: usize = 50;

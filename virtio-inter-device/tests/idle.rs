@@ -1,5 +1,5 @@
-//! Ports that have nothing to do, or have to wait, use no processor. In a program of its own, as it measures the
-//! whole process.
+//! Ports that have nothing to do, or have to wait, use no processor. In a program of its own, as it
+//! measures the whole process.
 
 mod driver;
 
@@ -12,7 +12,8 @@ use driver::{Network, Node, Packet, Peer, Spec, busy_poll, mac, until};
 
 /// How long each state is watched.
 const WATCHED: Duration = Duration::from_millis(300);
-/// Processor time of all threads that says that one of them is not idle; one that spins uses as much as is watched.
+/// Processor time of all threads that says that one of them is not idle; one that spins uses as
+/// much as is watched.
 const BUSY: Duration = Duration::from_millis(60);
 /// Wake-ups of a worker that say the same.
 const WAKEUPS: u64 = 8;
@@ -96,7 +97,8 @@ fn nothing_is_polled() {
         starved.nodes[0].guest.tx[0].send(&packet);
         until("it is starved", || starved.nodes[1].count("rx_waits") > 0);
         if features != u64::MAX {
-            // Without mergeable buffers too small is too small, so there would be nothing to wait for.
+            // Without mergeable buffers too small is too small, so there would be nothing to wait
+            // for.
             assert_ne!(features & driver::Feature::MRG_RXBUF, 0);
         }
         expect_idle("a frame waits for buffers", &starved.nodes);

@@ -1,5 +1,5 @@
-//! Peers and ports that come and go leave nothing behind. In a program of its own, as it counts what the whole
-//! process has open.
+//! Peers and ports that come and go leave nothing behind. In a program of its own, as it counts
+//! what the whole process has open.
 
 mod driver;
 

@@ -17,11 +17,7 @@ pub(crate) use tree::Tree;
 const RUST_COLUMNS: usize = 100;
 
 /// Crates with lines that are still wider. A crate leaves this list when it is wrapped; none joins.
-const UNWRAPPED: &[&str] = &[
-    "ch-remote-ext/",
-    "cloud-hypervisor-ext/",
-    "virtio-inter-device/",
-];
+const UNWRAPPED: &[&str] = &["ch-remote-ext/", "cloud-hypervisor-ext/"];
 
 /// Columns of a line of Markdown prose, at most.
 const MARKDOWN_COLUMNS: usize = 120;

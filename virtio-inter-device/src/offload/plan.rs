@@ -93,8 +93,8 @@ impl SoftwareOffload {
             return Err(Invalid::Mtu);
         }
         match header.checksum() {
-            // A GSO frame that is passed through keeps its partial checksum: VIRTIO_NET_HDR_F_NEEDS_CSUM
-            // has to be set with each gso_type (VIRTIO 1.3, 5.1.6.2).
+            // A GSO frame that is passed through keeps its partial checksum:
+            // VIRTIO_NET_HDR_F_NEEDS_CSUM has to be set with each gso_type (VIRTIO 1.3, 5.1.6.2).
             Some((start, offset))
                 if !limits.takes.checksum
                     || (!header.is_gso() && is_dhcp(record, start, offset)) =>

@@ -54,7 +54,8 @@ struct QueueState {
     draining: bool,
     /// From this time on a ring that was kicked and is blank is reported. None: it was examined.
     suspect_from: Option<Instant>,
-    /// A kick before that time found the ring blank. With VIRTIO_F_EVENT_IDX it may be the only one.
+    /// A kick before that time found the ring blank. With VIRTIO_F_EVENT_IDX it may be the only
+    /// one.
     kicked_early: bool,
 }
 

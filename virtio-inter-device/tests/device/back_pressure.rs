@@ -89,7 +89,8 @@ fn receiver_without_buffers_stops_the_sender_then_loses_its_own_frames() {
 #[test]
 fn receiver_that_stands_still_holds_nobody_up() {
     let mut network = Network::new(&[Spec::default(), deaf(), Spec::default()]);
-    // More for the deaf one than link and spill hold together, and always one for the other between them.
+    // More for the deaf one than link and spill hold together, and always one for the other between
+    // them.
     for seed in 0..1000 {
         let node = &mut network.nodes[0];
         node.guest.tx[0].send(&Packet::new(mac(0), mac(1), 1514, seed));

@@ -1,4 +1,5 @@
-//! Workers that busy-poll before they sleep need not be woken; that they do not do so for ever is for `idle.rs`.
+//! Workers that busy-poll before they sleep need not be woken; that they do not do so for ever is
+//! for `idle.rs`.
 
 use std::time::Duration;
 
@@ -7,7 +8,8 @@ use crate::driver::{Network, Spec, busy_poll, until};
 /// Frames there and back.
 const ROUNDS: u64 = 20;
 
-/// Two guests of which each answers the other at once: how often their workers are woken, but for the first frames.
+/// Two guests of which each answers the other at once: how often their workers are woken, but for
+/// the first frames.
 fn wakeups_of_a_conversation(limit: Duration) -> u64 {
     let spec = Spec {
         busy_poll: busy_poll(limit),
@@ -37,8 +39,8 @@ fn wakeups_of_a_conversation(limit: Duration) -> u64 {
 #[test]
 fn busy_polling_worker_is_not_woken() {
     assert_ne!(wakeups_of_a_conversation(Duration::ZERO), 0);
-    // Longer than any gap, and than a worker may be told. Not the first time where the machine moves a worker to another
-    // CPU, upon which that one sleeps.
+    // Longer than any gap, and than a worker may be told. Not the first time where the machine
+    // moves a worker to another CPU, upon which that one sleeps.
     until("workers that busy-poll are not woken", || {
         wakeups_of_a_conversation(Duration::from_millis(500)) == 0
     });

@@ -31,7 +31,8 @@ fn a_frame_crosses_both_ways() {
 fn frames_of_every_length_arrive() {
     let mut network = Network::new(&[Spec::default(), Spec::default()]);
     let (a, b) = network.pair();
-    // Around the header, cache lines, buffers, pages; the largest MTU without a VLAN tag and with two.
+    // Around the header, cache lines, buffers, pages; the largest MTU without a VLAN tag and with
+    // two.
     let lengths = [
         14, 15, 16, 51, 52, 53, 60, 64, 115, 116, 117, 1514, 2035, 2036, 2037, 4084, 9014, 65_535,
         65_549, 65_553, 65_557,
@@ -67,7 +68,8 @@ fn a_segment_of_64_kib_crosses_a_small_mtu() {
 fn the_header_travels_untouched_but_for_what_is_not_its_senders() {
     let mut node = Node::new(0, Spec::default());
     let mut peer = Peer::attach(&mut node, 1, &Spec::default());
-    // hdr_len means nothing here, csum_* lie in the frame; num_buffers and other flags are not a transmitting driver's.
+    // hdr_len means nothing here, csum_* lie in the frame; num_buffers and other flags are not a
+    // transmitting driver's.
     let sent = node
         .packet(peer.mac, 300, 1)
         .with_checksum(34, 16)
@@ -159,7 +161,8 @@ fn a_train_of_frames_stays_in_order_on_rings_of_any_size() {
         };
         let mut network = Network::new(&[sender, receiver]);
         let (a, b) = network.pair();
-        // No more at once than the link holds, so that a machine that does other things loses nothing.
+        // No more at once than the link holds, so that a machine that does other things loses
+        // nothing.
         let mut sent = 0;
         for seed in 0..1000 {
             while sent < 1000.min(seed + 128) {

@@ -1,5 +1,5 @@
-//! Everything that the device writes into guest memory is in the log, and after the log was replaced nothing is
-//! in the former any more: a guest whose pages are copied by it arrives whole.
+//! Everything that the device writes into guest memory is in the log, and after the log was
+//! replaced nothing is in the former any more: a guest whose pages are copied by it arrives whole.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -81,7 +81,8 @@ fn received_frames_and_the_used_ring_are_logged_and_nothing_else_is() {
             changed.is_subset(&dirty),
             "{changed:?} are not in {dirty:?}"
         );
-        // A buffer's page may be written with what it held, and the ring's notification fields as well.
+        // A buffer's page may be written with what it held, and the ring's notification fields as
+        // well.
         assert!(dirty.len() < changed.len() + 8, "{dirty:?} for {changed:?}");
     }
 }

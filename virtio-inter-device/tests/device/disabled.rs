@@ -1,5 +1,5 @@
-//! Transmit queues that the transport disables: their frames are given back unsent (vhost-user, "Ring states"), or a
-//! socket in the guest would wait for them.
+//! Transmit queues that the transport disables: their frames are given back unsent (vhost-user,
+//! "Ring states"), or a socket in the guest would wait for them.
 
 use virtio_inter_device::Device;
 

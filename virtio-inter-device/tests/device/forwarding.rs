@@ -5,8 +5,8 @@ use virtio_inter_device::Device;
 
 use crate::driver::{HEADER, Network, Node, Packet, Peer, Spec, mac, until};
 
-/// Sends a last frame from everybody to everybody, and asserts that it is the next that each hears of each: nothing
-/// else was on its way.
+/// Sends a last frame from everybody to everybody, and asserts that it is the next that each hears
+/// of each: nothing else was on its way.
 #[track_caller]
 fn expect_silence(network: &mut Network) {
     let count = network.nodes.len();

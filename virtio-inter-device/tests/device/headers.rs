@@ -1,4 +1,5 @@
-//! Headers and lengths that are wrong, and offloads that their sender did not negotiate: dropped, counted, and nothing else.
+//! Headers and lengths that are wrong, and offloads that their sender did not negotiate: dropped,
+//! counted, and nothing else.
 
 use crate::driver::{Feature, LEAN, Node, Packet, Peer, Piece, Shape, Spec, adapted, mac};
 
@@ -265,7 +266,8 @@ fn frames_over_the_receivers_mtu_are_not_delivered() {
     };
     let mut node = Node::new(0, spec);
     let mut peer = Peer::attach(&mut node, 1, &Spec::default());
-    // Two VLAN tags beyond the Ethernet header are not the MTU's business; a segment is not yet a frame.
+    // Two VLAN tags beyond the Ethernet header are not the MTU's business; a segment is not yet a
+    // frame.
     let good = [
         incoming(1514),
         incoming(1522),

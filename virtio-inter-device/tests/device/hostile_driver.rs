@@ -10,7 +10,8 @@ use crate::driver::arena::END;
 use crate::driver::ring::{NEXT, Ring, WRITE};
 use crate::driver::{LEAN, Network, Node, Packet, Peer, Rng, SEAM, SetOnDrop, Spec, mac};
 
-/// Breaks a queue of 256 places that has used 10 entries; `data` is a page of guest memory, the flag its direction's.
+/// Breaks a queue of 256 places that has used 10 entries; `data` is a page of guest memory, the
+/// flag its direction's.
 type Trick = (&'static str, fn(&Ring, u64, u16));
 
 /// Makes the descriptors at 0 and on available as one chain.
@@ -182,7 +183,8 @@ fn memory_that_goes_away_under_a_queue_stops_it() {
     node.guest.tx[0].send(&Packet::new(mac(0), mac(1), 100, 1));
     peer.send(&Packet::new(mac(1), mac(0), 100, 1).bytes());
     node.port.set_memory(None).unwrap();
-    // Back, with the former life's frames lost or not: what counts is that the queues can be had again.
+    // Back, with the former life's frames lost or not: what counts is that the queues can be had
+    // again.
     node.connect();
     node.guest.rx[0].post(1, 2048);
     peer.send(&Packet::new(mac(1), mac(0), 100, 2).bytes());
@@ -279,7 +281,8 @@ fn a_vandal_harms_only_its_own_port() {
                     let packet = from.packet(mac(0), 700, seed);
                     from.guest.tx[0].send(&packet);
                 }
-                // Its driver resets it every now and then, as a broken queue is not looked at any more.
+                // Its driver resets it every now and then, as a broken queue is not looked at any
+                // more.
                 for (index, setup) in vandal.setups() {
                     vandal.port.start_queue(index, setup).unwrap();
                     vandal.port.enable_queue(index, true).unwrap();

@@ -91,8 +91,8 @@ fn a_table_may_be_larger_than_the_chain_in_it() {
     assert_eq!(peer.receive(0), packet);
 }
 
-/// A bad chain: writes its descriptors, the first at index 0, given a table and some data in guest memory, and the
-/// direction's flag.
+/// A bad chain: writes its descriptors, the first at index 0, given a table and some data in guest
+/// memory, and the direction's flag.
 type Bad = (&'static str, fn(&Ring, u64, u64, u16));
 
 const BAD: [Bad; 8] = [

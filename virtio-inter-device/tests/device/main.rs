@@ -1,5 +1,5 @@
-//! Tests of a port through its rings and links, as a guest and as peers see it. One file for each theme; one program
-//! for all, as most tests wait more than they work.
+//! Tests of a port through its rings and links, as a guest and as peers see it. One file for each
+//! theme; one program for all, as most tests wait more than they work.
 
 #[path = "../driver/mod.rs"]
 mod driver;

@@ -324,7 +324,8 @@ fn run(features: u64, start: u16, actions: Vec<Action>) {
     assert!(model.added.is_empty() && !model.is_waiting());
     assert_eq!(b.guest.rx[0].queue.in_flight(), model.buffers.len());
     a.guest.tx[0].finish();
-    // The last frame itself may find a buffer that is too small: nothing tells of that but the counter.
+    // The last frame itself may find a buffer that is too small: nothing tells of that but the
+    // counter.
     until("drops are counted", || {
         b.count("rx_small_buffer") >= model.small_buffer
     });
@@ -343,7 +344,8 @@ proptest! {
     #![proptest_config(ProptestConfig {
         cases: 100,
         failure_persistence: None,
-        max_shrink_time: 20_000, // Milliseconds: a failure may be a frame that is waited for in vain.
+        // Milliseconds: a failure may be a frame that is waited for in vain.
+        max_shrink_time: 20_000,
         ..ProptestConfig::default()
     })]
 

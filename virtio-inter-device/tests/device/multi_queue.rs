@@ -75,7 +75,8 @@ fn each_queue_keeps_its_order() {
     assert_eq!(a.drops(), []);
 }
 
-/// Does what a port's process does: hears what its port tells, here the one change that was just made.
+/// Does what a port's process does: hears what its port tells, here the one change that was just
+/// made.
 #[track_caller]
 fn attend(network: &mut Network) {
     let port = &mut network.nodes[1].port;
@@ -160,7 +161,8 @@ fn frames_for_a_queue_that_is_given_up_wait_to_be_moved() {
     use_queue(&mut network, 0);
     use_queue(&mut network, 1);
     for round in 0..20 {
-        // The guest's driver goes back to one pair. The process does not know of it yet, and frames come in meanwhile.
+        // The guest's driver goes back to one pair. The process does not know of it yet, and frames
+        // come in meanwhile.
         network.nodes[1].port.enable_queue(2, false).unwrap();
         for seed in 0..20 {
             let packet = Packet::new(mac(0), mac(1), 700, round * 100 + seed);

@@ -1,4 +1,5 @@
-//! Frames that the receiving guest cannot take as they are: completed in software, and what the guest gets of them.
+//! Frames that the receiving guest cannot take as they are: completed in software, and what the
+//! guest gets of them.
 
 use std::time::Instant;
 
@@ -23,7 +24,8 @@ fn incoming(len: usize, seed: u64) -> Packet {
     Packet::new(mac(1), mac(0), len, seed)
 }
 
-/// Sends each to a guest with these features, which has to get what the simple way says, and nothing else.
+/// Sends each to a guest with these features, which has to get what the simple way says, and
+/// nothing else.
 #[track_caller]
 fn expect_adapted(spec: Spec, packets: &[Packet]) {
     let (mut node, mut peer) = node_and_peer(spec);

@@ -1,4 +1,5 @@
-//! Rings that outlive the port: stopped, started, taken over by another incarnation, and at the indices' end.
+//! Rings that outlive the port: stopped, started, taken over by another incarnation, and at the
+//! indices' end.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -40,8 +41,9 @@ fn indices_wrap() {
     }
 }
 
-/// Replaces a node's port while frames for it, or from it, are under way. Those in the links may be lost, and no
-/// others; the rest has to arrive in order, and no buffer may be lost or used twice (the driver's double sees to that).
+/// Replaces a node's port while frames for it, or from it, are under way. Those in the links may be
+/// lost, and no others; the rest has to arrive in order, and no buffer may be lost or used twice
+/// (the driver's double sees to that).
 fn port_dies_mid_burst(victim: usize) {
     const FRAMES: u64 = 20_000;
     const DEATHS: u64 = 8;

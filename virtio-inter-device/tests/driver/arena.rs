@@ -51,7 +51,8 @@ impl Arena {
         self.pieces.lock().unwrap().next
     }
 
-    /// A piece of at least `len` bytes, aligned to its size (to 4096 bytes if it is larger), with whatever is in it.
+    /// A piece of at least `len` bytes, aligned to its size (to 4096 bytes if it is larger), with
+    /// whatever is in it.
     pub(crate) fn take(&self, len: usize) -> u64 {
         let size = class(len);
         let mut pieces = self.pieces.lock().unwrap();

@@ -29,7 +29,8 @@ impl TxQueue {
         }
     }
 
-    /// Adds a frame, cut behind each of `cuts` bytes in turn, without publishing it. False: there is no room.
+    /// Adds a frame, cut behind each of `cuts` bytes in turn, without publishing it. False: there
+    /// is no room.
     pub(crate) fn add(&mut self, packet: &Packet, cuts: &[usize], shape: Shape) -> bool {
         let bytes = packet.bytes();
         let mut parts = Vec::new();

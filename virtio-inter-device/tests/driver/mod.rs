@@ -1,13 +1,17 @@
-//! A test double for what stands around a port: a driver with its rings in guest memory, and a network of links.
+//! A test double for what stands around a port: a driver with its rings in guest memory, and a
+//! network of links.
 //!
 //! - `arena.rs`: guest memory, and who has which piece of it;
-//! - `ring.rs`: a split virtqueue's words, written and read without any rule: what a hostile driver needs;
-//! - `queue.rs`: a driver that keeps to the rules of VIRTIO 1.3, 2.7, and insists that the device does;
+//! - `ring.rs`: a split virtqueue's words, written and read without any rule: what a hostile driver
+//!   needs;
+//! - `queue.rs`: a driver that keeps to the rules of VIRTIO 1.3, 2.7, and insists that the device
+//!   does;
 //! - `guest.rs`: a network driver's transmit and receive queues on top of it;
 //! - `packet.rs`: frames that know what they must look like when they arrive;
 //! - `offload.rs`: what must become of a frame that a guest cannot take as it is, said simply;
 //! - `stream.rs`: threads that make all guests talk at once, and check what they hear;
-//! - `link.rs` and `network.rs`: ports joined by real links, each with a guest or with a peer played by the test.
+//! - `link.rs` and `network.rs`: ports joined by real links, each with a guest or with a peer
+//!   played by the test.
 //!
 //! Every wait is bounded by [`PATIENCE`], and ends on a descriptor, never on a clock alone.
 #![allow(

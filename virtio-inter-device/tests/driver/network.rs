@@ -58,8 +58,8 @@ pub(crate) fn mac(number: usize) -> MacAddr {
     MacAddr::new([0x52, 0x54, 0, 0, 0, number as u8 + 1])
 }
 
-/// Busy-polling up to `limit` on a machine where nobody waits for a CPU, as far as its workers can tell: this one's
-/// kernel may keep no account of that.
+/// Busy-polling up to `limit` on a machine where nobody waits for a CPU, as far as its workers can
+/// tell: this one's kernel may keep no account of that.
 pub(crate) fn busy_poll(limit: Duration) -> BusyPollConfig {
     static ACCOUNT: OnceLock<(OwnedFd, &'static str)> = OnceLock::new();
     let (_, run_queues) = ACCOUNT.get_or_init(|| {
@@ -123,8 +123,8 @@ impl Node {
         Node::with_port(number, spec, port)
     }
 
-    /// Ends the port, as a process that is killed between two batches does, and starts another on the same rings.
-    /// `setups` were asked for earlier: the queues may be in other threads' hands.
+    /// Ends the port, as a process that is killed between two batches does, and starts another on
+    /// the same rings. `setups` were asked for earlier: the queues may be in other threads' hands.
     pub(crate) fn reincarnate(&mut self, setups: Vec<(u16, QueueSetup)>) {
         self.port = port(self.number, &self.spec);
         self.connect_with(setups);

@@ -1,10 +1,11 @@
-//! What must become of a frame that a guest cannot take as it is, said as simply as it can be: one byte after the other, and
-//! only for packets as [`Packet::segmented`] makes them.
+//! What must become of a frame that a guest cannot take as it is, said as simply as it can be: one
+//! byte after the other, and only for packets as [`Packet::segmented`] makes them.
 
 use super::network::Feature;
 use super::packet::Packet;
 
-/// The frames that a guest with these features must get for one that was sent to it. Their `num_buffers` is 0.
+/// The frames that a guest with these features must get for one that was sent to it. Their
+/// `num_buffers` is 0.
 pub(crate) fn adapted(packet: &Packet, features: u64, mtu: u16) -> Vec<Packet> {
     let has = |feature| features & feature != 0;
     let [flags, gso_type] = [packet.header[0], packet.header[1]];

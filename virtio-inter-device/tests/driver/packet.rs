@@ -35,8 +35,9 @@ impl Packet {
         }
     }
 
-    /// Makes it a packet to be cut into `gso_size` bytes and to be check-summed: of the kind that `gso_type` says, TCP over
-    /// IPv4 if that is none. All fields that need not be something stay what they were.
+    /// Makes it a packet to be cut into `gso_size` bytes and to be check-summed: of the kind that
+    /// `gso_type` says, TCP over IPv4 if that is none. All fields that need not be something stay
+    /// what they were.
     pub(crate) fn segmented(mut self, gso_type: u8, gso_size: u16) -> Self {
         let len = self.frame.len();
         let frame = &mut self.frame;

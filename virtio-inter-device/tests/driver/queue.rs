@@ -1,4 +1,5 @@
-//! A virtqueue as a driver serves it, to the letter of VIRTIO 1.3, 2.7, that trusts its device in nothing.
+//! A virtqueue as a driver serves it, to the letter of VIRTIO 1.3, 2.7, that trusts its device in
+//! nothing.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -175,7 +176,8 @@ impl Queue {
         true
     }
 
-    /// Shows the device all that was added, and kicks it if it wants that (VIRTIO 1.3, 2.7.13.3 and 2.7.13.4).
+    /// Shows the device all that was added, and kicks it if it wants that (VIRTIO 1.3, 2.7.13.3 and
+    /// 2.7.13.4).
     pub(crate) fn publish(&mut self) {
         let (former, now) = (self.published, self.added);
         if former == now {
@@ -234,8 +236,8 @@ impl Queue {
         ready
     }
 
-    /// Takes the next used entry: the chain's pieces and the bytes that the device says to have written.
-    /// Chains have to come back in order, as a port promises.
+    /// Takes the next used entry: the chain's pieces and the bytes that the device says to have
+    /// written. Chains have to come back in order, as a port promises.
     pub(crate) fn take(&mut self) -> Option<(Vec<Piece>, u32)> {
         if self.ready() == 0 {
             return None;
@@ -256,8 +258,8 @@ impl Queue {
         Some((chain.pieces, len))
     }
 
-    /// Asks for an interrupt once `entries` more are used than were taken (`entries` at least 1; without the event
-    /// index: at the next one). True: they are there already.
+    /// Asks for an interrupt once `entries` more are used than were taken (`entries` at least 1;
+    /// without the event index: at the next one). True: they are there already.
     pub(crate) fn want_interrupt(&mut self, entries: u16) -> bool {
         if self.event_index {
             self.ring
@@ -278,7 +280,8 @@ impl Queue {
         }
     }
 
-    /// Waits, by its interrupt, for the device to use something. False: it did not until `deadline`.
+    /// Waits, by its interrupt, for the device to use something. False: it did not until
+    /// `deadline`.
     pub(crate) fn wait(&mut self, deadline: Instant) -> bool {
         loop {
             self.drain_call();
@@ -287,7 +290,8 @@ impl Queue {
                     if self.ready() == 0 {
                         return false;
                     }
-                    // Shown just now: on a busy machine the interrupt may come a while later. A lost one does not.
+                    // Shown just now: on a busy machine the interrupt may come a while later. A
+                    // lost one does not.
                     let late = Instant::now() + PATIENCE;
                     let came = wait_readable(&self.call, late);
                     assert!(came, "An interrupt was wanted and not sent");

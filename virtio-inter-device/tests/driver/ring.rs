@@ -56,7 +56,8 @@ impl Ring {
             .unwrap();
     }
 
-    /// Writes a direct descriptor at `index`, makes it the entry at `at` of the available ring, and publishes `at + 1`.
+    /// Writes a direct descriptor at `index`, makes it the entry at `at` of the available ring, and
+    /// publishes `at + 1`.
     pub(crate) fn offer(&self, at: u16, index: u16, address: u64, len: u32, flags: u16) {
         self.set_descriptor(index, Descriptor::new(address, len, flags, 0));
         self.set_available_entry(at, index);

@@ -1,4 +1,5 @@
-//! Streams of numbered frames from every port to every other one at once, each guest driven by two threads.
+//! Streams of numbered frames from every port to every other one at once, each guest driven by two
+//! threads.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,14 +16,16 @@ const TICK: Duration = Duration::from_millis(20);
 /// What came of it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    /// Frames that senders' ports say to have dropped for a peer without progress. All others arrived.
+    /// Frames that senders' ports say to have dropped for a peer without progress. All others
+    /// arrived.
     pub(crate) stalled: u64,
 }
 
 /// Says how long the frame with this number is, in bytes.
 pub(crate) type Lengths = fn(&mut Rng) -> usize;
 
-/// Lengths as on a busy network: acknowledgements, full frames, anything, now and then all that fits.
+/// Lengths as on a busy network: acknowledgements, full frames, anything, now and then all that
+/// fits.
 pub(crate) fn mixed(rng: &mut Rng) -> usize {
     match rng.range(0, 99) {
         0..=39 => rng.range(60, 80),
@@ -32,8 +35,8 @@ pub(crate) fn mixed(rng: &mut Rng) -> usize {
     }
 }
 
-/// From every node to every other one `frames` frames, which must arrive as they were sent, in order, none twice.
-/// `slow` makes the receivers dawdle.
+/// From every node to every other one `frames` frames, which must arrive as they were sent, in
+/// order, none twice. `slow` makes the receivers dawdle.
 #[track_caller]
 pub(crate) fn all_to_all(
     network: &mut Network,
@@ -167,7 +170,8 @@ fn receive(
             .iter_mut()
             .find(|s| mac(s.from) == got.packet.source())
             .expect("A frame from nobody");
-        // Frames that were dropped are skipped; one that comes late or again is beyond the script's end.
+        // Frames that were dropped are skipped; one that comes late or again is beyond the script's
+        // end.
         let expected = loop {
             assert!(
                 script.next < frames,

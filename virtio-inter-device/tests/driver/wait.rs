@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How long a test waits for something that must happen: long enough for a machine that does ten other things.
+/// How long a test waits for something that must happen: long enough for a machine that does ten
+/// other things.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until a descriptor is readable, at the latest until `deadline`. Says whether it is.

@@ -1,5 +1,5 @@
-//! What a guest gets of a frame that it cannot take as it is, against what the Linux kernel makes of the same frame for a tap
-//! whose reader cannot either: no byte of difference.
+//! What a guest gets of a frame that it cannot take as it is, against what the Linux kernel makes
+//! of the same frame for a tap whose reader cannot either: no byte of difference.
 
 #[path = "../driver/mod.rs"]
 mod driver;
@@ -65,7 +65,8 @@ impl Receiver {
         .fold(0, |all, (_, offload)| all | offload)
     }
 
-    /// What the kernel is to be sent for this frame. None: here the kernel does otherwise, and decision 0030 says why we do not.
+    /// What the kernel is to be sent for this frame. None: here the kernel does otherwise, and
+    /// decision 0030 says why we do not.
     fn as_sent_to_kernel(&self, frame: &Frame, packet: &Packet) -> Option<Packet> {
         let Wish::Segments { size, .. } = frame.wish else {
             // The tap's MTU is larger.
@@ -78,7 +79,8 @@ impl Receiver {
             if frame.packet_len(frame.payload) > usize::from(self.mtu) {
                 return None;
             }
-            // Linux counts 20 bytes of TCP header, so options make it drop some of what is one segment.
+            // Linux counts 20 bytes of TCP header, so options make it drop some of what is one
+            // segment.
             let counted = frame.payload + frame.transport_len().saturating_sub(20);
             return Some(if counted <= size {
                 packet.clone()
@@ -86,7 +88,8 @@ impl Receiver {
                 whole
             });
         }
-        // Linux does not cut smaller than it is told; the tests' guests with a small MTU take nothing whole.
+        // Linux does not cut smaller than it is told; the tests' guests with a small MTU take
+        // nothing whole.
         let room = usize::from(self.mtu) - frame.packet_len(0);
         if size <= room {
             Some(packet.clone())
@@ -141,7 +144,8 @@ impl Receiver {
     }
 }
 
-/// What is compared. Of the header all but `hdr_len`, in which Linux says how its buffers lie, and `num_buffers`.
+/// What is compared. Of the header all but `hdr_len`, in which Linux says how its buffers lie, and
+/// `num_buffers`.
 fn told(packet: &Packet) -> ([u8; 8], &[u8]) {
     let h = &packet.header;
     (

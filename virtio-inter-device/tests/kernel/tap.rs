@@ -1,5 +1,6 @@
-//! The kernel's own segmentation and checksums: a frame is sent out of a tap device whose reader takes only what it says that
-//! it takes, so the kernel does the rest in software. In a network namespace of the calling thread.
+//! The kernel's own segmentation and checksums: a frame is sent out of a tap device whose reader
+//! takes only what it says that it takes, so the kernel does the rest in software. In a network
+//! namespace of the calling thread.
 #![allow(unsafe_code, reason = "network devices are set up by ioctl")]
 
 use std::fs::{self, File, OpenOptions};
@@ -72,7 +73,8 @@ impl Tap {
             sll_halen: 0,
             sll_addr: [0; 8],
         };
-        // SAFETY: the address is a whole `sockaddr_ll` on this frame's stack, and its length is said.
+        // SAFETY: the address is a whole `sockaddr_ll` on this frame's stack, and its length is
+        // said.
         check(unsafe {
             libc::bind(
                 sender.as_raw_fd(),
@@ -170,7 +172,8 @@ impl Tap {
 
 /// A request about the tap device, with one field set.
 fn request(set: impl FnOnce(&mut libc::__c_anonymous_ifr_ifru)) -> libc::ifreq {
-    // SAFETY: `ifreq` is numbers and arrays of numbers (and a pointer that is not used), for which zero is a value.
+    // SAFETY: `ifreq` is numbers and arrays of numbers (and a pointer that is not used), for which
+    // zero is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(NAME) {
         *to = *from as libc::c_char;
