@@ -1,7 +1,8 @@
 //! Removed and renamed files of watched directories, reported by a signal: fcntl(2), `F_NOTIFY`.
 //!
 //! inotify would report which file it was, but a user has few instances of it (often 128), and each
-//! port would need one. A signal is enough: whoever gets it looks at the few files that matter to it.
+//! port would need one. A signal is enough: whoever gets it looks at the few files that matter to
+//! it.
 
 #![allow(
     unsafe_code,
@@ -34,7 +35,8 @@ struct OwnerEx {
 /// Readable, for the thread that created it, after a file of a watched directory was removed or
 /// renamed, and until [`DirNotify::clear`].
 ///
-/// While nobody clears it, further changes cost the kernel next to nothing and this process nothing.
+/// While nobody clears it, further changes cost the kernel next to nothing and this process
+/// nothing.
 #[derive(Debug)]
 pub struct DirNotify {
     signals: OwnedFd,
@@ -69,8 +71,8 @@ impl DirNotify {
         }
     }
 
-    /// Watches a directory for as long as this descriptor is open. Call it in the thread that called
-    /// [`DirNotify::new`]: only this thread is notified.
+    /// Watches a directory for as long as this descriptor is open. Call it in the thread that
+    /// called [`DirNotify::new`]: only this thread is notified.
     ///
     /// # Errors
     ///
@@ -87,10 +89,9 @@ impl DirNotify {
         };
         let events = DN_DELETE | DN_RENAME | DN_MULTISHOT;
         // The owner first: F_NOTIFY keeps one that is set, and sets the process otherwise, of which
-        // another thread may not block the signal.
-        // SAFETY: `directory` is open, as it is borrowed. F_SETOWN_EX reads a struct f_owner_ex, as
-        // which `owner` is laid out. Both only set whom the kernel sends which signal, and the thread
-        // named blocks it.
+        // another thread may not block the signal. SAFETY: `directory` is open, as it is borrowed.
+        // F_SETOWN_EX reads a struct f_owner_ex, as which `owner` is laid out. Both only set whom
+        // the kernel sends which signal, and the thread named blocks it.
         let failed = unsafe {
             libc::fcntl(number, F_SETOWN_EX, &raw const owner) == -1
                 || libc::fcntl(number, libc::F_NOTIFY, events) == -1
@@ -103,8 +104,8 @@ impl DirNotify {
 
     /// Forgets the changes so far.
     pub fn clear(&self) {
-        // One struct signalfd_siginfo, of 128 bytes; one of each signal is pending at most, for this
-        // thread and for the process.
+        // One struct signalfd_siginfo, of 128 bytes; one of each signal is pending at most, for
+        // this thread and for the process.
         let mut info = [0; 128];
         while matches!(rustix::io::read(&self.signals, &mut info), Ok(1..)) {}
     }
@@ -113,8 +114,8 @@ impl DirNotify {
 /// Whether the calling thread blocks the signal.
 fn is_blocked() -> bool {
     let mut set = MaybeUninit::uninit();
-    // SAFETY: without a new set, pthread_sigmask only writes the present one, to memory of that type,
-    // and sigismember reads it if it was written.
+    // SAFETY: without a new set, pthread_sigmask only writes the present one, to memory of that
+    // type, and sigismember reads it if it was written.
     unsafe {
         libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), set.as_mut_ptr()) == 0
             && libc::sigismember(set.as_ptr(), SIGNAL) == 1

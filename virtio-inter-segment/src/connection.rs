@@ -217,6 +217,8 @@ impl Connection {
     pub(crate) fn flush(&mut self, local: &Local) -> Result<bool, Refusal> {
         loop {
             let sent = match &self.stage {
+                // The acceptor's HELLO says that it accepts the connector's.
+                Stage::Hello if self.role == Role::Acceptor => return Ok(true),
                 _ if !self.hello_sent => socket::send(self.fd(), local.hello().as_bytes(), &[]),
                 Stage::Rings(exchange) if exchange.sent < exchange.receivers.len() => {
                     let ring = &exchange.receivers[exchange.sent];

@@ -106,9 +106,8 @@ impl Directory {
         })
     }
 
-    /// The sockets of all ports whose id is beyond `after`, and whether there was too much to look
-    /// at all of it.
-    pub(crate) fn list(&self, after: &PortId) -> io::Result<(Vec<(PortId, SocketId)>, bool)> {
+    /// The sockets of all ports except `own`, and whether there was too much to look at all of it.
+    pub(crate) fn list(&self, own: &PortId) -> io::Result<(Vec<(PortId, SocketId)>, bool)> {
         let mut found = Vec::new();
         for (seen, entry) in Dir::read_from(&self.fd)?.enumerate() {
             let entry = entry?;
@@ -116,7 +115,7 @@ impl Directory {
                 return Ok((found, true));
             }
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if let Some(id) = port_of(name).filter(|id| id > after)
+            if let Some(id) = port_of(name).filter(|id| id != own)
                 && let Some(socket) = self.socket(&id)
             {
                 found.push((id, socket));
@@ -267,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn only_sockets_of_later_ports_are_listed() {
+    fn listing_has_the_sockets_of_other_ports() {
         let temp = tempfile::tempdir().unwrap();
         let directory = Directory::open(temp.path()).unwrap();
         for name in [
@@ -279,14 +278,14 @@ mod tests {
         fs::create_dir(temp.path().join("directory.sock")).unwrap();
         std::os::unix::fs::symlink("c.sock", temp.path().join("link.sock")).unwrap();
         let mut found: Vec<PortId> = directory
-            .list(&id("b"))
+            .list(&id("c"))
             .unwrap()
             .0
             .into_iter()
             .map(|(id, _)| id)
             .collect();
         found.sort();
-        assert_eq!(found, [id("c"), id("d")]);
+        assert_eq!(found, [id("a"), id("d")]);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use virtio_inter_link::FORMAT_VERSION;
 
 use crate::port::{LocalPort, PortError, check_port};
 use crate::wire::{
-    Header, Hello, KIND_HELLO, REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES,
-    REASON_TIMEOUT, RING_FDS, Refuse, Ring, Versions, WireError,
+    Header, Hello, KIND_HELLO, REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC,
+    REASON_RESOURCES, REASON_TIMEOUT, RING_FDS, Refuse, Ring, Versions, WireError,
 };
 
 /// This port, and what tells this run of it from others.
@@ -64,10 +64,10 @@ pub(crate) enum Refusal {
     OwnId(PortId),
     #[error("Peer says that it is {got}, but its socket is that of {expected}")]
     WrongId { expected: PortId, got: PortId },
-    #[error("Peer {0} connected, but has the larger id and has to accept")]
-    WrongConnector(PortId),
     #[error("Id {0} has a live link")]
     IdTaken(PortId),
+    #[error("Peer {0} is connected already, or being connected to")]
+    Duplicate(PortId),
     #[error("Peer has this port's own MAC address {0}")]
     OwnMac(MacAddr),
     #[error("MAC address {mac} belongs to {holder}")]
@@ -100,7 +100,6 @@ impl Refusal {
             | Refusal::IdEncoding
             | Refusal::OwnId(_)
             | Refusal::WrongId { .. }
-            | Refusal::WrongConnector(_)
             | Refusal::IdTaken(_) => REASON_ID,
             Refusal::OwnMac(_) | Refusal::MacTaken { .. } => REASON_MAC,
             Refusal::Parameters(_) => 5,
@@ -110,6 +109,7 @@ impl Refusal {
             Refusal::Timeout(_) => REASON_TIMEOUT,
             // Reason 7 would keep the peer away for as long as a limit that stays.
             Refusal::Busy(_) | Refusal::Resources(_) => REASON_RESOURCES,
+            Refusal::Duplicate(_) => REASON_DUPLICATE,
         }
     }
 
@@ -194,17 +194,13 @@ impl Local {
         if candidate.id == self.port.id {
             return Err(Refusal::OwnId(candidate.id));
         }
-        match role {
-            Role::Connector(expected) if candidate.id != *expected => {
-                return Err(Refusal::WrongId {
-                    expected: expected.clone(),
-                    got: candidate.id,
-                });
-            }
-            Role::Acceptor if candidate.id > self.port.id => {
-                return Err(Refusal::WrongConnector(candidate.id));
-            }
-            _ => {}
+        if let Role::Connector(expected) = role
+            && candidate.id != *expected
+        {
+            return Err(Refusal::WrongId {
+                expected: expected.clone(),
+                got: candidate.id,
+            });
         }
         if candidate.mac == self.port.mac {
             return Err(Refusal::OwnMac(candidate.mac));

@@ -1,9 +1,9 @@
 //! Who is on a segment: how the ports of one host find each other and set up links.
 //!
 //! A *segment* is a directory. A port that [joins](Segment::join) it listens on a socket there,
-//! connects to the ports with larger ids (it is their *connector*), and accepts connections from
-//! those with smaller ones (it is their *acceptor*). The two introduce themselves, each makes the
-//! rings that it will receive on and hands them to the other; then the link is
+//! connects to the ports that are there already (it is their *connector*), and accepts connections
+//! from those that come later (it is their *acceptor*). The two introduce themselves, each makes
+//! the rings that it will receive on and hands them to the other; then the link is
 //! [up](SegmentEvent::Up), and the connection stays only to tell when the peer is gone.
 //!
 //! There is no daemon, and nothing to fail for everybody. Who may join is what the owner and the

@@ -256,11 +256,8 @@ impl Segment {
             ..RefusedPeer::by_peer(&connection, reason, false)
         });
         connection.refuse(&Refusal::Violation(reason.to_owned()));
-        self.attempt_ended(
-            &connection.role,
-            AttemptOutcome::WaitForNewSocket,
-            Instant::now(),
-        );
+        let now = Instant::now();
+        self.connection_ended(&connection, AttemptOutcome::WaitForNewSocket, now);
     }
 
     /// Closes the connection to a peer that did nothing wrong, because this side failed to make use
@@ -275,11 +272,8 @@ impl Segment {
         };
         let now = Instant::now();
         connection.refuse(&Refusal::Resources(reason.to_owned()));
-        self.attempt_ended(
-            &connection.role,
-            AttemptOutcome::Lost(connection.lived(now)),
-            now,
-        );
+        let outcome = AttemptOutcome::Lost(connection.lived(now));
+        self.connection_ended(&connection, outcome, now);
         // Nothing else may be due: the retry has to wake the caller.
         if let Err(e) = self.arm(now) {
             log_limited!(
@@ -340,6 +334,7 @@ impl Segment {
                     }
                     let admitted = self
                         .room_for(&candidate, now)
+                        .and_then(|()| self.settle_crossing(&connection.role, &candidate.id))
                         .and_then(|()| connection.admit(&self.local, candidate, now))
                         .and_then(|()| self.flush(&mut connection));
                     if let Err(refusal) = admitted {

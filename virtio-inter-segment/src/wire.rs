@@ -40,6 +40,8 @@ pub(crate) const REASON_TIMEOUT: u16 = 9;
 /// Reason of a REFUSE: the sender is busy at this moment, a system call of it failed, or what it
 /// does with the link did.
 pub(crate) const REASON_RESOURCES: u16 = 10;
+/// Reason of a REFUSE: the two have a connection, or the sender makes one.
+pub(crate) const REASON_DUPLICATE: u16 = 11;
 
 /// A range of protocol versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -142,6 +142,7 @@ fn a_user_whose_descriptors_do_not_close_is_turned_away_alone() {
         let mut child = Command::new("python3")
             .args(["-c", HELLO])
             .arg(net.path().join("m.sock"))
+            .arg(raw::hex(&raw::hello("other", 1)))
             .uid(65_534)
             .gid(65_534)
             .stdout(Stdio::piped())
@@ -173,6 +174,10 @@ import socket, sys
 s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 s.connect(sys.argv[1])
 s.settimeout(20)
+try:
+    s.send(bytes.fromhex(sys.argv[2]))
+except BrokenPipeError:
+    pass
 p = s.recv(1024)
 print(p[20:20 + p[18]].decode() if p[4] == 2 else "HELLO")
 "#;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 use rustix::io::Errno;
 use rustix::process::Resource;
-use virtio_inter_common::{PeerCredentials, log_limited};
+use virtio_inter_common::{PeerCredentials, PortId, log_limited};
 
 use super::{Banned, LISTENER, PAUSE, Segment};
 use crate::access_rule::AccessRule;
@@ -154,7 +154,12 @@ impl Segment {
         self.reap(|other| other.id == peer.id || other.mac == peer.mac, now);
         for other in self.connections.values().filter_map(Connection::peer) {
             if other.id == peer.id {
-                return Err(Refusal::IdTaken(peer.id.clone()));
+                let id = peer.id.clone();
+                return Err(if other.incarnation == peer.incarnation {
+                    Refusal::Duplicate(id)
+                } else {
+                    Refusal::IdTaken(id)
+                });
             }
             if other.mac == peer.mac {
                 return Err(Refusal::MacTaken {
@@ -182,6 +187,38 @@ impl Segment {
             return full("descriptors for links", max_fds);
         }
         Ok(())
+    }
+
+    /// Of two attempts of one pair that cross, that of the smaller id (compared bytewise) is used.
+    /// Abandons this port's own attempt at a peer that connected to it, or refuses the peer's.
+    pub(super) fn settle_crossing(&mut self, role: &Role, peer: &PortId) -> Result<(), Refusal> {
+        if *role != Role::Acceptor {
+            return Ok(());
+        }
+        let crosses = |c: &&Connection| matches!(&c.role, Role::Connector(id) if id == peer);
+        let own = self.half_open().find(crosses).map(|own| own.key.get());
+        if let Some(own) = own {
+            if *peer > self.local.port.id {
+                return Err(Refusal::Duplicate(peer.clone()));
+            }
+            if let Some(own) = self.connections.remove(&own) {
+                self.poll.remove(own.fd());
+            }
+        }
+        self.connector.accepted(peer);
+        Ok(())
+    }
+
+    /// The peer tries again by itself, but rarely: this port connects to it when the reason for the
+    /// refusal may be gone.
+    pub(super) fn remember_turned_away(&mut self, connection: &Connection, refusal: &Refusal) {
+        if matches!(refusal, Refusal::MacTaken { .. } | Refusal::Full(_))
+            && connection.role == Role::Acceptor
+            && let Some(id) = connection.id()
+            && let Some(socket) = self.directory.socket(id)
+        {
+            self.connector.turned_away(id, socket);
+        }
     }
 
     /// Notices the end of those connections whose end has not come up as an event yet.

@@ -1,4 +1,4 @@
-//! Follows the directory, and connects to the ports with larger ids.
+//! Finds the other ports of the segment, and connects to them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,7 +12,7 @@ use super::{PAUSE, Segment};
 use crate::connection::Connection;
 use crate::connector::AttemptOutcome;
 use crate::directory::{Change, MAX_ENTRIES};
-use crate::handshake::Role;
+use crate::handshake::{Candidate, Role};
 use crate::port::SegmentEvent;
 use crate::refused::RefusedPeer;
 use crate::socket;
@@ -36,6 +36,11 @@ impl Segment {
             let Some(id) = self.connector.take_due(now) else {
                 return;
             };
+            // Never twice to one peer.
+            if self.peer_named(&id).is_some() {
+                self.connector.accepted(&id);
+                continue;
+            }
             self.window.begun(self.attempts().count(), now);
             let outcome = match socket::connect(&self.directory.socket_path(&id)) {
                 Ok(socket) => {
@@ -70,6 +75,12 @@ impl Segment {
                     }
                 }
             };
+            if matches!(
+                outcome,
+                AttemptOutcome::WaitForNewSocket | AttemptOutcome::Gone
+            ) {
+                self.refused.remove(&id);
+            }
             self.connector.ended(&id, outcome, now);
         }
     }
@@ -96,10 +107,25 @@ impl Segment {
             .filter(|connection| connection.role != Role::Acceptor)
     }
 
-    pub(super) fn attempt_ended(&mut self, role: &Role, outcome: AttemptOutcome, now: Instant) {
-        if let Role::Connector(id) = role {
-            self.connector.ended(id, outcome, now);
+    /// A connection is over: plans the next attempt.
+    pub(super) fn connection_ended(
+        &mut self,
+        connection: &Connection,
+        outcome: AttemptOutcome,
+        now: Instant,
+    ) {
+        match (&connection.role, connection.peer()) {
+            (Role::Connector(id), _) => self.connector.ended(id, outcome, now),
+            (Role::Acceptor, Some(peer)) => self.connector.accepted_ended(&peer.id, outcome, now),
+            // Whoever it was, it is for that side to try again.
+            (Role::Acceptor, None) => {}
         }
+    }
+
+    /// The peer of this id that was accepted or that accepted this port: its link is up or coming.
+    pub(super) fn peer_named(&self, id: &PortId) -> Option<&Candidate> {
+        let mut peers = self.connections.values().filter_map(Connection::peer);
+        peers.find(|peer| peer.id == *id)
     }
 
     pub(super) fn directory_changed(&mut self, now: Instant) {
@@ -122,11 +148,9 @@ impl Segment {
                 {
                     self.keep_files(now);
                 }
-                // A change is only a reason to look; what counts is what is there now.
-                Change::Appeared(id) | Change::Vanished(id) if id > self.local.port.id => {
-                    self.look_at(&id, now);
-                }
-                Change::Appeared(_) | Change::Vanished(_) | Change::Lock(_) => {}
+                Change::Vanished(id) => self.connector.vanished(&id),
+                // Who comes later connects to those that are there.
+                Change::Appeared(_) | Change::Lock(_) => {}
                 Change::File => files_changed = true,
                 Change::Overflow => {
                     self.list_later(now);
@@ -138,26 +162,6 @@ impl Segment {
         }
         if files_changed {
             self.events.push(SegmentEvent::FilesChanged);
-        }
-    }
-
-    /// Records whether a port to which this port connects has a socket, and which.
-    pub(super) fn look_at(&mut self, id: &PortId, now: Instant) {
-        match self.directory.socket(id) {
-            Some(socket) => {
-                // With a new socket, its predecessor's process is gone, as a rule.
-                self.reap(|peer| peer.id == *id, now);
-                if !self.connector.seen(id, socket, now) {
-                    self.list_later(now);
-                    log_limited!(
-                        self.refusals,
-                        Level::Warn,
-                        "Port {}: too many sockets in the segment directory, no connection to {id}",
-                        self.local.port.id
-                    );
-                }
-            }
-            None => self.connector.vanished(id),
         }
     }
 
@@ -184,6 +188,10 @@ impl Segment {
             }
         }
         for (id, socket) in found {
+            // Who has connected to this port tries again itself.
+            if self.peer_named(&id).is_some() && !self.connector.knows(&id) {
+                continue;
+            }
             if !self.connector.seen(&id, socket, now) {
                 log_limited!(
                     self.refusals,

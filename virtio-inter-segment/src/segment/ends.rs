@@ -12,7 +12,9 @@ use crate::connector::AttemptOutcome;
 use crate::handshake::{Refusal, Role};
 use crate::port::{DownReason, SegmentEvent};
 use crate::refused::RefusedPeer;
-use crate::wire::{REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES, REASON_TIMEOUT};
+use crate::wire::{
+    REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES, REASON_TIMEOUT,
+};
 
 impl Segment {
     pub(super) fn down(&mut self, connection: &Connection, reason: DownReason, now: Instant) {
@@ -38,7 +40,7 @@ impl Segment {
                 .add(RefusedPeer::by_peer(connection, text, false));
         }
         self.events.push(SegmentEvent::Down(connection.key, reason));
-        self.attempt_ended(&connection.role, outcome, now);
+        self.connection_ended(connection, outcome, now);
         // What this peer had, its address above all, may have been in the way of another.
         self.connector.retry_refused(now);
     }
@@ -54,6 +56,10 @@ impl Segment {
                     connection.name()
                 );
                 AttemptOutcome::Failed
+            }
+            End::RefusedByPeer { reason, .. } if *reason == REASON_DUPLICATE => {
+                log::debug!("Port {own}: {} connects itself", connection.name());
+                AttemptOutcome::Duplicate
             }
             End::RefusedByPeer {
                 reason,
@@ -79,6 +85,11 @@ impl Segment {
                 }
                 outcome
             }
+            End::Refused(refusal @ Refusal::Duplicate(_)) => {
+                log::debug!("Port {own}: {} connected twice", connection.name());
+                connection.refuse(refusal);
+                AttemptOutcome::Duplicate
+            }
             End::Refused(refusal) => {
                 match refusal {
                     Refusal::Unauthorized(_) => self.stats.unauthorized += 1,
@@ -86,6 +97,8 @@ impl Segment {
                     _ => self.stats.refused += 1,
                 }
                 connection.refuse(refusal);
+                self.remember_turned_away(&connection, refusal);
+                let own = &self.local.port.id;
                 let passing = match refusal {
                     Refusal::Busy(_) => true,
                     Refusal::Timeout(_) => {
@@ -113,7 +126,7 @@ impl Segment {
                 }
             }
         };
-        self.attempt_ended(&connection.role, outcome, now);
+        self.connection_ended(&connection, outcome, now);
     }
 
     /// Keeps and logs that there is no link. A conflict comes again with each attempt for as long

@@ -85,6 +85,8 @@ impl Segment {
             if let Some(former) = former {
                 self.poll.remove(former.as_fd());
                 self.listen_again()?;
+                // Ports that joined while the socket was missing did not find this one.
+                self.list_again(now);
             }
             return Ok(());
         }

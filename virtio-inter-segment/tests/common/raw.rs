@@ -82,6 +82,11 @@ pub fn hello(id: &str, last_byte: u8) -> Vec<u8> {
     bytes
 }
 
+/// The bytes as digits, for a process of another program.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 pub fn ring(index: u16, count: u16, capacity: u32) -> Vec<u8> {
     let mut bytes = header(RING, 16);
     bytes.extend(index.to_le_bytes());

@@ -5,6 +5,7 @@ use std::time::Duration;
 use virtio_inter_segment::{Limits, Segment};
 use virtio_inter_test_support::skip;
 
+use crate::common::raw;
 use crate::common::{Net, PATIENCE, capture_log, limits, local, logged};
 
 #[test]
@@ -64,6 +65,8 @@ fn users_that_may_not_join_are_turned_away() {
             s=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET)\n\
             s.connect(sys.argv[1])\n\
             s.settimeout(20)\n\
+            try: s.send(bytes.fromhex(sys.argv[2]))\n\
+            except BrokenPipeError: pass\n\
             while True:\n\
             \x20 p=s.recv(1024)\n\
             \x20 if not p: break\n\
@@ -72,6 +75,7 @@ fn users_that_may_not_join_are_turned_away() {
         std::process::Command::new("python3")
             .args(["-c", script])
             .arg(net.path().join("cred-m.sock"))
+            .arg(raw::hex(&raw::hello("other", 1)))
             .uid(65_534)
             .gid(65_534)
             .stdout(std::process::Stdio::piped())

@@ -42,7 +42,7 @@ fn check_unharmed(net: &mut Net) {
     );
 }
 
-/// What m sends first, so that a connection can be known to have been taken.
+/// With this m says that it accepts the peer.
 fn expect_hello(net: &mut Net, socket: &OwnedFd) {
     let mut packet = None;
     net.until("HELLO", |_| match raw::try_receive(socket) {

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use virtio_inter_segment::Limits;
 
-use crate::common::raw::{self, HELLO, REFUSE};
+use crate::common::raw::{self, REFUSE};
 use crate::common::{Net, PATIENCE, limits, local};
-use crate::net;
 
 /// Silence at each point of the handshake ends it.
 #[test]
@@ -83,7 +82,11 @@ fn a_crowd_of_silent_listeners() {
 
 #[test]
 fn a_crowd_of_half_open_connections() {
-    let mut net = net();
+    // With the default time limit: the speed of the machine is to decide little.
+    let mut net = Net::new();
+    net.join("m");
+    net.join("n");
+    net.until_meshed();
     let crowd: Vec<OwnedFd> = (0..400).map(|_| raw::connect(&net, "m")).collect();
     // An honest port gets through nevertheless.
     net.join("b");
@@ -92,17 +95,12 @@ fn a_crowd_of_half_open_connections() {
     let crowded_out = net.ports["m"].segment.stats().crowded_out;
     assert!((144..=145).contains(&crowded_out), "{crowded_out}");
     let refused = crowd.iter().filter(|socket| {
-        let first = raw::try_receive(socket);
-        assert!(
-            matches!(first, Ok(Some(ref packet)) if packet[4] == HELLO as u8),
-            "{first:?}"
-        );
         let Ok(Some(packet)) = raw::try_receive(socket) else {
             return false;
         };
-        // Busy, not full: an honest one that was hit comes back soon.
-        assert_eq!((packet[4], packet[16]), (REFUSE as u8, 10));
-        true
+        // Busy, not full: an honest one that was hit comes back soon. The others' time may be over.
+        assert_eq!(packet[4], REFUSE as u8);
+        packet[16] == 10
     });
     assert_eq!(refused.count() as u64, crowded_out);
 }
@@ -159,8 +157,6 @@ fn admission_takes_the_place_from_who_has_the_most() {
         net.ports["m"].segment.stats().crowded_out >= over
     });
     for socket in &honest {
-        let first = raw::try_receive(socket);
-        assert!(matches!(first, Ok(Some(ref packet)) if packet[4] == HELLO as u8));
         assert!(matches!(raw::try_receive(socket), Err(())), "turned away");
     }
     std::fs::write(net.path().join("enough"), "").unwrap();
