@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup | image | demo | bench | style | test | vm`.
+//! Developer commands: `cargo xtask setup | image | demo | bench | style | test | mutants | vm`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -11,6 +11,7 @@ mod bench;
 mod demo;
 mod image;
 mod modules;
+mod mutants;
 mod root;
 mod setup;
 mod style;
@@ -44,6 +45,8 @@ enum Command {
     Test(test::Options),
     /// Check line widths, circles between source files, decision records, and links in documents.
     Style,
+    /// Change the data path's code in small ways, and report the changes that no test notices.
+    Mutants(mutants::Options),
     /// Boot one guest by hand and run commands in it.
     Vm(vm::Options),
 }
@@ -67,6 +70,7 @@ fn run(command: Command) -> Result<()> {
         Command::Bench(options) => bench::run(&options),
         Command::Style => test::style(),
         Command::Test(options) => test::run(options),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Vm(options) => vm::run(options),
     }
 }
