@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, anyhow};
-use log::info;
+use log::{info, warn};
 use virtio_inter_args::{check_socket_path, is_typing_error};
 use virtio_inter_common::PortId;
 
@@ -23,7 +23,7 @@ use crate::programs::{check_vmm, find_port, find_vmm};
 use crate::report::Failure;
 use crate::snapshot::Snapshot;
 use crate::supervisor::{End, Supervisor};
-use crate::vm_directory::VmDirectory;
+use crate::vm_directory::{VmDirectory, control_socket};
 
 /// The flag that this program adds.
 pub const FLAG: &str = "--inter-vm";
@@ -86,12 +86,21 @@ impl Factory {
 /// When it cannot be started.
 pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure> {
     check_flags(&line)?;
-    let api_socket = api_socket(&line);
-    if let Some(path) = &api_socket {
-        check_socket_path(path)
-            .map_err(|error| Failure::usage(anyhow!("Error parsing --api-socket: {error}")))?;
-    }
+    let mut api_socket = api_socket(&line);
     let mut devices = parse_all(texts(flags)?).map_err(Failure::usage)?;
+    if let Some(path) = &api_socket {
+        let checked = check_socket_path(path);
+        if devices.is_empty() {
+            // Cloud Hypervisor may take it all the same.
+            if let Err(error) = checked.and_then(|()| check_socket_path(&control_socket(path))) {
+                warn!("No inter-VM device can be added to this VM later: {error}");
+                api_socket = None;
+            }
+        } else if let Err(error) = checked {
+            let error = anyhow!("Error parsing --api-socket: {error}");
+            return Err(Failure::usage(error));
+        }
+    }
     let vmm = find_vmm()?;
     if devices.is_empty() && api_socket.is_none() {
         // Nothing to supervise, and nobody could ask for it later.

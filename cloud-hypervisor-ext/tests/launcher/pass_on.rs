@@ -86,6 +86,25 @@ fn without_devices_nothing_is_changed() {
     assert_eq!(fs::read(place.path("arguments")).unwrap(), expected);
 }
 
+/// It is nothing to the stock program that no control socket can be beside it.
+#[test]
+fn api_socket_without_devices_is_cloud_hypervisors_affair() {
+    // Long enough for the control socket's path to be too long.
+    for api in ["@vm1", "path=@vm1", &format!("/tmp/{}", "x".repeat(95))] {
+        let place = Place::new();
+        let (status, log) = place
+            .launcher(&["--kernel", "k", "--api-socket", api])
+            .env("STAND_IN_DOES", "exit")
+            .env("STAND_IN_STATUS", "7")
+            .end();
+        assert_eq!(status, 7, "{log}");
+        assert!(log.contains("No inter-VM device can be added"), "{log}");
+        let arguments = fs::read_to_string(place.path("arguments")).unwrap();
+        assert_eq!(arguments, format!("--kernel\nk\n--api-socket\n{api}\n"));
+        assert_eq!(place.files(), [""; 0]);
+    }
+}
+
 #[test]
 fn a_vm_without_an_api_socket_leaves_nothing_behind_either() {
     let place = Place::new();

@@ -133,7 +133,6 @@ fn socket_that_looks_abstract_is_a_usage_error() {
             "--api-socket",
             "@vm1",
         ],
-        &["--kernel", "k", "--api-socket", "path=@vm1"],
     ] {
         let (status, text) = place.launcher(arguments).end();
         assert_eq!(status, 2, "{text}");
