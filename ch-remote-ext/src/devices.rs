@@ -87,6 +87,8 @@ pub(crate) fn remove(
     mut supervisor: Supervisor,
     id: &str,
 ) -> Result<u8, Failure> {
+    // First: the VMM may wait for the port already, and answers nobody until it need not.
+    supervisor.release(id);
     let api = Api::connect(api_socket)?;
     if api.device(id)? == DeviceInfo::Present
         && let Err(refused) = api.remove_device(id)

@@ -140,6 +140,12 @@ impl Supervisor {
         }
     }
 
+    /// Has the VMM not wait for a port that is away. A supervisor of an older version does not know
+    /// that, and what else is wrong shows with the next request.
+    pub(crate) fn release(&mut self, id: &str) {
+        let _ = self.ask(&Request::Release(id.to_owned()));
+    }
+
     pub(crate) fn remove(&mut self, id: &str) -> anyhow::Result<()> {
         match self.ask(&Request::Remove(id.to_owned()))? {
             Reply::Removed => Ok(()),

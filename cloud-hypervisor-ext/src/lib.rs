@@ -7,12 +7,13 @@
 //! 1. `command_line`, `inter_vm`, `device`, `options`, `memory`, `identity`, `snapshot`: what was asked for, and what Cloud
 //!    Hypervisor is to be told;
 //! 2. `programs`, `help`: the stock program, as it is;
-//! 3. `child`, `fd_store`, `port`, `supervisor`: the processes, from their start to their end;
+//! 3. `child`, `closer`, `fd_store`, `port`, `supervisor`: the processes, from their start to their end;
 //! 4. `protocol`, `control`, `vm_directory`: how `ch-remote-ext` finds the supervisor and asks it for more ports.
 //!
 //! Why a launcher and not a fork of Cloud Hypervisor: decision 0015.
 
 pub mod child;
+pub mod closer;
 pub mod command_line;
 pub mod control;
 pub mod device;

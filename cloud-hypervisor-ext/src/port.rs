@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use rustix::process::Signal;
 use virtio_inter_args::absolute;
 
 use crate::child::{Child, Descriptors};
+use crate::closer::{Closer, Deferred};
 use crate::device::Device;
 use crate::fd_store::{self, FdStore, MAX_KEPT};
 use crate::protocol::{PortInfo, PortState};
@@ -39,6 +40,19 @@ const AWAY_FOR: Duration = Duration::from_secs(60);
 /// more.
 const MOST_PATIENCE: Duration = Duration::from_millis(300);
 
+/// How long starts may fail until the connection is not kept any more: the port does not come back
+/// then, as a rule, and a VMM that asks for something waits for nobody.
+const FAILS_FOR: Duration = Duration::from_secs(5);
+
+/// Most that a port's words are read at a time, as others wait meanwhile.
+const WORDS_AT_A_TIME: usize = 8;
+
+/// Most that is read of what a port said before it ended.
+const LAST_WORDS: usize = 64;
+
+/// How long nothing is read of a port of which too many descriptors wait to be closed.
+const DEAF_FOR: Duration = Duration::from_secs(1);
+
 /// Time to end in good order.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
@@ -58,7 +72,7 @@ pub struct Port {
     pub device: Device,
     program: PortProgram,
     notify_path: PathBuf,
-    notify: UnixDatagram,
+    notify: Deferred,
     state: State,
     /// It served once; from then on it is started again whenever it dies.
     proven: bool,
@@ -71,6 +85,16 @@ pub struct Port {
     kept: FdStore,
     /// When Cloud Hypervisor is let notice that the port is away.
     give_up_at: Option<Instant>,
+    /// Since when every start has failed.
+    failing_since: Option<Instant>,
+    /// It hung at its start and was killed, which is no failed start.
+    hung: bool,
+    /// The VM is about to end, and does not wait for a port that is away.
+    vm_ends: bool,
+    /// Closes what the port has sent.
+    closer: Closer,
+    /// Until when nothing is read of it.
+    deaf_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -116,9 +140,10 @@ impl Port {
         program: PortProgram,
         notify_path: PathBuf,
     ) -> anyhow::Result<Self> {
+        let closer = Closer::default();
         let notify = bind(&notify_path)
             .with_context(|| format!("Cannot listen on {}", notify_path.display()))?;
-        let kept = FdStore::default();
+        let kept = FdStore::new(&closer);
         let child = match spawn(&device, &program, &notify_path, &kept) {
             Ok(child) => child,
             Err(error) => {
@@ -131,7 +156,7 @@ impl Port {
             device,
             program,
             notify_path,
-            notify,
+            notify: Deferred::new(notify, &closer),
             state: State::Starting {
                 child,
                 since: Instant::now(),
@@ -142,17 +167,22 @@ impl Port {
             reason: None,
             kept,
             give_up_at: None,
+            failing_since: None,
+            hung: false,
+            vm_ends: false,
+            closer,
+            deaf_until: None,
         })
     }
 
-    /// Readable when the port says something.
-    pub fn notify_fd(&self) -> &UnixDatagram {
-        &self.notify
+    /// Readable when the port says something; None: nothing is read of it for now.
+    pub fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.deaf_until.is_none().then(|| self.notify.as_fd())
     }
 
     /// Readable when the port's process has ended; None: there is none.
     pub fn process_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.child().map(std::os::fd::AsFd::as_fd)
+        self.child().map(AsFd::as_fd)
     }
 
     fn child(&self) -> Option<&Child> {
@@ -177,7 +207,8 @@ impl Port {
             State::Down { until } => Some(*until),
             State::Ending { kill_at, .. } => *kill_at,
         };
-        next.into_iter().chain(self.give_up_at).min()
+        let others = [self.give_up_at, self.deaf_until];
+        next.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     /// Does what there is to do.
@@ -186,7 +217,7 @@ impl Port {
     }
 
     fn process_at(&mut self, now: Instant) -> Change {
-        let ready = self.hear();
+        let ready = self.hear(WORDS_AT_A_TIME, now);
         if self.give_up_at.is_some_and(|at| now >= at) {
             self.give_connection_up(&format!("is away for {} s", AWAY_FOR.as_secs()));
         }
@@ -205,6 +236,7 @@ impl Port {
                 // Its end is told as any other's, and leads to the next start.
                 child.signal(Signal::KILL);
                 *since = now;
+                self.hung = true;
                 self.reason = Some(format!(
                     "it did not serve after {} s",
                     READY_WITHIN.as_secs()
@@ -221,10 +253,21 @@ impl Port {
         Change::None
     }
 
-    /// Reads what it said; whether it said that it serves.
-    fn hear(&mut self) -> bool {
+    /// Reads what it said, `most` messages of it; whether it said that it serves.
+    fn hear(&mut self, most: usize, now: Instant) -> bool {
+        if self.deaf_until.is_some_and(|until| now < until) {
+            return false;
+        }
+        self.deaf_until = None;
         let mut ready = false;
-        while let Some(notification) = fd_store::receive(&self.notify) {
+        for _ in 0..most {
+            if self.closer.is_full() {
+                self.deaf_until = Some(now + DEAF_FOR);
+                break;
+            }
+            let Some(notification) = fd_store::receive(&self.notify, &self.closer) else {
+                break;
+            };
             for line in notification.text.lines() {
                 if line == "READY=1" {
                     ready = true;
@@ -232,11 +275,35 @@ impl Port {
                     self.reason = Some(reason.to_owned());
                 }
             }
-            if !matches!(self.state, State::Ending { .. }) {
+            if !matches!(self.state, State::Ending { .. }) && !self.vm_ends {
                 self.kept.heed(notification);
             }
         }
         ready
+    }
+
+    /// The VM is about to end: Cloud Hypervisor is not to wait for this port if it is away, now or
+    /// later.
+    pub fn vm_ends(&mut self) {
+        self.vm_ends = true;
+        self.release();
+    }
+
+    /// Lets Cloud Hypervisor notice that the port is away, if it is: its device is to be removed.
+    pub fn release(&mut self) {
+        if !matches!(self.state, State::Serving { .. }) && !self.kept.is_empty() {
+            info!("Port of {} is away: its connection ends", self.device.id);
+            self.give_up_at = None;
+            self.kept.shut_down();
+        }
+    }
+
+    /// It ended before it served, or could not be started at all.
+    fn start_failed(&mut self, now: Instant) {
+        let since = *self.failing_since.get_or_insert(now);
+        if now.duration_since(since) >= FAILS_FOR {
+            self.give_connection_up("cannot be started again");
+        }
     }
 
     /// Lets Cloud Hypervisor notice that its connection has ended, if it was kept.
@@ -271,6 +338,7 @@ impl Port {
         };
         self.state = State::Serving { child, since: now };
         self.give_up_at = None;
+        self.failing_since = None;
         if self.proven {
             warn!("Port of {} serves again", self.device.id);
             return Change::None;
@@ -286,7 +354,7 @@ impl Port {
 
     fn ended(&mut self, status: ExitStatus, now: Instant) -> Change {
         // What it said last may have come after the look before.
-        self.hear();
+        self.hear(LAST_WORDS, now);
         let reason = self.reason.take();
         let served = matches!(self.state, State::Serving { .. });
         match &self.state {
@@ -313,10 +381,16 @@ impl Port {
             // It may be the connection of which it dies.
             self.give_connection_up("dies again and again");
         }
+        if !std::mem::take(&mut self.hung) && !served {
+            self.start_failed(now);
+        }
+        self.state = State::Down { until: now + pause };
+        if self.vm_ends {
+            self.release();
+        }
         if !self.kept.is_empty() {
             self.give_up_at.get_or_insert(now + AWAY_FOR);
         }
-        self.state = State::Down { until: now + pause };
         if pause.is_zero() {
             self.start_again(now);
         }
@@ -328,13 +402,15 @@ impl Port {
         // A new one each time: something may have removed the former.
         let _ = std::fs::remove_file(&self.notify_path);
         let started = bind(&self.notify_path).and_then(|notify| {
-            self.notify = notify;
+            self.notify = Deferred::new(notify, &self.closer);
+            self.deaf_until = None;
             spawn(&self.device, &self.program, &self.notify_path, &self.kept)
         });
         match started {
             Ok(child) => self.state = State::Starting { child, since: now },
             Err(error) => {
                 warn!("{}: {error}", self.cannot_start());
+                self.start_failed(now);
                 self.state = State::Down {
                     until: now + LONGEST_PAUSE,
                 };
@@ -353,6 +429,8 @@ impl Port {
     /// Asks it to end; false: there is no process that would have to.
     pub fn end(&mut self) -> bool {
         let now = Instant::now();
+        // A port that serves ends its connection itself, when it does not listen any more.
+        self.release();
         self.kept.clear();
         self.give_up_at = None;
         match std::mem::replace(&mut self.state, State::Down { until: now }) {

@@ -19,6 +19,9 @@ pub enum Request {
     List,
     /// A port for one more device, as after `--inter-vm`. Answered when it serves.
     Add(String),
+    /// The end of the connection that is kept for a device's port, if the port is away: what Cloud
+    /// Hypervisor asks of it fails then, and waits for nobody. Answered at once.
+    Release(String),
     /// The end of a device's port. Answered when it has ended.
     Remove(String),
 }
@@ -36,6 +39,8 @@ pub enum Reply {
     },
     /// To [`Request::Add`].
     Added(Box<PortInfo>),
+    /// To [`Request::Release`].
+    Released,
     /// To [`Request::Remove`].
     Removed,
     /// It cannot be: why, the cause last.
@@ -94,6 +99,7 @@ mod tests {
                 Request::Add("segment=web".into()),
                 r#"{"add":"segment=web"}"#,
             ),
+            (Request::Release("net1".into()), r#"{"release":"net1"}"#),
             (Request::Remove("net1".into()), r#"{"remove":"net1"}"#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), text);

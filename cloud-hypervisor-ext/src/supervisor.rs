@@ -147,6 +147,9 @@ impl Supervisor {
         self.wait().context("Cannot wait for events")?;
         let mut unsent = None;
         for signal in self.signals.take() {
+            if asks_for_the_end(signal) {
+                self.ports.iter_mut().for_each(|one| one.port.vm_ends());
+            }
             match &self.vmm {
                 Some(vmm) => vmm.signal(signal),
                 None if asks_for_the_end(signal) => unsent = Some(signal),
@@ -186,7 +189,9 @@ impl Supervisor {
             fds.push(PollFd::new(vmm, PollFlags::IN));
         }
         for Supervised { port, .. } in &self.ports {
-            fds.push(PollFd::new(port.notify_fd(), PollFlags::IN));
+            if let Some(notify) = port.notify_fd() {
+                fds.push(PollFd::from_borrowed_fd(notify, PollFlags::IN));
+            }
             if let Some(process) = port.process_fd() {
                 fds.push(PollFd::from_borrowed_fd(process, PollFlags::IN));
             }
@@ -276,6 +281,7 @@ impl Supervisor {
                     .add(&text, caller)
                     .err()
                     .map(|error| Reply::Error(chain(error.as_ref()))),
+                Request::Release(id) => Some(self.release(&id)),
                 Request::Remove(id) => self.remove(&id, caller),
             };
             if let Some(reply) = reply {
@@ -301,13 +307,26 @@ impl Supervisor {
         self.start_port(device, Some(caller))
     }
 
+    fn find(&self, id: &str) -> Result<usize, Reply> {
+        let is_it = |one: &Supervised| one.port.device.id.as_str() == id;
+        let index = self.ports.iter().position(is_it);
+        index.ok_or_else(|| Reply::Error(vec![format!("There is no port of {id}")]))
+    }
+
+    fn release(&mut self, id: &str) -> Reply {
+        match self.find(id) {
+            Ok(index) => {
+                self.ports[index].port.release();
+                Reply::Released
+            }
+            Err(error) => error,
+        }
+    }
+
     fn remove(&mut self, id: &str, caller: Caller) -> Option<Reply> {
-        let Some(index) = self
-            .ports
-            .iter()
-            .position(|one| one.port.device.id.as_str() == id)
-        else {
-            return Some(Reply::Error(vec![format!("There is no port of {id}")]));
+        let index = match self.find(id) {
+            Ok(index) => index,
+            Err(error) => return Some(error),
         };
         if self.ports[index].port.end() {
             self.ports[index].removers.push(caller);

@@ -1,13 +1,16 @@
 //! Devices that come, are seen, and go.
 
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::harness::{Place, until};
+use crate::harness::{PATIENCE, Place, until};
 use crate::rest;
 
 #[test]
@@ -94,6 +97,54 @@ fn remove_device_goes_on_waiting_when_another_was_quicker() {
         .succeeded();
     vm.lock().unwrap().other_is_quicker = true;
     place.remote(&["remove-device", "db"]).succeeded();
+    assert_eq!(place.ports(), 0);
+}
+
+/// Cloud Hypervisor asks the port for something while it removes the device, and would wait for it.
+#[test]
+fn remove_device_lets_the_vmm_not_wait_for_a_port_that_is_away() {
+    let place = Place::new();
+    let launcher = place.idle_vm(&["--kernel", "k", "--inter-vm", &place.device("")]);
+    let vm = rest::serve(&place.path("api"));
+    {
+        let mut vm = vm.lock().unwrap();
+        vm.devices = vec!["inter-vm0".into()];
+        vm.holds = true;
+    }
+    let socket = place.text("api.inter-vm/inter-vm0.sock");
+    let mut frontend = UnixStream::connect(&socket).unwrap();
+    frontend.set_read_timeout(Some(PATIENCE)).unwrap();
+    // GET_FEATURES, as whoever has asked for nothing is not kept.
+    for word in [1u32, 1, 0] {
+        frontend.write_all(&word.to_ne_bytes()).unwrap();
+    }
+    frontend.read_exact(&mut [0; 20]).unwrap();
+    let port = || {
+        let list = place.remote(&["inter-vm", "list", "--json"]).succeeded();
+        serde_json::from_str::<Value>(&list).unwrap()[0].clone()
+    };
+    let send = |pid: i64, signal| {
+        let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    };
+    let pid = port()["pid"].as_i64().unwrap();
+    send(launcher.pid().into(), Signal::STOP);
+    send(pid, Signal::KILL);
+    // The next waits for this lock, 5 s at most.
+    let lock = File::open(format!("{socket}.lock")).unwrap();
+    let operation = FlockOperation::NonBlockingLockExclusive;
+    until("the port is gone", || flock(&lock, operation).is_ok());
+    send(launcher.pid().into(), Signal::CONT);
+    until("it is started again", || port()["restarts"] == 1);
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| place.remote(&["remove-device", "inter-vm0"]));
+        assert_eq!(frontend.read(&mut [0]).unwrap(), 0);
+        // Later it would have been given up anyway.
+        assert_eq!(port()["restarts"], 1);
+        vm.lock().unwrap().holds = false;
+        drop(lock);
+        removal.join().unwrap().succeeded();
+    });
     assert_eq!(place.ports(), 0);
 }
 

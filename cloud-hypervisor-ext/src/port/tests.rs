@@ -1,8 +1,9 @@
 //! A port in name only: what it would say is said by the test.
 
-use std::io::{IoSlice, Read};
+use std::fs::File;
+use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
@@ -22,6 +23,14 @@ fn until(mut done: impl FnMut() -> bool) {
     }
 }
 
+fn write_program(path: &Path, line: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, format!("#!/bin/sh\n{line}\n")).unwrap();
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o700)).unwrap();
+    // What runs goes on with the former.
+    std::fs::rename(new, path).unwrap();
+}
+
 struct Stage {
     port: Port,
     says: UnixDatagram,
@@ -34,8 +43,7 @@ impl Stage {
     fn new() -> Self {
         let temp = TempDir::new().unwrap();
         let path = temp.path().join("port");
-        std::fs::write(&path, "#!/bin/sh\nexec sleep 600\n").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        write_program(&path, "exec sleep 600");
         let program = PortProgram { path, log: "warn" };
         let notify = temp.path().join("notify");
         let device = Device {
@@ -72,17 +80,21 @@ impl Stage {
         self.says.send_to(b"READY=1", &self.notify).unwrap();
     }
 
-    /// Has its end of a connection kept, and returns the other.
-    fn keep(&mut self) -> UnixStream {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let fds = [theirs.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    /// Asks for descriptors to be kept.
+    fn send(&self, fds: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(100))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
         let text = [IoSlice::new(b"FDSTORE=1\nFDNAME=frontend-0")];
         let address = SocketAddrUnix::new(&self.notify).unwrap();
         let flags = SendFlags::empty();
         sendmsg_addr(&self.says, &address, &text, &mut control, flags).unwrap();
+    }
+
+    /// Has its end of a connection kept, and returns the other.
+    fn keep(&mut self) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.send(&[theirs.as_fd()]);
         assert_eq!(self.port.process(), Change::None);
         assert_eq!(self.port.kept.names(), "frontend-0");
         ours
@@ -186,5 +198,133 @@ fn kept_connection_is_given_up_with_the_port() {
     let connection = stage.keep();
     stage.port.end();
     until(|| !is_open(&connection));
+    stage.end();
+}
+
+#[test]
+fn kept_connection_is_given_up_when_the_port_cannot_be_started() {
+    for is_there in [true, false] {
+        let mut stage = Stage::new();
+        let connection = stage.keep();
+        if is_there {
+            write_program(&stage.port.program.path, "exit 1");
+        } else {
+            std::fs::remove_file(&stage.port.program.path).unwrap();
+        }
+        stage.port.child().unwrap().signal(Signal::KILL);
+        let died = Instant::now();
+        let mut now = died;
+        until(|| {
+            assert_eq!(stage.port.process_at(now), Change::None);
+            if matches!(stage.port.state, State::Down { .. }) && stage.port.restarts > 0 {
+                now += LONGEST_PAUSE;
+            }
+            !is_open(&connection)
+        });
+        let away = now.duration_since(died);
+        assert!(
+            away >= FAILS_FOR && away < AWAY_FOR / 2,
+            "{is_there} {away:?}"
+        );
+        stage.end();
+    }
+}
+
+#[test]
+fn kept_connection_of_a_port_that_is_away_ends_with_the_vm() {
+    let mut stage = Stage::new();
+    let connection = stage.keep();
+    stage.kill(1);
+    assert!(is_open(&connection));
+    stage.port.vm_ends();
+    assert!(!is_open(&connection));
+    stage.end();
+    // The VM may take its time, and ask for much meanwhile.
+    let mut stage = Stage::new();
+    let connection = stage.keep();
+    stage.port.vm_ends();
+    assert!(is_open(&connection));
+    stage.kill(1);
+    assert!(!is_open(&connection));
+    stage.end();
+}
+
+#[test]
+fn kept_connection_of_a_port_that_is_away_ends_before_its_device_is_removed() {
+    let mut stage = Stage::new();
+    let connection = stage.keep();
+    stage.port.release();
+    assert!(is_open(&connection));
+    // Its guest has not let go of it: all is as before.
+    stage.kill(1);
+    assert!(is_open(&connection));
+    stage.port.release();
+    assert!(!is_open(&connection));
+    stage.end();
+}
+
+/// Others wait meanwhile.
+#[test]
+fn port_words_are_read_some_at_a_time() {
+    let mut stage = Stage::new();
+    for number in 1..=WORDS_AT_A_TIME + 1 {
+        let text = format!("STATUS={number}");
+        stage.says.send_to(text.as_bytes(), &stage.notify).unwrap();
+    }
+    for number in [WORDS_AT_A_TIME, WORDS_AT_A_TIME + 1] {
+        assert_eq!(stage.port.process(), Change::None);
+        assert_eq!(stage.port.reason, Some(number.to_string()));
+    }
+    stage.end();
+}
+
+/// A socket that waits on close for data that nobody takes, until the taker is gone.
+fn lingering(limit: Duration) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (taker, _) = listener.accept().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    while stream.write(&[0; 65_536]).is_ok() {}
+    rustix::net::sockopt::set_socket_linger(&stream, Some(limit)).unwrap();
+    stream.set_nonblocking(false).unwrap();
+    (stream, taker)
+}
+
+#[test]
+fn port_descriptors_that_do_not_close_hold_up_only_that_port() {
+    let limit = Duration::from_secs(60);
+    let mut stage = Stage::new();
+    let (stuck, taker) = lingering(limit);
+    let start = Instant::now();
+    stage.send(&[stuck.as_fd()]);
+    drop(stuck);
+    assert_eq!(stage.port.process(), Change::None);
+    assert!(stage.port.kept.is_empty());
+    // And in the queue of a connection that is kept.
+    let (stuck, second_taker) = lingering(limit);
+    let connection = stage.keep();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [stuck.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let flags = SendFlags::empty();
+    rustix::net::sendmsg(&connection, &[IoSlice::new(b"x")], &mut control, flags).unwrap();
+    drop(stuck);
+    stage.port.kept.shut_down();
+    // Nor do they become ever more.
+    let null = File::open("/dev/null").unwrap();
+    stage.send(&[null.as_fd(); 100]);
+    stage.says.send_to(b"STATUS=x", &stage.notify).unwrap();
+    assert_eq!(stage.port.process(), Change::None);
+    assert!(stage.port.notify_fd().is_none());
+    assert_eq!(stage.port.reason, None);
+    assert!(start.elapsed() < limit / 2);
+    // It is read again when there is room.
+    drop((taker, second_taker));
+    until(|| !stage.port.closer.is_full());
+    let again = stage.port.deadline().unwrap();
+    assert_eq!(stage.port.process_at(again), Change::None);
+    assert!(stage.port.notify_fd().is_some());
+    assert_eq!(stage.port.reason, Some("x".to_owned()));
     stage.end();
 }

@@ -28,6 +28,7 @@ case " $* " in
     exit 0 ;;
 *" --version "*) echo 'cloud-hypervisor v0-stand-in'; exit 0 ;;
 esac
+[ "$STAND_IN_DOES" != ignore ] || trap '' TERM
 [ $# -eq 0 ] || printf '%s\n' "$@" > "$STAND_IN_ARGUMENTS.new"
 mv "$STAND_IN_ARGUMENTS.new" "$STAND_IN_ARGUMENTS"
 case "$STAND_IN_DOES" in
@@ -357,7 +358,7 @@ impl Caller {
     }
 }
 
-fn pid(number: u32) -> Pid {
+pub(crate) fn pid(number: u32) -> Pid {
     Pid::from_raw(number.cast_signed()).unwrap()
 }
 

@@ -2,13 +2,16 @@
 //! and the guest's driver run, and never speaks again to a port of whose end it hears by a request
 //! that fails.
 
+use std::fs::File;
 use std::path::Path;
 
-use cloud_hypervisor_ext::protocol::PortState;
+use cloud_hypervisor_ext::protocol::{PortState, Reply, Request};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::frontend::MockVmm;
-use crate::harness::{Place, Running, kill, until};
+use crate::harness::{Place, Running, kill, pid, until};
 
 /// Kills the port and waits for the next.
 fn kill_port(running: &Running) {
@@ -18,6 +21,19 @@ fn kill_port(running: &Running) {
         let now = running.ports().remove(0);
         now.restarts == before.restarts + 1 && now.state == PortState::Serving
     });
+}
+
+/// Kills the port. The next waits for the socket's lock as long as the result lives, 5 s at most.
+fn keep_port_away(running: &Running) -> File {
+    let port = running.ports().remove(0);
+    running.signal(Signal::STOP);
+    kill_process(pid(port.pid.unwrap()), Signal::KILL).unwrap();
+    let lock = File::open(format!("{}.lock", port.socket)).unwrap();
+    let operation = FlockOperation::NonBlockingLockExclusive;
+    until("the port is gone", || flock(&lock, operation).is_ok());
+    running.signal(Signal::CONT);
+    until("it is started again", || running.ports()[0].restarts == 1);
+    lock
 }
 
 fn queues_running(running: &Running) -> Value {
@@ -89,5 +105,39 @@ fn kept_connection_ends_with_a_port_that_is_removed() {
     let remove = cloud_hypervisor_ext::protocol::Request::Remove("inter-vm0".into());
     running.connect().ask(&remove);
     vmm.wait_for_its_end();
+    running.end();
+}
+
+/// Cloud Hypervisor may ask the port for something on its way to its end.
+#[test]
+fn kept_connection_of_a_port_that_is_away_ends_when_the_vm_is_to_end() {
+    let place = Place::new();
+    let device = place.device("");
+    let api = place.text("api");
+    let arguments = ["--api-socket", &api, "--kernel", "k", "--inter-vm", &device];
+    // The VMM is in no hurry.
+    let launcher = place.launcher(&arguments).env("STAND_IN_DOES", "ignore");
+    let running = launcher.start();
+    let vmm = MockVmm::new(Path::new(&running.ports()[0].net.vhost_socket));
+    let lock = keep_port_away(&running);
+    running.signal(Signal::TERM);
+    vmm.wait_for_its_end();
+    // Later it would have been given up anyway.
+    assert_eq!(running.ports()[0].restarts, 1);
+    drop(lock);
+    running.end();
+}
+
+#[test]
+fn kept_connection_of_a_port_that_is_away_ends_when_asked_for() {
+    let place = Place::new();
+    let (running, vmm) = start(&place);
+    let ask = |id: &str| running.connect().ask(&Request::Release(id.into()));
+    assert!(matches!(ask("other"), Reply::Error(_)));
+    let lock = keep_port_away(&running);
+    assert_eq!(ask("inter-vm0"), Reply::Released);
+    vmm.wait_for_its_end();
+    assert_eq!(running.ports()[0].restarts, 1);
+    drop(lock);
     running.end();
 }
