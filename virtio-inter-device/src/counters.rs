@@ -24,7 +24,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Frames of the guest that were sent to at least one peer.
+    /// Frames of the guest that were sent to at least one peer, or by the uplink.
     tx_frames,
     /// Their bytes, without the virtio header.
     tx_bytes,
@@ -43,7 +43,7 @@ counters! {
     tx_bad_csum,
     /// From the guest: a source address that is not the port's.
     tx_spoofed,
-    /// From the guest: no peer has the destination address.
+    /// From the guest: no peer has the destination address, and there is no uplink.
     tx_no_destination,
     /// From the guest: the receiving port made no progress for the stall timeout.
     tx_peer_stalled,
@@ -87,6 +87,23 @@ counters! {
     rx_no_guest,
     /// Number of times that frames had to wait for the guest's buffers.
     rx_waits,
+    /// Frames of the guest, and announcements of its address, that were sent by the uplink. Those of
+    /// the guest count in `tx_frames` as well.
+    uplink_tx_frames,
+    /// Their bytes, without the virtio header.
+    uplink_tx_bytes,
+    /// From the guest, for the uplink: its device was down or gone.
+    uplink_tx_down,
+    /// From the guest, for the uplink: its device refused the frame.
+    uplink_tx_refused,
+    /// Frames for the guest that came by the uplink, before they were segmented or dropped.
+    uplink_rx_frames,
+    /// Their bytes, without the virtio header.
+    uplink_rx_bytes,
+    /// By the uplink: for another unicast address, as a switch floods it.
+    uplink_rx_other,
+    /// By the uplink: from the port's own address, returned by the network.
+    uplink_rx_own,
     /// Number of wake-ups of the worker.
     wakeups,
     /// Number of interrupts sent to the guest.

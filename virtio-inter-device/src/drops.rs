@@ -22,6 +22,8 @@ pub enum DropReason {
     NoDestination(MacAddr),
     /// From the guest, to a peer that takes nothing.
     PeerStalled(MacAddr),
+    /// From the guest, for the uplink, whose device is down or gone.
+    UplinkDown,
     /// From a peer, larger than this port's MTU.
     TooLong {
         /// The peer's address.
@@ -51,6 +53,7 @@ pub struct Drops {
     foreign_source: Last,
     no_destination: Last,
     peer_stalled: Last,
+    uplink_down: Last,
     too_long: Last,
     small_buffer: Last,
     /// Something was noted since the worker last asked whether the control thread is to be told.
@@ -77,6 +80,10 @@ impl Drops {
 
     pub(crate) fn peer_stalled(&self, address: MacAddr) {
         self.note(&self.peer_stalled, bits(address));
+    }
+
+    pub(crate) fn uplink_down(&self) {
+        self.note(&self.uplink_down, 0);
     }
 
     pub(crate) fn too_long(&self, from: MacAddr, packet: usize) {
@@ -114,7 +121,7 @@ impl Drops {
             let [.., a, b, c, d, e, f] = value.to_be_bytes();
             MacAddr::new([a, b, c, d, e, f])
         };
-        let all: [(&Last, &dyn Fn(u64) -> DropReason); 5] = [
+        let all: [(&Last, &dyn Fn(u64) -> DropReason); 6] = [
             (&self.foreign_source, &|v| {
                 DropReason::ForeignSource(address(v))
             }),
@@ -122,6 +129,7 @@ impl Drops {
                 DropReason::NoDestination(address(v))
             }),
             (&self.peer_stalled, &|v| DropReason::PeerStalled(address(v))),
+            (&self.uplink_down, &|_| DropReason::UplinkDown),
             (&self.too_long, &|v| DropReason::TooLong {
                 from: address(v),
                 packet: (v >> 48) as u16,

@@ -173,24 +173,24 @@ impl Negotiated {
 
 /// Offloads that were negotiated for one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Offloads {
+pub struct Offloads {
     /// Checksums that cover the pseudo header alone.
-    pub(crate) checksum: bool,
+    pub checksum: bool,
     /// TCP over IPv4 that is not segmented.
-    pub(crate) tcp4: bool,
+    pub tcp4: bool,
     /// TCP over IPv6 that is not segmented.
-    pub(crate) tcp6: bool,
+    pub tcp6: bool,
     /// Such TCP with CWR set (RFC 3168, 6.1.2).
-    pub(crate) ecn: bool,
+    pub ecn: bool,
     /// UDP over IPv4 that is not segmented.
-    pub(crate) udp4: bool,
+    pub udp4: bool,
     /// UDP over IPv6 that is not segmented.
-    pub(crate) udp6: bool,
+    pub udp6: bool,
 }
 
 impl Offloads {
     /// All offloads.
-    pub(crate) const ALL: Offloads = Offloads {
+    pub const ALL: Offloads = Offloads {
         checksum: true,
         tcp4: true,
         tcp6: true,

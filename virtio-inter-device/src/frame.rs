@@ -242,6 +242,11 @@ impl FrameHeader {
         u32::from(self.byte(FLAGS)) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
     }
 
+    /// Whether any flag is set.
+    pub(crate) fn has_flags(&self) -> bool {
+        self.byte(FLAGS) != 0
+    }
+
     /// `csum_start` and `csum_offset` of a partial checksum, in bytes of the frame.
     pub(crate) fn checksum(&self) -> Option<(usize, usize)> {
         self.needs_checksum().then(|| {

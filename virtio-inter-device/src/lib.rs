@@ -15,7 +15,6 @@
 //!
 //! [`Port`] starts the workers (`worker/`) and is the interface for the process; [`Device`] is the
 //! interface for a transport. [`backend`] has the seam at which guest side and network side meet.
-#![forbid(unsafe_code)]
 
 mod announce;
 pub mod backend;
@@ -44,6 +43,7 @@ pub use counters::Counters;
 pub use device::{Device, DeviceError, GuestMemory, QueueSetup};
 pub use drops::{DropReason, Drops};
 pub use feature_names::FeatureNames;
+pub use features::Offloads;
 pub use frame::{FrameHeader, NET_HEADER};
 pub use guest_memory::DirtyLog;
 pub use poller::Poller;

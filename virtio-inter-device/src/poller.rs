@@ -27,9 +27,10 @@ impl Waker {
     }
 }
 
-/// Data of an event of a queue's kick, and of any other.
+/// Data of an event of a queue's kick, of a source of the backend, and of any other.
 const TRANSMIT_KICK: u64 = 1;
 const RECEIVE_KICK: u64 = 2;
+const SOURCE: u64 = 3;
 const OTHER: u64 = 0;
 
 /// What woke a worker, as far as it matters.
@@ -39,6 +40,8 @@ pub(crate) struct Woken {
     pub(crate) transmit_kicked: bool,
     /// The receive queue was kicked.
     pub(crate) receive_kicked: bool,
+    /// A source of the backend has frames.
+    pub(crate) source_ready: bool,
 }
 
 /// The epoll instance of one worker.
@@ -77,6 +80,24 @@ impl Poller {
         self.watch(fd, events, OTHER)
     }
 
+    /// The same for a descriptor that is only written to.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_ctl(2).
+    pub fn add_writable(&self, fd: &impl AsFd) -> io::Result<()> {
+        self.watch(fd, Events::EPOLLOUT, OTHER)
+    }
+
+    /// The same as [`Poller::add`], and the backend learns of it: [`Backend::wake`](crate::backend::Backend::wake).
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_ctl(2).
+    pub fn add_source(&self, fd: &impl AsFd) -> io::Result<()> {
+        self.watch(fd, Events::EPOLLIN, SOURCE)
+    }
+
     /// The same for a queue's kick, which [`Poller::wait`] reports.
     pub(crate) fn add_kick(&self, fd: &impl AsFd, direction: Direction) -> io::Result<()> {
         let data = match direction {
@@ -106,6 +127,7 @@ impl Poller {
                 for data in events {
                     woken.transmit_kicked |= data == TRANSMIT_KICK;
                     woken.receive_kicked |= data == RECEIVE_KICK;
+                    woken.source_ready |= data == SOURCE;
                 }
             }
             Err(e) => log::error!("Cannot wait for events: {e}"),

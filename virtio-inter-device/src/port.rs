@@ -13,7 +13,9 @@ use virtio_inter_link::{BusyPollConfig, Doorbell};
 use virtio_inter_segment::{LocalPort, PeerKey, PeerLink};
 
 use crate::backend::steering::{InUse, Ready};
-use crate::backend::{Backend, BackendSetup, LinkCommand, Links, PeerShare};
+use crate::backend::{
+    Backend, BackendSetup, LinkCommand, Links, Network, NetworkCommand, PeerShare,
+};
 use crate::batch::{Direction, Rules};
 use crate::config::{CONFIG_SIZE, config_space};
 use crate::counters::Counters;
@@ -48,6 +50,8 @@ pub enum PortEvent {
         /// The queue.
         queue: u16,
     },
+    /// The device of the uplink is gone: see [`Port::set_uplink`].
+    UplinkLost,
 }
 
 /// A virtio-net device whose frames go to a backend: links to the peers that the port is given, or
@@ -105,17 +109,72 @@ impl Port {
     ///
     /// When a thread or a descriptor cannot be created.
     pub fn new(local: &LocalPort, busy_poll: BusyPollConfig) -> Result<Port, DeviceError> {
-        // Ringing a doorbell takes a resource that other users of the host can exhaust. It is
-        // taken at the first ring: now, before there are peers.
-        Doorbell::new()
-            .map_err(|source| DeviceError::Io {
-                action: "create an eventfd",
-                source,
-            })?
-            .ring();
+        take_doorbell_resource()?;
         Port::with_backend(local, busy_poll, Links::new)
     }
+}
 
+/// Ringing a doorbell takes a resource that other users of the host can exhaust. It is taken at the
+/// first ring: now, before there are peers.
+fn take_doorbell_resource() -> Result<(), DeviceError> {
+    let doorbell = Doorbell::new().map_err(|source| DeviceError::Io {
+        action: "create an eventfd",
+        source,
+    })?;
+    doorbell.ring();
+    Ok(())
+}
+
+impl Port<Network> {
+    /// The same, with an uplink: a tap device of which each worker gets a queue. Without `uplink`
+    /// the port has none.
+    ///
+    /// # Errors
+    ///
+    /// When a thread or a descriptor cannot be created.
+    pub fn with_uplink(
+        local: &LocalPort,
+        busy_poll: BusyPollConfig,
+        uplink: Option<Vec<OwnedFd>>,
+    ) -> Result<Port<Network>, DeviceError> {
+        take_doorbell_resource()?;
+        let mut queues = uplink.into_iter().flatten();
+        // Before there are threads.
+        let mut failure = None;
+        let mut network = |setup: BackendSetup| match Network::new(setup.clone(), queues.next()) {
+            Ok(network) => network,
+            Err(error) => {
+                failure = Some(error);
+                Network::without_uplink(setup)
+            }
+        };
+        let port = Port::with_backend(local, busy_poll, &mut network)?;
+        match failure {
+            None => Ok(port),
+            Some(source) => Err(DeviceError::Io {
+                action: "duplicate a descriptor of the uplink",
+                source,
+            }),
+        }
+    }
+
+    /// Replaces the uplink, whose device is gone, by another device, with a queue for each worker.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer.
+    pub fn set_uplink(&mut self, queues: Vec<OwnedFd>) -> Result<(), DeviceError> {
+        for (worker, queue) in self.workers.iter().zip(queues) {
+            worker.ask_backend(NetworkCommand::SetUplink(queue))?;
+        }
+        self.steer()
+    }
+}
+
+impl<B: Backend> Port<B>
+where
+    B::Command: From<LinkCommand>,
+{
     /// Starts to exchange frames with a peer.
     ///
     /// # Errors
@@ -142,7 +201,7 @@ impl Port {
                 sender,
                 receivers,
             };
-            if let Err(e) = worker.ask_backend(LinkCommand::AddPeer(Box::new(share))) {
+            if let Err(e) = worker.ask_backend(LinkCommand::AddPeer(Box::new(share)).into()) {
                 self.remove_peer(peer.key)?;
                 return Err(e);
             }
@@ -156,7 +215,7 @@ impl Port {
     ///
     /// When a worker does not answer.
     pub fn remove_peer(&mut self, peer: PeerKey) -> Result<(), DeviceError> {
-        self.ask_all(|| Command::Backend(LinkCommand::RemovePeer(peer)))
+        self.ask_all(|| Command::Backend(LinkCommand::RemovePeer(peer).into()))
     }
 }
 
@@ -198,6 +257,7 @@ impl<B: Backend> Port<B> {
             let mut backend = make(BackendSetup {
                 index,
                 mac: local.mac,
+                mtu: local.mtu,
                 counters: Arc::clone(&counters),
             });
             backend.attach(&poller)?;
@@ -250,6 +310,7 @@ impl<B: Backend> Port<B> {
                     reason: fault.violation.to_string(),
                 }),
                 Report::Dropped => events.push(PortEvent::Dropped),
+                Report::UplinkLost => events.push(PortEvent::UplinkLost),
                 Report::BlankRing { queue } => events.push(PortEvent::BlankRing { queue }),
                 Report::Ready { index, ready: now } => {
                     ready = ready.with(index, now);

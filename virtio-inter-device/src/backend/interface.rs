@@ -11,6 +11,7 @@ use super::steering::Ready;
 use crate::batch::Rest;
 use crate::counters::Counters;
 use crate::device::DeviceError;
+use crate::features::Offloads;
 use crate::frame::FrameHeader;
 use crate::poller::Poller;
 
@@ -77,6 +78,12 @@ pub trait TxBackend {
     fn announce(&mut self, record: &[u8]) -> usize {
         let _ = record;
         0
+    }
+
+    /// The same to those alone that do not learn otherwise that the guest is here. False: nobody.
+    fn announce_arrival(&mut self, record: &[u8]) -> bool {
+        let _ = record;
+        false
     }
 }
 
@@ -165,6 +172,8 @@ pub struct BackendSetup {
     pub index: u16,
     /// The port's address.
     pub mac: MacAddr,
+    /// The port's MTU in bytes.
+    pub mtu: u16,
     /// The counters of the queue pair.
     pub counters: Arc<Counters>,
 }
@@ -189,6 +198,14 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
         let _ = poller;
         Ok(())
     }
+
+    /// Sets the offloads that the guest takes in frames of [`RxSink::fill`].
+    fn set_offloads(&mut self, takes: Offloads) {
+        let _ = takes;
+    }
+
+    /// The worker was woken by a descriptor of [`Poller::add_source`].
+    fn wake(&mut self) {}
 
     /// Carries out a command.
     ///
@@ -219,5 +236,10 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
     /// The next violation by a peer that was not reported yet.
     fn take_fault(&mut self) -> Option<LinkFault> {
         None
+    }
+
+    /// Whether the uplink is gone and that was not reported yet.
+    fn take_uplink_loss(&mut self) -> bool {
+        false
     }
 }

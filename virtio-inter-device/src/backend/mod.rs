@@ -5,21 +5,22 @@
 //! side (`tx/`, `rx/`, `worker/`) is generic over them, so a call costs what a direct one does.
 //!
 //! - [`Links`] (`link/`): the links to the peers of a segment, with forwarding and fairness;
+//! - [`Network`] (`network.rs`): those links, and the uplink of the port if it has one (`tap/`);
 //! - [`Null`]: counts and drops;
 //! - [`Loopback`]: returns each frame to its sender.
 //!
 //! To add a backend, implement [`Backend`] in a new file; [`Port::with_backend`](crate::Port)
-//! starts a device with it. One that combines two, such as links and an uplink, wraps both:
-//! [`Links::has_destination`] says whose frame it is, a multicast frame is offered to both, and
-//! [`RxBackend::receive`] calls that of both in turn. A process without a guest uses the same two
+//! starts a device with it. One that combines two wraps both, as [`Network`] does. A process without a guest uses the same two
 //! traits: it implements [`TxFrame`] for frames in its own memory, and [`RxSink`] for what takes
 //! frames.
 
 mod interface;
 mod link;
 mod loopback;
+mod network;
 mod null;
 pub(crate) mod steering;
+mod tap;
 
 pub use interface::{
     Backend, BackendSetup, LinkFault, RxBackend, RxProgress, RxRecord, RxSink, RxStatus, TxBackend,
@@ -28,4 +29,7 @@ pub use interface::{
 pub use link::Links;
 pub(crate) use link::{LinkCommand, PeerShare};
 pub use loopback::Loopback;
+pub use network::Network;
+pub(crate) use network::NetworkCommand;
 pub use null::Null;
+pub use tap::{MAX_INTERFACE_NAME, TapDevice, TapError, TapState};

@@ -10,5 +10,5 @@ mod plan;
 mod segment;
 
 pub(crate) use layout::{Layout, MAX_HEADERS};
-pub(crate) use plan::{RxAction, RxLimits, SoftwareOffload};
+pub(crate) use plan::{DHCP_SERVER, RxAction, RxLimits, SoftwareOffload};
 pub(crate) use segment::GsoSegments;

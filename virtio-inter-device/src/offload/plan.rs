@@ -16,7 +16,7 @@ use crate::frame::{
 };
 
 /// UDP port of DHCP servers and relays (RFC 2131, 4.1).
-const DHCP_SERVER: u16 = 67;
+pub(crate) const DHCP_SERVER: u16 = 67;
 
 /// How a record is delivered.
 #[derive(Debug, Clone, Copy)]

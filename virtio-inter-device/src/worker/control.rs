@@ -20,7 +20,10 @@ const KICKS_BY_VMM: Duration = Duration::from_secs(5);
 impl<B: Backend> Worker<B> {
     pub(super) fn handle_command(&mut self, command: Command<B>) -> Result<Answer<B>, DeviceError> {
         match command {
-            Command::SetFeatures(negotiated) => self.rules.negotiated = negotiated,
+            Command::SetFeatures(negotiated) => {
+                self.rules.negotiated = negotiated;
+                self.backend.set_offloads(negotiated.takes());
+            }
             Command::SetMemory(memory) => self.memory = memory,
             Command::Start(direction, setup) => self.start(direction, setup)?,
             Command::Enable(direction, enabled) => self.enable(direction, enabled),

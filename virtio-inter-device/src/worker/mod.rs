@@ -16,6 +16,7 @@ use virtio_inter_link::{BusyPoll, BusyPollConfig};
 
 pub(crate) use command::{Answer, Command, Request};
 
+use crate::announce::announcement;
 use crate::backend::steering::InUse;
 use crate::backend::{Backend, LinkFault};
 use crate::batch::{Pace, Rest, Rules};
@@ -38,6 +39,8 @@ pub(crate) enum Report {
     /// A queue was kicked long after its start, but its ring is blank. Reported once after each
     /// start.
     BlankRing { queue: u16 },
+    /// The device of the uplink is gone.
+    UplinkLost,
     /// The receive queue of worker `index` has come into use, or gone out of use.
     Ready { index: u16, ready: bool },
 }
@@ -222,6 +225,9 @@ impl<B: Backend> Worker<B> {
             let woken = self.poller.wait(until);
             self.rules.counters.wakeups.add(1);
             self.kicked |= woken.transmit_kicked;
+            if woken.source_ready {
+                self.backend.wake();
+            }
             self.report_blank_rings(woken);
         }
     }
@@ -337,6 +343,10 @@ impl<B: Backend> Worker<B> {
         if ready != self.ready {
             self.ready = ready;
             self.in_use.set(self.index, ready);
+            if ready {
+                // The guest has started, or has moved here: the network learns where it is.
+                self.backend.announce_arrival(&announcement(self.rules.mac));
+            }
             (self.report)(Report::Ready {
                 index: self.index,
                 ready,
@@ -347,6 +357,9 @@ impl<B: Backend> Worker<B> {
     fn report_faults(&mut self) {
         while let Some(fault) = self.backend.take_fault() {
             (self.report)(Report::Fault(fault));
+        }
+        if self.backend.take_uplink_loss() {
+            (self.report)(Report::UplinkLost);
         }
         if self.rules.counters.drops.is_news() {
             (self.report)(Report::Dropped);

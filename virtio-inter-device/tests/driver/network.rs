@@ -11,7 +11,7 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 use virtio_inter_common::MacAddr;
-use virtio_inter_device::backend::{Backend, BackendSetup, Links};
+use virtio_inter_device::backend::{self, Backend, BackendSetup, Links};
 use virtio_inter_device::{BusyPollConfig, Counters, Device, Port, PortEvent, QueueSetup};
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, PeerLink};
@@ -131,6 +131,41 @@ impl Node {
     }
 }
 
+/// A port that exchanges frames with peers.
+pub(crate) trait HasPeers {
+    fn add_peer(&mut self, link: PeerLink);
+    fn remove_peer(&mut self, peer: PeerKey);
+}
+
+impl HasPeers for Port {
+    fn add_peer(&mut self, link: PeerLink) {
+        Port::add_peer(self, link).unwrap();
+    }
+
+    fn remove_peer(&mut self, peer: PeerKey) {
+        Port::remove_peer(self, peer).unwrap();
+    }
+}
+
+impl HasPeers for Port<backend::Network> {
+    fn add_peer(&mut self, link: PeerLink) {
+        Port::add_peer(self, link).unwrap();
+    }
+
+    fn remove_peer(&mut self, peer: PeerKey) {
+        Port::remove_peer(self, peer).unwrap();
+    }
+}
+
+impl Node<backend::Network> {
+    /// A node whose port has an uplink: these queues of a tap device.
+    pub(crate) fn with_uplink(number: usize, spec: Spec, queues: Vec<OwnedFd>) -> Self {
+        let local = local(number, &spec);
+        let port = Port::with_uplink(&local, spec.busy_poll, Some(queues)).unwrap();
+        Node::with_port(number, spec, port)
+    }
+}
+
 impl<B: Backend> Node<B> {
     /// A node whose port has another backend than links.
     pub(crate) fn with_backend(
@@ -231,6 +266,10 @@ impl<B: Backend> Node<B> {
             "rx_segmented",
             "rx_csum_completed",
             "rx_waits",
+            "uplink_tx_frames",
+            "uplink_tx_bytes",
+            "uplink_rx_frames",
+            "uplink_rx_bytes",
             "wakeups",
             "interrupts",
         ];
@@ -327,7 +366,10 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// Attaches a peer with this number, and queues and capacity as in `spec`, to a node's port.
-    pub(crate) fn attach(node: &mut Node, number: usize, spec: &Spec) -> Self {
+    pub(crate) fn attach<B: Backend>(node: &mut Node<B>, number: usize, spec: &Spec) -> Self
+    where
+        Port<B>: HasPeers,
+    {
         let peer = info(number, spec);
         let mut this = Peer {
             key: peer.key,
@@ -355,7 +397,7 @@ impl Peer {
             senders,
             receivers,
         };
-        node.port.add_peer(link).unwrap();
+        HasPeers::add_peer(&mut node.port, link);
         this
     }
 

@@ -5,7 +5,7 @@ use virtio_inter_common::MacAddr;
 
 /// The peers that a destination address stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Destination {
+pub(crate) enum Destination {
     /// The peer at this position.
     Peer(usize),
     /// Every peer.
@@ -33,6 +33,7 @@ impl Forwarding {
     }
 
     /// Looks up a destination address.
+    #[inline]
     pub(super) fn destination(&mut self, address: MacAddr) -> Destination {
         if let Some(&(last, position)) = self.addresses.get(self.last)
             && last == address

@@ -9,7 +9,8 @@ mod tx_link;
 
 use virtio_inter_common::MacAddr;
 
-pub(crate) use command::{LinkCommand, PeerShare};
+pub(crate) use command::{LinkAnswer, LinkCommand, PeerShare};
+pub(crate) use forward::Destination;
 
 use super::interface::{
     Backend, BackendSetup, LinkFault, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,
@@ -18,7 +19,6 @@ use super::steering::Ready;
 use crate::batch::Rest;
 use crate::device::DeviceError;
 use crate::poller::Poller;
-use command::LinkAnswer;
 use rx::{RxLink, RxLinks};
 use tx::TxLinks;
 use tx_link::Timeouts;
@@ -49,9 +49,34 @@ impl Links {
         self
     }
 
-    /// Whether a peer has this unicast address.
-    pub fn has_destination(&mut self, address: MacAddr) -> bool {
-        self.tx.has_destination(address)
+    /// The peers that a destination address stands for.
+    #[inline]
+    pub(super) fn destination(&mut self, address: MacAddr) -> Destination {
+        self.tx.destination(address)
+    }
+
+    /// Sets whether frames also go by an uplink: they may then wait behind those for the only peer.
+    pub(super) fn set_has_uplink(&mut self, has_uplink: bool) {
+        self.tx.set_has_uplink(has_uplink);
+    }
+
+    /// Offers a multicast frame to the peers and to `uplink`.
+    pub(super) fn offer_multicast<F: TxFrame>(
+        &mut self,
+        frame: &F,
+        uplink: impl FnOnce(&F) -> Result<TxStatus, F::Error>,
+    ) -> Result<TxStatus, F::Error> {
+        self.tx.offer_multicast(frame, uplink)
+    }
+
+    /// Whether the last frame offered waits for room in a link.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.tx.is_waiting()
+    }
+
+    /// Whether the last record delivered waits for the guest's buffers.
+    pub(super) fn is_out_of_buffers(&self) -> bool {
+        self.rx.keeps_turn()
     }
 
     fn add_peer(&mut self, share: PeerShare, poller: &Poller) -> Result<(), DeviceError> {

@@ -112,6 +112,11 @@ impl RxLinks {
         self.links.extract_if(.., |link| which(link)).collect()
     }
 
+    /// Whether the last record delivered waits for the guest's buffers.
+    pub(super) fn keeps_turn(&self) -> bool {
+        self.keeps_turn
+    }
+
     pub(super) fn take_fault(&mut self) -> Option<LinkFault> {
         self.faults.pop()
     }

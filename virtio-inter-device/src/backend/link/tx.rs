@@ -32,6 +32,8 @@ pub(super) struct TxLinks {
     links: Vec<TxLink>,
     forwarding: Forwarding,
     waiting: Option<Waiting>,
+    /// Frames also go by an uplink.
+    has_uplink: bool,
     timeouts: Timeouts,
     counters: Arc<Counters>,
     faults: Vec<LinkFault>,
@@ -44,6 +46,7 @@ impl TxLinks {
             links: Vec::new(),
             forwarding: Forwarding::default(),
             waiting: None,
+            has_uplink: false,
             timeouts: Timeouts::DEFAULT,
             counters,
             faults: Vec::new(),
@@ -75,8 +78,74 @@ impl TxLinks {
         self.waiting = None;
     }
 
-    pub(super) fn has_destination(&mut self, address: MacAddr) -> bool {
-        matches!(self.forwarding.destination(address), Destination::Peer(_))
+    #[inline]
+    pub(super) fn destination(&mut self, address: MacAddr) -> Destination {
+        self.forwarding.destination(address)
+    }
+
+    pub(super) fn set_has_uplink(&mut self, has_uplink: bool) {
+        self.has_uplink = has_uplink;
+    }
+
+    /// Whether the last frame offered waits for room in a link.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Whether no frame for anybody else waits behind one for a peer.
+    #[inline]
+    fn is_alone(&self) -> bool {
+        self.links.len() == 1 && !self.has_uplink
+    }
+
+    /// Offers a multicast frame to the peers and to `uplink`. None of them gets it before all have
+    /// room for it.
+    pub(super) fn offer_multicast<F: TxFrame>(
+        &mut self,
+        frame: &F,
+        uplink: impl FnOnce(&F) -> Result<TxStatus, F::Error>,
+    ) -> Result<TxStatus, F::Error> {
+        self.waiting = None;
+        let len = frame.record_len();
+        for link in self.links.iter_mut().filter(|link| !link.dead) {
+            match link.room(len, false) {
+                Ok(Room::Wait(until)) => {
+                    let peer = link.peer;
+                    self.waiting = Some(Waiting { peer, len, until });
+                    return Ok(TxStatus::Held);
+                }
+                Ok(_) => {}
+                Err(violation) => fail(&mut self.faults, link, violation),
+            }
+        }
+        let status = uplink(frame)?;
+        if status == TxStatus::Held {
+            return Ok(status);
+        }
+        let mut sent = status == TxStatus::Sent;
+        let mut stalled = false;
+        for link in self.links.iter_mut().filter(|link| !link.dead) {
+            match link.send_frame(frame, false) {
+                Ok(Room::Ring) => sent = true,
+                Ok(Room::Spill) => {
+                    self.counters.tx_spilled.add(1);
+                    sent = true;
+                }
+                // Even if it had room when it was asked: others have the frame.
+                Ok(Room::Wait(_) | Room::Stalled) => {
+                    self.counters.drops.peer_stalled(link.mac);
+                    stalled = true;
+                }
+                Err(SendError::Link(violation)) => fail(&mut self.faults, link, violation),
+                Err(SendError::Frame(error)) => return Err(error),
+            }
+        }
+        self.counters.tx_peer_stalled.add(stalled.into());
+        Ok(if sent {
+            TxStatus::Sent
+        } else {
+            TxStatus::Dropped
+        })
     }
 
     pub(super) fn take_fault(&mut self) -> Option<LinkFault> {
@@ -91,7 +160,7 @@ impl TxBackend for TxLinks {
     fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
         self.waiting = None;
         let len = frame.record_len();
-        let alone = self.links.len() == 1;
+        let alone = self.is_alone();
         let destination = self.forwarding.destination(frame.header().destination());
         let targets = match destination {
             Destination::Peer(position) => &mut self.links[position..=position],

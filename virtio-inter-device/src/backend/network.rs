@@ -1,0 +1,297 @@
+//! The network side of a port: links to the peers of its segment, and an uplink if it has one.
+//!
+//! A unicast frame goes by the link to the peer that has its address, and by the uplink if no peer
+//! has it. A multicast frame goes by both, but by link only to peers that do not hear the uplink's
+//! network themselves. Decision 0070.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use super::interface::{
+    Backend, BackendSetup, LinkFault, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,
+};
+use super::link::{Destination, LinkAnswer, LinkCommand, Links};
+use super::steering::Ready;
+use super::tap::{Tap, TapReader};
+use crate::batch::Rest;
+use crate::device::DeviceError;
+use crate::features::Offloads;
+use crate::poller::Poller;
+
+/// Time after which a frame that is held is offered to the uplink again in any case: a device that
+/// is taken down while it is full has no event.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
+
+/// Links, and an uplink if the port has one.
+pub struct Network {
+    links: Links,
+    uplink: Option<Tap>,
+    /// What the uplink is made with, and made again.
+    setup: BackendSetup,
+    takes: Offloads,
+    /// Whose turn it is: the uplink's or the links'.
+    uplink_first: bool,
+    /// The frame that is held waits for the uplink.
+    waits_for_uplink: bool,
+}
+
+/// A change to the network side of a worker.
+pub enum NetworkCommand {
+    /// To its links.
+    Link(LinkCommand),
+    /// Use this queue of a tap device as uplink, in place of the one before.
+    SetUplink(OwnedFd),
+    /// Hand out the uplink's queues that another worker is to read.
+    TakeMisplaced(Ready),
+    /// Read these.
+    AddReaders(Vec<TapReader>),
+}
+
+impl From<LinkCommand> for NetworkCommand {
+    fn from(command: LinkCommand) -> Self {
+        NetworkCommand::Link(command)
+    }
+}
+
+/// Answer to a [`NetworkCommand`].
+pub enum NetworkAnswer {
+    /// That of its links.
+    Link(LinkAnswer),
+    /// The command was carried out.
+    Done,
+    /// Queues handed out.
+    Readers(Vec<TapReader>),
+}
+
+impl Network {
+    /// No links yet. `queue`: the worker's queue of the uplink, if the port has one.
+    pub(crate) fn new(setup: BackendSetup, queue: Option<OwnedFd>) -> io::Result<Self> {
+        let mut network = Network::without_uplink(setup);
+        network.uplink = queue.map(|queue| network.tap(queue)).transpose()?;
+        network.links.set_has_uplink(network.uplink.is_some());
+        Ok(network)
+    }
+
+    /// No links yet, and no uplink.
+    pub(crate) fn without_uplink(setup: BackendSetup) -> Self {
+        Network {
+            links: Links::new(setup.clone()),
+            uplink: None,
+            setup,
+            takes: Offloads::ALL,
+            uplink_first: false,
+            waits_for_uplink: false,
+        }
+    }
+
+    fn tap(&self, queue: OwnedFd) -> io::Result<Tap> {
+        let BackendSetup {
+            index,
+            mac,
+            mtu,
+            counters,
+        } = self.setup.clone();
+        Tap::new(queue, index, mac, mtu, counters)
+    }
+
+    fn set_uplink(&mut self, queue: OwnedFd, poller: &Poller) -> io::Result<()> {
+        let mut tap = self.tap(queue)?;
+        tap.set_offloads(self.takes);
+        tap.attach(poller)?;
+        if let Some(former) = self.uplink.replace(tap) {
+            former.detach(poller);
+        }
+        self.links.set_has_uplink(true);
+        Ok(())
+    }
+}
+
+impl TxBackend for Network {
+    #[inline(always)]
+    fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
+        if let Some(uplink) = &mut self.uplink {
+            self.waits_for_uplink = false;
+            let header = frame.header();
+            let status = match self.links.destination(header.destination()) {
+                Destination::Peer(_) => return self.links.offer(frame),
+                // The links drop what is for the guest itself.
+                Destination::Nobody if header.destination() == self.setup.mac => {
+                    return self.links.offer(frame);
+                }
+                Destination::Nobody => uplink.send(frame)?,
+                Destination::All => self
+                    .links
+                    .offer_multicast(frame, |frame| uplink.send(frame))?,
+            };
+            self.waits_for_uplink = status == TxStatus::Held && !self.links.is_waiting();
+            return Ok(status);
+        }
+        self.links.offer(frame)
+    }
+
+    fn flush(&mut self) {
+        self.links.flush();
+    }
+
+    fn enable_tx_notification(&mut self, held: bool) -> Rest {
+        let mut rest = self.links.enable_tx_notification(held);
+        self.waits_for_uplink &= held;
+        if self.waits_for_uplink
+            && let Some(uplink) = &self.uplink
+        {
+            rest.safe &= !uplink.is_writable();
+            let again = Instant::now() + TRY_AGAIN;
+            rest.until = Some(rest.until.map_or(again, |until| until.min(again)));
+        }
+        rest
+    }
+
+    fn announce(&mut self, record: &[u8]) -> usize {
+        let sent = self.announce_arrival(record);
+        self.links.announce(record) + usize::from(sent)
+    }
+
+    fn announce_arrival(&mut self, record: &[u8]) -> bool {
+        self.uplink
+            .as_mut()
+            .is_some_and(|uplink| uplink.announce(record))
+    }
+}
+
+impl RxBackend for Network {
+    fn receive<S: RxSink>(&mut self, sink: &mut S) {
+        let Some(uplink) = &mut self.uplink else {
+            return self.links.receive(sink);
+        };
+        if !uplink.is_due() {
+            return self.links.receive(sink);
+        }
+        // Each first in turn. A record that waits for buffers stays first, or short ones of the
+        // other side would take them away from it.
+        if self.uplink_first {
+            if uplink.receive(sink) {
+                return;
+            }
+            self.uplink_first = false;
+            self.links.receive(sink);
+        } else {
+            self.links.receive(sink);
+            if self.links.is_out_of_buffers() {
+                return;
+            }
+            self.uplink_first = true;
+            uplink.receive(sink);
+        }
+    }
+
+    fn release(&mut self) {
+        self.links.release();
+    }
+
+    fn enable_rx_notification(&mut self) -> bool {
+        let links = self.links.enable_rx_notification();
+        links & self.uplink.as_ref().is_none_or(Tap::is_idle)
+    }
+}
+
+impl Backend for Network {
+    type Command = NetworkCommand;
+    type Answer = NetworkAnswer;
+
+    const STEERED: bool = true;
+
+    fn attach(&mut self, poller: &Poller) -> Result<(), DeviceError> {
+        self.links.attach(poller)?;
+        match &self.uplink {
+            Some(uplink) => uplink.attach(poller).map_err(watch),
+            None => Ok(()),
+        }
+    }
+
+    fn set_offloads(&mut self, takes: Offloads) {
+        self.takes = takes;
+        if let Some(uplink) = &mut self.uplink {
+            uplink.set_offloads(takes);
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Some(uplink) = &mut self.uplink {
+            uplink.wake();
+        }
+    }
+
+    fn handle_command(
+        &mut self,
+        command: NetworkCommand,
+        poller: &Poller,
+    ) -> Result<NetworkAnswer, DeviceError> {
+        match command {
+            NetworkCommand::Link(command) => {
+                return self
+                    .links
+                    .handle_command(command, poller)
+                    .map(NetworkAnswer::Link);
+            }
+            NetworkCommand::SetUplink(queue) => self.set_uplink(queue, poller).map_err(watch)?,
+            NetworkCommand::TakeMisplaced(ready) => {
+                let index = self.setup.index;
+                let readers = self
+                    .uplink
+                    .as_mut()
+                    .map(|uplink| uplink.take_readers(poller, |home| ready.serving(home) != index));
+                return Ok(NetworkAnswer::Readers(readers.unwrap_or_default()));
+            }
+            NetworkCommand::AddReaders(readers) => {
+                if let Some(uplink) = &mut self.uplink {
+                    for reader in readers {
+                        uplink.add_reader(reader, poller).map_err(watch)?;
+                    }
+                }
+            }
+        }
+        Ok(NetworkAnswer::Done)
+    }
+
+    fn steer(
+        ready: Ready,
+        workers: u16,
+        ask: &mut dyn FnMut(u16, NetworkCommand) -> Result<NetworkAnswer, DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let mut moved: Vec<Vec<TapReader>> = (0..workers).map(|_| Vec::new()).collect();
+        for worker in 0..workers {
+            let answer = ask(worker, NetworkCommand::TakeMisplaced(ready))?;
+            if let NetworkAnswer::Readers(readers) = answer {
+                for reader in readers {
+                    moved[usize::from(ready.serving(reader.home()))].push(reader);
+                }
+            }
+        }
+        for (worker, readers) in (0..).zip(moved).filter(|(_, moved)| !moved.is_empty()) {
+            ask(worker, NetworkCommand::AddReaders(readers))?;
+        }
+        Links::steer(ready, workers, &mut |worker, command| match ask(
+            worker,
+            NetworkCommand::Link(command),
+        )? {
+            NetworkAnswer::Link(answer) => Ok(answer),
+            _ => Ok(LinkAnswer::Done),
+        })
+    }
+
+    fn take_fault(&mut self) -> Option<LinkFault> {
+        self.links.take_fault()
+    }
+
+    fn take_uplink_loss(&mut self) -> bool {
+        self.uplink.as_mut().is_some_and(Tap::take_loss)
+    }
+}
+
+fn watch(source: io::Error) -> DeviceError {
+    DeviceError::Io {
+        action: "watch the uplink",
+        source,
+    }
+}

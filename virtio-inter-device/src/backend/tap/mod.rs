@@ -1,0 +1,296 @@
+//! The uplink of a port: a tap device, by which its guest reaches everything that is no peer.
+//!
+//! Frames are written from the guest's memory and read into it: one system call each, and no copy
+//! by this process. A frame that the guest cannot take as it is, or that is longer than the buffers
+//! that were collected for it, is copied once more and goes the way of a link's record, with its
+//! offloads (decision 0070).
+
+mod device;
+mod reader;
+mod sys;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use virtio_inter_common::MacAddr;
+use vm_memory::VolatileSlice;
+
+pub use device::{MAX_INTERFACE_NAME, TapDevice, TapError, TapState};
+pub(super) use reader::TapReader;
+use reader::Turn;
+
+use super::interface::{RxSink, TxFrame, TxStatus};
+use crate::counters::Counters;
+use crate::features::Offloads;
+use crate::frame::NET_HEADER;
+use crate::poller::Poller;
+
+/// Number of batches after which a worker that never sleeps looks for frames by itself.
+const LOOK_EVERY: u32 = 16;
+
+/// What the readers of a worker have in common.
+struct Rules {
+    mac: MacAddr,
+    mtu: u16,
+    takes: Offloads,
+    counters: Arc<Counters>,
+}
+
+/// One worker's part of a tap device: a queue to write to, and those that it reads.
+pub(super) struct Tap {
+    writer: OwnedFd,
+    readers: Vec<TapReader>,
+    rules: Rules,
+    /// Frames that are in too many pieces are put together here.
+    whole: Vec<u8>,
+    /// The device is gone. It has been reported.
+    gone: bool,
+    to_report: bool,
+    /// Batches since the readers were known to have nothing.
+    batches: u32,
+}
+
+impl Tap {
+    /// Worker `index` writes to one queue of the device, and reads it until readers are moved.
+    ///
+    /// # Errors
+    ///
+    /// When there is no descriptor for the second half.
+    pub(super) fn new(
+        queue: OwnedFd,
+        index: u16,
+        mac: MacAddr,
+        mtu: u16,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        let reader = TapReader::new(queue.try_clone()?, index);
+        Ok(Tap {
+            writer: queue,
+            readers: vec![reader],
+            rules: Rules {
+                mac,
+                mtu,
+                takes: Offloads::ALL,
+                counters,
+            },
+            whole: Vec::new(),
+            gone: false,
+            to_report: false,
+            batches: 0,
+        })
+    }
+
+    /// Has `poller` wake the worker for frames, and for room after the device was full.
+    pub(super) fn attach(&self, poller: &Poller) -> io::Result<()> {
+        poller.add_writable(&self.writer)?;
+        self.readers
+            .iter()
+            .try_for_each(|reader| poller.add_source(&reader.fd))
+    }
+
+    /// Ends the watch.
+    pub(super) fn detach(&self, poller: &Poller) {
+        poller.remove(&self.writer);
+        for reader in &self.readers {
+            poller.remove(&reader.fd);
+        }
+    }
+
+    /// Sets the offloads that the guest takes: the kernel does the others before frames are read.
+    pub(super) fn set_offloads(&mut self, takes: Offloads) {
+        self.rules.takes = takes;
+        let wanted = tun_offloads(takes);
+        let set = |offloads| sys::set_offloads(&self.writer, offloads);
+        // Kernels before 6.2 know no USO, and then hand over none.
+        let result = set(wanted).or_else(|_| set(wanted & !(libc::TUN_F_USO4 | libc::TUN_F_USO6)));
+        if let Err(e) = result {
+            // Frames that the guest does not take are adapted when they are read.
+            log::debug!("Cannot set the offloads of the tap device: {e}");
+        }
+    }
+
+    /// Writes a frame.
+    pub(super) fn send<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
+        if self.gone {
+            return Ok(self.lose_frame());
+        }
+        let written = frame.with_slices(|slices| {
+            (slices.len() <= sys::MAX_PIECES).then(|| sys::write(&self.writer, slices))
+        })?;
+        let written = match written {
+            Some(written) => written,
+            None => {
+                self.whole.resize(frame.record_len(), 0);
+                let whole = VolatileSlice::from(&mut self.whole[..]);
+                frame.write_to(&whole)?;
+                sys::write(&self.writer, &[whole])
+            }
+        };
+        Ok(self.written(written, frame.record_len()))
+    }
+
+    /// Writes a record of the port's own.
+    pub(super) fn announce(&mut self, record: &[u8]) -> bool {
+        if self.gone {
+            return false;
+        }
+        let mut record = record.to_vec();
+        let written = sys::write(&self.writer, &[VolatileSlice::from(&mut record[..])]);
+        self.written(written, record.len()) == TxStatus::Sent
+    }
+
+    fn written(&mut self, written: io::Result<()>, len: usize) -> TxStatus {
+        let counters = &self.rules.counters;
+        match written {
+            Ok(()) => {
+                counters.uplink_tx_frames.add(1);
+                counters.uplink_tx_bytes.add((len - NET_HEADER) as u64);
+                TxStatus::Sent
+            }
+            Err(error) => self.not_written(&error),
+        }
+    }
+
+    #[cold]
+    fn not_written(&mut self, error: &io::Error) -> TxStatus {
+        match Errno::from_io_error(error) {
+            Some(Errno::AGAIN) => TxStatus::Held,
+            // The interface is down.
+            Some(Errno::IO) => self.lose_frame(),
+            Some(Errno::BADFD) => {
+                self.set_gone();
+                self.lose_frame()
+            }
+            _ => {
+                self.rules.counters.uplink_tx_refused.add(1);
+                TxStatus::Dropped
+            }
+        }
+    }
+
+    #[cold]
+    fn lose_frame(&mut self) -> TxStatus {
+        self.rules.counters.uplink_tx_down.add(1);
+        self.rules.counters.drops.uplink_down();
+        TxStatus::Dropped
+    }
+
+    fn set_gone(&mut self) {
+        self.to_report |= !self.gone;
+        self.gone = true;
+    }
+
+    /// Whether the device is gone and that was not reported yet.
+    pub(super) fn take_loss(&mut self) -> bool {
+        std::mem::take(&mut self.to_report)
+    }
+
+    /// Whether the device has room for a frame again. If not, the end of its congestion is an event.
+    pub(super) fn is_writable(&self) -> bool {
+        let mut fds = [PollFd::new(&self.writer, PollFlags::OUT)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready != 0)
+    }
+
+    /// The worker was woken by a reader.
+    pub(super) fn wake(&mut self) {
+        for reader in &mut self.readers {
+            reader.wake();
+        }
+    }
+
+    /// Whether there may be frames to read. Called once a batch.
+    #[inline]
+    pub(super) fn is_due(&mut self) -> bool {
+        if self.readers.iter().any(TapReader::has_work) {
+            return true;
+        }
+        self.batches += 1;
+        if self.batches < LOOK_EVERY || self.gone {
+            return false;
+        }
+        self.batches = 0;
+        self.wake();
+        true
+    }
+
+    /// Whether all frames were read when the worker looked last.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.readers.iter().any(TapReader::has_work)
+    }
+
+    /// Delivers frames. True: one waits for the guest's buffers, and is to be delivered first.
+    pub(super) fn receive<S: RxSink>(&mut self, sink: &mut S) -> bool {
+        for reader in &mut self.readers {
+            match reader.receive(&self.rules, sink) {
+                Turn::Empty => {}
+                Turn::Full => return false,
+                Turn::OutOfBuffers => return true,
+                Turn::Gone => {
+                    self.to_report |= !self.gone;
+                    self.gone = true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Removes the readers that `misplaced` is true of, by the number of their queue.
+    pub(super) fn take_readers(
+        &mut self,
+        poller: &Poller,
+        misplaced: impl Fn(u16) -> bool,
+    ) -> Vec<TapReader> {
+        let taken = self.readers.extract_if(.., |reader| misplaced(reader.home));
+        taken.inspect(|reader| poller.remove(&reader.fd)).collect()
+    }
+
+    /// Reads another queue.
+    pub(super) fn add_reader(&mut self, mut reader: TapReader, poller: &Poller) -> io::Result<()> {
+        poller.add_source(&reader.fd)?;
+        reader.wake();
+        self.readers.push(reader);
+        Ok(())
+    }
+}
+
+/// `TUN_F_…` of these offloads.
+fn tun_offloads(takes: Offloads) -> u32 {
+    if !takes.checksum {
+        return 0;
+    }
+    let uso = takes.udp4 && takes.udp6;
+    [
+        (takes.tcp4, libc::TUN_F_TSO4),
+        (takes.tcp6, libc::TUN_F_TSO6),
+        (takes.ecn && (takes.tcp4 || takes.tcp6), libc::TUN_F_TSO_ECN),
+        (uso, libc::TUN_F_USO4 | libc::TUN_F_USO6),
+    ]
+    .into_iter()
+    .filter(|(takes, _)| *takes)
+    .fold(libc::TUN_F_CSUM, |all, (_, offload)| all | offload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tap_offloads_are_those_that_the_guest_takes() {
+        assert_eq!(tun_offloads(Offloads::NONE), 0);
+        assert_eq!(tun_offloads(Offloads::ALL), 0x6f);
+        let no_checksum = Offloads {
+            checksum: false,
+            ..Offloads::ALL
+        };
+        assert_eq!(tun_offloads(no_checksum), 0);
+        // The kernel knows USO for both or for none.
+        let udp4 = Offloads {
+            udp6: false,
+            ..Offloads::ALL
+        };
+        assert_eq!(tun_offloads(udp4), 0xf);
+    }
+}

@@ -1,0 +1,272 @@
+//! The receiving half of one queue of a tap device.
+
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use vm_memory::VolatileSlice;
+
+use super::{Rules, sys};
+use crate::backend::interface::{RxProgress, RxRecord, RxSink, RxStatus};
+use crate::frame::{FRAME_HEADER, FrameHeader, Invalid, MAX_RECORD, NET_HEADER, UDP_CHECKSUM};
+use crate::offload::DHCP_SERVER;
+
+/// Number of frames before another queue's turn, or that of the links.
+const TURN: usize = 64;
+/// Length in bytes of the records for which buffers are collected at least: one buffer of a driver
+/// for an MTU of 1500 holds as much.
+const SHORT: usize = FRAME_HEADER + 1500;
+/// Number of short frames in a row after which buffers are collected for half the length.
+const SHORT_FRAMES: u32 = 16;
+
+/// How a turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// There are no more frames.
+    Empty,
+    /// The batch or the turn is full.
+    Full,
+    /// The next frame waits for the guest's buffers.
+    OutOfBuffers,
+    /// The device is gone.
+    Gone,
+}
+
+/// What becomes of a frame that was read.
+enum Action {
+    /// The guest takes it as it is.
+    Pass,
+    /// It needs offloads, or is to be dropped with the reason for records of links.
+    Adapt,
+    /// It is not for this guest.
+    Ignore,
+}
+
+/// Reads one queue. Which worker does depends on whose receive queue is in use.
+pub struct TapReader {
+    pub(super) fd: OwnedFd,
+    /// The worker that reads it if that worker's receive queue is in use.
+    pub(super) home: u16,
+    /// There may be frames: the device has not said otherwise since the worker was woken.
+    may_read: bool,
+    /// Length in bytes of the records for which buffers are collected.
+    room: usize,
+    /// Number of frames in a row that were much shorter.
+    short: u32,
+    /// What does not fit the guest's buffers, or the whole record that waits.
+    rest: Box<[u8]>,
+    /// Length in bytes of the record that waits there; 0: none.
+    waiting: usize,
+    /// Of that record.
+    progress: RxProgress,
+}
+
+impl TapReader {
+    pub(super) fn new(fd: OwnedFd, home: u16) -> Self {
+        TapReader {
+            fd,
+            home,
+            may_read: true,
+            room: SHORT,
+            short: 0,
+            rest: vec![0; MAX_RECORD].into(),
+            waiting: 0,
+            progress: RxProgress::default(),
+        }
+    }
+
+    /// The worker that reads it if that worker's receive queue is in use.
+    pub(crate) fn home(&self) -> u16 {
+        self.home
+    }
+
+    pub(super) fn wake(&mut self) {
+        self.may_read = true;
+    }
+
+    #[inline]
+    pub(super) fn has_work(&self) -> bool {
+        self.may_read || self.waiting != 0
+    }
+
+    /// Delivers frames.
+    pub(super) fn receive<S: RxSink>(&mut self, rules: &Rules, sink: &mut S) -> Turn {
+        for _ in 0..TURN {
+            if self.waiting != 0 {
+                match self.deliver(sink) {
+                    RxStatus::Taken | RxStatus::Retry => continue,
+                    RxStatus::OutOfBuffers => return Turn::OutOfBuffers,
+                    RxStatus::BatchFull => return Turn::Full,
+                }
+            }
+            if !self.may_read {
+                return Turn::Empty;
+            }
+            let mut gone = false;
+            match sink.fill(self.room, |pieces| self.read(rules, pieces, &mut gone)) {
+                RxStatus::Taken | RxStatus::Retry => {}
+                // There may be enough for a short one.
+                RxStatus::OutOfBuffers if self.room > SHORT => self.room = SHORT,
+                RxStatus::OutOfBuffers => return Turn::OutOfBuffers,
+                RxStatus::BatchFull => return Turn::Full,
+            }
+            if gone {
+                return Turn::Gone;
+            }
+        }
+        Turn::Full
+    }
+
+    /// Delivers the record that waits.
+    fn deliver<S: RxSink>(&mut self, sink: &mut S) -> RxStatus {
+        let record = RxRecord {
+            bytes: VolatileSlice::from(&mut self.rest[..self.waiting]),
+            source: None,
+            same_size_hint: 1,
+        };
+        let status = sink.deliver(&record, &mut self.progress);
+        if status == RxStatus::Taken {
+            self.waiting = 0;
+            self.progress = RxProgress::default();
+        }
+        status
+    }
+
+    /// Reads a frame into the guest's buffers. Returns the length of its record. None: there is
+    /// none, or it is not to stay there.
+    fn read(
+        &mut self,
+        rules: &Rules,
+        pieces: &[VolatileSlice<'_>],
+        gone: &mut bool,
+    ) -> Option<usize> {
+        let pieces = &pieces[..pieces.len().min(sys::MAX_PIECES)];
+        let len = match sys::read(&self.fd, pieces, &mut self.rest) {
+            Ok(len) => len,
+            Err(error) => {
+                self.may_read = false;
+                *gone = Errno::from_io_error(&error) == Some(Errno::BADFD);
+                return None;
+            }
+        };
+        let room = pieces.iter().map(|piece| piece.len()).sum();
+        self.expect(len, room);
+        match self.action(rules, pieces, len) {
+            Action::Ignore => return None,
+            Action::Pass if len <= room => {}
+            Action::Pass | Action::Adapt => {
+                self.put_together(pieces, len, room);
+                self.count(rules, len);
+                return None;
+            }
+        }
+        self.count(rules, len);
+        Some(len)
+    }
+
+    fn count(&self, rules: &Rules, len: usize) {
+        rules.counters.uplink_rx_frames.add(1);
+        let frame = (len - NET_HEADER) as u64;
+        rules.counters.uplink_rx_bytes.add(frame);
+    }
+
+    /// Chooses the length for which buffers are collected from now on.
+    fn expect(&mut self, len: usize, room: usize) {
+        if len > room {
+            (self.room, self.short) = ((2 * len).min(MAX_RECORD), 0);
+        } else if len > self.room / 4 {
+            self.short = 0;
+        } else if self.room > SHORT {
+            self.short += 1;
+            if self.short == SHORT_FRAMES {
+                (self.room, self.short) = (SHORT.max(self.room / 2), 0);
+            }
+        }
+    }
+
+    /// Examines the header of a record of `len` bytes. The guest may change what it has of it: a
+    /// frame that is passed on then differs for that guest alone.
+    fn action(&self, rules: &Rules, pieces: &[VolatileSlice<'_>], len: usize) -> Action {
+        let counters = &rules.counters;
+        let mut header = FrameHeader::default();
+        let result = match pieces.first() {
+            Some(first) if first.len() >= FRAME_HEADER => header.read(first, len),
+            _ => {
+                let mut bytes = [0; FRAME_HEADER];
+                self.gather(pieces, 0, &mut bytes[..len.min(FRAME_HEADER)]);
+                FrameHeader::new(bytes, len).map(|read| header = read)
+            }
+        };
+        match result {
+            Ok(()) => {}
+            Err(Invalid::Short) => {
+                counters.rx_bad_length.add(1);
+                return Action::Ignore;
+            }
+            // Dropped where that is counted.
+            Err(_) => return Action::Adapt,
+        }
+        let destination = header.destination();
+        if destination != rules.mac && !destination.is_multicast() {
+            // A switch floods what it has not learnt yet.
+            counters.uplink_rx_other.add(1);
+            return Action::Ignore;
+        }
+        if header.source() == rules.mac {
+            // The network returns what this guest has sent.
+            counters.uplink_rx_own.add(1);
+            return Action::Ignore;
+        }
+        if !header.fits(rules.mtu) || header.check(rules.takes).is_err() {
+            return Action::Adapt;
+        }
+        if !rules.takes.checksum && header.has_flags() {
+            return Action::Adapt;
+        }
+        if header.is_gso() {
+            return Action::Pass;
+        }
+        match header.checksum() {
+            Some((start, UDP_CHECKSUM)) if self.is_dhcp(pieces, start) => Action::Adapt,
+            _ => Action::Pass,
+        }
+    }
+
+    fn is_dhcp(&self, pieces: &[VolatileSlice<'_>], start: usize) -> bool {
+        let mut ports = [0; 4];
+        self.gather(pieces, NET_HEADER + start, &mut ports);
+        let [a, b, c, d] = ports;
+        [[a, b], [c, d]].contains(&DHCP_SERVER.to_be_bytes())
+    }
+
+    /// Copies bytes of the record, from offset `at` on, out of `pieces` and what is behind them.
+    fn gather(&self, pieces: &[VolatileSlice<'_>], mut at: usize, mut bytes: &mut [u8]) {
+        for piece in pieces {
+            if bytes.is_empty() {
+                return;
+            }
+            if let Ok(rest) = piece.offset(at.min(piece.len())) {
+                let copied = rest.copy_to(bytes);
+                bytes = &mut bytes[copied..];
+            }
+            at = at.saturating_sub(piece.len());
+        }
+        if let Some(rest) = self.rest.get(at..at + bytes.len()) {
+            bytes.copy_from_slice(rest);
+        }
+    }
+
+    /// Puts the record together: the `room` bytes that `pieces` have of it, and the rest.
+    fn put_together(&mut self, pieces: &[VolatileSlice<'_>], len: usize, room: usize) {
+        let len = len.min(MAX_RECORD);
+        if len > room {
+            self.rest.copy_within(..len - room, room);
+        }
+        let mut at = 0;
+        for piece in pieces {
+            let end = len.min(at + piece.len());
+            piece.copy_to(&mut self.rest[at..end]);
+            at = end;
+        }
+        self.waiting = len;
+    }
+}

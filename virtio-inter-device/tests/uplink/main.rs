@@ -1,0 +1,438 @@
+//! A port with an uplink: frames between its guest, its peers and a tap device, whose other side
+//! the test plays. In a network namespace of each test's thread.
+
+#[path = "../driver/mod.rs"]
+mod driver;
+mod host;
+
+use std::os::fd::OwnedFd;
+
+use virtio_inter_common::MacAddr;
+use virtio_inter_device::backend::{Network, TapDevice, TapError};
+use virtio_inter_device::{Device as _, PortEvent};
+use virtio_inter_test_support::skip;
+
+use driver::{Feature, LEAN, Node, Packet, Peer, Shape, Spec, mac, until};
+use host::{Host, enter, ip, make_tap};
+
+const BROADCAST: MacAddr = MacAddr::BROADCAST;
+
+/// The EtherType of the double's frames.
+fn is_ours(packet: &Packet) -> bool {
+    packet.frame[12..14] == [0x88, 0xb5]
+}
+
+/// A port with an uplink, and the host behind it. None: this machine has no tap devices for us.
+fn uplinked(spec: Spec) -> Option<(Node<Network>, Host)> {
+    uplinked_with(spec, |_| {})
+}
+
+/// The same, with a device that is prepared.
+fn uplinked_with(spec: Spec, prepare: impl FnOnce(&OwnedFd)) -> Option<(Node<Network>, Host)> {
+    if !enter() {
+        skip("network namespaces need root");
+        return None;
+    }
+    make_tap("up0", if spec.queues > 1 { "multi_queue" } else { "" });
+    let queues = open(spec.queues);
+    prepare(&queues[0]);
+    let mut host = Host::new("up0");
+    let mut node = Node::with_uplink(0, spec, queues);
+    arrive(&mut node, &mut host);
+    Some((node, host))
+}
+
+/// Waits for the announcement that the guest is here.
+fn arrive(node: &mut Node<Network>, host: &mut Host) {
+    let announcement = host.receive();
+    assert_eq!(announcement.frame[..6], [0xff; 6]);
+    assert_eq!(announcement.source(), node.mac());
+    assert_eq!(announcement.frame[12..14], [0x80, 0x35]);
+}
+
+fn open(queues: u16) -> Vec<OwnedFd> {
+    TapDevice::open("up0", queues).unwrap().into_queues()
+}
+
+#[test]
+fn uplink_carries_frames_of_all_lengths_both_ways() {
+    for (buffers, features) in [((256, 2048), u64::MAX), ((256, 600), u64::MAX)] {
+        let spec = Spec {
+            buffers,
+            features,
+            ..Spec::default()
+        };
+        let Some((mut node, mut host)) = uplinked(spec) else {
+            return;
+        };
+        for (seed, len) in [
+            (1, 60),
+            (2, 61),
+            (3, 588),
+            (4, 589),
+            (5, 1514),
+            (6, 9014),
+            (7, 65_000),
+        ] {
+            let packet = node.packet(mac(7), len, seed);
+            node.guest.tx[0].send_cut(&packet, &[5, 20, 100], Shape::Direct);
+            assert_eq!(host.receive(), packet);
+            // Long ones are in the guest's buffers twice: before and after they are expected.
+            for again in 0..2 {
+                let packet = Packet::new(mac(7), mac(0), len, seed * 100 + again);
+                host.send(&packet);
+                let buffers = packet.len().div_ceil(buffers.1) as u16;
+                assert_eq!(node.guest.rx[0].receive(), packet.in_buffers(buffers));
+            }
+        }
+        assert_eq!(node.drops(), []);
+        assert_eq!(node.count("uplink_tx_frames"), 1 + 7);
+        assert_eq!(node.count("uplink_rx_frames"), 14);
+    }
+}
+
+#[test]
+fn uplink_gets_what_no_peer_has_and_links_get_the_rest() {
+    let Some((mut node, mut host)) = uplinked(Spec::default()) else {
+        return;
+    };
+    let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+    let to_peer = node.packet(mac(1), 100, 1);
+    let to_other = node.packet(mac(2), 100, 2);
+    let to_all = node.packet(BROADCAST, 100, 3);
+    for packet in [&to_peer, &to_other, &to_all] {
+        node.guest.tx[0].send(packet);
+    }
+    assert_eq!(peer.receive(0), to_peer);
+    assert_eq!(peer.receive(0), to_all);
+    assert_eq!(host.receive(), to_other);
+    assert_eq!(host.receive(), to_all);
+    // From now on the peer is reached by the network, like anybody else.
+    node.port.remove_peer(peer.key).unwrap();
+    node.guest.tx[0].send(&to_peer);
+    assert_eq!(host.receive(), to_peer);
+    let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+    node.guest.tx[0].send(&to_peer);
+    assert_eq!(peer.receive(0), to_peer);
+    node.guest.tx[0].finish();
+    assert!(peer.is_empty(0));
+    assert_eq!(host.try_receive(), None);
+    assert_eq!(node.drops(), []);
+    assert_eq!(node.count("uplink_tx_frames"), 1 + 3);
+    assert_eq!(node.count("tx_frames"), 5);
+}
+
+#[test]
+fn uplink_does_not_deliver_what_is_for_others_or_returns() {
+    let Some((mut node, host)) = uplinked(Spec::default()) else {
+        return;
+    };
+    host.send(&Packet::new(mac(5), mac(9), 100, 1));
+    host.send(&Packet::new(mac(0), BROADCAST, 100, 2));
+    host.send(&Packet::new(mac(5), BROADCAST, 100, 3));
+    assert_eq!(node.guest.rx[0].receive().seed(), 3);
+    let ignored = [("uplink_rx_other", 1), ("uplink_rx_own", 1)];
+    assert_eq!(node.drops(), ignored);
+}
+
+#[test]
+fn uplink_carries_frames_of_many_pieces() {
+    let Some((mut node, mut host)) = uplinked(Spec {
+        tx_size: 4096,
+        ..Spec::default()
+    }) else {
+        return;
+    };
+    for pieces in [64, 97, 1023, 1024, 2000] {
+        let packet = node.packet(mac(7), 26 + 2 * pieces, pieces as u64);
+        let cuts = vec![2; pieces - 1];
+        node.guest.tx[0].send_cut(&packet, &cuts, Shape::Direct);
+        assert_eq!(host.receive(), packet);
+    }
+    assert_eq!(node.drops(), []);
+}
+
+#[test]
+fn uplink_passes_on_what_is_to_be_segmented() {
+    let Some((mut node, mut host)) = uplinked(Spec::default()) else {
+        return;
+    };
+    for gso in [1, 4, 5] {
+        let packet = node.packet(mac(7), 74 + 20_000, 9).segmented(gso, 1400);
+        node.guest.tx[0].send(&packet);
+        let received = host.receive();
+        assert_eq!(received.frame, packet.frame);
+        assert_eq!(received.header[..2], [1, gso]);
+        let packet = Packet::new(mac(7), mac(0), 74 + 20_000, 9).segmented(gso, 1400);
+        host.send(&packet);
+        let received = node.guest.rx[0].receive();
+        assert_eq!(received.frame, packet.frame);
+        assert_eq!(received.header[..2], [1, gso]);
+    }
+    assert_eq!(node.drops(), []);
+}
+
+#[test]
+fn uplink_segments_for_a_guest_that_does_not() {
+    let Some((mut node, host)) = uplinked(Spec {
+        features: LEAN | Feature::MRG_RXBUF,
+        ..Spec::default()
+    }) else {
+        return;
+    };
+    for gso in [1, 4, 5] {
+        let headers = [54, 74, 42][[1, 4, 5].iter().position(|g| *g == gso).unwrap()];
+        let packet = Packet::new(mac(7), mac(0), headers + 10 * 1000, 9).segmented(gso, 1000);
+        host.send(&packet);
+        for _ in 0..10 {
+            let received = node.guest.rx[0].receive();
+            assert_eq!(received.frame.len(), headers + 1000);
+            assert_eq!(received.header[..2], [0, 0]);
+        }
+    }
+    assert_eq!(node.drops(), []);
+    // By the kernel, before the port reads them.
+    assert_eq!(node.count("rx_segmented"), 0);
+    assert_eq!(node.count("uplink_rx_frames"), 30);
+}
+
+/// What the kernel had queued for one choice of offloads is adapted to the next one.
+#[test]
+fn uplink_adapts_what_was_queued_for_other_offloads() {
+    let Some((mut node, host)) = uplinked(Spec {
+        buffers: (1, 2048),
+        ..Spec::default()
+    }) else {
+        return;
+    };
+    node.guest.rx[0].refill = false;
+    // The guest has no buffers for the first one. The second one stays in the device.
+    for seed in [1, 2] {
+        host.send(&Packet::new(mac(7), mac(0), 54 + 3 * 1000, seed).segmented(1, 1000));
+    }
+    until("buffers are waited for", || node.count("rx_waits") > 0);
+    let features = LEAN | Feature::MRG_RXBUF | Feature::EVENT_IDX;
+    node.port.set_features(features).unwrap();
+    node.guest.rx[0].post(6, 2048);
+    for _ in 0..6 {
+        assert_eq!(node.guest.rx[0].receive().frame.len(), 54 + 1000);
+    }
+    assert_eq!(node.drops(), []);
+}
+
+#[test]
+fn uplink_completes_the_checksum_for_dhcp_alone() {
+    let Some((mut node, host)) = uplinked(Spec::default()) else {
+        return;
+    };
+    for (port, flags) in [(67u16, 0), (53, 1)] {
+        let mut packet = Packet::new(mac(7), mac(0), 342, 1).segmented(5, 0);
+        packet.header = [0; 12];
+        packet.frame[34..36].copy_from_slice(&port.to_be_bytes());
+        host.send(&packet.with_checksum(34, 6));
+        assert_eq!(node.guest.rx[0].receive().header[0], flags, "port {port}");
+    }
+    assert_eq!(node.count("rx_csum_completed"), 1);
+}
+
+#[test]
+fn uplink_waits_for_the_guests_buffers() {
+    let Some((mut node, host)) = uplinked(Spec {
+        buffers: (1, 600),
+        ..Spec::default()
+    }) else {
+        return;
+    };
+    node.guest.rx[0].refill = false;
+    for seed in 0..50 {
+        host.send(&Packet::new(mac(1), mac(0), 1514, seed));
+    }
+    until("buffers are waited for", || node.count("rx_waits") > 0);
+    for seed in 0..50 {
+        node.guest.rx[0].post(3, 600);
+        assert_eq!(node.guest.rx[0].receive().seed(), seed);
+    }
+    assert_eq!(node.drops(), []);
+}
+
+#[test]
+fn uplink_and_links_share_a_receive_queue() {
+    let Some((mut node, host)) = uplinked(Spec::default()) else {
+        return;
+    };
+    let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+    let (mut from_peer, mut from_host) = (0, 0);
+    for seed in 0..500 {
+        peer.send(&Packet::new(mac(1), mac(0), 300, seed).bytes());
+        host.send(&Packet::new(mac(7), mac(0), 300, seed));
+        for _ in 0..2 {
+            let packet = node.guest.rx[0].receive();
+            let next = if packet.source() == mac(1) {
+                &mut from_peer
+            } else {
+                &mut from_host
+            };
+            assert_eq!(packet.seed(), *next);
+            *next += 1;
+        }
+    }
+    assert_eq!((from_peer, from_host), (500, 500));
+    assert_eq!(node.drops(), []);
+}
+
+/// A device has a limit of what it sends at a time if its opener sets one.
+#[test]
+fn uplink_that_is_full_holds_the_transmit_queue() {
+    let mut queue = None;
+    let keep = |of: &OwnedFd| queue = Some(of.try_clone().unwrap());
+    let Some((mut node, mut host)) = uplinked_with(Spec::default(), keep) else {
+        return;
+    };
+    let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+    let queue = queue.unwrap();
+    host::set_send_buffer(&queue, 1);
+    for (seed, to) in [(0, mac(7)), (1, BROADCAST), (2, mac(7))] {
+        let packet = node.packet(to, 1514, seed);
+        node.guest.tx[0].send(&packet);
+    }
+    until("a frame is held", || node.count("tx_waits") > 0);
+    host::set_send_buffer(&queue, i32::MAX);
+    for seed in 0..3 {
+        assert_eq!(host.receive().seed(), seed);
+    }
+    assert_eq!(peer.receive(0).seed(), 1);
+    node.guest.tx[0].finish();
+    assert!(peer.is_empty(0));
+    assert_eq!(node.drops(), []);
+}
+
+#[test]
+fn uplink_that_is_down_loses_frames_until_it_is_up() {
+    let Some((mut node, mut host)) = uplinked(Spec::default()) else {
+        return;
+    };
+    ip("link set up0 down");
+    let packet = node.packet(mac(7), 100, 1);
+    node.guest.tx[0].send(&packet);
+    until("it is counted", || node.count("uplink_tx_down") == 1);
+    assert!(matches!(node.wait_event(), PortEvent::Dropped));
+    ip("link set up0 up");
+    let packet = node.packet(mac(7), 100, 2);
+    node.guest.tx[0].send(&packet);
+    loop {
+        let packet = host.receive();
+        if is_ours(&packet) {
+            assert_eq!(packet.seed(), 2);
+            break;
+        }
+    }
+    let packet = Packet::new(mac(7), mac(0), 100, 3);
+    host.send(&packet);
+    assert_eq!(node.guest.rx[0].receive(), packet.in_buffers(1));
+    assert_eq!(node.drops(), [("uplink_tx_down", 1)]);
+}
+
+#[test]
+fn uplink_that_is_deleted_is_reported_and_replaced() {
+    let Some((mut node, _)) = uplinked(Spec::default()) else {
+        return;
+    };
+    let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+    ip("link delete up0");
+    // Also by a port that sends nothing.
+    loop {
+        if let PortEvent::UplinkLost = node.wait_event() {
+            break;
+        }
+    }
+    let packet = node.packet(mac(7), 100, 1);
+    node.guest.tx[0].send(&packet);
+    let to_all = node.packet(BROADCAST, 100, 2);
+    node.guest.tx[0].send(&to_all);
+    assert_eq!(peer.receive(0), to_all);
+    assert_eq!(node.drops(), [("uplink_tx_down", 2)]);
+    make_tap("up0", "");
+    let mut host = Host::new("up0");
+    node.port.set_uplink(open(1)).unwrap();
+    let packet = node.packet(mac(7), 100, 3);
+    node.guest.tx[0].send(&packet);
+    assert_eq!(host.receive(), packet);
+    let packet = Packet::new(mac(7), mac(0), 20_000, 4).segmented(1, 1400);
+    host.send(&packet);
+    assert_eq!(node.guest.rx[0].receive().frame, packet.frame);
+}
+
+#[test]
+fn uplink_queues_that_the_guest_does_not_use_are_read_by_other_workers() {
+    let Some((mut node, host)) = uplinked(Spec {
+        queues: 4,
+        ..Spec::default()
+    }) else {
+        return;
+    };
+    // The guest has buffers in all queues, but then uses two.
+    for index in [0, 4] {
+        node.port.enable_queue(index, false).unwrap();
+    }
+    let mut port = node.port;
+    until("the workers know", || {
+        let _ = port.events();
+        true
+    });
+    // The kernel spreads these over all of the device's queues.
+    let count = 200;
+    for seed in 0..count {
+        let mut packet = Packet::new(mac(7), mac(0), 300, seed).segmented(5, 0);
+        packet.header = [0; 12];
+        packet.frame[34..36].copy_from_slice(&(1000 + seed as u16).to_be_bytes());
+        host.send(&packet);
+    }
+    let mut received = 0;
+    until("all have come", || {
+        let _ = port.events();
+        for index in [1, 3] {
+            while node.guest.rx[index].try_receive().is_some() {
+                received += 1;
+            }
+        }
+        received == count
+    });
+}
+
+#[test]
+fn tap_that_cannot_be_used_is_refused_in_a_clear_line() {
+    if !enter() {
+        return skip("network namespaces need root");
+    }
+    let refused = |name: &str, queues| TapDevice::open(name, queues).unwrap_err();
+    assert!(matches!(refused("no0", 1), TapError::Missing(_)));
+    assert!(matches!(refused("lo", 1), TapError::NotTap(_)));
+    assert!(matches!(refused("lo", 2), TapError::NotTap(_)));
+    ip("tuntap add dev tun0 mode tun");
+    assert!(matches!(refused("tun0", 1), TapError::NotTap(_)));
+    make_tap("one0", "");
+    assert!(matches!(refused("one0", 2), TapError::OneQueue { .. }));
+    let attached = TapDevice::open("one0", 1).unwrap();
+    assert!(matches!(refused("one0", 1), TapError::Busy(_)));
+    make_tap("many0", "multi_queue");
+    let two = TapDevice::open("many0", 2).unwrap();
+    let one = TapDevice::open("many0", 1).unwrap();
+    assert_eq!(one.name(), "many0");
+    assert_eq!(one.into_queues().len(), 1);
+
+    let adopt = |queues: Vec<OwnedFd>, count| TapDevice::adopt(queues, count).unwrap_err();
+    let dev_null = || std::fs::File::open("/dev/null").unwrap().into();
+    let tun = || std::fs::File::open("/dev/net/tun").unwrap().into();
+    assert!(matches!(adopt(vec![dev_null()], 1), TapError::NotTapFd(1)));
+    assert!(matches!(adopt(vec![tun()], 1), TapError::NotTapFd(1)));
+    let mut queues = two.into_queues();
+    let single = attached.into_queues().remove(0);
+    let count = TapError::Count {
+        given: 1,
+        wanted: 2,
+    };
+    let refused = adopt(vec![queues.remove(0)], 2).to_string();
+    assert_eq!(refused, count.to_string());
+    let mixed = adopt(vec![queues.remove(0), single], 2).to_string();
+    assert!(mixed.contains("many0 and one0"), "{mixed}");
+}
