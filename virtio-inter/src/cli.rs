@@ -14,6 +14,8 @@ use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, PortId};
 use virtio_inter_device::BusyPollConfig;
 use virtio_inter_segment::{LocalPort, MIN_MTU};
 
+use crate::uplink::UplinkArg;
+
 /// Most entries of a split virtqueue (VIRTIO 1.3, 2.7).
 const MAX_QUEUE_SIZE: u16 = 32768;
 
@@ -100,6 +102,11 @@ pub struct PortArgs {
           default_value_t = BusyPollConfig::default().limit.as_micros() as u16,
           value_parser = value_parser!(u16).range(0..=200))]
     pub busy_poll: u16,
+    /// Tap device by which the VM reaches everything that is no port of the segment: an existing
+    /// device by its name, or descriptors that are attached to one, one for each queue pair. The
+    /// device keeps its place on its bridge or switch. Its MTU must not be smaller than the port's
+    #[arg(long, value_name = "tap=NAME|tap-fd=N[:N...]")]
+    pub uplink: Option<UplinkArg>,
     /// Unix socket that serves the state of the port as JSON: frontend, peers, counters. Only this
     /// user and root can connect
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]

@@ -6,9 +6,11 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use virtio_inter_common::{MacAddr, PortId};
-use virtio_inter_device::{DropReason, Port};
+use virtio_inter_device::DropReason;
+use virtio_inter_device::backend::TapState;
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, RefusedPeer};
 
+use crate::uplink::{Device, Uplink};
 use crate::warnings::{Code, Warning, Warnings};
 
 /// Addresses of peers that left, which are remembered: a guest goes on for a while to send to them.
@@ -106,6 +108,42 @@ impl Diagnostics {
         self.former.push_back(peer.mac);
     }
 
+    /// The port has this uplink: warns if it cannot carry frames, or not all of them.
+    pub fn uplink(&mut self, uplink: &Uplink) {
+        let (name, state) = (uplink.name(), uplink.tap_state());
+        let problem = match state {
+            _ if uplink.is_gone() => Some("is gone: create it again"),
+            Some(TapState { up: false, .. }) => Some("is down: set it up (ip link set DEV up)"),
+            _ => None,
+        };
+        match problem {
+            Some(problem) => {
+                let text = format!(
+                    "Tap device {name} {problem}. Until then the guest reaches the ports of the \
+                     segment only"
+                );
+                let frames = self
+                    .seen
+                    .iter()
+                    .filter(|((_, of), _)| *of == Code::UplinkDown);
+                let frames = frames.map(|(_, count)| count).sum();
+                self.warnings.raise(Code::UplinkDown, "", frames, text);
+            }
+            None => self.warnings.clear(Code::UplinkDown, ""),
+        }
+        match state {
+            Some(TapState { mtu, .. }) if mtu < u32::from(self.mtu) => {
+                let text = format!(
+                    "MTU mismatch: {} at this port, {mtu} at its uplink {name}, whose network \
+                     drops larger packets. Give both one MTU",
+                    self.mtu
+                );
+                self.warnings.raise(Code::UplinkMtu, "", 1, text);
+            }
+            _ => self.warnings.clear(Code::UplinkMtu, ""),
+        }
+    }
+
     /// These are the peers now: warns of those with another MTU.
     pub fn mtus<'a>(&mut self, peers: impl Iterator<Item = &'a PeerInfo>) {
         let mut others: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
@@ -162,7 +200,7 @@ impl Diagnostics {
     }
 
     /// Looks at what the device dropped. True: more than at the last time.
-    pub fn drops(&mut self, device: &Port, peers: &BTreeMap<PeerKey, PeerInfo>) -> bool {
+    pub fn drops(&mut self, device: &Device, peers: &BTreeMap<PeerKey, PeerInfo>) -> bool {
         let mut latest: BTreeMap<Code, DropReason> = BTreeMap::new();
         for (pair, counters) in device.counters().enumerate() {
             for (reason, count) in counters.drops.iter() {
@@ -215,6 +253,11 @@ impl Diagnostics {
                  paused, hung or short of CPU time?",
                 name(address)
             ),
+            DropReason::UplinkDown => {
+                "The guest sends frames to addresses that no port of the segment has, while the \
+                 uplink is down or gone: they are dropped"
+                    .to_owned()
+            }
             DropReason::TooLong { from, packet } => format!(
                 "A packet of {packet} bytes from {} is larger than this port's MTU {mtu} and not \
                  to be segmented: such packets are dropped, and their sender is not told. \
@@ -246,6 +289,7 @@ fn code(reason: DropReason) -> Code {
         DropReason::ForeignSource(_) => Code::ForeignSource,
         DropReason::NoDestination(_) => Code::NoDestination,
         DropReason::PeerStalled(_) => Code::PeerStalled,
+        DropReason::UplinkDown => Code::UplinkDown,
         DropReason::TooLong { .. } => Code::PacketTooLong,
         DropReason::SmallBuffer { .. } => Code::BufferTooSmall,
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use log::Level;
 use thiserror::Error;
 use virtio_inter_common::{Epoll, ErrorChain, LogLimit, Timeout, log_limited};
-use virtio_inter_device::{Port, PortEvent};
+use virtio_inter_device::PortEvent;
 use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
 
 use crate::cli::PortArgs;
@@ -23,6 +23,7 @@ use crate::status::Status;
 use crate::status_socket::StatusSocket;
 use crate::timer::Timer;
 use crate::unexpected_signals::UnexpectedSignals;
+use crate::uplink::{Device, Uplink};
 
 const SIGNALS: u64 = 0;
 const FRONTENDS: u64 = 1;
@@ -32,12 +33,16 @@ const STATUS: u64 = 4;
 const DROPS: u64 = 5;
 const UNEXPECTED: u64 = 6;
 const RESTORE: u64 = 7;
+const UPLINK: u64 = 8;
 
 /// Time from the first dropped frame to the check of the reasons: ports that start together link
 /// meanwhile.
 const FIRST_DROP_CHECK: Duration = Duration::from_secs(1);
 /// Time between checks while frames are being dropped.
 const NEXT_DROP_CHECK: Duration = Duration::from_secs(10);
+
+/// Time between attempts to open an uplink's device again.
+const UPLINK_RETRY: Duration = Duration::from_secs(1);
 
 /// Limits the log lines about errors that peers can cause again and again.
 static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
@@ -59,7 +64,10 @@ pub struct EventLoop {
     poll: Epoll,
     frontends: FrontendServer,
     segment: Segment,
-    device: Port,
+    device: Device,
+    uplink: Option<Uplink>,
+    /// The next attempt to open the uplink's device, which is gone.
+    uplink_retry: Timer,
     /// The peers with links.
     peers: BTreeMap<PeerKey, PeerInfo>,
     status: Option<StatusSocket>,
@@ -86,7 +94,7 @@ impl EventLoop {
         unexpected: UnexpectedSignals,
         frontends: FrontendServer,
         segment: Segment,
-        device: Port,
+        device: Device,
         status: Option<StatusSocket>,
     ) -> io::Result<Self> {
         let poll = Epoll::new()?;
@@ -97,6 +105,8 @@ impl EventLoop {
         poll.add(device.events_fd(), DEVICE)?;
         let drop_check = Timer::new()?;
         poll.add(&drop_check, DROPS)?;
+        let uplink_retry = Timer::new()?;
+        poll.add(&uplink_retry, UPLINK)?;
         let restore_backoff = RestoreBackoff::new()?;
         poll.add(&restore_backoff, RESTORE)?;
         if let Some(status) = &status {
@@ -107,6 +117,8 @@ impl EventLoop {
             frontends,
             segment,
             device,
+            uplink: None,
+            uplink_retry,
             peers: BTreeMap::new(),
             status,
             diagnostics: Diagnostics::new(&arguments.local_port()),
@@ -116,6 +128,13 @@ impl EventLoop {
             unexpected,
             _signals: signals,
         })
+    }
+
+    /// The same for a port whose device has an uplink.
+    #[must_use]
+    pub fn with_uplink(mut self, uplink: Option<Uplink>) -> Self {
+        self.uplink = uplink;
+        self
     }
 
     /// Runs until a shutdown signal, then removes the socket, leaves the segment and stops the
@@ -138,6 +157,7 @@ impl EventLoop {
 
     fn serve(&mut self) -> Result<(), RunError> {
         self.restore_files()?;
+        self.check_uplink();
         loop {
             for token in self.poll.wait::<16>(Timeout::Never)? {
                 match token {
@@ -155,6 +175,7 @@ impl EventLoop {
                     STATUS => self.serve_status()?,
                     DROPS => self.check_drops()?,
                     RESTORE => self.restore_files()?,
+                    UPLINK => self.reopen_uplink()?,
                     _ => self.handle_device()?,
                 }
             }
@@ -166,6 +187,9 @@ impl EventLoop {
             return Ok(());
         };
         self.diagnostics.drops(&self.device, &self.peers);
+        if let Some(uplink) = &self.uplink {
+            self.diagnostics.uplink(uplink);
+        }
         status.process(|| {
             let peers = self.peers.values();
             let now = Status::new(
@@ -173,6 +197,7 @@ impl EventLoop {
                 &self.frontends,
                 peers,
                 &self.device,
+                self.uplink.as_ref(),
                 &self.diagnostics,
                 self.segment.refused(),
             );
@@ -251,6 +276,36 @@ impl EventLoop {
         if self.diagnostics.drops(&self.device, &self.peers) {
             self.drop_check.set(NEXT_DROP_CHECK)?;
         }
+        self.check_uplink();
+        Ok(())
+    }
+
+    /// Warns of an uplink that is down or gone, and ends the warning when it is not any more.
+    fn check_uplink(&mut self) {
+        if let Some(uplink) = &self.uplink {
+            self.diagnostics.uplink(uplink);
+        }
+    }
+
+    /// Opens the uplink's device again, which was deleted. It may have been made again already.
+    fn reopen_uplink(&mut self) -> io::Result<()> {
+        self.uplink_retry.clear();
+        let Some(uplink) = &mut self.uplink else {
+            return Ok(());
+        };
+        match uplink.reopen() {
+            Ok(queues) => {
+                log::info!("Tap device {} is there again", uplink.name());
+                if let Err(error) = self.device.set_uplink(queues) {
+                    log::error!("Cannot use the uplink: {}", ErrorChain(&error));
+                }
+            }
+            Err(error) => {
+                log::debug!("No uplink: {}", ErrorChain(&error));
+                self.uplink_retry.set(UPLINK_RETRY)?;
+            }
+        }
+        self.check_uplink();
         Ok(())
     }
 
@@ -258,6 +313,7 @@ impl EventLoop {
         for event in self.device.events() {
             match event {
                 PortEvent::Dropped => self.drop_check.set(FIRST_DROP_CHECK)?,
+                PortEvent::UplinkLost => self.reopen_uplink()?,
                 PortEvent::BlankRing { queue } => {
                     self.frontends.check_unshared_memory(queue);
                     self.diagnostics.memory(self.frontends.unshared_memory());
@@ -288,7 +344,7 @@ impl EventLoop {
 }
 
 /// Logs the counters, for the diagnosis of lost frames.
-fn log_counters(device: &Port) {
+fn log_counters(device: &Device) {
     for (pair, counters) in device.counters().enumerate() {
         log::info!("Queue pair {pair}: {}", describe(&counters.values()));
     }

@@ -5,7 +5,7 @@
 //! supervisor keeps the connection open, Cloud Hypervisor notices nothing, and the next process
 //! answers on it. The interface is the file descriptor store of systemd (`FDSTORE=1` of
 //! sd_notify(3), and sd_listen_fds(3)), which `cloud-hypervisor-ext` implements, too.
-#![allow(unsafe_code)] // One function takes over descriptors that this process was started with.
+#![allow(unsafe_code)] // Two functions take over descriptors that this process was started with.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use log::debug;
 use rustix::fs::{FileType, fstat};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, connect, sendmsg, socket_with,
@@ -144,6 +144,13 @@ pub fn take_stored() -> Vec<StoredConnection> {
         })
     };
     found.into_iter().filter_map(whole).collect()
+}
+
+/// A duplicate of a descriptor that this process was started with; `None` if it is not open.
+pub(crate) fn duplicate(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: only for this call, which fails for a number that is not open.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl_dupfd_cloexec(fd, FIRST).ok()
 }
 
 /// Takes ownership of a descriptor that this process was started with; `None` if it is not open.

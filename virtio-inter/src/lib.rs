@@ -20,5 +20,6 @@ pub mod status;
 pub mod status_socket;
 mod timer;
 pub mod unexpected_signals;
+pub mod uplink;
 pub mod vhost_user;
 pub mod warnings;

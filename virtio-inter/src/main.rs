@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use log::{Level, error};
 use virtio_inter::cli::{self, Cli, Command};
+use virtio_inter::uplink::UplinkError;
 use virtio_inter::{notify, process};
 
 /// Exit status after a wrong command line, by convention.
@@ -40,6 +41,9 @@ fn run() -> ExitCode {
             let why = format!("{error:#}");
             if !notify::failed(&why) {
                 error!("{why}");
+            }
+            if error.is::<UplinkError>() {
+                return ExitCode::from(USAGE);
             }
             ExitCode::FAILURE
         }

@@ -4,7 +4,6 @@ use anyhow::{Context, anyhow};
 use log::{info, warn};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use virtio_inter_args::{SEGMENTS, absolute};
-use virtio_inter_device::Port;
 use virtio_inter_segment::{JoinError, Segment};
 
 use crate::cli::PortArgs;
@@ -16,6 +15,7 @@ use crate::shutdown_signals::ShutdownSignals;
 use crate::socket::SocketLock;
 use crate::status_socket::StatusSocket;
 use crate::unexpected_signals::UnexpectedSignals;
+use crate::uplink::{Device, Uplink};
 use crate::vhost_user::session::SessionLimits;
 use crate::{notify, rlimits};
 
@@ -43,11 +43,18 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
             None => return Ok(()),
         },
     };
+    let (uplink, queues) = match &arguments.uplink {
+        None => (None, None),
+        Some(uplink) => {
+            let (uplink, queues) = Uplink::open(uplink, local.queues, local.mtu)?;
+            (Some(uplink), Some(queues))
+        }
+    };
     let join = || Segment::join(&arguments.segment, local.clone());
     let Some(segment) = wait.acquire(join).map_err(suggest_directory)? else {
         return Ok(());
     };
-    let mut device = Port::new(&local, arguments.busy_poll())?;
+    let mut device = Device::with_uplink(&local, arguments.busy_poll(), queues)?;
     let limits = SessionLimits {
         queue_size: arguments.queue_size,
         mtu: arguments.mtu,
@@ -60,7 +67,8 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     let event_loop = EventLoop::new(
         arguments, signals, unexpected, frontends, segment, device, status,
     )
-    .context("Cannot wait for events")?;
+    .context("Cannot wait for events")?
+    .with_uplink(uplink);
     info!(
         "Serving {} on segment {} as {}, {}, MTU {}, {} queue pair(s)",
         absolute(&arguments.socket).display(),

@@ -7,12 +7,13 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use virtio_inter_args::absolute;
 use virtio_inter_common::PortId;
-use virtio_inter_device::{Counters, FeatureNames, Port};
+use virtio_inter_device::{Counters, FeatureNames};
 use virtio_inter_segment::{PeerInfo, RefusedPeer};
 
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;
 use crate::frontend_server::{FrontendServer, FrontendState};
+use crate::uplink::{Device, Uplink, UplinkStatus};
 
 /// Version of the document. It increases when a field changes its meaning or is removed, not when
 /// one is added.
@@ -30,6 +31,7 @@ pub struct Status<'a> {
     segment: String,
     socket: String,
     frontend: Option<Frontend>,
+    uplink: Option<UplinkStatus<'a>>,
     peers: Vec<Peer<'a>>,
     warnings: Vec<Warning<'a>>,
     refused: Vec<Refused<'a>>,
@@ -96,7 +98,8 @@ impl<'a> Status<'a> {
         arguments: &'a PortArgs,
         frontends: &FrontendServer,
         peers: impl Iterator<Item = &'a PeerInfo>,
-        device: &'a Port,
+        device: &'a Device,
+        uplink: Option<&'a Uplink>,
         diagnostics: &'a Diagnostics,
         refused: &'a [RefusedPeer],
     ) -> Self {
@@ -110,6 +113,7 @@ impl<'a> Status<'a> {
             segment: absolute(&arguments.segment).display().to_string(),
             socket: absolute(&arguments.socket).display().to_string(),
             frontend: frontends.frontend().map(Frontend::from),
+            uplink: uplink.map(Uplink::status),
             peers: peers.map(Peer::from).collect(),
             warnings: diagnostics
                 .warnings()

@@ -42,6 +42,10 @@ pub enum Code {
     Conflict,
     /// A file by which others find this port is gone.
     FileLost,
+    /// The uplink is down or gone.
+    UplinkDown,
+    /// The uplink's MTU is smaller than this port's.
+    UplinkMtu,
 }
 
 impl Code {
@@ -57,6 +61,8 @@ impl Code {
             Code::MtuMismatch => "mtu-mismatch",
             Code::Conflict => "conflict",
             Code::FileLost => "file-lost",
+            Code::UplinkDown => "uplink-down",
+            Code::UplinkMtu => "uplink-mtu",
         }
     }
 }

@@ -37,13 +37,6 @@ pub(crate) fn make_tap(name: &str, options: &str) {
     ip(&format!("link set {name} mtu 65521 up"));
 }
 
-/// Limits what a tap device's writer has in flight.
-pub(crate) fn set_send_buffer(queue: &OwnedFd, bytes: i32) {
-    // SAFETY: the request reads an int, which lives until the call returns.
-    let result = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETSNDBUF, &raw const bytes) };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-}
-
 /// A socket that sends out of a device, to its reader, and hears what its writer says.
 pub(crate) struct Host {
     socket: OwnedFd,

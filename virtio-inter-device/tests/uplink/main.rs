@@ -7,6 +7,7 @@ mod host;
 
 use std::os::fd::OwnedFd;
 
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use virtio_inter_common::MacAddr;
 use virtio_inter_device::backend::{Network, TapDevice, TapError};
 use virtio_inter_device::{Device as _, PortEvent};
@@ -24,18 +25,12 @@ fn is_ours(packet: &Packet) -> bool {
 
 /// A port with an uplink, and the host behind it. None: this machine has no tap devices for us.
 fn uplinked(spec: Spec) -> Option<(Node<Network>, Host)> {
-    uplinked_with(spec, |_| {})
-}
-
-/// The same, with a device that is prepared.
-fn uplinked_with(spec: Spec, prepare: impl FnOnce(&OwnedFd)) -> Option<(Node<Network>, Host)> {
     if !enter() {
         skip("network namespaces need root");
         return None;
     }
     make_tap("up0", if spec.queues > 1 { "multi_queue" } else { "" });
     let queues = open(spec.queues);
-    prepare(&queues[0]);
     let mut host = Host::new("up0");
     let mut node = Node::with_uplink(0, spec, queues);
     arrive(&mut node, &mut host);
@@ -280,27 +275,44 @@ fn uplink_and_links_share_a_receive_queue() {
     assert_eq!(node.drops(), []);
 }
 
-/// A device has a limit of what it sends at a time if its opener sets one.
+/// A device has a limit of what it sends at a time if its opener sets one. Here it is a socket in
+/// place of a device.
 #[test]
 fn uplink_that_is_full_holds_the_transmit_queue() {
-    let mut queue = None;
-    let keep = |of: &OwnedFd| queue = Some(of.try_clone().unwrap());
-    let Some((mut node, mut host)) = uplinked_with(Spec::default(), keep) else {
-        return;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+    let (queue, far) = pair.unwrap();
+    let spec = Spec {
+        tx_size: 1024,
+        ..Spec::default()
     };
+    let mut node = Node::with_uplink(0, spec, vec![queue]);
     let mut peer = Peer::attach(&mut node, 1, &Spec::default());
-    let queue = queue.unwrap();
-    host::set_send_buffer(&queue, 1);
-    for (seed, to) in [(0, mac(7)), (1, BROADCAST), (2, mac(7))] {
-        let packet = node.packet(to, 1514, seed);
-        node.guest.tx[0].send(&packet);
+    let receive = || {
+        let mut bytes = [0; 70_000];
+        let received = recv(&far, &mut bytes[..], RecvFlags::empty()).ok();
+        received.map(|(_, len)| Packet::from_bytes(&bytes[..len]))
+    };
+    for seed in 0..1000 {
+        let to = if seed % 2 == 0 { mac(7) } else { BROADCAST };
+        let packet = node.packet(to, 200, seed);
+        assert!(node.guest.tx[0].try_send(&packet));
     }
     until("a frame is held", || node.count("tx_waits") > 0);
-    host::set_send_buffer(&queue, i32::MAX);
-    for seed in 0..3 {
-        assert_eq!(host.receive().seed(), seed);
+    let announcement = receive().unwrap();
+    assert!(!is_ours(&announcement));
+    for seed in 0..1000 {
+        until("the frame is there", || {
+            receive().is_some_and(|packet| {
+                assert_eq!(packet.seed(), seed);
+                true
+            })
+        });
+        // Once, although it was offered to both sides again and again.
+        if seed % 2 == 1 {
+            assert_eq!(peer.receive(0).seed(), seed);
+        }
     }
-    assert_eq!(peer.receive(0).seed(), 1);
     node.guest.tx[0].finish();
     assert!(peer.is_empty(0));
     assert_eq!(node.drops(), []);

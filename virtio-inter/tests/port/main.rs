@@ -11,5 +11,6 @@ mod many;
 mod memory;
 mod process;
 mod status;
+mod uplink;
 mod usage;
 mod warnings;

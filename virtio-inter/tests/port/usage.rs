@@ -7,7 +7,7 @@ use crate::process::{Place, PortCommand};
 
 /// What a port that cannot run says, on one line, after its files are gone.
 #[track_caller]
-fn complaint(place: &Place, command: &PortCommand, expected_status: i32) -> String {
+pub(crate) fn complaint(place: &Place, command: &PortCommand, expected_status: i32) -> String {
     let before = place.files();
     let (status, text) = command.fail();
     assert_eq!(status, expected_status, "{text}");

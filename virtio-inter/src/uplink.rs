@@ -1,0 +1,229 @@
+//! The uplink of a port: a tap device of the command line. It is opened and checked here, and
+//! opened again when it is gone.
+
+use std::os::fd::{OwnedFd, RawFd};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use thiserror::Error;
+use virtio_inter_device::backend::{MAX_INTERFACE_NAME, Network, TapDevice, TapError, TapState};
+
+use crate::fd_store;
+
+/// The device of a port's process: with an uplink or without.
+pub type Device = virtio_inter_device::Port<Network>;
+
+/// Longest time to wait for a tap device that another process is about to close: the former port,
+/// which has released its locks already.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause between two tries.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// `--uplink`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UplinkArg {
+    /// A device's name.
+    Tap(String),
+    /// Descriptors of a device, one for each queue pair.
+    TapFd(Vec<RawFd>),
+}
+
+impl FromStr for UplinkArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some(("tap", name)) => {
+                check_interface_name(name)?;
+                Ok(UplinkArg::Tap(name.to_owned()))
+            }
+            Some(("tap-fd", list)) => {
+                let mut numbers = Vec::new();
+                for number in list.split(':') {
+                    let number: RawFd = number
+                        .parse()
+                        .ok()
+                        .filter(|number| *number > 2)
+                        .ok_or_else(|| format!("'{number}' is no descriptor from 3 on"))?;
+                    if numbers.contains(&number) {
+                        return Err(format!("descriptor {number} is listed twice"));
+                    }
+                    numbers.push(number);
+                }
+                Ok(UplinkArg::TapFd(numbers))
+            }
+            _ => Err("tap=NAME or tap-fd=N[:N…] is needed".to_owned()),
+        }
+    }
+}
+
+fn check_interface_name(name: &str) -> Result<(), String> {
+    let is_bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    if name.is_empty() || name.len() > MAX_INTERFACE_NAME {
+        return Err(format!(
+            "the name of an interface has 1 to {MAX_INTERFACE_NAME} bytes"
+        ));
+    }
+    if name == "." || name == ".." || name.contains(is_bad) {
+        return Err(format!("'{name}' is no name of an interface"));
+    }
+    Ok(())
+}
+
+/// Why a port cannot have its uplink. Errors of the command line, as far as the user is concerned.
+#[derive(Debug, Error)]
+pub enum UplinkError {
+    /// The device cannot be used.
+    #[error("Cannot use the uplink")]
+    Tap(#[from] TapError),
+    /// A descriptor is not open.
+    #[error("Cannot use the uplink: descriptor {0} of tap-fd= is not open")]
+    NotOpen(RawFd),
+    /// Packets of the port do not fit the device.
+    #[error(
+        "Cannot use the uplink: tap device {name} has MTU {tap}, which is smaller than the port's \
+         {port}: give both one MTU (ip link set {name} mtu {port}, or --mtu {tap})"
+    )]
+    Mtu {
+        /// The device.
+        name: String,
+        /// Its MTU in bytes.
+        tap: u32,
+        /// The port's MTU in bytes.
+        port: u16,
+    },
+}
+
+/// What the status tells of an uplink.
+#[derive(Debug, Serialize)]
+pub struct UplinkStatus<'a> {
+    tap: &'a str,
+    state: &'static str,
+    mtu: Option<u32>,
+}
+
+/// The uplink of a port.
+#[derive(Debug)]
+pub struct Uplink {
+    name: String,
+    queues: u16,
+    is_gone: bool,
+}
+
+impl Uplink {
+    /// Opens the device: its queues, one for each of `queues` queue pairs.
+    ///
+    /// # Errors
+    ///
+    /// When the port cannot use it.
+    pub fn open(
+        argument: &UplinkArg,
+        queues: u16,
+        mtu: u16,
+    ) -> Result<(Self, Vec<OwnedFd>), UplinkError> {
+        let device = match argument {
+            UplinkArg::Tap(name) => open_when_free(name, queues)?,
+            UplinkArg::TapFd(numbers) => {
+                let duplicate = |number: &RawFd| {
+                    fd_store::duplicate(*number).ok_or(UplinkError::NotOpen(*number))
+                };
+                let descriptors: Result<Vec<_>, _> = numbers.iter().map(duplicate).collect();
+                TapDevice::adopt(descriptors?, queues)?
+            }
+        };
+        let uplink = Uplink {
+            name: device.name().to_owned(),
+            queues,
+            is_gone: false,
+        };
+        match uplink.tap_state() {
+            Some(TapState { mtu: tap, .. }) if tap < u32::from(mtu) => Err(UplinkError::Mtu {
+                name: uplink.name,
+                tap,
+                port: mtu,
+            }),
+            _ => Ok((uplink, device.into_queues())),
+        }
+    }
+
+    /// Opens the device again, which is gone.
+    ///
+    /// # Errors
+    ///
+    /// When there is none yet.
+    pub fn reopen(&mut self) -> Result<Vec<OwnedFd>, TapError> {
+        self.is_gone = true;
+        let device = TapDevice::open(&self.name, self.queues)?;
+        self.is_gone = false;
+        Ok(device.into_queues())
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the device is gone.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+
+    /// The device's state. None: it is gone, or in another network namespace.
+    pub fn tap_state(&self) -> Option<TapState> {
+        TapDevice::state(&self.name).filter(|_| !self.is_gone)
+    }
+
+    /// What the status tells of it.
+    pub fn status(&self) -> UplinkStatus<'_> {
+        let tap_state = self.tap_state();
+        UplinkStatus {
+            tap: &self.name,
+            state: match tap_state {
+                _ if self.is_gone => "gone",
+                None => "unknown",
+                Some(TapState { up: true, .. }) => "up",
+                Some(TapState { up: false, .. }) => "down",
+            },
+            mtu: tap_state.map(|state| state.mtu),
+        }
+    }
+}
+
+fn open_when_free(name: &str, queues: u16) -> Result<TapDevice, TapError> {
+    let give_up = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match TapDevice::open(name, queues) {
+            Err(TapError::Busy(_)) if Instant::now() < give_up => std::thread::sleep(BUSY_PAUSE),
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uplink_argument_is_a_name_or_descriptors() {
+        let parse = |text: &str| text.parse::<UplinkArg>();
+        assert_eq!(parse("tap=vm1"), Ok(UplinkArg::Tap("vm1".to_owned())));
+        assert_eq!(parse("tap-fd=3"), Ok(UplinkArg::TapFd(vec![3])));
+        assert_eq!(parse("tap-fd=7:4"), Ok(UplinkArg::TapFd(vec![7, 4])));
+        for (text, reason) in [
+            ("vm1", "tap=NAME or tap-fd=N"),
+            ("fd=3", "tap=NAME or tap-fd=N"),
+            ("tap=", "1 to 15 bytes"),
+            ("tap=sixteen-bytes-16", "1 to 15 bytes"),
+            ("tap=a/b", "no name of an interface"),
+            ("tap=..", "no name of an interface"),
+            ("tap-fd=", "no descriptor"),
+            ("tap-fd=2", "no descriptor"),
+            ("tap-fd=3:x", "'x' is no descriptor"),
+            ("tap-fd=3:4:3", "3 is listed twice"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+}

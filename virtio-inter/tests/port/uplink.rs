@@ -1,0 +1,223 @@
+//! `--uplink`: a port with a tap device, in a network namespace of each test's thread, which the
+//! programs that it starts share.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use serde_json::Value;
+use virtio_inter_device::backend::TapDevice;
+use virtio_inter_test_support::skip;
+
+use crate::guest::Guest;
+use crate::process::{Place, Port, until};
+use crate::status::status;
+use crate::usage::complaint;
+
+/// Enters a namespace. False: the running test is skipped.
+#[allow(
+    unsafe_code,
+    reason = "there is no safe unshare(2) for all of its flags"
+)]
+fn enter() -> bool {
+    // SAFETY: changes which network this thread's further system calls see; no descriptor or
+    // memory of other threads is concerned.
+    let entered = unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.is_ok();
+    if !entered {
+        skip("network namespaces need root");
+    }
+    entered
+}
+
+#[track_caller]
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+}
+
+fn make_tap(name: &str, options: &str) {
+    ip(format!("tuntap add dev {name} mode tap {options}").trim_end());
+    ip(&format!("link set {name} up"));
+}
+
+/// Descriptors of a device that a child process inherits.
+fn inherited(name: &str, queues: u16) -> Vec<OwnedFd> {
+    let queues = TapDevice::open(name, queues).unwrap().into_queues();
+    for queue in &queues {
+        fcntl_setfd(queue, FdFlags::empty()).unwrap();
+    }
+    queues
+}
+
+fn tap_fd(queues: &[OwnedFd]) -> String {
+    let numbers = queues.iter().map(|queue| queue.as_raw_fd().to_string());
+    format!("tap-fd={}", numbers.collect::<Vec<_>>().join(":"))
+}
+
+/// Waits until both directions work.
+#[track_caller]
+fn assert_carries(place: &Place, port: &Port) {
+    let mut guest = Guest::new(port, 1514);
+    guest.send("52:54:00:00:00:61", "52:54:00:00:00:99", 100);
+    // The kernel itself sends neighbour discovery by a device that is up.
+    until("frames pass both ways", || {
+        let counters = &status(&place.path("a.status"))["counters"][0];
+        counters["tx_frames"] == 1
+            && counters["uplink_tx_frames"] == 2
+            && counters["uplink_rx_frames"].as_u64() > Some(0)
+    });
+}
+
+fn warning(document: &Value, code: &str) -> Option<String> {
+    let warnings = document["warnings"].as_array().unwrap();
+    let warning = warnings.iter().find(|warning| warning["code"] == code)?;
+    Some(warning["text"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn uplink_by_name_carries_frames() {
+    if !enter() {
+        return;
+    }
+    make_tap("up0", "");
+    let place = Place::new();
+    let port = place.command("a").with("--uplink", "tap=up0");
+    let port = port.with("--status-socket", place.path("a.status")).start();
+    let uplink = &status(&place.path("a.status"))["uplink"];
+    let expected = serde_json::json!({"tap": "up0", "state": "up", "mtu": 1500});
+    assert_eq!(*uplink, expected);
+    assert_carries(&place, &port);
+    port.end();
+    // It is the user's.
+    assert!(TapDevice::state("up0").is_some());
+}
+
+#[test]
+fn uplink_by_descriptors_carries_frames_for_an_ordinary_user() {
+    if !enter() {
+        return;
+    }
+    make_tap("up0", "multi_queue");
+    let place = Place::new();
+    let queues = inherited("up0", 2);
+    let port = place.command("a").with("--uplink", tap_fd(&queues));
+    let port = port.with("--status-socket", place.path("a.status"));
+    let Some(port) = port.with("--queues", "2").by_ordinary_user() else {
+        return skip("no ordinary user can run the program");
+    };
+    let port = port.start();
+    drop(queues);
+    assert_carries(&place, &port);
+    port.end();
+}
+
+#[test]
+fn uplink_of_an_ordinary_user_is_opened_by_name() {
+    if !enter() {
+        return;
+    }
+    make_tap("mine", "user 65534");
+    make_tap("others", "user 4711");
+    let place = Place::new();
+    let port = place.command("a").with("--uplink", "tap=mine");
+    let port = port.with("--status-socket", place.path("a.status"));
+    let Some(port) = port.by_ordinary_user() else {
+        return skip("no ordinary user can run the program");
+    };
+    let refused = port.with("--uplink", "tap=others");
+    let text = complaint(&place, &refused, 2);
+    assert!(text.contains("others may not be opened"), "{text}");
+    let port = refused.with("--uplink", "tap=mine").start();
+    assert_carries(&place, &port);
+    port.end();
+}
+
+#[test]
+fn uplink_that_is_deleted_or_down_is_shown_and_comes_back() {
+    if !enter() {
+        return;
+    }
+    make_tap("up0", "");
+    let place = Place::new();
+    let port = place.command("a").with("--uplink", "tap=up0");
+    let port = port.with("--status-socket", place.path("a.status")).start();
+    let is = |state: &str| {
+        let now = status(&place.path("a.status"));
+        now["uplink"]["state"] == state && warning(&now, "uplink-down").is_none() == (state == "up")
+    };
+    ip("link set up0 down");
+    until("it is shown to be down", || is("down"));
+    ip("link set up0 mtu 1400 up");
+    until("it is shown to be up", || is("up"));
+    let text = warning(&status(&place.path("a.status")), "uplink-mtu").unwrap();
+    assert!(text.contains("1500") && text.contains("1400"), "{text}");
+    ip("link delete up0");
+    until("it is shown to be gone", || is("gone"));
+    make_tap("up0", "");
+    until("it is opened again", || is("up"));
+    let now = status(&place.path("a.status"));
+    assert_eq!(warning(&now, "uplink-mtu"), None);
+    assert_carries(&place, &port);
+    port.end();
+}
+
+/// A port that takes the place of another one gets its device as well.
+#[test]
+fn uplink_passes_to_the_next_port() {
+    if !enter() {
+        return;
+    }
+    make_tap("up0", "");
+    let place = Place::new();
+    let command = place.command("a").with("--uplink", "tap=up0");
+    let command = command.with("--status-socket", place.path("a.status"));
+    for _ in 0..3 {
+        let port = command.start();
+        port.signal(rustix::process::Signal::KILL);
+        let next = command.start();
+        assert_carries(&place, &next);
+        next.end();
+    }
+}
+
+#[test]
+fn uplink_that_cannot_be_used_is_a_usage_error() {
+    if !enter() {
+        return;
+    }
+    make_tap("one0", "");
+    make_tap("busy0", "");
+    make_tap("small0", "");
+    ip("link set small0 mtu 1400");
+    let busy = inherited("busy0", 1);
+    let null: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+    fcntl_setfd(&null, FdFlags::empty()).unwrap();
+    let null = vec![null];
+    let place = Place::new();
+    for (uplink, queues, reason) in [
+        ("tap=none0", "1", "No tap device none0: create it first"),
+        ("tap=lo", "1", "lo is no tap device"),
+        ("tap=one0", "2", "has 1 queue, which is less than 2"),
+        ("tap=busy0", "1", "in use by another process"),
+        (
+            "tap=small0",
+            "1",
+            "MTU 1400, which is smaller than the port's 1500",
+        ),
+        (&tap_fd(&null), "1", "not attached to a tap device"),
+        (
+            &tap_fd(&busy),
+            "2",
+            "1 descriptor(s) of a tap device do not fit 2",
+        ),
+        ("tap-fd=999", "1", "descriptor 999 of tap-fd= is not open"),
+        ("tap-fd=1", "1", "no descriptor from 3 on"),
+        ("up0", "1", "tap=NAME or tap-fd=N"),
+    ] {
+        let command = place.command("a").with("--uplink", uplink);
+        let text = complaint(&place, &command.with("--queues", queues), 2);
+        assert!(text.contains(reason), "{uplink}: {text}");
+    }
+}
