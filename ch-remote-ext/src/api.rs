@@ -1,4 +1,4 @@
-//! Cloud Hypervisor's REST API on its Unix socket, as far as inter-VM devices need it.
+//! A client of Cloud Hypervisor's REST API, for what inter-VM devices need.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,43 +17,43 @@ use tokio::runtime::Runtime;
 use tokio::time::timeout;
 use virtio_inter_args::absolute;
 
-/// For what a VMM answers at once.
-const AT_ONCE: Duration = Duration::from_secs(10);
+/// Timeout of requests that a VMM answers at once.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// For what is of use only if it comes at once.
-const SOON: Duration = Duration::from_secs(3);
+/// Timeout of queries that are useful only if they are answered at once.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// For what may wait for a device: Cloud Hypervisor gives a backend 60 s.
-const FOR_A_DEVICE: Duration = Duration::from_secs(75);
+/// Timeout of requests that may wait for a backend, for which Cloud Hypervisor waits 60 s.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// What came instead of what was asked for.
+/// A request failed.
 #[derive(Debug, Error)]
 pub(crate) enum ApiError {
-    /// Nobody is there.
+    /// Nobody listens on the socket.
     #[error("Cannot connect to API socket {}", path.display())]
     Connect {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    /// Somebody is there, but nothing comes.
+    /// The VMM does not answer in time.
     #[error("API socket {} does not answer within {} s", path.display(), within.as_secs())]
     Silent { path: PathBuf, within: Duration },
-    /// What comes is no HTTP.
+    /// The answer is not HTTP.
     #[error("API socket {} does not speak HTTP", path.display())]
     Http {
         path: PathBuf,
         #[source]
         source: hyper::Error,
     },
-    /// The VMM cannot do it: its own words.
+    /// The VMM reports an error.
     #[error("Server responded with {status}")]
     Refused {
         status: StatusCode,
         #[source]
-        why: Option<Told>,
+        why: Option<VmmError>,
     },
-    /// It was done, and the answer is nonsense.
+    /// The request succeeded, but the answer cannot be parsed.
     #[error("Answer of API socket {} to {request} is not understood", path.display())]
     Content {
         path: PathBuf,
@@ -61,22 +61,23 @@ pub(crate) enum ApiError {
         #[source]
         source: serde_json::Error,
     },
-    /// This process lacks something.
+    /// This process cannot make an event loop.
     #[error("Cannot wait for an answer")]
     Runtime(#[source] io::Error),
 }
 
-/// A line of an error that the VMM told, and what caused it.
+/// One line of an error that the VMM reported, and its cause.
 #[derive(Debug, Error)]
 #[error("{line}")]
-pub(crate) struct Told {
+pub(crate) struct VmmError {
     line: String,
     #[source]
-    cause: Option<Box<Told>>,
+    cause: Option<Box<VmmError>>,
 }
 
-impl Told {
-    /// From an answer's body: a JSON list of strings, the cause last; older versions send text.
+impl VmmError {
+    /// Parses the body of an answer: a JSON list of strings, the cause last; older versions send
+    /// text.
     fn new(body: &[u8]) -> Option<Self> {
         let lines: Vec<String> = serde_json::from_slice(body)
             .unwrap_or_else(|_| vec![String::from_utf8_lossy(body).trim().to_owned()]);
@@ -88,18 +89,18 @@ impl Told {
     }
 }
 
-/// What `vm.info` answers.
+/// The answer to `vm.info`.
 #[derive(Debug)]
 pub(crate) struct VmInfo(Value);
 
-/// A VM's word on one of its devices.
+/// The VMM's state of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeviceInfo {
-    /// There is none.
+    /// The VM does not have the device.
     Absent,
-    /// It is there.
+    /// The VM has the device.
     Present,
-    /// It is there until the guest lets go of it, which the VMM has asked it to.
+    /// The VMM has asked the guest to release the device, and the guest has not yet.
     Leaving,
 }
 
@@ -109,35 +110,35 @@ impl VmInfo {
         Self(info)
     }
 
-    /// Whether the VM was booted: it has its devices, and has connected to what serves them.
+    /// Whether the VM was booted: then it has its devices, and is connected to their backends.
     pub(crate) fn is_booted(&self) -> bool {
         self.0["device_tree"].is_object()
     }
 
-    /// Whether its processors stand still.
+    /// Whether the VM is paused.
     pub(crate) fn is_paused(&self) -> bool {
         self.0["state"] == "Paused"
     }
 
-    /// What it says of a device.
+    /// The state of a device.
     pub(crate) fn device(&self, id: &str) -> DeviceInfo {
         let is_named = |net: &Value| net["id"] == id;
         let nets = self.0["config"]["net"].as_array();
         let configured = nets.is_some_and(|nets| nets.iter().any(is_named));
-        // There is a tree once the VM was booted; before, there is what it will be made of.
+        // A booted VM has a device tree; before, there is only the configuration.
         let in_tree = self.0["device_tree"].as_object();
         match in_tree.map(|tree| tree.contains_key(id)) {
             None if configured => DeviceInfo::Present,
             None | Some(false) => DeviceInfo::Absent,
-            // A request to unplug takes the device out of the configuration, the guest's consent
-            // out of the tree.
+            // The VMM removes the device from the configuration when it asks the guest to release
+            // it, and from the tree when the guest has done so.
             Some(true) if configured => DeviceInfo::Present,
             Some(true) => DeviceInfo::Leaving,
         }
     }
 }
 
-/// A VMM.
+/// A connection to a VMM.
 #[derive(Debug)]
 pub(crate) struct Api {
     path: PathBuf,
@@ -145,23 +146,22 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// What the VM at a socket is and does, by a VMM that answers soon. None: there is no VM.
+    /// The state of the VM of a VMM that answers soon; `None` if there is no VM.
     ///
     /// # Errors
-    ///
-    /// When it does not answer, or nobody is there.
-    pub(crate) fn look(path: &Path) -> Result<Option<VmInfo>, ApiError> {
-        Self::new(path)?.info_within(SOON)
+    /// When nobody listens on the socket, or the VMM does not answer in time.
+    pub(crate) fn query(path: &Path) -> Result<Option<VmInfo>, ApiError> {
+        Self::new(path)?.info_within(QUERY_TIMEOUT)
     }
 
-    /// A VMM at a socket that answers.
+    /// Checks that a VMM answers on a socket.
     ///
     /// # Errors
     ///
     /// When it does not.
     pub(crate) fn connect(path: &Path) -> Result<Self, ApiError> {
         let api = Self::new(path)?;
-        api.send(Method::GET, "vmm.ping", None, AT_ONCE)?;
+        api.send(Method::GET, "vmm.ping", None, REQUEST_TIMEOUT)?;
         Ok(api)
     }
 
@@ -176,31 +176,36 @@ impl Api {
         })
     }
 
-    /// Plugs in a network device: what the VMM says of it.
+    /// Plugs in a network device. Returns the VMM's answer.
     pub(crate) fn add_net(&self, config: &Value) -> Result<String, ApiError> {
-        self.send(Method::PUT, "vm.add-net", Some(config), FOR_A_DEVICE)
+        self.send(Method::PUT, "vm.add-net", Some(config), DEVICE_TIMEOUT)
     }
 
-    /// Asks the guest to let a device go.
+    /// Asks the guest to release a device.
     pub(crate) fn remove_device(&self, id: &str) -> Result<(), ApiError> {
         let body = serde_json::json!({ "id": id });
-        self.send(Method::PUT, "vm.remove-device", Some(&body), AT_ONCE)
-            .map(drop)
+        self.send(
+            Method::PUT,
+            "vm.remove-device",
+            Some(&body),
+            REQUEST_TIMEOUT,
+        )
+        .map(drop)
     }
 
-    /// Makes a VM.
+    /// Creates a VM.
     pub(crate) fn create(&self, config: &Value) -> Result<String, ApiError> {
-        self.send(Method::PUT, "vm.create", Some(config), FOR_A_DEVICE)
+        self.send(Method::PUT, "vm.create", Some(config), DEVICE_TIMEOUT)
     }
 
-    /// What the VM is and does. None: there is no VM.
+    /// The state of the VM; `None` if there is no VM.
     pub(crate) fn info(&self) -> Result<Option<VmInfo>, ApiError> {
-        self.info_within(AT_ONCE)
+        self.info_within(REQUEST_TIMEOUT)
     }
 
     fn info_within(&self, within: Duration) -> Result<Option<VmInfo>, ApiError> {
         let info = match self.send(Method::GET, "vm.info", None, within) {
-            // Anything else, such as too many requests at a time, says nothing of the VM.
+            // Other errors, such as too many requests at a time, do not mean that there is no VM.
             Err(ApiError::Refused {
                 status: StatusCode::NOT_FOUND,
                 ..
@@ -215,7 +220,7 @@ impl Api {
         Ok(Some(VmInfo(info)))
     }
 
-    /// What the VM says of a device.
+    /// The VMM's state of a device.
     pub(crate) fn device(&self, id: &str) -> Result<DeviceInfo, ApiError> {
         let info = self.info()?;
         Ok(info.map_or(DeviceInfo::Absent, |info| info.device(id)))
@@ -269,7 +274,7 @@ impl Api {
             builder = builder.header(CONTENT_TYPE, "application/json");
         }
         let content = Bytes::from(body.map(Value::to_string).unwrap_or_default());
-        // Made of constants: nothing in it can be wrong.
+        // Made of constants, so it is valid.
         let request = builder
             .body(Full::new(content))
             .unwrap_or_else(|error| unreachable!("{error}"));
@@ -282,7 +287,7 @@ impl Api {
         } else {
             Err(ApiError::Refused {
                 status,
-                why: Told::new(&content),
+                why: VmmError::new(&content),
             })
         }
     }
@@ -290,7 +295,7 @@ impl Api {
 
 #[cfg(test)]
 mod tests {
-    use cloud_hypervisor_ext::report::chain;
+    use cloud_hypervisor_ext::report::error_lines;
 
     use super::*;
 
@@ -303,9 +308,9 @@ mod tests {
             ),
             (b"InternalServerError\n", &["InternalServerError"]),
         ] {
-            assert_eq!(chain(&Told::new(body).unwrap()), lines);
+            assert_eq!(error_lines(&VmmError::new(body).unwrap()), lines);
         }
-        assert!(Told::new(b"").is_none());
-        assert!(Told::new(b"[]").is_none());
+        assert!(VmmError::new(b"").is_none());
+        assert!(VmmError::new(b"[]").is_none());
     }
 }

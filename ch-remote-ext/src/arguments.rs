@@ -1,4 +1,4 @@
-//! The command line: what of it is ours, and what is the stock program's.
+//! Parses the command line, as far as it concerns inter-VM devices.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -7,10 +7,10 @@ use anyhow::anyhow;
 use cloud_hypervisor_ext::report::Failure;
 use virtio_inter_args::{check_socket_path, is_typing_error};
 
-/// The kind of device that stands before its options in `add-device`.
+/// The kind of device, before its options in `add-device`.
 const KIND: &str = "inter-vm";
 
-/// Our commands.
+/// The added commands.
 const COMMANDS: [&str; 2] = ["add-inter-vm", KIND];
 
 /// Options before the command.
@@ -22,20 +22,20 @@ const OPTIONS: [&str; 5] = [
     "--version",
 ];
 
-/// How a device is plugged in.
+/// The usage line of `add-inter-vm`.
 pub(crate) const ADD_USAGE: &str =
     "Usage: ch-remote-ext --api-socket <api-socket> add-inter-vm <inter-vm_config>";
 
-/// The arguments, and what was found among them.
+/// The parsed arguments.
 #[derive(Debug)]
 pub(crate) struct Arguments {
-    /// As they came.
+    /// All arguments.
     pub(crate) all: Vec<OsString>,
     pub(crate) api_socket: Option<PathBuf>,
     asks: Asks,
     /// An option that does not exist, and the one that was probably meant.
     mistyped: Option<(String, &'static str)>,
-    /// The subcommand and what follows it.
+    /// The subcommand and its arguments.
     command: Vec<OsString>,
 }
 
@@ -46,38 +46,39 @@ enum Asks {
     Version,
 }
 
-/// What is to be done.
+/// The action that the arguments request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Help,
     Version,
-    /// How `add-inter-vm` is used.
+    /// Print the help of `add-inter-vm`.
     AddHelp,
-    /// How a command of the stock program is used that does more here.
-    ChangedHelp(Changed),
-    /// A device, by what may follow `--inter-vm`.
+    /// Print the help of an extended command.
+    ExtendedHelp(Extended),
+    /// Add a device; the text is a value of `--inter-vm`.
     Add(String),
-    /// A device that may be ours.
+    /// Remove a device, which may be an inter-VM device.
     Remove(String),
-    /// A VM that may have devices of ours, from a file, or `-`.
+    /// Create a VM, which may have inter-VM devices, from a file or `-`.
     Create(String),
-    /// A snapshot, which the stock program takes once the ports stand still.
+    /// Take a snapshot, if the ports have stopped.
     Snapshot,
-    /// `inter-vm` and what follows it.
+    /// Run `inter-vm` with these arguments.
     InterVm(Vec<OsString>),
+    /// Run the stock program.
     PassOn,
 }
 
-/// A command of the stock program that does more here.
+/// A command of the stock program that this one extends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Changed {
+pub(crate) enum Extended {
     AddDevice,
     RemoveDevice,
     Create,
     Snapshot,
 }
 
-impl Changed {
+impl Extended {
     const ALL: [Self; 4] = [
         Self::AddDevice,
         Self::RemoveDevice,
@@ -100,7 +101,7 @@ impl Changed {
 }
 
 impl Arguments {
-    /// Reads arguments, without the program's name.
+    /// Parses arguments, without the program's name.
     pub(crate) fn new(arguments: impl IntoIterator<Item = OsString>) -> Self {
         let all: Vec<OsString> = arguments.into_iter().collect();
         let (mut api_socket, mut asks, mut mistyped) = (None, Asks::Command, None);
@@ -109,7 +110,7 @@ impl Arguments {
         while let Some(argument) = rest.next() {
             match argument.to_str() {
                 Some("--api-socket") => api_socket = rest.next().map(PathBuf::from),
-                // Options of the D-Bus interface, which have a value too.
+                // Options of the D-Bus interface have a value, too.
                 Some("--dbus-service-name" | "--dbus-object-path") => {
                     rest.next();
                 }
@@ -148,11 +149,10 @@ impl Arguments {
         self.command.first().map(OsString::as_os_str)
     }
 
-    /// What is asked for.
+    /// The requested action.
     ///
     /// # Errors
-    ///
-    /// When a command of ours lacks something.
+    /// When the arguments of an added command are wrong.
     pub(crate) fn action(&self) -> Result<Action, Failure> {
         match self.asks {
             Asks::Help => return Ok(Action::Help),
@@ -173,8 +173,8 @@ impl Arguments {
         Ok(match (name, only) {
             ("help", _) => self.help_of(rest),
             ("add-inter-vm", Some("-h" | "--help")) => Action::AddHelp,
-            (changed, Some("-h" | "--help")) if let Some(command) = Changed::find(changed) => {
-                Action::ChangedHelp(command)
+            (changed, Some("-h" | "--help")) if let Some(command) = Extended::find(changed) => {
+                Action::ExtendedHelp(command)
             }
             ("add-device", Some(text)) if text == KIND => Action::Add(String::new()),
             ("add-device", Some(text)) if text.starts_with("inter-vm,") => {
@@ -206,14 +206,14 @@ impl Arguments {
         })
     }
 
-    /// What is asked for by `help` and a command.
+    /// The action of `help` with a command.
     fn help_of(&self, words: &[OsString]) -> Action {
         let Some((name, rest)) = words.split_first() else {
             return Action::Help;
         };
         let name = name.to_str().unwrap_or_default();
-        match Changed::find(name) {
-            Some(command) if rest.is_empty() => Action::ChangedHelp(command),
+        match Extended::find(name) {
+            Some(command) if rest.is_empty() => Action::ExtendedHelp(command),
             _ if name == KIND => {
                 let mut words = words.to_vec();
                 words.push("--help".into());
@@ -224,7 +224,7 @@ impl Arguments {
         }
     }
 
-    /// The API socket, for what cannot be done without.
+    /// The API socket, for actions that require it.
     ///
     /// # Errors
     ///
@@ -248,7 +248,7 @@ fn unexpected(what: &str, given: &str, meant: &str) -> Failure {
     ))
 }
 
-/// What stands before the options of a device.
+/// The kind of a device, before its options.
 fn kind_of(text: &str) -> &str {
     text.split(',').next().unwrap_or(text)
 }
@@ -276,9 +276,12 @@ mod tests {
             (&["help", "info"], Action::PassOn),
             (
                 &["help", "add-device"],
-                Action::ChangedHelp(Changed::AddDevice),
+                Action::ExtendedHelp(Extended::AddDevice),
             ),
-            (&["create", "--help"], Action::ChangedHelp(Changed::Create)),
+            (
+                &["create", "--help"],
+                Action::ExtendedHelp(Extended::Create),
+            ),
             (&["add-device", "path=/x"], Action::PassOn),
             (&["add-device", "vfio"], Action::PassOn),
             (&["add-device"], Action::PassOn),
@@ -302,11 +305,11 @@ mod tests {
             (&["snapshot", "file:///x"], Action::Snapshot),
             (
                 &["snapshot", "--help"],
-                Action::ChangedHelp(Changed::Snapshot),
+                Action::ExtendedHelp(Extended::Snapshot),
             ),
             (
                 &["remove-device", "--help"],
-                Action::ChangedHelp(Changed::RemoveDevice),
+                Action::ExtendedHelp(Extended::RemoveDevice),
             ),
             (
                 &["help", "inter-vm", "list"],

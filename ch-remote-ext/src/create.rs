@@ -1,26 +1,25 @@
-//! A VM created by REST, with the devices for which its supervisor has ports already.
+//! Creates a VM with the devices for which its supervisor has ports.
 
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use cloud_hypervisor_ext::protocol::PortInfo;
+use cloud_hypervisor_ext::control_protocol::PortInfo;
 use cloud_hypervisor_ext::report::Failure;
 use serde_json::{Map, Value, json};
 
 use crate::api::Api;
-use crate::supervisor::Supervisor;
+use crate::control_client::ControlClient;
 
-/// What Cloud Hypervisor gives a VM for which nothing was said, in bytes.
+/// Cloud Hypervisor's default size of a VM's memory, in bytes.
 const DEFAULT_MEMORY: u64 = 512 << 20;
 
-/// The ports of the VM to be created, if there are any.
+/// The ports for the VM that is to be created, if there are any.
 ///
 /// # Errors
-///
-/// When there is a supervisor that cannot be asked: the VM would lack its devices.
+/// When there is a supervisor that does not reply: the VM would lack its devices.
 pub(crate) fn find_ports(api_socket: Option<&Path>) -> anyhow::Result<Option<Vec<PortInfo>>> {
-    let Some(mut supervisor) = api_socket.map(Supervisor::find).transpose()?.flatten() else {
+    let Some(mut supervisor) = api_socket.map(ControlClient::find).transpose()?.flatten() else {
         return Ok(None);
     };
     let ports = supervisor
@@ -29,7 +28,7 @@ pub(crate) fn find_ports(api_socket: Option<&Path>) -> anyhow::Result<Option<Vec
     Ok((!ports.is_empty()).then_some(ports))
 }
 
-/// Creates the VM that a file describes, with the devices.
+/// Creates the VM that a file describes, and adds the devices.
 pub(crate) fn create(api_socket: &Path, path: &str, ports: &[PortInfo]) -> Result<u8, Failure> {
     let text = if path == "-" {
         let mut text = String::new();
@@ -47,7 +46,8 @@ pub(crate) fn create(api_socket: &Path, path: &str, ports: &[PortInfo]) -> Resul
     Ok(0)
 }
 
-/// Adds the ports that the configuration does not have yet, and has memory shared where nothing was said.
+/// Adds the devices that the configuration lacks, and shares the memory where `shared` is not
+/// given.
 fn add_devices(config: &mut Value, ports: &[PortInfo]) -> anyhow::Result<()> {
     let config = config
         .as_object_mut()
@@ -93,7 +93,8 @@ fn share(memory: &mut Map<String, Value>, what: &str) -> anyhow::Result<()> {
     }
     if memory.get("shared") == Some(&json!(false)) {
         return Err(anyhow!(
-            "Inter-VM devices need memory that is shared with the port, but {what} says \"shared\": false"
+            "Inter-VM devices need memory that is shared with the port, but {what} says \
+             \"shared\": false"
         ));
     }
     memory.insert("shared".to_owned(), json!(true));
@@ -102,8 +103,8 @@ fn share(memory: &mut Map<String, Value>, what: &str) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use cloud_hypervisor_ext::control_protocol::PortState;
     use cloud_hypervisor_ext::device::NetConfig;
-    use cloud_hypervisor_ext::protocol::PortState;
 
     use super::*;
 

@@ -1,6 +1,4 @@
-//! Devices plugged into a running VM and unplugged: port and VMM kept in step.
-//!
-//! See decision 0022.
+//! Plugs devices into a running VM and unplugs them, with their ports (decision 0022).
 
 use std::io::Write;
 use std::path::Path;
@@ -8,25 +6,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use cloud_hypervisor_ext::inter_vm::InterVm;
-use cloud_hypervisor_ext::report::{Failure, chain};
+use cloud_hypervisor_ext::report::{Failure, error_lines};
 
 use crate::api::{Api, ApiError, DeviceInfo, VmInfo};
-use crate::state::{self, DeviceState};
-use crate::supervisor::Supervisor;
+use crate::control_client::ControlClient;
+use crate::device_state::{self, DeviceState};
 
-/// A guest that is well lets a device go within a second.
-const GONE_WITHIN: Duration = Duration::from_secs(30);
+/// Maximum time for the guest to release a device; a healthy one needs less than a second.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Time between two queries.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Starts a port and plugs the device in; ends the port again if the VMM does not take it.
+/// Starts a port and plugs the device in; ends the port if the VMM refuses the device.
 pub(crate) fn add(api_socket: &Path, text: &str) -> Result<u8, Failure> {
     let device = InterVm::parse(text).map_err(Failure::usage)?;
     // The supervisor may have another working directory.
     let device = device.with_absolute_paths()?;
     let api = Api::connect(api_socket)?;
-    let mut supervisor = Supervisor::connect(api_socket)?;
+    let mut supervisor = ControlClient::connect(api_socket)?;
     if let Some(id) = &device.id {
         end_port_left_over(&api, &mut supervisor, id.as_str())?;
     }
@@ -34,20 +32,20 @@ pub(crate) fn add(api_socket: &Path, text: &str) -> Result<u8, Failure> {
     let config = serde_json::to_value(&port.net)?;
     match api.add_net(&config) {
         Ok(answer) => {
-            // A VM that has not been booted says nothing.
+            // Empty if the VM has not been booted.
             if !answer.is_empty() {
                 writeln!(std::io::stdout(), "{answer}")?;
             }
             Ok(0)
         }
         Err(refused) => {
-            // Told after what led to it.
+            // Reported after the VMM's error.
             let ended = supervisor.remove(&port.id);
             let error = anyhow!(refused).context(format!("Cannot plug in {}", port.id));
             match ended {
                 Ok(()) => Err(error.into()),
                 Err(left) => {
-                    let left = chain(left.as_ref()).join(": ");
+                    let left = error_lines(left.as_ref()).join(": ");
                     Err(error
                         .context(format!("Port of {} is left: {left}", port.id))
                         .into())
@@ -57,8 +55,8 @@ pub(crate) fn add(api_socket: &Path, text: &str) -> Result<u8, Failure> {
     }
 }
 
-/// Ends the port of a device that the VMM knows no more: unplugged by other means, its name may come back.
-fn end_port_left_over(api: &Api, supervisor: &mut Supervisor, id: &str) -> anyhow::Result<()> {
+/// Ends the port of a device that the VMM no longer has, because something else unplugged it.
+fn end_port_left_over(api: &Api, supervisor: &mut ControlClient, id: &str) -> anyhow::Result<()> {
     let known = supervisor.list()?.iter().any(|port| port.id == id);
     if known && api.device(id)? == DeviceInfo::Absent {
         supervisor.remove(id)?;
@@ -66,13 +64,15 @@ fn end_port_left_over(api: &Api, supervisor: &mut Supervisor, id: &str) -> anyho
     Ok(())
 }
 
-/// The supervisor that has a port for this device, if one has.
+/// The supervisor that has a port for this device, if any.
 ///
 /// # Errors
-///
-/// When there is a supervisor that cannot be asked: its port would be left behind.
-pub(crate) fn find_port(api_socket: Option<&Path>, id: &str) -> anyhow::Result<Option<Supervisor>> {
-    let Some(mut supervisor) = api_socket.map(Supervisor::find).transpose()?.flatten() else {
+/// When there is a supervisor that does not reply: its port would be left behind.
+pub(crate) fn find_port(
+    api_socket: Option<&Path>,
+    id: &str,
+) -> anyhow::Result<Option<ControlClient>> {
+    let Some(mut supervisor) = api_socket.map(ControlClient::find).transpose()?.flatten() else {
         return Ok(None);
     };
     let ports = supervisor
@@ -81,10 +81,10 @@ pub(crate) fn find_port(api_socket: Option<&Path>, id: &str) -> anyhow::Result<O
     Ok(ports.iter().any(|port| port.id == id).then_some(supervisor))
 }
 
-/// Unplugs a device, and ends its port once the guest has let it go.
+/// Unplugs a device, and ends its port when the guest has released the device.
 pub(crate) fn remove(
     api_socket: &Path,
-    mut supervisor: Supervisor,
+    mut supervisor: ControlClient,
     id: &str,
 ) -> Result<u8, Failure> {
     // First: the VMM may wait for the port already, and answers nobody until it need not.
@@ -92,7 +92,7 @@ pub(crate) fn remove(
     let api = Api::connect(api_socket)?;
     if api.device(id)? == DeviceInfo::Present
         && let Err(refused) = api.remove_device(id)
-        // Cloud Hypervisor finds no device to remove where the guest was asked to let go of it
+        // Cloud Hypervisor finds no device to remove if it has asked the guest to release it
         // before.
         && api.device(id)? == DeviceInfo::Present
     {
@@ -105,19 +105,18 @@ pub(crate) fn remove(
     Ok(0)
 }
 
-/// Checks that a snapshot that is taken now finds the guest's memory at rest, as far as that can be
-/// told: the VMM itself takes none of a VM that is not paused.
+/// Checks that no port writes to the guest's memory, so that a snapshot is consistent, as far as
+/// this program can find out. (The VMM itself refuses a snapshot of a VM that is not paused.)
 ///
 /// # Errors
-///
-/// When a port of the VM goes on although the VM is paused.
+/// When a port of the VM runs although the VM is paused.
 pub(crate) fn check_stopped(api_socket: Option<&Path>) -> anyhow::Result<()> {
     let Some((api_socket, Ok(Some(mut supervisor)))) =
-        api_socket.map(|socket| (socket, Supervisor::find(socket)))
+        api_socket.map(|socket| (socket, ControlClient::find(socket)))
     else {
         return Ok(());
     };
-    let devices = state::devices(api_socket, &mut supervisor).unwrap_or_default();
+    let devices = device_state::devices(api_socket, &mut supervisor).unwrap_or_default();
     for device in devices {
         if let (DeviceState::Unstopped, Some(warning)) = (device.device_state, device.warning) {
             let context = format!("No snapshot is taken because of {}", device.port.id);
@@ -130,25 +129,25 @@ pub(crate) fn check_stopped(api_socket: Option<&Path>) -> anyhow::Result<()> {
 fn wait_until_gone(api: &Api, id: &str) -> anyhow::Result<()> {
     let start = Instant::now();
     while device(api, id)? != DeviceInfo::Absent {
-        if start.elapsed() > GONE_WITHIN {
-            let seconds = GONE_WITHIN.as_secs();
+        if start.elapsed() > RELEASE_TIMEOUT {
+            let seconds = RELEASE_TIMEOUT.as_secs();
             return Err(match api.info()?.as_ref().map(VmInfo::is_paused) {
                 Some(true) => anyhow!(
-                    "The VM is paused: its guest releases {id} once it is resumed. The port of {id} \
-                     stays until then; run remove-device again to wait for it"
+                    "The VM is paused: its guest releases {id} once it is resumed. The port of \
+                     {id} stays until then; run remove-device again to wait for it"
                 ),
                 _ => anyhow!(
-                    "Guest has not released {id} within {seconds} s. Its port stays until it has; run \
-                     remove-device again to wait for another {seconds} s"
+                    "Guest has not released {id} within {seconds} s. Its port stays until it has; \
+                     run remove-device again to wait for another {seconds} s"
                 ),
             });
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
     Ok(())
 }
 
-/// A VMM that has ended meanwhile has no devices.
+/// The state of a device; absent if the VMM has exited meanwhile.
 fn device(api: &Api, id: &str) -> Result<DeviceInfo, ApiError> {
     match api.device(id) {
         Err(ApiError::Connect { .. }) => Ok(DeviceInfo::Absent),

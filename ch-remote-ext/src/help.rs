@@ -1,10 +1,10 @@
-//! The program's help: the stock program's own with the commands that it does not know in their
-//! places, or, without it, ours alone.
+//! The program's help: the stock program's own with the added commands, or, without a stock
+//! program, this program's own.
 
 use cloud_hypervisor_ext::help::keys;
 use cloud_hypervisor_ext::inter_vm::syntax;
 
-use crate::arguments::{ADD_USAGE, Changed};
+use crate::arguments::{ADD_USAGE, Extended};
 
 const COMMANDS: [(&str, &str); 2] = [
     (
@@ -14,7 +14,7 @@ const COMMANDS: [(&str, &str); 2] = [
     ("inter-vm", "Show inter-VM network devices: list, show"),
 ];
 
-/// In the place of the stock program's help, where there is none. Our commands are added.
+/// Replaces the stock program's help if there is none. The added commands are inserted.
 const OURS: &str = "\
 Control a running VM of Cloud Hypervisor that cloud-hypervisor-ext started
 
@@ -52,12 +52,12 @@ pub(crate) fn text(stock: Result<&str, &str>) -> String {
     text
 }
 
-/// That something of the stock program is not in a text.
+/// Says that a part of the stock program's help is missing.
 pub(crate) fn missing(what: &str, reason: &str) -> String {
     format!("\n{what} of ch-remote are not shown: {reason}\n")
 }
 
-/// How `add-inter-vm` is used.
+/// The help of `add-inter-vm`.
 pub(crate) fn add_inter_vm() -> String {
     format!(
         "Add an inter-VM network device to the VM, and start its port\n\n{ADD_USAGE}\n\n\
@@ -68,23 +68,22 @@ pub(crate) fn add_inter_vm() -> String {
     )
 }
 
-/// How a command of the stock program is used that does more here: that program's help, and what is
-/// different.
-pub(crate) fn changed(command: Changed, stock: Result<&str, &str>) -> String {
+/// The help of a command that is extended here: the stock program's, and the difference.
+pub(crate) fn extended(command: Extended, stock: Result<&str, &str>) -> String {
     let ours = match command {
-        Changed::AddDevice => {
+        Extended::AddDevice => {
             "add-device inter-vm,<config> adds an inter-VM network device and starts its port; \
              see: ch-remote-ext help add-inter-vm"
         }
-        Changed::RemoveDevice => {
+        Extended::RemoveDevice => {
             "For an inter-VM network device, remove-device <id> also ends its port, once the guest \
              has released the device."
         }
-        Changed::Create => {
+        Extended::Create => {
             "create [<file>] adds the inter-VM network devices for which cloud-hypervisor-ext has \
              ports, and shares the VM's memory."
         }
-        Changed::Snapshot => {
+        Extended::Snapshot => {
             "snapshot <url> is refused while a port of a paused VM may still write the guest's \
              memory."
         }
@@ -101,7 +100,8 @@ pub(crate) fn changed(command: Changed, stock: Result<&str, &str>) -> String {
     }
 }
 
-/// Adds our commands to the list of a help text, by the alphabet; leaves a text without one alone.
+/// Inserts the added commands into the list of a help text, in alphabetical order. A text without a
+/// list stays unchanged.
 fn with_inter_vm(help: &str) -> String {
     let mut lines: Vec<String> = help.lines().map(str::to_owned).collect();
     let Some(start) = lines.iter().position(|line| line == "Commands:") else {
@@ -138,8 +138,8 @@ mod tests {
 
     #[test]
     fn in_their_places() {
-        let help = "Usage\n\nCommands:\n  add-device  Add\n  add-net     Add\n  info        Info\n  nmi         Nmi\n  \
-                    help        Help\n\nOptions:\n  -h\n";
+        let help = "Usage\n\nCommands:\n  add-device  Add\n  add-net     Add\n  \
+                    info        Info\n  nmi         Nmi\n  help        Help\n\nOptions:\n  -h\n";
         let with = with_inter_vm(help);
         let names: Vec<&str> = with
             .lines()

@@ -1,19 +1,19 @@
-//! `ch-remote` of Cloud Hypervisor, with inter-VM devices.
+//! `ch-remote` of Cloud Hypervisor, extended by inter-VM devices.
 //!
-//! What concerns them is done here: by Cloud Hypervisor's REST API (`api`) and the supervisor that
-//! `cloud-hypervisor-ext` is (`supervisor`). Everything else is handed to a stock `ch-remote`,
-//! untouched.
+//! This program handles the commands for such devices, with Cloud Hypervisor's REST API (`api`) and
+//! the control socket of `cloud-hypervisor-ext` (`control_client`). It runs a stock `ch-remote` for
+//! everything else.
 #![forbid(unsafe_code)]
 
 mod api;
 mod arguments;
+mod control_client;
 mod create;
+mod device_state;
 mod devices;
 mod help;
+mod port_status;
 mod show;
-mod state;
-mod status;
-mod supervisor;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -43,16 +43,16 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<u8, Failure> {
     match arguments.action()? {
         Action::Help if arguments.all.is_empty() => {
-            // As clap has it for a program that cannot do without arguments.
+            // Like clap, for a program that requires arguments.
             let _ = std::io::stderr().write_all(help(&["--help".into()]).as_bytes());
             Ok(USAGE)
         }
         Action::Help => show(&help(&["--help".into()])),
         Action::Version => show(&version()),
         Action::AddHelp => show(&help::add_inter_vm()),
-        Action::ChangedHelp(command) => {
+        Action::ExtendedHelp(command) => {
             let stock = describe(stock(), &["help".into(), command.name().into()]);
-            show(&help::changed(
+            show(&help::extended(
                 command,
                 stock.as_deref().map_err(String::as_str),
             ))
@@ -79,7 +79,7 @@ fn stock() -> Result<PathBuf, ProgramError> {
     find(VARIABLE, "ch-remote")?.ok_or(ProgramError::NoRemote { variable: VARIABLE })
 }
 
-/// Becomes the stock program.
+/// Executes the stock program in place of this one.
 fn pass_on(arguments: &Arguments) -> Result<u8, Failure> {
     let program = stock().with_context(|| match arguments.command() {
         Some(name) => format!("Cannot run {}, a command of ch-remote", name.display()),
@@ -96,13 +96,13 @@ fn show(text: &str) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// The stock program's help with our commands; ours alone, where there is no stock program.
+/// The stock program's help with the added commands; this program's own if there is none.
 fn help(arguments: &[OsString]) -> String {
     let stock = describe(stock(), arguments);
     help::text(stock.as_deref().map_err(String::as_str))
 }
 
-/// The stock program's version first, as programs may look for that, and ours.
+/// The stock program's version, which other programs expect first, then this program's.
 fn version() -> String {
     let ours = format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"));
     match describe(stock(), &["--version".into()]) {

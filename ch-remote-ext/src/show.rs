@@ -1,4 +1,4 @@
-//! `inter-vm list` and `inter-vm show`: what ports there are and what they do.
+//! `inter-vm list` and `inter-vm show`: print the devices and their states.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -10,8 +10,8 @@ use cloud_hypervisor_ext::report::{Failure, print};
 use serde_json::Value;
 
 use crate::arguments::Arguments;
-use crate::state::{Device, devices};
-use crate::supervisor::Supervisor;
+use crate::control_client::ControlClient;
+use crate::device_state::{Device, devices};
 
 /// Show inter-VM network devices.
 #[derive(Debug, Parser)]
@@ -26,27 +26,27 @@ struct Show {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// All devices, a line each
+    /// List all devices, one per line
     List {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// All that is known of one device, or of all: peers, features, warnings, counters
+    /// Show the state of one device, or of all: peers, features, warnings, counters
     Show {
-        /// The device
+        /// Name of the device; all devices if it is not given
         id: Option<String>,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
 }
 
-/// Runs what follows `inter-vm`, that included.
+/// Runs the command `inter-vm`, the first of `words`.
 pub(crate) fn run(arguments: &Arguments, words: &[OsString]) -> Result<u8, Failure> {
     let show = match Show::try_parse_from(words) {
         Ok(show) => show,
-        // --help is asked for, on standard output.
+        // The user asked for --help, which goes to standard output.
         Err(asked) if !asked.use_stderr() => asked.exit(),
         Err(wrong) => {
             return Err(Failure::usage(anyhow!(
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments, words: &[OsString]) -> Result<u8, Failu
         }
     };
     let api_socket = arguments.api_socket()?;
-    let mut devices = devices(&api_socket, &mut Supervisor::connect(&api_socket)?)?;
+    let mut devices = devices(&api_socket, &mut ControlClient::connect(&api_socket)?)?;
     let mut out = Vec::new();
     match show.command {
         Command::List { json: false } => list(&mut out, &devices)?,
@@ -92,7 +92,7 @@ fn list(out: &mut impl Write, devices: &[Device]) -> std::io::Result<()> {
             let peers = device.status["peers"].as_array();
             [
                 device.port.id.clone(),
-                device.device_state.word().to_owned(),
+                device.device_state.name().to_owned(),
                 device.port.mac.clone(),
                 device.port.segment.clone(),
                 peers.map_or("-".to_owned(), |peers| peers.len().to_string()),
@@ -118,7 +118,7 @@ fn list(out: &mut impl Write, devices: &[Device]) -> std::io::Result<()> {
 
 fn show_device(out: &mut impl Write, device: &Device) -> std::io::Result<()> {
     let Device { port, status, .. } = device;
-    writeln!(out, "{}: {}", port.id, device.device_state.word())?;
+    writeln!(out, "{}: {}", port.id, device.device_state.name())?;
     let mut line = |name: &str, value: &str| writeln!(out, "  {name:9} {value}");
     if let Some(warning) = device.warning {
         line("warning", warning)?;
@@ -126,7 +126,7 @@ fn show_device(out: &mut impl Write, device: &Device) -> std::io::Result<()> {
     line("mac", &port.mac)?;
     line("segment", &format!("{} as {}", port.segment, port.port_id))?;
     let socket = match port.socket.as_str() {
-        // A supervisor of an older version.
+        // From a supervisor of an older version.
         "" => &port.net.vhost_socket,
         socket => socket,
     };

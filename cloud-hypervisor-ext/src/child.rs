@@ -1,4 +1,4 @@
-//! A child process that does not outlive this one, and whose end can be waited for by its descriptor.
+//! A child process that does not outlive this one, with a descriptor to poll for its end.
 #![allow(unsafe_code)] // One function runs code between fork and exec.
 
 use std::fs::File;
@@ -22,20 +22,19 @@ pub struct Child {
     pidfd: OwnedFd,
 }
 
-/// What a child gets of this process's descriptors.
+/// The descriptors of this process that a child inherits.
 #[derive(Clone, Debug)]
 pub enum Descriptors<'a> {
-    /// Those that this process was started with too: the user may have named them in arguments (`fd=3`).
+    /// Those that this process inherited itself: the user may name them in arguments (`fd=3`).
     Inherited,
-    /// Standard input, output and error, and these from number 3 on. Their own numbers are above
-    /// all of those.
+    /// Standard input, output and error, and these from number 3 on. Their numbers here are higher.
     Standard(Vec<BorrowedFd<'a>>),
 }
 
 impl Child {
-    /// Starts a process that is sent `at_our_death` when this one dies, however it does.
-    ///
-    /// The kernel sends it when the thread that starts the process ends, so this is for the main thread.
+    /// Starts a process that gets the signal `at_our_death` when this process dies for any reason.
+    /// The kernel sends the signal when the thread that called this ends, so only the main thread
+    /// may call it.
     ///
     /// # Errors
     ///
@@ -51,24 +50,26 @@ impl Child {
             Descriptors::Standard(fds) => Some(fds.iter().map(AsRawFd::as_raw_fd).collect()),
         };
         let end = FIRST_PASSED + passed.as_ref().map_or(0, Vec::len) as RawFd;
-        // So that no number up to there is free for the pipe by which std tells that exec failed.
+        // No number below `end` may be free for the pipe through which std reports that exec
+        // failed.
         let _taken = take_numbers_below(end)?;
         let prepare = move || {
             set_parent_process_death_signal(Some(at_our_death))?;
             if getppid() != Some(parent) {
-                // Dead already, so that no signal will come.
+                // The parent has died already, so the signal will not come.
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             if let Some(passed) = &passed {
                 for (number, fd) in (FIRST_PASSED..).zip(passed) {
-                    // SAFETY: `fd` is open as long as `descriptors` is borrowed. What is replaced
-                    // is nobody's here: a placeholder, or something that is not for this child.
+                    // SAFETY: `fd` is open as long as `descriptors` is borrowed. The descriptor
+                    // that is replaced in this child is a placeholder, or not meant for it.
                     if unsafe { libc::dup2(*fd, number) } < 0 {
                         return Err(io::Error::last_os_error());
                     }
                 }
-                // SAFETY: only marks descriptors, which exec then closes; none is used from here on but the one by
-                // which std tells that exec failed, and that is marked already. An old kernel refuses: no harm.
+                // SAFETY: only marks descriptors, which exec then closes. None is used from here on
+                // but the one through which std reports that exec failed, and that is marked
+                // already. An old kernel returns an error, which is harmless.
                 unsafe {
                     libc::syscall(
                         libc::SYS_close_range,
@@ -78,7 +79,8 @@ impl Child {
                     );
                 }
             }
-            // The VMM gets what this process was started with; a port ignores them itself.
+            // The VMM gets the signal actions that this process inherited; a port ignores signals
+            // itself.
             virtio_inter_log::restore_signals();
             Ok(())
         };
@@ -94,7 +96,7 @@ impl Child {
         match pidfd {
             Ok(pidfd) => Ok(Self { child, pidfd }),
             Err(error) => {
-                // Of no use unwatched.
+                // It cannot be watched.
                 let _ = child.kill();
                 let _ = child.wait();
                 Err(error)
@@ -107,7 +109,7 @@ impl Child {
         self.child.id()
     }
 
-    /// How it ended, None while it runs.
+    /// Its exit status; `None` while it runs.
     ///
     /// # Errors
     ///
@@ -116,7 +118,7 @@ impl Child {
         self.child.try_wait()
     }
 
-    /// Sends it a signal. To one that has just ended, nothing happens.
+    /// Sends it a signal, which has no effect if it has just ended.
     pub fn signal(&self, signal: Signal) {
         if let Err(error) = pidfd_send_signal(&self.pidfd, signal)
             && error != rustix::io::Errno::SRCH

@@ -1,7 +1,8 @@
-//! Cloud Hypervisor's command line: read for what concerns inter-VM devices, passed on otherwise as it came.
+//! Cloud Hypervisor's command line: finds what concerns inter-VM devices, and passes everything
+//! else on unchanged.
 //!
-//! Every argument is kept in its place, also those that this program has never heard of. As in clap, a flag's values
-//! are what follows up to the next argument with a leading dash, or the one after `=`.
+//! Every argument keeps its place, also unknown ones. As in clap, a flag's values are the arguments
+//! up to the next one with a leading dash, or the one after `=`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -58,7 +59,7 @@ impl CommandLine {
         Self { pieces }
     }
 
-    /// The arguments as they are to be passed on.
+    /// The arguments for Cloud Hypervisor.
     pub fn arguments(&self) -> Vec<OsString> {
         let mut arguments = Vec::new();
         for piece in &self.pieces {
@@ -85,7 +86,7 @@ impl CommandLine {
         arguments
     }
 
-    /// Whether an argument (`-V`) or long flag is there, before a `--`.
+    /// Whether an argument (`-V`) or long flag occurs before a `--`.
     pub fn has(&self, flag: &str) -> bool {
         let end = |piece: &&Piece| !matches!(piece, Piece::Other(argument) if argument == "--");
         self.pieces.iter().take_while(end).any(|piece| match piece {
@@ -102,7 +103,7 @@ impl CommandLine {
         })
     }
 
-    /// The level of log messages that `-v` asks for, as Cloud Hypervisor has it.
+    /// The log level for the number of `-v`, as in Cloud Hypervisor.
     pub fn log_level(&self) -> &'static str {
         match self.verbosity() {
             0 => "warn",
@@ -112,7 +113,7 @@ impl CommandLine {
         }
     }
 
-    /// How often `-v` was given, also as in `-vv`.
+    /// How often `-v` was given, `-vv` counting twice.
     fn verbosity(&self) -> usize {
         let count = |argument: &OsString| {
             let letters = argument.to_str()?.strip_prefix('-')?;
@@ -145,7 +146,7 @@ impl CommandLine {
         self.values(flag).filter_map(OsStr::to_str)
     }
 
-    /// Takes a long flag out: the values of each time that it was given.
+    /// Removes a long flag. Returns the values of each occurrence.
     pub fn take(&mut self, flag: &str) -> Vec<Vec<OsString>> {
         let mut taken = Vec::new();
         self.pieces.retain_mut(|piece| match piece {
@@ -158,8 +159,8 @@ impl CommandLine {
         taken
     }
 
-    /// Adds values to the last time that a long flag was given; gives it, if it was not. (Cloud Hypervisor before v52
-    /// takes `--net` once only.)
+    /// Adds values to the last occurrence of a long flag, or adds the flag. (Cloud Hypervisor
+    /// before v52 accepts `--net` once only.)
     pub fn append(&mut self, flag: &str, more: impl IntoIterator<Item = OsString>) {
         for piece in self.pieces.iter_mut().rev() {
             if let Piece::Flag {
@@ -189,7 +190,7 @@ impl CommandLine {
         self.pieces.insert(end, piece);
     }
 
-    /// Changes values of a long flag: those for which `change` has another.
+    /// Replaces the values of a long flag for which `change` returns another.
     pub fn change(&mut self, flag: &str, change: impl Fn(&str) -> Option<String>) {
         for piece in &mut self.pieces {
             if let Piece::Flag { name, values, .. } = piece

@@ -1,6 +1,7 @@
-//! The control socket: requests of `ch-remote-ext`, for this user and root only.
+//! The control socket: receives requests of `ch-remote-ext`, from this user and root only.
 //!
-//! Nobody is waited for: a connection that says nothing, or does not read, costs a descriptor, and there are few.
+//! All operations are non-blocking: a client that sends or reads nothing costs one of a few
+//! descriptors.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,16 +16,16 @@ use rustix::net::{
 };
 use virtio_inter_common::peer_uid;
 
-use crate::protocol::{MAX_LINE, Reply, Request};
+use crate::control_protocol::{MAX_LINE, Reply, Request};
 
-/// Connections at a time; the oldest gives way to a further one.
+/// Maximum number of connections; the oldest gives way to a new one.
 const MAX_CONNECTIONS: usize = 16;
 
-/// Names a connection; never used again.
+/// Identifies a connection; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller(u64);
+pub struct ClientId(u64);
 
-/// The socket and who is connected.
+/// The listening socket and its connections.
 #[derive(Debug)]
 pub struct Control {
     listener: Option<Listener>,
@@ -38,13 +39,13 @@ pub struct Control {
 struct Listener {
     socket: UnixListener,
     path: PathBuf,
-    /// Device and inode of its file as it was made.
+    /// Device and inode of the socket file.
     inode: (u64, u64),
 }
 
 #[derive(Debug)]
 struct Connection {
-    caller: Caller,
+    client: ClientId,
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -65,7 +66,7 @@ impl Control {
         })
     }
 
-    /// Listens again if something has removed the socket. Whether it was so.
+    /// Listens again if something has removed the socket. Returns whether it did.
     ///
     /// # Errors
     ///
@@ -75,18 +76,18 @@ impl Control {
             Some(listener) if !listener.is_in_place() => {}
             _ => return Ok(false),
         }
-        // Who came before it was gone.
+        // Accept connections that were made before the file was removed.
         self.accept();
         self.listener = Some(Listener::bind(&self.path)?);
         Ok(true)
     }
 
-    /// Listens no more; who is connected may go on.
+    /// Stops listening; existing connections stay.
     pub fn close(&mut self) {
         self.listener = None;
     }
 
-    /// What to wait for: each is to be readable, or writable where that is said.
+    /// The descriptors to poll, each for reading, and also for writing if the flag is set.
     pub fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
         let connections = self
             .connections
@@ -98,8 +99,8 @@ impl Control {
             .chain(connections)
     }
 
-    /// Takes connections and requests. Does not block.
-    pub fn process(&mut self) -> Vec<(Caller, Request)> {
+    /// Accepts connections and reads requests. Non-blocking.
+    pub fn process(&mut self) -> Vec<(ClientId, Request)> {
         self.accept();
         let mut requests = Vec::new();
         let mut replies = Vec::new();
@@ -108,9 +109,9 @@ impl Control {
             while let Some(end) = connection.input.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = connection.input.drain(..=end).collect();
                 match serde_json::from_slice(&line) {
-                    Ok(request) => requests.push((connection.caller, request)),
+                    Ok(request) => requests.push((connection.client, request)),
                     Err(error) => replies.push((
-                        connection.caller,
+                        connection.client,
                         Reply::Error(vec![
                             "Request is not understood".to_owned(),
                             error.to_string(),
@@ -120,8 +121,8 @@ impl Control {
             }
             alive && connection.input.len() <= MAX_LINE
         });
-        for (caller, reply) in replies {
-            self.reply(caller, &reply);
+        for (client, reply) in replies {
+            self.reply(client, &reply);
         }
         requests
     }
@@ -131,7 +132,7 @@ impl Control {
             return;
         };
         while let Ok((stream, _)) = listener.socket.accept() {
-            // Root may do everything anyway; no other user gets past the directory's and the socket's modes.
+            // Root has access anyway; the modes of directory and socket exclude other users.
             let ours = rustix::process::geteuid().as_raw();
             match peer_uid(stream.as_fd()) {
                 Ok(uid) if uid == ours || uid == 0 => {}
@@ -151,7 +152,7 @@ impl Control {
                 self.connections.remove(0);
             }
             self.connections.push(Connection {
-                caller: Caller(self.next),
+                client: ClientId(self.next),
                 stream,
                 input: Vec::new(),
                 output: Vec::new(),
@@ -160,16 +161,16 @@ impl Control {
         }
     }
 
-    /// Answers a caller; one that has hung up is not there any more.
-    pub fn reply(&mut self, caller: Caller, reply: &Reply) {
+    /// Replies to a client, unless it has hung up.
+    pub fn reply(&mut self, client: ClientId, reply: &Reply) {
         let Some(connection) = self
             .connections
             .iter_mut()
-            .find(|connection| connection.caller == caller)
+            .find(|connection| connection.client == client)
         else {
             return;
         };
-        // Nothing in it can fail to be written as JSON.
+        // A reply has no values that JSON cannot represent.
         connection
             .output
             .extend(serde_json::to_vec(reply).unwrap_or_default());
@@ -179,10 +180,10 @@ impl Control {
 }
 
 impl Connection {
-    /// Whether the connection is still of use.
+    /// Reads once. Returns whether the connection is still open.
     fn receive(&mut self) -> bool {
         let mut buffer = [0; 4096];
-        // Bounded: the rest comes with the next look.
+        // One read per call: the rest stays readable.
         match self.stream.read(&mut buffer) {
             Ok(0) => false,
             Ok(size) => {
@@ -218,7 +219,7 @@ impl Listener {
     fn bind(path: &Path) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        // The kernel takes a socket's own mode over to the file that bind(2) makes.
+        // bind(2) gives the file the socket's own mode: at no time may others connect.
         fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         bind(&socket, &SocketAddrUnix::new(path)?)?;
         listen(&socket, 16)?;
@@ -239,7 +240,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if self.is_in_place() {
-            // Gone with its directory at the latest.
+            // Removed with its directory at the latest.
             let _ = std::fs::remove_file(&self.path);
         }
     }

@@ -1,4 +1,4 @@
-//! A device of which everything is known: what Cloud Hypervisor and the port are told of it.
+//! A complete device, and the arguments of Cloud Hypervisor and the port for it.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use virtio_inter_common::{MacAddr, PortId};
 use crate::inter_vm::InterVm;
 use crate::options::quote;
 
-/// Virtqueues of a device for which nothing was said, as with `--net`: one to receive, one to send.
+/// Default number of virtqueues, as with `--net`: one to receive, one to transmit.
 const DEFAULT_QUEUES: u16 = 2;
 
-/// A device of which everything is known.
+/// A complete device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Cloud Hypervisor's name for it.
@@ -23,15 +23,15 @@ pub struct Device {
     pub segment: PathBuf,
     /// The guest's address.
     pub mac: MacAddr,
-    /// In bytes; None: the port's default.
+    /// In bytes; `None`: the port's default.
     pub mtu: Option<u16>,
     /// Virtqueues, two for each pair.
     pub num_queues: u16,
-    /// Entries of each virtqueue; None: Cloud Hypervisor's default.
+    /// Entries of each virtqueue; `None`: Cloud Hypervisor's default.
     pub queue_size: Option<u16>,
-    /// Where the port awaits Cloud Hypervisor.
+    /// The port's vhost-user socket.
     pub socket: PathBuf,
-    /// Where the port tells its state.
+    /// The port's status socket.
     pub status_socket: PathBuf,
     /// As with `--net`.
     pub pci_segment: Option<u16>,
@@ -39,7 +39,7 @@ pub struct Device {
     pub pci_device_id: Option<u8>,
 }
 
-/// The device as `vm.add-net` and `vm.create` of Cloud Hypervisor's REST API take it.
+/// The device in the format of `vm.add-net` and `vm.create` of Cloud Hypervisor's REST API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {
     /// The device's name.
@@ -67,7 +67,7 @@ pub struct NetConfig {
 }
 
 impl Device {
-    /// Completes what the user said.
+    /// Completes the device that the user requested.
     pub fn new(
         id: PortId,
         asked: InterVm,
@@ -137,7 +137,7 @@ impl Device {
             ("--queues", (self.num_queues / 2).to_string().into()),
         ]
         .into_iter()
-        // Attached, so that no value is taken for an option.
+        // Attached with `=`, so that no value is parsed as an option.
         .map(|(name, value)| {
             let mut argument = OsString::from(name);
             argument.push("=");
@@ -181,14 +181,14 @@ mod tests {
             device("segment=web,mtu=9000,num_queues=8,queue_size=64,pci_segment=1,pci_device_id=5");
         assert_eq!(
             full.net_option(),
-            "vhost_user=on,id=n0,mac=02:00:00:00:00:01,mtu=9000,num_queues=8,queue_size=64,pci_segment=1,\
-             pci_device_id=5,socket=\"/tmp/a,b\""
+            "vhost_user=on,id=n0,mac=02:00:00:00:00:01,mtu=9000,num_queues=8,queue_size=64,\
+             pci_segment=1,pci_device_id=5,socket=\"/tmp/a,b\""
         );
         assert_eq!(
             serde_json::to_value(device("segment=web").net_config()).unwrap(),
             serde_json::json!({
-                "id": "n0", "vhost_user": true, "vhost_socket": "/tmp/a,b", "mac": "02:00:00:00:00:01",
-                "num_queues": 2
+                "id": "n0", "vhost_user": true, "vhost_socket": "/tmp/a,b",
+                "mac": "02:00:00:00:00:01", "num_queues": 2
             })
         );
     }

@@ -1,6 +1,6 @@
-//! Descriptors that a port has kept for the process that comes after it, as systemd keeps them for
-//! a service (`FDSTORE=1` in sd_notify(3), sd_listen_fds(3)). They are its connection to Cloud
-//! Hypervisor, which then does not notice that the port died: decision 0016.
+//! Stores descriptors of a port for its next process, as systemd does for a service (`FDSTORE=1` in
+//! sd_notify(3), sd_listen_fds(3)). They are the port's connection to Cloud Hypervisor, which then
+//! does not notice that the port died: decision 0016.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,32 +14,31 @@ use rustix::net::{
     recvmsg, shutdown,
 };
 
-use crate::closer::{Closer, Deferred};
+use crate::deferred_close::{Closer, DeferredFd};
 
-/// Most descriptors that are kept: a port has two connections at most, with a file each.
-pub const MAX_KEPT: usize = 4;
+/// Maximum number of stored descriptors: a port has at most two connections, with a file each.
+pub const MAX_STORED: usize = 4;
 
-/// Longest notification, in bytes.
+/// Maximum size of a notification, in bytes.
 const MAX_NOTIFICATION: usize = 4096;
 
 /// As many descriptors as the kernel lets come with a message (`SCM_MAX_FD`): it closes those for
 /// which there is no room, and this thread would wait for that.
 const MAX_RECEIVED: usize = 253;
 
-/// Kept descriptors have numbers from here on, out of the way of those under which a process is
-/// started with them.
+/// Lowest number of a stored descriptor, above the numbers under which a process gets them.
 const LOWEST: i32 = 64;
 
-/// What a port says.
+/// A notification of a port.
 #[derive(Debug)]
 pub struct Notification {
     /// Assignments, a line each.
     pub text: String,
-    /// What came with it.
-    pub fds: Vec<Deferred>,
+    /// The descriptors that came with it.
+    pub fds: Vec<DeferredFd>,
 }
 
-/// Receives what a port says, None: nothing more for now.
+/// Receives a notification; `None` if there is none now.
 pub fn receive(socket: impl AsFd, closer: &Closer) -> Option<Notification> {
     let mut buffer = [0; MAX_NOTIFICATION];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_RECEIVED))];
@@ -56,17 +55,17 @@ pub fn receive(socket: impl AsFd, closer: &Closer) -> Option<Notification> {
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(some) = message {
-            fds.extend(some.map(|fd| Deferred::new(fd, closer)));
+            fds.extend(some.map(|fd| DeferredFd::new(fd, closer)));
         }
     }
     let text = String::from_utf8_lossy(&buffer[..received.bytes]).into_owned();
     Some(Notification { text, fds })
 }
 
-/// What is kept.
+/// The stored descriptors with their names.
 #[derive(Debug, Default)]
 pub struct FdStore {
-    kept: Vec<(String, Deferred)>,
+    kept: Vec<(String, DeferredFd)>,
     closer: Closer,
 }
 
@@ -79,8 +78,8 @@ impl FdStore {
         }
     }
 
-    /// Does what a port asks for.
-    pub fn heed(&mut self, notification: Notification) {
+    /// Stores or removes descriptors, as a notification requests.
+    pub fn handle(&mut self, notification: Notification) {
         let Notification { text, fds } = notification;
         let has = |line: &str| text.lines().any(|other| other == line);
         let (stores, removes) = (has("FDSTORE=1"), has("FDSTOREREMOVE=1"));
@@ -91,8 +90,8 @@ impl FdStore {
             return;
         }
         self.kept.retain(|(other, _)| other != name);
-        // Such a name would be read as two.
-        if !stores || name.contains(':') || self.kept.len() + fds.len() > MAX_KEPT {
+        // `LISTEN_FDNAMES` separates names by colons.
+        if !stores || name.contains(':') || self.kept.len() + fds.len() > MAX_STORED {
             return;
         }
         if !fds.iter().all(|fd| is_connection(fd) || is_memory_file(fd)) {
@@ -101,26 +100,26 @@ impl FdStore {
         }
         for fd in fds {
             if let Ok(fd) = move_up(fd.as_fd()) {
-                let fd = Deferred::new(fd, &self.closer);
+                let fd = DeferredFd::new(fd, &self.closer);
                 self.kept.push((name.to_owned(), fd));
             }
         }
     }
 
-    /// Whether there is nothing.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.kept.is_empty()
     }
 
-    /// Closes all. A process that was started with them has them still.
+    /// Closes all. A process that was started with them keeps its duplicates.
     pub fn clear(&mut self) {
         self.kept.clear();
     }
 
-    /// Closes all, and ends connections for whoever has them.
+    /// Closes all, and shuts connections down, also for processes that have duplicates.
     pub fn shut_down(&mut self) {
         for (_, fd) in self.kept.drain(..) {
-            // A file cannot be shut down, nor can a connection that has ended.
+            // Fails for a file, and for a connection that has ended.
             let _ = shutdown(fd, Shutdown::Both);
         }
     }
@@ -131,7 +130,7 @@ impl FdStore {
         names.join(":")
     }
 
-    /// All, in the order of their names.
+    /// All descriptors, in the order of [`FdStore::names`].
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         self.kept.iter().map(|(_, fd)| fd.as_fd()).collect()
     }
@@ -168,37 +167,37 @@ mod tests {
 
     fn heed_fds(store: &mut FdStore, text: &str, fds: Vec<OwnedFd>) {
         let closer = store.closer.clone();
-        store.heed(Notification {
+        store.handle(Notification {
             text: text.to_owned(),
             fds: fds
                 .into_iter()
-                .map(|fd| Deferred::new(fd, &closer))
+                .map(|fd| DeferredFd::new(fd, &closer))
                 .collect(),
         });
     }
 
-    fn heed(store: &mut FdStore, text: &str, count: usize) {
+    fn handle(store: &mut FdStore, text: &str, count: usize) {
         heed_fds(store, text, (0..count).map(|_| connection()).collect());
     }
 
     #[test]
-    fn fd_store_keeps_what_it_is_asked_to_under_its_name() {
+    fn fd_store_keeps_descriptors_under_their_names() {
         let mut store = FdStore::default();
-        heed(&mut store, "READY=1", 1);
-        heed(&mut store, "FDSTORE=1", 1);
-        heed(&mut store, "FDSTORE=1\nFDNAME=a:b", 1);
+        handle(&mut store, "READY=1", 1);
+        handle(&mut store, "FDSTORE=1", 1);
+        handle(&mut store, "FDSTORE=1\nFDNAME=a:b", 1);
         assert!(store.is_empty());
-        heed(&mut store, "FDSTORE=1\nFDNAME=a", 2);
-        heed(&mut store, "FDNAME=b\nFDSTORE=1\n", 2);
+        handle(&mut store, "FDSTORE=1\nFDNAME=a", 2);
+        handle(&mut store, "FDNAME=b\nFDSTORE=1\n", 2);
         assert_eq!(store.names(), "a:a:b:b");
         assert!(store.fds().iter().all(|fd| fd.as_raw_fd() >= LOWEST));
         // No more than that.
-        heed(&mut store, "FDSTORE=1\nFDNAME=c", 1);
+        handle(&mut store, "FDSTORE=1\nFDNAME=c", 1);
         assert_eq!(store.names(), "a:a:b:b");
-        heed(&mut store, "FDSTOREREMOVE=1\nFDNAME=a", 0);
+        handle(&mut store, "FDSTOREREMOVE=1\nFDNAME=a", 0);
         assert_eq!(store.names(), "b:b");
         // Again under the same name: in place of what was there.
-        heed(&mut store, "FDSTORE=1\nFDNAME=b", 1);
+        handle(&mut store, "FDSTORE=1\nFDNAME=b", 1);
         assert_eq!((store.names().as_str(), store.fds().len()), ("b", 1));
         store.clear();
         assert!(store.is_empty());

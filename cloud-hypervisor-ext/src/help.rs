@@ -1,12 +1,12 @@
-//! The program's help: Cloud Hypervisor's own with the flag that it does not know in its place, or,
-//! without it, ours alone.
+//! The program's help: Cloud Hypervisor's own with `--inter-vm` added, or, without Cloud
+//! Hypervisor, this program's own.
 
 use crate::inter_vm::{KEYS, syntax};
 
 const FLAG: &str = "      --inter-vm <inter-vm>...";
 const NAME: &str = "inter-vm";
 
-/// In the place of Cloud Hypervisor's help, where there is none. `--inter-vm` is added.
+/// Replaces Cloud Hypervisor's help if there is none. `--inter-vm` is added.
 const OURS: &str = "\
 Launch a VM of Cloud Hypervisor, with network devices that reach other VMs through shared memory
 
@@ -66,7 +66,7 @@ pub fn keys() -> String {
     text
 }
 
-/// Adds `--inter-vm` where it belongs by the alphabet, in the layout that the other flags have.
+/// Adds `--inter-vm` in alphabetical order, in the layout of the other flags.
 fn with_inter_vm(help: &str) -> String {
     let lines: Vec<&str> = help.lines().collect();
     let names: Vec<(usize, &str)> = lines
@@ -83,7 +83,7 @@ fn with_inter_vm(help: &str) -> String {
         .unwrap_or(lines.len());
     let syntax = syntax();
     let mut out: Vec<String> = lines[..place].iter().map(ToString::to_string).collect();
-    // Where texts begin beside the flags, there is more after a flag than its values.
+    // If the other texts begin beside their flags, so does this one.
     let column = names
         .iter()
         .find_map(|(number, _)| text_column(lines[*number]));
@@ -98,13 +98,13 @@ fn with_inter_vm(help: &str) -> String {
     out.join("\n") + "\n"
 }
 
-/// The name of the long flag that a line begins with.
+/// The name of the long flag at the start of a line.
 fn flag_name(line: &str) -> Option<&str> {
     let name = line.strip_prefix("      --")?;
     Some(name.split([' ', '=', '.']).next().unwrap_or(name))
 }
 
-/// Where on the line of a flag its text begins.
+/// The column at which the text on a flag's line begins.
 fn text_column(line: &str) -> Option<usize> {
     let flag = line.trim_start();
     let start = line.len() - flag.len();

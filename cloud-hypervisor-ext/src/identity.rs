@@ -1,4 +1,5 @@
-//! Who a VM is, as far as its command line tells: the source of addresses and names that stay over restarts.
+//! Identifies a VM by its command line, for MAC addresses and names that stay the same over
+//! restarts.
 //!
 //! See decision 0021.
 
@@ -11,21 +12,21 @@ use virtio_inter_common::{MacAddr, PortId};
 use crate::command_line::CommandLine;
 use crate::options::Options;
 
-/// Longest part of a port's name that tells the VM or the device, in bytes.
+/// Maximum length of the VM's and of the device's part of a port's name, in bytes.
 const MAX_NAME: usize = 24;
 
-/// What tells this VM from others, at its next start too.
+/// A property that identifies this VM, also at its next start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// What it is derived from: `uuid`, `api-socket`, `disk`, or `process` for one that does not stay.
+    /// The kind of property: `uuid`, `api-socket`, `disk`, or `process`, which does not persist.
     pub source: &'static str,
     value: String,
     name: String,
 }
 
 impl Identity {
-    /// From the first of these that there is: `--platform`'s UUID, the API socket, the first disk that can be written
-    /// to. All three belong to one running VM at a time. None of them: this process.
+    /// The first of these that exists: `--platform`'s UUID, the API socket, the first writable
+    /// disk. Each of them belongs to one running VM at a time. Without any of them: this process.
     pub fn new(line: &CommandLine, api_socket: Option<&PathBuf>) -> Self {
         let platform = line.texts("--platform").last();
         let uuid = platform
@@ -67,13 +68,14 @@ impl Identity {
     }
 
     /// Whether it is the same at the next start.
-    pub fn stays(&self) -> bool {
+    pub fn persists(&self) -> bool {
         self.source != "process"
     }
 
-    /// The address of a device: locally administered, unicast, the same for the same VM and device on this machine.
+    /// The address of a device: locally administered, unicast, and always the same for one VM and
+    /// device of this machine.
     pub fn mac(&self, device: &str) -> MacAddr {
-        // Of two machines with the same paths, the VMs are others.
+        // VMs of two machines with the same paths get different addresses.
         let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
         let mut hash = Sha256::new();
         for part in [
@@ -94,11 +96,11 @@ impl Identity {
         MacAddr::new(octets)
     }
 
-    /// A device's name on its segment: readable, and unique as its address is.
+    /// The name of a device's port on the segment: readable, and unique like the address.
     pub fn port_id(&self, device: &str, mac: MacAddr) -> PortId {
         let [.., a, b, c] = mac.octets();
         let text = format!("{}-{}-{a:02x}{b:02x}{c:02x}", self.name, file_name(device));
-        // Made of what may be in one: `file_name` saw to it.
+        // Contains only valid characters: see `file_name`.
         text.parse().unwrap_or_else(|_| unreachable!("{text}"))
     }
 }
@@ -111,7 +113,7 @@ fn writable_disk(text: &str) -> Option<PathBuf> {
     options.get("path").map(PathBuf::from)
 }
 
-/// Letters, digits, `_` and `-` of a text, in at most [`MAX_NAME`] bytes.
+/// A text with `-` for all but letters, digits and `_`, at most [`MAX_NAME`] bytes.
 fn file_name(text: &str) -> String {
     let name: String = text
         .chars()
@@ -152,7 +154,7 @@ mod tests {
             identity(&["--disk=path=/d.img"], None)
         );
         assert_eq!(identity(&disks[..2], None).source, "process");
-        assert!(!identity(&[], None).stays());
+        assert!(!identity(&[], None).persists());
     }
 
     #[test]

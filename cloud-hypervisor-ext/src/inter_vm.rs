@@ -1,4 +1,4 @@
-//! `--inter-vm`: what may be said of a device. What becomes of it is in `device`.
+//! Parses `--inter-vm`. `device` has the complete device.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -69,51 +69,51 @@ pub const KEYS: [Key; 9] = [
     },
 ];
 
-/// The flag's help, in the manner of Cloud Hypervisor's.
+/// The flag's help, in the style of Cloud Hypervisor's.
 pub fn syntax() -> String {
     let keys = KEYS.map(|key| format!("{}={}", key.name, key.value));
     format!("Inter-VM network parameters \"{}\"", keys.join(","))
 }
 
-/// MTUs that Cloud Hypervisor takes for a network device, in bytes.
+/// MTUs that Cloud Hypervisor accepts for a network device, in bytes.
 const MTU: std::ops::RangeInclusive<u64> = 1280..=65535;
 
 /// Sizes of a virtqueue (VIRTIO 1.3, 2.7), in entries.
 const QUEUE_SIZE: std::ops::RangeInclusive<u64> = 2..=32768;
 
-/// Why a device cannot be as it was asked for.
+/// An error in the value of `--inter-vm`.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum InterVmError {
     /// The option string is wrong.
     #[error("Error parsing --inter-vm")]
     Options(#[source] OptionError),
-    /// No segment.
+    /// `segment` is missing.
     #[error("Error parsing --inter-vm: segment missing")]
     SegmentMissing,
-    /// Two devices of one id.
+    /// Two devices have the same id.
     #[error("Error parsing --inter-vm: Identifier {0} is not unique")]
     NotUnique(PortId),
-    /// A value that the device cannot have.
+    /// A value is invalid for the device.
     #[error("Error parsing --inter-vm: {0}")]
     Invalid(String),
 }
 
-/// A device as the user asked for it.
+/// A device as the user requested it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterVm {
     /// The segment's directory, absolute.
     pub segment: PathBuf,
-    /// None: to be derived.
+    /// `None`: derived from the VM and the device.
     pub mac: Option<MacAddr>,
-    /// Cloud Hypervisor's name for the device; None: the next that is free.
+    /// Cloud Hypervisor's name for the device; `None`: the next free name.
     pub id: Option<PortId>,
-    /// In bytes, without the Ethernet header; None: the port's default.
+    /// In bytes, without the Ethernet header; `None`: the port's default.
     pub mtu: Option<u16>,
-    /// Virtqueues, two for each pair; None: one pair.
+    /// Virtqueues, two for each pair; `None`: one pair.
     pub num_queues: Option<u16>,
-    /// Entries of each virtqueue; None: Cloud Hypervisor's default.
+    /// Entries of each virtqueue; `None`: Cloud Hypervisor's default.
     pub queue_size: Option<u16>,
-    /// Where the port awaits Cloud Hypervisor; None: in the VM's own directory.
+    /// The port's vhost-user socket; `None`: in the VM's own directory.
     pub socket: Option<PathBuf>,
     /// As with `--net`.
     pub pci_segment: Option<u16>,
@@ -122,11 +122,10 @@ pub struct InterVm {
 }
 
 impl InterVm {
-    /// Reads one device.
+    /// Parses one device.
     ///
     /// # Errors
-    ///
-    /// What is wrong with it.
+    /// When a key or value is wrong.
     pub fn parse(text: &str) -> Result<Self, InterVmError> {
         let names = KEYS.map(|key| key.name);
         let options = Options::parse(text, &names).map_err(InterVmError::Options)?;
@@ -184,15 +183,14 @@ impl InterVm {
     /// The same device for a process with another working directory.
     ///
     /// # Errors
-    ///
-    /// When this process's own is gone.
+    /// When this process has no working directory.
     pub fn with_absolute_paths(mut self) -> std::io::Result<Self> {
         self.socket = self.socket.map(std::path::absolute).transpose()?;
         Ok(self)
     }
 }
 
-/// As it is parsed.
+/// The format that [`InterVm::parse`] accepts.
 impl fmt::Display for InterVm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "segment={}", quote(&self.segment.display().to_string()))?;
@@ -224,11 +222,10 @@ impl fmt::Display for InterVm {
     }
 }
 
-/// Checks a socket's path, which a shorter `option` would make shorter.
+/// Checks a socket's path. If it is too long, the error advises a shorter `option`.
 ///
 /// # Errors
-///
-/// When it cannot be one.
+/// When it is not a valid path of a socket.
 pub fn check_socket_path(path: &Path, option: &str) -> Result<(), InterVmError> {
     virtio_inter_args::check_socket_path(path).map_err(|error| {
         InterVmError::Invalid(match error {
@@ -269,7 +266,7 @@ fn convert<T: std::str::FromStr>(options: &Options, key: &str) -> Result<Option<
     options.convert(key).map_err(InterVmError::Options)
 }
 
-/// For types whose errors tell more than that a text is not one.
+/// For types whose parse errors give a reason.
 fn parse_with_reason<T>(options: &Options, key: &str) -> Result<Option<T>, InterVmError>
 where
     T: std::str::FromStr<Err: ToString>,
@@ -285,12 +282,10 @@ where
     options.get(key).map(parse).transpose()
 }
 
-/// Reads all devices of a command line, and gives names to those that have none: `inter-vm0` and so
-/// on.
+/// Parses all devices of a command line, and names those without an id: `inter-vm0` and so on.
 ///
 /// # Errors
-///
-/// The first thing that is wrong with one.
+/// The first error.
 pub fn parse_all<'a>(
     texts: impl IntoIterator<Item = &'a str>,
 ) -> Result<Vec<(PortId, InterVm)>, InterVmError> {
@@ -314,7 +309,7 @@ pub fn parse_all<'a>(
     Ok(named)
 }
 
-/// The first of `inter-vm0`, `inter-vm1`, … that is not taken.
+/// The first of `inter-vm0`, `inter-vm1`, … that is not in `taken`.
 pub fn free_id(taken: &[PortId]) -> PortId {
     (0u32..)
         .filter_map(|number| format!("inter-vm{number}").parse().ok())
@@ -354,8 +349,8 @@ mod tests {
     fn what_is_printed_is_parsed() {
         for text in [
             "segment=/run/a",
-            "segment=\"/run/a,b\",mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,queue_size=512,\
-             socket=\"/tmp/a,b\",pci_segment=1,pci_device_id=9",
+            "segment=\"/run/a,b\",mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,\
+             queue_size=512,socket=\"/tmp/a,b\",pci_segment=1,pci_device_id=9",
         ] {
             let device = InterVm::parse(text).unwrap();
             assert_eq!(device.to_string(), text);
@@ -415,8 +410,8 @@ mod tests {
             ),
             (
                 "segment=web,mac=02:00",
-                "Error parsing --inter-vm: Invalid value: mac=02:00: MAC address \"02:00\" is not six pairs of \
-                 hexadecimal digits separated by colons",
+                "Error parsing --inter-vm: Invalid value: mac=02:00: MAC address \"02:00\" is \
+                 not six pairs of hexadecimal digits separated by colons",
             ),
             (
                 "segment=web,id=__a",

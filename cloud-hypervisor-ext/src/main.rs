@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     virtio_inter_log::start(line.log_level());
     let arguments = line.arguments();
     let result = if arguments.is_empty() && flags.is_empty() {
-        // As clap has it for a program that cannot do without arguments.
+        // Like clap, for a program that requires arguments.
         virtio_inter_log::say(Level::Error, &help("--help"));
         Ok(USAGE)
     } else if line.has("--help") || arguments == ["help"] {
@@ -39,13 +39,13 @@ fn main() -> ExitCode {
     status
 }
 
-/// Cloud Hypervisor's help with our flag; ours alone, where there is no Cloud Hypervisor.
+/// Cloud Hypervisor's help with `--inter-vm`; this program's own if there is no Cloud Hypervisor.
 fn help(flag: &str) -> String {
     let stock = describe(find_vmm(), &[flag.into()]);
     help::text(stock.as_deref().map_err(String::as_str))
 }
 
-/// Cloud Hypervisor's version first, as programs look for that, and ours.
+/// Cloud Hypervisor's version, which other programs expect first, then this program's.
 fn version() -> String {
     let ours = format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"));
     match describe(find_vmm(), &["--version".into()]) {

@@ -1,24 +1,24 @@
-//! Option strings, `key=value,key="va,lue",list=[1,2]`, as Cloud Hypervisor's device parameters
-//! have them.
+//! Parses option strings, `key=value,key="va,lue",list=[1,2]`, like Cloud Hypervisor's device
+//! parameters.
 //!
-//! Commas part options, but not within quotes or brackets. Quotes are taken off a value, a doubled
-//! one within quotes stands for one. A key given twice counts as given last; one without text after
-//! `=` as not given.
+//! Commas separate options, except within quotes or brackets. Quotes around a value are removed;
+//! two quotes within quotes are one. The last value of a key counts; an empty value counts as not
+//! given.
 
 use std::str::FromStr;
 
 use thiserror::Error;
 use virtio_inter_args::nearest;
 
-/// What is wrong with an option string, in Cloud Hypervisor's words.
+/// An error in an option string, with Cloud Hypervisor's texts.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum OptionError {
-    /// A key that there is not.
+    /// The key does not exist.
     #[error("Unknown option: {key}{suggestion}")]
     Unknown {
-        /// The key as it was given.
+        /// The key.
         key: String,
-        /// What was perhaps meant, in words.
+        /// A suggestion, as text.
         suggestion: String,
     },
     /// Quotes or brackets without their other half, or a key without `=`.
@@ -32,7 +32,7 @@ pub enum OptionError {
         /// Its value, quotes included.
         value: String,
     },
-    /// A value of the right type that cannot be.
+    /// A value of the right type that is invalid.
     #[error("Invalid value: {0}")]
     Value(String),
 }
@@ -40,12 +40,12 @@ pub enum OptionError {
 /// The options of one string.
 #[derive(Debug, Default)]
 pub struct Options {
-    /// In the order in which they came; values as they came.
+    /// Keys and unparsed values, in their order.
     given: Vec<(String, String)>,
 }
 
 impl Options {
-    /// Reads a string in which only `keys` may occur.
+    /// Parses a string in which only `keys` may occur.
     ///
     /// # Errors
     ///
@@ -56,7 +56,7 @@ impl Options {
             return Ok(Self { given });
         }
         for option in split(text)? {
-            // What is no key is said to be none first, as Cloud Hypervisor does.
+            // An unknown key is reported before a syntax error, as in Cloud Hypervisor.
             let key = option.split('=').next().unwrap_or_default();
             if !keys.contains(&key) {
                 return Err(OptionError::Unknown {
@@ -72,8 +72,7 @@ impl Options {
         Ok(Self { given })
     }
 
-    /// Reads a string for which another program says what may occur. An option without `=` is
-    /// passed over.
+    /// Parses a string whose keys another program checks. Ignores options without `=`.
     ///
     /// # Errors
     ///
@@ -99,7 +98,7 @@ impl Options {
         Some(key)
     }
 
-    /// A value without its quotes, None if it was not given.
+    /// A value without its quotes; `None` if it was not given.
     pub fn get(&self, key: &str) -> Option<String> {
         self.raw(key).map(dequote)
     }
@@ -120,7 +119,7 @@ impl Options {
             .transpose()
     }
 
-    /// `on`, `true`, `off` or `false`, in any case; None if it was not given.
+    /// `on`, `true`, `off` or `false`, in upper or lower case; `None` if it was not given.
     ///
     /// # Errors
     ///
@@ -139,7 +138,7 @@ impl Options {
     }
 }
 
-/// The key that was perhaps meant, else all that there are.
+/// Suggests the most similar key, or lists all keys.
 fn suggestion(key: &str, keys: &[&str]) -> String {
     nearest(key, keys.iter().copied()).map_or_else(
         || format!("; there are {}", keys.join(", ")),
@@ -147,7 +146,7 @@ fn suggestion(key: &str, keys: &[&str]) -> String {
     )
 }
 
-/// Parts a string at the commas outside of quotes and brackets.
+/// Splits a string at the commas outside of quotes and brackets.
 fn split(text: &str) -> Result<Vec<String>, OptionError> {
     let syntax = || OptionError::Syntax(text.to_owned());
     let mut parts = vec![String::new()];
@@ -164,7 +163,7 @@ fn split(text: &str) -> Result<Vec<String>, OptionError> {
             }
             _ => {}
         }
-        // There is always one.
+        // Never empty.
         if let Some(part) = parts.last_mut() {
             part.push(character);
         }
@@ -175,7 +174,7 @@ fn split(text: &str) -> Result<Vec<String>, OptionError> {
     Ok(parts)
 }
 
-/// A value without its quotes. They are balanced: [`split`] saw to it.
+/// A value without its quotes, which are balanced: [`split`] has checked that.
 fn dequote(value: &str) -> String {
     let mut plain = String::new();
     let (mut quoted, mut previous) = (false, '\0');
@@ -193,7 +192,7 @@ fn dequote(value: &str) -> String {
     plain
 }
 
-/// A value in a form that comes out of [`Options::get`] as it is now.
+/// Quotes a value so that [`Options::get`] returns it unchanged.
 pub fn quote(value: &str) -> String {
     if value.contains([',', '[', ']', '"']) || value.trim() != value {
         format!("\"{}\"", value.replace('"', "\"\""))

@@ -1,4 +1,4 @@
-//! A device's port: started, awaited, started again when it dies, and ended.
+//! The port of one device: its process, from start over restarts to end.
 
 use std::ffi::OsString;
 use std::io;
@@ -15,86 +15,87 @@ use rustix::process::Signal;
 use virtio_inter_args::absolute;
 
 use crate::child::{Child, Descriptors};
-use crate::closer::{Closer, Deferred};
+use crate::control_protocol::{PortInfo, PortState};
+use crate::deferred_close::{Closer, DeferredFd};
 use crate::device::Device;
-use crate::fd_store::{self, FdStore, MAX_KEPT};
-use crate::protocol::{PortInfo, PortState};
+use crate::fd_store::{self, FdStore, MAX_STORED};
 
-/// A port that does not serve after that is given up at its first start, and killed and started again later.
-const READY_WITHIN: Duration = Duration::from_secs(10);
+/// Maximum time until a port is ready. After it the first start fails; a port that was restarted is
+/// killed and restarted again.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A port that has lived that long is started again at once when it dies; one that dies sooner, after a pause.
-const STEADY: Duration = Duration::from_secs(10);
+/// A port that dies after this time is restarted at once; one that dies sooner, after a delay.
+const STABLE_TIME: Duration = Duration::from_secs(10);
 
-/// The first pause; each one is twice as long as the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The first delay; it doubles with each restart.
+const MIN_RESTART_DELAY: Duration = Duration::from_millis(50);
 
-/// Longest pause between two starts. Cloud Hypervisor looks for its backend ten times a second, for 60 s.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Maximum delay. Cloud Hypervisor tries to connect to its backend ten times a second, for 60 s.
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(1);
 
-/// How long a port may be away until its connection is not kept for it any more. A VMM that asks
-/// for something meanwhile waits.
-const AWAY_FOR: Duration = Duration::from_secs(60);
+/// Time without a ready port after which its connection to Cloud Hypervisor is shut down. Requests
+/// of the VMM wait meanwhile.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A port that serves and dies again after a pause longer than that does not get the connection any
-/// more.
-const MOST_PATIENCE: Duration = Duration::from_millis(300);
+/// A port that was ready and dies after a restart delay longer than this does not get the
+/// connection any more.
+const MAX_DELAY_WITH_CONNECTION: Duration = Duration::from_millis(300);
 
-/// How long starts may fail until the connection is not kept any more: the port does not come back
-/// then, as a rule, and a VMM that asks for something waits for nobody.
-const FAILS_FOR: Duration = Duration::from_secs(5);
+/// Time for which all starts failed after which the connection is shut down: the port will not be
+/// back, as a rule, and requests of the VMM would wait in vain.
+const START_FAILURE_TIME: Duration = Duration::from_secs(5);
 
-/// Most that a port's words are read at a time, as others wait meanwhile.
-const WORDS_AT_A_TIME: usize = 8;
+/// Maximum number of a port's notifications that are read at a time, since other ports wait.
+const MAX_NOTIFICATIONS: usize = 8;
 
-/// Most that is read of what a port said before it ended.
-const LAST_WORDS: usize = 64;
+/// Maximum number of notifications that are read after a port has exited.
+const MAX_FINAL_NOTIFICATIONS: usize = 64;
 
-/// How long nothing is read of a port of which too many descriptors wait to be closed.
-const DEAF_FOR: Duration = Duration::from_secs(1);
+/// Time for which nothing is read from a port with too many descriptors that wait to be closed.
+const READ_PAUSE: Duration = Duration::from_secs(1);
 
-/// Time to end in good order.
-const END_WITHIN: Duration = Duration::from_secs(5);
+/// Time from SIGTERM to SIGKILL.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How ports are run.
+/// The program of a port.
 #[derive(Clone, Debug)]
 pub struct PortProgram {
-    /// The program.
+    /// Its path.
     pub path: PathBuf,
-    /// `RUST_LOG`, unless the user has set it.
+    /// Its `RUST_LOG`, unless the user has set that.
     pub log: &'static str,
 }
 
 /// One device's port.
 #[derive(Debug)]
 pub struct Port {
-    /// What it serves.
+    /// The device that it serves.
     pub device: Device,
     program: PortProgram,
     notify_path: PathBuf,
-    notify: Deferred,
+    notify: DeferredFd,
     state: State,
-    /// It served once; from then on it is started again whenever it dies.
-    proven: bool,
+    /// It was ready once; from then on it is restarted whenever it dies.
+    has_served: bool,
     restarts: u32,
-    /// Before the next start, if the port does not last.
-    pause: Duration,
-    /// What it last said of why it ends.
+    /// Delay before the next start, if the port dies early.
+    restart_delay: Duration,
+    /// The last error that the port reported (STATUS= of sd_notify(3)).
     reason: Option<String>,
-    /// Its connection to Cloud Hypervisor, kept for the next process.
-    kept: FdStore,
-    /// When Cloud Hypervisor is let notice that the port is away.
-    give_up_at: Option<Instant>,
-    /// Since when every start has failed.
+    /// Its connection to Cloud Hypervisor, stored for the next process.
+    fd_store: FdStore,
+    /// When the connection is shut down, while the port is not ready.
+    disconnect_at: Option<Instant>,
+    /// Since when all starts have failed.
     failing_since: Option<Instant>,
-    /// It hung at its start and was killed, which is no failed start.
+    /// It hung at its start and was killed. That does not count as a failed start.
     hung: bool,
-    /// The VM is about to end, and does not wait for a port that is away.
+    /// The VM is about to end, and must not wait for a port that is not ready.
     vm_ends: bool,
-    /// Closes what the port has sent.
+    /// Closes descriptors that the port has sent.
     closer: Closer,
-    /// Until when nothing is read of it.
-    deaf_until: Option<Instant>,
+    /// Until when nothing is read from the port.
+    paused_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -116,16 +117,16 @@ enum State {
     },
 }
 
-/// What has become of a port.
+/// A change of a port that concerns the supervisor.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Nothing that matters to others.
+    /// No such change.
     None,
-    /// It serves, for the first time.
+    /// It is ready for the first time.
     Ready,
-    /// It cannot be started: why, the cause last.
+    /// It cannot be started: the errors, the cause last.
     Failed(Vec<String>),
-    /// It has ended, as it was asked to.
+    /// It has ended as requested.
     Ended,
 }
 
@@ -143,8 +144,8 @@ impl Port {
         let closer = Closer::default();
         let notify = bind(&notify_path)
             .with_context(|| format!("Cannot listen on {}", notify_path.display()))?;
-        let kept = FdStore::new(&closer);
-        let child = match spawn(&device, &program, &notify_path, &kept) {
+        let fd_store = FdStore::new(&closer);
+        let child = match spawn(&device, &program, &notify_path, &fd_store) {
             Ok(child) => child,
             Err(error) => {
                 let _ = std::fs::remove_file(&notify_path);
@@ -156,31 +157,31 @@ impl Port {
             device,
             program,
             notify_path,
-            notify: Deferred::new(notify, &closer),
+            notify: DeferredFd::new(notify, &closer),
             state: State::Starting {
                 child,
                 since: Instant::now(),
             },
-            proven: false,
+            has_served: false,
             restarts: 0,
-            pause: Duration::ZERO,
+            restart_delay: Duration::ZERO,
             reason: None,
-            kept,
-            give_up_at: None,
+            fd_store,
+            disconnect_at: None,
             failing_since: None,
             hung: false,
             vm_ends: false,
             closer,
-            deaf_until: None,
+            paused_until: None,
         })
     }
 
-    /// Readable when the port says something; None: nothing is read of it for now.
+    /// Readable when the port has sent a notification; `None` while none is read.
     pub fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.deaf_until.is_none().then(|| self.notify.as_fd())
+        self.paused_until.is_none().then(|| self.notify.as_fd())
     }
 
-    /// Readable when the port's process has ended; None: there is none.
+    /// Readable when the port's process has ended; `None` if there is none.
     pub fn process_fd(&self) -> Option<BorrowedFd<'_>> {
         self.child().map(AsFd::as_fd)
     }
@@ -194,55 +195,55 @@ impl Port {
         }
     }
 
-    /// Whether it served once.
-    pub fn is_proven(&self) -> bool {
-        self.proven
+    /// Whether it was ready once.
+    pub fn has_served(&self) -> bool {
+        self.has_served
     }
 
-    /// When [`Port::process`] has something to do although nothing is readable.
+    /// When [`Port::process`] must be called even if no descriptor is readable.
     pub fn deadline(&self) -> Option<Instant> {
         let next = match &self.state {
-            State::Starting { since, .. } => Some(*since + READY_WITHIN),
+            State::Starting { since, .. } => Some(*since + READY_TIMEOUT),
             State::Serving { .. } => None,
             State::Down { until } => Some(*until),
             State::Ending { kill_at, .. } => *kill_at,
         };
-        let others = [self.give_up_at, self.deaf_until];
+        let others = [self.disconnect_at, self.paused_until];
         next.into_iter().chain(others.into_iter().flatten()).min()
     }
 
-    /// Does what there is to do.
+    /// Handles events. Non-blocking.
     pub fn process(&mut self) -> Change {
         self.process_at(Instant::now())
     }
 
     fn process_at(&mut self, now: Instant) -> Change {
-        let ready = self.hear(WORDS_AT_A_TIME, now);
-        if self.give_up_at.is_some_and(|at| now >= at) {
-            self.give_connection_up(&format!("is away for {} s", AWAY_FOR.as_secs()));
+        let ready = self.read_notifications(MAX_NOTIFICATIONS, now);
+        if self.disconnect_at.is_some_and(|at| now >= at) {
+            self.shut_connection_down(&format!("is away for {} s", DISCONNECT_TIMEOUT.as_secs()));
         }
-        if let Some(status) = self.take_end() {
-            return self.ended(status, now);
+        if let Some(status) = self.take_exit_status() {
+            return self.handle_exit(status, now);
         }
         match &mut self.state {
-            State::Starting { .. } if ready => return self.serves(now),
-            State::Starting { since, .. } if !self.proven && now >= *since + READY_WITHIN => {
+            State::Starting { .. } if ready => return self.set_serving(now),
+            State::Starting { since, .. } if !self.has_served && now >= *since + READY_TIMEOUT => {
                 return Change::Failed(vec![
-                    self.cannot_start(),
-                    format!("It does not serve after {} s", READY_WITHIN.as_secs()),
+                    self.start_error(),
+                    format!("It does not serve after {} s", READY_TIMEOUT.as_secs()),
                 ]);
             }
-            State::Starting { child, since } if now >= *since + READY_WITHIN => {
-                // Its end is told as any other's, and leads to the next start.
+            State::Starting { child, since } if now >= *since + READY_TIMEOUT => {
+                // Its exit is logged and handled like any other, and leads to the next start.
                 child.signal(Signal::KILL);
                 *since = now;
                 self.hung = true;
                 self.reason = Some(format!(
                     "it did not serve after {} s",
-                    READY_WITHIN.as_secs()
+                    READY_TIMEOUT.as_secs()
                 ));
             }
-            State::Down { until } if now >= *until => self.start_again(now),
+            State::Down { until } if now >= *until => self.restart(now),
             State::Ending { child, kill_at } if kill_at.is_some_and(|at| now >= at) => {
                 warn!("Port of {} does not end; killing it", self.device.id);
                 child.signal(Signal::KILL);
@@ -253,16 +254,16 @@ impl Port {
         Change::None
     }
 
-    /// Reads what it said, `most` messages of it; whether it said that it serves.
-    fn hear(&mut self, most: usize, now: Instant) -> bool {
-        if self.deaf_until.is_some_and(|until| now < until) {
+    /// Reads at most `max` notifications. Returns whether the port is ready.
+    fn read_notifications(&mut self, max: usize, now: Instant) -> bool {
+        if self.paused_until.is_some_and(|until| now < until) {
             return false;
         }
-        self.deaf_until = None;
+        self.paused_until = None;
         let mut ready = false;
-        for _ in 0..most {
+        for _ in 0..max {
             if self.closer.is_full() {
-                self.deaf_until = Some(now + DEAF_FOR);
+                self.paused_until = Some(now + READ_PAUSE);
                 break;
             }
             let Some(notification) = fd_store::receive(&self.notify, &self.closer) else {
@@ -276,52 +277,52 @@ impl Port {
                 }
             }
             if !matches!(self.state, State::Ending { .. }) && !self.vm_ends {
-                self.kept.heed(notification);
+                self.fd_store.handle(notification);
             }
         }
         ready
     }
 
-    /// The VM is about to end: Cloud Hypervisor is not to wait for this port if it is away, now or
-    /// later.
+    /// Notes that the VM is about to end: Cloud Hypervisor must not wait for this port if it is not
+    /// ready, now or later.
     pub fn vm_ends(&mut self) {
         self.vm_ends = true;
         self.release();
     }
 
-    /// Lets Cloud Hypervisor notice that the port is away, if it is: its device is to be removed.
+    /// Shuts the stored connection down if the port is not ready, before its device is removed.
     pub fn release(&mut self) {
-        if !matches!(self.state, State::Serving { .. }) && !self.kept.is_empty() {
+        if !matches!(self.state, State::Serving { .. }) && !self.fd_store.is_empty() {
             info!("Port of {} is away: its connection ends", self.device.id);
-            self.give_up_at = None;
-            self.kept.shut_down();
+            self.disconnect_at = None;
+            self.fd_store.shut_down();
         }
     }
 
-    /// It ended before it served, or could not be started at all.
+    /// Handles an exit before the port was ready, or a start that failed.
     fn start_failed(&mut self, now: Instant) {
         let since = *self.failing_since.get_or_insert(now);
-        if now.duration_since(since) >= FAILS_FOR {
-            self.give_connection_up("cannot be started again");
+        if now.duration_since(since) >= START_FAILURE_TIME {
+            self.shut_connection_down("cannot be started again");
         }
     }
 
-    /// Lets Cloud Hypervisor notice that its connection has ended, if it was kept.
-    fn give_connection_up(&mut self, why: &str) {
-        self.give_up_at = None;
-        if self.kept.is_empty() {
+    /// Shuts the stored connection down, so that Cloud Hypervisor notices its end.
+    fn shut_connection_down(&mut self, why: &str) {
+        self.disconnect_at = None;
+        if self.fd_store.is_empty() {
             return;
         }
-        self.kept.shut_down();
+        self.fd_store.shut_down();
         warn!(
-            "Port of {} {why}: Cloud Hypervisor is disconnected from it. If its VM is paused or the \
-             guest's driver does not run, reboot the VM by `ch-remote-ext reboot`: its interface is \
-             dead, or out of control, until then",
+            "Port of {} {why}: Cloud Hypervisor is disconnected from it. If its VM is paused or \
+             the guest's driver does not run, reboot the VM by `ch-remote-ext reboot`: its \
+             interface is dead, or out of control, until then",
             self.device.id
         );
     }
 
-    fn take_end(&mut self) -> Option<ExitStatus> {
+    fn take_exit_status(&mut self) -> Option<ExitStatus> {
         match &mut self.state {
             State::Starting { child, .. }
             | State::Serving { child, .. }
@@ -330,16 +331,16 @@ impl Port {
         }
     }
 
-    fn serves(&mut self, now: Instant) -> Change {
+    fn set_serving(&mut self, now: Instant) -> Change {
         let State::Starting { child, .. } =
             std::mem::replace(&mut self.state, State::Down { until: now })
         else {
             unreachable!("only a port that starts begins to serve");
         };
         self.state = State::Serving { child, since: now };
-        self.give_up_at = None;
+        self.disconnect_at = None;
         self.failing_since = None;
-        if self.proven {
+        if self.has_served {
             warn!("Port of {} serves again", self.device.id);
             return Change::None;
         }
@@ -348,13 +349,13 @@ impl Port {
             self.device.id,
             absolute(&self.device.socket).display()
         );
-        self.proven = true;
+        self.has_served = true;
         Change::Ready
     }
 
-    fn ended(&mut self, status: ExitStatus, now: Instant) -> Change {
-        // What it said last may have come after the look before.
-        self.hear(LAST_WORDS, now);
+    fn handle_exit(&mut self, status: ExitStatus, now: Instant) -> Change {
+        // Its last notifications may have come since the previous call.
+        self.read_notifications(MAX_FINAL_NOTIFICATIONS, now);
         let reason = self.reason.take();
         let served = matches!(self.state, State::Serving { .. });
         match &self.state {
@@ -362,63 +363,68 @@ impl Port {
                 self.state = State::Down { until: now };
                 return Change::Ended;
             }
-            State::Serving { since, .. } if now.duration_since(*since) >= STEADY => {
-                self.pause = Duration::ZERO;
+            State::Serving { since, .. } if now.duration_since(*since) >= STABLE_TIME => {
+                self.restart_delay = Duration::ZERO;
             }
             _ => {}
         }
         let reason = reason.unwrap_or_else(|| status.to_string());
-        if !self.proven {
-            return Change::Failed(vec![self.cannot_start(), reason]);
+        if !self.has_served {
+            return Change::Failed(vec![self.start_error(), reason]);
         }
-        let pause = self.pause;
-        self.pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        let delay = self.restart_delay;
+        self.restart_delay = (delay * 2).clamp(MIN_RESTART_DELAY, MAX_RESTART_DELAY);
         warn!(
             "Port of {} died ({reason}); starting it again",
             self.device.id
         );
-        if served && pause > MOST_PATIENCE {
-            // It may be the connection of which it dies.
-            self.give_connection_up("dies again and again");
+        if served && delay > MAX_DELAY_WITH_CONNECTION {
+            // The connection may be the cause.
+            self.shut_connection_down("dies again and again");
         }
         if !std::mem::take(&mut self.hung) && !served {
             self.start_failed(now);
         }
-        self.state = State::Down { until: now + pause };
+        self.state = State::Down { until: now + delay };
         if self.vm_ends {
             self.release();
         }
-        if !self.kept.is_empty() {
-            self.give_up_at.get_or_insert(now + AWAY_FOR);
+        if !self.fd_store.is_empty() {
+            self.disconnect_at.get_or_insert(now + DISCONNECT_TIMEOUT);
         }
-        if pause.is_zero() {
-            self.start_again(now);
+        if delay.is_zero() {
+            self.restart(now);
         }
         Change::None
     }
 
-    fn start_again(&mut self, now: Instant) {
+    fn restart(&mut self, now: Instant) {
         self.restarts += 1;
-        // A new one each time: something may have removed the former.
+        // A new socket each time: something may have removed the former.
         let _ = std::fs::remove_file(&self.notify_path);
         let started = bind(&self.notify_path).and_then(|notify| {
-            self.notify = Deferred::new(notify, &self.closer);
-            self.deaf_until = None;
-            spawn(&self.device, &self.program, &self.notify_path, &self.kept)
+            self.notify = DeferredFd::new(notify, &self.closer);
+            self.paused_until = None;
+            spawn(
+                &self.device,
+                &self.program,
+                &self.notify_path,
+                &self.fd_store,
+            )
         });
         match started {
             Ok(child) => self.state = State::Starting { child, since: now },
             Err(error) => {
-                warn!("{}: {error}", self.cannot_start());
+                warn!("{}: {error}", self.start_error());
                 self.start_failed(now);
                 self.state = State::Down {
-                    until: now + LONGEST_PAUSE,
+                    until: now + MAX_RESTART_DELAY,
                 };
             }
         }
     }
 
-    fn cannot_start(&self) -> String {
+    fn start_error(&self) -> String {
         format!(
             "Cannot start the port of {} on segment {}",
             self.device.id,
@@ -426,17 +432,17 @@ impl Port {
         )
     }
 
-    /// Asks it to end; false: there is no process that would have to.
+    /// Sends SIGTERM. Returns false if there is no process.
     pub fn end(&mut self) -> bool {
         let now = Instant::now();
         // A port that serves ends its connection itself, when it does not listen any more.
         self.release();
-        self.kept.clear();
-        self.give_up_at = None;
+        self.fd_store.clear();
+        self.disconnect_at = None;
         match std::mem::replace(&mut self.state, State::Down { until: now }) {
             State::Starting { child, .. } | State::Serving { child, .. } => {
                 child.signal(Signal::TERM);
-                let kill_at = Some(now + END_WITHIN);
+                let kill_at = Some(now + EXIT_TIMEOUT);
                 self.state = State::Ending { child, kill_at };
                 true
             }
@@ -448,9 +454,9 @@ impl Port {
         }
     }
 
-    /// What others are told of it.
+    /// Its state for clients of the control socket.
     pub fn info(&self) -> PortInfo {
-        // Who is told may have another working directory.
+        // Clients may have another working directory.
         let shown = |path: &Path| absolute(path).display().to_string();
         PortInfo {
             id: self.device.id.to_string(),
@@ -474,7 +480,7 @@ impl Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        // Gone with its directory at the latest.
+        // Removed with its directory at the latest.
         let _ = std::fs::remove_file(&self.notify_path);
     }
 }
@@ -489,30 +495,30 @@ fn spawn(
     device: &Device,
     program: &PortProgram,
     notify: &PathBuf,
-    kept: &FdStore,
+    fd_store: &FdStore,
 ) -> io::Result<Child> {
     let mut command = Command::new(&program.path);
     command
         .arg("port")
         .args::<Vec<OsString>, _>(device.port_arguments())
         .env("NOTIFY_SOCKET", notify)
-        // What it says there of its end is printed by this process, once.
+        // This process logs the port's last error, so the port does not.
         .env("VIRTIO_INTER_SUPERVISED", "1")
-        .env("FDSTORE", MAX_KEPT.to_string())
-        .env("LISTEN_FDS", kept.fds().len().to_string())
-        .env("LISTEN_FDNAMES", kept.names())
-        // What this process may have been started with is its own.
+        .env("FDSTORE", MAX_STORED.to_string())
+        .env("LISTEN_FDS", fd_store.fds().len().to_string())
+        .env("LISTEN_FDNAMES", fd_store.names())
+        // These would be for this process.
         .env_remove("LISTEN_PID")
         .env_remove("LISTEN_PIDFDID")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        // A terminal's Ctrl-C is for the VM, which wants its network to the end.
+        // A terminal's Ctrl-C ends the VM, which needs its network until then.
         .process_group(0);
     if std::env::var_os("RUST_LOG").is_none() {
         command.env("RUST_LOG", program.log);
     }
-    // SIGTERM, so that its sockets go too.
-    Child::spawn(command, Signal::TERM, Descriptors::Standard(kept.fds()))
+    // SIGTERM, so that the port removes its sockets.
+    Child::spawn(command, Signal::TERM, Descriptors::Standard(fd_store.fds()))
 }
 
 #[cfg(test)]

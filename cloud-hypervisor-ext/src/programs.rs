@@ -1,4 +1,4 @@
-//! The programs that are started: where they are, and what Cloud Hypervisor says of itself.
+//! Finds the programs that this one starts, and checks Cloud Hypervisor.
 
 use std::env;
 use std::error::Error;
@@ -15,12 +15,13 @@ pub const VARIABLE: &str = "CLOUD_HYPERVISOR";
 /// Why a program cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
-    /// No VMM anywhere.
+    /// There is no VMM.
     #[error(
-        "No cloud-hypervisor found in PATH; install it, or name its program by the variable {VARIABLE}"
+        "No cloud-hypervisor found in PATH; install it, or name its program by the variable \
+         {VARIABLE}"
     )]
     NoVmm,
-    /// No ch-remote anywhere.
+    /// There is no ch-remote.
     #[error(
         "No ch-remote found in PATH; install it, or name its program by the variable {variable}"
     )]
@@ -28,7 +29,7 @@ pub enum ProgramError {
         /// The variable.
         variable: &'static str,
     },
-    /// The variable is wrong.
+    /// The variable names no program.
     #[error("{variable} names {}, which is not a program", path.display())]
     NotAProgram {
         /// The variable.
@@ -36,19 +37,19 @@ pub enum ProgramError {
         /// Its value.
         path: PathBuf,
     },
-    /// No port program anywhere.
+    /// There is no program of the port.
     #[error("No virtio-inter found beside {} or in PATH", .0.display())]
     NoPort(PathBuf),
-    /// It cannot be run.
+    /// The program cannot be run.
     #[error("Cannot run {}", path.display())]
     Run {
-        /// What.
+        /// The program.
         path: PathBuf,
         /// Why it failed.
         #[source]
         source: io::Error,
     },
-    /// It has no such devices.
+    /// The VMM has no vhost-user network devices.
     #[error(
         "{} ({version}) has no vhost-user network devices: its --net does not know vhost_user=; \
          Cloud Hypervisor v53 does",
@@ -57,7 +58,7 @@ pub enum ProgramError {
     NoVhostUserNet {
         /// The VMM.
         path: PathBuf,
-        /// What it says of its version.
+        /// Its version.
         version: String,
     },
 }
@@ -103,7 +104,7 @@ pub fn find_port() -> Result<PathBuf, ProgramError> {
         .map_err(|_| ProgramError::NoPort(here))
 }
 
-/// Runs a program to its end: what it says.
+/// Runs a program to its end. Returns its output.
 ///
 /// # Errors
 ///
@@ -119,11 +120,10 @@ pub fn ask(program: &Path, arguments: &[OsString]) -> Result<Output, ProgramErro
         })
 }
 
-/// What a program says of itself when it is asked by `--help`, `--version` or the like.
+/// The output of a program for `--help`, `--version` or the like.
 ///
 /// # Errors
-///
-/// Why it says nothing, on one line: there is no such program, it cannot be run, or it fails.
+/// The reason on one line: there is no such program, it cannot be run, or it fails.
 pub fn describe(
     program: Result<PathBuf, impl Error + 'static>,
     arguments: &[OsString],
@@ -137,11 +137,10 @@ pub fn describe(
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Looks whether the VMM has the devices that ports serve.
+/// Checks whether the VMM has vhost-user network devices.
 ///
 /// # Errors
-///
-/// When it has not, or cannot be asked.
+/// When it has none, or cannot be run.
 pub fn check_vmm(vmm: &Path) -> Result<(), ProgramError> {
     let help = ask(vmm, &["--help".into()])?;
     if String::from_utf8_lossy(&help.stdout).contains("vhost_user=<") {

@@ -1,4 +1,4 @@
-//! How an error is told: in the form of Cloud Hypervisor, next to whose errors ours appear.
+//! Reports errors in the format of Cloud Hypervisor, whose errors appear beside them.
 
 use std::error::Error;
 use std::io::Write;
@@ -10,10 +10,10 @@ use virtio_inter_common::ErrorChain;
 /// Exit status of a wrong command line.
 pub const USAGE: u8 = 2;
 
-/// Exit status of everything else that goes wrong here.
+/// Exit status of all other failures.
 pub const FAILURE: u8 = 1;
 
-/// The exit status of a program that was run for the user, to be passed on.
+/// The exit status to pass on from a program that this one ran for the user.
 #[must_use]
 pub fn status(ended: std::process::ExitStatus) -> u8 {
     ended
@@ -22,7 +22,7 @@ pub fn status(ended: std::process::ExitStatus) -> u8 {
         .unwrap_or(FAILURE)
 }
 
-/// Writes to standard output. A reader that wants no more of it, such as head(1), is no error.
+/// Writes to standard output. A reader that closes the pipe early, such as head(1), is no error.
 ///
 /// # Errors
 ///
@@ -34,12 +34,12 @@ pub fn print(text: &str) -> std::io::Result<()> {
     }
 }
 
-/// An error and the exit status that it leads to.
+/// An error with its exit status.
 #[derive(Debug)]
 pub struct Failure {
     /// The exit status.
     pub status: u8,
-    /// What went wrong.
+    /// The error.
     pub error: anyhow::Error,
 }
 
@@ -63,7 +63,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 impl Failure {
-    /// Writes the error to standard error: the exit status. Waits for a reader for a moment only.
+    /// Writes the error to standard error. Returns the exit status. Waits only briefly for a
+    /// reader.
     pub fn report(&self, program: &str) -> ExitCode {
         virtio_inter_log::say(Level::Error, &describe(program, self.error.as_ref()));
         virtio_inter_log::flush();
@@ -71,9 +72,9 @@ impl Failure {
     }
 }
 
-/// The error and what caused it, a line each.
+/// The error and its causes, one per line.
 pub fn describe(program: &str, error: &(dyn Error + 'static)) -> String {
-    let lines = chain(error);
+    let lines = error_lines(error);
     match &lines[..] {
         [one] => format!("Error: {program} exited with the following error:\n  {one}\n"),
         many => {
@@ -86,8 +87,8 @@ pub fn describe(program: &str, error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// An error and what caused it, the cause last.
-pub fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
+/// The texts of an error and its causes, the cause last.
+pub fn error_lines(error: &(dyn Error + 'static)) -> Vec<String> {
     ErrorChain(error)
         .errors()
         .map(ToString::to_string)

@@ -1,6 +1,6 @@
-//! Signals that are not for the supervisor but for the VM: caught here, to be sent on. And one that
-//! the kernel sends when files are removed.
-#![allow(unsafe_code)] // One function asks the kernel what is ignored, one for that signal.
+//! Catches signals that are meant for the VM, for the supervisor to forward, and the one that the
+//! kernel sends when files are removed.
+#![allow(unsafe_code)] // One function asks for an ignored signal, one sets up file events.
 
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::process::Signal;
 use signal_hook::{flag, low_level::pipe};
 
-/// Signals that ask something of a process, and those that would end this one, and with it the VM, without a word.
-/// Those of a terminal among them reach the VMM by themselves too: it handles them alike the second time.
+/// Signals with a request for a process, and those that would kill this process, and with it the
+/// VM, without a log line. A terminal's signals also reach the VMM directly; it handles the second
+/// one alike.
 const FORWARDED: [Signal; 14] = [
     Signal::TERM,
     Signal::INT,
@@ -33,8 +34,8 @@ const FORWARDED: [Signal; 14] = [
     Signal::WINCH,
 ];
 
-/// Those of them that end a process by default and are sent for that. Others mean something to certain programs only.
-const ENDING: [Signal; 8] = [
+/// The termination signals among them. The others have a meaning for certain programs only.
+const TERMINATION: [Signal; 8] = [
     Signal::TERM,
     Signal::INT,
     Signal::HUP,
@@ -45,15 +46,14 @@ const ENDING: [Signal; 8] = [
     Signal::XCPU,
 ];
 
-/// Real-time signals: caught and not forwarded, as they mean nothing to a program that does not know
-/// them. The C library has some for itself, which it lets nobody catch: how many is its own affair
-/// (glibc two, musl three).
+/// Real-time signals: caught and not forwarded, since they have no common meaning. The C library
+/// keeps some for itself (glibc two, musl three), which nobody can catch.
 fn real_time() -> RangeInclusive<i32> {
     libc::SIGRTMIN()..=libc::SIGRTMAX()
 }
 
-/// Of these, what the kernel sends when a file of a watched directory is removed or renamed:
-/// fcntl(2), F_NOTIFY. A user has few inotify instances, and each port needs one.
+/// The one that the kernel sends when a file of a watched directory is removed or renamed
+/// (fcntl(2), F_NOTIFY). inotify is not used: a user has few instances, and each port needs one.
 fn files() -> i32 {
     libc::SIGRTMIN() + 6
 }
@@ -64,10 +64,10 @@ const DN_DELETE: i32 = 0x8;
 const DN_RENAME: i32 = 0x10;
 const DN_MULTISHOT: i32 = 1 << 31;
 
-/// Those that Cloud Hypervisor catches, whether they were ignored or not.
+/// The signals that Cloud Hypervisor catches, even if it was started with them ignored.
 const CAUGHT_BY_THE_VMM: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::WINCH];
 
-/// Catches signals from its making on.
+/// The caught signals.
 #[derive(Debug)]
 pub struct Signals {
     reader: UnixStream,
@@ -76,7 +76,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Begins.
+    /// Begins to catch signals.
     ///
     /// # Errors
     ///
@@ -86,12 +86,13 @@ impl Signals {
         reader.set_nonblocking(true)?;
         let mut caught = Vec::new();
         for signal in FORWARDED {
-            // As after nohup(1): the VMM is to ignore it too, and does as long as it is not caught here.
+            // For example after nohup(1): the VMM inherits that it is ignored, unless it is caught
+            // here.
             if is_ignored(signal) && !CAUGHT_BY_THE_VMM.contains(&signal) {
                 continue;
             }
             let came = Arc::new(AtomicBool::new(false));
-            // In this order: whoever reads the pipe finds the flag set.
+            // In this order, so that the flag is set when the pipe is readable.
             flag::register(signal.as_raw(), Arc::clone(&came))?;
             pipe::register(signal.as_raw(), writer.try_clone()?)?;
             caught.push((signal, came));
@@ -113,8 +114,7 @@ impl Signals {
         })
     }
 
-    /// Has the removal and renaming of files in a directory be an event:
-    /// [`Signals::files_changed`].
+    /// Watches a directory: [`Signals::files_changed`] reports removed and renamed files.
     ///
     /// # Errors
     ///
@@ -122,8 +122,8 @@ impl Signals {
     pub fn watch(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
         let number = directory.as_raw_fd();
         let events = DN_DELETE | DN_RENAME | DN_MULTISHOT;
-        // SAFETY: both only set what the kernel does with an open descriptor; the signal has a
-        // handler, which `catch` has installed.
+        // SAFETY: both calls only set attributes of an open descriptor; `catch` has installed a
+        // handler for the signal.
         let failed = unsafe {
             libc::fcntl(number, F_SETSIG, files()) == -1
                 || libc::fcntl(number, libc::F_NOTIFY, events) == -1
@@ -134,12 +134,12 @@ impl Signals {
         Ok(())
     }
 
-    /// Whether that happened since the last call.
+    /// Whether files of watched directories were removed or renamed since the last call.
     pub fn files_changed(&self) -> bool {
         self.files.swap(false, Ordering::SeqCst)
     }
 
-    /// Those that came since the last call.
+    /// The signals that came since the last call.
     pub fn take(&self) -> Vec<Signal> {
         let mut buffer = [0; 64];
         while matches!((&self.reader).read(&mut buffer), Ok(1..)) {}
@@ -151,24 +151,24 @@ impl Signals {
     }
 }
 
-/// Whether this process was told to ignore a signal, by whoever started it.
+/// Whether this process was started with a signal ignored.
 fn is_ignored(signal: Signal) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: without a new action sigaction(2) only writes the present one, to memory of that type; it is read if
-    // the call says that it was written.
+    // SAFETY: without a new action sigaction(2) only writes the current one, to memory of that
+    // type, which is read only if the call succeeded.
     unsafe {
         libc::sigaction(signal.as_raw(), ptr::null(), action.as_mut_ptr()) == 0
             && action.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }
 
-/// Whether the process that gets it is to end.
-pub fn asks_for_the_end(signal: Signal) -> bool {
-    ENDING.contains(&signal)
+/// Whether the signal asks a process to exit.
+pub fn is_termination(signal: Signal) -> bool {
+    TERMINATION.contains(&signal)
 }
 
 impl AsFd for Signals {
-    /// Readable when there are some.
+    /// Readable when a signal has come.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reader.as_fd()
     }

@@ -1,4 +1,4 @@
-//! The devices of a snapshot that is to be restored: the sockets that Cloud Hypervisor will connect to.
+//! Reads the vhost-user network devices of a snapshot, to whose sockets a restored VM connects.
 
 use std::fs;
 use std::io;
@@ -11,31 +11,31 @@ use virtio_inter_common::{MacAddr, PortId};
 use crate::inter_vm::InterVm;
 use crate::options::Options;
 
-/// Why a snapshot's devices are not known.
+/// An error of a snapshot or its devices.
 #[derive(Debug, Error)]
 pub enum SnapshotError {
-    /// The flag's value does not name one.
+    /// The value of `--restore` has no URL of a directory.
     #[error("Error parsing --restore: source_url=file://<directory> is needed with --inter-vm")]
     NoUrl,
-    /// It cannot be read.
+    /// The snapshot cannot be read.
     #[error("Cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// It is not as Cloud Hypervisor writes it.
+    /// The snapshot does not have Cloud Hypervisor's format.
     #[error("Cannot understand {}", path.display())]
     Content {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: serde_json::Error,
     },
-    /// It has no such device.
+    /// The snapshot has no such device.
     #[error(
         "Snapshot {} has no vhost-user network device {id}; it has {}",
         path.display(), list(.others)
@@ -45,19 +45,19 @@ pub enum SnapshotError {
         path: PathBuf,
         /// The device.
         id: PortId,
-        /// Those that there are.
+        /// The devices of the snapshot.
         others: Vec<String>,
     },
-    /// It says something else of the device.
+    /// The snapshot has another value than `--inter-vm`.
     #[error("Device {id} of the snapshot has {key}={there}, not {asked}; leave {key}= out")]
     Differs {
         /// The device.
         id: PortId,
-        /// What.
+        /// The key.
         key: &'static str,
-        /// In the snapshot.
+        /// The value in the snapshot.
         there: String,
-        /// In `--inter-vm`.
+        /// The value in `--inter-vm`.
         asked: String,
     },
 }
@@ -82,7 +82,7 @@ struct VmConfig {
     net: Option<Vec<Net>>,
 }
 
-/// A device as the snapshot has it.
+/// A device of a snapshot.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Net {
     id: Option<String>,
@@ -96,7 +96,7 @@ pub struct Net {
 }
 
 impl Snapshot {
-    /// Reads what `--restore` names.
+    /// Reads the snapshot that `--restore` names.
     ///
     /// # Errors
     ///
@@ -122,11 +122,10 @@ impl Snapshot {
         Ok(Self { path, devices })
     }
 
-    /// Completes a device as the snapshot has it, where guest and VMM expect nothing else.
+    /// Completes a device with the snapshot's values, which the guest and the VMM expect.
     ///
     /// # Errors
-    ///
-    /// When the snapshot has no such device, or another than was asked for.
+    /// When the snapshot has no such device, or other values than the user gave.
     pub fn complete(&self, id: &PortId, asked: &mut InterVm) -> Result<(), SnapshotError> {
         let device = self
             .devices
@@ -140,19 +139,19 @@ impl Snapshot {
             });
         };
         let mac: Option<MacAddr> = there.mac.and_then(|text| text.parse().ok());
-        settle(id, "mac", &mut asked.mac, mac)?;
-        settle(id, "mtu", &mut asked.mtu, there.mtu)?;
-        settle(id, "num_queues", &mut asked.num_queues, there.num_queues)?;
-        settle(id, "queue_size", &mut asked.queue_size, there.queue_size)?;
+        take_over(id, "mac", &mut asked.mac, mac)?;
+        take_over(id, "mtu", &mut asked.mtu, there.mtu)?;
+        take_over(id, "num_queues", &mut asked.num_queues, there.num_queues)?;
+        take_over(id, "queue_size", &mut asked.queue_size, there.queue_size)?;
         let shown = |path: Option<PathBuf>| path.map(|path| path.display().to_string());
         let mut socket = shown(asked.socket.take());
-        settle(id, "socket", &mut socket, shown(there.vhost_socket))?;
+        take_over(id, "socket", &mut socket, shown(there.vhost_socket))?;
         asked.socket = socket.map(PathBuf::from);
         Ok(())
     }
 }
 
-fn settle<T: PartialEq + ToString>(
+fn take_over<T: PartialEq + ToString>(
     id: &PortId,
     key: &'static str,
     asked: &mut Option<T>,
@@ -191,8 +190,9 @@ mod tests {
 
     const NET: &str = r#"[
         {"id": "_net0", "vhost_user": false, "tap": "tap0"},
-        {"id": "inter-vm0", "vhost_user": true, "vhost_socket": "/run/a", "mac": "02:00:00:00:00:07",
-         "num_queues": 4, "queue_size": 256, "mtu": null, "offload_tso": true}
+        {"id": "inter-vm0", "vhost_user": true, "vhost_socket": "/run/a",
+         "mac": "02:00:00:00:00:07", "num_queues": 4, "queue_size": 256, "mtu": null,
+         "offload_tso": true}
     ]"#;
 
     fn complete(text: &str) -> Result<InterVm, SnapshotError> {

@@ -1,4 +1,4 @@
-//! From arguments to a running VM: what is asked for is completed, checked, and handed to a supervisor.
+//! Starts a VM: checks and completes the devices of the command line, then runs the supervisor.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -10,17 +10,17 @@ use std::process::Command;
 use anyhow::{Context, anyhow};
 use log::{info, warn};
 use virtio_inter_args::{check_socket_path, is_typing_error};
-use virtio_inter_common::PortId;
 
 use crate::command_line::CommandLine;
 use crate::device::Device;
+use crate::device_factory::DeviceFactory;
 use crate::identity::Identity;
-use crate::inter_vm::{self, InterVm, InterVmError, free_id, parse_all};
-use crate::memory;
+use crate::inter_vm::parse_all;
 use crate::options::Options;
 use crate::port::PortProgram;
 use crate::programs::{check_vmm, find_port, find_vmm};
 use crate::report::Failure;
+use crate::shared_memory;
 use crate::snapshot::Snapshot;
 use crate::supervisor::{End, Supervisor};
 use crate::vm_directory::{VmDirectory, control_socket};
@@ -28,58 +28,10 @@ use crate::vm_directory::{VmDirectory, control_socket};
 /// The flag that this program adds.
 pub const FLAG: &str = "--inter-vm";
 
-/// Flags that bring a VM with them.
+/// Flags with which Cloud Hypervisor creates a VM at its start.
 const PAYLOADS: [&str; 3] = ["--kernel", "--firmware", "--igvm"];
 
-/// Completes devices: names, addresses, sockets.
-#[derive(Clone, Debug)]
-pub struct Factory {
-    identity: Identity,
-    /// Where sockets are for which the user named no place.
-    directory: PathBuf,
-}
-
-impl Factory {
-    /// For a VM.
-    pub fn new(identity: Identity, directory: &VmDirectory) -> Self {
-        Self {
-            identity,
-            directory: directory.join(""),
-        }
-    }
-
-    /// Completes one device beside others.
-    ///
-    /// # Errors
-    ///
-    /// When its name is taken, or a path is too long.
-    pub fn make(&self, asked: InterVm, taken: &[PortId]) -> Result<Device, InterVmError> {
-        let id = match asked.id.clone() {
-            Some(id) if taken.contains(&id) => return Err(InterVmError::NotUnique(id)),
-            Some(id) => id,
-            None => free_id(taken),
-        };
-        let mac = asked.mac.unwrap_or_else(|| self.identity.mac(id.as_str()));
-        if asked.mac.is_none() && !self.identity.stays() {
-            info!(
-                "The address of {id} will be another at the next start, as nothing tells this VM from others; \
-                 --api-socket, a disk that can be written to, or mac= would"
-            );
-        }
-        let place = |suffix: &str| self.directory.join(format!("{id}.{suffix}"));
-        let socket = asked.socket.clone().unwrap_or_else(|| place("sock"));
-        let status = place("status");
-        // The longest names that the port makes are these with `.lock`, which are no sockets.
-        // One that the user named was checked when it was read; `socket=` would not change the others.
-        for path in [&socket, &status, &place("notify")] {
-            inter_vm::check_socket_path(path, "--api-socket or id=")?;
-        }
-        let port_id = self.identity.port_id(id.as_str(), mac);
-        Ok(Device::new(id, asked, mac, port_id, socket, status))
-    }
-}
-
-/// Runs a VM as the arguments say: the exit status to end with.
+/// Runs a VM. Returns the exit status of this program.
 ///
 /// # Errors
 ///
@@ -103,7 +55,7 @@ pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure
     }
     let vmm = find_vmm()?;
     if devices.is_empty() && api_socket.is_none() {
-        // Nothing to supervise, and nobody could ask for it later.
+        // There is no port to supervise, and without an API socket none can be added later.
         virtio_inter_log::flush();
         virtio_inter_log::restore_signals();
         let error = Command::new(&vmm).args(line.arguments()).exec();
@@ -125,7 +77,7 @@ pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure
                 made_directories.make_parent(device.socket.as_deref())?;
             }
         } else if has_payload {
-            memory::share(&mut line).map_err(Failure::usage)?;
+            shared_memory::share(&mut line).map_err(Failure::usage)?;
         } else {
             info!("There is no VM yet: one created by `ch-remote-ext create` gets the devices");
         }
@@ -135,7 +87,7 @@ pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure
         log: line.log_level(),
     };
     let directory = VmDirectory::new(api_socket.as_deref())?;
-    let factory = Factory::new(identity, &directory);
+    let factory = DeviceFactory::new(identity, &directory);
     let devices: Vec<Device> = devices
         .into_iter()
         .map(|(id, mut asked)| {
@@ -152,7 +104,7 @@ pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure
     Ok(exit_status(&end))
 }
 
-/// Cloud Hypervisor cannot suggest a flag that it does not know.
+/// Suggests `--inter-vm` for a typing error: Cloud Hypervisor does not know that flag.
 fn check_flags(line: &CommandLine) -> Result<(), Failure> {
     match line.flags().find(|name| is_typing_error(name, FLAG)) {
         Some(name) => Err(Failure::usage(anyhow!(
@@ -184,13 +136,13 @@ fn texts(flags: &[Vec<OsString>]) -> Result<Vec<&str>, Failure> {
         .collect())
 }
 
-/// The API socket's path. None where there is none, or it is a descriptor.
+/// The API socket's path; `None` if there is none, or it is a descriptor.
 fn api_socket(line: &CommandLine) -> Option<PathBuf> {
     let value = line.values("--api-socket").last()?;
     let Some(text) = value.to_str() else {
         return Some(PathBuf::from(value));
     };
-    // As Cloud Hypervisor reads it: a path alone, or options.
+    // Parsed as Cloud Hypervisor does: a path alone, or options.
     match Options::parse(text, &["path", "fd"]) {
         Ok(options) if options.get("fd").is_some() => None,
         Ok(options) => Some(
@@ -204,7 +156,7 @@ fn api_socket(line: &CommandLine) -> Option<PathBuf> {
     .filter(|path: &PathBuf| path.as_os_str() != OsStr::new(""))
 }
 
-/// 128 and the signal for a VMM that was killed, as shells have it.
+/// The VMM's exit status; 128 and the signal number if a signal killed it, as in shells.
 fn exit_status(end: &End) -> u8 {
     let signal = |number: i32| 128u8.saturating_add(number.try_into().unwrap_or(u8::MAX));
     match end {
@@ -220,7 +172,7 @@ fn exit_status(end: &End) -> u8 {
     }
 }
 
-/// Directories of a snapshot's sockets that are not there any more: made, and removed in the end.
+/// The missing directories of a snapshot's sockets: made at the start, removed at the end.
 #[derive(Debug, Default)]
 struct MadeDirectories(Vec<PathBuf>);
 
@@ -229,7 +181,7 @@ impl MadeDirectories {
         let Some(parent) = socket.and_then(Path::parent) else {
             return Ok(());
         };
-        // Only those of a VM: others are not ours to make.
+        // Only a VM's directory for sockets; the user makes others.
         let ours = parent.extension() == Some(OsStr::new("inter-vm"));
         if ours && !parent.exists() {
             fs::DirBuilder::new()
@@ -245,7 +197,7 @@ impl MadeDirectories {
 impl Drop for MadeDirectories {
     fn drop(&mut self) {
         for path in &self.0 {
-            // Another VM may have it for its own by now.
+            // Fails if another VM uses the directory by now.
             let _ = fs::remove_dir(path);
         }
     }

@@ -1,8 +1,7 @@
-//! Watches over a VM's processes: starts ports, then the VMM; starts ports again that die; ends them with the VM.
+//! Supervises a VM's processes: starts ports, then the VMM; restarts ports that die; ends the ports
+//! after the VMM.
 //!
-//! One thread, which waits for everything at once and never for one thing alone.
-//!
-//! See decision 0020.
+//! One thread waits for the events of all of them (decision 0020).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -16,15 +15,15 @@ use rustix::process::Signal;
 use virtio_inter_common::PortId;
 
 use crate::child::{Child, Descriptors};
-use crate::control::{Caller, Control};
+use crate::control::{ClientId, Control};
+use crate::control_protocol::{Reply, Request, VERSION};
 use crate::device::Device;
+use crate::device_factory::DeviceFactory;
 use crate::inter_vm::InterVm;
 use crate::port::{Change, Port, PortProgram};
-use crate::protocol::{Reply, Request, VERSION};
-use crate::report::chain;
-use crate::signals::{Signals, asks_for_the_end};
-use crate::start::Factory;
-use crate::upkeep::Upkeep;
+use crate::report::error_lines;
+use crate::restore_backoff::RestoreBackoff;
+use crate::signals::{Signals, is_termination};
 use crate::vm_directory::VmDirectory;
 
 /// A VM and its ports.
@@ -34,40 +33,40 @@ pub struct Supervisor {
     vmm: Option<Child>,
     ports: Vec<Supervised>,
     control: Option<Control>,
-    upkeep: Upkeep,
-    factory: Factory,
+    restore_backoff: RestoreBackoff,
+    factory: DeviceFactory,
     program: PortProgram,
-    // Last: removed when the others are gone.
+    // The last field: the directory is removed after the others are dropped.
     directory: VmDirectory,
 }
 
 #[derive(Debug)]
 struct Supervised {
     port: Port,
-    /// Who waits for its start.
-    adder: Option<Caller>,
-    /// Who waits for its end: several may ask for it.
-    removers: Vec<Caller>,
+    /// The client that waits for its start.
+    add_client: Option<ClientId>,
+    /// The clients that wait for its end.
+    remove_clients: Vec<ClientId>,
 }
 
-/// How the whole ended.
+/// How the VM ended.
 #[derive(Debug)]
 pub enum End {
     /// The VMM ended.
     Vmm(ExitStatus),
-    /// A signal asked for it before there was a VMM.
+    /// A termination signal came before the VMM was started.
     Signal(Signal),
 }
 
 impl Supervisor {
-    /// A supervisor of nothing yet. Signals are caught from here on.
+    /// A supervisor without processes. Catches signals from now on.
     ///
     /// # Errors
     ///
     /// When a socket cannot be made.
     pub fn new(
         directory: VmDirectory,
-        factory: Factory,
+        factory: DeviceFactory,
         program: PortProgram,
     ) -> anyhow::Result<Self> {
         let signals = Signals::catch().context("Cannot catch signals")?;
@@ -85,7 +84,7 @@ impl Supervisor {
             vmm: None,
             ports: Vec::new(),
             control,
-            upkeep: Upkeep::default(),
+            restore_backoff: RestoreBackoff::default(),
             factory,
             program,
             directory,
@@ -95,11 +94,10 @@ impl Supervisor {
     /// Runs ports for `devices`, then the VMM, until that ends.
     ///
     /// # Errors
-    ///
-    /// When a port or the VMM cannot be started. Nothing runs any more then.
+    /// When a port or the VMM cannot be started. Then no process is left.
     pub fn run(mut self, devices: Vec<Device>, vmm: Command) -> anyhow::Result<End> {
         let result = self.start_and_watch(devices, vmm);
-        // The next VM of this API socket waits from here on, where it would complain before.
+        // From now on a new VM with this API socket waits; before, it would fail.
         if let Some(control) = &mut self.control {
             control.close();
         }
@@ -111,7 +109,11 @@ impl Supervisor {
         for device in devices {
             self.start_port(device, None)?;
         }
-        while self.ports.iter().any(|one| !one.port.is_proven()) {
+        while self
+            .ports
+            .iter()
+            .any(|supervised| !supervised.port.has_served())
+        {
             if let Some(signal) = self.step()? {
                 return Ok(End::Signal(signal));
             }
@@ -131,42 +133,45 @@ impl Supervisor {
         }
     }
 
-    fn start_port(&mut self, device: Device, adder: Option<Caller>) -> anyhow::Result<()> {
+    fn start_port(&mut self, device: Device, add_client: Option<ClientId>) -> anyhow::Result<()> {
         let notify = self.directory.join(&format!("{}.notify", device.id));
         let port = Port::start(device, self.program.clone(), notify)?;
         self.ports.push(Supervised {
             port,
-            adder,
-            removers: Vec::new(),
+            add_client,
+            remove_clients: Vec::new(),
         });
         Ok(())
     }
 
-    /// Waits for something to happen and sees to it; a signal that nobody could be sent asks for the end.
+    /// Waits for events and handles them. Returns a termination signal that came before the VMM was
+    /// started.
     fn step(&mut self) -> anyhow::Result<Option<Signal>> {
         self.wait().context("Cannot wait for events")?;
         let mut unsent = None;
         for signal in self.signals.take() {
-            if asks_for_the_end(signal) {
-                self.ports.iter_mut().for_each(|one| one.port.vm_ends());
+            if is_termination(signal) {
+                self.ports
+                    .iter_mut()
+                    .for_each(|supervised| supervised.port.vm_ends());
             }
             match &self.vmm {
                 Some(vmm) => vmm.signal(signal),
-                None if asks_for_the_end(signal) => unsent = Some(signal),
+                None if is_termination(signal) => unsent = Some(signal),
                 None => {}
             }
         }
-        self.heed_ports()?;
-        self.heed_callers();
-        self.keep_files();
+        self.handle_ports()?;
+        self.handle_requests();
+        self.restore_files();
         Ok(unsent)
     }
 
-    /// Makes the directory and the control socket again if something has removed them. Ports do so
-    /// with theirs.
-    fn keep_files(&mut self) {
+    /// Restores the directory and the control socket if something has removed them. Ports restore
+    /// their own files.
+    fn restore_files(&mut self) {
         let changed = self.signals.files_changed();
-        if !self.upkeep.is_due(changed) {
+        if !self.restore_backoff.is_due(changed) {
             return;
         }
         let directory = self.directory.restore();
@@ -180,7 +185,8 @@ impl Supervisor {
             };
             Ok(made || control)
         });
-        self.upkeep.done(&self.directory.join("control"), result);
+        self.restore_backoff
+            .done(&self.directory.join("control"), result);
     }
 
     fn wait(&self) -> io::Result<()> {
@@ -204,8 +210,11 @@ impl Supervisor {
             };
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
-        let ports = self.ports.iter().filter_map(|one| one.port.deadline());
-        let deadline = ports.chain(self.upkeep.deadline()).min();
+        let ports = self
+            .ports
+            .iter()
+            .filter_map(|supervised| supervised.port.deadline());
+        let deadline = ports.chain(self.restore_backoff.deadline()).min();
         let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         match poll(&mut fds, timeout.map(timespec).as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -213,23 +222,23 @@ impl Supervisor {
         }
     }
 
-    fn heed_ports(&mut self) -> anyhow::Result<()> {
+    fn handle_ports(&mut self) -> anyhow::Result<()> {
         let mut index = 0;
-        while let Some(one) = self.ports.get_mut(index) {
-            let change = one.port.process();
-            // Of one that is ended before it serves, its adder hears too.
+        while let Some(supervised) = self.ports.get_mut(index) {
+            let change = supervised.port.process();
+            // The client that added a port also gets a reply if the port ends before it serves.
             let reply = match &change {
                 Change::None => None,
-                Change::Ready => Some(Reply::Added(Box::new(one.port.info()))),
+                Change::Ready => Some(Reply::Added(Box::new(supervised.port.info()))),
                 Change::Failed(why) => Some(Reply::Error(why.clone())),
                 Change::Ended => Some(Reply::Error(vec![format!(
                     "Port of {} was ended before it served",
-                    one.port.device.id
+                    supervised.port.device.id
                 )])),
             };
-            let adder = one.adder.take_if(|_| reply.is_some());
-            let removers = match change {
-                Change::Ended => std::mem::take(&mut one.removers),
+            let add_client = supervised.add_client.take_if(|_| reply.is_some());
+            let remove_clients = match change {
+                Change::Ended => std::mem::take(&mut supervised.remove_clients),
                 _ => Vec::new(),
             };
             if matches!(change, Change::Failed(_) | Change::Ended) {
@@ -237,14 +246,14 @@ impl Supervisor {
             } else {
                 index += 1;
             }
-            match (change, adder, reply) {
-                (change, Some(adder), Some(reply)) => {
+            match (change, add_client, reply) {
+                (change, Some(add_client), Some(reply)) => {
                     if let Change::Failed(why) = change {
                         info!("{}", why.join(": "));
                     }
-                    self.reply(adder, &reply);
+                    self.reply(add_client, &reply);
                 }
-                // At the start of the VM, without whose devices it is not to start.
+                // At the start of the VM, which must not run without its devices.
                 (Change::Failed(why), None, _) if self.vmm.is_none() => {
                     return Err(why
                         .into_iter()
@@ -260,56 +269,60 @@ impl Supervisor {
                 (Change::Failed(why), ..) => warn!("{}", why.join(": ")),
                 _ => {}
             }
-            for remover in removers {
-                self.reply(remover, &Reply::Removed);
+            for client in remove_clients {
+                self.reply(client, &Reply::Removed);
             }
         }
         Ok(())
     }
 
-    fn heed_callers(&mut self) {
+    fn handle_requests(&mut self) {
         let Some(control) = &mut self.control else {
             return;
         };
-        for (caller, request) in control.process() {
+        for (client, request) in control.process() {
             let reply = match request {
                 Request::List => Some(Reply::List {
                     version: VERSION,
-                    ports: self.ports.iter().map(|one| one.port.info()).collect(),
+                    ports: self
+                        .ports
+                        .iter()
+                        .map(|supervised| supervised.port.info())
+                        .collect(),
                 }),
                 Request::Add(text) => self
-                    .add(&text, caller)
+                    .add(&text, client)
                     .err()
-                    .map(|error| Reply::Error(chain(error.as_ref()))),
+                    .map(|error| Reply::Error(error_lines(error.as_ref()))),
                 Request::Release(id) => Some(self.release(&id)),
-                Request::Remove(id) => self.remove(&id, caller),
+                Request::Remove(id) => self.remove(&id, client),
             };
             if let Some(reply) = reply {
-                self.reply(caller, &reply);
+                self.reply(client, &reply);
             }
         }
     }
 
-    fn reply(&mut self, caller: Caller, reply: &Reply) {
+    fn reply(&mut self, client: ClientId, reply: &Reply) {
         if let Some(control) = &mut self.control {
-            control.reply(caller, reply);
+            control.reply(client, reply);
         }
     }
 
-    fn add(&mut self, text: &str, caller: Caller) -> anyhow::Result<()> {
+    fn add(&mut self, text: &str, client: ClientId) -> anyhow::Result<()> {
         let asked = InterVm::parse(text)?;
         let taken: Vec<PortId> = self
             .ports
             .iter()
-            .map(|one| one.port.device.id.clone())
+            .map(|supervised| supervised.port.device.id.clone())
             .collect();
         let device = self.factory.make(asked, &taken)?;
-        self.start_port(device, Some(caller))
+        self.start_port(device, Some(client))
     }
 
     fn find(&self, id: &str) -> Result<usize, Reply> {
-        let is_it = |one: &Supervised| one.port.device.id.as_str() == id;
-        let index = self.ports.iter().position(is_it);
+        let has_id = |supervised: &Supervised| supervised.port.device.id.as_str() == id;
+        let index = self.ports.iter().position(has_id);
         index.ok_or_else(|| Reply::Error(vec![format!("There is no port of {id}")]))
     }
 
@@ -323,39 +336,39 @@ impl Supervisor {
         }
     }
 
-    fn remove(&mut self, id: &str, caller: Caller) -> Option<Reply> {
+    fn remove(&mut self, id: &str, client: ClientId) -> Option<Reply> {
         let index = match self.find(id) {
             Ok(index) => index,
             Err(error) => return Some(error),
         };
         if self.ports[index].port.end() {
-            self.ports[index].removers.push(caller);
+            self.ports[index].remove_clients.push(client);
             return None;
         }
         self.ports.remove(index);
         Some(Reply::Removed)
     }
 
-    /// Ends all ports. Takes as long as the slowest of them, but not for ever.
+    /// Ends all ports, and waits for the slowest of them for a bounded time.
     fn end_ports(&mut self) {
-        self.ports.retain_mut(|one| one.port.end());
+        self.ports.retain_mut(|supervised| supervised.port.end());
         while !self.ports.is_empty() {
             let _ = self.signals.take();
             if let Err(error) = self.wait() {
-                // What is left is killed when it is dropped.
+                // Dropping the remaining ports kills them.
                 warn!("Cannot wait for ports: {error}");
                 return;
             }
             self.ports
-                .retain_mut(|one| !matches!(one.port.process(), Change::Ended));
-            self.heed_callers();
+                .retain_mut(|supervised| !matches!(supervised.port.process(), Change::Ended));
+            self.handle_requests();
         }
     }
 }
 
 fn watch(signals: &Signals, directory: &VmDirectory) {
     if let Err(error) = signals.watch(directory.as_file().as_fd()) {
-        info!("What is removed of this VM's files goes unnoticed: {error}");
+        info!("Cannot watch this VM's files for removal: {error}");
     }
 }
 

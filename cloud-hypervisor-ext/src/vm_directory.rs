@@ -1,8 +1,9 @@
-//! The directory of a VM's sockets: beside its API socket, so that others find it, or a temporary one.
+//! The directory of a VM's sockets: beside its API socket, so that other programs find it, or a
+//! temporary one.
 //!
-//! Mode 0700, and this user's: whoever else could write there could put a socket in a port's place, and be handed the
-//! guest's memory. Its lock, held as long as the supervisor lives, tells a live VM's directory from one that a killed
-//! supervisor left, which is taken over.
+//! It has mode 0700 and belongs to this user: another user who could write there could put a socket
+//! in the place of a port's, and would get the guest's memory. The supervisor locks it as long as
+//! it lives. So a VM can take over the directory that a killed supervisor left.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,30 +23,33 @@ use virtio_inter_common::liveness::{Listening, listening};
 /// Name of the supervisor's socket.
 const CONTROL: &str = "control";
 
-/// How often the directory may vanish between opening and locking it. Each time, another VM has just ended.
+/// How often the directory may disappear between opening and locking it: each time another VM has
+/// just ended.
 const LOCK_ATTEMPTS: usize = 8;
 
-/// Time for a supervisor that was killed, and its ports, to end.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum time for a killed supervisor and its ports to exit.
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two attempts.
-const PAUSE: Duration = Duration::from_millis(20);
-/// Attempts that have to find a VM that stays: one that was just killed may show it a moment later.
-const LOOKS: usize = 3;
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// Attempts in a row that must find a running VM: one that was just killed may look alive for a
+/// moment.
+const CONFIRMATIONS: usize = 3;
 
-/// Why there is no directory.
+/// Why the VM cannot have its directory.
 #[derive(Debug, Error)]
 pub enum DirectoryError {
-    /// A live supervisor has it.
+    /// A running supervisor has it.
     #[error("{} is in use: another VM runs with this API socket", path.display())]
     InUse {
         /// The directory.
         path: PathBuf,
-        /// Whether that supervisor is there to stay: false if it was killed or ends, or begins.
+        /// Whether that supervisor keeps running: false if it was killed, exits or starts.
         stays: bool,
     },
-    /// Another user made it, and could put sockets of their own into it.
+    /// It belongs to another user, who could put their own sockets into it.
     #[error(
-        "{} belongs to user {owner}, not to this VM's; remove it, or take an --api-socket where only this VM's user can write",
+        "{} belongs to user {owner}, not to this VM's; remove it, or take an --api-socket where \
+         only this VM's user can write",
         path.display()
     )]
     Foreign {
@@ -54,20 +58,20 @@ pub enum DirectoryError {
         /// Its owner's user id.
         owner: u32,
     },
-    /// The file system refused.
+    /// An operation on a file failed.
     #[error("Cannot {action} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// The directory; what is in it goes with it.
+/// The directory. It and its files are removed when it is dropped.
 #[derive(Debug)]
 pub struct VmDirectory {
     path: PathBuf,
@@ -76,14 +80,14 @@ pub struct VmDirectory {
     api_socket: Option<PathBuf>,
 }
 
-/// Where the directory of a VM with this API socket is.
+/// The path of the directory of the VM with this API socket.
 pub fn beside(api_socket: &Path) -> PathBuf {
     let mut path = api_socket.as_os_str().to_owned();
     path.push(".inter-vm");
     path.into()
 }
 
-/// Where the supervisor of a VM with this API socket listens.
+/// The path of the control socket of the VM with this API socket.
 pub fn control_socket(api_socket: &Path) -> PathBuf {
     beside(api_socket).join(CONTROL)
 }
@@ -100,20 +104,24 @@ impl VmDirectory {
         };
         let path = beside(api_socket);
         let started = Instant::now();
-        let mut looks = 0;
+        let mut confirmations = 0;
         let directory = loop {
             match take(&path, api_socket) {
-                Err(DirectoryError::InUse { stays: true, .. }) if looks + 1 < LOOKS => looks += 1,
-                Err(DirectoryError::InUse { stays: false, .. }) if started.elapsed() < PATIENCE => {
-                    looks = 0;
+                Err(DirectoryError::InUse { stays: true, .. })
+                    if confirmations + 1 < CONFIRMATIONS =>
+                {
+                    confirmations += 1;
+                }
+                Err(DirectoryError::InUse { stays: false, .. }) if started.elapsed() < TIMEOUT => {
+                    confirmations = 0;
                 }
                 result => break result?,
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(RETRY_INTERVAL);
         };
-        // Ports of a supervisor that was killed leave by themselves, and their names are free then.
-        while has_locked_files(&path) && started.elapsed() < PATIENCE {
-            std::thread::sleep(PAUSE);
+        // The ports of a killed supervisor exit by themselves. Then their names are free.
+        while has_locked_files(&path) && started.elapsed() < TIMEOUT {
+            std::thread::sleep(RETRY_INTERVAL);
         }
         clear(&path)?;
         Ok(Self {
@@ -140,7 +148,7 @@ impl VmDirectory {
         })
     }
 
-    /// Makes the directory again if something has removed it. Whether it was so.
+    /// Restores the directory if something has removed it. Returns whether it did.
     ///
     /// # Errors
     ///
@@ -150,7 +158,7 @@ impl VmDirectory {
             return Ok(false);
         }
         self.directory = match &self.api_socket {
-            // The VM's own socket, behind which its VMM is, says nothing here.
+            // The API socket is not checked: this VM's own VMM listens there.
             Some(_) => lock(&self.path)?,
             None => make(&self.path)?,
         };
@@ -162,19 +170,19 @@ impl VmDirectory {
         &self.directory
     }
 
-    /// A file in it.
+    /// The path of a file in it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Whether others find it by the API socket.
+    /// Whether other programs can find it by the API socket.
     pub fn is_beside_api_socket(&self) -> bool {
         self.api_socket.is_some()
     }
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DirectoryError {
-    // Who reads it may have another working directory.
+    // The reader of the error may have another working directory.
     let path = absolute(path);
     move |source: io::Error| DirectoryError::Io {
         action,
@@ -183,11 +191,11 @@ fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DirectoryE
     }
 }
 
-/// Makes and locks the directory of a VM, unless another VM lives there.
+/// Makes and locks the directory of a VM, unless another VM uses the API socket.
 fn take(path: &Path, api_socket: &Path) -> Result<File, DirectoryError> {
     let directory = lock(path)?;
-    // Something may have removed the directory of a VM that lives. One to whose socket we cannot
-    // connect is left to its VMM.
+    // Something may have removed the directory of a running VM. If the API socket cannot be probed,
+    // the VMM will report it.
     match listening(api_socket, SocketType::STREAM) {
         Ok(Some(Listening { stays, .. })) => Err(DirectoryError::InUse {
             path: absolute(path),
@@ -224,7 +232,7 @@ fn lock(path: &Path) -> Result<File, DirectoryError> {
             }
             Err(error) => return Err(failed("lock", path)(error.into())),
         }
-        // One that its VM has removed meanwhile: that lock is worth nothing.
+        // If its VM has removed it meanwhile, the lock is worthless.
         if is_at(path, &directory) {
             return Ok(directory);
         }
@@ -232,7 +240,7 @@ fn lock(path: &Path) -> Result<File, DirectoryError> {
     Err(in_use(false))
 }
 
-/// Makes a directory, or opens one of this user, and closes it to others.
+/// Makes a directory, or opens one of this user, with mode 0700.
 fn make(path: &Path) -> Result<File, DirectoryError> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -244,7 +252,7 @@ fn make(path: &Path) -> Result<File, DirectoryError> {
 }
 
 fn open_own(path: &Path) -> Result<File, DirectoryError> {
-    // A link is not followed: what is in it is removed.
+    // Links are not followed, since the files in the directory are removed.
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
     let directory = open(path, flags, Mode::empty())
         .map(File::from)
@@ -256,19 +264,19 @@ fn open_own(path: &Path) -> Result<File, DirectoryError> {
             owner,
         });
     }
-    // Before it is cleared, so that nothing of others comes in after that.
+    // Before it is cleared, so that nobody else can add files after that.
     fchmod(&directory, Mode::RWXU).map_err(|e| failed("set the mode of", path)(e.into()))?;
     Ok(directory)
 }
 
-/// Whether a path leads to this open directory.
+/// Whether a path names this open directory.
 fn is_at(path: &Path, directory: &File) -> bool {
     let file = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let there = fs::symlink_metadata(path).map(file).ok();
     there.is_some() && there == directory.metadata().map(file).ok()
 }
 
-/// Whether a port lives whose lock file is in the directory.
+/// Whether a running port has its lock file in the directory.
 fn has_locked_files(path: &Path) -> bool {
     let locks = fs::read_dir(path).into_iter().flatten().flatten();
     locks
@@ -288,7 +296,7 @@ fn clear(path: &Path) -> Result<(), DirectoryError> {
     for entry in fs::read_dir(path).map_err(failed("list", path))? {
         let file = entry.map_err(failed("list", path))?.path();
         match fs::remove_file(&file) {
-            // By a port that has just left.
+            // A port that has just exited removed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             result => result.map_err(failed("clear", &file))?,
         }
@@ -298,7 +306,7 @@ fn clear(path: &Path) -> Result<(), DirectoryError> {
 
 impl Drop for VmDirectory {
     fn drop(&mut self) {
-        // Another VM may have made its own in its place.
+        // Another VM may have made its own directory at this path.
         if is_at(&self.path, &self.directory)
             && let Err(error) = fs::remove_dir_all(&self.path)
         {

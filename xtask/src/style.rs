@@ -16,9 +16,6 @@ pub(crate) use tree::Tree;
 /// Columns of a line of Rust, comments included, at most.
 const RUST_COLUMNS: usize = 100;
 
-/// Crates with lines that are still wider. A crate leaves this list when it is wrapped; none joins.
-const UNWRAPPED: &[&str] = &["ch-remote-ext/", "cloud-hypervisor-ext/"];
-
 /// Columns of a line of Markdown prose, at most.
 const MARKDOWN_COLUMNS: usize = 120;
 
@@ -29,9 +26,6 @@ const GENERATED: [&str; 2] = ["bench/REPORT.md", "bench/history/machines.md"];
 pub(crate) fn findings(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     for (path, text) in tree.ending(".rs") {
-        if UNWRAPPED.iter().any(|start| path.starts_with(start)) {
-            continue;
-        }
         for (index, line) in text.lines().enumerate() {
             let columns = line.chars().count();
             if columns > RUST_COLUMNS {

@@ -99,7 +99,8 @@ fn a_vm_without_a_supervisor() {
     }
 }
 
-/// The stock program would unplug the device and leave its port, or create the VM without its devices.
+/// The stock program would unplug the device and leave its port, or create the VM without its
+/// devices.
 #[test]
 fn a_supervisor_that_hangs_up_is_not_taken_for_none() {
     let place = Place::new();
@@ -180,8 +181,8 @@ fn what_the_vmm_refuses_is_told_in_its_words_and_the_port_ends() {
         assert_eq!(
             error,
             format!(
-                "Error: ch-remote-ext exited with the following chain of errors:\n  0: Cannot plug in x\n  \
-                 1: Server responded with {said}\n  2: Error from API\n  \
+                "Error: ch-remote-ext exited with the following chain of errors:\n  \
+                 0: Cannot plug in x\n  1: Server responded with {said}\n  2: Error from API\n  \
                  3: Using vhost-user requires using shared memory\n"
             )
         );

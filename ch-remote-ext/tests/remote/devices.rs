@@ -31,8 +31,8 @@ fn a_device_is_plugged_in_and_unplugged_again_and_again() {
         assert_eq!(
             *vm.lock().unwrap().last("vm.add-net").unwrap(),
             json!({
-                "id": "db", "vhost_user": true, "mac": "02:00:00:00:00:05", "mtu": 9000, "num_queues": 2,
-                "vhost_socket": place.text("api.inter-vm/db.sock"),
+                "id": "db", "vhost_user": true, "mac": "02:00:00:00:00:05", "mtu": 9000,
+                "num_queues": 2, "vhost_socket": place.text("api.inter-vm/db.sock"),
             })
         );
         assert_eq!(place.ports(), 1);

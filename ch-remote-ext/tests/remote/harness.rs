@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cloud_hypervisor_ext::protocol::{PortState, Reply};
+use cloud_hypervisor_ext::control_protocol::{PortState, Reply};
 use cloud_hypervisor_ext::vm_directory::control_socket;
 use tempfile::TempDir;
 

@@ -63,7 +63,7 @@ fn help_for_a_command_of_ours_is_ours() {
     for (words, expected) in [
         (&["help", "add-inter-vm"][..], "segment=<name_or_directory>"),
         (&["add-inter-vm", "--help"], "segment=<name_or_directory>"),
-        (&["help", "inter-vm"], "All devices, a line each"),
+        (&["help", "inter-vm"], "List all devices, one per line"),
     ] {
         let ran = place.run_program(words, "", place.path("remote").as_os_str());
         assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{words:?}");

@@ -1,5 +1,5 @@
-//! A stock Cloud Hypervisor, where the variable `CLOUD_HYPERVISOR` names one. Its VM is created but not booted here: that is
-//! done by the tests with guests.
+//! A stock Cloud Hypervisor, where the variable `CLOUD_HYPERVISOR` names one. Its VM is created but
+//! not booted here: that is done by the tests with guests.
 
 use std::path::PathBuf;
 

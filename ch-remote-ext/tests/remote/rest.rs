@@ -1,4 +1,5 @@
-//! A REST server in Cloud Hypervisor's place: keeps a list of devices, and refuses what it is told to refuse.
+//! A REST server in Cloud Hypervisor's place: keeps a list of devices, and refuses what it is told
+//! to refuse.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

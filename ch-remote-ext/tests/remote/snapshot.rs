@@ -3,8 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 
+use cloud_hypervisor_ext::control_protocol::{PortInfo, PortState, Reply, VERSION};
 use cloud_hypervisor_ext::device::NetConfig;
-use cloud_hypervisor_ext::protocol::{PortInfo, PortState, Reply, VERSION};
 use cloud_hypervisor_ext::vm_directory::control_socket;
 use serde_json::{Value, json};
 

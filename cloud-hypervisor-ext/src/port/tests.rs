@@ -1,4 +1,4 @@
-//! A port in name only: what it would say is said by the test.
+//! Tests with a program that is no port: the test sends the port's notifications.
 
 use std::fs::File;
 use std::io::{IoSlice, Read, Write};
@@ -91,12 +91,12 @@ impl Stage {
         sendmsg_addr(&self.says, &address, &text, &mut control, flags).unwrap();
     }
 
-    /// Has its end of a connection kept, and returns the other.
-    fn keep(&mut self) -> UnixStream {
+    /// Stores one end of a connection, and returns the other.
+    fn store(&mut self) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         self.send(&[theirs.as_fd()]);
         assert_eq!(self.port.process(), Change::None);
-        assert_eq!(self.port.kept.names(), "frontend-0");
+        assert_eq!(self.port.fd_store.names(), "frontend-0");
         ours
     }
 
@@ -127,7 +127,7 @@ fn is_open(mut connection: &UnixStream) -> bool {
 }
 
 #[test]
-fn one_that_hangs_when_it_is_started_again_is_started_once_more() {
+fn port_that_hangs_after_a_restart_is_restarted_again() {
     let mut stage = Stage::new();
     stage.kill(1);
     let hanging = stage.pid();
@@ -136,7 +136,7 @@ fn one_that_hangs_when_it_is_started_again_is_started_once_more() {
     let mut now = deadline;
     until(|| {
         // Its clock goes on, or the pause before the next start would have no end.
-        now += FIRST_PAUSE;
+        now += MIN_RESTART_DELAY;
         assert_eq!(stage.port.process_at(now), Change::None);
         stage.port.restarts == 2
     });
@@ -148,12 +148,12 @@ fn one_that_hangs_when_it_is_started_again_is_started_once_more() {
 }
 
 #[test]
-fn kept_connection_is_passed_on_and_given_up_after_a_minute() {
+fn stored_connection_is_passed_on_and_ends_after_a_minute() {
     let mut stage = Stage::new();
-    let connection = stage.keep();
+    let connection = stage.store();
     stage.kill(1);
     assert!(is_open(&connection));
-    // By the kernel's word: it is the first after standard error, and nothing else is passed.
+    // The kernel lists it: the first descriptor after standard error, and no other is passed.
     let open = || {
         let entries = std::fs::read_dir(format!("/proc/{}/fd", stage.pid().unwrap())).unwrap();
         let mut names: Vec<String> = entries
@@ -172,14 +172,14 @@ fn kept_connection_is_passed_on_and_given_up_after_a_minute() {
         !is_open(&connection)
     });
     let away = now.duration_since(died);
-    assert!(away > AWAY_FOR - READY_WITHIN && away < AWAY_FOR + READY_WITHIN);
+    assert!(away > DISCONNECT_TIMEOUT - READY_TIMEOUT && away < DISCONNECT_TIMEOUT + READY_TIMEOUT);
     stage.end();
 }
 
 #[test]
-fn kept_connection_is_given_up_when_ports_die_of_it() {
+fn stored_connection_ends_when_ports_die_of_it() {
     let mut stage = Stage::new();
-    let connection = stage.keep();
+    let connection = stage.store();
     let mut deaths = 0;
     while is_open(&connection) {
         deaths += 1;
@@ -193,19 +193,19 @@ fn kept_connection_is_given_up_when_ports_die_of_it() {
 }
 
 #[test]
-fn kept_connection_is_given_up_with_the_port() {
+fn stored_connection_ends_with_the_port() {
     let mut stage = Stage::new();
-    let connection = stage.keep();
+    let connection = stage.store();
     stage.port.end();
     until(|| !is_open(&connection));
     stage.end();
 }
 
 #[test]
-fn kept_connection_is_given_up_when_the_port_cannot_be_started() {
+fn stored_connection_ends_when_the_port_cannot_be_started() {
     for is_there in [true, false] {
         let mut stage = Stage::new();
-        let connection = stage.keep();
+        let connection = stage.store();
         if is_there {
             write_program(&stage.port.program.path, "exit 1");
         } else {
@@ -217,13 +217,13 @@ fn kept_connection_is_given_up_when_the_port_cannot_be_started() {
         until(|| {
             assert_eq!(stage.port.process_at(now), Change::None);
             if matches!(stage.port.state, State::Down { .. }) && stage.port.restarts > 0 {
-                now += LONGEST_PAUSE;
+                now += MAX_RESTART_DELAY;
             }
             !is_open(&connection)
         });
         let away = now.duration_since(died);
         assert!(
-            away >= FAILS_FOR && away < AWAY_FOR / 2,
+            away >= START_FAILURE_TIME && away < DISCONNECT_TIMEOUT / 2,
             "{is_there} {away:?}"
         );
         stage.end();
@@ -231,9 +231,9 @@ fn kept_connection_is_given_up_when_the_port_cannot_be_started() {
 }
 
 #[test]
-fn kept_connection_of_a_port_that_is_away_ends_with_the_vm() {
+fn stored_connection_of_a_port_that_is_not_ready_ends_with_the_vm() {
     let mut stage = Stage::new();
-    let connection = stage.keep();
+    let connection = stage.store();
     stage.kill(1);
     assert!(is_open(&connection));
     stage.port.vm_ends();
@@ -241,7 +241,7 @@ fn kept_connection_of_a_port_that_is_away_ends_with_the_vm() {
     stage.end();
     // The VM may take its time, and ask for much meanwhile.
     let mut stage = Stage::new();
-    let connection = stage.keep();
+    let connection = stage.store();
     stage.port.vm_ends();
     assert!(is_open(&connection));
     stage.kill(1);
@@ -250,9 +250,9 @@ fn kept_connection_of_a_port_that_is_away_ends_with_the_vm() {
 }
 
 #[test]
-fn kept_connection_of_a_port_that_is_away_ends_before_its_device_is_removed() {
+fn stored_connection_of_a_port_that_is_not_ready_ends_before_its_device_is_removed() {
     let mut stage = Stage::new();
-    let connection = stage.keep();
+    let connection = stage.store();
     stage.port.release();
     assert!(is_open(&connection));
     // Its guest has not let go of it: all is as before.
@@ -265,13 +265,13 @@ fn kept_connection_of_a_port_that_is_away_ends_before_its_device_is_removed() {
 
 /// Others wait meanwhile.
 #[test]
-fn port_words_are_read_some_at_a_time() {
+fn port_notifications_are_read_some_at_a_time() {
     let mut stage = Stage::new();
-    for number in 1..=WORDS_AT_A_TIME + 1 {
+    for number in 1..=MAX_NOTIFICATIONS + 1 {
         let text = format!("STATUS={number}");
         stage.says.send_to(text.as_bytes(), &stage.notify).unwrap();
     }
-    for number in [WORDS_AT_A_TIME, WORDS_AT_A_TIME + 1] {
+    for number in [MAX_NOTIFICATIONS, MAX_NOTIFICATIONS + 1] {
         assert_eq!(stage.port.process(), Change::None);
         assert_eq!(stage.port.reason, Some(number.to_string()));
     }
@@ -299,10 +299,10 @@ fn port_descriptors_that_do_not_close_hold_up_only_that_port() {
     stage.send(&[stuck.as_fd()]);
     drop(stuck);
     assert_eq!(stage.port.process(), Change::None);
-    assert!(stage.port.kept.is_empty());
+    assert!(stage.port.fd_store.is_empty());
     // And in the queue of a connection that is kept.
     let (stuck, second_taker) = lingering(limit);
-    let connection = stage.keep();
+    let connection = stage.store();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [stuck.as_fd()];
@@ -310,7 +310,7 @@ fn port_descriptors_that_do_not_close_hold_up_only_that_port() {
     let flags = SendFlags::empty();
     rustix::net::sendmsg(&connection, &[IoSlice::new(b"x")], &mut control, flags).unwrap();
     drop(stuck);
-    stage.port.kept.shut_down();
+    stage.port.fd_store.shut_down();
     // Nor do they become ever more.
     let null = File::open("/dev/null").unwrap();
     stage.send(&[null.as_fd(); 100]);

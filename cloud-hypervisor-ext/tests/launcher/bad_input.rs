@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 
-use cloud_hypervisor_ext::protocol::PortState;
+use cloud_hypervisor_ext::control_protocol::PortState;
 
 use crate::harness::{Launcher, Place, kill, until};
 
@@ -152,7 +152,8 @@ fn a_segment_that_cannot_be_joined() {
     let text = complaint(&place, place.launcher(&arguments), 1);
     // The reason as the port has it, after what was tried.
     let expected = format!(
-        "  0: Cannot start the port of inter-vm1 on segment {0}\n  1: Segment directory {0} does not exist",
+        "  0: Cannot start the port of inter-vm1 on segment {0}\n  \
+         1: Segment directory {0} does not exist",
         place.text("nowhere")
     );
     assert!(text.contains(&expected), "{text}");

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
-use cloud_hypervisor_ext::protocol::{PortState, Reply, Request};
+use cloud_hypervisor_ext::control_protocol::{PortState, Reply, Request};
 use cloud_hypervisor_ext::vm_directory::control_socket;
 
 use crate::harness::{PATIENCE, Place, is_alive};

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cloud_hypervisor_ext::protocol::PortState;
+use cloud_hypervisor_ext::control_protocol::PortState;
 use cloud_hypervisor_ext::vm_directory::{beside, control_socket};
 use rustix::process::Signal;
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use cloud_hypervisor_ext::protocol::{PortInfo, Reply, Request};
+use cloud_hypervisor_ext::control_protocol::{PortInfo, Reply, Request};
 use cloud_hypervisor_ext::vm_directory::control_socket;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
@@ -18,7 +18,8 @@ use tempfile::TempDir;
 /// Longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Notes its arguments and does what it was told to. `cat` waits for the end of its standard input, or a signal.
+/// Notes its arguments and does what it was told to. `cat` waits for the end of its standard input,
+/// or a signal.
 const STAND_IN: &str = r#"#!/bin/sh
 case " $* " in
 *" --help "*)
@@ -198,7 +199,8 @@ impl Launcher {
         self.spawn_onto(log)
     }
 
-    /// Starts it with its standard error, which its children get too, on something else than its log file.
+    /// Starts it with its standard error, which its children get too, on something else than its
+    /// log file.
     pub(crate) fn spawn_onto(mut self, stderr: impl Into<Stdio>) -> Running {
         let stdout = OpenOptions::new()
             .append(true)

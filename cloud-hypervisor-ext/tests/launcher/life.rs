@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use cloud_hypervisor_ext::protocol::PortState;
+use cloud_hypervisor_ext::control_protocol::PortState;
 use rustix::process::Signal;
 
 use crate::harness::{Place, Running, is_alive, kill, until};

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use cloud_hypervisor_ext::protocol::{PortState, Reply, Request};
+use cloud_hypervisor_ext::control_protocol::{PortState, Reply, Request};
 
 use crate::harness::{Place, kill, until};
 

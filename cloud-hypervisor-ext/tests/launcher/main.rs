@@ -1,5 +1,6 @@
-//! The real launcher with real ports. In Cloud Hypervisor's place a stand-in that notes its arguments and waits;
-//! where the variable `CLOUD_HYPERVISOR` names the real one, that too (`real.rs`).
+//! The real launcher with real ports. In Cloud Hypervisor's place a stand-in that notes its
+//! arguments and waits; where the variable `CLOUD_HYPERVISOR` names the real one, that too
+//! (`real.rs`).
 #![forbid(unsafe_code)]
 
 mod bad_input;
@@ -7,9 +8,9 @@ mod control;
 mod files;
 mod frontend;
 mod harness;
-mod kept;
 mod life;
 mod logging;
 mod pass_on;
 mod real;
+mod stored_connection;
 mod usage;

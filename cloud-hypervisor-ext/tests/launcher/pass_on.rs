@@ -146,8 +146,9 @@ fn a_restored_vm_finds_its_ports_where_its_snapshot_has_them() {
     let place = Place::new();
     let socket = place.text("former.inter-vm/inter-vm0.sock");
     let config = format!(
-        "{{\"net\": [{{\"id\": \"inter-vm0\", \"vhost_user\": true, \"vhost_socket\": \"{socket}\", \
-         \"mac\": \"02:00:00:00:00:09\", \"num_queues\": 4, \"queue_size\": 256, \"mtu\": null}}]}}"
+        "{{\"net\": [{{\"id\": \"inter-vm0\", \"vhost_user\": true, \
+         \"vhost_socket\": \"{socket}\", \"mac\": \"02:00:00:00:00:09\", \
+         \"num_queues\": 4, \"queue_size\": 256, \"mtu\": null}}]}}"
     );
     let snapshot = place.path("snapshot");
     fs::create_dir(&snapshot).unwrap();

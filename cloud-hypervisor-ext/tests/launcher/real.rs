@@ -1,5 +1,5 @@
-//! A stock Cloud Hypervisor, where the variable `CLOUD_HYPERVISOR` names one: what it makes of what it is told. No
-//! guest is booted here; that is done by the tests with guests.
+//! A stock Cloud Hypervisor, where the variable `CLOUD_HYPERVISOR` names one: what it makes of what
+//! it is told. No guest is booted here; that is done by the tests with guests.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -43,7 +43,8 @@ fn several_devices_with_all_that_can_be_said_of_them() {
     };
     let place = Place::new();
     let full = place.device(
-        ",id=full,mac=02:00:00:00:00:07,mtu=9000,num_queues=4,queue_size=512,pci_segment=0,pci_device_id=9",
+        ",id=full,mac=02:00:00:00:00:07,mtu=9000,num_queues=4,queue_size=512,\
+         pci_segment=0,pci_device_id=9",
     );
     let kernel = place.text("no-kernel");
     let (one, odd) = (

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use cloud_hypervisor_ext::protocol::{PortState, Reply, Request};
+use cloud_hypervisor_ext::control_protocol::{PortState, Reply, Request};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
@@ -102,7 +102,7 @@ fn kept_connection_ends_at_once_where_the_vmm_watches_it() {
 fn kept_connection_ends_with_a_port_that_is_removed() {
     let place = Place::new();
     let (running, vmm) = start(&place);
-    let remove = cloud_hypervisor_ext::protocol::Request::Remove("inter-vm0".into());
+    let remove = cloud_hypervisor_ext::control_protocol::Request::Remove("inter-vm0".into());
     running.connect().ask(&remove);
     vmm.wait_for_its_end();
     running.end();

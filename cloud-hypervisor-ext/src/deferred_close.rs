@@ -1,20 +1,19 @@
-//! Closes descriptors that a port has sent, on a thread of their own.
+//! Closes descriptors that a port has sent, in a thread of their own.
 //!
-//! Some descriptors wait when they are closed, for as long as their sender likes: a TCP socket with
-//! `SO_LINGER`, a file on a file system that the sender itself serves. The same holds for a socket
-//! in whose queue such a descriptor lies unread. The launcher has one thread for all its ports, which
-//! must not wait for one of them.
+//! close(2) of some descriptors blocks for as long as their sender likes: a TCP socket with
+//! `SO_LINGER`, a file on a file system that the sender itself serves. So does a socket with such a
+//! descriptor in its queue, unread. The launcher has one thread for all its ports, which no port
+//! may block.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// Descriptors of one port that may wait before nothing more is taken from it.
+/// Maximum number of waiting descriptors of one port before the launcher stops reading from it.
 const MAX_WAITING: usize = 64;
 
-/// Closes one port's descriptors, in the order in which they come. Its thread is there only while
-/// there are any.
+/// Closes one port's descriptors in their order. Its thread exists only while there are some.
 #[derive(Clone, Debug, Default)]
 pub struct Closer(Arc<Mutex<Queue>>);
 
@@ -25,12 +24,12 @@ struct Queue {
 }
 
 impl Closer {
-    /// Whether so many wait that no more should be taken.
+    /// Whether so many descriptors wait that no more should be received.
     pub fn is_full(&self) -> bool {
         self.lock().waiting.len() > MAX_WAITING
     }
 
-    /// Closes a descriptor some time soon. Does not wait.
+    /// Has a descriptor closed. Non-blocking.
     pub fn close(&self, fd: OwnedFd) {
         let mut queue = self.lock();
         queue.waiting.push_back(fd);
@@ -43,7 +42,7 @@ impl Closer {
             .spawn(move || closer.work());
         match spawned {
             Ok(_) => queue.has_thread = true,
-            // It stays, and counts; the next one to come tries again.
+            // The descriptor waits until the next call starts a thread.
             Err(error) => log::debug!("Cannot start a thread that closes descriptors: {error}"),
         }
     }
@@ -61,21 +60,21 @@ impl Closer {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        // Whole between any two statements.
+        // The queue is consistent between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A descriptor that a [`Closer`] closes.
+/// A descriptor that a [`Closer`] closes when it is dropped.
 #[derive(Debug)]
-pub struct Deferred {
-    /// None only while it is dropped.
+pub struct DeferredFd {
+    /// `None` only while it is dropped.
     fd: Option<OwnedFd>,
     closer: Closer,
 }
 
-impl Deferred {
-    /// Takes charge of a descriptor.
+impl DeferredFd {
+    /// Takes ownership of a descriptor.
     pub fn new(fd: impl Into<OwnedFd>, closer: &Closer) -> Self {
         Self {
             fd: Some(fd.into()),
@@ -84,7 +83,7 @@ impl Deferred {
     }
 }
 
-impl AsFd for Deferred {
+impl AsFd for DeferredFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         let fd = self.fd.as_ref();
         fd.expect("the descriptor is there until it is dropped")
@@ -92,7 +91,7 @@ impl AsFd for Deferred {
     }
 }
 
-impl Drop for Deferred {
+impl Drop for DeferredFd {
     fn drop(&mut self) {
         if let Some(fd) = self.fd.take() {
             self.closer.close(fd);

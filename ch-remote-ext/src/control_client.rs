@@ -1,4 +1,4 @@
-//! The VM's supervisor, asked over its control socket (docs/control-protocol.md).
+//! A client of the control socket of a VM's supervisor (docs/control-protocol.md).
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -8,24 +8,25 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use cloud_hypervisor_ext::protocol::{PortInfo, Reply, Request};
+use cloud_hypervisor_ext::control_protocol::{PortInfo, Reply, Request};
 use cloud_hypervisor_ext::vm_directory::control_socket;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::geteuid;
 use virtio_inter_args::absolute;
 
-/// A supervisor answers at once, but for a port's start (10 s at most) and end (5 s at most).
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Timeout: a supervisor answers at once, except for a port's start (at most 10 s) and end (at most
+/// 5 s).
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A connection to it.
+/// A connection to a supervisor.
 #[derive(Debug)]
-pub(crate) struct Supervisor {
+pub(crate) struct ControlClient {
     path: PathBuf,
     stream: BufReader<UnixStream>,
 }
 
-impl Supervisor {
+impl ControlClient {
     /// The supervisor of the VM with this API socket.
     ///
     /// # Errors
@@ -46,11 +47,11 @@ impl Supervisor {
     /// The supervisor of the VM with this API socket, if it has one.
     ///
     /// # Errors
-    ///
-    /// When it cannot be told, or another user's process stands in its place.
+    /// When the socket cannot be used, or belongs to another user's process.
     pub(crate) fn find(api_socket: &Path) -> anyhow::Result<Option<Self>> {
         let path = control_socket(api_socket);
-        // Looked for first: a path that is too long for a socket's address is refused whether there is one or not.
+        // Checked first: a path that is too long for a socket's address is an error even if no file
+        // exists.
         if let Err(error) = fs::symlink_metadata(&path)
             && matches!(
                 error.kind(),
@@ -61,7 +62,7 @@ impl Supervisor {
         }
         match open(&path) {
             Ok(stream) => Self::of(stream, path, api_socket).map(Some),
-            // One that was killed, whose ports have gone with it.
+            // The supervisor was killed, and its ports with it.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -83,7 +84,8 @@ impl Supervisor {
             .as_raw();
         if !may_supervise(uid, geteuid().as_raw(), owner) {
             bail!(
-                "Process at {} is of user {uid}, who is neither the VM's nor root nor you: not asked for anything",
+                "Process at {} is of user {uid}, who is neither the VM's nor root nor you: not \
+                 asked for anything",
                 absolute(&path).display()
             );
         }
@@ -154,7 +156,7 @@ impl Supervisor {
     }
 }
 
-/// A connection with time limits, for connecting too: a listener that hangs takes no more of them some day.
+/// Connects with timeouts, also for connect(2): the queue of a listener that hangs may be full.
 fn open(path: &Path) -> io::Result<UnixStream> {
     let socket = socket_with(
         AddressFamily::UNIX,
@@ -163,14 +165,14 @@ fn open(path: &Path) -> io::Result<UnixStream> {
         None,
     )?;
     for timeout in [Timeout::Send, Timeout::Recv] {
-        set_socket_timeout(&socket, timeout, Some(ANSWER_WITHIN))?;
+        set_socket_timeout(&socket, timeout, Some(TIMEOUT))?;
     }
     connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket.into())
 }
 
-/// Whether a process of user `uid` may say which sockets are the VM's ports. In a directory such as `/tmp` anyone can
-/// listen where a supervisor would; what they name would be handed the guest's memory.
+/// Whether to trust a supervisor of user `uid`. In a directory such as `/tmp` anyone can listen
+/// where a supervisor would, and name sockets to which the VMM would hand the guest's memory.
 fn may_supervise(uid: u32, ours: u32, api_socket_owner: Option<u32>) -> bool {
     uid == 0 || uid == ours || Some(uid) == api_socket_owner
 }

@@ -1,32 +1,34 @@
-//! What `ch-remote-ext` and a supervisor say to each other: one JSON value a line, each request answered by one reply.
-//! Described in docs/control-protocol.md.
+//! The control protocol between `ch-remote-ext` and the launcher: one JSON value per line, one
+//! reply per request (docs/control-protocol.md).
 
 use serde::{Deserialize, Serialize};
 
 use crate::device::NetConfig;
 
-/// Of the protocol; counts up when something changes its meaning or goes away, not when something is added.
+/// Version of the protocol. It increases when something changes its meaning or is removed, not when
+/// something is added.
 pub const VERSION: u32 = 1;
 
-/// Longest line, in bytes.
+/// Maximum length of a line, in bytes.
 pub const MAX_LINE: usize = 64 * 1024;
 
-/// Asked of a supervisor.
+/// A request to a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// All ports.
+    /// List all ports.
     List,
-    /// A port for one more device, as after `--inter-vm`. Answered when it serves.
+    /// Start a port for one more device; the text is a value of `--inter-vm`. The reply comes when
+    /// the port is ready.
     Add(String),
-    /// The end of the connection that is kept for a device's port, if the port is away: what Cloud
-    /// Hypervisor asks of it fails then, and waits for nobody. Answered at once.
+    /// Shut down the stored connection of a device's port, if the port is not ready: requests of
+    /// Cloud Hypervisor to it then fail at once. The reply comes at once.
     Release(String),
-    /// The end of a device's port. Answered when it has ended.
+    /// End the port of a device. The reply comes when it has ended.
     Remove(String),
 }
 
-/// Answered by a supervisor.
+/// A reply of a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
@@ -34,7 +36,7 @@ pub enum Reply {
     List {
         /// [`VERSION`].
         version: u32,
-        /// In the order in which they came.
+        /// In the order of their start.
         ports: Vec<PortInfo>,
     },
     /// To [`Request::Add`].
@@ -43,11 +45,11 @@ pub enum Reply {
     Released,
     /// To [`Request::Remove`].
     Removed,
-    /// It cannot be: why, the cause last.
+    /// The request failed: the errors, the cause last.
     Error(Vec<String>),
 }
 
-/// A port, as its supervisor knows it.
+/// The state of a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortInfo {
     /// Cloud Hypervisor's name for the device.
@@ -60,30 +62,30 @@ pub struct PortInfo {
     pub mac: String,
     /// Whether it runs.
     pub state: PortState,
-    /// Its process, when there is one.
+    /// Its process, if there is one.
     pub pid: Option<u32>,
-    /// How often it was started again.
+    /// Number of restarts.
     pub restarts: u32,
-    /// Where it awaits Cloud Hypervisor, absolute; `net` may have it relative to the VMM's working directory.
+    /// Its vhost-user socket, absolute; in `net` it may be relative to the VMM's working directory.
     #[serde(default)]
     pub socket: String,
-    /// Where it tells its status (docs/port-status.md).
+    /// Its status socket (docs/port-status.md).
     pub status_socket: String,
     /// The device, for Cloud Hypervisor's REST API.
     pub net: NetConfig,
 }
 
-/// What a port does.
+/// The state of a port's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PortState {
-    /// It was started, and does not serve yet.
+    /// Started, not ready yet.
     Starting,
-    /// It serves.
+    /// Ready.
     Serving,
-    /// It died, and is about to be started again.
+    /// It died, and will be restarted.
     Down,
-    /// It was asked to end.
+    /// It was asked to exit.
     Ending,
 }
 

@@ -1,31 +1,33 @@
-//! Memory that can be shared with a port: what Cloud Hypervisor needs to be told, given what it was told already.
+//! Makes Cloud Hypervisor share the VM's memory with ports: changes `--memory` and `--memory-zone`.
 
 use thiserror::Error;
 
 use crate::command_line::CommandLine;
 use crate::options::Options;
 
-/// The user asked for memory that no port can reach.
+/// The user asked for memory that is not shared.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum MemoryError {
     /// In `--memory`.
     #[error(
-        "--inter-vm needs memory that is shared with the port, but --memory says shared=off; leave it out or say shared=on"
+        "--inter-vm needs memory that is shared with the port, but --memory says shared=off; leave \
+         it out or say shared=on"
     )]
     Off,
     /// In `--memory-zone`.
     #[error(
-        "--inter-vm needs memory that is shared with the port, but --memory-zone {0} says shared=off; leave it out or say shared=on"
+        "--inter-vm needs memory that is shared with the port, but --memory-zone {0} says \
+         shared=off; leave it out or say shared=on"
     )]
     ZoneOff(String),
 }
 
-/// Adds `shared=on` where nothing was said. Huge pages are shared in any case, and with `--memory size=0` the zones
-/// are what counts. What Cloud Hypervisor will not understand is left for it to say.
+/// Adds `shared=on` where `shared` is not given. Huge pages are shared in any case, and with
+/// `--memory size=0` the zones count. Values that Cloud Hypervisor cannot parse stay unchanged, so
+/// that it reports them.
 ///
 /// # Errors
-///
-/// When the user said `shared=off`.
+/// When the user gave `shared=off`.
 pub fn share(line: &mut CommandLine) -> Result<(), MemoryError> {
     let memory = line.texts("--memory").last().map(Options::parse_known);
     let Some(memory) = memory else {
@@ -67,7 +69,7 @@ fn add_shared(line: &mut CommandLine, flag: &str) {
     });
 }
 
-/// None: nothing was said, or nothing that can be understood.
+/// `None` if `shared` is not given, or cannot be parsed.
 fn is_shared(memory: &Options) -> Option<bool> {
     let toggle = |key| memory.toggle(key).ok().flatten();
     if toggle("hugepages") == Some(true) {

@@ -1,38 +1,38 @@
-//! One word for what a device does, by what its supervisor, its port and its VMM say
+//! Combines the states of a device at its supervisor, port and VMM into one
 //! (docs/cloud-hypervisor.md).
 
 use std::path::Path;
 
-use cloud_hypervisor_ext::protocol::{PortInfo, PortState};
+use cloud_hypervisor_ext::control_protocol::{PortInfo, PortState};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::api::{Api, DeviceInfo, VmInfo};
-use crate::status;
-use crate::supervisor::Supervisor;
+use crate::control_client::ControlClient;
+use crate::port_status;
 
-/// A device as its supervisor, its port and its VMM know it.
+/// A device and its states at supervisor, port and VMM.
 #[derive(Debug, Serialize)]
 pub(crate) struct Device {
     #[serde(flatten)]
     pub(crate) port: PortInfo,
     pub(crate) device_state: DeviceState,
-    /// What is wrong and what to do; null: nothing.
+    /// A problem and its solution; null if there is none.
     pub(crate) warning: Option<&'static str>,
-    /// The port's own word; null: it does not answer.
+    /// The port's status document; null if the port does not answer.
     pub(crate) status: Value,
 }
 
-/// What a device does.
+/// The state of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeviceState {
-    /// The port was started, and does not serve yet.
+    /// The port was started, and is not ready yet.
     Starting,
-    /// The port died, and is about to be started again.
+    /// The port died, and will be restarted.
     Down,
-    /// The port was asked to end.
+    /// The port was asked to exit.
     Ending,
-    /// The port does not tell its status.
+    /// The port does not answer on its status socket.
     Silent,
     /// There is no VM.
     NoVm,
@@ -40,7 +40,7 @@ pub(crate) enum DeviceState {
     Created,
     /// The VM does not have the device.
     Unplugged,
-    /// The guest was asked to let go of the device, and has not yet.
+    /// The guest was asked to release the device, and has not yet.
     Unplugging,
     /// The VM has the device, as far as is known, but Cloud Hypervisor is not connected to the
     /// port.
@@ -49,36 +49,36 @@ pub(crate) enum DeviceState {
     Plugged,
     /// The VM is paused, and the port with it.
     Paused,
-    /// The VM is paused, and the port is not: Cloud Hypervisor has not stopped it.
+    /// The VM is paused, but the port still runs: Cloud Hypervisor has not stopped it.
     Unstopped,
     /// The guest's driver uses the device.
     Running,
 }
 
-/// All devices of the VM with this API socket, as far as they are known: a VMM may be busy, or
-/// about to end.
+/// All devices of the VM with this API socket. Their state may be incomplete if the VMM is busy or
+/// exits.
 ///
 /// # Errors
 ///
 /// When the supervisor does not answer.
 pub(crate) fn devices(
     api_socket: &Path,
-    supervisor: &mut Supervisor,
+    supervisor: &mut ControlClient,
 ) -> anyhow::Result<Vec<Device>> {
     let ports = supervisor.list()?;
-    let mut vm = Vm::look(api_socket);
+    let mut vm = Vm::query(api_socket);
     let mut devices: Vec<Device> = ports
         .into_iter()
         .map(|port| Device::of(port, &vm))
         .collect();
-    // It may have been resumed between the two looks.
+    // The VM may have been resumed between the two queries.
     if devices
         .iter()
         .any(|device| device.device_state == DeviceState::Unstopped)
     {
-        vm = Vm::look(api_socket);
+        vm = Vm::query(api_socket);
         for device in &mut devices {
-            device.judge(&vm);
+            device.update(&vm);
         }
     }
     Ok(devices)
@@ -87,35 +87,35 @@ pub(crate) fn devices(
 impl Device {
     fn of(port: PortInfo, vm: &Vm) -> Self {
         let mut device = Self {
-            status: status::read(Path::new(&port.status_socket)).unwrap_or(Value::Null),
+            status: port_status::read(Path::new(&port.status_socket)).unwrap_or(Value::Null),
             port,
             device_state: DeviceState::Silent,
             warning: None,
         };
-        device.judge(vm);
+        device.update(vm);
         device
     }
 
-    fn judge(&mut self, vm: &Vm) {
+    fn update(&mut self, vm: &Vm) {
         self.device_state = DeviceState::of(&self.port.id, self.port.state, &self.status, vm);
         self.warning = self.device_state.warning();
     }
 }
 
-/// What is known of the VM.
+/// The state of the VM.
 #[derive(Debug)]
 enum Vm {
-    /// The VMM does not say.
+    /// The VMM does not answer.
     Unknown,
-    /// There is none.
+    /// There is no VM.
     None,
-    /// What the VMM says of it.
+    /// The VMM's answer.
     Some(VmInfo),
 }
 
 impl Vm {
-    fn look(api_socket: &Path) -> Self {
-        match Api::look(api_socket) {
+    fn query(api_socket: &Path) -> Self {
+        match Api::query(api_socket) {
             Ok(Some(info)) => Self::Some(info),
             Ok(None) => Self::None,
             Err(_) => Self::Unknown,
@@ -125,13 +125,13 @@ impl Vm {
 
 impl Serialize for DeviceState {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.word())
+        serializer.serialize_str(self.name())
     }
 }
 
 impl DeviceState {
-    /// By the supervisor's word on the port, the port's status (null: it does not answer) and the
-    /// VMM's word.
+    /// Combines the supervisor's state of the port, the port's status (null: it does not answer)
+    /// and the VMM's answer.
     fn of(id: &str, port: PortState, status: &Value, vm: &Vm) -> Self {
         match port {
             PortState::Starting => return Self::Starting,
@@ -150,7 +150,7 @@ impl DeviceState {
             Vm::Unknown => return Self::Disconnected,
         };
         match info.device(id) {
-            // The VMM may know the device by another name: connected to the port, it has it.
+            // If the VMM is connected to the port, it has the device, perhaps by another name.
             DeviceInfo::Absent if !connected => Self::Unplugged,
             DeviceInfo::Leaving => Self::Unplugging,
             _ if !connected && info.is_booted() => Self::Disconnected,
@@ -162,8 +162,8 @@ impl DeviceState {
         }
     }
 
-    /// The word.
-    pub(crate) fn word(self) -> &'static str {
+    /// The name of the state.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Down => "down",
@@ -181,20 +181,20 @@ impl DeviceState {
         }
     }
 
-    /// What is wrong in this state and what to do, if something is.
+    /// The problem in this state and its solution, if any.
     fn warning(self) -> Option<&'static str> {
         match self {
             Self::Unstopped => Some(
-                "The VM is paused, but Cloud Hypervisor has not stopped this port, which continues to \
-                 write to the guest's memory: a snapshot would hold inconsistent memory. After a \
-                 restore without resume=true, resuming the VM ends that. Otherwise Cloud Hypervisor \
-                 has lost control of the port: resume the VM and reboot it by `ch-remote-ext reboot`, \
-                 so that Cloud Hypervisor connects to the port again",
+                "The VM is paused, but Cloud Hypervisor has not stopped this port, which continues \
+                 to write to the guest's memory: a snapshot would hold inconsistent memory. After \
+                 a restore without resume=true, resuming the VM ends that. Otherwise Cloud \
+                 Hypervisor has lost control of the port: resume the VM and reboot it by \
+                 `ch-remote-ext reboot`, so that Cloud Hypervisor connects to the port again",
             ),
             Self::Disconnected => Some(
-                "Cloud Hypervisor has this device but is not connected to its port. If that lasts for \
-                 more than a minute, the guest's interface is dead until `ch-remote-ext reboot` \
-                 reboots the VM",
+                "Cloud Hypervisor has this device but is not connected to its port. If that lasts \
+                 for more than a minute, the guest's interface is dead until `ch-remote-ext \
+                 reboot` reboots the VM",
             ),
             Self::Unplugged => Some(
                 "The VM does not have this device. `ch-remote-ext remove-device` ends its port",
@@ -212,7 +212,7 @@ mod tests {
 
     /// The state of device `a` that serves, by its port's status and the VMM's answer.
     fn state(status: &Value, vm: &Vm) -> &'static str {
-        DeviceState::of("a", PortState::Serving, status, vm).word()
+        DeviceState::of("a", PortState::Serving, status, vm).name()
     }
 
     fn vm(state: &str, configured: bool, in_tree: Option<bool>) -> Vm {
@@ -257,7 +257,7 @@ mod tests {
             (PortState::Ending, "ending"),
         ] {
             let told = DeviceState::of("a", port, &runs, &Vm::Unknown);
-            assert_eq!(told.word(), expected);
+            assert_eq!(told.name(), expected);
         }
     }
 }
