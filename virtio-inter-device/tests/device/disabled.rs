@@ -3,7 +3,7 @@
 
 use virtio_inter_device::Device;
 
-use crate::driver::{Network, Spec};
+use crate::driver::{Network, Node, Spec, until};
 
 #[test]
 fn what_waits_is_given_back_and_what_is_kicked_later_too() {
@@ -77,4 +77,26 @@ fn kicks_from_before_lead_nowhere() {
         a.guest.tx[0].finish();
         a.port.enable_queue(1, true).unwrap();
     }
+}
+
+/// A driver may set a disabled queue's ring up again: what the device asked for before is gone.
+#[test]
+fn disabled_queue_asks_for_kicks_again_when_it_is_enabled() {
+    let mut network = Network::new(&[Spec::default(); 2]);
+    let (a, b) = network.pair();
+    for seed in 0..3 {
+        let packet = a.packet(b.mac(), 100, seed);
+        a.guest.tx[0].send(&packet);
+        assert_eq!(b.guest.rx[0].receive(), packet.in_buffers(1));
+    }
+    let asks_at = |a: &Node, index| {
+        until("the device asks for a kick", || {
+            a.guest.tx[0].queue.ring.available_event() == index
+        });
+    };
+    asks_at(a, 3);
+    a.port.enable_queue(1, false).unwrap();
+    a.guest.tx[0].queue.ring.set_available_event(0);
+    a.port.enable_queue(1, true).unwrap();
+    asks_at(a, 3);
 }

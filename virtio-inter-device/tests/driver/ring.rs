@@ -110,7 +110,16 @@ impl Ring {
     }
 
     pub(crate) fn available_event(&self) -> u16 {
-        self.load(self.used + ENTRIES + 8 * u64::from(self.size))
+        self.load(self.available_event_address())
+    }
+
+    /// Overwrites what the device asked for, as a driver does that sets its ring up again.
+    pub(crate) fn set_available_event(&self, index: u16) {
+        self.store(self.available_event_address(), index, Ordering::Release);
+    }
+
+    fn available_event_address(&self) -> u64 {
+        self.used + ENTRIES + 8 * u64::from(self.size)
     }
 
     fn load(&self, address: u64) -> u16 {
