@@ -87,8 +87,8 @@ counters! {
     rx_no_guest,
     /// Number of times that frames had to wait for the guest's buffers.
     rx_waits,
-    /// Frames of the guest, and announcements of its address, that were sent by the uplink. Those of
-    /// the guest count in `tx_frames` as well.
+    /// Frames of the guest, and announcements of its address, that were sent by the uplink. Those
+    /// of the guest count in `tx_frames` as well.
     uplink_tx_frames,
     /// Their bytes, without the virtio header.
     uplink_tx_bytes,

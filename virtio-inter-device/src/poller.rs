@@ -89,7 +89,8 @@ impl Poller {
         self.watch(fd, Events::EPOLLOUT, OTHER)
     }
 
-    /// The same as [`Poller::add`], and the backend learns of it: [`Backend::wake`](crate::backend::Backend::wake).
+    /// The same as [`Poller::add`], and the backend learns of it:
+    /// [`Backend::wake`](crate::backend::Backend::wake).
     ///
     /// # Errors
     ///

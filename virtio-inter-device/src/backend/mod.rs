@@ -10,9 +10,9 @@
 //! - [`Loopback`]: returns each frame to its sender.
 //!
 //! To add a backend, implement [`Backend`] in a new file; [`Port::with_backend`](crate::Port)
-//! starts a device with it. One that combines two wraps both, as [`Network`] does. A process without a guest uses the same two
-//! traits: it implements [`TxFrame`] for frames in its own memory, and [`RxSink`] for what takes
-//! frames.
+//! starts a device with it. One that combines two wraps both, as [`Network`] does. A process
+//! without a guest uses the same two traits: it implements [`TxFrame`] for frames in its own
+//! memory, and [`RxSink`] for what takes frames.
 
 mod interface;
 mod link;

@@ -20,7 +20,7 @@ use vm_memory::VolatileSlice;
 
 pub use device::{MAX_INTERFACE_NAME, TapDevice, TapError, TapState};
 pub(super) use reader::TapReader;
-use reader::Turn;
+use reader::{Rules, Turn};
 
 use super::interface::{RxSink, TxFrame, TxStatus};
 use crate::counters::Counters;
@@ -30,14 +30,6 @@ use crate::poller::Poller;
 
 /// Number of batches after which a worker that never sleeps looks for frames by itself.
 const LOOK_EVERY: u32 = 16;
-
-/// What the readers of a worker have in common.
-struct Rules {
-    mac: MacAddr,
-    mtu: u16,
-    takes: Offloads,
-    counters: Arc<Counters>,
-}
 
 /// One worker's part of a tap device: a queue to write to, and those that it reads.
 pub(super) struct Tap {
@@ -188,7 +180,8 @@ impl Tap {
         std::mem::take(&mut self.to_report)
     }
 
-    /// Whether the device has room for a frame again. If not, the end of its congestion is an event.
+    /// Whether the device has room for a frame again. If not, the end of its congestion is an
+    /// event.
     pub(super) fn is_writable(&self) -> bool {
         let mut fds = [PollFd::new(&self.writer, PollFlags::OUT)];
         poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready != 0)

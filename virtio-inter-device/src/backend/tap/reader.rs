@@ -1,12 +1,16 @@
 //! The receiving half of one queue of a tap device.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::io::Errno;
+use virtio_inter_common::MacAddr;
 use vm_memory::VolatileSlice;
 
-use super::{Rules, sys};
+use super::sys;
 use crate::backend::interface::{RxProgress, RxRecord, RxSink, RxStatus};
+use crate::counters::Counters;
+use crate::features::Offloads;
 use crate::frame::{FRAME_HEADER, FrameHeader, Invalid, MAX_RECORD, NET_HEADER, UDP_CHECKSUM};
 use crate::offload::DHCP_SERVER;
 
@@ -17,6 +21,14 @@ const TURN: usize = 64;
 const SHORT: usize = FRAME_HEADER + 1500;
 /// Number of short frames in a row after which buffers are collected for half the length.
 const SHORT_FRAMES: u32 = 16;
+
+/// What the readers of a worker have in common.
+pub(super) struct Rules {
+    pub(super) mac: MacAddr,
+    pub(super) mtu: u16,
+    pub(super) takes: Offloads,
+    pub(super) counters: Arc<Counters>,
+}
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The system calls of tap devices, none of which has a safe wrapper.
 #![allow(
     unsafe_code,
-    reason = "frames move straight between tap and guest memory, and tap devices are set up by ioctl"
+    reason = "frames move straight between tap and guest memory, and ioctl sets tap devices up"
 )]
 
 use std::io;
