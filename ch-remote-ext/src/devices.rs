@@ -21,6 +21,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Starts a port and plugs the device in; ends the port if the VMM refuses the device.
 pub(crate) fn add(api_socket: &Path, text: &str) -> Result<u8, Failure> {
     let device = InterVm::parse(text).map_err(Failure::usage)?;
+    device.check_without_fds().map_err(Failure::usage)?;
     // The supervisor may have another working directory.
     let device = device.with_absolute_paths()?;
     let api = Api::connect(api_socket)?;

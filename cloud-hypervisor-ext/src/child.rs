@@ -1,5 +1,5 @@
 //! A child process that does not outlive this one, with a descriptor to poll for its end.
-#![allow(unsafe_code)] // One function runs code between fork and exec.
+#![allow(unsafe_code)] // One function runs code between fork and exec, one takes over a descriptor.
 
 use std::fs::File;
 use std::io;
@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus};
 
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal,
@@ -14,6 +15,24 @@ use rustix::process::{
 
 /// The first number after standard input, output and error.
 const FIRST_PASSED: RawFd = 3;
+
+/// The first number of descriptors that are kept for ports: above those that a child gets.
+const FIRST_CLAIMED: RawFd = 64;
+
+/// Takes over a descriptor with which this process was started, so that children do not inherit it;
+/// None if it is not open.
+pub fn claim(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: only for this call, which fails for a number that is not open.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    let claimed = fcntl_dupfd_cloexec(fd, FIRST_CLAIMED).ok()?;
+    fcntl_setfd(fd, FdFlags::CLOEXEC).ok()?;
+    Some(claimed)
+}
+
+/// The numbers that descriptors of [`Descriptors::Standard`] have in the child.
+pub fn passed_numbers() -> impl Iterator<Item = RawFd> {
+    FIRST_PASSED..
+}
 
 /// A running process; killed when dropped.
 #[derive(Debug)]

@@ -1,11 +1,14 @@
 //! A complete device, and the arguments of Cloud Hypervisor and the port for it.
 
 use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use virtio_inter_common::{MacAddr, PortId};
 
+use crate::child;
 use crate::inter_vm::InterVm;
 use crate::options::quote;
 
@@ -33,11 +36,49 @@ pub struct Device {
     pub socket: PathBuf,
     /// The port's status socket.
     pub status_socket: PathBuf,
+    /// The tap device that is the port's uplink; None: there is none, or `tap_fds`.
+    pub tap: Option<String>,
+    /// Descriptors of it.
+    pub tap_fds: Option<TapFds>,
     /// As with `--net`.
     pub pci_segment: Option<u16>,
     /// As with `--net`.
     pub pci_device_id: Option<u8>,
 }
+
+/// Descriptors of a tap device, which each process of a port gets.
+#[derive(Clone, Debug)]
+pub struct TapFds(Arc<[OwnedFd]>);
+
+impl TapFds {
+    /// Takes over descriptors with which this process was started.
+    ///
+    /// # Errors
+    ///
+    /// The number of one that is not open.
+    pub fn claim(numbers: &[RawFd]) -> Result<Self, RawFd> {
+        let claim = |number: &RawFd| child::claim(*number).ok_or(*number);
+        numbers
+            .iter()
+            .map(claim)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// The descriptors.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(AsFd::as_fd)
+    }
+}
+
+/// The same descriptors, not equal ones.
+impl PartialEq for TapFds {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for TapFds {}
 
 /// The device in the format of `vm.add-net` and `vm.create` of Cloud Hypervisor's REST API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +127,8 @@ impl Device {
             queue_size: asked.queue_size,
             socket,
             status_socket,
+            tap: asked.tap,
+            tap_fds: None,
             pci_segment: asked.pci_segment,
             pci_device_id: asked.pci_device_id,
         }
@@ -151,6 +194,9 @@ impl Device {
         if let Some(size) = self.queue_size {
             arguments.push(format!("--queue-size={size}").into());
         }
+        if let Some(tap) = &self.tap {
+            arguments.push(format!("--uplink=tap={tap}").into());
+        }
         arguments
     }
 }
@@ -195,7 +241,8 @@ mod tests {
 
     #[test]
     fn the_port_is_told() {
-        let arguments = device("segment=web,mtu=9000,num_queues=8,queue_size=64").port_arguments();
+        let text = "segment=web,mtu=9000,num_queues=8,queue_size=64,tap=vm1";
+        let arguments = device(text).port_arguments();
         assert_eq!(
             arguments,
             [
@@ -207,6 +254,7 @@ mod tests {
                 "--queues=4",
                 "--mtu=9000",
                 "--queue-size=64",
+                "--uplink=tap=vm1",
             ]
         );
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use log::info;
 use virtio_inter_common::PortId;
 
-use crate::device::Device;
+use crate::device::{Device, TapFds};
 use crate::identity::Identity;
 use crate::inter_vm::{self, InterVm, InterVmError, free_id};
 use crate::vm_directory::VmDirectory;
@@ -56,6 +56,14 @@ impl DeviceFactory {
             inter_vm::check_socket_path(path, "--api-socket or id=")?;
         }
         let port_id = self.identity.port_id(id.as_str(), mac);
-        Ok(Device::new(id, requested, mac, port_id, socket, status))
+        let fds = requested.fds.clone();
+        let mut device = Device::new(id, requested, mac, port_id, socket, status);
+        if !fds.is_empty() {
+            let claimed = TapFds::claim(&fds).map_err(|number| {
+                InterVmError::Invalid(format!("fd={number} is not open in this process"))
+            })?;
+            device.tap_fds = Some(claimed);
+        }
+        Ok(device)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -21,7 +22,7 @@ pub struct Key {
 }
 
 /// All keys.
-pub const KEYS: [Key; 9] = [
+pub const KEYS: [Key; 11] = [
     Key {
         name: "segment",
         value: "<name_or_directory>",
@@ -56,6 +57,16 @@ pub const KEYS: [Key; 9] = [
         name: "socket",
         value: "<vhost_user_socket_path>",
         help: "Socket of the port. Default: in the VM's own directory",
+    },
+    Key {
+        name: "tap",
+        value: "<if_name>",
+        help: "Existing tap device, by which the guest reaches everything outside of the segment",
+    },
+    Key {
+        name: "fd",
+        value: "<fd1,fd2,...>",
+        help: "Descriptors of that device instead, one for each pair of virtqueues",
     },
     Key {
         name: "pci_segment",
@@ -115,6 +126,10 @@ pub struct InterVm {
     pub queue_size: Option<u16>,
     /// The port's vhost-user socket; `None`: in the VM's own directory.
     pub socket: Option<PathBuf>,
+    /// The tap device that is the port's uplink; None: there is none, or `fds`.
+    pub tap: Option<String>,
+    /// Descriptors of it, by number.
+    pub fds: Vec<RawFd>,
     /// As with `--net`.
     pub pci_segment: Option<u16>,
     /// As with `--net`.
@@ -142,6 +157,8 @@ impl InterVm {
             num_queues: convert(&options, "num_queues")?,
             queue_size: size(&options, "queue_size", QUEUE_SIZE)?,
             socket: options.get("socket").map(PathBuf::from),
+            tap: options.get("tap"),
+            fds: fds(&options)?,
             pci_segment: convert(&options, "pci_segment")?,
             pci_device_id: convert(&options, "pci_device_id")?,
         };
@@ -175,11 +192,38 @@ impl InterVm {
         if let Some(socket) = &self.socket {
             check_socket_path(socket, "socket=")?;
         }
+        if self.tap.is_some() && !self.fds.is_empty() {
+            return invalid("tap= and fd= are two ways to give one uplink".to_owned());
+        }
+        let pairs = usize::from(self.num_queues.unwrap_or(2) / 2);
+        if !self.fds.is_empty() && self.fds.len() != pairs {
+            return invalid(format!(
+                "fd= has {} descriptor(s) for {pairs} pair(s) of virtqueues (num_queues=): one is \
+                 needed for each",
+                self.fds.len()
+            ));
+        }
         Ok(())
     }
 }
 
 impl InterVm {
+    /// Checks that it names no descriptors, which have no meaning in another process.
+    ///
+    /// # Errors
+    ///
+    /// When it does.
+    pub fn check_without_fds(&self) -> Result<(), InterVmError> {
+        if self.fds.is_empty() {
+            return Ok(());
+        }
+        Err(InterVmError::Invalid(
+            "fd= is for the command line of cloud-hypervisor-ext: a device that is added later \
+             takes tap="
+                .to_owned(),
+        ))
+    }
+
     /// The same device for a process with another working directory.
     ///
     /// # Errors
@@ -204,6 +248,7 @@ impl fmt::Display for InterVm {
                 "socket",
                 self.socket.as_ref().map(|path| path.display().to_string()),
             ),
+            ("tap", self.tap.clone()),
             (
                 "pci_segment",
                 self.pci_segment.map(|number| number.to_string()),
@@ -264,6 +309,34 @@ fn size(
 
 fn convert<T: std::str::FromStr>(options: &Options, key: &str) -> Result<Option<T>, InterVmError> {
     options.convert(key).map_err(InterVmError::Options)
+}
+
+/// Descriptors as Cloud Hypervisor's lists have them, `[3,4]` or one number.
+fn fds(options: &Options) -> Result<Vec<RawFd>, InterVmError> {
+    let Some(text) = options.get("fd") else {
+        return Ok(Vec::new());
+    };
+    let conversion = || OptionError::Conversion {
+        key: "fd".to_owned(),
+        value: text.clone(),
+    };
+    let list = text
+        .strip_prefix('[')
+        .and_then(|list| list.strip_suffix(']'));
+    let numbers = list.unwrap_or(&text).split(',');
+    let mut fds = Vec::new();
+    for number in numbers {
+        // The first three are standard input, output and error.
+        let number = number.trim().parse().ok().filter(|number| *number > 2);
+        let number = number.ok_or_else(|| InterVmError::Options(conversion()))?;
+        if fds.contains(&number) {
+            return Err(InterVmError::Invalid(format!(
+                "fd={text} lists {number} twice"
+            )));
+        }
+        fds.push(number);
+    }
+    Ok(fds)
 }
 
 /// For types whose parse errors give a reason.
@@ -350,7 +423,8 @@ mod tests {
         for text in [
             "segment=/run/a",
             "segment=\"/run/a,b\",mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,\
-             queue_size=512,socket=\"/tmp/a,b\",pci_segment=1,pci_device_id=9",
+             queue_size=512,socket=\"/tmp/a,b\",tap=vm1,\
+             pci_segment=1,pci_device_id=9",
         ] {
             let device = InterVm::parse(text).unwrap();
             assert_eq!(device.to_string(), text);
@@ -358,6 +432,14 @@ mod tests {
         let relative = InterVm::parse("segment=./web,socket=s").unwrap();
         let absolute = relative.with_absolute_paths().unwrap();
         assert!(absolute.segment.is_absolute() && absolute.socket.unwrap().is_absolute());
+    }
+
+    #[test]
+    fn uplink_is_a_name_or_descriptors() {
+        let device = |text: &str| InterVm::parse(&format!("segment=web,{text}")).unwrap();
+        assert_eq!(device("tap=vm1").tap.as_deref(), Some("vm1"));
+        assert_eq!(device("fd=7").fds, [7]);
+        assert_eq!(device("fd=[7, 4],num_queues=4").fds, [7, 4]);
     }
 
     #[test]
@@ -443,6 +525,16 @@ mod tests {
             ("segment=..", "neither a name"),
         ] {
             assert!(fails(text).contains(part), "{}", fails(text));
+        }
+        for (text, part) in [
+            ("fd=2", "Unable to convert 2 for fd"),
+            ("fd=[3,x]", "Unable to convert [3,x] for fd"),
+            ("fd=[3,3],num_queues=4", "fd=[3,3] lists 3 twice"),
+            ("fd=[3,4]", "2 descriptor(s) for 1 pair(s)"),
+            ("fd=3,tap=vm1", "two ways to give one uplink"),
+        ] {
+            let text = format!("segment=web,{text}");
+            assert!(fails(&text).contains(part), "{}", fails(&text));
         }
         let long = format!("segment=web,socket=/{}", "x".repeat(107));
         assert!(fails(&long).contains("108 bytes"), "{}", fails(&long));

@@ -14,7 +14,7 @@ use log::{info, warn};
 use rustix::process::Signal;
 use virtio_inter_args::absolute;
 
-use crate::child::{Child, Descriptors};
+use crate::child::{Child, Descriptors, passed_numbers};
 use crate::control_protocol::{PortInfo, PortState};
 use crate::deferred_close::{Closer, DeferredFd};
 use crate::device::Device;
@@ -517,8 +517,16 @@ fn spawn(
     if std::env::var_os("RUST_LOG").is_none() {
         command.env("RUST_LOG", program.log);
     }
+    let mut fds = fd_store.fds();
+    if let Some(tap_fds) = &device.tap_fds {
+        let first = fds.len();
+        fds.extend(tap_fds.fds());
+        let numbers = passed_numbers().skip(first).take(fds.len() - first);
+        let numbers: Vec<String> = numbers.map(|number| number.to_string()).collect();
+        command.arg(format!("--uplink=tap-fd={}", numbers.join(":")));
+    }
     // SIGTERM, so that the port removes its sockets.
-    Child::spawn(command, Signal::TERM, Descriptors::Standard(fd_store.fds()))
+    Child::spawn(command, Signal::TERM, Descriptors::Standard(fds))
 }
 
 #[cfg(test)]

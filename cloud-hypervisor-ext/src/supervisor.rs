@@ -311,6 +311,7 @@ impl Supervisor {
 
     fn add(&mut self, text: &str, client: ClientId) -> anyhow::Result<()> {
         let asked = InterVm::parse(text)?;
+        asked.check_without_fds()?;
         let taken: Vec<PortId> = self
             .ports
             .iter()

@@ -47,6 +47,8 @@ impl Stage {
         let program = PortProgram { path, log: "warn" };
         let notify = temp.path().join("notify");
         let device = Device {
+            tap: None,
+            tap_fds: None,
             id: "net0".parse().unwrap(),
             port_id: "vm.net0".parse().unwrap(),
             segment: temp.path().into(),

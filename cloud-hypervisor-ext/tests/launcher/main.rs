@@ -13,4 +13,5 @@ mod logging;
 mod pass_on;
 mod real;
 mod stored_connection;
+mod uplink;
 mod usage;
