@@ -1,7 +1,7 @@
 //! Decides when to connect to which peer.
 //!
 //! A port connects to all ports whose sockets it finds when it joins; those that join later connect
-//! to it. So each pair has at least one side that tries, and tries again.
+//! to it. So each pair has at least one side that tries, and tries again (decision 0066).
 //!
 //! Bookkeeping without system calls: times and observations come from the caller.
 

@@ -260,3 +260,69 @@ fn connector_bounds_the_number_of_peers() {
     assert!(!connector.known().contains(&dead));
     assert!(!connector.seen(&dead, socket, now));
 }
+
+#[test]
+fn connector_leaves_a_peer_alone_that_has_connected_itself() {
+    let (mut connector, [socket, _], now) = (Connector::new(SLOW, 0), sockets(), Instant::now());
+    connector.seen(&id("b"), socket, now);
+    connector.take_due(now).unwrap();
+    connector.accepted(&id("b"));
+    // The end of the attempt that was given up says nothing any more.
+    connector.ended(&id("b"), AttemptOutcome::Failed, now);
+    assert_eq!(connector.next_due(), None);
+    connector.accepted_ended(&id("b"), AttemptOutcome::Lost(STABLE), now);
+    assert_eq!(connector.next_due(), Some(now + FIRST_RETRY));
+    // Nor does that of a connection that is not the latest one.
+    connector.accepted_ended(&id("b"), AttemptOutcome::Gone, now);
+    assert_eq!(connector.known(), [id("b")]);
+    // Peers that connect to this port and were never looked for are their own affair.
+    connector.accepted(&id("c"));
+    connector.accepted_ended(&id("c"), AttemptOutcome::Failed, now);
+    assert!(!connector.knows(&id("c")));
+}
+
+#[test]
+fn connector_waits_a_while_for_a_peer_that_connects_itself() {
+    let (mut connector, [socket, _], now) = (Connector::new(SLOW, 0), sockets(), Instant::now());
+    connector.seen(&id("b"), socket, now);
+    connector.take_due(now).unwrap();
+    connector.ended(&id("b"), AttemptOutcome::Duplicate, now);
+    connector.retry_refused(now);
+    assert_eq!(connector.next_due(), Some(now + DUPLICATE_RETRY));
+    assert!(!connector.keeps_failing(&id("b")));
+    connector.accepted(&id("b"));
+    assert_eq!(connector.next_due(), None);
+}
+
+#[test]
+fn connector_comes_back_to_a_peer_that_was_turned_away_once_that_may_help() {
+    let (mut connector, [socket, _], now) = (Connector::new(SLOW, 0), sockets(), Instant::now());
+    connector.turned_away(&id("b"), socket);
+    assert_eq!(connector.next_due(), None);
+    connector.retry_refused(now);
+    assert_eq!(connector.next_due(), Some(now + FIRST_RETRY));
+    // It does not change what is under way with others.
+    connector.seen(&id("c"), socket, now);
+    connector.turned_away(&id("c"), socket);
+    assert_eq!(connector.take_due(now), Some(id("c")));
+    connector.turned_away(&id("c"), socket);
+    connector.ended(&id("c"), AttemptOutcome::Failed, now);
+    assert_eq!(connector.next_due(), Some(now + FIRST_RETRY));
+}
+
+/// Ports that start together do not all begin with the same peer.
+#[test]
+fn connector_begins_with_peers_in_an_order_of_its_own() {
+    let ([socket, _], now) = (sockets(), Instant::now());
+    let order = |seed| {
+        let mut connector = Connector::new(SLOW, seed);
+        for i in 10..42 {
+            connector.seen(&id(&format!("p{i}")), socket, now);
+        }
+        let taken = std::iter::from_fn(|| connector.take_due(now));
+        taken.collect::<Vec<_>>()
+    };
+    let (one, two) = (order(0x9e37_79b9_7f4a_7c15), order(0xd1b5_4a32_d192_ed03));
+    assert_eq!((one.len(), two.len()), (32, 32));
+    assert_ne!(one, two);
+}

@@ -1,4 +1,4 @@
-//! The segment's directory: who may join, which sockets are in it, and what changes.
+//! The segment's directory: who may join, and which sockets are in it.
 
 use std::ffi::OsStr;
 use std::io;
@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use virtio_inter_common::PortId;
@@ -85,6 +84,13 @@ impl Directory {
         there.is_ok() && there == rustix::fs::fstat(&self.fd).map(file)
     }
 
+    /// Opens the directory around it, in which it may be renamed.
+    pub(crate) fn open_parent(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = self.path.parent().unwrap_or(&self.path);
+        Ok(rustix::fs::open(parent, flags, Mode::empty())?)
+    }
+
     pub(crate) fn lock_path(&self, id: &PortId) -> PathBuf {
         self.path.join(format!("{id}{LOCK_SUFFIX}"))
     }
@@ -138,122 +144,6 @@ fn port_of(name: &OsStr) -> Option<PortId> {
     name.to_str()?.strip_suffix(SOCKET_SUFFIX)?.parse().ok()
 }
 
-/// The port whose lock file has this name, if it is such a name.
-fn port_of_lock(name: &OsStr) -> Option<PortId> {
-    name.to_str()?.strip_suffix(LOCK_SUFFIX)?.parse().ok()
-}
-
-/// A change in the directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
-    /// A socket has got its name; it listens already.
-    Appeared(PortId),
-    /// A socket has lost its name.
-    Vanished(PortId),
-    /// The lock file of a port has lost its name, or another has got it.
-    Lock(PortId),
-    /// Something has happened to one of the files that are watched beside the directory.
-    File,
-    /// Changes were lost: list again.
-    Overflow,
-    /// The directory itself is elsewhere. (That it was removed shows as the loss of our own socket:
-    /// the kernel tells of a removed directory when nobody has it open any more.)
-    DirectoryMoved,
-}
-
-/// Tells of changes in the directory, and of the end of single files elsewhere.
-pub(crate) struct Watch {
-    inotify: Inotify,
-    directory: WatchDescriptor,
-}
-
-impl Watch {
-    pub(crate) fn new(directory: &Directory) -> io::Result<Watch> {
-        let inotify = Inotify::init()?;
-        let directory = watch_directory(&inotify, directory)?;
-        Ok(Watch { inotify, directory })
-    }
-
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.inotify.as_fd()
-    }
-
-    /// Watches another directory from here on.
-    pub(crate) fn follow(&mut self, directory: &Directory) -> io::Result<()> {
-        let next = watch_directory(&self.inotify, directory)?;
-        let former = std::mem::replace(&mut self.directory, next);
-        // The kernel has dropped it with a directory that was removed.
-        let _ = self.inotify.watches().remove(former);
-        Ok(())
-    }
-
-    /// Watches a file as well, whatever name it has, until it is gone: not the directory around it,
-    /// where much may happen that concerns others.
-    pub(crate) fn add_file(&self, path: &Path) -> io::Result<()> {
-        // The kernel tells of a removed name as a change of the number of names.
-        let mask = WatchMask::ATTRIB
-            | WatchMask::MOVE_SELF
-            | WatchMask::DELETE_SELF
-            | WatchMask::DONT_FOLLOW;
-        self.inotify.watches().add(path, mask)?;
-        Ok(())
-    }
-
-    /// Some of the changes, at most a buffer full; none if there are none.
-    pub(crate) fn read(&mut self) -> io::Result<Vec<Change>> {
-        let mut buffer = [0; 4096];
-        let events = match self.inotify.read_events(&mut buffer) {
-            Ok(events) => events,
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
-            {
-                return Ok(Vec::new());
-            }
-            Err(e) => return Err(e),
-        };
-        Ok(events
-            .filter_map(|event| {
-                if event.mask.contains(EventMask::Q_OVERFLOW) {
-                    Some(Change::Overflow)
-                } else if event.wd == self.directory {
-                    change(event.mask, event.name)
-                } else {
-                    (!event.mask.contains(EventMask::IGNORED)).then_some(Change::File)
-                }
-            })
-            .collect())
-    }
-}
-
-fn watch_directory(inotify: &Inotify, directory: &Directory) -> io::Result<WatchDescriptor> {
-    let mask = WatchMask::MOVED_TO
-        | WatchMask::MOVED_FROM
-        | WatchMask::DELETE
-        | WatchMask::MOVE_SELF
-        | WatchMask::ONLYDIR;
-    inotify.watches().add(&directory.path, mask)
-}
-
-/// A change in the directory.
-fn change(mask: EventMask, name: Option<&OsStr>) -> Option<Change> {
-    if mask.contains(EventMask::MOVE_SELF) {
-        return Some(Change::DirectoryMoved);
-    }
-    let name = name?;
-    let appeared = mask.contains(EventMask::MOVED_TO);
-    if !appeared && !mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
-        return None;
-    }
-    match port_of(name) {
-        Some(id) if appeared => Some(Change::Appeared(id)),
-        Some(id) => Some(Change::Vanished(id)),
-        None => port_of_lock(name).map(Change::Lock),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -300,26 +190,6 @@ mod tests {
         assert_eq!(directory.socket(&id("a")), None);
         let _ = UnixListener::bind(&path).unwrap();
         assert_ne!(directory.socket(&id("a")), Some(first));
-    }
-
-    #[test]
-    fn changes_are_told() {
-        let temp = tempfile::tempdir().unwrap();
-        let directory = Directory::open(temp.path()).unwrap();
-        let mut watch = Watch::new(&directory).unwrap();
-        assert_eq!(watch.read().unwrap(), []);
-        let (hidden, path) = (temp.path().join(".a.new"), temp.path().join("a.sock"));
-        let _ = UnixListener::bind(&hidden).unwrap();
-        fs::rename(&hidden, &path).unwrap();
-        fs::remove_file(&path).unwrap();
-        assert_eq!(
-            watch.read().unwrap(),
-            [Change::Appeared(id("a")), Change::Vanished(id("a"))]
-        );
-        let elsewhere = temp.path().with_extension("moved");
-        fs::rename(temp.path(), &elsewhere).unwrap();
-        assert_eq!(watch.read().unwrap(), [Change::DirectoryMoved]);
-        fs::remove_dir(&elsewhere).unwrap();
     }
 
     #[test]

@@ -83,45 +83,9 @@ pub enum JoinError {
         #[source]
         source: io::Error,
     },
-    /// The directory cannot be watched.
-    #[error("Failed to watch segment directory {}", path.display())]
-    Watch {
-        /// Of the directory.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The user has as many inotify instances as it may: one for each port.
-    #[error(
-        "Failed to watch segment directory {}: raise the sysctl fs.inotify.max_user_instances, \
-         this user's ports use them up",
-        path.display()
-    )]
-    WatchLimit {
-        /// Of the directory.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
     /// No epoll instance, timer or random number to be had.
     #[error("Failed to set up the event loop of the segment")]
     EventLoop(#[source] io::Error),
-}
-
-impl JoinError {
-    pub(crate) fn watch(path: PathBuf, source: io::Error) -> JoinError {
-        use rustix::io::Errno;
-        // EMFILE has two meanings for inotify; where this process has room for a descriptor it is
-        // the user's bound.
-        let spare = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
-        if Errno::from_io_error(&source) == Some(Errno::MFILE) && spare().is_ok() {
-            JoinError::WatchLimit { path, source }
-        } else {
-            JoinError::Watch { path, source }
-        }
-    }
 }
 
 fn holder(pid: Option<u32>, stays: bool) -> String {
@@ -133,27 +97,5 @@ fn holder(pid: Option<u32>, stays: bool) -> String {
     match pid {
         Some(pid) => format!("{port} (process {pid})"),
         None => port.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_bound_on_inotify_instances_is_named() {
-        let error = |code| {
-            let source = io::Error::from_raw_os_error(code);
-            JoinError::watch("/seg".into(), source).to_string()
-        };
-        assert_eq!(
-            error(libc::EMFILE),
-            "Failed to watch segment directory /seg: raise the sysctl \
-             fs.inotify.max_user_instances, this user's ports use them up"
-        );
-        assert_eq!(
-            error(libc::ENOENT),
-            "Failed to watch segment directory /seg"
-        );
     }
 }

@@ -41,5 +41,5 @@ pub use port::{
     DownReason, LocalPort, MIN_MTU, PeerInfo, PeerKey, PeerLink, PortError, SegmentEvent,
 };
 pub use refused::RefusedPeer;
-pub use segment::Segment;
+pub use segment::{Segment, WatchDirectory};
 pub use wire::{PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN};

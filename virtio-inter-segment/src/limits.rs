@@ -14,6 +14,11 @@ pub struct Limits {
     pub rings_timeout: Duration,
     /// Pause before connecting to a peer again after one side refused the other; 30 s.
     pub slow_retry: Duration,
+    /// Pause between checks of the port's own files, where [`Segment::watch_with`] was not called
+    /// or the kernel cannot notify of changes; 30 s.
+    ///
+    /// [`Segment::watch_with`]: crate::Segment::watch_with
+    pub file_check: Duration,
     /// Handshakes under way that peers began; 256, or 1/16 of `RLIMIT_NOFILE` if that is less. A
     /// further connection replaces one of the process that has the most.
     pub max_accepting: usize,
@@ -31,6 +36,7 @@ impl Default for Limits {
             hello_timeout: Duration::from_secs(5),
             rings_timeout: Duration::from_secs(15),
             slow_retry: Duration::from_secs(30),
+            file_check: Duration::from_secs(30),
             max_accepting: 256,
             max_connecting: 64,
             max_peers: 1024,

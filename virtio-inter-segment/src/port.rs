@@ -153,7 +153,6 @@ pub enum SegmentEvent {
     Up(PeerLink),
     /// A peer that was up is gone. Whatever it had sent before is still in the receivers.
     Down(PeerKey, DownReason),
-    /// Something has happened to a file of [`Segment::watch_file`](crate::Segment::watch_file), or
     /// [`Segment::lost`](crate::Segment::lost) has another answer.
     FilesChanged,
 }

@@ -1,7 +1,6 @@
 //! The life of a port on its segment: drives its connections and tells of peers that come and go.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use virtio_inter_common::{LogLimit, PortId, log_limited};
 use crate::connection::{Connection, End, Step};
 use crate::connector::{AttemptOutcome, Connector};
 use crate::deferred_close::Closer;
-use crate::directory::{Directory, Watch};
+use crate::directory::Directory;
 use crate::handshake::{Local, Refusal, Role};
 use crate::join_error::JoinError;
 use crate::limits::{Limits, SegmentStats};
@@ -31,11 +30,11 @@ mod upkeep;
 mod window;
 
 use upkeep::Upkeep;
+pub use upkeep::WatchDirectory;
 use window::ConnectWindow;
 
 /// Tokens of the event loop; those of connections are their keys, which count up from 1.
 const LISTENER: u64 = u64::MAX - 1;
-const WATCH: u64 = u64::MAX - 2;
 
 /// Messages taken from one connection per call of [`Segment::process`].
 const STEPS_PER_CALL: usize = 32;
@@ -62,7 +61,6 @@ pub struct Segment {
     local: Local,
     limits: Limits,
     directory: Directory,
-    watch: Watch,
     poll: Poll,
     closer: Closer,
     connections: BTreeMap<u64, Connection>,
@@ -119,14 +117,11 @@ impl Segment {
         let poll = Poll::new().map_err(JoinError::EventLoop)?;
         let closer = Closer::new();
         let incarnation = random().map_err(|e| JoinError::EventLoop(e.into()))?;
-        // Socket, watch, list, in this order: of two ports that join at once at least the later one
-        // sees the other, and whoever is not on the list yet comes as a change.
+        // First the socket, then the list: of two ports that join at once at least the later one
+        // sees the other, and connects to it.
         let membership = Membership::new(&directory, &port.id, &closer)?;
-        let watch = Watch::new(&directory)
-            .map_err(|source| JoinError::watch(directory.path().to_owned(), source))?;
         poll.add(membership.listener(), LISTENER)
             .map_err(JoinError::EventLoop)?;
-        poll.add(watch.fd(), WATCH).map_err(JoinError::EventLoop)?;
         let now = Instant::now();
         let mut segment = Segment {
             membership,
@@ -136,7 +131,6 @@ impl Segment {
                 pid: std::process::id(),
             },
             directory,
-            watch,
             poll,
             closer,
             connections: BTreeMap::new(),
@@ -145,7 +139,7 @@ impl Segment {
             events: Vec::new(),
             admissions: 0,
             window: ConnectWindow::new(now),
-            upkeep: Upkeep::new(PAUSE),
+            upkeep: Upkeep::new(PAUSE, now + limits.file_check),
             resume_at: None,
             list_at: None,
             listed_at: now,
@@ -161,7 +155,7 @@ impl Segment {
             path: segment.directory.path().to_owned(),
             source,
         })?;
-        segment.arm(now).map_err(JoinError::EventLoop)?;
+        segment.arm(now);
         log::info!(
             "Port {} joined segment {}",
             segment.local.port.id,
@@ -203,7 +197,6 @@ impl Segment {
         for token in ready {
             match token {
                 LISTENER => self.accept(now),
-                WATCH => self.directory_changed(now),
                 // Gone, if an earlier event of this round ended it.
                 key => {
                     if let Some(connection) = self.connections.remove(&key) {
@@ -222,15 +215,13 @@ impl Segment {
         if self.upkeep.retry_at.is_some_and(|at| at <= now) {
             self.keep_files(now);
         }
-        self.connect_due(now);
-        if let Err(e) = self.arm(now) {
-            log_limited!(
-                self.refusals,
-                Level::Error,
-                "Failed to set the segment's timer: {e}"
-            );
+        if self.upkeep.check_at.is_some_and(|at| at <= now) {
+            self.check(now);
         }
-        std::mem::take(&mut self.events)
+        self.connect_due(now);
+        let events = std::mem::take(&mut self.events);
+        self.arm(now);
+        events
     }
 
     /// Closes the connection to a peer that broke a rule, and has nothing more to do with this
@@ -275,13 +266,7 @@ impl Segment {
         let outcome = AttemptOutcome::Lost(connection.lived(now));
         self.connection_ended(&connection, outcome, now);
         // Nothing else may be due: the retry has to wake the caller.
-        if let Err(e) = self.arm(now) {
-            log_limited!(
-                self.refusals,
-                Level::Error,
-                "Failed to set the segment's timer: {e}"
-            );
-        }
+        self.arm(now);
     }
 
     /// Takes a link that is up out of all books, to be closed for a reason of ours.
@@ -376,19 +361,32 @@ impl Segment {
     }
 
     /// Sets the timer to the nearest deadline.
-    fn arm(&mut self, now: Instant) -> io::Result<()> {
+    fn arm(&mut self, now: Instant) {
         let handshakes = self.half_open().map(|c| c.deadline(&self.limits).1).min();
         // At the limit, the end of a handshake makes room for the next attempt.
         let attempt = self
             .connector
             .next_due()
             .and_then(|due| self.may_connect_at(due, now));
-        let upkeep = self.upkeep.retry_at;
-        let next = [handshakes, attempt, self.resume_at, self.list_at, upkeep]
-            .into_iter()
-            .flatten()
-            .min();
-        self.poll.wake_at(next, now)
+        let (retry, check) = (self.upkeep.retry_at, self.upkeep.check_at);
+        // Events that did not come of [`Segment::process`] wait for its next call.
+        let waiting = (!self.events.is_empty()).then_some(now);
+        let next = [
+            handshakes,
+            attempt,
+            self.resume_at,
+            self.list_at,
+            retry,
+            check,
+            waiting,
+        ];
+        if let Err(e) = self.poll.wake_at(next.into_iter().flatten().min(), now) {
+            log_limited!(
+                self.refusals,
+                Level::Error,
+                "Failed to set the segment's timer: {e}"
+            );
+        }
     }
 }
 

@@ -3,10 +3,14 @@
 mod common;
 
 use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
-use common::{Net, local, raw, readable};
-use virtio_inter_segment::JoinError;
+use common::{Net, PATIENCE, limits, local, raw, readable};
+use virtio_inter_segment::{JoinError, Limits, Segment};
 
 const FILES: [&str; 4] = ["b.lock", "b.sock", "m.lock", "m.sock"];
 
@@ -143,28 +147,54 @@ fn files_that_are_removed_again_and_again_keep_nobody_busy() {
     check_found(&mut net);
 }
 
+/// Without notifications, files are checked now and then.
 #[test]
-fn watched_files_tell_of_their_end_only() {
-    let mut net = net();
-    let elsewhere = tempfile::tempdir().unwrap();
-    let path = elsewhere.path().join("file");
-    let changes = |net: &mut Net| {
-        net.run_once(Duration::from_millis(50));
-        std::mem::take(&mut net.ports.get_mut("m").unwrap().files_changed)
+fn files_of_a_port_that_is_not_notified_are_made_again() {
+    let net = Net::new();
+    let often = Limits {
+        file_check: Duration::from_millis(50),
+        ..limits()
     };
-    net.ports["m"].segment.watch_file(&path).unwrap_err();
-    for round in 0..3 {
-        fs::write(&path, "1").unwrap();
-        net.ports["m"].segment.watch_file(&path).unwrap();
-        fs::write(&path, "2").unwrap();
-        fs::write(elsewhere.path().join("beside"), "").unwrap();
-        fs::remove_file(elsewhere.path().join("beside")).unwrap();
-        assert_eq!(changes(&mut net), 0);
-        match round {
-            0 => fs::remove_file(&path).unwrap(),
-            1 => fs::rename(&path, elsewhere.path().join("other")).unwrap(),
-            _ => fs::rename(elsewhere.path().join("other"), &path).unwrap(),
-        }
-        assert!(changes(&mut net) >= 1, "round {round}");
-    }
+    let mut segment = Segment::join_with(net.path(), local("m"), often).unwrap();
+    remove(&net, "m.sock");
+    assert!(readable(segment.fd(), PATIENCE), "no check");
+    assert!(segment.process().is_empty());
+    assert_eq!(net.files(), ["m.lock", "m.sock"]);
+}
+
+/// The directory of the files is watched, and the one in which it could be renamed; again after
+/// another has taken its place. Where that cannot be, files are checked now and then.
+#[test]
+fn files_are_watched_where_they_can_be() {
+    static WATCHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    let mut net = Net::new();
+    let often = || Limits {
+        file_check: Duration::from_millis(50),
+        ..limits()
+    };
+    net.join_with(local("m"), often()).unwrap();
+    let segment = &mut net.ports.get_mut("m").unwrap().segment;
+    segment.watch_with(|directory| {
+        let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        WATCHED.lock().unwrap().push(fs::read_link(link).unwrap());
+        Ok(())
+    });
+    let directories = [net.path(), net.path().parent().unwrap()].map(Path::to_owned);
+    assert_eq!(*WATCHED.lock().unwrap(), directories);
+    let segment = &net.ports["m"].segment;
+    assert!(
+        !readable(segment.fd(), Duration::from_millis(300)),
+        "checks"
+    );
+    fs::remove_dir_all(net.path()).unwrap();
+    fs::create_dir(net.path()).unwrap();
+    net.until("the files", |net| net.files() == ["m.lock", "m.sock"]);
+    let twice = [directories.clone(), directories].concat();
+    assert_eq!(*WATCHED.lock().unwrap(), twice);
+
+    net.join_with(local("n"), often()).unwrap();
+    net.until_meshed();
+    let segment = &mut net.ports.get_mut("n").unwrap().segment;
+    segment.watch_with(|_| Err(io::ErrorKind::Unsupported.into()));
+    assert!(readable(segment.fd(), PATIENCE), "no check");
 }

@@ -290,23 +290,6 @@ fn an_idle_segment_sleeps() {
     }
 }
 
-/// More changes than the kernel keeps for us: the directory is listed anew.
-#[test]
-fn a_flood_of_changes_loses_nobody() {
-    let kept = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
-    let kept: usize = kept.trim().parse().unwrap();
-    let mut net = Net::new();
-    net.join("a");
-    let [one, two] = ["one", "two"].map(|name| net.path().join(name));
-    std::fs::write(&one, "").unwrap();
-    for _ in 0..=kept / 4 {
-        std::fs::rename(&one, &two).unwrap();
-        std::fs::rename(&two, &one).unwrap();
-    }
-    net.join("z");
-    net.until_meshed();
-}
-
 #[test]
 fn links_outlive_the_directory() {
     let mut net = Net::new();
@@ -476,33 +459,4 @@ fn refused_peers_are_known_to_both_sides_until_they_leave() {
         net.ports["a"].segment.refused().is_empty() && net.ports["a"].links.contains_key("c")
     });
     assert!(net.ports["c"].segment.refused().is_empty());
-}
-
-/// The kernel keeps so many changes of the directory for a port that does not read them, and loses
-/// the rest: here that the other one left.
-#[test]
-fn refused_peers_that_left_among_lost_changes_are_forgotten() {
-    let mut net = Net::new();
-    // The other one has the smaller name: it is never called from here.
-    for id in ["b", "a"] {
-        let mut twin = local(id);
-        twin.mac = local("x").mac;
-        net.join_as(twin).unwrap();
-    }
-    net.until("each of the two knows of the other", |net| {
-        let knows = |port: &common::Port| !port.segment.refused().is_empty();
-        net.ports.values().all(knows)
-    });
-    let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
-    let most: usize = most.trim().parse().unwrap();
-    // Each is two changes.
-    let names = ["x", "y"].map(|name| net.path().join(name));
-    std::fs::write(&names[0], "").unwrap();
-    for number in 0..most.div_ceil(2) + 16 {
-        std::fs::rename(&names[number % 2], &names[1 - number % 2]).unwrap();
-    }
-    net.leave("a");
-    net.until("it is forgotten", |net| {
-        net.ports["b"].segment.refused().is_empty()
-    });
 }

@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use log::Level;
 use thiserror::Error;
-use virtio_inter_common::{Epoll, ErrorChain, LogLimit, Timeout, log_limited};
+use virtio_inter_common::{DirNotify, Epoll, ErrorChain, Events, LogLimit, Timeout, log_limited};
 use virtio_inter_device::PortEvent;
 use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
 
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;
+use crate::file_watch::FileWatch;
 use crate::frontend_server::FrontendServer;
-use crate::restore_backoff::{RestoreBackoff, watch};
+use crate::restore_backoff::RestoreBackoff;
 use crate::shutdown_signals::ShutdownSignals;
 use crate::socket::{Listener, SocketError};
 use crate::status::Status;
@@ -34,6 +35,7 @@ const DROPS: u64 = 5;
 const UNEXPECTED: u64 = 6;
 const RESTORE: u64 = 7;
 const UPLINK: u64 = 8;
+const FILES: u64 = 9;
 
 /// Time from the first dropped frame to the check of the reasons: ports that start together link
 /// meanwhile.
@@ -75,6 +77,7 @@ pub struct EventLoop {
     /// The next check of dropped frames. Set only after workers dropped some.
     drop_check: Timer,
     restore_backoff: RestoreBackoff,
+    file_watch: FileWatch,
     arguments: PortArgs,
     unexpected: UnexpectedSignals,
     /// The last field, so it is dropped last: a second signal still kills the process if dropping
@@ -93,7 +96,7 @@ impl EventLoop {
         signals: ShutdownSignals,
         unexpected: UnexpectedSignals,
         frontends: FrontendServer,
-        segment: Segment,
+        mut segment: Segment,
         device: Device,
         status: Option<StatusSocket>,
     ) -> io::Result<Self> {
@@ -109,6 +112,9 @@ impl EventLoop {
         poll.add(&uplink_retry, UPLINK)?;
         let restore_backoff = RestoreBackoff::new()?;
         poll.add(&restore_backoff, RESTORE)?;
+        let file_watch = FileWatch::new()?;
+        poll.add(&file_watch, FILES)?;
+        segment.watch_with(DirNotify::watch);
         if let Some(status) = &status {
             poll.add(status, STATUS)?;
         }
@@ -124,6 +130,7 @@ impl EventLoop {
             diagnostics: Diagnostics::new(&arguments.local_port()),
             drop_check,
             restore_backoff,
+            file_watch,
             arguments: arguments.clone(),
             unexpected,
             _signals: signals,
@@ -176,6 +183,11 @@ impl EventLoop {
                     DROPS => self.check_drops()?,
                     RESTORE => self.restore_files()?,
                     UPLINK => self.reopen_uplink()?,
+                    FILES => {
+                        // Further notifications wait for the check, however many come.
+                        self.poll.modify(&self.file_watch, Events::empty(), FILES)?;
+                        self.restore_backoff.check_soon()?;
+                    }
                     _ => self.handle_device()?,
                 }
             }
@@ -237,9 +249,12 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Restores the socket and lock files that other programs need to find this port. The segment
-    /// restores its own.
+    /// Restores the socket and lock files that other programs need to find this port, and has the
+    /// segment restore its own.
     fn restore_files(&mut self) -> io::Result<()> {
+        self.file_watch.clear();
+        self.poll.modify(&self.file_watch, Events::EPOLLIN, FILES)?;
+        self.segment.check_files();
         let segment = &self.arguments.segment;
         self.diagnostics.lost_file(segment, self.segment.lost());
         if !self.restore_backoff.begin()? {
@@ -249,7 +264,7 @@ impl EventLoop {
         let mut report = |listener: &Listener, result: Result<(), SocketError>| {
             let why = result.err().map(|error| ErrorChain(&error).to_string());
             self.diagnostics.lost_file(listener.path(), why.as_deref());
-            complete &= why.is_none() && watch(&self.segment, listener);
+            complete &= why.is_none() && self.file_watch.add_files_of(listener);
         };
         let mut result = Ok(());
         if !self.frontends.listener().is_in_place() {

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod diagnostics;
 pub mod event_loop;
 pub mod fd_store;
+mod file_watch;
 pub mod frontend_server;
 mod lock_wait;
 pub mod notify;

@@ -1,13 +1,10 @@
-//! Decides when the port restores its socket and lock files: at once when one is gone, and again
-//! after an increasing delay if that failed.
+//! Decides when the port checks and restores its socket and lock files: at once when one may be
+//! gone, and again after an increasing delay if a restoration failed.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use virtio_inter_segment::Segment;
-
-use crate::socket::Listener;
 use crate::timer::Timer;
 
 /// Minimum time between two attempts: a program that removes files again and again must not keep
@@ -15,6 +12,9 @@ use crate::timer::Timer;
 const MIN_DELAY: Duration = Duration::from_millis(100);
 /// Maximum delay: the port notices within this time that a directory is back.
 const MAX_DELAY: Duration = Duration::from_secs(60);
+/// Maximum time between two checks while files of others change near those of the port: in a busy
+/// directory it wakes up no more often than this.
+const MAX_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The delay before files are restored.
 #[derive(Debug)]
@@ -23,6 +23,10 @@ pub(crate) struct RestoreBackoff {
     /// Before the next attempt. It doubles up to [`MAX_DELAY`].
     delay: Duration,
     restored_at: Option<Instant>,
+    /// Before a check, from the last one on. It doubles up to [`MAX_INTERVAL`] while checks follow
+    /// each other.
+    interval: Duration,
+    checked_at: Option<Instant>,
 }
 
 impl RestoreBackoff {
@@ -36,7 +40,27 @@ impl RestoreBackoff {
             timer: Timer::new()?,
             delay: MIN_DELAY,
             restored_at: None,
+            interval: MIN_DELAY,
+            checked_at: None,
         })
+    }
+
+    /// Sets the timer for a check, because files may have changed: for now, or for later if the
+    /// last check was a short time ago.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice.
+    pub(crate) fn check_soon(&mut self) -> io::Result<()> {
+        let since = self.checked_at.map_or(Duration::MAX, |at| at.elapsed());
+        if since > 2 * MAX_INTERVAL {
+            self.interval = MIN_DELAY;
+        }
+        let wait = self.interval.saturating_sub(since);
+        self.interval = (self.interval * 2).min(MAX_INTERVAL);
+        self.timer.clear();
+        // Zero would disarm it.
+        self.timer.set(wait.max(Duration::from_nanos(1)))
     }
 
     /// Whether files may be restored now. If not, sets the timer for the next attempt.
@@ -46,6 +70,7 @@ impl RestoreBackoff {
     /// Never in practice.
     pub(crate) fn begin(&mut self) -> io::Result<bool> {
         self.timer.clear();
+        self.checked_at = Some(Instant::now());
         let since = self.restored_at.map(|at| at.elapsed());
         match since.and_then(|since| MIN_DELAY.checked_sub(since)) {
             Some(left) => {
@@ -59,6 +84,7 @@ impl RestoreBackoff {
     /// Notes that a file is being restored now.
     pub(crate) fn restored(&mut self) {
         self.restored_at = Some(Instant::now());
+        self.interval = MIN_DELAY;
     }
 
     /// Ends an attempt. If files are still missing, sets the timer for the next one.
@@ -81,17 +107,4 @@ impl AsFd for RestoreBackoff {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
     }
-}
-
-/// Has the segment watch a socket's files for removal. Returns false if one is gone already.
-pub(crate) fn watch(segment: &Segment, listener: &Listener) -> bool {
-    let files = [listener.path(), listener.lock_path()];
-    let watched = files.iter().all(|path| match segment.watch_file(path) {
-        Ok(()) => true,
-        Err(error) => {
-            log::debug!("Cannot watch {}: {error}", path.display());
-            false
-        }
-    });
-    watched && listener.is_in_place()
 }

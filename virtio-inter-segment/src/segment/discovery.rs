@@ -11,9 +11,8 @@ use virtio_inter_common::{PortId, log_limited};
 use super::{PAUSE, Segment};
 use crate::connection::Connection;
 use crate::connector::AttemptOutcome;
-use crate::directory::{Change, MAX_ENTRIES};
+use crate::directory::MAX_ENTRIES;
 use crate::handshake::{Candidate, Role};
-use crate::port::SegmentEvent;
 use crate::refused::RefusedPeer;
 use crate::socket;
 
@@ -128,43 +127,6 @@ impl Segment {
         peers.find(|peer| peer.id == *id)
     }
 
-    pub(super) fn directory_changed(&mut self, now: Instant) {
-        let changes = self.watch.read().unwrap_or_else(|e| {
-            log_limited!(
-                self.refusals,
-                Level::Error,
-                "Failed to read directory changes: {e}"
-            );
-            vec![Change::Overflow]
-        });
-        let mut files_changed = false;
-        for change in changes {
-            if let Change::Vanished(id) = &change {
-                self.refused.remove(id);
-            }
-            match change {
-                Change::Appeared(id) | Change::Vanished(id) | Change::Lock(id)
-                    if id == self.local.port.id =>
-                {
-                    self.keep_files(now);
-                }
-                Change::Vanished(id) => self.connector.vanished(&id),
-                // Who comes later connects to those that are there.
-                Change::Appeared(_) | Change::Lock(_) => {}
-                Change::File => files_changed = true,
-                Change::Overflow => {
-                    self.list_later(now);
-                    self.keep_files(now);
-                    files_changed = true;
-                }
-                Change::DirectoryMoved => self.keep_files(now),
-            }
-        }
-        if files_changed {
-            self.events.push(SegmentEvent::FilesChanged);
-        }
-    }
-
     /// Lists the directory.
     pub(super) fn list(&mut self, now: Instant) -> io::Result<()> {
         self.listed_at = now;
@@ -179,9 +141,7 @@ impl Segment {
         }
         let found: BTreeMap<_, _> = found.into_iter().collect();
         self.reap(|_| true, now);
-        // That they left may be among the changes that were lost.
-        let directory = &self.directory;
-        self.refused.retain(|id| directory.socket(id).is_some());
+        self.forget_refused();
         for id in self.connector.known() {
             if !found.contains_key(&id) {
                 self.connector.vanished(&id);
@@ -204,6 +164,12 @@ impl Segment {
             }
         }
         Ok(())
+    }
+
+    /// Forgets the refused peers that have left.
+    pub(super) fn forget_refused(&mut self) {
+        let directory = &self.directory;
+        self.refused.retain(|id| directory.socket(id).is_some());
     }
 
     pub(super) fn list_again(&mut self, now: Instant) {

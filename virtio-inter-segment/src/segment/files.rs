@@ -4,14 +4,13 @@
 //! whole directories. Links do not depend on files, but new peers do, and the next port of this id
 //! would take this one for dead.
 
-use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use log::Level;
 use virtio_inter_common::{ErrorChain, log_limited};
 
+use super::upkeep::WatchDirectory;
 use super::{LISTENER, PAUSE, Segment};
 use crate::directory::Directory;
 use crate::join_error::JoinError;
@@ -21,22 +20,71 @@ use crate::port::SegmentEvent;
 /// Longest pause between two attempts: a directory that comes back is noticed within it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// Pause before the next attempt if something in the directory has changed since the last one.
+const CHANGED_PAUSE: Duration = Duration::from_secs(1);
+
 impl Segment {
     /// Why new peers do not find this port, if its files were removed and cannot be made again.
     pub fn lost(&self) -> Option<&str> {
         self.upkeep.lost.as_deref()
     }
 
-    /// Has [`SegmentEvent::FilesChanged`] tell when this file is removed, moved or replaced. It may
-    /// come without need, too. The watch ends with the file.
+    /// Has `watch` called for each directory in which files of this port can be removed or renamed.
+    /// After such a change, call [`Segment::check_files`], at some time within a second or two.
     ///
-    /// For files of the port that have nothing to do with the segment: a user has few inotify
-    /// instances, and the segment needs one anyway.
-    ///
-    /// # Errors
-    /// When the file is not there, or the kernel cannot watch it.
-    pub fn watch_file(&self, path: &Path) -> io::Result<()> {
-        self.watch.add_file(path)
+    /// Without it, or where it fails, the port checks its files by itself every
+    /// [`Limits::file_check`](crate::Limits::file_check).
+    pub fn watch_with(&mut self, watch: WatchDirectory) {
+        self.upkeep.watch = Some(watch);
+        let now = Instant::now();
+        self.watch_directories(now);
+        self.arm(now);
+    }
+
+    /// Checks whether the port's own files are where they belong, and makes what is missing again.
+    pub fn check_files(&mut self) {
+        let now = Instant::now();
+        self.check(now);
+        self.arm(now);
+    }
+
+    pub(super) fn check(&mut self, now: Instant) {
+        match self.upkeep.retry_at {
+            None => self.keep_files(now),
+            // What failed is not tried again with each change of something else.
+            Some(at) => self.upkeep.retry_at = Some(at.min(now + CHANGED_PAUSE)),
+        }
+        self.forget_refused();
+        if self.upkeep.check_at.is_some() {
+            self.upkeep.check_at = Some(now + self.limits.file_check);
+        }
+    }
+
+    /// Has the directory watched in which this port's files are, and that in which it is itself.
+    fn watch_directories(&mut self, now: Instant) {
+        let Some(watch) = self.upkeep.watch else {
+            return;
+        };
+        let watched = watch(self.directory.fd()).and_then(|()| {
+            let parent = self.directory.open_parent()?;
+            watch(parent.as_fd())?;
+            Ok(parent)
+        });
+        match watched {
+            Ok(parent) => {
+                self.upkeep.parent = Some(parent);
+                self.upkeep.check_at = None;
+            }
+            Err(error) => {
+                log::info!(
+                    "Port {}: checks its files every {} s, as the kernel does not notify of their \
+                     removal: {error}",
+                    self.local.port.id,
+                    self.limits.file_check.as_secs()
+                );
+                self.upkeep.check_at = Some(now + self.limits.file_check);
+            }
+        }
     }
 
     /// Makes what is missing of the port's own files.
@@ -93,12 +141,10 @@ impl Segment {
         // Another directory, or none, is where the segment was.
         let directory = Directory::open(self.directory.path())?;
         let membership = Membership::new(&directory, id, &self.closer)?;
-        self.watch
-            .follow(&directory)
-            .map_err(|source| JoinError::watch(directory.path().to_owned(), source))?;
         self.poll.remove(self.membership.listener());
         self.membership = membership;
         self.directory = directory;
+        self.watch_directories(now);
         self.listen_again()?;
         self.list(now).map_err(|source| JoinError::Unreadable {
             path: self.directory.path().to_owned(),

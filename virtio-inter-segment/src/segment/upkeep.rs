@@ -1,6 +1,13 @@
-//! The state of the port's own files: whether they are missing, and when to create them again.
+//! The state of the port's own files: whether they are missing, when to create them again, and how
+//! their loss is noticed.
 
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
+
+/// Has the kernel notify of files of a directory that are removed or renamed, until the descriptor
+/// is closed.
+pub type WatchDirectory = fn(BorrowedFd<'_>) -> io::Result<()>;
 
 /// What is known of the port's own files.
 #[derive(Debug)]
@@ -12,15 +19,24 @@ pub(super) struct Upkeep {
     /// Pause before the next attempt. It doubles up to a limit.
     pub(super) pause: Duration,
     pub(super) restored_at: Option<Instant>,
+    /// When to check them, if nothing notifies of changes.
+    pub(super) check_at: Option<Instant>,
+    /// How the kernel is told to notify.
+    pub(super) watch: Option<WatchDirectory>,
+    /// The directory around the segment's, if it is watched.
+    pub(super) parent: Option<OwnedFd>,
 }
 
 impl Upkeep {
-    pub(super) fn new(pause: Duration) -> Upkeep {
+    pub(super) fn new(pause: Duration, check_at: Instant) -> Upkeep {
         Upkeep {
             lost: None,
             retry_at: None,
             pause,
             restored_at: None,
+            check_at: Some(check_at),
+            watch: None,
+            parent: None,
         }
     }
 }

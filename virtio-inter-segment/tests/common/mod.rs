@@ -53,7 +53,7 @@ pub struct Port {
     pub links: BTreeMap<String, PeerLink>,
     /// All links that went down, with the reason.
     pub downs: Vec<(PeerKey, String)>,
-    /// How often a file was said to have changed.
+    /// How often the segment said that its files were lost, or are there again.
     pub files_changed: usize,
 }
 
@@ -148,6 +148,10 @@ impl Net {
     /// Waits for a descriptor to become readable, and has those ports work whose is. The wait is
     /// bounded, since conditions may look at things that wake nobody here.
     pub fn run_once(&mut self, wait: Duration) {
+        // As if the kernel had notified of changes.
+        for port in self.ports.values_mut() {
+            port.segment.check_files();
+        }
         let mut ports: Vec<&mut Port> = self.ports.values_mut().collect();
         let ready: Vec<bool> = {
             let mut fds: Vec<PollFd<'_>> = ports

@@ -151,14 +151,19 @@ fn signals_that_are_not_for_ports_do_nothing() {
     for (signal, name) in [
         (Signal::USR1, "SIGUSR1 is ignored"),
         (Signal::USR2, "SIGUSR2 is ignored"),
-        (Signal::IO, "SIGIO is ignored"),
         (Signal::POWER, "SIGPWR is ignored"),
         (Signal::STKFLT, "SIGSTKFLT is ignored"),
     ] {
         port.signal(signal);
         port.wait_for(name);
     }
-    for signal in [Signal::PIPE, Signal::XFSZ, Signal::TTIN, Signal::TTOU] {
+    for signal in [
+        Signal::IO,
+        Signal::PIPE,
+        Signal::XFSZ,
+        Signal::TTIN,
+        Signal::TTOU,
+    ] {
         port.signal(signal);
         assert_served(&connect(&port));
     }

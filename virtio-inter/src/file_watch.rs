@@ -1,0 +1,81 @@
+//! Notices that other programs remove or replace the port's files.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use virtio_inter_common::DirNotify;
+
+use crate::socket::Listener;
+
+/// Readable after a file of a watched directory was removed or renamed.
+#[derive(Debug)]
+pub(crate) struct FileWatch {
+    notify: DirNotify,
+    /// The directories, which are watched while they are open.
+    directories: BTreeMap<PathBuf, File>,
+}
+
+impl FileWatch {
+    /// Watches nothing yet. Only the calling thread is notified.
+    ///
+    /// # Errors
+    ///
+    /// When there is no descriptor for it.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            notify: DirNotify::new()?,
+            directories: BTreeMap::new(),
+        })
+    }
+
+    /// Watches the directories of a socket and its lock file. Returns false if that fails, or if
+    /// one of the files is gone already.
+    pub(crate) fn add_files_of(&mut self, listener: &Listener) -> bool {
+        let files = [listener.path(), listener.lock_path()];
+        let watched = files.iter().all(|path| match self.add(path) {
+            Ok(()) => true,
+            Err(error) => {
+                log::debug!("Cannot watch the directory of {}: {error}", path.display());
+                false
+            }
+        });
+        watched && listener.is_in_place()
+    }
+
+    /// Watches the directory in which a file is.
+    fn add(&mut self, file: &Path) -> io::Result<()> {
+        let path = match file.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let directory = File::open(path)?;
+        if let Some(watched) = self.directories.get(path)
+            && inode(watched)? == inode(&directory)?
+        {
+            return Ok(());
+        }
+        DirNotify::watch(directory.as_fd())?;
+        self.directories.insert(path.to_owned(), directory);
+        Ok(())
+    }
+
+    /// Forgets the changes so far.
+    pub(crate) fn clear(&self) {
+        self.notify.clear();
+    }
+}
+
+fn inode(directory: &File) -> io::Result<(u64, u64)> {
+    let metadata = directory.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+impl AsFd for FileWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.notify.as_fd()
+    }
+}
