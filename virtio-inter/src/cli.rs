@@ -1,4 +1,4 @@
-//! The command line: what can be asked for, with what values, and how a mistake is told.
+//! The command line: subcommands, options and their values, and error messages.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// What this program can be.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Attach one VM to a segment, as a vhost-user network backend
@@ -51,14 +51,15 @@ memory-backend-memfd,share=on (QEMU).
 
 BYTES and ENTRIES may have a suffix: K for 2^10, M for 2^20, G for 2^30, T for 2^40. A relative \
 PATH or DIR is relative to the working directory. Beside each socket the port locks the file \
-PATH.lock, by which a later port can tell that this one is gone and take its socket over. It \
-waits up to 5 s for one that was killed or leaves. Both files are made again if something else \
-removes them; do not keep them where files are removed by age, as in /tmp.
+PATH.lock. A later port takes the socket over if the lock is free, and waits up to 5 s for a port \
+that was killed or is exiting. The port restores both files if something else removes them; do not \
+keep them where files are removed by age, as in /tmp.
 
 If the environment variable NOTIFY_SOCKET is set (systemd: Type=notify), the port reports READY=1 \
 when it serves.
 
-Exit status: 0 after such a signal, 1 if the port cannot run, 2 if the command line is wrong.";
+Exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 if the port cannot run, 2 if the command line is \
+wrong.";
 
 /// Options of `virtio-inter port`.
 #[derive(Debug, Clone, Args)]
@@ -96,8 +97,8 @@ pub struct PortArgs {
     #[arg(long, value_name = "BYTES", default_value = "512K", value_parser = parse_ring_size)]
     pub ring_size: u32,
     /// Maximum time in microseconds that a queue thread busy-polls before it sleeps, 0 to 200. It
-    /// busy-polls only where frames have arrived within that time and, by /proc/schedstat, no other
-    /// thread waits for its CPU. 0 means never; so do kernels without that file
+    /// busy-polls only if frames have arrived within that time and, by /proc/schedstat, no other
+    /// thread waits for its CPU. 0 turns it off; it is also off if that file does not exist
     #[arg(long, value_name = "MICROSECONDS",
           default_value_t = BusyPollConfig::default().limit.as_micros() as u16,
           value_parser = value_parser!(u16).range(0..=200))]
@@ -114,7 +115,7 @@ pub struct PortArgs {
 }
 
 impl PortArgs {
-    /// The port as its segment is to know it.
+    /// The port's properties for its segment.
     pub fn local_port(&self) -> LocalPort {
         LocalPort {
             id: self.id.clone(),
@@ -125,7 +126,7 @@ impl PortArgs {
         }
     }
 
-    /// Whether and how long the queues' threads busy-poll.
+    /// The configuration of busy-polling.
     pub fn busy_poll(&self) -> BusyPollConfig {
         BusyPollConfig {
             limit: Duration::from_micros(self.busy_poll.into()),
@@ -137,17 +138,16 @@ impl PortArgs {
 /// Parses a command line, the program's name first.
 ///
 /// # Errors
-///
-/// clap's: also for `--help` and `--version`, which are to be printed.
+/// clap's errors; also for `--help` and `--version`, whose texts the caller prints.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(arguments)
 }
 
-/// What is wrong with a command line, in one line where it is a wrong value.
+/// The text of an error; one line for a wrong value.
 pub fn explain(error: &clap::Error) -> String {
     let text = error.render().to_string();
     match error.kind() {
-        // clap goes on to advertise --help; a wrong value is a wrong value.
+        // The following lines refer to --help, which does not help with a wrong value.
         ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
             text.lines().next().unwrap_or_default().to_owned()
         }
@@ -155,8 +155,8 @@ pub fn explain(error: &clap::Error) -> String {
     }
 }
 
-/// Checks a socket's path and makes it absolute, for logs and the status document, unless it is too
-/// long then.
+/// Checks a socket's path, and makes it absolute for logs and the status document if that is not
+/// too long.
 fn socket_path_parser() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().try_map(|text| {
         let path = PathBuf::from(text);

@@ -1,5 +1,5 @@
-//! Turns what a port knows of its guest, its peers and its drops into warnings that name both
-//! values and the way out.
+//! Makes warnings about a port's guest, peers and dropped frames. They name the conflicting values
+//! and the solution.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -13,14 +13,14 @@ use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, RefusedPeer};
 use crate::uplink::{Device, Uplink};
 use crate::warnings::{Code, Warning, Warnings};
 
-/// Addresses of peers that left, which are remembered: a guest goes on for a while to send to them.
+/// Maximum number of addresses of peers that left: a guest continues to send to them for a while.
 const MAX_FORMER: usize = 64;
-/// Peers that a warning names.
+/// Maximum number of peers that a warning names.
 const MAX_NAMED: usize = 5;
 
 const ONE_MTU: &str = "Give all ports of the segment, and their guests, one MTU";
 
-/// The warnings of a port, and what they come from.
+/// The warnings of a port, and the state from which they are made.
 #[derive(Debug)]
 pub struct Diagnostics {
     mac: MacAddr,
@@ -31,16 +31,16 @@ pub struct Diagnostics {
     /// Addresses of peers that left.
     former: VecDeque<MacAddr>,
     last_refused_source: Option<MacAddr>,
-    /// What [`Code::NoDestination`] is about.
+    /// The address of [`Code::NoDestination`].
     lost_destination: Option<MacAddr>,
-    /// What [`Code::MemoryNotShared`] says.
+    /// The text of [`Code::MemoryNotShared`].
     unshared: Option<String>,
-    /// How often peers with the same name or address were refused, and when last.
+    /// Number of refusals of peers with the same name or address, and the time of the last one.
     conflicts: (u64, Option<SystemTime>),
 }
 
 impl Diagnostics {
-    /// For a port that knows of nothing wrong yet.
+    /// The diagnostics of a new port, without warnings.
     pub fn new(local: &LocalPort) -> Self {
         Self {
             mac: local.mac,
@@ -55,17 +55,17 @@ impl Diagnostics {
         }
     }
 
-    /// All warnings there are.
+    /// All current warnings.
     pub fn warnings(&self) -> impl Iterator<Item = (Code, &Warning)> {
         self.warnings.iter()
     }
 
-    /// The source address of the guest's last frame that had another one than the port's.
+    /// The source address of the guest's last frame with an address other than the port's.
     pub fn last_refused_source(&self) -> Option<MacAddr> {
         self.last_refused_source
     }
 
-    /// Whether the frontend's memory is not shared, and how that is known.
+    /// Sets or clears the warning that the guest's memory is not shared; `unshared` is its text.
     pub fn memory(&mut self, unshared: Option<&str>) {
         if unshared == self.unshared.as_deref() {
             return;
@@ -78,7 +78,7 @@ impl Diagnostics {
         }
     }
 
-    /// Why a file by which others find this port is not there, if it is not.
+    /// Sets or clears the warning that a file is missing by which others find this port.
     pub fn lost_file(&mut self, path: &Path, why: Option<&str>) {
         let path = path.display().to_string();
         let Some(why) = why else {
@@ -92,7 +92,7 @@ impl Diagnostics {
         self.warnings.raise(Code::FileLost, &path, 1, text);
     }
 
-    /// There is a link with this peer.
+    /// Notes a new link with a peer.
     pub fn linked(&mut self, peer: &PeerInfo) {
         self.former.retain(|mac| *mac != peer.mac);
         if self.lost_destination == Some(peer.mac) {
@@ -100,7 +100,7 @@ impl Diagnostics {
         }
     }
 
-    /// The link with this peer is gone.
+    /// Notes that the link with a peer has ended.
     pub fn left(&mut self, peer: &PeerInfo) {
         if self.former.len() == MAX_FORMER {
             self.former.pop_front();
@@ -144,7 +144,7 @@ impl Diagnostics {
         }
     }
 
-    /// These are the peers now: warns of those with another MTU.
+    /// Warns of peers with another MTU.
     pub fn mtus<'a>(&mut self, peers: impl Iterator<Item = &'a PeerInfo>) {
         let mut others: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
         for peer in peers.filter(|peer| peer.mtu != self.mtu) {
@@ -168,8 +168,7 @@ impl Diagnostics {
         }
     }
 
-    /// These are the peers with which there is no link: warns of those with the same name or
-    /// address.
+    /// Warns of refused peers with the same name or address.
     pub fn refused(&mut self, refused: &[RefusedPeer]) {
         let conflicts = || refused.iter().filter(|peer| peer.is_conflict);
         let count = conflicts().map(|peer| peer.count).sum();
@@ -178,7 +177,7 @@ impl Diagnostics {
             return;
         }
         self.conflicts = seen;
-        // Whichever is the latest, the same one is named.
+        // Always names the same peer, not the latest one, so that the text stays the same.
         let Some(peer) = conflicts().min_by_key(|peer| (&peer.peer, peer.by_peer)) else {
             return self.warnings.clear(Code::Conflict, "");
         };
@@ -199,7 +198,7 @@ impl Diagnostics {
         self.warnings.raise(Code::Conflict, "", count, text);
     }
 
-    /// Looks at what the device dropped. True: more than at the last time.
+    /// Checks the device's counts of dropped frames. Returns whether they have increased.
     pub fn drops(&mut self, device: &Device, peers: &BTreeMap<PeerKey, PeerInfo>) -> bool {
         let mut latest: BTreeMap<Code, DropReason> = BTreeMap::new();
         for (pair, counters) in device.counters().enumerate() {
@@ -218,7 +217,7 @@ impl Diagnostics {
         !latest.is_empty()
     }
 
-    /// Warns of `count` frames that were dropped, for the last of which this is the reason.
+    /// Warns of `count` dropped frames. `reason` is that of the last one.
     fn dropped(&mut self, reason: DropReason, count: u64, peers: &BTreeMap<PeerKey, PeerInfo>) {
         let find = |address| peers.values().find(|peer| peer.mac == address);
         let name = |address: MacAddr| match find(address) {
@@ -236,9 +235,9 @@ impl Diagnostics {
                      macvlan; bonding needs fail_over_mac=active, VRRP no virtual MAC address"
                 )
             }
-            // What was sent to it was lost with it, and the log says when it left.
+            // The log says when this peer left.
             DropReason::NoDestination(address) if self.former.contains(&address) => return,
-            // It came in between.
+            // The peer has joined since.
             DropReason::NoDestination(address) if find(address).is_some() => return,
             DropReason::NoDestination(address) => {
                 self.lost_destination = Some(address);
@@ -275,7 +274,7 @@ impl Diagnostics {
     }
 }
 
-/// What to call a peer without a link.
+/// The name and process of a peer without a link, as text.
 fn describe(peer: &RefusedPeer) -> String {
     let name = peer.peer.as_ref().map_or("(unnamed)", PortId::as_str);
     match peer.pid {
@@ -295,7 +294,7 @@ fn code(reason: DropReason) -> Code {
     }
 }
 
-/// The first of some names, and how many there are besides.
+/// The first names, and the number of further ones.
 fn list(names: &[&str]) -> String {
     let named = names[..names.len().min(MAX_NAMED)].join(", ");
     match names.len().saturating_sub(MAX_NAMED) {

@@ -1,9 +1,9 @@
-//! The socket on which a frontend is awaited, and the lock that tells a live port's from a dead
-//! one's.
+//! Listening sockets with lock files, which tell the socket of a running port from that of a dead
+//! one.
 //!
-//! `PATH.lock` is locked (flock(2)) as long as the port lives: the kernel releases it however the
-//! process ends, so a socket whose lock is free belongs to nobody and is replaced. A socket of
-//! another program has no lock; if somebody accepts connections there, it is left alone too.
+//! A port holds a lock (flock(2)) on `PATH.lock` as long as it lives: the kernel releases the lock
+//! however the process ends. So a port takes over a socket whose lock is free. A socket of another
+//! program has no lock; if that program accepts connections, the port leaves the socket alone, too.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -21,27 +21,27 @@ use thiserror::Error;
 use virtio_inter_common::liveness::{Listening, listening, lock_holder_stays};
 use virtio_inter_common::{LogLimit, log_limited};
 
-/// How often a lock file may vanish between opening and locking it. Each time, another port has
-/// just left.
+/// How often a lock file may disappear between opening and locking it: each time another port has
+/// just exited.
 const LOCK_ATTEMPTS: usize = 8;
 
-/// Connections that wait to be accepted.
+/// Maximum number of connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Files that were made again, which whoever removes them can repeat.
+/// Limits the log lines about restored files, which another program can remove again and again.
 static RESTORED: LogLimit = LogLimit::new(std::time::Duration::from_secs(10), 5);
 
-/// Why a port cannot have its socket.
+/// Why a port cannot use its socket's path.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// Another port has it.
-    #[error("Socket {} is in use{}{}", path.display(), by(.pid), moment(.stays))]
+    /// Another port uses it.
+    #[error("Socket {} is in use{}{}", path.display(), by(.pid), transition(.stays))]
     InUse {
         /// The socket.
         path: PathBuf,
-        /// The process that has it, if it says so.
+        /// The process that uses it, if its lock file says so.
         pid: Option<u32>,
-        /// Whether that process is there to stay: false if it was killed or leaves, or does not
+        /// Whether that process keeps running: false if it was killed, is exiting, or does not
         /// listen yet.
         stays: bool,
     },
@@ -54,25 +54,25 @@ pub enum SocketError {
     Foreign {
         /// The socket.
         path: PathBuf,
-        /// That process, if it can be told.
+        /// That process, if known.
         pid: Option<u32>,
-        /// Whether it is there to stay.
+        /// Whether it keeps running.
         stays: bool,
     },
-    /// The lock file is replaced time and again.
+    /// The lock file was replaced again and again.
     #[error("Lock file {} does not stay in place", .0.display())]
     Unstable(PathBuf),
-    /// Something else has the name.
+    /// The path names something else.
     #[error("{} exists and is not a socket", .0.display())]
     NotASocket(PathBuf),
-    /// The file system or the socket layer refused.
+    /// An operation on a file or socket failed.
     #[error("Cannot {action} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -82,7 +82,7 @@ fn by(pid: &Option<u32>) -> String {
     pid.map_or_else(String::new, |pid| format!(" by process {pid}"))
 }
 
-fn moment(stays: &bool) -> &'static str {
+fn transition(stays: &bool) -> &'static str {
     if *stays { "" } else { ", which ends or begins" }
 }
 
@@ -99,21 +99,20 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Socket
     }
 }
 
-/// The right to a socket path. The lock file goes with it.
+/// The lock of a socket's path. Dropping it removes the lock file.
 #[derive(Debug)]
 pub struct SocketLock {
     socket: PathBuf,
     path: PathBuf,
-    /// Locked.
+    /// The locked file.
     file: File,
 }
 
 impl SocketLock {
-    /// Takes the lock of a socket path, and removes a dead port's socket from there.
+    /// Takes the lock of a socket's path, and removes the socket of a dead port.
     ///
     /// # Errors
-    ///
-    /// [`SocketError::InUse`] when a live port has it, others when something else is in the way.
+    /// [`SocketError::InUse`] when a running port has it, others when the path cannot be used.
     pub fn take(socket: &Path) -> Result<Self, SocketError> {
         let mut path = socket.as_os_str().to_owned();
         path.push(".lock");
@@ -128,25 +127,25 @@ impl SocketLock {
         Ok(lock)
     }
 
-    /// Listens on the path, for frontends.
+    /// Listens on the path for frontends.
     ///
     /// # Errors
     ///
     /// When the socket cannot be made there.
     pub fn listen(self) -> Result<Listener, SocketError> {
-        Listener::new(self, Use::Frontends)
+        Listener::new(self, Access::Frontends)
     }
 
-    /// Listens on the path, for this user and root only.
+    /// Listens on the path for this user and root only.
     ///
     /// # Errors
     ///
     /// When the socket cannot be made there.
     pub fn listen_private(self) -> Result<Listener, SocketError> {
-        Listener::new(self, Use::Private)
+        Listener::new(self, Access::Private)
     }
 
-    /// Whether the lock file is still there for others to see.
+    /// Whether the path still names the locked file.
     fn is_in_place(&self) -> bool {
         is_at(&self.path, &self.file).unwrap_or(false)
     }
@@ -177,10 +176,11 @@ impl SocketLock {
     }
 }
 
-/// Makes or opens a lock file, and locks it.
+/// Creates or opens a lock file, and locks it.
 fn lock(path: &Path, socket: &Path) -> Result<File, SocketError> {
     for _ in 0..LOCK_ATTEMPTS {
-        // Neither truncated nor followed: the content is another's until the lock is ours.
+        // Not truncated: the content belongs to another process until this one has the lock. Links
+        // are not followed.
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -194,7 +194,7 @@ fn lock(path: &Path, socket: &Path) -> Result<File, SocketError> {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut text = String::new();
-                // Without a readable pid the answer is the same, only shorter.
+                // Without a readable pid the error just does not name the process.
                 let _ = (&file).take(16).read_to_string(&mut text);
                 let pid = text.trim().parse().ok();
                 let stays = lock_holder_stays(socket, SocketType::STREAM, pid);
@@ -203,8 +203,8 @@ fn lock(path: &Path, socket: &Path) -> Result<File, SocketError> {
             }
             Err(error) => return Err(failed("lock", path)(error.into())),
         }
-        // A port that just left unlinked the file that we had already opened: that lock is worth
-        // nothing.
+        // If a port that just exited has unlinked the file after it was opened here, the lock is
+        // worthless.
         if !is_at(path, &file).map_err(failed("examine", path))? {
             continue;
         }
@@ -212,7 +212,7 @@ fn lock(path: &Path, socket: &Path) -> Result<File, SocketError> {
             .set_len(0)
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         if let Err(error) = written {
-            // Nothing stays behind: the file is this process's, and of no use.
+            // The file is of no use, so it is removed.
             let _ = fs::remove_file(path);
             return Err(failed("write", path)(error));
         }
@@ -223,9 +223,9 @@ fn lock(path: &Path, socket: &Path) -> Result<File, SocketError> {
 
 impl Drop for SocketLock {
     fn drop(&mut self) {
-        // Unlinked while still locked, so that no port's newer file is hit; see the check in
-        // `take`. Somebody else may have removed ours and another port made its own, which is not
-        // ours to remove.
+        // Unlinked while it is locked, so that no newer file is removed; see the check in `take`.
+        // If this file was removed, another port may have made its own at the path, which must
+        // stay.
         let removed = is_at(&self.path, &self.file).and_then(|ours| {
             if ours {
                 fs::remove_file(&self.path)?;
@@ -236,7 +236,7 @@ impl Drop for SocketLock {
             Ok(()) => debug!("Released {}", self.path.display()),
             Err(error) => warn!("Cannot remove {}: {error}", self.path.display()),
         }
-        // Closing would do; said here because the file exists for nothing else.
+        // Closing the file would release the lock, too; this is only explicit.
         let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
@@ -251,13 +251,14 @@ fn is_at(path: &Path, file: &File) -> io::Result<bool> {
     }
 }
 
-/// The listener under a number above those of connections (decision 0012). Linux closes a killed
-/// process's descriptors from the highest down: so nobody listens any more when a frontend sees its
-/// connection end, and its next attempt fails at once. Were it taken into the dying listener's
-/// queue it would be reset instead, which Cloud Hypervisor 53 never recovers from.
+/// Moves the listener to a number above those of connections (decision 0012). Linux closes the
+/// descriptors of a killed process from the highest number down. So the listener is closed before a
+/// frontend sees its connection end, and the frontend's next attempt to connect fails at once. If
+/// the dying listener's queue took that connection, it would be reset, from which Cloud Hypervisor
+/// 53 never recovers.
 fn move_up(listener: UnixListener) -> UnixListener {
-    // Few enough for a small table of descriptors, and more than a port has connections and memory
-    // regions.
+    // Small enough for the table of descriptors, and higher than the number of connections and
+    // memory regions.
     const HIGH: u64 = 4096;
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(HIGH);
     let number = i32::try_from(limit.min(HIGH).saturating_sub(1)).unwrap_or_default();
@@ -270,22 +271,22 @@ fn move_up(listener: UnixListener) -> UnixListener {
     }
 }
 
-/// Who may connect, and how the socket is made.
+/// The users that may connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
-    /// Whoever the umask lets.
+enum Access {
+    /// The users that the umask allows.
     Frontends,
     /// This user and root.
     Private,
 }
 
-/// A listening socket. It and its lock file are removed with it.
+/// A listening socket. Dropping it removes the socket and its lock file.
 #[derive(Debug)]
 pub struct Listener {
-    // The order matters: the socket goes while the lock is still held.
+    // In this order: the socket is removed while the lock is held.
     socket: Socket,
     lock: SocketLock,
-    purpose: Use,
+    access: Access,
 }
 
 /// A bound socket, removed when dropped.
@@ -293,16 +294,16 @@ pub struct Listener {
 struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the socket file as we made it.
+    /// Device and inode of the socket file.
     inode: (u64, u64),
 }
 
 impl Listener {
-    fn new(lock: SocketLock, purpose: Use) -> Result<Self, SocketError> {
+    fn new(lock: SocketLock, access: Access) -> Result<Self, SocketError> {
         Ok(Self {
-            socket: Socket::bind(&lock.socket, purpose)?,
+            socket: Socket::bind(&lock.socket, access)?,
             lock,
-            purpose,
+            access,
         })
     }
 
@@ -316,24 +317,23 @@ impl Listener {
         &self.lock.path
     }
 
-    /// Whether socket and lock file are where others look for them.
+    /// Whether the socket and the lock file are at their paths.
     pub fn is_in_place(&self) -> bool {
         self.socket.is_in_place() && self.lock.is_in_place()
     }
 
-    /// Makes again what something else has removed. The descriptor is another one then; connections
-    /// that were not accepted yet are lost.
+    /// Restores files that something else removed. The descriptor changes then; connections that
+    /// were not accepted yet are lost.
     ///
     /// # Errors
-    ///
-    /// When another port has taken the path, or it cannot be bound.
+    /// When another port uses the path, or it cannot be bound.
     pub fn restore(&mut self) -> Result<(), SocketError> {
         if !self.lock.is_in_place() {
             self.lock.file = lock(&self.lock.path, &self.lock.socket)?;
         }
         if !self.socket.is_in_place() {
             self.lock.remove_stale_socket()?;
-            self.socket = Socket::bind(&self.lock.socket, self.purpose)?;
+            self.socket = Socket::bind(&self.lock.socket, self.access)?;
         }
         log_limited!(
             RESTORED,
@@ -344,16 +344,15 @@ impl Listener {
         Ok(())
     }
 
-    /// Listens no more. While the lock is held, nobody else does on this path.
+    /// Stops listening. No other port can listen on the path while the lock is held.
     pub fn stop(self) -> SocketLock {
         self.lock
     }
 
-    /// The next connection, None when none waits.
+    /// The next connection; `None` when none waits.
     ///
     /// # Errors
-    ///
-    /// When it cannot be had, as without free descriptors.
+    /// When it cannot be accepted, for example without free descriptors.
     pub fn accept(&self) -> io::Result<Option<UnixStream>> {
         match self.socket.listener.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
@@ -368,13 +367,12 @@ impl Listener {
 }
 
 impl Socket {
-    fn bind(path: &Path, purpose: Use) -> Result<Self, SocketError> {
+    fn bind(path: &Path, access: Access) -> Result<Self, SocketError> {
         let bind = || {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            if purpose == Use::Private {
-                // The kernel takes a socket's own mode over to the file that bind(2) makes: at no
-                // time may others connect.
+            if access == Access::Private {
+                // bind(2) gives the file the socket's own mode: at no time may others connect.
                 fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
             }
             rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
@@ -384,9 +382,9 @@ impl Socket {
         let listener = bind().map_err(failed("listen on socket", path))?;
         let bound = fs::symlink_metadata(path).map_err(failed("examine", path))?;
         Ok(Self {
-            listener: match purpose {
-                Use::Frontends => move_up(listener),
-                Use::Private => listener,
+            listener: match access {
+                Access::Frontends => move_up(listener),
+                Access::Private => listener,
             },
             path: path.to_owned(),
             inode: (bound.dev(), bound.ino()),
@@ -407,7 +405,7 @@ impl AsFd for Listener {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // Somebody may have removed ours and put another there.
+        // Another program may have replaced the file.
         if self.is_in_place()
             && let Err(error) = fs::remove_file(&self.path)
         {

@@ -1,5 +1,5 @@
-//! The uplink of a port: a tap device of the command line. It is opened and checked here, and
-//! opened again when it is gone.
+//! The uplink of a port: opens and checks the tap device of the command line, and opens it again
+//! after it was removed.
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::str::FromStr;
@@ -14,8 +14,8 @@ use crate::fd_store;
 /// The device of a port's process: with an uplink or without.
 pub type Device = virtio_inter_device::Port<Network>;
 
-/// Longest time to wait for a tap device that another process is about to close: the former port,
-/// which has released its locks already.
+/// Maximum time to wait for a tap device that the former port is about to close, after it has
+/// released its locks.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between two tries.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
@@ -71,7 +71,7 @@ fn check_interface_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Why a port cannot have its uplink. Errors of the command line, as far as the user is concerned.
+/// Why a port cannot use its uplink. The program reports these as errors of the command line.
 #[derive(Debug, Error)]
 pub enum UplinkError {
     /// The device cannot be used.
@@ -95,7 +95,7 @@ pub enum UplinkError {
     },
 }
 
-/// What the status tells of an uplink.
+/// The state of an uplink in the status document.
 #[derive(Debug, Serialize)]
 pub struct UplinkStatus<'a> {
     tap: &'a str,
@@ -147,7 +147,7 @@ impl Uplink {
         }
     }
 
-    /// Opens the device again, which is gone.
+    /// Opens the device again after it was removed.
     ///
     /// # Errors
     ///
@@ -169,12 +169,12 @@ impl Uplink {
         self.is_gone
     }
 
-    /// The device's state. None: it is gone, or in another network namespace.
+    /// The device's state; `None` if it was removed, or is in another network namespace.
     pub fn tap_state(&self) -> Option<TapState> {
         TapDevice::state(&self.name).filter(|_| !self.is_gone)
     }
 
-    /// What the status tells of it.
+    /// Its state for the status document.
     pub fn status(&self) -> UplinkStatus<'_> {
         let tap_state = self.tap_state();
         UplinkStatus {

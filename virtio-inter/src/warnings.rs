@@ -21,7 +21,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Lines of one code that may come at once.
 const BURST: u32 = 10;
 
-/// What a warning is about; the names are part of the status document.
+/// The kinds of warnings; their names are part of the status document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Code {
     /// The guest's memory is not shared with the port.
@@ -67,7 +67,7 @@ impl Code {
     }
 }
 
-/// Something that somebody should put right.
+/// A problem that an operator should fix.
 #[derive(Debug)]
 pub struct Warning {
     /// With both values, and the way out.
@@ -82,7 +82,7 @@ pub struct Warning {
     logged: Option<Logged>,
 }
 
-/// What the log has of a warning.
+/// The last log line of a warning.
 #[derive(Debug)]
 struct Logged {
     at: Instant,

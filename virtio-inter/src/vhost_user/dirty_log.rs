@@ -16,7 +16,7 @@ use virtio_inter_link::exclude_from_dumps;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 use super::error::RequestError;
-use super::request::LogArea;
+use super::ranges::DirtyLogArea;
 
 /// The feature bit with which the frontend asks for a log of all writes.
 pub(super) const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
@@ -26,8 +26,8 @@ pub(super) const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 /// # Errors
 ///
 /// When its file is too short, or cannot be mapped.
-pub(super) fn map(area: LogArea, fd: OwnedFd) -> Result<DirtyLog, RequestError> {
-    let LogArea { size, offset } = area;
+pub(super) fn map(area: DirtyLogArea, fd: OwnedFd) -> Result<DirtyLog, RequestError> {
+    let DirtyLogArea { size, offset } = area;
     let refuse = |problem| RequestError::Log {
         size,
         offset,

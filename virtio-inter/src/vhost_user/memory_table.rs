@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat, fstatfs};
-use virtio_inter_device::GuestMemory;
+use virtio_inter_device::{DirtyLog, GuestMemory};
 use virtio_inter_link::exclude_from_dumps;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -17,7 +17,7 @@ use vm_memory::{
 };
 
 use super::error::RequestError;
-use super::request::{Region, RingAddresses};
+use super::ranges::{Region, RingAddresses};
 use super::unshared_memory::FilePart;
 
 /// Maximum number of regions. Each costs a descriptor and a mapping; QEMU's machines have at most
@@ -123,6 +123,16 @@ impl MemoryTable {
         GuestMemoryMmap::from_arc_regions(regions)
             .ok()
             .map(GuestMemory::new)
+    }
+
+    /// The memory for the device, with the log in which the device marks written pages; `None` when
+    /// there is no memory.
+    pub(crate) fn device_memory(&self, log: Option<&Arc<DirtyLog>>) -> Option<Arc<GuestMemory>> {
+        let memory = self.memory()?;
+        Some(Arc::new(match log {
+            Some(log) => memory.logged(Arc::clone(log)),
+            None => memory,
+        }))
     }
 
     /// The used index of a ring, the second u16 of the used ring (VIRTIO 1.3, 2.7.8). For logs.

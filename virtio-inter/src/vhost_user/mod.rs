@@ -14,6 +14,7 @@ mod dirty_log;
 pub mod error;
 pub mod frontend;
 pub mod memory_table;
+pub mod ranges;
 pub mod reply;
 pub mod request;
 pub mod session;

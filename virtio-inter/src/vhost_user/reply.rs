@@ -3,7 +3,7 @@
 use vhost::vhost_user::message::{FrontendReq, VhostUserVringState};
 use vm_memory::ByteValued;
 
-use super::request::LogArea;
+use super::ranges::DirtyLogArea;
 
 /// The reply to a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Reply {
         base: u16,
     },
     /// SET_LOG_BASE: the area of the request. The `vhost` crate requires that, QEMU ignores it.
-    Log(LogArea),
+    Log(DirtyLogArea),
     /// GET_CONFIG: the range of the request, then the bytes.
     Config {
         /// First byte of the configuration space.

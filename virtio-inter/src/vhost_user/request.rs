@@ -9,42 +9,10 @@ use vhost::vhost_user::message::FrontendReq;
 
 use super::connection::Message;
 use super::error::MessageError;
+use super::ranges::{DirtyLogArea, Region, RingAddresses};
 use payload::Payload;
 
 mod payload;
-
-/// A region of guest memory as the frontend describes it, unchecked.
-#[derive(Debug)]
-pub struct Region {
-    /// Guest physical address.
-    pub guest: u64,
-    /// Size in bytes.
-    pub size: u64,
-    /// Address in the frontend's process.
-    pub user: u64,
-    /// Where it starts in its file, in bytes.
-    pub offset: u64,
-}
-
-/// The parts of a ring, as addresses in the frontend's process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RingAddresses {
-    /// Descriptor table.
-    pub descriptors: u64,
-    /// Available ring.
-    pub available: u64,
-    /// Used ring.
-    pub used: u64,
-}
-
-/// The place of a dirty log in its file, unchecked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogArea {
-    /// Size in bytes.
-    pub size: u64,
-    /// Where it starts in its file, in bytes.
-    pub offset: u64,
-}
 
 /// A request, decoded from a valid message.
 #[derive(Debug)]
@@ -82,7 +50,7 @@ pub enum Request {
     SetVringAddr {
         /// The queue.
         index: u32,
-        /// Where it lies.
+        /// Its addresses.
         addresses: RingAddresses,
     },
     /// SET_VRING_BASE.
@@ -150,7 +118,7 @@ pub enum Request {
     /// SET_BACKEND_REQ_FD.
     SetBackendReqFd(OwnedFd),
     /// SET_LOG_BASE with a file.
-    SetLogBase(LogArea, OwnedFd),
+    SetLogBase(DirtyLogArea, OwnedFd),
     /// SET_LOG_FD.
     SetLogFd(OwnedFd),
     /// Anything else, by its number.
@@ -169,13 +137,13 @@ impl Request {
         };
         let payload = Payload(message);
         Ok(match code {
-            FrontendReq::GET_FEATURES => payload.nothing(Self::GetFeatures)?,
-            FrontendReq::GET_PROTOCOL_FEATURES => payload.nothing(Self::GetProtocolFeatures)?,
-            FrontendReq::SET_OWNER => payload.nothing(Self::SetOwner)?,
-            FrontendReq::RESET_OWNER => payload.nothing(Self::ResetOwner)?,
-            FrontendReq::RESET_DEVICE => payload.nothing(Self::ResetDevice)?,
-            FrontendReq::GET_MAX_MEM_SLOTS => payload.nothing(Self::GetMaxMemSlots)?,
-            FrontendReq::GET_QUEUE_NUM => payload.nothing(Self::GetQueueNum)?,
+            FrontendReq::GET_FEATURES => payload.empty(Self::GetFeatures)?,
+            FrontendReq::GET_PROTOCOL_FEATURES => payload.empty(Self::GetProtocolFeatures)?,
+            FrontendReq::SET_OWNER => payload.empty(Self::SetOwner)?,
+            FrontendReq::RESET_OWNER => payload.empty(Self::ResetOwner)?,
+            FrontendReq::RESET_DEVICE => payload.empty(Self::ResetDevice)?,
+            FrontendReq::GET_MAX_MEM_SLOTS => payload.empty(Self::GetMaxMemSlots)?,
+            FrontendReq::GET_QUEUE_NUM => payload.empty(Self::GetQueueNum)?,
             FrontendReq::SET_FEATURES => Self::SetFeatures(payload.number()?),
             FrontendReq::SET_PROTOCOL_FEATURES => Self::SetProtocolFeatures(payload.number()?),
             FrontendReq::NET_SET_MTU => Self::SetMtu(payload.number()?),
@@ -225,7 +193,10 @@ impl Request {
                     enabled: state.num == 1,
                 }
             }
-            FrontendReq::SET_VRING_ADDR => payload.vring_addr()?,
+            FrontendReq::SET_VRING_ADDR => {
+                let (index, addresses) = payload.vring_addr()?;
+                Self::SetVringAddr { index, addresses }
+            }
             FrontendReq::SET_VRING_KICK => {
                 let (index, fd) = payload.vring_fd()?;
                 Self::SetVringKick { index, fd }
@@ -238,13 +209,26 @@ impl Request {
                 let (index, fd) = payload.vring_fd()?;
                 Self::SetVringErr { index, fd }
             }
-            FrontendReq::GET_CONFIG => payload.get_config()?,
-            FrontendReq::SET_CONFIG => payload.set_config()?,
+            FrontendReq::GET_CONFIG => {
+                let config = payload.get_config()?;
+                Self::GetConfig {
+                    offset: config.offset,
+                    size: config.size,
+                    flags: config.flags,
+                }
+            }
+            FrontendReq::SET_CONFIG => {
+                let (offset, bytes) = payload.set_config()?;
+                Self::SetConfig { offset, bytes }
+            }
             FrontendReq::SET_BACKEND_REQ_FD => {
                 payload.check_size(0)?;
                 Self::SetBackendReqFd(payload.one_fd()?)
             }
-            FrontendReq::SET_LOG_BASE => payload.log_base()?,
+            FrontendReq::SET_LOG_BASE => match payload.log_base()? {
+                Some((area, fd)) => Self::SetLogBase(area, fd),
+                None => Self::Other(code.into()),
+            },
             FrontendReq::SET_LOG_FD => {
                 payload.check_size(0)?;
                 Self::SetLogFd(payload.one_fd()?)

@@ -16,6 +16,7 @@ use virtio_inter_device::{Device, DirtyLog};
 use super::dirty_log::LOG_ALL;
 use super::error::RequestError;
 use super::memory_table::MemoryTable;
+use super::unshared_memory::Sharing;
 use super::vring::Vring;
 
 mod dispatch;
@@ -25,9 +26,6 @@ mod queues;
 mod resume;
 
 pub use dispatch::Action;
-
-use guest_memory::logged;
-use memory_sharing::Sharing;
 
 /// The feature bit with which both sides negotiate protocol features.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -141,7 +139,7 @@ impl Session {
     ///
     /// When the device does not answer.
     pub fn acquire_device(&mut self, device: &mut dyn Device) -> Result<(), RequestError> {
-        device.set_memory(logged(&self.memory, self.active_log()))?;
+        device.set_memory(self.memory.device_memory(self.active_log()))?;
         // The device's features may be those of another session.
         self.applied = None;
         self.holds_device = true;

@@ -27,6 +27,20 @@ const CHECKED_BYTES: u64 = 16 << 20;
 /// Bytes read at a time.
 const READ_SIZE: usize = 64 << 10;
 
+/// The results of the checks of a memory table.
+#[derive(Debug, Default)]
+pub(crate) enum Sharing {
+    /// Not checked yet.
+    #[default]
+    Unknown,
+    /// This process cannot read how the frontend's process maps it.
+    Unreadable,
+    /// The frontend's process maps it shared.
+    Shared,
+    /// The guest writes to private memory: the warning, with advice.
+    Private(String),
+}
+
 /// Whether process `pid` maps `file` shared at `address`; `None` if this process cannot find out.
 pub(crate) fn maps_shared(pid: u32, address: u64, file: &File) -> Option<bool> {
     let file = file.metadata().ok()?;

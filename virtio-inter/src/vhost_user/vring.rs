@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::memory_table::RingPlace;
-use super::request::RingAddresses;
+use super::ranges::RingAddresses;
 
 /// One queue of a session.
 ///

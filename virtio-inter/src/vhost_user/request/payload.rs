@@ -9,9 +9,9 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::ByteValued;
 
-use super::{LogArea, Region, Request, RingAddresses};
 use crate::vhost_user::connection::Message;
 use crate::vhost_user::error::MessageError;
+use crate::vhost_user::ranges::{DirtyLogArea, Region, RingAddresses};
 
 /// Bits of SET_VRING_KICK, CALL and ERR that contain the queue's index.
 const VRING_INDEX_MASK: u64 = 0xff;
@@ -82,7 +82,8 @@ impl Payload {
         self.structure(0)
     }
 
-    pub(super) fn nothing(&self, request: Request) -> Result<Request, MessageError> {
+    /// Checks that the message has neither payload nor descriptors. Returns `request`.
+    pub(super) fn empty<T>(&self, request: T) -> Result<T, MessageError> {
         self.check_fds(0)?;
         self.check_size(0)?;
         Ok(request)
@@ -96,35 +97,33 @@ impl Payload {
         self.only()
     }
 
-    pub(super) fn vring_addr(&self) -> Result<Request, MessageError> {
+    pub(super) fn vring_addr(&self) -> Result<(u32, RingAddresses), MessageError> {
         let address: VhostUserVringAddr = self.only()?;
         let flags = address.flags;
         if flags & !VhostUserVringAddrFlags::all().bits() != 0 {
             return Err(self.bad_field("flags", flags.into()));
         }
-        Ok(Request::SetVringAddr {
-            index: address.index,
-            addresses: RingAddresses {
-                descriptors: address.descriptor,
-                available: address.available,
-                used: address.used,
-            },
-        })
+        let addresses = RingAddresses {
+            descriptors: address.descriptor,
+            available: address.available,
+            used: address.used,
+        };
+        Ok((address.index, addresses))
     }
 
     /// A log without a file would be an address in the frontend's process, which is not usable
     /// here.
-    pub(super) fn log_base(self) -> Result<Request, MessageError> {
+    pub(super) fn log_base(self) -> Result<Option<(DirtyLogArea, OwnedFd)>, MessageError> {
         if self.0.fds.is_empty() {
-            return Ok(Request::Other(self.0.code));
+            return Ok(None);
         }
         self.check_size(size_of::<VhostUserLog>())?;
         let log: VhostUserLog = self.structure(0)?;
-        let area = LogArea {
+        let area = DirtyLogArea {
             size: log.mmap_size,
             offset: log.mmap_offset,
         };
-        Ok(Request::SetLogBase(area, self.one_fd()?))
+        Ok(Some((area, self.one_fd()?)))
     }
 
     pub(super) fn one_fd(mut self) -> Result<OwnedFd, MessageError> {
@@ -162,7 +161,7 @@ impl Payload {
         let regions = (0..count)
             .map(|slot| {
                 let at = size_of::<VhostUserMemory>() + slot * REGION;
-                Ok(Region::new(&self.structure::<VhostUserMemoryRegion>(at)?))
+                Ok(Region::from(&self.structure::<VhostUserMemoryRegion>(at)?))
             })
             .collect::<Result<Vec<_>, MessageError>>()?;
         Ok(regions.into_iter().zip(self.0.fds.drain(..)).collect())
@@ -170,7 +169,7 @@ impl Payload {
 
     pub(super) fn single_region(&self) -> Result<Region, MessageError> {
         self.check_size(size_of::<VhostUserSingleMemoryRegion>())?;
-        Ok(Region::new(
+        Ok(Region::from(
             &*self.structure::<VhostUserSingleMemoryRegion>(0)?,
         ))
     }
@@ -193,39 +192,21 @@ impl Payload {
         Ok((config, self.0.body.len() - size_of::<VhostUserConfig>()))
     }
 
-    pub(super) fn get_config(&self) -> Result<Request, MessageError> {
+    pub(super) fn get_config(&self) -> Result<VhostUserConfig, MessageError> {
         let (config, payload) = self.config_header()?;
         // The payload of the request has no meaning; some frontends leave it out.
         if payload != 0 && payload != config.size as usize {
             return Err(self.bad_size());
         }
-        Ok(Request::GetConfig {
-            offset: config.offset,
-            size: config.size,
-            flags: config.flags,
-        })
+        Ok(config)
     }
 
-    pub(super) fn set_config(mut self) -> Result<Request, MessageError> {
+    pub(super) fn set_config(mut self) -> Result<(u32, Vec<u8>), MessageError> {
         let (config, payload) = self.config_header()?;
         if payload != config.size as usize {
             return Err(self.bad_size());
         }
         let bytes = self.0.body.split_off(size_of::<VhostUserConfig>());
-        Ok(Request::SetConfig {
-            offset: config.offset,
-            bytes,
-        })
-    }
-}
-
-impl Region {
-    fn new(region: &VhostUserMemoryRegion) -> Self {
-        Self {
-            guest: region.guest_phys_addr,
-            size: region.memory_size,
-            user: region.user_addr,
-            offset: region.mmap_offset,
-        }
+        Ok((config.offset, bytes))
     }
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use log::Level;
 use virtio_inter_common::log_limited;
-use virtio_inter_device::{Device, DirtyLog, GuestMemory};
+use virtio_inter_device::{Device, DirtyLog};
 
-use super::memory_sharing::Sharing;
 use super::{CHANGES, Session};
 use crate::vhost_user::error::RequestError;
 use crate::vhost_user::memory_table::MemoryTable;
+use crate::vhost_user::unshared_memory::Sharing;
 
 impl Session {
     /// Replaces the memory table. A running queue continues if its guest addresses are the same;
@@ -29,7 +29,7 @@ impl Session {
                 self.stop(index, device)?;
             }
         }
-        device.set_memory(logged(&table, self.active_log()))?;
+        device.set_memory(table.device_memory(self.active_log()))?;
         self.memory = table;
         self.sharing = Sharing::default();
         self.warn_of_short_log();
@@ -51,7 +51,7 @@ impl Session {
         device: &mut dyn Device,
     ) -> Result<(), RequestError> {
         let active = log.as_ref().filter(|_| logs_all);
-        device.set_memory(logged(&self.memory, active))?;
+        device.set_memory(self.memory.device_memory(active))?;
         (self.log, self.logs_all) = (log, logs_all);
         self.warn_of_short_log();
         Ok(())
@@ -71,13 +71,4 @@ impl Session {
             );
         }
     }
-}
-
-/// The memory for the device, with the log in which the device marks written pages.
-pub(super) fn logged(table: &MemoryTable, log: Option<&Arc<DirtyLog>>) -> Option<Arc<GuestMemory>> {
-    let memory = table.memory()?;
-    Some(Arc::new(match log {
-        Some(log) => memory.logged(Arc::clone(log)),
-        None => memory,
-    }))
 }

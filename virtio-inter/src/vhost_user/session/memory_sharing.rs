@@ -1,21 +1,7 @@
 //! Whether the frontend shares the guest's memory with the port.
 
 use super::Session;
-use crate::vhost_user::unshared_memory::{ADVICE, is_blank, maps_shared};
-
-/// The results of the checks of a memory table.
-#[derive(Debug, Default)]
-pub(super) enum Sharing {
-    /// Not checked yet.
-    #[default]
-    Unknown,
-    /// This process cannot read how the frontend's process maps it.
-    Unreadable,
-    /// The frontend's process maps it shared.
-    Shared,
-    /// The guest writes to private memory: the warning, with advice.
-    Private(String),
-}
+use crate::vhost_user::unshared_memory::{ADVICE, Sharing, is_blank, maps_shared};
 
 impl Session {
     /// The warning that the guest's memory is not shared, if so.

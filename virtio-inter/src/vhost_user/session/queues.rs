@@ -9,8 +9,8 @@ use virtio_inter_device::{Device, DeviceError, FeatureNames, QueueSetup};
 use super::resume::bit;
 use super::{CHANGES, Session};
 use crate::vhost_user::error::RequestError;
+use crate::vhost_user::ranges::RingAddresses;
 use crate::vhost_user::reply::Reply;
-use crate::vhost_user::request::RingAddresses;
 use crate::vhost_user::vring::{Vring, make_nonblocking};
 
 /// VIRTIO_F_VERSION_1 (VIRTIO 1.3, 6).
