@@ -345,6 +345,22 @@ fn an_impossible_record_is_refused() {
 }
 
 #[test]
+fn ring_record_longer_than_what_is_published_is_refused_at_any_position() {
+    let mut link = link();
+    assert!(link.commit(&[1; 40]));
+    link.sender.publish().unwrap();
+    assert_eq!(link.take(), Some(vec![1; 40]));
+    link.memory.write_header(64, 57);
+    link.memory.words().published.0.store(128, Relaxed);
+    let refused = Violation::Length {
+        length: 57,
+        position: 64,
+        available: 64,
+    };
+    assert_eq!(link.receiver.peek().err(), Some(refused));
+}
+
+#[test]
 fn an_impossible_target_is_refused_and_the_records_move_all_the_same() {
     let mut link = link();
     link.memory.words().data_target.0.store(66, Relaxed);
