@@ -17,7 +17,8 @@ use virtio_inter_link::{
     BusyPoll, BusyPollConfig, DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender,
 };
 
-use super::{Outcome, Task, next, phases, say_done, timed};
+use super::measure::{Receiver as ReceiverProcess, next, phases, say_done, timed};
+use super::task::{Outcome, Task};
 
 /// Bytes after which records are published, and released, whatever the batch: otherwise one side
 /// waits while the other fills the ring.
@@ -27,7 +28,7 @@ const DESCRIPTORS: usize = 3;
 
 pub(super) fn send(task: &Task) -> Result<Outcome> {
     let (near, far) = UnixStream::pair().context("Making a socket pair")?;
-    let mut receiver = super::Receiver::start(task, OwnedFd::from(far))?;
+    let mut receiver = ReceiverProcess::start(task, OwnedFd::from(far))?;
     let [region, data_doorbell, space_doorbell] = receive_descriptors(&near)?;
     let region = Region::open(region, DEFAULT_CAPACITY).context("Opening the region")?;
     let data_doorbell =

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::{Outcome, Receiver, Task, cpu_time, next, phases, say_done, timed};
+use super::measure::{Receiver, cpu_time, next, phases, say_done, timed};
+use super::task::{Outcome, Task};
 
 pub(super) fn send_by_socket(task: &Task) -> Result<Outcome> {
     let (near, far) = UnixStream::pair().context("Making a socket pair")?;

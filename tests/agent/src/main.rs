@@ -12,6 +12,7 @@
 )]
 
 mod boot;
+mod failure;
 mod serve;
 mod tcp;
 mod udp;
@@ -21,6 +22,8 @@ use std::process::ExitCode;
 
 use rustix::system::{RebootCommand, reboot};
 
+use failure::Failure;
+
 const USAGE: &str = "Usage: agent serve DEVICE
        agent tcp-serve PORT
        agent tcp-transfer ADDRESS PORT SEND-BYTES RECEIVE-BYTES SEED
@@ -29,9 +32,6 @@ const USAGE: &str = "Usage: agent serve DEVICE
        agent udp-receive PORT COUNT [GROUP]
        agent udp-send ADDRESS PORT TEXT
        agent reboot | poweroff";
-
-/// The error, as one line.
-type Failure = Box<dyn std::error::Error>;
 
 fn peer(address: &str, port: &str) -> Result<SocketAddr, Failure> {
     Ok(SocketAddr::new(address.parse()?, port.parse()?))

@@ -12,7 +12,7 @@ use std::thread;
 
 use virtio_inter_agent::pattern::{Checksum, Pattern};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 const MAGIC: u64 = 0x7669_2d74_6370_0001;
 const CHUNK: usize = 128 * 1024;

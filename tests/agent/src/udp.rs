@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use virtio_inter_agent::pattern::Pattern;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 const NUMBER_LEN: usize = 8;
 /// A datagram that is not back after this time counts as lost. The first waits for address
