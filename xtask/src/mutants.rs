@@ -197,9 +197,11 @@ fn try_changes(
         // Without debug information the copy of the tree is built sooner.
         .env("CARGO_PROFILE_DEV_DEBUG", "none")
         .env_remove("CARGO_TARGET_DIR")
+        // cargo-mutants would print where it was when the time was up.
+        .env("RUST_BACKTRACE", "0")
         .args(["--signal=INT", &time.as_secs().max(1).to_string()])
         .arg(program)
-        .args(["mutants", "--package", part.package, tool])
+        .args(["mutants", "--shuffle", "--package", part.package, tool])
         .args(["--colors=never", "--cap-lints=true", "--no-times"])
         .arg("--output")
         .arg(output);
