@@ -1,6 +1,6 @@
 //! The life of a port on its segment: drives its connections and tells of peers that come and go.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,12 +23,14 @@ use crate::port::{LocalPort, PeerKey, PeerLink, SegmentEvent};
 use crate::refused::{RefusedPeer, RefusedPeers};
 
 mod admission;
+mod connections;
 mod discovery;
 mod ends;
 mod files;
 mod upkeep;
 mod window;
 
+use connections::Connections;
 use upkeep::Upkeep;
 pub use upkeep::WatchDirectory;
 use window::ConnectWindow;
@@ -63,7 +65,7 @@ pub struct Segment {
     directory: Directory,
     poll: Poll,
     closer: Closer,
-    connections: BTreeMap<u64, Connection>,
+    connections: Connections,
     connector: Connector,
     banned: VecDeque<Banned>,
     events: Vec<SegmentEvent>,
@@ -133,7 +135,7 @@ impl Segment {
             directory,
             poll,
             closer,
-            connections: BTreeMap::new(),
+            connections: Connections::default(),
             connector: Connector::new(limits.slow_retry, incarnation),
             banned: VecDeque::new(),
             events: Vec::new(),

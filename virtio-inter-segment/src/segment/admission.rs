@@ -151,22 +151,21 @@ impl Segment {
         if let Some(banned) = self.banned.iter().find(banned) {
             return Err(Refusal::Banned(banned.reason.clone()));
         }
-        self.reap(|other| other.id == peer.id || other.mac == peer.mac, now);
-        for other in self.connections.values().filter_map(Connection::peer) {
-            if other.id == peer.id {
-                let id = peer.id.clone();
-                return Err(if other.incarnation == peer.incarnation {
-                    Refusal::Duplicate(id)
-                } else {
-                    Refusal::IdTaken(id)
-                });
-            }
-            if other.mac == peer.mac {
-                return Err(Refusal::MacTaken {
-                    mac: peer.mac,
-                    holder: other.id.clone(),
-                });
-            }
+        self.reap_rivals(peer, now);
+        if let Some(other) = self.peer_named(&peer.id) {
+            let id = peer.id.clone();
+            return Err(if other.incarnation == peer.incarnation {
+                Refusal::Duplicate(id)
+            } else {
+                Refusal::IdTaken(id)
+            });
+        }
+        let rival = self.connections.with_mac(peer.mac);
+        if let Some(other) = rival.and_then(Connection::peer) {
+            return Err(Refusal::MacTaken {
+                mac: peer.mac,
+                holder: other.id.clone(),
+            });
         }
         let with = |cost: &dyn Fn(&Candidate) -> u64| -> u64 {
             let others = self.connections.values().filter_map(Connection::peer);
@@ -221,16 +220,30 @@ impl Segment {
         }
     }
 
-    /// Notices the end of those connections whose end has not come up as an event yet.
-    pub(super) fn reap(&mut self, which: impl Fn(&Candidate) -> bool, now: Instant) {
-        let ended: Vec<u64> = self
-            .connections
-            .values()
-            .filter(|connection| connection.peer().is_some_and(&which) && connection.has_ended())
-            .map(|connection| connection.key.get())
-            .collect();
-        for key in ended {
-            let Some(connection) = self.connections.remove(&key) else {
+    /// Notices the end of the peers that have this id or address, if it has not come up as an event
+    /// yet.
+    fn reap_rivals(&mut self, peer: &Candidate, now: Instant) {
+        let rivals = [
+            self.connections.with_id(&peer.id),
+            self.connections.with_mac(peer.mac),
+        ];
+        let ended = rivals.into_iter().flatten().filter(|c| c.has_ended());
+        let ended: Vec<u64> = ended.map(|connection| connection.key.get()).collect();
+        self.close_ended(&ended, now);
+    }
+
+    /// Notices the end of all peers whose end has not come up as an event yet.
+    pub(super) fn reap(&mut self, now: Instant) {
+        let peers = self.connections.values().filter(|c| c.peer().is_some());
+        let ended = peers.filter(|c| c.has_ended());
+        let ended: Vec<u64> = ended.map(|connection| connection.key.get()).collect();
+        self.close_ended(&ended, now);
+    }
+
+    fn close_ended(&mut self, keys: &[u64], now: Instant) {
+        for key in keys {
+            // One may be there twice.
+            let Some(connection) = self.connections.remove(key) else {
                 continue;
             };
             match connection.up_since() {
@@ -260,10 +273,9 @@ impl Segment {
         }
     }
 
+    /// Connections whose handshake is not over.
     pub(super) fn half_open(&self) -> impl Iterator<Item = &Connection> {
-        self.connections
-            .values()
-            .filter(|connection| connection.up_since().is_none())
+        self.connections.half_open()
     }
 }
 

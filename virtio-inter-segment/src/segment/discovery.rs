@@ -123,8 +123,7 @@ impl Segment {
 
     /// The peer of this id that was accepted or that accepted this port: its link is up or coming.
     pub(super) fn peer_named(&self, id: &PortId) -> Option<&Candidate> {
-        let mut peers = self.connections.values().filter_map(Connection::peer);
-        peers.find(|peer| peer.id == *id)
+        self.connections.with_id(id)?.peer()
     }
 
     /// Lists the directory.
@@ -140,7 +139,7 @@ impl Segment {
             );
         }
         let found: BTreeMap<_, _> = found.into_iter().collect();
-        self.reap(|_| true, now);
+        self.reap(now);
         self.forget_refused();
         for id in self.connector.known() {
             if !found.contains_key(&id) {
