@@ -4,17 +4,17 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use virtio_inter_link::{BusyPollConfig, Doorbell};
-use virtio_inter_segment::{LocalPort, PeerKey, PeerLink};
+use virtio_inter_link::{BusyPollConfig, Doorbell, Receiver, ReceiverPage, Sender};
+use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
 
 use crate::backend::steering::{InUse, Ready};
 use crate::backend::{
-    Backend, BackendSetup, LinkCommand, Links, Network, NetworkCommand, PeerShare,
+    Backend, BackendSetup, LinkCommand, Links, Network, NetworkCommand, PeerShare, RxLink,
 };
 use crate::batch::{Direction, Rules};
 use crate::config::{CONFIG_SIZE, config_space};
@@ -54,6 +54,18 @@ pub enum PortEvent {
     UplinkLost,
 }
 
+/// A peer, and rings to and from it.
+#[derive(Debug)]
+pub struct PeerLink {
+    /// The peer.
+    pub peer: PeerInfo,
+    /// One for each of the port's queue pairs, in order.
+    pub senders: Vec<Sender>,
+    /// One for each of the peer's queue pairs, in order, as far as they are there:
+    /// [`Port::add_receiver`].
+    pub receivers: Vec<Receiver>,
+}
+
 /// A virtio-net device whose frames go to a backend: links to the peers that the port is given, or
 /// another one.
 pub struct Port<B: Backend = Links> {
@@ -62,7 +74,7 @@ pub struct Port<B: Backend = Links> {
     /// As last set and checked.
     memory: Option<Arc<GuestMemory>>,
     workers: Vec<Handle<B>>,
-    reports: Receiver<Report>,
+    reports: mpsc::Receiver<Report>,
     /// Workers whose receive queues are in use.
     ready: Ready,
     /// Readable when there are events.
@@ -71,7 +83,7 @@ pub struct Port<B: Backend = Links> {
 
 /// The control thread's end of a worker.
 struct Handle<B: Backend> {
-    commands: Option<Sender<Request<B>>>,
+    commands: Option<mpsc::Sender<Request<B>>>,
     waker: Waker,
     counters: Arc<Counters>,
     thread: Option<JoinHandle<()>>,
@@ -205,6 +217,41 @@ where
                 self.remove_peer(peer.key)?;
                 return Err(e);
             }
+        }
+        Ok(())
+    }
+
+    /// Receives from queue pair `queue` of a peer.
+    ///
+    /// # Errors
+    ///
+    /// When the link cannot be watched (out of memory).
+    pub fn add_receiver(
+        &mut self,
+        peer: &PeerInfo,
+        queue: u16,
+        receiver: Receiver,
+    ) -> Result<(), DeviceError> {
+        let home = queue % self.workers.len() as u16;
+        let link = RxLink::new(peer.key, peer.mac, receiver, home);
+        let worker = &self.workers[usize::from(link.serving(self.ready))];
+        worker.ask_backend(LinkCommand::AddRxLinks(vec![link]).into())?;
+        Ok(())
+    }
+
+    /// A peer reads the ring of queue pair `queue` of this port, and writes to this page.
+    ///
+    /// # Errors
+    ///
+    /// When the worker does not answer.
+    pub fn attach(
+        &mut self,
+        peer: PeerKey,
+        queue: u16,
+        page: ReceiverPage,
+    ) -> Result<(), DeviceError> {
+        if let Some(worker) = self.workers.get(usize::from(queue)) {
+            worker.ask_backend(LinkCommand::Attach(peer, page).into())?;
         }
         Ok(())
     }

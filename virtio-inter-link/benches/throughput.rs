@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use virtio_inter_link::{DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender};
+use virtio_inter_link::{DEFAULT_CAPACITY, pair};
 
 /// Records that are published, and released, at once …
 const BATCH: usize = 32;
@@ -34,10 +34,10 @@ fn pin(cpu: Option<usize>) {
     }
 }
 
-fn waiter(doorbell: impl std::os::fd::AsFd) -> OwnedFd {
+fn waiter(bell: impl std::os::fd::AsFd) -> OwnedFd {
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
     let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
-    epoll::add(&poll, doorbell, epoll::EventData::new_u64(0), events).unwrap();
+    epoll::add(&poll, bell, epoll::EventData::new_u64(0), events).unwrap();
     poll
 }
 
@@ -55,12 +55,7 @@ fn next(place: &mut usize, len: usize) -> usize {
 
 /// Moves `records` records of `len` bytes over a fresh link.
 fn transfer(len: usize, records: usize, cpus: [Option<usize>; 2]) -> Duration {
-    let region = Region::create(DEFAULT_CAPACITY).unwrap();
-    let theirs = Region::open(region.fd().try_clone_to_owned().unwrap(), DEFAULT_CAPACITY).unwrap();
-    let (data_doorbell, space_doorbell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
-    let doorbell = |doorbell: &Doorbell| doorbell.try_clone().unwrap();
-    let mut sender = Sender::new(theirs, doorbell(&data_doorbell), doorbell(&space_doorbell));
-    let mut receiver = Receiver::new(region, data_doorbell, space_doorbell);
+    let (mut sender, mut receiver) = pair(DEFAULT_CAPACITY).unwrap();
     let start = Instant::now();
     thread::scope(|scope| {
         scope.spawn(|| {

@@ -5,17 +5,24 @@ use std::mem::{offset_of, size_of};
 use crate::sync::AtomicU64;
 
 /// Version of the region's format. Both sides have to speak the same.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 
 /// First eight bytes of a region: the letters `vi-link` and a zero, read as little endian.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"vi-link\0");
+
+/// First eight bytes of a receiver's page: the letters `vi-recv` and a zero, likewise.
+pub(crate) const PAGE_MAGIC: u64 = u64::from_le_bytes(*b"vi-recv\0");
 
 /// Bytes that each record starts on a multiple of: a cache line, so that two records never share
 /// one.
 pub const RECORD_ALIGN: usize = 64;
 
-/// Smallest data area, in bytes: the smallest power of two of which one half holds a 64 KiB
-/// TCP segment with all its headers (see [`max_record`]).
+/// Smallest data area, in bytes: enough for a pair of ports that exchange small frames now and
+/// then.
+pub const SMALL_CAPACITY: u32 = 64 << 10;
+
+/// Smallest data area of which one half holds a 64 KiB TCP segment with all its headers (see
+/// [`max_record`]), in bytes.
 pub const MIN_CAPACITY: u32 = 256 << 10;
 
 /// Largest data area, in bytes.
@@ -43,7 +50,7 @@ pub(crate) const fn footprint(length: usize) -> u64 {
 
 /// Whether a data area may have this size.
 pub(crate) const fn is_capacity(capacity: u32) -> bool {
-    capacity.is_power_of_two() && capacity >= MIN_CAPACITY && capacity <= MAX_CAPACITY
+    capacity.is_power_of_two() && capacity >= SMALL_CAPACITY && capacity <= MAX_CAPACITY
 }
 
 /// What the region is, written by its creator before anybody else sees it, never changed.
@@ -58,30 +65,60 @@ pub(crate) struct Geometry {
     pub(crate) data_offset: u32,
 }
 
+/// What a receiver's page is, likewise.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageGeometry {
+    pub(crate) magic: u64,
+    pub(crate) version: u16,
+    pub(crate) reserved: [u16; 3],
+}
+
 /// A word with two cache lines of its own: processors fetch lines in pairs.
 #[repr(C, align(128))]
 #[derive(Debug, Default)]
 pub(crate) struct Line(pub(crate) AtomicU64);
 
-/// The words by which the two sides talk. Each has one writer, and no two share a line: the
-/// *positions* change with every batch, the *targets* only when a side goes to sleep, so reading
-/// the other's target mostly hits the own cache.
+/// The words that the sender writes, in the region's first page.
+///
+/// Each word has one writer, and no two share a line: the *positions* change with every batch, the
+/// *targets* only when a side goes to sleep, so reading the other's target mostly hits the own
+/// cache.
 #[repr(C)]
 #[derive(Debug, Default)]
-pub struct Words {
-    /// Written by the sender: bytes of records published since the region's beginning.
+pub struct SenderWords {
+    /// Bytes of records published since the region's beginning; [`CLOSED`] if these are all.
     pub(crate) published: Line,
-    /// Written by the sender: it wants its space doorbell signalled when `consumed` reaches this; 0
-    /// for never.
+    /// The sender wants its space doorbell signalled when `consumed` reaches this; 0 for never.
     pub(crate) space_target: Line,
-    /// Written by the receiver: bytes of records that it has done with.
+}
+
+/// The words that the receiver writes, in a page of its own.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct ReceiverWords {
+    /// Bytes of records that the receiver is done with.
     pub(crate) consumed: Line,
-    /// Written by the receiver: it wants its data doorbell signalled when `published` reaches this;
-    /// 0 for never.
+    /// The receiver wants its data doorbell signalled when `published` reaches this; 0 for never.
     pub(crate) data_target: Line,
 }
 
-/// Offset of [`Words`] in the region, in bytes.
+#[cfg(not(loom))]
+impl ReceiverWords {
+    /// As in a page that was just made.
+    pub(crate) const fn new() -> Self {
+        Self {
+            consumed: Line(AtomicU64::new(0)),
+            data_target: Line(AtomicU64::new(0)),
+        }
+    }
+}
+
+/// Set in the published position, whose lowest bits are zero: no record follows.
+pub(crate) const CLOSED: u64 = 1;
+
+/// Offset of [`SenderWords`] in the region, and of [`ReceiverWords`] in the receiver's page, in
+/// bytes.
 pub(crate) const WORDS_OFFSET: usize = 128;
 
 /// The model checker's atomics have a size of their own; everywhere else the format holds to the
@@ -97,16 +134,21 @@ const _: () = {
     assert!(offset_of!(Geometry, record_align) == 12);
     assert!(offset_of!(Geometry, capacity) == 16);
     assert!(offset_of!(Geometry, data_offset) == 20);
-    assert!(WORDS_OFFSET + offset_of!(Words, published) == 128);
-    assert!(WORDS_OFFSET + offset_of!(Words, space_target) == 256);
-    assert!(WORDS_OFFSET + offset_of!(Words, consumed) == 384);
-    assert!(WORDS_OFFSET + offset_of!(Words, data_target) == 512);
-    assert!(WORDS_OFFSET + size_of::<Words>() == 640);
-    assert!(WORDS_OFFSET.is_multiple_of(align_of::<Words>()));
+    assert!(size_of::<PageGeometry>() == 16);
+    assert!(offset_of!(PageGeometry, magic) == 0);
+    assert!(offset_of!(PageGeometry, version) == 8);
+    assert!(WORDS_OFFSET + offset_of!(SenderWords, published) == 128);
+    assert!(WORDS_OFFSET + offset_of!(SenderWords, space_target) == 256);
+    assert!(WORDS_OFFSET + size_of::<SenderWords>() == 384);
+    assert!(WORDS_OFFSET + offset_of!(ReceiverWords, consumed) == 128);
+    assert!(WORDS_OFFSET + offset_of!(ReceiverWords, data_target) == 256);
+    assert!(WORDS_OFFSET + size_of::<ReceiverWords>() == 384);
+    assert!(WORDS_OFFSET.is_multiple_of(align_of::<SenderWords>()));
+    assert!(WORDS_OFFSET.is_multiple_of(align_of::<ReceiverWords>()));
     // A 64 KiB IP packet, Ethernet header, two VLAN tags, virtio_net_hdr_v1.
     assert!(max_record(MIN_CAPACITY) >= 65_535 + 14 + 8 + 12);
     assert!(2 * footprint(max_record(MIN_CAPACITY) as usize) <= MIN_CAPACITY as u64);
     assert!(
-        is_capacity(MIN_CAPACITY) && is_capacity(DEFAULT_CAPACITY) && is_capacity(MAX_CAPACITY)
+        is_capacity(SMALL_CAPACITY) && is_capacity(DEFAULT_CAPACITY) && is_capacity(MAX_CAPACITY)
     );
 };

@@ -3,28 +3,40 @@
 //! A *link* carries records, runs of bytes that keep their boundaries, one way between two
 //! processes that do not trust each other. It consists of
 //!
-//! - a [`Region`]: a sealed memfd with a page of shared words and a data area that both sides map
-//!   twice back to back, so that a record is contiguous wherever it starts;
+//! - a [`Region`], which the sender makes and pays for: a sealed memfd with a page of its words and
+//!   a data area that both sides map twice back to back, so that a record is contiguous wherever it
+//!   starts;
+//! - a [`ReceiverPage`]: a sealed memfd of one page with the receiver's words;
 //! - two [`Doorbell`]s: eventfds by which a side that sleeps asks to be woken, for data or for
 //!   space.
 //!
-//! The receiver creates all three and so pays for the memory; it hands the descriptors to the
-//! sender (by `SCM_RIGHTS`), which opens them after checking everything that could hurt it.
+//! Each side can write to the file that it made and to no other. The descriptors travel by
+//! `SCM_RIGHTS`; whoever opens one checks everything that could hurt it.
 //!
 //! ```
 //! use std::os::fd::AsFd;
-//! use virtio_inter_link::{DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender};
+//! use virtio_inter_link::{DEFAULT_CAPACITY, Doorbell, Receiver, ReceiverPage, Region, Sender};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // The receiving process makes the link …
+//! # let copy = |fd: std::os::fd::BorrowedFd| fd.try_clone_to_owned();
+//! // The sending process makes a region and doorbells …
 //! let region = Region::create(DEFAULT_CAPACITY)?;
 //! let (data_doorbell, space_doorbell) = (Doorbell::new()?, Doorbell::new()?);
-//! // … and sends three descriptors to the sending process, which opens them.
-//! let mut sender = Sender::new(
-//!     Region::open(region.fd().try_clone_to_owned()?, DEFAULT_CAPACITY)?,
-//!     Doorbell::from_fd(data_doorbell.as_fd().try_clone_to_owned()?)?,
-//!     Doorbell::from_fd(space_doorbell.as_fd().try_clone_to_owned()?)?,
+//! // … sends three descriptors to the receiving process …
+//! let fds = [copy(region.fd())?, copy(data_doorbell.as_fd())?, copy(space_doorbell.as_fd())?];
+//! // … and can begin.
+//! let mut sender = Sender::new(region, data_doorbell, space_doorbell);
+//!
+//! // The receiving process opens them, and answers with a page of its own.
+//! let [region, data_doorbell, space_doorbell] = fds;
+//! let page = ReceiverPage::create()?;
+//! let answer = copy(page.fd())?;
+//! let mut receiver = Receiver::new(
+//!     Region::open(region, DEFAULT_CAPACITY)?,
+//!     page,
+//!     Doorbell::from_fd(data_doorbell)?,
+//!     Doorbell::from_fd(space_doorbell)?,
 //! );
-//! let mut receiver = Receiver::new(region, data_doorbell, space_doorbell);
+//! sender.attach(ReceiverPage::open(answer)?)?;
 //!
 //! let slot = sender.reserve(5)?.ok_or("full")?;
 //! slot.slice().copy_from(b"hello");
@@ -67,6 +79,8 @@ mod dump;
 mod layout;
 mod mapping;
 mod memory;
+#[cfg(not(loom))]
+mod pair;
 mod prefetch;
 mod receiver;
 mod region;
@@ -91,10 +105,13 @@ pub use busy_poll::{BusyPoll, BusyPollConfig};
 pub use doorbell::{Doorbell, DoorbellError};
 pub use dump::exclude_from_dumps;
 pub use layout::{
-    DEFAULT_CAPACITY, FORMAT_VERSION, MAX_CAPACITY, MIN_CAPACITY, RECORD_ALIGN, max_record,
+    DEFAULT_CAPACITY, FORMAT_VERSION, MAX_CAPACITY, MIN_CAPACITY, RECORD_ALIGN, SMALL_CAPACITY,
+    max_record,
 };
+#[cfg(not(loom))]
+pub use pair::{PairError, pair};
 pub use prefetch::{Access, NEXT as PREFETCH_NEXT, prefetch};
 pub use receiver::{Receiver, Record};
-pub use region::{Region, RegionError};
+pub use region::{ReceiverPage, Region, RegionError};
 pub use sender::{Sender, Slot};
 pub use violation::Violation;

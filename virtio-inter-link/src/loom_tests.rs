@@ -79,3 +79,54 @@ fn batches() {
 fn records_of_two_lines() {
     transfer(4, 100, 4, 1, 1);
 }
+
+/// A link that is closed while its successor is there already, as when a ring grows: the receiver
+/// reads both in order, and sleeps through neither. The sender begins before it knows the
+/// receiver's words.
+#[test]
+fn close_wakes_the_receiver_and_the_successor_goes_on() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.check(|| {
+        let links: Vec<_> = (0..2).map(|_| Heap::pair(4 * 64)).collect();
+        // One doorbell for both: what a worker sleeps on.
+        let (data, space) = (Edge::new(), Edge::new());
+        let (mut senders, mut receivers): (Vec<_>, Vec<_>) = links
+            .into_iter()
+            .map(|(sending, receiving)| {
+                (
+                    Sender::over(sending.detached(), data.clone(), space.clone()),
+                    Receiver::over(receiving, data.clone(), space.clone()),
+                )
+            })
+            .unzip();
+
+        let producer = thread::spawn(move || {
+            for (number, sender) in senders.iter_mut().enumerate() {
+                let slot = sender.reserve(8).unwrap().unwrap();
+                slot.slice().write_obj(number as u64, 0).unwrap();
+                slot.commit();
+                sender.publish().unwrap();
+                sender.attach_heap();
+                sender.close().unwrap();
+            }
+        });
+
+        for (number, receiver) in receivers.iter_mut().enumerate() {
+            let mut count = 0;
+            loop {
+                if let Some(record) = receiver.peek().unwrap() {
+                    assert_eq!(record.slice().read_obj::<u64>(0).unwrap(), number as u64);
+                    record.consume();
+                    count += 1;
+                } else if receiver.is_finished() {
+                    break;
+                } else if receiver.wait_for_data().unwrap() && !receiver.is_finished() {
+                    data.wait();
+                }
+            }
+            assert_eq!(count, 1);
+        }
+        producer.join().unwrap();
+    });
+}

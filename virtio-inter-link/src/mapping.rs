@@ -1,5 +1,5 @@
-//! A region's memory as this process sees it: the page of words, then the data area twice back to
-//! back.
+//! A link's memory as this process sees it: the region, whose data area is mapped twice back to
+//! back, and the receiver's page.
 #![allow(
     unsafe_code,
     reason = "maps memory that another process shares, and lends pieces of it"
@@ -9,102 +9,197 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use vm_memory::VolatileSlice;
 
 use crate::dump::exclude_from_dumps;
-use crate::layout::{Geometry, RECORD_ALIGN, RECORD_HEADER, WORDS_OFFSET, Words};
+use crate::layout::{Geometry, RECORD_ALIGN, RECORD_HEADER, ReceiverWords, SenderWords};
+use crate::layout::{PageGeometry, WORDS_OFFSET};
 #[cfg(not(loom))]
 use crate::memory::Memory;
 #[cfg(not(loom))]
 use crate::prefetch::{Access, prefetch};
 
-/// Owns the address space `header | data | data again`.
+/// What a sender reads of a receiver that has not answered yet: nothing is consumed, and nobody
+/// waits.
+#[cfg(not(loom))]
+static NO_RECEIVER: ReceiverWords = ReceiverWords::new();
+
+/// What this process may do with mapped memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rights {
+    Read,
+    Write,
+}
+
+impl Rights {
+    fn prot(self) -> ProtFlags {
+        match self {
+            Rights::Read => ProtFlags::READ,
+            Rights::Write => ProtFlags::READ | ProtFlags::WRITE,
+        }
+    }
+}
+
+/// Owns address space.
+#[derive(Debug)]
+struct Space {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the address space belongs to this value alone and no part of it to a thread; what it
+// holds is only ever accessed as atomics, through volatile slices and by raw copies.
+unsafe impl Send for Space {}
+
+impl Space {
+    /// Reserves address space, which nobody can access before something is mapped there.
+    fn reserve(len: usize) -> io::Result<Self> {
+        // SAFETY: a fresh reservation at an address of the kernel's choice replaces nothing.
+        let base =
+            unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), MapFlags::PRIVATE)? };
+        // The kernel never places a mapping of its own choice at address zero.
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { base, len })
+    }
+
+    /// Maps a piece of a file, all of whose pages are allocated, to this place in the reservation.
+    fn map(
+        &mut self,
+        at: usize,
+        len: usize,
+        fd: BorrowedFd<'_>,
+        offset: usize,
+        rights: Rights,
+    ) -> io::Result<()> {
+        assert!(at + len <= self.len);
+        // Faults are taken now and not by the first frames.
+        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::POPULATE;
+        // SAFETY: the range lies in the reservation, of which nothing has been lent yet.
+        unsafe {
+            let address = self.base.as_ptr().add(at).cast();
+            mmap(address, len, rights.prot(), flags, fd, offset as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a piece of it, which is mapped, out of core dumps: they would hold peers' frames.
+    fn exclude_from_dumps(&self) -> io::Result<()> {
+        // SAFETY: all of the reservation has been mapped, and stays so while the slice lives.
+        let memory = unsafe { VolatileSlice::new(self.base.as_ptr(), self.len) };
+        exclude_from_dumps(&memory)
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        // SAFETY: the range is exactly the reservation; everything lent of it borrows the owner.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "a mapping of our own can be unmapped");
+    }
+}
+
+/// The page of a receiver's words.
+#[derive(Debug)]
+pub(crate) struct PageMapping {
+    space: Space,
+}
+
+impl PageMapping {
+    /// Maps the page behind `fd`, which has one page and cannot shrink.
+    pub(crate) fn new(fd: BorrowedFd<'_>, len: usize, rights: Rights) -> io::Result<Self> {
+        assert!(len >= WORDS_OFFSET + size_of::<ReceiverWords>());
+        let mut space = Space::reserve(len)?;
+        space.map(0, len, fd, 0, rights)?;
+        space.exclude_from_dumps()?;
+        Ok(Self { space })
+    }
+
+    /// Reads the description, which the peer may be changing: check the copy, use the copy.
+    pub(crate) fn read_geometry(&self) -> PageGeometry {
+        let base = self.space.base.as_ptr();
+        // SAFETY: the page is mapped and page-aligned, and any bytes make a `PageGeometry`.
+        unsafe { base.cast::<PageGeometry>().read_volatile() }
+    }
+
+    /// Writes the description; only the creator does, before it shares the page.
+    pub(crate) fn write_geometry(&self, geometry: PageGeometry) {
+        let base = self.space.base.as_ptr();
+        // SAFETY: the page is page-aligned, and its creator has mapped it writable.
+        unsafe { base.cast::<PageGeometry>().write_volatile(geometry) }
+    }
+
+    fn words(&self) -> NonNull<ReceiverWords> {
+        // SAFETY: `WORDS_OFFSET + size_of::<ReceiverWords>()` bytes are mapped (asserted in `new`).
+        unsafe { self.space.base.add(WORDS_OFFSET).cast() }
+    }
+}
+
+/// Owns the address space `page | data | data again` of a region, and the receiver's page.
 #[derive(Debug)]
 pub struct Mapping {
-    base: NonNull<u8>,
-    /// Bytes from `base` to the data area: one page.
+    space: Space,
+    /// Bytes from the beginning to the data area: one page.
     data_offset: usize,
     /// Bytes of the data area: a power of two, at least a page.
     capacity: usize,
+    /// In `page`, or [`NO_RECEIVER`].
+    receiver_words: NonNull<ReceiverWords>,
+    /// Keeps the receiver's words mapped.
+    page: Option<PageMapping>,
 }
 
-// SAFETY: the mapping belongs to this value alone and no part of it to a thread; the words are
-// atomics and the data area is only ever accessed through volatile slices and raw copies.
+// SAFETY: as for `Space`; the receiver's words are atomics, in a mapping that this value owns or in
+// a static.
 unsafe impl Send for Mapping {}
 
 impl Mapping {
     /// Maps the region behind `fd`, which has to be `data_offset + capacity` bytes long and cannot
     /// shrink.
-    pub(crate) fn new(fd: BorrowedFd<'_>, data_offset: usize, capacity: usize) -> io::Result<Self> {
-        debug_assert!(
-            capacity.is_power_of_two() && data_offset >= WORDS_OFFSET + size_of::<Words>()
+    pub(crate) fn new(
+        fd: BorrowedFd<'_>,
+        data_offset: usize,
+        capacity: usize,
+        rights: Rights,
+    ) -> io::Result<Self> {
+        assert!(
+            capacity.is_power_of_two() && data_offset >= WORDS_OFFSET + size_of::<SenderWords>()
         );
-        let reserved = data_offset + 2 * capacity;
-        // SAFETY: a fresh reservation at an address of the kernel's choice replaces nothing.
-        let base = unsafe {
-            mmap_anonymous(
-                ptr::null_mut(),
-                reserved,
-                ProtFlags::empty(),
-                MapFlags::PRIVATE,
-            )?
-        };
-        let mapping = Self {
-            // The kernel never places a mapping of its own choice at address zero.
-            base: NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?,
+        let mut space = Space::reserve(data_offset + 2 * capacity)?;
+        space.map(0, data_offset + capacity, fd, 0, rights)?;
+        space.map(data_offset + capacity, capacity, fd, data_offset, rights)?;
+        space.exclude_from_dumps()?;
+        Ok(Self {
+            space,
             data_offset,
             capacity,
-        };
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        // Faults are taken now and not by the first frames.
-        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::POPULATE;
-        let (first, whole) = (data_offset + capacity, data_offset as u64);
-        // SAFETY: both ranges lie in the reservation just made (`first + capacity == reserved`),
-        // which nothing else uses; on failure dropping `mapping` unmaps it whole.
-        unsafe {
-            mmap(base, first, prot, flags, fd, 0)?;
-            mmap(base.byte_add(first), capacity, prot, flags, fd, whole)?;
-        }
-        // SAFETY: all of the reservation was mapped readable and writable just now, and stays so
-        // while `mapping` is borrowed here.
-        let memory = unsafe { VolatileSlice::new(base.cast(), reserved) };
-        // A core dump of this process would hold the peers' frames.
-        exclude_from_dumps(&memory)?;
-        Ok(mapping)
+            receiver_words: no_receiver(),
+            page: None,
+        })
     }
 
-    /// Takes the right to write to the data area away from this process: a receiver has no business
-    /// there.
-    pub(crate) fn protect_data(&self) -> io::Result<()> {
-        // SAFETY: the range is the two data areas of this mapping, which lives as long as `self`;
-        // only ends that never write to it ask for this.
-        unsafe {
-            mprotect(
-                self.base.as_ptr().add(self.data_offset).cast(),
-                2 * self.capacity,
-                MprotectFlags::READ,
-            )?;
-        }
-        Ok(())
+    /// Takes the receiver's words from this page from now on.
+    pub(crate) fn attach(&mut self, page: PageMapping) {
+        self.receiver_words = page.words();
+        self.page = Some(page);
     }
 
     /// Reads the region's description, which the peer may be changing: check the copy, use the
     /// copy.
     pub(crate) fn read_geometry(&self) -> Geometry {
         // SAFETY: the header's page is mapped and page-aligned, and any bytes make a `Geometry`.
-        unsafe { self.base.as_ptr().cast::<Geometry>().read_volatile() }
+        unsafe { self.base().cast::<Geometry>().read_volatile() }
     }
 
     /// Writes the region's description; only its creator does, before it shares the region.
     pub(crate) fn write_geometry(&self, geometry: Geometry) {
-        // SAFETY: the header's page is mapped writable and page-aligned.
-        unsafe {
-            self.base
-                .as_ptr()
-                .cast::<Geometry>()
-                .write_volatile(geometry);
-        }
+        // SAFETY: the header's page is page-aligned, and its creator has mapped it writable.
+        unsafe { self.base().cast::<Geometry>().write_volatile(geometry) }
+    }
+
+    #[inline]
+    fn base(&self) -> *mut u8 {
+        self.space.base.as_ptr()
     }
 
     /// Where a record that starts at `position` lies: always on a record boundary of the first data
@@ -114,22 +209,18 @@ impl Mapping {
         let offset = position as usize & (self.capacity - 1) & !(RECORD_ALIGN - 1);
         // SAFETY: `offset < capacity` by the mask, so the result lies in the first of the two data
         // areas.
-        unsafe { self.base.as_ptr().add(self.data_offset + offset) }
+        unsafe { self.base().add(self.data_offset + offset) }
     }
 }
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the range is exactly the reservation of `new`; everything lent of it borrows
-        // `self`.
-        let unmapped = unsafe {
-            munmap(
-                self.base.as_ptr().cast(),
-                self.data_offset + 2 * self.capacity,
-            )
-        };
-        debug_assert!(unmapped.is_ok(), "a mapping of our own can be unmapped");
-    }
+#[cfg(not(loom))]
+fn no_receiver() -> NonNull<ReceiverWords> {
+    NonNull::from(&NO_RECEIVER)
+}
+
+#[cfg(loom)]
+fn no_receiver() -> NonNull<ReceiverWords> {
+    NonNull::dangling()
 }
 
 #[cfg(not(loom))]
@@ -140,16 +231,24 @@ impl Memory for Mapping {
     }
 
     #[inline]
-    fn words(&self) -> &Words {
-        // SAFETY: `WORDS_OFFSET + size_of::<Words>()` bytes are mapped writable (asserted in
-        // `new`), the offset suits the alignment (asserted in `layout`), and atomics may change
-        // under a shared reference.
-        unsafe { &*self.base.as_ptr().add(WORDS_OFFSET).cast::<Words>() }
+    fn sender_words(&self) -> &SenderWords {
+        // SAFETY: `WORDS_OFFSET + size_of::<SenderWords>()` bytes are mapped (asserted in `new`),
+        // the offset suits the alignment (asserted in `layout`), and atomics may change under a
+        // shared reference. Only the sender, whose mapping is writable, stores to them.
+        unsafe { &*self.base().add(WORDS_OFFSET).cast::<SenderWords>() }
+    }
+
+    #[inline]
+    fn receiver_words(&self) -> &ReceiverWords {
+        // SAFETY: points into `page`, which is mapped as long as `self`, or to a static. Atomics
+        // may change under a shared reference; only the receiver, whose page is writable, stores.
+        unsafe { self.receiver_words.as_ref() }
     }
 
     #[inline]
     fn write_header(&self, position: u64, header: u64) {
-        // SAFETY: `record` is 64-byte aligned with `capacity >= 8` bytes behind it.
+        // SAFETY: `record` is 64-byte aligned with `capacity >= 8` bytes behind it; only senders,
+        // whose mapping is writable, write headers.
         unsafe { self.record(position).cast::<u64>().write_volatile(header) }
     }
 

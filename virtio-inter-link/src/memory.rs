@@ -6,7 +6,7 @@
 
 use vm_memory::VolatileSlice;
 
-use crate::layout::Words;
+use crate::layout::{ReceiverWords, SenderWords};
 
 /// The shared words and a data area whose every record is contiguous.
 ///
@@ -16,8 +16,11 @@ pub trait Memory {
     /// Size of the data area, in bytes: constant, and private to this side.
     fn capacity(&self) -> u64;
 
-    /// The shared words.
-    fn words(&self) -> &Words;
+    /// The sender's words. Only the sender writes to them; an attempt of the receiver is a fault.
+    fn sender_words(&self) -> &SenderWords;
+
+    /// The receiver's words. Only the receiver writes to them.
+    fn receiver_words(&self) -> &ReceiverWords;
 
     /// Writes a record's header at `position`.
     fn write_header(&self, position: u64, header: u64);

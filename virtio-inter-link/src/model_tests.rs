@@ -163,7 +163,22 @@ fn check(operations: &[Operation]) {
         }
         assert_eq!(data_doorbell.take(), data_rings, "{operation:?}");
         assert_eq!(space_doorbell.take(), space_rings, "{operation:?}");
+        assert!(!receiver.is_finished());
     }
+    // What is committed at the end still arrives, and then nothing.
+    let asleep = model.receiver_sleeps;
+    model.publish();
+    sender.close().unwrap();
+    assert_eq!(data_doorbell.take(), usize::from(asleep));
+    while let Some(record) = receiver.peek().unwrap() {
+        let mut found = vec![0; record.slice().len()];
+        record.slice().copy_to(&mut found[..]);
+        record.consume();
+        assert_eq!(model.published.pop_front(), Some(found));
+    }
+    assert!(receiver.is_finished() && model.published.is_empty());
+    assert_eq!(receiver.wait_for_data(), Ok(true));
+    assert_eq!(sender.is_drained(), Ok(true));
 }
 
 proptest! {

@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use vm_memory::VolatileSlice;
 
 use crate::doorbell::Doorbell;
-use crate::layout::{RECORD_ALIGN, RECORD_HEADER, footprint};
+use crate::layout::{CLOSED, RECORD_ALIGN, RECORD_HEADER, footprint};
 use crate::mapping::Mapping;
 use crate::memory::{Bell, Memory};
 use crate::prefetch::NEXT;
 #[cfg(not(loom))]
-use crate::region::Region;
+use crate::region::{ReceiverPage, Region};
 use crate::sync::{Ordering, fence};
 use crate::violation::Violation;
 
@@ -37,20 +37,24 @@ pub struct Receiver<M = Mapping, B = Doorbell> {
     released: u64,
     /// The sender's position as last read and checked.
     published: u64,
+    /// The sender publishes nothing behind that.
+    closed: bool,
 }
 
 #[cfg(not(loom))]
 impl Receiver {
-    /// The receiving end of the link in `region`, which nobody has received on before.
+    /// The receiving end of the link in `region`, which a peer has made and nobody has received on
+    /// before. This process cannot write to it; it writes to `page`, which it has made.
     ///
-    /// `data_doorbell` wakes this side, `space_doorbell` the sender. From here on this process
-    /// cannot write to the data area.
-    pub fn new(region: Region, data_doorbell: Doorbell, space_doorbell: Doorbell) -> Self {
-        let mapping = region.into_mapping();
-        if let Err(e) = mapping.protect_data() {
-            // Only a second line of defence against mistakes of our own.
-            log::warn!("Cannot write-protect a link's data: {e}");
-        }
+    /// `data_doorbell` wakes this side, `space_doorbell` the sender.
+    pub fn new(
+        region: Region,
+        page: ReceiverPage,
+        data_doorbell: Doorbell,
+        space_doorbell: Doorbell,
+    ) -> Self {
+        let mut mapping = region.into_mapping();
+        mapping.attach(page.into_mapping());
         Self::over(mapping, data_doorbell, space_doorbell)
     }
 
@@ -72,7 +76,20 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
             consumed: 0,
             released: 0,
             published: 0,
+            closed: false,
         }
+    }
+
+    /// Size of the data area, in bytes.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Whether the sender has closed the link and all records are consumed: none will come. To be
+    /// asked when [`is_empty`](Self::is_empty) said so.
+    #[inline]
+    pub fn is_finished(&self) -> bool {
+        self.closed && self.consumed == self.published
     }
 
     /// Whether there is nothing to [`peek`](Self::peek) at now.
@@ -82,7 +99,7 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
     /// The sender's position is impossible.
     #[inline]
     pub fn is_empty(&mut self) -> Result<bool, Violation> {
-        if self.consumed == self.published {
+        if self.consumed == self.published && !self.closed {
             self.read_published()?;
         }
         Ok(self.consumed == self.published)
@@ -149,14 +166,15 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
         }
         let before = self.released;
         self.released = self.consumed;
-        let words = self.memory.words();
         // Release: the records have been read before the sender may overwrite them; its Acquire
         // load is the partner.
+        let words = self.memory.receiver_words();
         words.consumed.0.store(self.released, Ordering::Release);
         // Partner: the fence in the sender's `wait_for_space`, between its store of `space_target`
         // and its load of `consumed`. One of the two sees the other's store, so either this side
         // rings or that side stays awake.
         fence(Ordering::SeqCst);
+        let words = self.memory.sender_words();
         let target = words.space_target.0.load(Ordering::Relaxed);
         // The sender can at most wait for the end of a ring full from here.
         let high = self.released + self.capacity;
@@ -175,7 +193,8 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
     /// Asks for a wake-up when there are records again.
     ///
     /// Releases consumed records first: a sender that waits for room can only then continue. True:
-    /// the data doorbell will be signalled; sleep. False: there are records now.
+    /// the data doorbell will be signalled when there are records or the link is closed, unless it
+    /// [is finished](Self::is_finished); sleep. False: there are records now.
     ///
     /// # Errors
     ///
@@ -189,7 +208,7 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
         // target is stale.
         let target = self.published + 1;
         self.memory
-            .words()
+            .receiver_words()
             .data_target
             .0
             .store(target, Ordering::Relaxed);
@@ -203,12 +222,19 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
     fn read_published(&mut self) -> Result<(), Violation> {
         // Acquire: the records' bytes were written before; the Release store in the sender's
         // `publish` is the partner.
-        let value = self.memory.words().published.0.load(Ordering::Acquire);
+        let words = self.memory.sender_words();
+        let word = words.published.0.load(Ordering::Acquire);
+        let (value, closed) = (word & !CLOSED, word & CLOSED != 0);
         let (low, high) = (self.published, self.released + self.capacity);
         if value < low || value > high || !value.is_multiple_of(RECORD_ALIGN as u64) {
-            return Err(Violation::Published { value, low, high });
+            return Err(Violation::Published {
+                value: word,
+                low,
+                high,
+            });
         }
         self.published = value;
+        self.closed = closed;
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
-//! Making and opening a region: a memfd that can neither shrink nor grow, and every check before it
-//! is trusted.
+//! Making and opening the files of a link: the region, which its sender makes, and the receiver's
+//! page. Nobody but the maker can change either, and every check comes before one is trusted.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -9,25 +10,28 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::layout::{
-    FORMAT_VERSION, Geometry, MAGIC, MAX_CAPACITY, MIN_CAPACITY, RECORD_ALIGN, RECORD_HEADER,
-    is_capacity,
+    FORMAT_VERSION, Geometry, MAGIC, MAX_CAPACITY, PAGE_MAGIC, PageGeometry, RECORD_ALIGN,
+    RECORD_HEADER, SMALL_CAPACITY, is_capacity,
 };
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, PageMapping, Rights};
 
-/// File system type of a memfd (linux/magic.h). One on hugetlbfs has another; there a hole that the
-/// peer punches can be impossible to fill again, which kills the reader by SIGBUS.
+/// File system type of a memfd (linux/magic.h). One on hugetlbfs has another.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// Seals without which a region is refused: a file that shrinks under its reader is a SIGBUS.
+/// Seals without which a file is refused. Size and pages stay as they are: a file that shrinks, or
+/// that has a hole for which there is no memory, is a SIGBUS to its reader; and a hole is charged to
+/// whoever touches it first. With `F_SEAL_FUTURE_WRITE` the mapping that the maker had before it
+/// sealed the file is the only way to write to it, and nobody can punch holes, the maker included.
 const SEALS: SealFlags = SealFlags::SHRINK
     .union(SealFlags::GROW)
+    .union(SealFlags::FUTURE_WRITE)
     .union(SealFlags::SEAL);
 
 /// Why a region could not be made or was not accepted.
 #[derive(Debug, Error)]
 pub enum RegionError {
     /// The size of the data area is not a power of two within the bounds of the format.
-    #[error("Capacity of {0} bytes is not a power of two from {MIN_CAPACITY} to {MAX_CAPACITY}")]
+    #[error("Capacity of {0} bytes is not a power of two from {SMALL_CAPACITY} to {MAX_CAPACITY}")]
     Capacity(u32),
     /// No memfd could be made.
     #[error("Cannot create the region's memfd")]
@@ -50,7 +54,7 @@ pub enum RegionError {
     /// The descriptor is not a memfd of ordinary pages.
     #[error("Region's descriptor is not a memfd of ordinary pages (file system {0:#x})")]
     NotMemfd(u64),
-    /// The memfd's size could change.
+    /// The memfd's size or pages could change, or others than its maker could write to it.
     #[error("Region's memfd has seals {found:#x} where {needed:#x} are needed")]
     Seals {
         /// Seals (`F_SEAL_…`) of the memfd.
@@ -65,6 +69,14 @@ pub enum RegionError {
         found: u64,
         /// Size agreed, in bytes.
         expected: u64,
+    },
+    /// Not all of the memfd's pages are allocated.
+    #[error("Region of {size} bytes has only {allocated} bytes allocated")]
+    Holes {
+        /// Bytes allocated.
+        allocated: u64,
+        /// Size of the memfd, in bytes.
+        size: u64,
     },
     /// The region could not be mapped.
     #[error("Cannot map the region")]
@@ -92,7 +104,7 @@ pub enum RegionError {
     },
 }
 
-/// The shared memory of one link.
+/// The memory of one link that its sender writes: words and records.
 #[derive(Debug)]
 pub struct Region {
     fd: OwnedFd,
@@ -101,28 +113,24 @@ pub struct Region {
 }
 
 impl Region {
-    /// Makes a region with a data area of `capacity` bytes; the receiver does, and so pays for the
+    /// Makes a region with a data area of `capacity` bytes; the sender does, and so pays for the
     /// memory.
     ///
-    /// All of it is allocated here: later no write of the peer can fail for want of memory.
+    /// All of it is allocated here: later no write can fail for want of memory, and no access of
+    /// the receiver is charged to it.
     ///
     /// # Errors
     ///
-    /// The capacity is not a power of two from [`MIN_CAPACITY`] to [`MAX_CAPACITY`], or the kernel
-    /// refuses the memory.
+    /// The capacity is not a power of two from [`SMALL_CAPACITY`] to [`MAX_CAPACITY`], or the
+    /// kernel refuses the memory.
     pub fn create(capacity: u32) -> Result<Self, RegionError> {
         let (data_offset, size) = dimensions(capacity)?;
-        let fd = create_memfd().map_err(|e| RegionError::Create(e.into()))?;
-        let allocated = rustix::fs::ftruncate(&fd, size)
-            .and_then(|()| rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, size));
-        allocated.map_err(|e| RegionError::Allocate {
-            size,
-            source: e.into(),
-        })?;
-        rustix::fs::fcntl_add_seals(&fd, SEALS).map_err(|e| RegionError::Seal(e.into()))?;
-        let mapping =
-            Mapping::new(fd.as_fd(), data_offset, capacity as usize).map_err(RegionError::Map)?;
+        let fd = allocate(c"virtio-inter-region", size)?;
+        let capacity_bytes = capacity as usize;
+        let mapping = Mapping::new(fd.as_fd(), data_offset, capacity_bytes, Rights::Write)
+            .map_err(RegionError::Map)?;
         mapping.write_geometry(geometry(capacity, data_offset));
+        seal(fd.as_fd())?;
         Ok(Self {
             fd,
             mapping,
@@ -130,18 +138,19 @@ impl Region {
         })
     }
 
-    /// Opens the region that a peer made, `fd`, whose data area has `capacity` bytes as agreed
-    /// beforehand.
+    /// Opens the region that a peer made, `fd`, whose data area has `capacity` bytes as it says.
+    /// Only to read: this process cannot write to it.
     ///
     /// # Errors
     ///
     /// One for each thing wrong with it: no memfd of ordinary pages, seals missing, another size,
-    /// another format version, another geometry.
+    /// holes, another format version, another geometry.
     pub fn open(fd: OwnedFd, capacity: u32) -> Result<Self, RegionError> {
         let (data_offset, size) = dimensions(capacity)?;
         check_file(fd.as_fd(), size)?;
-        let mapping =
-            Mapping::new(fd.as_fd(), data_offset, capacity as usize).map_err(RegionError::Map)?;
+        let capacity_bytes = capacity as usize;
+        let mapping = Mapping::new(fd.as_fd(), data_offset, capacity_bytes, Rights::Read)
+            .map_err(RegionError::Map)?;
         check_geometry(mapping.read_geometry(), geometry(capacity, data_offset))?;
         Ok(Self {
             fd,
@@ -162,6 +171,58 @@ impl Region {
 
     /// The mapping alone: a ring needs no descriptor.
     pub(crate) fn into_mapping(self) -> Mapping {
+        self.mapping
+    }
+}
+
+/// The memory of one link that its receiver writes: its words.
+#[derive(Debug)]
+pub struct ReceiverPage {
+    fd: OwnedFd,
+    mapping: PageMapping,
+}
+
+impl ReceiverPage {
+    /// Makes a page; the receiver does.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the memory.
+    pub fn create() -> Result<Self, RegionError> {
+        let size = rustix::param::page_size();
+        let fd = allocate(c"virtio-inter-receiver", size as u64)?;
+        let mapping =
+            PageMapping::new(fd.as_fd(), size, Rights::Write).map_err(RegionError::Map)?;
+        mapping.write_geometry(PageGeometry {
+            magic: PAGE_MAGIC,
+            version: FORMAT_VERSION,
+            reserved: [0; 3],
+        });
+        seal(fd.as_fd())?;
+        Ok(Self { fd, mapping })
+    }
+
+    /// Opens the page that a peer made. Only to read: this process cannot write to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::open`].
+    pub fn open(fd: OwnedFd) -> Result<Self, RegionError> {
+        let size = rustix::param::page_size();
+        check_file(fd.as_fd(), size as u64)?;
+        let mapping = PageMapping::new(fd.as_fd(), size, Rights::Read).map_err(RegionError::Map)?;
+        let found = mapping.read_geometry();
+        check_magic(found.magic, PAGE_MAGIC, found.version)?;
+        Ok(Self { fd, mapping })
+    }
+
+    /// The memfd, for handing it to the peer.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The mapping alone: a ring needs no descriptor.
+    pub(crate) fn into_mapping(self) -> PageMapping {
         self.mapping
     }
 }
@@ -188,13 +249,27 @@ fn geometry(capacity: u32, data_offset: usize) -> Geometry {
     }
 }
 
-fn create_memfd() -> Result<OwnedFd, Errno> {
+/// Makes a memfd of this size, with all its pages.
+fn allocate(name: &CStr, size: u64) -> Result<OwnedFd, RegionError> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    match rustix::fs::memfd_create(c"virtio-inter-region", flags | MemfdFlags::NOEXEC_SEAL) {
+    let fd = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
         // Kernels before 6.3 do not know the flag that forbids execution.
-        Err(Errno::INVAL) => rustix::fs::memfd_create(c"virtio-inter-region", flags),
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
         result => result,
     }
+    .map_err(|e| RegionError::Create(e.into()))?;
+    rustix::fs::ftruncate(&fd, size)
+        .and_then(|()| rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, size))
+        .map_err(|e| RegionError::Allocate {
+            size,
+            source: e.into(),
+        })?;
+    Ok(fd)
+}
+
+/// Seals a memfd of our own. Mappings that exist stay writable.
+fn seal(fd: BorrowedFd<'_>) -> Result<(), RegionError> {
+    rustix::fs::fcntl_add_seals(fd, SEALS).map_err(|e| RegionError::Seal(e.into()))
 }
 
 /// Checks what the kernel knows of the file: none of it can change once it has passed.
@@ -216,11 +291,31 @@ fn check_file(fd: BorrowedFd<'_>, size: u64) -> Result<(), RegionError> {
             needed: SEALS.bits(),
         });
     }
-    let found = rustix::fs::fstat(fd).map_err(inspect)?.st_size as u64;
+    let stat = rustix::fs::fstat(fd).map_err(inspect)?;
+    let found = stat.st_size as u64;
     if found != size {
         return Err(RegionError::Size {
             found,
             expected: size,
+        });
+    }
+    // Pages stay allocated: nobody can punch holes into a file with these seals.
+    let allocated = stat.st_blocks as u64 * 512;
+    if allocated < size {
+        return Err(RegionError::Holes { allocated, size });
+    }
+    Ok(())
+}
+
+/// Checks how a file starts.
+fn check_magic(found: u64, expected: u64, version: u16) -> Result<(), RegionError> {
+    if found != expected {
+        return Err(RegionError::Magic(found));
+    }
+    if version != FORMAT_VERSION {
+        return Err(RegionError::Version {
+            theirs: version,
+            ours: FORMAT_VERSION,
         });
     }
     Ok(())
@@ -228,15 +323,7 @@ fn check_file(fd: BorrowedFd<'_>, size: u64) -> Result<(), RegionError> {
 
 /// Checks a copy of the region's description.
 fn check_geometry(found: Geometry, expected: Geometry) -> Result<(), RegionError> {
-    if found.magic != expected.magic {
-        return Err(RegionError::Magic(found.magic));
-    }
-    if found.version != expected.version {
-        return Err(RegionError::Version {
-            theirs: found.version,
-            ours: expected.version,
-        });
-    }
+    check_magic(found.magic, expected.magic, found.version)?;
     let fields = [
         (
             "record header",

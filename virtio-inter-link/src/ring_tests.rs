@@ -129,7 +129,7 @@ fn room_comes_back_with_release_and_not_before() {
 }
 
 #[test]
-fn the_data_bell_rings_once_for_a_receiver_that_sleeps() {
+fn the_data_doorbell_rings_once_for_a_receiver_that_sleeps() {
     let mut link = link();
     link.commit(b"a");
     link.sender.publish().unwrap();
@@ -152,7 +152,7 @@ fn the_data_bell_rings_once_for_a_receiver_that_sleeps() {
 }
 
 #[test]
-fn the_space_bell_rings_once_half_is_free() {
+fn the_space_doorbell_rings_once_half_is_free() {
     let mut link = link();
     while link.commit(&[0; 56]) {}
     assert!(link.sender.wait_for_space(56).unwrap());
@@ -169,7 +169,7 @@ fn the_space_bell_rings_once_half_is_free() {
 }
 
 #[test]
-fn the_space_bell_waits_for_a_record_larger_than_half_of_the_free_half() {
+fn the_space_doorbell_waits_for_a_record_larger_than_half_of_the_free_half() {
     let mut link = link();
     let largest = CAPACITY / 2 - RECORD_HEADER;
     link.commit(&[0; 1]);
@@ -207,7 +207,7 @@ fn waiting_for_data_gives_room_back() {
 #[test]
 fn an_impossible_published_position_is_refused() {
     for (before, value) in [
-        (0, 1),
+        (0, 2),
         (0, 63),
         (0, CAPACITY as u64 + 64),
         (0, u64::MAX),
@@ -216,7 +216,7 @@ fn an_impossible_published_position_is_refused() {
         (128, 0),
     ] {
         let mut link = link();
-        let published = &link.memory.words().published.0;
+        let published = &link.memory.sender_words().published.0;
         published.store(before, Relaxed);
         assert_eq!(link.receiver.is_empty(), Ok(before == 0));
         link.receiver.wait_for_data().unwrap();
@@ -245,7 +245,11 @@ fn an_impossible_consumed_position_is_refused() {
         link.commit(b"b");
         link.sender.publish().unwrap();
         link.commit(b"not published: cannot have been consumed");
-        link.memory.words().consumed.0.store(value, Relaxed);
+        link.memory
+            .receiver_words()
+            .consumed
+            .0
+            .store(value, Relaxed);
         let refused = Violation::Consumed {
             value,
             low: 0,
@@ -264,7 +268,7 @@ fn an_impossible_consumed_position_is_refused() {
         );
     }
     let mut link = self::link();
-    link.memory.words().consumed.0.store(64, Relaxed);
+    link.memory.receiver_words().consumed.0.store(64, Relaxed);
     let refused = Violation::Consumed {
         value: 64,
         low: 0,
@@ -274,9 +278,9 @@ fn an_impossible_consumed_position_is_refused() {
     let mut link = self::link();
     link.commit(b"a");
     link.sender.publish().unwrap();
-    link.memory.words().consumed.0.store(64, Relaxed);
+    link.memory.receiver_words().consumed.0.store(64, Relaxed);
     assert_eq!(link.sender.consumed(), Ok(64));
-    link.memory.words().consumed.0.store(0, Relaxed);
+    link.memory.receiver_words().consumed.0.store(0, Relaxed);
     let refused = Violation::Consumed {
         value: 0,
         low: 64,
@@ -321,14 +325,14 @@ fn an_impossible_record_is_refused() {
     ] {
         let mut link = link();
         link.memory.write_header(0, header);
-        link.memory.words().published.0.store(64, Relaxed);
+        link.memory.sender_words().published.0.store(64, Relaxed);
         assert_eq!(link.receiver.peek().err(), Some(refused));
     }
     let mut link = link();
     let length = (CAPACITY / 2 - RECORD_HEADER + 1) as u32;
     link.memory.write_header(0, length.into());
     link.memory
-        .words()
+        .sender_words()
         .published
         .0
         .store(CAPACITY as u64, Relaxed);
@@ -351,7 +355,7 @@ fn ring_record_longer_than_what_is_published_is_refused_at_any_position() {
     link.sender.publish().unwrap();
     assert_eq!(link.take(), Some(vec![1; 40]));
     link.memory.write_header(64, 57);
-    link.memory.words().published.0.store(128, Relaxed);
+    link.memory.sender_words().published.0.store(128, Relaxed);
     let refused = Violation::Length {
         length: 57,
         position: 64,
@@ -363,7 +367,11 @@ fn ring_record_longer_than_what_is_published_is_refused_at_any_position() {
 #[test]
 fn an_impossible_target_is_refused_and_the_records_move_all_the_same() {
     let mut link = link();
-    link.memory.words().data_target.0.store(66, Relaxed);
+    link.memory
+        .receiver_words()
+        .data_target
+        .0
+        .store(66, Relaxed);
     link.commit(b"a");
     assert_eq!(
         link.sender.publish(),
@@ -374,7 +382,11 @@ fn an_impossible_target_is_refused_and_the_records_move_all_the_same() {
     );
     link.take().unwrap();
     let value = 64 + CAPACITY as u64 + 1;
-    link.memory.words().space_target.0.store(value, Relaxed);
+    link.memory
+        .sender_words()
+        .space_target
+        .0
+        .store(value, Relaxed);
     let refused = Violation::Target {
         value,
         high: value - 1,
@@ -392,9 +404,16 @@ fn own_words_are_never_read_back() {
     link.receiver.release().unwrap();
     // The receiver scribbles on the sender's words, the sender on the receiver's; both find their
     // own way on.
-    let words = link.memory.words();
-    words.published.0.store(u64::MAX, Relaxed);
-    words.consumed.0.store(u64::MAX, Relaxed);
+    link.memory
+        .sender_words()
+        .published
+        .0
+        .store(u64::MAX, Relaxed);
+    link.memory
+        .receiver_words()
+        .consumed
+        .0
+        .store(u64::MAX, Relaxed);
     link.commit(b"b");
     link.sender.publish().unwrap();
     assert_eq!(link.take().unwrap(), b"b");

@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use vm_memory::VolatileSlice;
 
 use crate::doorbell::Doorbell;
-use crate::layout::{RECORD_ALIGN, RECORD_HEADER, footprint};
+use crate::layout::{CLOSED, RECORD_ALIGN, RECORD_HEADER, footprint};
 use crate::mapping::Mapping;
 use crate::memory::{Bell, Memory};
 #[cfg(not(loom))]
-use crate::region::Region;
+use crate::region::{ReceiverPage, Region};
 use crate::sync::{Ordering, fence};
 use crate::violation::Violation;
 
@@ -32,15 +32,30 @@ pub struct Sender<M = Mapping, B = Doorbell> {
     published: u64,
     /// The receiver's position as last read and checked.
     consumed: u64,
+    /// No record follows those published.
+    closed: bool,
 }
 
 #[cfg(not(loom))]
 impl Sender {
-    /// The sending end of the link in `region`, which nobody has sent on before.
+    /// The sending end of the link in `region`, which this process has made, and on which nobody has
+    /// sent before. It can send at once: the receiver finds the records when it has opened the
+    /// region.
     ///
     /// `data_doorbell` wakes the receiver, `space_doorbell` this side.
     pub fn new(region: Region, data_doorbell: Doorbell, space_doorbell: Doorbell) -> Self {
         Self::over(region.into_mapping(), data_doorbell, space_doorbell)
+    }
+
+    /// Reads the receiver's words from this page from now on. Until then nothing counts as
+    /// consumed.
+    ///
+    /// # Errors
+    ///
+    /// The receiver asks to be woken at an impossible position.
+    pub fn attach(&mut self, page: ReceiverPage) -> Result<(), Violation> {
+        self.memory.attach(page.into_mapping());
+        self.wake_receiver()
     }
 
     /// The doorbell to wait for (`EPOLLIN | EPOLLET`, never read) after
@@ -61,7 +76,13 @@ impl<M: Memory, B: Bell> Sender<M, B> {
             committed: 0,
             published: 0,
             consumed: 0,
+            closed: false,
         }
+    }
+
+    /// Size of the data area, in bytes.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
     }
 
     /// Whether a record of `len` bytes can ever be sent.
@@ -78,6 +99,7 @@ impl<M: Memory, B: Bell> Sender<M, B> {
     /// The receiver's position is impossible.
     #[inline]
     pub fn reserve(&mut self, len: usize) -> Result<Option<Slot<'_, M, B>>, Violation> {
+        debug_assert!(!self.closed, "nothing is sent on a closed link");
         if !self.fits(len) {
             return Ok(None);
         }
@@ -115,16 +137,56 @@ impl<M: Memory, B: Bell> Sender<M, B> {
         if self.committed == self.published {
             return Ok(());
         }
+        self.store_published(self.committed)
+    }
+
+    /// Publishes all committed records, and tells the receiver that no other follows. To be called
+    /// once; nothing is sent any more afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As [`publish`](Self::publish). The link is closed all the same.
+    pub fn close(&mut self) -> Result<(), Violation> {
+        self.closed = true;
+        self.store_published(self.committed | CLOSED)
+    }
+
+    /// Stores the position, and wakes the receiver if it asked for that.
+    #[inline]
+    fn store_published(&mut self, word: u64) -> Result<(), Violation> {
         let before = self.published;
-        self.published = self.committed;
-        let words = self.memory.words();
+        self.published = word & !CLOSED;
         // Release: the records' bytes come before the position; the receiver's Acquire load of it
         // is the partner.
-        words.published.0.store(self.published, Ordering::Release);
+        let published = &self.memory.sender_words().published;
+        published.0.store(word, Ordering::Release);
         // Store `published`, fence, load `data_target` here; store `data_target`, fence, load
         // `published` in the receiver's `wait_for_data`: one of the two sees the other's store, so
         // either this side rings or that side stays awake.
         fence(Ordering::SeqCst);
+        let target = self.read_data_target()?;
+        if before < target && target <= word {
+            self.data_doorbell.ring();
+        }
+        Ok(())
+    }
+
+    /// Wakes a receiver that asked for it before this side could read its words.
+    pub(crate) fn wake_receiver(&mut self) -> Result<(), Violation> {
+        // Partner: the fence in the receiver's `wait_for_data`. What was published before comes
+        // before this, so one of the two sees the other's store.
+        fence(Ordering::SeqCst);
+        let target = self.read_data_target()?;
+        if target != 0 && target <= self.published | u64::from(self.closed) {
+            self.data_doorbell.ring();
+        }
+        Ok(())
+    }
+
+    /// Reads at which position the receiver wants to be woken, once, and checks it.
+    #[inline]
+    fn read_data_target(&self) -> Result<u64, Violation> {
+        let words = self.memory.receiver_words();
         let target = words.data_target.0.load(Ordering::Relaxed);
         // The receiver's target is at most one byte behind the last position it can have seen.
         let high = self.published + 1;
@@ -134,10 +196,7 @@ impl<M: Memory, B: Bell> Sender<M, B> {
                 high,
             });
         }
-        if before < target && target <= self.published {
-            self.data_doorbell.ring();
-        }
-        Ok(())
+        Ok(target)
     }
 
     /// Asks for a wake-up when there is room again, for a record of `len` bytes that
@@ -161,7 +220,7 @@ impl<M: Memory, B: Bell> Sender<M, B> {
         // ring. And not below what it has consumed: less than `wanted` is free.
         let wanted = footprint.max(self.capacity / 2);
         let target = self.published + wanted - self.capacity;
-        let words = self.memory.words();
+        let words = self.memory.sender_words();
         words.space_target.0.store(target, Ordering::Relaxed);
         // Partner: the fence in the receiver's `release`, between its store of `consumed` and its
         // load of `space_target`.
@@ -172,7 +231,7 @@ impl<M: Memory, B: Bell> Sender<M, B> {
         }
         // Half of the ring may still be full, and the wake-up of no use when it comes.
         self.memory
-            .words()
+            .sender_words()
             .space_target
             .0
             .store(0, Ordering::Relaxed);
@@ -190,6 +249,22 @@ impl<M: Memory, B: Bell> Sender<M, B> {
         Ok(self.consumed)
     }
 
+    /// Whether the receiver is done with all records.
+    ///
+    /// # Errors
+    ///
+    /// The receiver's position is impossible.
+    pub fn is_drained(&mut self) -> Result<bool, Violation> {
+        self.read_consumed()?;
+        Ok(self.consumed == self.committed)
+    }
+
+    /// Position behind the last record committed, in bytes of the data area since the beginning.
+    #[inline]
+    pub fn committed(&self) -> u64 {
+        self.committed
+    }
+
     /// Bytes free as far as known.
     #[inline]
     fn free(&self) -> u64 {
@@ -202,13 +277,23 @@ impl<M: Memory, B: Bell> Sender<M, B> {
     fn read_consumed(&mut self) -> Result<(), Violation> {
         // Acquire: what the receiver read of the records comes before; its Release store in
         // `release` is the partner.
-        let value = self.memory.words().consumed.0.load(Ordering::Acquire);
+        let words = self.memory.receiver_words();
+        let value = words.consumed.0.load(Ordering::Acquire);
         let (low, high) = (self.consumed, self.published);
         if value < low || value > high || !value.is_multiple_of(RECORD_ALIGN as u64) {
             return Err(Violation::Consumed { value, low, high });
         }
         self.consumed = value;
         Ok(())
+    }
+}
+
+#[cfg(all(test, loom))]
+impl<B: Bell> Sender<crate::test_memory::Heap, B> {
+    /// As [`Sender::attach`].
+    pub(crate) fn attach_heap(&mut self) {
+        self.memory.attach();
+        self.wake_receiver().unwrap();
     }
 }
 

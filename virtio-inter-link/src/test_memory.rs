@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use crate::layout::{RECORD_ALIGN, RECORD_HEADER, Words, footprint};
+use crate::layout::{RECORD_ALIGN, RECORD_HEADER, ReceiverWords, SenderWords, footprint};
 use crate::memory::{Bell, Memory};
 
 /// One end's handle of memory that two ends of a link share.
@@ -24,11 +24,16 @@ pub(crate) struct Heap {
     /// Whether payloads are lent for writing; only the model checker asks.
     #[cfg_attr(not(loom), allow(dead_code, reason = "only the model checker asks"))]
     writes: bool,
+    /// Whether this end knows the receiver's words.
+    attached: bool,
 }
 
 #[derive(Debug)]
 struct Shared {
-    words: Words,
+    sender_words: SenderWords,
+    receiver_words: ReceiverWords,
+    /// What the sender reads of the receiver before it is attached.
+    no_receiver: ReceiverWords,
     data: Box<[UnsafeCell<u64>]>,
     capacity: usize,
     /// One cell for each cache line of the data area, by which the model checker sees unordered
@@ -48,7 +53,9 @@ impl Heap {
     pub(crate) fn pair(capacity: usize) -> (Self, Self) {
         assert!(capacity.is_power_of_two() && capacity >= 2 * RECORD_ALIGN);
         let shared = Arc::new(Shared {
-            words: Words::default(),
+            sender_words: SenderWords::default(),
+            receiver_words: ReceiverWords::default(),
+            no_receiver: ReceiverWords::default(),
             data: (0..2 * capacity / 8).map(|_| UnsafeCell::new(0)).collect(),
             capacity,
             #[cfg(loom)]
@@ -60,12 +67,27 @@ impl Heap {
             Self {
                 shared: shared.clone(),
                 writes: true,
+                attached: true,
             },
             Self {
                 shared,
                 writes: false,
+                attached: true,
             },
         )
+    }
+
+    /// The same, as a sender has it before the receiver has answered.
+    #[cfg_attr(not(loom), allow(dead_code, reason = "only the model checker asks"))]
+    pub(crate) fn detached(mut self) -> Self {
+        self.attached = false;
+        self
+    }
+
+    /// The receiver's words can be read from now on.
+    #[cfg_attr(not(loom), allow(dead_code, reason = "only the model checker asks"))]
+    pub(crate) fn attach(&mut self) {
+        self.attached = true;
     }
 
     fn record(&self, position: u64) -> *mut u8 {
@@ -105,8 +127,16 @@ impl Memory for Heap {
         self.shared.capacity as u64
     }
 
-    fn words(&self) -> &Words {
-        &self.shared.words
+    fn sender_words(&self) -> &SenderWords {
+        &self.shared.sender_words
+    }
+
+    fn receiver_words(&self) -> &ReceiverWords {
+        if self.attached {
+            &self.shared.receiver_words
+        } else {
+            &self.shared.no_receiver
+        }
     }
 
     fn write_header(&self, position: u64, header: u64) {

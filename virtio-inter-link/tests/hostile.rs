@@ -1,5 +1,5 @@
-//! A process at the other end of two links that writes random words all over both regions, punches
-//! holes into them and abuses the doorbells, while this side moves frames on them and on a healthy
+//! A process at the other end of two links that writes random words all over what is its own, tries
+//! to punch holes and abuses the doorbells, while this side moves frames on them and on a healthy
 //! link.
 //!
 //! `VIRTIO_INTER_HOSTILE_SECONDS` shortens the ten seconds.
@@ -10,20 +10,24 @@
     reason = "the hostile process maps the region as it likes"
 )]
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use virtio_inter_link::{
-    Doorbell, MIN_CAPACITY, Receiver, Region, RegionError, Sender, Violation, max_record,
+    Doorbell, MIN_CAPACITY, Receiver, ReceiverPage, Region, RegionError, Sender, Violation,
+    max_record, pair,
 };
 
 mod support;
 use support::{Process, Waiter, inherited};
+
+const SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::FUTURE_WRITE)
+    .union(SealFlags::SEAL);
 
 /// xorshift64*: the same attack each time, up to scheduling.
 struct Random(u64);
@@ -37,15 +41,18 @@ impl Random {
     }
 }
 
-/// The hostile process; a test of its own, and empty, unless it was given descriptors: two regions,
-/// then doorbells.
+/// The hostile process; a test of its own, and empty, unless it was given descriptors: the region
+/// that it sends on and the page that it answers with, both not sealed yet, the region that it
+/// receives on, then doorbells.
 #[test]
 fn hostile_process() {
     let Some(fds) = inherited() else { return };
-    let size = rustix::param::page_size() + MIN_CAPACITY as usize;
-    let regions = [0, 1].map(|i| {
+    let page_size = rustix::param::page_size();
+    let size = page_size + MIN_CAPACITY as usize;
+    let [region, page] = [(0, size), (1, page_size)].map(|(i, size)| {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping, of a memfd that cannot shrink; `size` is its size.
+        // SAFETY: a new mapping, of a memfd of which only this process knows the use; `size` is
+        // its size.
         let base = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
@@ -57,54 +64,60 @@ fn hostile_process() {
             )
             .unwrap()
         };
+        rustix::fs::fcntl_add_seals(&fds[i], SEALS).unwrap();
         // SAFETY: page-aligned, mapped for ever, and only accessed as atomics here.
         unsafe { std::slice::from_raw_parts(base.cast::<AtomicU64>(), size / 8) }
     });
-    let doorbells = &fds[2..];
+    let bells = &fds[3..];
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     loop {
         let (choice, value) = (random.next(), random.next());
-        let which = choice as usize & 1;
-        let words = regions[which];
         // Published, space target, consumed, data target.
-        let word = &words[[16, 32, 48, 64][choice as usize >> 1 & 3]];
+        let all = [&region[16], &region[32], &page[16], &page[32]];
+        let word = all[choice as usize >> 1 & 3];
         match choice >> 8 & 31 {
-            // Anything, anywhere.
-            0..8 => words[value as usize % words.len()].store(random.next(), Relaxed),
+            // Anything, anywhere but in the description.
+            0..8 => {
+                let words = if choice & 1 == 0 { region } else { page };
+                words[3 + value as usize % (words.len() - 3)].store(random.next(), Relaxed);
+            }
             // Anything, in the words that matter.
             8 => word.store(value, Relaxed),
             // What could almost be true: a small step from what is there, or from the other words.
             9..13 => word.store(word.load(Relaxed).wrapping_add(64 * (value % 64)), Relaxed),
-            13..15 => word.store(words[[16, 48][value as usize & 1]].load(Relaxed), Relaxed),
+            13 => word.store(all[value as usize & 3].load(Relaxed), Relaxed),
+            14 => word.store(0, Relaxed),
             15 => word.store(word.load(Relaxed).wrapping_sub(value % 4), Relaxed),
             // Lengths on record boundaries: plausible, too long, with reserved bits.
             16..24 => {
-                let record = words.len() - MIN_CAPACITY as usize / 8 + (value as usize % 4096) * 8;
-                words[record].store(
+                let record = region.len() - MIN_CAPACITY as usize / 8 + (value as usize % 4096) * 8;
+                region[record].store(
                     random.next() >> [63, 58, 48, 20][value as usize >> 20 & 3],
                     Relaxed,
                 );
             }
             // A whole lap of them.
             24 if value.is_multiple_of(64) => {
-                let first = words.len() - MIN_CAPACITY as usize / 8;
-                words[first..]
+                let first = region.len() - MIN_CAPACITY as usize / 8;
+                region[first..]
                     .iter()
                     .step_by(8)
                     .for_each(|word| word.store(value >> 57, Relaxed));
             }
-            // A hole: the kernel gives a page of zeros for it.
+            // A hole, which nobody can make any more.
             25 if value.is_multiple_of(64) => {
-                let offset = value >> 8 & 0x3_f000;
                 let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                rustix::fs::fallocate(&fds[which], flags, offset, 4096).unwrap();
+                for fd in &fds[..3] {
+                    let punched = rustix::fs::fallocate(fd, flags, 0, 4096);
+                    assert!(punched.is_err());
+                }
             }
             // Bells: a full counter, and a write to it that would block.
             26 if value.is_multiple_of(16) => {
-                let doorbell = &doorbells[value as usize >> 8 & 3];
-                rustix::fs::fcntl_setfl(doorbell, OFlags::NONBLOCK).unwrap();
-                let _ = rustix::io::write(doorbell, &(u64::MAX - 1).to_ne_bytes());
-                rustix::fs::fcntl_setfl(doorbell, OFlags::empty()).unwrap();
+                let bell = &bells[value as usize >> 8 & 3];
+                rustix::fs::fcntl_setfl(bell, OFlags::NONBLOCK).unwrap();
+                let _ = rustix::io::write(bell, &(u64::MAX - 1).to_ne_bytes());
+                rustix::fs::fcntl_setfl(bell, OFlags::empty()).unwrap();
             }
             // Rest, so that the other side gets somewhere on a machine with few processors.
             27 if value.is_multiple_of(256) => {
@@ -126,42 +139,71 @@ struct Outcome {
     records: u64,
 }
 
-/// The region and the doorbells of a hostile link.
+/// A memfd that starts like this, for the hostile process to map and seal.
+fn unsealed(start: &[u8], size: u64) -> OwnedFd {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = rustix::fs::memfd_create(c"hostile", flags).unwrap();
+    rustix::fs::ftruncate(&fd, size).unwrap();
+    rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, size).unwrap();
+    rustix::io::pwrite(&fd, start, 0).unwrap();
+    fd
+}
+
+fn region_header() -> Vec<u8> {
+    let mut header = b"vi-link\0\x02\0\x08\0\x40\0\0\0".to_vec();
+    header.extend(MIN_CAPACITY.to_le_bytes());
+    header.extend((rustix::param::page_size() as u32).to_le_bytes());
+    header
+}
+
+/// What the two links with the hostile process are made of.
 struct Hostile {
-    region: File,
-    doorbells: [OwnedFd; 2],
+    /// It sends on this one, …
+    region: OwnedFd,
+    /// … and answers with this page.
+    page: OwnedFd,
+    bells: [OwnedFd; 4],
 }
 
 impl Hostile {
     fn new() -> Self {
-        let doorbell = || {
+        let bell = || {
             Doorbell::new()
                 .unwrap()
                 .as_fd()
                 .try_clone_to_owned()
                 .unwrap()
         };
-        let region = Region::create(MIN_CAPACITY).unwrap();
+        let page_size = rustix::param::page_size() as u64;
         Self {
-            region: File::from(region.fd().try_clone_to_owned().unwrap()),
-            doorbells: [doorbell(), doorbell()],
+            region: unsealed(&region_header(), page_size + u64::from(MIN_CAPACITY)),
+            page: unsealed(b"vi-recv\0\x02\0", page_size),
+            bells: [bell(), bell(), bell(), bell()],
         }
     }
 
-    /// A new link over the same memory, with its description put right, if the peer leaves the time
-    /// for that.
-    fn open(&self) -> Result<(Region, Doorbell, Doorbell), RegionError> {
-        let mut header = b"vi-link\0\x01\0\x08\0\x40\0\0\0".to_vec();
-        header.extend(MIN_CAPACITY.to_le_bytes());
-        header.extend((rustix::param::page_size() as u32).to_le_bytes());
-        header.resize(640, 0);
-        self.region.write_all_at(&header, 0).unwrap();
-        let region = Region::open(self.region.try_clone().unwrap().into(), MIN_CAPACITY)?;
-        let [data_doorbell, space_doorbell] = self
-            .doorbells
-            .each_ref()
-            .map(|doorbell| Doorbell::from_fd(doorbell.try_clone().unwrap()).unwrap());
-        Ok((region, data_doorbell, space_doorbell))
+    fn bells(&self, first: usize) -> [Doorbell; 2] {
+        [first, first + 1]
+            .map(|bell| Doorbell::from_fd(self.bells[bell].try_clone().unwrap()).unwrap())
+    }
+
+    /// A new link to receive on, over the same memory.
+    fn receiver(&self) -> Result<Receiver, RegionError> {
+        let region = Region::open(self.region.try_clone().unwrap(), MIN_CAPACITY)?;
+        let [data_doorbell, space_doorbell] = self.bells(0);
+        let page = ReceiverPage::create()?;
+        Ok(Receiver::new(region, page, data_doorbell, space_doorbell))
+    }
+
+    /// A new link to send on, which the peer answers with the same page.
+    fn sender(&self) -> Result<Sender, RegionError> {
+        let region = Region::create(MIN_CAPACITY)?;
+        let [data_doorbell, space_doorbell] = self.bells(2);
+        let mut sender = Sender::new(region, data_doorbell, space_doorbell);
+        let page = ReceiverPage::open(self.page.try_clone().unwrap())?;
+        // A violation shows at the next use, too.
+        let _ = sender.attach(page);
+        Ok(sender)
     }
 }
 
@@ -242,26 +284,21 @@ fn a_hostile_peer_harms_only_its_own_links() {
         return;
     }
     let seconds = std::env::var("VIRTIO_INTER_HOSTILE_SECONDS").map_or(10, |s| s.parse().unwrap());
-    let region = Region::create(MIN_CAPACITY).unwrap();
-    let theirs = Region::open(region.fd().try_clone_to_owned().unwrap(), MIN_CAPACITY).unwrap();
-    let (data_doorbell, space_doorbell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
-    let clone = |doorbell: &Doorbell| doorbell.try_clone().unwrap();
-    let mut healthy = Sender::new(theirs, clone(&data_doorbell), clone(&space_doorbell));
-    let receiver = Receiver::new(region, data_doorbell, space_doorbell);
+    let (mut healthy, receiver) = pair(MIN_CAPACITY).unwrap();
     let healthy_receiver = std::thread::spawn(move || receive_healthy(receiver));
 
-    let (to, from) = (Hostile::new(), Hostile::new());
-    let fds: Vec<_> = [&to.region, &from.region]
-        .map(|region| region.as_fd())
-        .into_iter()
-        .chain(
-            to.doorbells
-                .iter()
-                .chain(&from.doorbells)
-                .map(|doorbell| doorbell.as_fd()),
-        )
-        .collect();
-    let process = Process::spawn("hostile_process", &fds);
+    let hostile = Hostile::new();
+    let read_only = Region::create(MIN_CAPACITY).unwrap();
+    let files = [hostile.region.as_fd(), hostile.page.as_fd(), read_only.fd()];
+    let bells = hostile.bells.iter().map(|bell| bell.as_fd());
+    let fds: Vec<_> = files.into_iter().chain(bells).collect();
+    let mut process = Process::spawn("hostile_process", &fds);
+    while !rustix::fs::fcntl_get_seals(&hostile.page)
+        .unwrap()
+        .contains(SEALS)
+    {
+        std::thread::yield_now();
+    }
 
     let (mut sending, mut receiving) = (Outcome::default(), Outcome::default());
     let (mut sender, mut receiver) = (None, None);
@@ -271,8 +308,8 @@ fn a_hostile_peer_harms_only_its_own_links() {
     while start.elapsed() < Duration::from_secs(seconds) {
         let turn = Instant::now();
         match &mut sender {
-            None => match to.open() {
-                Ok((region, data, space)) => sender = Some(Sender::new(region, data, space)),
+            None => match hostile.sender() {
+                Ok(end) => sender = Some(end),
                 Err(_) => sending.unopened += 1,
             },
             Some(end) => {
@@ -283,8 +320,8 @@ fn a_hostile_peer_harms_only_its_own_links() {
             }
         }
         match &mut receiver {
-            None => match from.open() {
-                Ok((region, data, space)) => receiver = Some(Receiver::new(region, data, space)),
+            None => match hostile.receiver() {
+                Ok(end) => receiver = Some(end),
                 Err(_) => receiving.unopened += 1,
             },
             Some(end) => {
@@ -307,6 +344,7 @@ fn a_hostile_peer_harms_only_its_own_links() {
         healthy.publish().unwrap();
         slowest = slowest.max(turn.elapsed());
     }
+    assert!(process.is_running(), "the attack goes on to the end");
     drop(process);
     // An empty record ends the healthy link.
     let waiter = Waiter::new(healthy.space_doorbell());

@@ -5,10 +5,12 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use virtio_inter_link::{Doorbell, MIN_CAPACITY, Receiver, Region, Sender, max_record};
+use virtio_inter_link::{
+    Doorbell, MIN_CAPACITY, Receiver, ReceiverPage, Region, Sender, max_record,
+};
 
 mod support;
-use support::{Process, Waiter, inherited};
+use support::{Process, Waiter, inherited, receive_fd, send_fd, sockets};
 
 const RECORDS: u32 = 200_000;
 
@@ -30,15 +32,21 @@ fn len(number: u32) -> usize {
 #[test]
 fn sending_process() {
     let Some(fds) = inherited() else { return };
-    let [region, data_doorbell, space_doorbell] = fds.try_into().unwrap();
-    let region = Region::open(region, MIN_CAPACITY).unwrap();
-    let doorbell = |fd| Doorbell::from_fd(fd).unwrap();
-    let mut sender = Sender::new(region, doorbell(data_doorbell), doorbell(space_doorbell));
+    let [socket, data_doorbell, space_doorbell] = fds.try_into().unwrap();
+    let region = Region::create(MIN_CAPACITY).unwrap();
+    send_fd(&socket, region.fd());
+    let bell = |fd| Doorbell::from_fd(fd).unwrap();
+    let mut sender = Sender::new(region, bell(data_doorbell), bell(space_doorbell));
+    // As much as the ring holds goes out before the receiver has answered.
+    let mut page = Some(socket);
     let waiter = Waiter::new(sender.space_doorbell());
     for number in 0..RECORDS {
         let len = len(number);
         while sender.reserve(len).unwrap().is_none() {
-            if sender.wait_for_space(len).unwrap() {
+            if let Some(socket) = page.take() {
+                let page = ReceiverPage::open(receive_fd(&socket).unwrap()).unwrap();
+                sender.attach(page).unwrap();
+            } else if sender.wait_for_space(len).unwrap() {
                 assert!(waiter.wait(LOST), "no wake-up for space at record {number}");
             }
         }
@@ -50,7 +58,7 @@ fn sending_process() {
             sender.publish().unwrap();
         }
     }
-    sender.publish().unwrap();
+    sender.close().unwrap();
 }
 
 #[test]
@@ -58,15 +66,26 @@ fn all_records_arrive_in_order() {
     if inherited().is_some() {
         return;
     }
-    let region = Region::create(MIN_CAPACITY).unwrap();
+    let (socket, theirs) = sockets();
     let (data_doorbell, space_doorbell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
-    let fds = [region.fd(), data_doorbell.as_fd(), space_doorbell.as_fd()];
+    let fds = [
+        theirs.as_fd(),
+        data_doorbell.as_fd(),
+        space_doorbell.as_fd(),
+    ];
     let mut process = Process::spawn("sending_process", &fds);
-    let mut receiver = Receiver::new(region, data_doorbell, space_doorbell);
+    drop(theirs);
+    let region = Region::open(receive_fd(&socket).unwrap(), MIN_CAPACITY).unwrap();
+    let page = ReceiverPage::create().unwrap();
+    let answer = page.fd().try_clone_to_owned().unwrap();
+    let mut receiver = Receiver::new(region, page, data_doorbell, space_doorbell);
     let waiter = Waiter::new(receiver.data_doorbell());
     let mut payload = vec![0; max_record(MIN_CAPACITY) as usize];
     let mut number = 0;
-    while number < RECORDS {
+    // The sender has filled the ring by then, and sleeps.
+    std::thread::sleep(Duration::from_millis(20));
+    send_fd(&socket, answer.as_fd());
+    while !receiver.is_finished() {
         if let Some(record) = receiver.peek().unwrap() {
             let len = record.slice().copy_to(&mut payload[..]);
             record.consume();
@@ -81,9 +100,10 @@ fn all_records_arrive_in_order() {
             if number % 7 == 0 {
                 receiver.release().unwrap();
             }
-        } else if receiver.wait_for_data().unwrap() {
+        } else if receiver.wait_for_data().unwrap() && !receiver.is_finished() {
             assert!(waiter.wait(LOST), "no wake-up for data at record {number}");
         }
     }
+    assert_eq!(number, RECORDS);
     assert!(process.join());
 }

@@ -1,21 +1,31 @@
-//! One connection to one peer: drives its handshake over the socket and collects the rings.
+//! One connection to one peer: drives its handshake over the socket, and exchanges rings.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use virtio_inter_common::PortId;
-use virtio_inter_link::{Doorbell, Receiver, Region, Sender};
+use virtio_inter_link::{Doorbell, Receiver, ReceiverPage, Region};
 use zerocopy::IntoBytes;
 
 use crate::deferred_close::{Closer, DeferredFd, Owner};
 use crate::fd_type;
-use crate::handshake::{Candidate, Local, Refusal, RingSequence, Role, parse_id};
+use crate::handshake::{Candidate, Local, Refusal, Role, parse_id};
 use crate::limits::Limits;
-use crate::port::{DownReason, PeerInfo, PeerKey, PeerLink};
+use crate::port::{DownReason, PeerKey};
+use crate::quota::Quota;
+use crate::rings::Rings;
 use crate::socket::{self, ReceiveError, Received};
-use crate::wire::{self, MAX_MESSAGE, Message, Ring, Versions};
+use crate::wire::{
+    self, Accept, DONE_DECLINED, DONE_DRAINED, Done, Header, KIND_FRAME, Link, MAX_FRAME,
+    MAX_MESSAGE, Message, Versions,
+};
+
+/// Bytes that the kernel keeps of what a peer does not read: small, as there is one such buffer for
+/// each peer. The kernel doubles it for what it needs itself.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// A connection, from the first byte to the end of the link.
 #[derive(Debug)]
@@ -24,11 +34,9 @@ pub(crate) struct Connection {
     pub(crate) role: Role,
     /// When it was made.
     pub(crate) started: Instant,
-    /// When the peer was let in.
-    admitted: Option<Instant>,
     /// The kernel's word on the peer's process.
     pub(crate) owner: Owner,
-    /// Whether the event loop listens for room to write.
+    /// Whether the event loop waits for room to write.
     pub(crate) watches_write: bool,
     /// What the peer called itself, let in or not.
     claimed: Option<PortId>,
@@ -42,32 +50,20 @@ pub(crate) struct Connection {
 enum Stage {
     /// The peer has not said who it is.
     Hello,
-    /// The peer is let in, rings go both ways.
-    Rings(Box<Exchange>),
-    /// The link is up, since then.
-    Up(Candidate, Instant),
+    /// The peer is let in.
+    Up(Box<Up>),
 }
 
 #[derive(Debug)]
-struct Exchange {
+struct Up {
     peer: Candidate,
-    sequence: RingSequence,
-    senders: Vec<Sender>,
-    /// Empty until they are made.
-    receivers: Vec<OwnRing>,
-    /// How many receivers there will be. The acceptor makes them when the connector's first ring is
-    /// there: a process that connects and sends nothing costs no memory.
-    wanted: u16,
-    /// How many of the receivers' rings have been sent.
-    sent: usize,
-}
-
-/// A ring that we receive on, as long as its descriptors are still to be sent.
-#[derive(Debug)]
-struct OwnRing {
-    region: Region,
-    data_doorbell: Doorbell,
-    space_doorbell: Doorbell,
+    since: Instant,
+    rings: Rings,
+    quota: Quota,
+    /// Messages that are still to be sent, with their descriptors.
+    outgoing: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    /// The send buffer has got its size.
+    has_send_buffer: bool,
 }
 
 /// What came of looking at the socket.
@@ -77,14 +73,40 @@ pub(crate) enum Step {
     Idle,
     /// A message was dealt with, look again.
     Progress,
+    /// The peer sends too much: look again at that time.
+    Pause(Instant),
     /// The peer has introduced itself: [`Connection::admit`] or [`Connection::refuse`] it.
     Introduced(Candidate),
-    /// The link is up.
-    Up(PeerLink),
+    /// The peer opens a ring: [`Connection::accept_link`] or [`Connection::decline_link`].
+    Offered(OfferedLink),
+    /// The peer has accepted a ring of this side.
+    Accepted {
+        queue: u16,
+        number: u64,
+        page: ReceiverPage,
+    },
+    /// The peer does not read a ring of this side any more.
+    Done {
+        queue: u16,
+        number: u64,
+        declined: bool,
+    },
+    /// A record that the peer sends without a ring.
+    Frame(Box<[u8]>),
     /// The connection is over: before the link was up, …
     Ended(End),
     /// … or after it was.
     Down(DownReason),
+}
+
+/// A ring that the peer opens.
+#[derive(Debug)]
+pub(crate) struct OfferedLink {
+    pub(crate) number: u64,
+    pub(crate) queue: u16,
+    capacity: u32,
+    /// None: this process had no room for them.
+    fds: Option<[OwnedFd; 3]>,
 }
 
 /// How a handshake ended without a link.
@@ -118,7 +140,6 @@ impl Connection {
             key,
             role,
             started: now,
-            admitted: None,
             owner,
             watches_write: false,
             claimed: None,
@@ -133,29 +154,43 @@ impl Connection {
         self.socket.as_fd()
     }
 
-    /// The peer, once it has been let in.
-    pub(crate) fn peer(&self) -> Option<&Candidate> {
+    fn up(&self) -> Option<&Up> {
         match &self.stage {
             Stage::Hello => None,
-            Stage::Rings(exchange) => Some(&exchange.peer),
-            Stage::Up(peer, _) => Some(peer),
+            Stage::Up(up) => Some(up),
         }
+    }
+
+    fn up_mut(&mut self) -> Option<&mut Up> {
+        match &mut self.stage {
+            Stage::Hello => None,
+            Stage::Up(up) => Some(up),
+        }
+    }
+
+    /// The peer, once it has been let in.
+    pub(crate) fn peer(&self) -> Option<&Candidate> {
+        self.up().map(|up| &up.peer)
     }
 
     /// Since when the link is up, if it is.
     pub(crate) fn up_since(&self) -> Option<Instant> {
-        match self.stage {
-            Stage::Up(_, since) => Some(since),
-            _ => None,
-        }
+        self.up().map(|up| up.since)
     }
 
-    /// How long the present part of the handshake may take, and when that has passed.
+    /// Number of rings that are open, both directions.
+    pub(crate) fn ring_count(&self) -> usize {
+        self.up().map_or(0, |up| up.rings.count())
+    }
+
+    /// Bytes of the rings that this side has made for the peer.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.up().map_or(0, |up| up.rings.sent_bytes())
+    }
+
+    /// How long the handshake may take, and when that has passed.
     pub(crate) fn deadline(&self, limits: &Limits) -> (Duration, Instant) {
-        match self.admitted {
-            None => (limits.hello_timeout, self.started + limits.hello_timeout),
-            Some(at) => (limits.rings_timeout, at + limits.rings_timeout),
-        }
+        (limits.hello_timeout, self.started + limits.hello_timeout)
     }
 
     /// How long the link has been up.
@@ -192,14 +227,10 @@ impl Connection {
         self.has_any(PollFlags::IN)
     }
 
-    /// Whether the other side has closed, or, of a link that is up, has sent what it must not.
+    /// Whether the other side has closed.
     pub(crate) fn has_ended(&self) -> bool {
-        let mut wanted = PollFlags::RDHUP;
-        if self.up_since().is_some() {
-            wanted |= PollFlags::IN;
-        }
-        // Any flag that comes back ends it; HUP and ERR come unasked.
-        self.has_any(wanted)
+        // HUP and ERR come unasked.
+        self.has_any(PollFlags::RDHUP)
     }
 
     fn has_any(&self, wanted: PollFlags) -> bool {
@@ -216,23 +247,19 @@ impl Connection {
     /// A peer that has closed is not an error here: what it said last is still to be read.
     pub(crate) fn flush(&mut self, local: &Local) -> Result<bool, Refusal> {
         loop {
-            let sent = match &self.stage {
-                // The acceptor's HELLO says that it accepts the connector's.
-                Stage::Hello if self.role == Role::Acceptor => return Ok(true),
-                _ if !self.hello_sent => socket::send(self.fd(), local.hello().as_bytes(), &[]),
-                Stage::Rings(exchange) if exchange.sent < exchange.receivers.len() => {
-                    let ring = &exchange.receivers[exchange.sent];
-                    let count = exchange.receivers.len() as u16;
-                    let index = exchange.sent as u16;
-                    let message = Ring::new(index, count, local.port.ring_capacity);
-                    let fds = [
-                        ring.region.fd(),
-                        ring.data_doorbell.as_fd(),
-                        ring.space_doorbell.as_fd(),
-                    ];
-                    socket::send(self.fd(), message.as_bytes(), &fds)
+            let sent = if !self.hello_sent {
+                if self.role == Role::Acceptor && self.up().is_none() {
+                    // The connector speaks first.
+                    return Ok(true);
                 }
-                _ => return Ok(true),
+                socket::send(self.fd(), &local.hello().to_bytes(), &[])
+            } else {
+                let next = self.up().and_then(|up| up.outgoing.front());
+                let Some((bytes, fds)) = next else {
+                    return Ok(true);
+                };
+                let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+                socket::send(self.fd(), bytes, &fds)
             };
             match sent {
                 Ok(()) => {}
@@ -242,54 +269,63 @@ impl Connection {
                 // Among them ETOOMANYREFS: too many descriptors of this user are under way.
                 Err(e) => return Err(Refusal::resources(std::io::Error::from(e))),
             }
-            match &mut self.stage {
-                Stage::Rings(exchange) if self.hello_sent => exchange.sent += 1,
-                _ => self.hello_sent = true,
+            if !self.hello_sent {
+                self.hello_sent = true;
+            } else if let Some(up) = self.up_mut() {
+                up.outgoing.pop_front();
             }
         }
     }
 
-    /// Reads and judges one message.
+    /// Reads and checks one message.
     pub(crate) fn step(&mut self, local: &Local, now: Instant) -> Step {
-        if let Some(up) = self.finish(now) {
-            return up;
+        if let Some(up) = self.up_mut()
+            && let Err(until) = up.quota.check(now)
+        {
+            return Step::Pause(until);
         }
         let mut buffer = [0; MAX_MESSAGE];
         let mut fds = Vec::new();
         let received = socket::receive(self.socket.as_fd(), &mut buffer, &mut fds);
-        let step = match (&self.stage, received) {
-            (_, Ok(Received::Nothing)) => Step::Idle,
-            (Stage::Up(..), received) => Step::Down(after_the_end(received, &buffer)),
-            (_, Ok(Received::Closed)) => Step::Ended(End::Closed),
-            (_, Ok(Received::Packet(len))) => self
-                .judge(local, &buffer[..len], &mut fds)
-                .unwrap_or_else(|refusal| Step::Ended(End::Refused(refusal))),
-            (_, Err(ReceiveError::Socket(e))) => {
-                log::debug!("Failed to read from {}: {e}", self.name());
-                Step::Ended(End::Closed)
+        let step = match received {
+            Ok(Received::Nothing) => Ok(Step::Idle),
+            Ok(Received::Closed) => Ok(self.closed(DownReason::Closed)),
+            Ok(Received::Packet { len, lost_fds }) => {
+                self.handle(local, &buffer[..len], &mut fds, lost_fds)
             }
-            (_, Err(e)) => Step::Ended(End::Refused(Refusal::violation(e))),
+            Err(ReceiveError::Socket(e)) => {
+                log::debug!("Failed to read from {}: {e}", self.name());
+                Ok(self.closed(DownReason::Socket(e)))
+            }
+            Err(e) => Err(Refusal::violation(e)),
         };
         // What nobody has found to be harmless.
         let owner = self.owner;
         fds.into_iter().for_each(|fd| self.closer.close(fd, owner));
-        match step {
-            // The last ring may have been the last thing to wait for: nothing else would wake us.
-            Step::Progress => self.finish(now).unwrap_or(Step::Progress),
-            step => step,
+        step.unwrap_or_else(|refusal| Step::Ended(End::Refused(refusal)))
+    }
+
+    fn closed(&self, reason: DownReason) -> Step {
+        match self.stage {
+            Stage::Hello => Step::Ended(End::Closed),
+            Stage::Up(_) => Step::Down(reason),
         }
     }
 
-    /// Judges one message. Takes the descriptors out of `fds` if they are what they have to be.
-    fn judge(
+    /// Handles one message. Takes the descriptors out of `fds` if they are what they have to be.
+    fn handle(
         &mut self,
         local: &Local,
         packet: &[u8],
         fds: &mut Vec<OwnedFd>,
+        lost_fds: bool,
     ) -> Result<Step, Refusal> {
         let message = wire::parse(packet)?;
-        let expects_fds = matches!((&self.stage, &message), (Stage::Rings(_), Message::Ring(_)));
-        if !expects_fds && !fds.is_empty() {
+        let expected = match self.stage {
+            Stage::Hello => 0,
+            Stage::Up(_) => message.fds(),
+        };
+        if fds.len() != expected && !lost_fds {
             return Err(Refusal::Violation(format!(
                 "{} with {} descriptors",
                 message.name(),
@@ -297,151 +333,199 @@ impl Connection {
             )));
         }
         match (&mut self.stage, message) {
-            (_, Message::Refuse(refuse)) => Ok(Step::Ended(End::RefusedByPeer {
-                reason: refuse.reason.get(),
-                text: refuse.text(),
-                versions: refuse.versions(),
-            })),
+            (stage, Message::Refuse(refuse)) => Ok(match stage {
+                Stage::Hello => Step::Ended(End::RefusedByPeer {
+                    reason: refuse.reason.get(),
+                    text: refuse.text(),
+                    versions: refuse.versions(),
+                }),
+                Stage::Up(_) if refuse.may_pass() => {
+                    Step::Down(DownReason::NoResources(refuse.text()))
+                }
+                Stage::Up(_) => Step::Down(DownReason::Refused(refuse.text())),
+            }),
             (Stage::Hello, Message::ForeignHello(theirs)) => Err(Refusal::Version { theirs }),
             (Stage::Hello, Message::Hello(hello)) => {
                 self.claimed = parse_id(&hello.id).ok();
                 let candidate = local.judge(&self.role, &hello)?;
                 Ok(Step::Introduced(candidate))
             }
-            (Stage::Rings(exchange), Message::Ring(ring)) => {
-                exchange.sequence.accept(&ring, fds.len())?;
-                exchange.senders.push(open_ring(fds, ring.capacity.get())?);
-                if exchange.receivers.is_empty() {
-                    exchange.make_rings(local)?;
+            (Stage::Up(up), Message::Link(link)) => {
+                up.quota.spend_on_link();
+                up.rings
+                    .offered(&link, &up.peer, local.port.ring_capacity)?;
+                let fds = if lost_fds {
+                    None
+                } else {
+                    Some(take_link_fds(fds)?)
+                };
+                Ok(Step::Offered(OfferedLink {
+                    number: link.number.get(),
+                    queue: link.queue.get(),
+                    capacity: link.capacity.get(),
+                    fds,
+                }))
+            }
+            (Stage::Up(up), Message::Accept(accept)) => {
+                let number = accept.number.get();
+                let queue = up.rings.accepted(number)?;
+                let page = fds.first().filter(|fd| fd_type::is_memfd(fd.as_fd()));
+                if page.is_none() && !lost_fds {
+                    let text = "ACCEPT whose descriptor is not a memfd".to_owned();
+                    return Err(Refusal::Violation(text));
                 }
+                let Some(page) = fds.pop() else {
+                    let text = "no descriptor is left for a ring that was accepted".to_owned();
+                    return Err(Refusal::Resources(text));
+                };
+                let page = ReceiverPage::open(page).map_err(region_refusal)?;
+                Ok(Step::Accepted {
+                    queue,
+                    number,
+                    page,
+                })
+            }
+            (Stage::Up(up), Message::Done(done)) => {
+                let (queue, declined) = up.rings.done(&done)?;
+                let number = done.number.get();
+                Ok(Step::Done {
+                    queue,
+                    number,
+                    declined,
+                })
+            }
+            (Stage::Up(up), Message::Frame(record)) => {
+                up.quota.spend_on_frame();
+                Ok(Step::Frame(record.into()))
+            }
+            (_, Message::Optional(kind)) => {
+                if let Some(up) = self.up_mut() {
+                    up.quota.spend_on_frame();
+                }
+                log::debug!("Skipped a message of kind {kind:#06x} from {}", self.name());
                 Ok(Step::Progress)
             }
-            (stage, message) => Err(Refusal::Violation(format!(
-                "{} instead of {}",
-                message.name(),
-                if matches!(stage, Stage::Hello) {
-                    "HELLO"
-                } else {
-                    "RING"
-                }
+            (Stage::Hello, message) => Err(Refusal::Violation(format!(
+                "{} instead of HELLO",
+                message.name()
+            ))),
+            (Stage::Up(_), message) => Err(Refusal::Violation(format!(
+                "{} on a connection that is up",
+                message.name()
             ))),
         }
     }
 
-    /// Whether the next message may be the one upon which rings are made: that takes a while.
-    pub(crate) fn may_make_rings(&self) -> bool {
-        match &self.stage {
-            Stage::Hello => self.role != Role::Acceptor,
-            Stage::Rings(exchange) => exchange.receivers.is_empty(),
-            Stage::Up(..) => false,
-        }
-    }
-
-    /// Lets the peer in. The connector makes the rings that the peer will send on.
-    pub(crate) fn admit(
-        &mut self,
-        local: &Local,
-        peer: Candidate,
-        now: Instant,
-    ) -> Result<(), Refusal> {
-        let mut exchange = Box::new(Exchange {
-            sequence: RingSequence::new(local.port.queues, peer.ring_capacity),
-            senders: Vec::with_capacity(local.port.queues.into()),
-            receivers: Vec::new(),
-            wanted: peer.queues,
-            sent: 0,
+    /// Lets the peer in.
+    pub(crate) fn admit(&mut self, peer: Candidate, now: Instant) {
+        self.stage = Stage::Up(Box::new(Up {
             peer,
-        });
-        if self.role != Role::Acceptor {
-            exchange.make_rings(local)?;
-        }
-        self.stage = Stage::Rings(exchange);
-        self.admitted = Some(now);
-        Ok(())
+            since: now,
+            rings: Rings::default(),
+            quota: Quota::new(now),
+            outgoing: VecDeque::new(),
+            has_send_buffer: false,
+        }));
     }
 
-    /// Tells the peer why, if it listens. The connection is of no use afterwards.
+    /// Opens a ring for a queue pair of this side, to be sent with the next flush; its number. None:
+    /// there are two already, or no peer.
+    pub(crate) fn open_link(
+        &mut self,
+        queue: u16,
+        capacity: u32,
+        fds: [OwnedFd; 3],
+    ) -> Option<u64> {
+        let up = self.up_mut()?;
+        let number = up.rings.open(queue, capacity)?;
+        let link = Link::new(queue, capacity, number);
+        up.outgoing
+            .push_back((link.as_bytes().to_vec(), fds.into()));
+        Some(number)
+    }
+
+    /// Opens the region that the peer has made and answers with a page of its own, with the next
+    /// flush.
+    ///
+    /// # Errors
+    ///
+    /// A violation ends the connection, a want of resources only this ring:
+    /// [`Connection::decline_link`].
+    pub(crate) fn accept_link(&mut self, link: OfferedLink) -> Result<Receiver, Refusal> {
+        let no_room = || Refusal::Full("no descriptors are left for its ring".to_owned());
+        let [region, data_doorbell, space_doorbell] = link.fds.ok_or_else(no_room)?;
+        let region = Region::open(region, link.capacity).map_err(region_refusal)?;
+        let data_doorbell = Doorbell::from_fd(data_doorbell).map_err(Refusal::violation)?;
+        let space_doorbell = Doorbell::from_fd(space_doorbell).map_err(Refusal::violation)?;
+        let page = ReceiverPage::create().map_err(Refusal::resources)?;
+        let answer = page.fd().try_clone_to_owned().map_err(Refusal::resources)?;
+        if let Some(up) = self.up_mut() {
+            let accept = Accept::new(link.number);
+            up.outgoing
+                .push_back((accept.as_bytes().to_vec(), vec![answer]));
+        }
+        Ok(Receiver::new(region, page, data_doorbell, space_doorbell))
+    }
+
+    /// Does not take a ring.
+    pub(crate) fn decline_link(&mut self, number: u64) {
+        self.push_done(number, DONE_DECLINED);
+    }
+
+    /// Does not read a ring any more that was closed and drained.
+    pub(crate) fn finish_link(&mut self, number: u64) {
+        self.push_done(number, DONE_DRAINED);
+    }
+
+    fn push_done(&mut self, number: u64, status: u16) {
+        if let Some(up) = self.up_mut()
+            && up.rings.finish(number)
+        {
+            let done = Done::new(number, status);
+            up.outgoing
+                .push_back((done.as_bytes().to_vec(), Vec::new()));
+        }
+    }
+
+    /// Sends a record without a ring. False: there is no room for it, or it is too long.
+    pub(crate) fn send_frame(&mut self, record: &[u8]) -> bool {
+        if record.is_empty() || record.len() > MAX_FRAME || !self.hello_sent {
+            return false;
+        }
+        let fd = self.socket.as_fd();
+        let Stage::Up(up) = &mut self.stage else {
+            return false;
+        };
+        if !up.outgoing.is_empty() {
+            return false;
+        }
+        if !std::mem::replace(&mut up.has_send_buffer, true) {
+            // With the default size the kernel would keep more for a peer that does not read.
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size(fd, SEND_BUFFER);
+        }
+        let header = Header::new(KIND_FRAME, size_of::<Header>() + record.len());
+        socket::send_pieces(fd, [header.as_bytes(), record], &[]).is_ok()
+    }
+
+    /// Tells the peer why it is not wanted. The connection is to be dropped afterwards.
     pub(crate) fn refuse(&self, refusal: &Refusal) {
         // Nothing is lost if it cannot be sent: the peer sees the connection end.
         let _ = socket::send(self.fd(), refusal.message().as_bytes(), &[]);
     }
-
-    /// The link, once all rings have gone both ways.
-    fn finish(&mut self, now: Instant) -> Option<Step> {
-        let complete = matches!(&self.stage, Stage::Rings(exchange)
-            if exchange.sequence.is_complete() && exchange.sent == usize::from(exchange.wanted));
-        if !complete {
-            return None;
-        }
-        let Stage::Rings(exchange) = std::mem::replace(&mut self.stage, Stage::Hello) else {
-            return None;
-        };
-        let Exchange {
-            peer,
-            senders,
-            receivers,
-            ..
-        } = *exchange;
-        let receivers = receivers
-            .into_iter()
-            .map(|ring| Receiver::new(ring.region, ring.data_doorbell, ring.space_doorbell))
-            .collect();
-        let info = PeerInfo {
-            key: self.key,
-            id: peer.id.clone(),
-            mac: peer.mac,
-            mtu: peer.mtu,
-            queues: peer.queues,
-        };
-        self.stage = Stage::Up(peer, now);
-        Some(Step::Up(PeerLink {
-            peer: info,
-            senders,
-            receivers,
-        }))
-    }
 }
 
-/// What to make of something that comes on the connection of a link that is up.
-fn after_the_end(
-    received: Result<Received, ReceiveError>,
-    buffer: &[u8; MAX_MESSAGE],
-) -> DownReason {
-    match received {
-        Ok(Received::Nothing | Received::Closed) => DownReason::Closed,
-        Ok(Received::Packet(len)) => match wire::parse(&buffer[..len]) {
-            Ok(Message::Refuse(refuse)) if refuse.may_pass() => {
-                DownReason::NoResources(refuse.text())
-            }
-            Ok(Message::Refuse(refuse)) => DownReason::Refused(refuse.text()),
-            _ => DownReason::UnexpectedData,
-        },
-        Err(ReceiveError::Socket(e)) => DownReason::Socket(e),
-        Err(_) => DownReason::UnexpectedData,
+/// A region that cannot be mapped for want of resources is not the peer's fault.
+fn region_refusal(error: virtio_inter_link::RegionError) -> Refusal {
+    match error {
+        virtio_inter_link::RegionError::Map(_) => Refusal::resources(error),
+        error => Refusal::violation(error),
     }
-}
-
-impl Exchange {
-    fn make_rings(&mut self, local: &Local) -> Result<(), Refusal> {
-        self.receivers = (0..self.wanted)
-            .map(|_| make_ring(local.port.ring_capacity))
-            .collect::<Result<_, _>>()?;
-        Ok(())
-    }
-}
-
-fn make_ring(capacity: u32) -> Result<OwnRing, Refusal> {
-    Ok(OwnRing {
-        region: Region::create(capacity).map_err(Refusal::resources)?,
-        data_doorbell: Doorbell::new().map_err(Refusal::resources)?,
-        space_doorbell: Doorbell::new().map_err(Refusal::resources)?,
-    })
 }
 
 /// Takes the descriptors only once they are known to be of the right kinds: memfds and eventfds can
-/// be looked at and closed without waiting for anybody.
-fn open_ring(fds: &mut Vec<OwnedFd>, capacity: u32) -> Result<Sender, Refusal> {
-    let wrong = |what: &str| Err(Refusal::Violation(format!("RING whose {what}")));
+/// be inspected and closed without waiting for anybody.
+fn take_link_fds(fds: &mut Vec<OwnedFd>) -> Result<[OwnedFd; 3], Refusal> {
+    let wrong = |what: &str| Err(Refusal::Violation(format!("LINK whose {what}")));
     let [region, data_doorbell, space_doorbell] = fds.as_slice() else {
         return wrong("descriptors are not three");
     };
@@ -454,11 +538,6 @@ fn open_ring(fds: &mut Vec<OwnedFd>, capacity: u32) -> Result<Sender, Refusal> {
     {
         return wrong("second or third descriptor is not an eventfd");
     }
-    let [region, data_doorbell, space_doorbell] = <[OwnedFd; 3]>::try_from(std::mem::take(fds))
-        .map_err(|fds| Refusal::Violation(format!("RING with {} descriptors", fds.len())))?;
-    Ok(Sender::new(
-        Region::open(region, capacity).map_err(Refusal::violation)?,
-        Doorbell::from_fd(data_doorbell).map_err(Refusal::violation)?,
-        Doorbell::from_fd(space_doorbell).map_err(Refusal::violation)?,
-    ))
+    <[OwnedFd; 3]>::try_from(std::mem::take(fds))
+        .map_err(|fds| Refusal::Violation(format!("LINK with {} descriptors", fds.len())))
 }

@@ -1,19 +1,16 @@
 //! What is a valid course of a handshake: pure judgement of messages, no socket, no clock.
 //!
-//! Each side sends HELLO, then, having judged the other's HELLO, one RING for each of the other's
-//! queue pairs. Whoever does not like what it hears sends REFUSE and closes.
-
-use std::fmt;
-use std::mem::size_of;
+//! The connector sends HELLO; the acceptor answers with HELLO once it has accepted that one. A side
+//! that does not want the other sends REFUSE and closes.
 
 use thiserror::Error;
-use virtio_inter_common::{ErrorChain, MAX_ID_LEN, MacAddr, PortId, PortIdError};
+use virtio_inter_common::{ErrorChain, MacAddr, PortId, PortIdError};
 use virtio_inter_link::FORMAT_VERSION;
 
 use crate::port::{LocalPort, PortError, check_port};
 use crate::wire::{
-    Header, Hello, KIND_HELLO, REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC,
-    REASON_RESOURCES, REASON_TIMEOUT, RING_FDS, Refuse, Ring, Versions, WireError,
+    Header, Hello, HelloHead, KIND_HELLO, REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC,
+    REASON_RESOURCES, REASON_TIMEOUT, REASON_UNKNOWN, Refuse, Versions, WireError,
 };
 
 /// This port, and what tells this run of it from others.
@@ -58,7 +55,7 @@ pub(crate) enum Refusal {
     RegionVersion { theirs: u16 },
     #[error("Peer's id is not valid")]
     BadId(#[source] PortIdError),
-    #[error("Peer's id is not text padded with zeros")]
+    #[error("Peer's id is not text")]
     IdEncoding,
     #[error("Peer has this port's own id {0}")]
     OwnId(PortId),
@@ -82,6 +79,8 @@ pub(crate) enum Refusal {
     Busy(String),
     #[error("Link was closed before: {0}")]
     Banned(String),
+    #[error("{0}")]
+    Unknown(WireError),
     #[error("{0}")]
     Violation(String),
     #[error("Handshake made no progress within {0} ms")]
@@ -107,6 +106,7 @@ impl Refusal {
             Refusal::Full(_) => REASON_FULL,
             Refusal::Banned(_) | Refusal::Violation(_) => 8,
             Refusal::Timeout(_) => REASON_TIMEOUT,
+            Refusal::Unknown(_) => REASON_UNKNOWN,
             // Reason 7 would keep the peer away for as long as a limit that stays.
             Refusal::Busy(_) | Refusal::Resources(_) => REASON_RESOURCES,
             Refusal::Duplicate(_) => REASON_DUPLICATE,
@@ -141,36 +141,42 @@ impl Refusal {
 
 impl From<WireError> for Refusal {
     fn from(error: WireError) -> Refusal {
-        Refusal::violation(error)
+        if error.is_unknown() {
+            Refusal::Unknown(error)
+        } else {
+            Refusal::violation(error)
+        }
     }
 }
 
 impl Local {
     /// The message with which this port introduces itself.
     pub(crate) fn hello(&self) -> Hello {
-        let mut id = [0; MAX_ID_LEN];
-        let text = self.port.id.as_str().as_bytes();
-        id[..text.len()].copy_from_slice(text);
         Hello {
-            header: Header::new(KIND_HELLO, size_of::<Hello>()),
-            version_min: Versions::OURS.min.into(),
-            version_max: Versions::OURS.max.into(),
-            region_version: FORMAT_VERSION.into(),
-            queues: self.port.queues.into(),
-            incarnation: self.incarnation.into(),
-            ring_capacity: self.port.ring_capacity.into(),
-            flags: 0.into(),
-            pid: self.pid.into(),
-            mtu: self.port.mtu.into(),
-            mac: self.port.mac.octets(),
-            id,
-            reserved: [0; 20],
+            head: HelloHead {
+                header: Header::new(KIND_HELLO, 0),
+                version_min: Versions::OURS.min.into(),
+                version_max: Versions::OURS.max.into(),
+                region_version: FORMAT_VERSION.into(),
+                queues: self.port.queues.into(),
+                incarnation: self.incarnation.into(),
+                ring_capacity: self.port.ring_capacity.into(),
+                must_flags: 0.into(),
+                may_flags: 0.into(),
+                pid: self.pid.into(),
+                mtu: self.port.mtu.into(),
+                mac: self.port.mac.octets(),
+                head_size: 0.into(),
+                reserved: 0.into(),
+            },
+            id: self.port.id.as_str().as_bytes().to_vec(),
         }
     }
 
-    /// Judges what the peer says of itself.
+    /// Checks what the peer says of itself.
     pub(crate) fn judge(&self, role: &Role, hello: &Hello) -> Result<Candidate, Refusal> {
-        let region_version = hello.region_version.get();
+        let head = &hello.head;
+        let region_version = head.region_version.get();
         if region_version != FORMAT_VERSION {
             return Err(Refusal::RegionVersion {
                 theirs: region_version,
@@ -178,12 +184,12 @@ impl Local {
         }
         let candidate = Candidate {
             id: parse_id(&hello.id)?,
-            mac: MacAddr::new(hello.mac),
-            mtu: hello.mtu.get(),
-            queues: hello.queues.get(),
-            ring_capacity: hello.ring_capacity.get(),
-            incarnation: hello.incarnation.get(),
-            pid: hello.pid.get(),
+            mac: MacAddr::new(head.mac),
+            mtu: head.mtu.get(),
+            queues: head.queues.get(),
+            ring_capacity: head.ring_capacity.get(),
+            incarnation: head.incarnation.get(),
+            pid: head.pid.get(),
         };
         check_port(
             candidate.mac,
@@ -207,84 +213,12 @@ impl Local {
         }
         Ok(candidate)
     }
-
-    /// Memory that a link with this peer can cost, in bytes: the regions that we make, and those of
-    /// the peer, whose pages are ours to pay for if the peer makes holes in them.
-    pub(crate) fn link_bytes(&self, peer: &Candidate) -> u64 {
-        u64::from(peer.queues) * u64::from(self.port.ring_capacity)
-            + u64::from(self.port.queues) * u64::from(peer.ring_capacity)
-    }
-
-    /// Descriptors that a link with this peer takes: its connection and three for each ring.
-    pub(crate) fn link_fds(&self, peer: &Candidate) -> u64 {
-        1 + RING_FDS as u64 * (u64::from(peer.queues) + u64::from(self.port.queues))
-    }
 }
 
 /// The text of an id's field.
-pub(crate) fn parse_id(field: &[u8; MAX_ID_LEN]) -> Result<PortId, Refusal> {
-    let len = field
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(MAX_ID_LEN);
-    let (text, padding) = field.split_at(len);
-    if padding.iter().any(|&byte| byte != 0) {
-        return Err(Refusal::IdEncoding);
-    }
-    let text = std::str::from_utf8(text).map_err(|_| Refusal::IdEncoding)?;
+pub(crate) fn parse_id(field: &[u8]) -> Result<PortId, Refusal> {
+    let text = std::str::from_utf8(field).map_err(|_| Refusal::IdEncoding)?;
     text.parse().map_err(Refusal::BadId)
-}
-
-/// The peer's RING messages: which one is next.
-#[derive(Debug)]
-pub(crate) struct RingSequence {
-    next: u16,
-    count: u16,
-    capacity: u32,
-}
-
-impl RingSequence {
-    /// One for each of `count` queue pairs, all of the capacity of which the peer's HELLO spoke.
-    pub(crate) fn new(count: u16, capacity: u32) -> RingSequence {
-        RingSequence {
-            next: 0,
-            count,
-            capacity,
-        }
-    }
-
-    /// Judges the next message.
-    pub(crate) fn accept(&mut self, ring: &Ring, fds: usize) -> Result<(), Refusal> {
-        let wrong = |what: &str, got: &dyn fmt::Display, expected: &dyn fmt::Display| {
-            Err(Refusal::Violation(format!(
-                "RING {what} is {got} instead of {expected}"
-            )))
-        };
-        if self.is_complete() {
-            return Err(Refusal::Violation(format!(
-                "RING after the last of {}",
-                self.count
-            )));
-        }
-        if ring.index.get() != self.next {
-            return wrong("index", &ring.index, &self.next);
-        }
-        if ring.count.get() != self.count {
-            return wrong("count", &ring.count, &self.count);
-        }
-        if ring.capacity.get() != self.capacity {
-            return wrong("capacity", &ring.capacity, &self.capacity);
-        }
-        if fds != RING_FDS {
-            return wrong("number of descriptors", &fds, &RING_FDS);
-        }
-        self.next += 1;
-        Ok(())
-    }
-
-    pub(crate) fn is_complete(&self) -> bool {
-        self.next == self.count
-    }
 }
 
 #[cfg(test)]

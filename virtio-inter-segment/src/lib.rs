@@ -2,9 +2,10 @@
 //!
 //! A *segment* is a directory. A port that [joins](Segment::join) it listens on a socket there,
 //! connects to the ports that are there already (it is their *connector*), and accepts connections
-//! from those that come later (it is their *acceptor*). The two introduce themselves, each makes
-//! the rings that it will receive on and hands them to the other; then the link is
-//! [up](SegmentEvent::Up), and the connection stays only to tell when the peer is gone.
+//! from those that come later (it is their *acceptor*). The two introduce themselves, and the peer
+//! is [up](SegmentEvent::Up). A side that has frames for the other makes a ring and hands it over
+//! ([`Segment::open_link`]); single records go without one ([`Segment::send_frame`]). The end of the
+//! connection tells that the peer is gone.
 //!
 //! There is no daemon, and nothing to fail for everybody. Who may join is what the owner and the
 //! mode of the directory say, checked against the kernel's word on each connection's other end. A
@@ -30,7 +31,9 @@ mod limits;
 mod membership;
 mod poll;
 mod port;
+mod quota;
 mod refused;
+mod rings;
 mod segment;
 mod socket;
 mod wire;
@@ -38,8 +41,9 @@ mod wire;
 pub use join_error::{JoinError, MAX_SOCKET_PATH};
 pub use limits::{Limits, SegmentStats};
 pub use port::{
-    DownReason, LocalPort, MIN_MTU, PeerInfo, PeerKey, PeerLink, PortError, SegmentEvent,
+    DownReason, LinkError, LocalPort, MIN_MTU, OpenedLink, PeerInfo, PeerKey, PortError,
+    SegmentEvent,
 };
 pub use refused::RefusedPeer;
 pub use segment::{Segment, WatchDirectory};
-pub use wire::{PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN};
+pub use wire::{MAX_FRAME, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN};

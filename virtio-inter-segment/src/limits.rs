@@ -9,9 +9,6 @@ use rustix::process::Resource;
 pub struct Limits {
     /// Time from the start of a connection to the peer's HELLO; 5 s.
     pub hello_timeout: Duration,
-    /// Time from then to a link that is up; 15 s. Longer, as a busy peer creates the rings for one
-    /// port after the other.
-    pub rings_timeout: Duration,
     /// Pause before connecting to a peer again after one side refused the other; 30 s.
     pub slow_retry: Duration,
     /// Pause between checks of the port's own files, where [`Segment::watch_with`] was not called
@@ -26,21 +23,24 @@ pub struct Limits {
     pub max_connecting: usize,
     /// Peers at a time; 1024.
     pub max_peers: usize,
-    /// Data bytes of all rings of all links, both directions; 1 GiB.
+    /// Data bytes of all rings that this port makes, that is, sends on; 1 GiB.
     pub max_ring_bytes: u64,
+    /// Rings of all links, both directions; 8192. Each takes three of the mappings of which a
+    /// process may have 65,530 by default.
+    pub max_rings: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
             hello_timeout: Duration::from_secs(5),
-            rings_timeout: Duration::from_secs(15),
             slow_retry: Duration::from_secs(30),
             file_check: Duration::from_secs(30),
             max_accepting: 256,
             max_connecting: 64,
             max_peers: 1024,
             max_ring_bytes: 1 << 30,
+            max_rings: 8192,
         }
     }
 }

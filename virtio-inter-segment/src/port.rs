@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacError, PortId};
-use virtio_inter_link::{MAX_CAPACITY, MIN_CAPACITY, Receiver, Sender};
+use virtio_inter_link::{MAX_CAPACITY, MIN_CAPACITY, Receiver, ReceiverPage, RegionError, Sender};
 
 /// Smallest MTU: what every IPv4 host must be able to forward (RFC 791, section 3.2), in bytes.
 pub const MIN_MTU: u16 = 68;
@@ -22,7 +22,7 @@ pub struct LocalPort {
     pub mtu: u16,
     /// Queue pairs: 1 to [`MAX_QUEUE_PAIRS`].
     pub queues: u16,
-    /// Data bytes of each region that this port receives on: a power of two, from
+    /// Largest data area of a ring that this port makes or opens, in bytes: a power of two, from
     /// [`MIN_CAPACITY`] to [`MAX_CAPACITY`].
     pub ring_capacity: u32,
 }
@@ -109,19 +109,43 @@ pub struct PeerInfo {
     pub mtu: u16,
     /// Its queue pairs, 1 to [`MAX_QUEUE_PAIRS`].
     pub queues: u16,
+    /// Largest data area of a ring to it, in bytes.
+    pub ring_capacity: u32,
 }
 
-/// A peer and the links to and from it.
+/// A ring that a queue pair of this port sends on.
 #[derive(Debug)]
-pub struct PeerLink {
-    /// Who it is.
-    pub peer: PeerInfo,
-    /// One for each of our own queue pairs, in order: own queue pair i sends on senders\[i\], which
-    /// feeds the peer's queue pair i mod `peer.queues`.
-    pub senders: Vec<Sender>,
-    /// One for each of the peer's queue pairs, in order: receivers\[i\] is served by our own queue
-    /// pair i mod our own number.
-    pub receivers: Vec<Receiver>,
+pub struct OpenedLink {
+    /// Names it among the rings to the same peer.
+    pub number: u64,
+    /// The sending end. It can be sent on at once.
+    pub sender: Sender,
+}
+
+/// Why a ring to a peer cannot be made now.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// There is no such peer any more.
+    #[error("Peer is gone")]
+    NoPeer,
+    /// The peer still has to read two former rings of the queue pair.
+    #[error("Peer has not read two former rings")]
+    Busy,
+    /// A limit is reached.
+    #[error("No room: more than {max} {what}")]
+    Full {
+        /// Of what there would be too much.
+        what: &'static str,
+        /// The limit.
+        max: u64,
+    },
+    /// The kernel refuses memory for it.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// The kernel refuses descriptors for it.
+    #[error("Cannot create a doorbell")]
+    Doorbell(#[from] io::Error),
 }
 
 /// Why a peer went away.
@@ -138,9 +162,12 @@ pub enum DownReason {
     /// soon.
     #[error("Peer lacks resources for the link: {0:?}")]
     NoResources(String),
-    /// It sent something where nothing is to be sent.
-    #[error("Peer sent data after the handshake")]
-    UnexpectedData,
+    /// It broke the protocol.
+    #[error("Peer violated the protocol: {0}")]
+    Violation(String),
+    /// This side lacks a resource without which the connection is of no use.
+    #[error("Out of resources: {0}")]
+    OwnResources(String),
     /// The socket failed.
     #[error("Failed to read from the peer's connection")]
     Socket(#[source] io::Error),
@@ -149,8 +176,51 @@ pub enum DownReason {
 /// What happened on the segment.
 #[derive(Debug)]
 pub enum SegmentEvent {
-    /// A peer is there, and frames can flow.
-    Up(PeerLink),
+    /// A peer is there, and frames can flow: as single records by
+    /// [`Segment::send_frame`](crate::Segment::send_frame), or by rings from
+    /// [`Segment::open_link`](crate::Segment::open_link).
+    Up(PeerInfo),
+    /// A peer sends on a ring from now on, if it has one for that queue pair already: when it has
+    /// closed that one.
+    Link {
+        /// The peer.
+        peer: PeerKey,
+        /// Its queue pair.
+        queue: u16,
+        /// Names the ring, for [`Segment::finish_link`](crate::Segment::finish_link).
+        number: u64,
+        /// The receiving end.
+        receiver: Receiver,
+    },
+    /// A peer reads a ring of this port: to be passed to [`Sender::attach`].
+    Accepted {
+        /// The peer.
+        peer: PeerKey,
+        /// The queue pair of this port that sends on it.
+        queue: u16,
+        /// The ring.
+        number: u64,
+        /// The peer's answer.
+        page: ReceiverPage,
+    },
+    /// A peer does not read a ring of this port any more.
+    LinkDone {
+        /// The peer.
+        peer: PeerKey,
+        /// The queue pair of this port that sent on it.
+        queue: u16,
+        /// The ring.
+        number: u64,
+        /// The peer has not taken it: nothing of it was read.
+        declined: bool,
+    },
+    /// A record that a peer sent without a ring.
+    Frame {
+        /// The peer.
+        peer: PeerKey,
+        /// The record: not checked.
+        record: Box<[u8]>,
+    },
     /// A peer that was up is gone. Whatever it had sent before is still in the receivers.
     Down(PeerKey, DownReason),
     /// [`Segment::lost`](crate::Segment::lost) has another answer.

@@ -14,12 +14,12 @@ use crate::connection::{Connection, End, Step};
 use crate::connector::{AttemptOutcome, Connector};
 use crate::deferred_close::Closer;
 use crate::directory::Directory;
-use crate::handshake::{Local, Refusal, Role};
+use crate::handshake::{Candidate, Local, Refusal, Role};
 use crate::join_error::JoinError;
 use crate::limits::{Limits, SegmentStats};
 use crate::membership::Membership;
 use crate::poll::Poll;
-use crate::port::{LocalPort, PeerKey, PeerLink, SegmentEvent};
+use crate::port::{LocalPort, PeerInfo, PeerKey, SegmentEvent};
 use crate::refused::{RefusedPeer, RefusedPeers};
 
 mod admission;
@@ -27,6 +27,7 @@ mod connections;
 mod discovery;
 mod ends;
 mod files;
+mod links;
 mod upkeep;
 mod window;
 
@@ -40,10 +41,6 @@ const LISTENER: u64 = u64::MAX - 1;
 
 /// Messages taken from one connection per call of [`Segment::process`].
 const STEPS_PER_CALL: usize = 32;
-
-/// Peers for which rings are made per call of [`Segment::process`]: up to 64 regions whose pages
-/// are all taken at once.
-const ADMISSIONS_PER_CALL: usize = 1;
 
 /// Pause before trying again what failed for want of descriptors or memory, or lists the directory.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -69,8 +66,8 @@ pub struct Segment {
     connector: Connector,
     banned: VecDeque<Banned>,
     events: Vec<SegmentEvent>,
-    /// Peers for which rings may still be made in this call.
-    admissions: usize,
+    /// Connections that are not read for now, until when.
+    paused: VecDeque<(Instant, u64)>,
     window: ConnectWindow,
     upkeep: Upkeep,
     /// When to accept connections and connect to peers again, after a pause.
@@ -139,7 +136,7 @@ impl Segment {
             connector: Connector::new(limits.slow_retry, incarnation),
             banned: VecDeque::new(),
             events: Vec::new(),
-            admissions: 0,
+            paused: VecDeque::new(),
             window: ConnectWindow::new(now),
             upkeep: Upkeep::new(PAUSE, now + limits.file_check),
             resume_at: None,
@@ -195,7 +192,6 @@ impl Segment {
             Vec::new()
         });
         let now = Instant::now();
-        self.admissions = ADMISSIONS_PER_CALL;
         for token in ready {
             match token {
                 LISTENER => self.accept(now),
@@ -207,6 +203,7 @@ impl Segment {
                 }
             }
         }
+        self.resume_connections(now);
         self.expire(now);
         if self.list_at.is_some_and(|at| at <= now) {
             self.list_again(now);
@@ -299,21 +296,13 @@ impl Segment {
             return self.end(connection, End::Refused(refusal), now);
         }
         for _ in 0..STEPS_PER_CALL {
-            let may_make_rings = connection.may_make_rings();
-            if may_make_rings && self.admissions == 0 {
-                // What there is to read stays, and wakes us again.
-                break;
-            }
-            let step = connection.step(&self.local, now);
-            if may_make_rings && !matches!(step, Step::Idle) {
-                self.admissions -= 1;
-            }
-            match step {
+            let peer = connection.key;
+            match connection.step(&self.local, now) {
                 Step::Idle => break,
-                Step::Progress => {
-                    if let Err(refusal) = self.flush(&mut connection) {
-                        return self.end(connection, End::Refused(refusal), now);
-                    }
+                Step::Progress => {}
+                Step::Pause(until) => {
+                    self.pause_connection(&connection, until);
+                    break;
                 }
                 Step::Introduced(candidate) => {
                     if connection.role != Role::Acceptor {
@@ -322,13 +311,41 @@ impl Segment {
                     let admitted = self
                         .room_for(&candidate, now)
                         .and_then(|()| self.settle_crossing(&connection.role, &candidate.id))
-                        .and_then(|()| connection.admit(&self.local, candidate, now))
-                        .and_then(|()| self.flush(&mut connection));
+                        .and_then(|()| {
+                            connection.admit(candidate.clone(), now);
+                            self.flush(&mut connection)
+                        });
                     if let Err(refusal) = admitted {
                         return self.end(connection, End::Refused(refusal), now);
                     }
+                    self.up(&connection, candidate);
                 }
-                Step::Up(link) => self.up(&connection, link),
+                Step::Offered(link) => {
+                    if let Err(refusal) = self.offered(&mut connection, link) {
+                        return self.end(connection, End::Refused(refusal), now);
+                    }
+                }
+                Step::Accepted {
+                    queue,
+                    number,
+                    page,
+                } => self.events.push(SegmentEvent::Accepted {
+                    peer,
+                    queue,
+                    number,
+                    page,
+                }),
+                Step::Done {
+                    queue,
+                    number,
+                    declined,
+                } => self.events.push(SegmentEvent::LinkDone {
+                    peer,
+                    queue,
+                    number,
+                    declined,
+                }),
+                Step::Frame(record) => self.events.push(SegmentEvent::Frame { peer, record }),
                 Step::Ended(end) => return self.end(connection, end, now),
                 Step::Down(reason) => return self.down(&connection, reason, now),
             }
@@ -348,18 +365,50 @@ impl Segment {
         Ok(())
     }
 
-    fn up(&mut self, connection: &Connection, link: PeerLink) {
+    fn up(&mut self, connection: &Connection, peer: Candidate) {
         log_limited!(
             self.changes,
             Level::Info,
             "Port {}: link with {}, {}, is up",
             self.local.port.id,
             connection.name(),
-            link.peer.mac
+            peer.mac
         );
         self.stats.up += 1;
-        self.refused.remove(&link.peer.id);
-        self.events.push(SegmentEvent::Up(link));
+        self.refused.remove(&peer.id);
+        self.events.push(SegmentEvent::Up(PeerInfo {
+            key: connection.key,
+            id: peer.id,
+            mac: peer.mac,
+            mtu: peer.mtu,
+            queues: peer.queues,
+            ring_capacity: peer.ring_capacity,
+        }));
+    }
+
+    /// Does not read a connection for a while.
+    fn pause_connection(&mut self, connection: &Connection, until: Instant) {
+        let key = connection.key.get();
+        // Its end is an event all the same.
+        let is_paused = self.paused.iter().any(|&(_, paused)| paused == key);
+        if !is_paused && self.poll.pause(connection.fd(), key, true).is_ok() {
+            self.paused.push_back((until, key));
+        }
+    }
+
+    /// Reads those connections again whose pause is over. All pauses are equally long.
+    fn resume_connections(&mut self, now: Instant) {
+        while let Some(&(until, key)) = self.paused.front()
+            && until <= now
+        {
+            self.paused.pop_front();
+            if let Some(connection) = self.connections.remove(&key) {
+                let write = connection.watches_write;
+                // It is read once now even if it cannot be watched.
+                let _ = self.poll.watch_write(connection.fd(), key, write);
+                self.drive(connection, now);
+            }
+        }
     }
 
     /// Sets the timer to the nearest deadline.
@@ -371,10 +420,12 @@ impl Segment {
             .next_due()
             .and_then(|due| self.may_connect_at(due, now));
         let (retry, check) = (self.upkeep.retry_at, self.upkeep.check_at);
+        let paused = self.paused.front().map(|&(until, _)| until);
         // Events that did not come of [`Segment::process`] wait for its next call.
         let waiting = (!self.events.is_empty()).then_some(now);
         let next = [
             handshakes,
+            paused,
             attempt,
             self.resume_at,
             self.list_at,

@@ -13,7 +13,7 @@ use rustix::net::{
 };
 use thiserror::Error;
 
-use crate::wire::{MAX_MESSAGE, RING_FDS};
+use crate::wire::{LINK_FDS, MAX_MESSAGE};
 
 /// Most descriptors beside one packet; the kernel's bound.
 const SCM_MAX_FD: usize = 253;
@@ -52,15 +52,24 @@ pub(crate) fn send(
     bytes: &[u8],
     fds: &[BorrowedFd<'_>],
 ) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(RING_FDS))];
+    send_pieces(socket, [bytes, &[]], fds)
+}
+
+/// The same for a packet in two pieces.
+pub(crate) fn send_pieces(
+    socket: BorrowedFd<'_>,
+    pieces: [&[u8]; 2],
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(LINK_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(Errno::MSGSIZE);
     }
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    let sent = rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?;
+    let sent = rustix::net::sendmsg(socket, &pieces.map(IoSlice::new), &mut control, flags)?;
     // A packet goes as a whole or not at all.
-    if sent == bytes.len() {
+    if sent == pieces[0].len() + pieces[1].len() {
         Ok(())
     } else {
         Err(Errno::MSGSIZE)
@@ -115,8 +124,9 @@ fn is_at_end(socket: BorrowedFd<'_>) -> bool {
 /// A packet, or the lack of one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// So many bytes of the buffer.
-    Packet(usize),
+    /// So many bytes of the buffer. Descriptors were lost if there was no room for them in this
+    /// process.
+    Packet { len: usize, lost_fds: bool },
     /// Nothing now.
     Nothing,
     /// The other side has closed; nothing will come any more. An empty packet counts as that.
@@ -129,9 +139,6 @@ pub(crate) enum ReceiveError {
     /// Longer than any message.
     #[error("Packet is longer than {MAX_MESSAGE} bytes")]
     TooLong,
-    /// Descriptors were lost.
-    #[error("Packet has descriptors for which there is no room in this process")]
-    Descriptors,
     /// The socket failed.
     #[error("Failed to read from the connection")]
     Socket(#[source] io::Error),
@@ -167,16 +174,16 @@ pub(crate) fn receive(
         _ => None,
     });
     fds.extend(rights.flatten());
-    if message.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(ReceiveError::Descriptors);
-    }
     if message.flags.contains(ReturnFlags::TRUNC) {
         return Err(ReceiveError::TooLong);
     }
     if message.bytes == 0 {
         return Ok(Received::Closed);
     }
-    Ok(Received::Packet(message.bytes))
+    Ok(Received::Packet {
+        len: message.bytes,
+        lost_fds: message.flags.contains(ReturnFlags::CTRUNC),
+    })
 }
 
 #[cfg(test)]
@@ -196,7 +203,10 @@ mod tests {
     fn take(socket: &OwnedFd) -> (Result<Vec<u8>, String>, usize) {
         let (mut buffer, mut fds) = ([0; MAX_MESSAGE], Vec::new());
         let received = match receive(socket.as_fd(), &mut buffer, &mut fds) {
-            Ok(Received::Packet(len)) => Ok(buffer[..len].to_vec()),
+            Ok(Received::Packet {
+                len,
+                lost_fds: false,
+            }) => Ok(buffer[..len].to_vec()),
             other => Err(format!("{other:?}")),
         };
         (received, fds.len())

@@ -2,32 +2,45 @@
 //!
 //! Each message is one packet of a SOCK_SEQPACKET socket. Integers are little-endian, structs are
 //! packed by construction (all fields have alignment 1), sizes are asserted at compile time. What
-//! comes in is copied out of the socket first and looked at afterwards.
+//! comes in is copied out of the socket first and inspected afterwards.
 
-use std::mem::size_of;
+use std::mem::{offset_of, size_of};
 
 use thiserror::Error;
-use virtio_inter_common::MAX_ID_LEN;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Oldest version of the segment protocol that this crate speaks.
-pub const PROTOCOL_VERSION_MIN: u16 = 1;
+pub const PROTOCOL_VERSION_MIN: u16 = 2;
 /// Newest version of the segment protocol that this crate speaks.
-pub const PROTOCOL_VERSION_MAX: u16 = 1;
+pub const PROTOCOL_VERSION_MAX: u16 = 2;
 
 /// First four bytes of every message of every version: `VIsg`.
 pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"VIsg");
 
-/// Room for the longest message. Other versions may send a longer HELLO than ours.
-pub(crate) const MAX_MESSAGE: usize = 1024;
+/// Longest record in a FRAME, in bytes. A longer one goes by a link.
+pub const MAX_FRAME: usize = 16 << 10;
+/// Longest message of any kind but FRAME.
+pub(crate) const MAX_SHORT: usize = 1024;
+/// Room for the longest message.
+pub(crate) const MAX_MESSAGE: usize = size_of::<Header>() + MAX_FRAME;
 
 /// Room for the text of a REFUSE, in bytes.
 const REFUSE_TEXT: usize = 172;
 
 pub(crate) const KIND_HELLO: u16 = 1;
 pub(crate) const KIND_REFUSE: u16 = 2;
-pub(crate) const KIND_RING: u16 = 3;
+pub(crate) const KIND_LINK: u16 = 4;
+pub(crate) const KIND_ACCEPT: u16 = 5;
+pub(crate) const KIND_DONE: u16 = 6;
+pub(crate) const KIND_FRAME: u16 = 7;
+/// A recipient that does not know a message whose kind has this bit skips it.
+pub(crate) const KIND_OPTIONAL: u16 = 0x8000;
+
+/// Field of HELLO: the port's id.
+pub(crate) const FIELD_ID: u16 = FIELD_MUST | 1;
+/// A recipient that does not know a field whose type has this bit refuses the sender.
+pub(crate) const FIELD_MUST: u16 = 0x8000;
 
 /// Reason of a REFUSE: the recipient's id is taken, or is not a valid one.
 pub(crate) const REASON_ID: u16 = 3;
@@ -37,11 +50,12 @@ pub(crate) const REASON_MAC: u16 = 4;
 pub(crate) const REASON_FULL: u16 = 7;
 /// Reason of a REFUSE: the handshake took too long.
 pub(crate) const REASON_TIMEOUT: u16 = 9;
-/// Reason of a REFUSE: the sender is busy at this moment, a system call of it failed, or what it
-/// does with the link did.
+/// Reason of a REFUSE: the sender is busy at this moment, or a system call of it failed.
 pub(crate) const REASON_RESOURCES: u16 = 10;
 /// Reason of a REFUSE: the two have a connection, or the sender makes one.
 pub(crate) const REASON_DUPLICATE: u16 = 11;
+/// Reason of a REFUSE: HELLO has a flag or field that the sender has to understand and does not.
+pub(crate) const REASON_UNKNOWN: u16 = 12;
 
 /// A range of protocol versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,31 +96,50 @@ pub(crate) struct Header {
     pub(crate) size: U16,
 }
 
-/// The first message of both sides. 128 bytes; the first 12 are the same in all versions.
+/// The fixed part of the first message of both sides. 48 bytes; the first 12 are the same in all
+/// versions. Fields follow.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(crate) struct Hello {
+pub(crate) struct HelloHead {
     pub(crate) header: Header,
     pub(crate) version_min: U16,
     pub(crate) version_max: U16,
-    /// Format of the regions that the sender of the message creates and opens.
+    /// Format of the regions that the sender of the message makes and opens.
     pub(crate) region_version: U16,
     /// Queue pairs of the port.
     pub(crate) queues: U16,
-    /// Drawn at random when the port joined: tells one run of a port from the next.
+    /// Drawn at random when the port joined: distinguishes one run of a port from the next.
     pub(crate) incarnation: U64,
-    /// Data bytes of each region that the sender of the message will create.
+    /// Largest data area of a region that the sender of the message opens, in bytes.
     pub(crate) ring_capacity: U32,
-    /// No flag is defined in version 1: zero.
-    pub(crate) flags: U32,
+    /// Flags that a recipient has to understand: none is defined.
+    pub(crate) must_flags: U16,
+    /// Flags that a recipient may ignore: none is defined.
+    pub(crate) may_flags: U16,
     /// For the log only.
     pub(crate) pid: U32,
     /// Largest IP packet, without the Ethernet header, in bytes.
     pub(crate) mtu: U16,
     pub(crate) mac: [u8; 6],
-    /// Padded with zero bytes.
-    pub(crate) id: [u8; MAX_ID_LEN],
-    pub(crate) reserved: [u8; 20],
+    /// Where the fields begin, in bytes from the beginning of the message: 48 or more.
+    pub(crate) head_size: U16,
+    pub(crate) reserved: U16,
+}
+
+/// The start of a field of HELLO; its value follows.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Field {
+    kind: U16,
+    /// Of the value, in bytes.
+    size: U16,
+}
+
+/// What a port says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Hello {
+    pub(crate) head: HelloHead,
+    pub(crate) id: Vec<u8>,
 }
 
 /// The last message of a side that does not want the link. 192 bytes, the same in all versions.
@@ -126,28 +159,63 @@ pub(crate) struct Refuse {
     pub(crate) text: [u8; REFUSE_TEXT],
 }
 
-/// One region for the other side to send on. 16 bytes, with three descriptors beside them: memfd,
-/// data doorbell, space doorbell.
+/// A region that the sender of the message sends on from now on. 24 bytes, with three descriptors
+/// beside them: memfd, data doorbell, space doorbell.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(crate) struct Ring {
+pub(crate) struct Link {
     pub(crate) header: Header,
-    /// Queue pair of the side that gets this message: 0, 1, … in order.
-    pub(crate) index: U16,
-    /// How many of these messages there are: the queue pairs of the side that gets them.
-    pub(crate) count: U16,
-    /// As in HELLO.
+    /// Queue pair of the sender of the message.
+    pub(crate) queue: U16,
+    pub(crate) reserved: U16,
+    /// Data area of the region, in bytes.
     pub(crate) capacity: U32,
+    /// Names the ring on this connection, in this direction: counts up from 1.
+    pub(crate) number: U64,
 }
 
-const _: () = assert!(size_of::<Header>() == 8);
-const _: () = assert!(size_of::<Hello>() == 128);
-const _: () = assert!(size_of::<Refuse>() == 192);
-const _: () = assert!(size_of::<Ring>() == 16);
-const _: () = assert!(size_of::<Refuse>() <= MAX_MESSAGE);
+/// The recipient of a LINK reads the ring. 16 bytes, with one descriptor: the receiver's page.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct Accept {
+    pub(crate) header: Header,
+    /// As in LINK.
+    pub(crate) number: U64,
+}
 
-/// Descriptors beside a RING.
-pub(crate) const RING_FDS: usize = 3;
+/// The recipient of a LINK does not read the ring any more. 24 bytes.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct Done {
+    pub(crate) header: Header,
+    /// As in LINK.
+    pub(crate) number: U64,
+    pub(crate) status: U16,
+    pub(crate) reserved: [U16; 3],
+}
+
+/// The ring was closed, and all records were read.
+pub(crate) const DONE_DRAINED: u16 = 0;
+/// The recipient of LINK has no room for it, or no resources: nothing of it was read.
+pub(crate) const DONE_DECLINED: u16 = 1;
+
+const _: () = {
+    assert!(size_of::<Header>() == 8);
+    assert!(size_of::<HelloHead>() == 48);
+    assert!(offset_of!(HelloHead, head_size) == 44);
+    assert!(size_of::<Field>() == 4);
+    assert!(size_of::<Refuse>() == 192);
+    assert!(size_of::<Link>() == 24);
+    assert!(size_of::<Accept>() == 16);
+    assert!(size_of::<Done>() == 24);
+    assert!(size_of::<Refuse>() <= MAX_SHORT);
+    assert!(MAX_MESSAGE <= u16::MAX as usize);
+};
+
+/// Descriptors beside a LINK.
+pub(crate) const LINK_FDS: usize = 3;
+/// Descriptors beside an ACCEPT.
+pub(crate) const ACCEPT_FDS: usize = 1;
 
 impl Header {
     pub(crate) fn new(kind: u16, size: usize) -> Header {
@@ -200,33 +268,90 @@ impl Refuse {
     }
 }
 
-impl Ring {
-    pub(crate) fn new(index: u16, count: u16, capacity: u32) -> Ring {
-        Ring {
-            header: Header::new(KIND_RING, size_of::<Ring>()),
-            index: index.into(),
-            count: count.into(),
+impl Hello {
+    /// The message, as it is sent.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let field = Field {
+            kind: FIELD_ID.into(),
+            size: (self.id.len() as u16).into(),
+        };
+        let size = size_of::<HelloHead>() + size_of::<Field>() + self.id.len();
+        let head = HelloHead {
+            header: Header::new(KIND_HELLO, size),
+            head_size: (size_of::<HelloHead>() as u16).into(),
+            ..self.head
+        };
+        [head.as_bytes(), field.as_bytes(), &self.id].concat()
+    }
+}
+
+impl Link {
+    pub(crate) fn new(queue: u16, capacity: u32, number: u64) -> Link {
+        Link {
+            header: Header::new(KIND_LINK, size_of::<Link>()),
+            queue: queue.into(),
+            reserved: 0.into(),
             capacity: capacity.into(),
+            number: number.into(),
+        }
+    }
+}
+
+impl Accept {
+    pub(crate) fn new(number: u64) -> Accept {
+        Accept {
+            header: Header::new(KIND_ACCEPT, size_of::<Accept>()),
+            number: number.into(),
+        }
+    }
+}
+
+impl Done {
+    pub(crate) fn new(number: u64, status: u16) -> Done {
+        Done {
+            header: Header::new(KIND_DONE, size_of::<Done>()),
+            number: number.into(),
+            status: status.into(),
+            reserved: [0.into(); 3],
         }
     }
 }
 
 /// A packet whose kind and size are right. What the fields say is still to be checked.
 #[derive(Clone, Debug)]
-pub(crate) enum Message {
+pub(crate) enum Message<'a> {
     Hello(Box<Hello>),
     /// A HELLO of which only the versions can be understood, and none is ours.
     ForeignHello(Versions),
     Refuse(Box<Refuse>),
-    Ring(Ring),
+    Link(Link),
+    Accept(Accept),
+    Done(Done),
+    /// A record.
+    Frame(&'a [u8]),
+    /// A message that may be skipped.
+    Optional(u16),
 }
 
-impl Message {
+impl Message<'_> {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Message::Hello(_) | Message::ForeignHello(_) => "HELLO",
             Message::Refuse(_) => "REFUSE",
-            Message::Ring(_) => "RING",
+            Message::Link(_) => "LINK",
+            Message::Accept(_) => "ACCEPT",
+            Message::Done(_) => "DONE",
+            Message::Frame(_) => "FRAME",
+            Message::Optional(_) => "optional message",
+        }
+    }
+
+    /// Number of descriptors beside it.
+    pub(crate) fn fds(&self) -> usize {
+        match self {
+            Message::Link(_) => LINK_FDS,
+            Message::Accept(_) => ACCEPT_FDS,
+            _ => 0,
         }
     }
 }
@@ -257,22 +382,53 @@ pub(crate) enum WireError {
     /// The versions of a HELLO end before they start.
     #[error("HELLO says versions {0} to {1}")]
     Versions(u16, u16),
-    /// A flag or reserved byte is not zero.
-    #[error("HELLO has a reserved flag or byte set")]
-    Reserved,
+    /// A flag that has to be understood.
+    #[error("HELLO has flags {0:#06x}, which this port does not know and has to understand")]
+    Flags(u16),
+    /// A field that has to be understood.
+    #[error(
+        "HELLO has a field of type {0:#06x}, which this port does not know and has to understand"
+    )]
+    Field(u16),
+    /// A field that there is once.
+    #[error("HELLO has the field of type {0:#06x} twice")]
+    FieldTwice(u16),
+    /// A field that has to be there.
+    #[error("HELLO lacks the field of type {0:#06x}")]
+    NoField(u16),
+    /// A field runs over the end of the message.
+    #[error("HELLO ends within a field")]
+    FieldEnd,
+    /// The fixed part is shorter than it has to be, or longer than the message.
+    #[error("HELLO says that its fields begin at {0}")]
+    HeadSize(u16),
+    /// A reserved value is not zero.
+    #[error("{kind} has a reserved value that is not zero", kind = kind_name(*.0))]
+    Reserved(u16),
+}
+
+impl WireError {
+    /// Whether a later version of this protocol may make it right.
+    pub(crate) fn is_unknown(&self) -> bool {
+        matches!(self, WireError::Flags(_) | WireError::Field(_))
+    }
 }
 
 fn kind_name(kind: u16) -> &'static str {
     match kind {
         KIND_HELLO => "HELLO",
         KIND_REFUSE => "REFUSE",
-        _ => "RING",
+        KIND_LINK => "LINK",
+        KIND_ACCEPT => "ACCEPT",
+        KIND_DONE => "DONE",
+        KIND_FRAME => "FRAME",
+        _ => "Message",
     }
 }
 
-/// Looks at one packet.
-pub(crate) fn parse(packet: &[u8]) -> Result<Message, WireError> {
-    let (header, _) =
+/// Parses one packet.
+pub(crate) fn parse(packet: &[u8]) -> Result<Message<'_>, WireError> {
+    let (header, rest) =
         Header::read_from_prefix(packet).map_err(|_| WireError::Short(packet.len()))?;
     if header.magic.get() != MAGIC {
         return Err(WireError::Magic(header.magic.get()));
@@ -284,39 +440,87 @@ pub(crate) fn parse(packet: &[u8]) -> Result<Message, WireError> {
         });
     }
     let kind = header.kind.get();
-    let size_error = || WireError::Size(packet.len(), kind);
+    let wrong_size = || WireError::Size(packet.len(), kind);
+    if kind != KIND_FRAME && packet.len() > MAX_SHORT {
+        return Err(wrong_size());
+    }
+    let reserved = |is_zero: bool| {
+        if is_zero {
+            Ok(())
+        } else {
+            Err(WireError::Reserved(kind))
+        }
+    };
     match kind {
-        KIND_HELLO => parse_hello(packet).map_err(|e| e.unwrap_or_else(size_error)),
-        KIND_REFUSE => Refuse::read_from_bytes(packet)
-            .map(|refuse| Message::Refuse(Box::new(refuse)))
-            .map_err(|_| size_error()),
-        KIND_RING => Ring::read_from_bytes(packet)
-            .map(Message::Ring)
-            .map_err(|_| size_error()),
+        KIND_HELLO => parse_hello(packet),
+        KIND_REFUSE => {
+            let refuse = Refuse::read_from_bytes(packet).map_err(|_| wrong_size())?;
+            Ok(Message::Refuse(Box::new(refuse)))
+        }
+        KIND_LINK => {
+            let link = Link::read_from_bytes(packet).map_err(|_| wrong_size())?;
+            reserved(link.reserved == 0)?;
+            Ok(Message::Link(link))
+        }
+        KIND_ACCEPT => {
+            let accept = Accept::read_from_bytes(packet).map_err(|_| wrong_size())?;
+            Ok(Message::Accept(accept))
+        }
+        KIND_DONE => {
+            let done = Done::read_from_bytes(packet).map_err(|_| wrong_size())?;
+            reserved(done.reserved.iter().all(|word| *word == 0))?;
+            Ok(Message::Done(done))
+        }
+        KIND_FRAME if rest.is_empty() || packet.len() > MAX_MESSAGE => Err(wrong_size()),
+        KIND_FRAME => Ok(Message::Frame(rest)),
+        _ if kind & KIND_OPTIONAL != 0 => Ok(Message::Optional(kind)),
         _ => Err(WireError::Kind(kind)),
     }
 }
 
-/// `Err(None)`: the size is wrong.
-fn parse_hello(packet: &[u8]) -> Result<Message, Option<WireError>> {
+fn parse_hello(packet: &[u8]) -> Result<Message<'_>, WireError> {
+    let wrong_size = || WireError::Size(packet.len(), KIND_HELLO);
     // The part that all versions share comes first, so that any two can say why they do not match.
-    let (_, rest) = Header::read_from_prefix(packet).map_err(|_| None)?;
-    let ([min, max], _) = <[U16; 2]>::read_from_prefix(rest).map_err(|_| None)?;
+    let (_, rest) = Header::read_from_prefix(packet).map_err(|_| wrong_size())?;
+    let ([min, max], _) = <[U16; 2]>::read_from_prefix(rest).map_err(|_| wrong_size())?;
     let theirs = Versions {
         min: min.get(),
         max: max.get(),
     };
     if theirs.min > theirs.max {
-        return Err(Some(WireError::Versions(theirs.min, theirs.max)));
+        return Err(WireError::Versions(theirs.min, theirs.max));
     }
     if !Versions::OURS.overlap(theirs) {
         return Ok(Message::ForeignHello(theirs));
     }
-    let hello = Hello::read_from_bytes(packet).map_err(|_| None)?;
-    if hello.flags.get() != 0 || hello.reserved != [0; 20] {
-        return Err(Some(WireError::Reserved));
+    let (head, _) = HelloHead::read_from_prefix(packet).map_err(|_| wrong_size())?;
+    if head.must_flags != 0 {
+        return Err(WireError::Flags(head.must_flags.get()));
     }
-    Ok(Message::Hello(Box::new(hello)))
+    let head_size = head.head_size.get();
+    let fields = packet.get(usize::from(head_size)..);
+    let fields = fields.filter(|_| usize::from(head_size) >= size_of::<HelloHead>());
+    let fields = fields.ok_or(WireError::HeadSize(head_size))?;
+    let id = parse_fields(fields)?;
+    Ok(Message::Hello(Box::new(Hello { head, id })))
+}
+
+/// The fields of a HELLO: so far the id is the only one that is known.
+fn parse_fields(mut rest: &[u8]) -> Result<Vec<u8>, WireError> {
+    let mut id = None;
+    while !rest.is_empty() {
+        let (field, values) = Field::read_from_prefix(rest).map_err(|_| WireError::FieldEnd)?;
+        let size = usize::from(field.size.get());
+        let (value, next) = values.split_at_checked(size).ok_or(WireError::FieldEnd)?;
+        rest = next;
+        match field.kind.get() {
+            FIELD_ID if id.is_some() => return Err(WireError::FieldTwice(FIELD_ID)),
+            FIELD_ID => id = Some(value.to_vec()),
+            kind if kind & FIELD_MUST != 0 => return Err(WireError::Field(kind)),
+            _ => {}
+        }
+    }
+    id.ok_or(WireError::NoField(FIELD_ID))
 }
 
 #[cfg(test)]

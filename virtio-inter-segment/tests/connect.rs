@@ -38,13 +38,13 @@ fn message(net: &mut Net, socket: &OwnedFd) -> Vec<u8> {
 
 /// Performs the rest of a handshake after HELLO in both directions.
 fn link_up(net: &mut Net, socket: &OwnedFd, id: &str) {
-    let (region, bell) = (Region::create(MIB).unwrap(), Doorbell::new().unwrap());
+    let (region, bell) = (Region::create(MIB / 4).unwrap(), Doorbell::new().unwrap());
     let fds = [
         region.fd(),
         std::os::fd::AsFd::as_fd(&bell),
         std::os::fd::AsFd::as_fd(&bell),
     ];
-    raw::try_send(socket, &raw::ring(0, 1, MIB), &fds).unwrap();
+    raw::try_send(socket, &raw::link(0, MIB / 4, 1), &fds).unwrap();
     net.until("a link", |net| net.ports["m"].links.contains_key(id));
 }
 

@@ -46,9 +46,9 @@ fn nothing_is_left_behind() {
             // A handshake that goes wrong at the very end.
             let socket = raw::connect(net, "m");
             raw::send(&socket, &raw::hello("b", 1));
-            let (region, doorbell) = (Region::create(1 << 20).unwrap(), Doorbell::new().unwrap());
+            let (region, doorbell) = (Region::create(1 << 18).unwrap(), Doorbell::new().unwrap());
             let fds = [region.fd(), doorbell.as_fd(), bad_doorbell.as_fd()];
-            raw::try_send(&socket, &raw::ring(0, 1, 1 << 20), &fds).unwrap();
+            raw::try_send(&socket, &raw::link(0, 1 << 18, 1), &fds).unwrap();
             raw::until_closed(net, &socket);
         }
         net.until("quiet", |net| {

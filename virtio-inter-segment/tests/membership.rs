@@ -141,8 +141,9 @@ fn eight_ports_at_once() {
     });
     let mut net = net;
     for (i, segment) in joined.into_iter().enumerate() {
-        net.ports
-            .insert(format!("p{i}"), common::Port::new(segment));
+        let mut port = common::Port::new(segment);
+        port.queues = 1;
+        net.ports.insert(format!("p{i}"), port);
     }
     net.until_meshed();
     net.check_flow();
@@ -377,29 +378,6 @@ fn a_killed_process_is_noticed_at_once_and_its_id_taken_over() {
     net.leave("child");
     net.until_meshed();
     assert_eq!(net.files(), ["a.lock", "a.sock", "zzz.lock", "zzz.sock"]);
-}
-
-/// Rings are made for one peer at a time, so that a crowd that comes at once does not keep the
-/// owner from everything else meanwhile; it gets in all the same.
-#[test]
-fn a_crowd_is_let_in_one_by_one() {
-    let mut net = Net::new();
-    net.join("m");
-    for i in 0..6 {
-        net.join(&format!("a{i}"));
-    }
-    // The acceptor, with one queue pair: the link is up as soon as the ring is made.
-    let mut most = 0;
-    net.until("all links of m", |net| {
-        let port = net.ports.get_mut("m").unwrap();
-        let before = port.segment.stats().up;
-        port.process();
-        most = most.max(port.segment.stats().up - before);
-        port.links.len() == 6
-    });
-    assert_eq!(most, 1);
-    net.until_meshed();
-    net.check_flow();
 }
 
 /// What this side fails at is not the peer's fault: both find each other again, whichever of them

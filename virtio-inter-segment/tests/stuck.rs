@@ -110,7 +110,6 @@ fn a_user_whose_descriptors_do_not_close_is_turned_away_alone() {
     std::fs::set_permissions(net.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let limits = Limits {
         hello_timeout: Duration::from_secs(2),
-        rings_timeout: Duration::from_secs(2),
         ..limits()
     };
     net.join_with(local("m"), limits).unwrap();
@@ -142,7 +141,7 @@ fn a_user_whose_descriptors_do_not_close_is_turned_away_alone() {
         let mut child = Command::new("python3")
             .args(["-c", HELLO])
             .arg(net.path().join("m.sock"))
-            .arg(raw::hex(&raw::hello("other", 1)))
+            .arg(raw::hex(&raw::hello("a", 1)))
             .uid(65_534)
             .gid(65_534)
             .stdout(Stdio::piped())

@@ -10,8 +10,9 @@ use std::time::Duration;
 use log::Level;
 use thiserror::Error;
 use virtio_inter_common::{DirNotify, Epoll, ErrorChain, Events, LogLimit, Timeout, log_limited};
-use virtio_inter_device::PortEvent;
-use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
+use virtio_inter_device::{PeerLink, PortEvent};
+use virtio_inter_link::Receiver;
+use virtio_inter_segment::{LinkError, PeerInfo, PeerKey, Segment, SegmentEvent};
 
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;
@@ -224,20 +225,24 @@ impl EventLoop {
         let mut files_changed = false;
         for event in self.segment.process() {
             match event {
-                SegmentEvent::Up(link) => {
-                    let peer = link.peer.clone();
-                    match self.device.add_peer(link) {
-                        Ok(()) => {
-                            self.diagnostics.linked(&peer);
-                            self.peers.insert(peer.key, peer);
-                            self.diagnostics.mtus(self.peers.values());
-                        }
-                        // An error of this port, for which the segment must not refuse the peer.
-                        Err(error) => self
-                            .segment
-                            .drop_peer(peer.key, &ErrorChain(&error).to_string()),
+                SegmentEvent::Up(peer) => self.add_peer(peer),
+                SegmentEvent::Link {
+                    peer,
+                    queue,
+                    receiver,
+                    ..
+                } => self.add_receiver(peer, queue, receiver),
+                SegmentEvent::Accepted {
+                    peer, queue, page, ..
+                } => {
+                    if let Err(error) = self.device.attach(peer, queue, page) {
+                        self.drop_peer(peer, &ErrorChain(&error).to_string());
                     }
                 }
+                SegmentEvent::LinkDone { peer, .. } => {
+                    self.drop_peer(peer, "Peer does not take a ring");
+                }
+                SegmentEvent::Frame { .. } => {}
                 SegmentEvent::Down(key, _) => self.remove_peer(key),
                 SegmentEvent::FilesChanged => files_changed = true,
             }
@@ -340,6 +345,50 @@ impl EventLoop {
             }
         }
         Ok(())
+    }
+
+    /// Makes a ring for each queue pair to a peer that is up, and exchanges frames with it.
+    fn add_peer(&mut self, peer: PeerInfo) {
+        let open = |queue| self.segment.open_link(peer.key, queue, u32::MAX);
+        let senders = (0..self.arguments.queues).map(open);
+        let senders: Result<Vec<_>, LinkError> = senders.map(|link| Ok(link?.sender)).collect();
+        let added = match senders {
+            Ok(senders) => {
+                let link = PeerLink {
+                    peer: peer.clone(),
+                    senders,
+                    receivers: Vec::new(),
+                };
+                let added = self.device.add_peer(link);
+                added.map_err(|error| ErrorChain(&error).to_string())
+            }
+            Err(error) => Err(ErrorChain(&error).to_string()),
+        };
+        match added {
+            Ok(()) => {
+                self.diagnostics.linked(&peer);
+                self.peers.insert(peer.key, peer);
+                self.diagnostics.mtus(self.peers.values());
+            }
+            // An error of this port, for which the segment must not refuse the peer.
+            Err(reason) => self.segment.drop_peer(peer.key, &reason),
+        }
+    }
+
+    /// Reads a ring that a peer sends on.
+    fn add_receiver(&mut self, peer: PeerKey, queue: u16, receiver: Receiver) {
+        // A peer that could not be added is being closed.
+        if let Some(info) = self.peers.get(&peer)
+            && let Err(error) = self.device.add_receiver(info, queue, receiver)
+        {
+            self.drop_peer(peer, &ErrorChain(&error).to_string());
+        }
+    }
+
+    /// Ends a connection for a reason of this port; the peer may come back.
+    fn drop_peer(&mut self, key: PeerKey, reason: &str) {
+        self.remove_peer(key);
+        self.segment.drop_peer(key, reason);
     }
 
     fn remove_peer(&mut self, key: PeerKey) {

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use virtio_inter_link::{
-    BusyPoll, BusyPollConfig, DEFAULT_CAPACITY, Doorbell, Receiver, Region, Sender,
+    BusyPoll, BusyPollConfig, DEFAULT_CAPACITY, Doorbell, Receiver, ReceiverPage, Region, Sender,
 };
 
 use super::measure::{Receiver as ReceiverProcess, next, phases, say_done, timed};
@@ -29,13 +29,15 @@ const DESCRIPTORS: usize = 3;
 pub(super) fn send(task: &Task) -> Result<Outcome> {
     let (near, far) = UnixStream::pair().context("Making a socket pair")?;
     let mut receiver = ReceiverProcess::start(task, OwnedFd::from(far))?;
-    let [region, data_doorbell, space_doorbell] = receive_descriptors(&near)?;
-    let region = Region::open(region, DEFAULT_CAPACITY).context("Opening the region")?;
-    let data_doorbell =
-        Doorbell::from_fd(data_doorbell).context("Taking the doorbell for records")?;
-    let space_doorbell =
-        Doorbell::from_fd(space_doorbell).context("Taking the doorbell for room")?;
+    let region = Region::create(DEFAULT_CAPACITY).context("Making a region")?;
+    let (data_doorbell, space_doorbell) = (Doorbell::new()?, Doorbell::new()?);
+    send_descriptors(
+        near.as_fd(),
+        &[region.fd(), data_doorbell.as_fd(), space_doorbell.as_fd()],
+    )?;
     let mut sender = Sender::new(region, data_doorbell, space_doorbell);
+    let [page] = receive_descriptors(near.as_fd())?;
+    sender.attach(ReceiverPage::open(page).context("Opening the receiver's page")?)?;
     let mut idle = Idle::new(sender.space_doorbell())?;
     let len = task.size as usize;
     let (memory, mut place) = (vec![1u8; task.memory()], 0);
@@ -64,25 +66,18 @@ pub(super) fn send(task: &Task) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Receives on the link whose descriptors it sends over standard input, a socket.
+/// Receives on the link whose descriptors come over standard input, a socket.
 pub(super) fn receive(task: &Task, mut out: impl Write) -> Result<()> {
-    let region = Region::create(DEFAULT_CAPACITY).context("Making a region")?;
-    let (data_doorbell, space_doorbell) = (Doorbell::new()?, Doorbell::new()?);
-    let fds = [region.fd(), data_doorbell.as_fd(), space_doorbell.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ensure!(
-        ancillary.push(SendAncillaryMessage::ScmRights(&fds)),
-        "No room for descriptors"
+    let socket = std::io::stdin();
+    let [region, data_doorbell, space_doorbell] = receive_descriptors(socket.as_fd())?;
+    let page = ReceiverPage::create().context("Making the receiver's page")?;
+    send_descriptors(socket.as_fd(), &[page.fd()])?;
+    let mut receiver = Receiver::new(
+        Region::open(region, DEFAULT_CAPACITY).context("Opening the region")?,
+        page,
+        Doorbell::from_fd(data_doorbell).context("Taking the doorbell for records")?,
+        Doorbell::from_fd(space_doorbell).context("Taking the doorbell for room")?,
     );
-    sendmsg(
-        std::io::stdin(),
-        &[IoSlice::new(&[0])],
-        &mut ancillary,
-        SendFlags::empty(),
-    )
-    .context("Sending descriptors")?;
-    let mut receiver = Receiver::new(region, data_doorbell, space_doorbell);
     let mut idle = Idle::new(receiver.data_doorbell())?;
     let len = task.size as usize;
     let (mut memory, mut place) = (vec![0u8; task.memory()], 0);
@@ -113,7 +108,24 @@ pub(super) fn receive(task: &Task, mut out: impl Write) -> Result<()> {
     Ok(())
 }
 
-fn receive_descriptors(from: &UnixStream) -> Result<[OwnedFd; DESCRIPTORS]> {
+fn send_descriptors(to: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ensure!(
+        ancillary.push(SendAncillaryMessage::ScmRights(fds)),
+        "No room for descriptors"
+    );
+    sendmsg(
+        to,
+        &[IoSlice::new(&[0])],
+        &mut ancillary,
+        SendFlags::empty(),
+    )
+    .context("Sending descriptors")?;
+    Ok(())
+}
+
+fn receive_descriptors<const N: usize>(from: BorrowedFd<'_>) -> Result<[OwnedFd; N]> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
@@ -133,7 +145,7 @@ fn receive_descriptors(from: &UnixStream) -> Result<[OwnedFd; DESCRIPTORS]> {
         .flatten()
         .collect();
     fds.try_into()
-        .map_err(|fds: Vec<_>| anyhow::anyhow!("{} descriptors of {DESCRIPTORS}", fds.len()))
+        .map_err(|fds: Vec<_>| anyhow::anyhow!("{} descriptors of {N}", fds.len()))
 }
 
 /// How a side waits: as a port's worker does.

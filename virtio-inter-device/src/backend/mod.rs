@@ -27,7 +27,7 @@ pub use interface::{
     TxFrame, TxStatus,
 };
 pub use link::Links;
-pub(crate) use link::{LinkCommand, PeerShare};
+pub(crate) use link::{LinkCommand, PeerShare, RxLink};
 pub use loopback::Loopback;
 pub use network::Network;
 pub(crate) use network::NetworkCommand;

@@ -30,7 +30,7 @@ const TRICKS: [Trick; 12] = [
     }),
     ("published everything", |_, peer| publish(peer, !63)),
     ("published a part of a line", |_, peer| {
-        publish(peer, 1);
+        publish(peer, 2);
     }),
     ("published backwards", |node, peer| {
         peer.send(&Packet::new(mac(1), mac(0), 100, 1).bytes());

@@ -12,9 +12,11 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use virtio_inter_common::MacAddr;
 use virtio_inter_device::backend::{self, Backend, BackendSetup, Links};
-use virtio_inter_device::{BusyPollConfig, Counters, Device, Port, PortEvent, QueueSetup};
+use virtio_inter_device::{
+    BusyPollConfig, Counters, Device, PeerLink, Port, PortEvent, QueueSetup,
+};
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
-use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, PeerLink};
+use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
 
 use super::arena::Arena;
 use super::guest::{Guest, RxQueue, TxQueue};
@@ -341,7 +343,7 @@ fn info(number: usize, spec: &Spec) -> PeerInfo {
         mac,
         mtu,
         queues,
-        ..
+        ring_capacity,
     } = local(number, spec);
     PeerInfo {
         key: PeerKey::next(),
@@ -349,6 +351,7 @@ fn info(number: usize, spec: &Spec) -> PeerInfo {
         mac,
         mtu,
         queues,
+        ring_capacity,
     }
 }
 

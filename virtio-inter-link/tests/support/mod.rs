@@ -1,6 +1,8 @@
 //! Shared by the tests: a second process made of the same test binary, and waiting for doorbells.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -8,6 +10,10 @@ use std::time::Duration;
 use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::io::FdFlags;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
 
 /// Tells the child which descriptors it inherited, in the order given.
 const FDS: &str = "VIRTIO_INTER_TEST_FDS";
@@ -35,6 +41,11 @@ impl Process {
             .spawn()
             .unwrap();
         Self(child)
+    }
+
+    /// Whether the child has not ended.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
     }
 
     /// Waits until the child has ended by itself, and says whether its test passed.
@@ -100,4 +111,33 @@ impl Waiter {
             }
         }
     }
+}
+
+/// Sends a descriptor over a socket.
+pub(crate) fn send_fd(socket: &OwnedFd, fd: BorrowedFd<'_>) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let bytes = [IoSlice::new(&[0])];
+    rustix::net::sendmsg(socket, &bytes, &mut control, SendFlags::empty()).unwrap();
+}
+
+/// Receives one; None: the other end has closed.
+pub(crate) fn receive_fd(socket: &OwnedFd) -> Option<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let bytes = &mut [IoSliceMut::new(&mut byte)];
+    rustix::net::recvmsg(socket, bytes, &mut control, RecvFlags::empty()).unwrap();
+    control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    })
+}
+
+/// Two connected sockets.
+pub(crate) fn sockets() -> (OwnedFd, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC;
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
 }

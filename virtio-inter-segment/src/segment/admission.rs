@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 use rustix::io::Errno;
-use rustix::process::Resource;
 use virtio_inter_common::{PeerCredentials, PortId, log_limited};
 
 use super::{Banned, LISTENER, PAUSE, Segment};
@@ -167,23 +166,15 @@ impl Segment {
                 holder: other.id.clone(),
             });
         }
-        let with = |cost: &dyn Fn(&Candidate) -> u64| -> u64 {
-            let others = self.connections.values().filter_map(Connection::peer);
-            others.chain([peer]).map(cost).sum()
-        };
-        let full = |what: &str, max: u64| Err(Refusal::Full(format!("more than {max} {what}")));
-        let max_peers = self.limits.max_peers as u64;
-        if with(&|_| 1) > max_peers {
-            return full("peers", max_peers);
+        let peers = self.connections.values().filter_map(Connection::peer);
+        let max_peers = self.limits.max_peers;
+        if peers.count() >= max_peers {
+            return Err(Refusal::Full(format!("more than {max_peers} peers")));
         }
-        if with(&|peer| self.local.link_bytes(peer)) > self.limits.max_ring_bytes {
-            return full("bytes of rings", self.limits.max_ring_bytes);
-        }
-        // A quarter is left to the rest of the process: guest memory, kicks, interrupts, log.
-        let descriptors = rustix::process::getrlimit(Resource::Nofile).current;
-        let max_fds = descriptors.map_or(u64::MAX, |limit| limit / 4 * 3);
-        if with(&|peer| self.local.link_fds(peer)) > max_fds {
-            return full("descriptors for links", max_fds);
+        let max_fds = self.max_fds();
+        if self.fds() + 1 > max_fds {
+            let text = format!("more than {max_fds} descriptors for links");
+            return Err(Refusal::Full(text));
         }
         Ok(())
     }

@@ -29,10 +29,11 @@ impl Segment {
         );
         let lived = connection.lived(now);
         let outcome = match reason {
-            DownReason::Closed | DownReason::NoResources(_) | DownReason::Socket(_) => {
-                AttemptOutcome::Lost(lived)
-            }
-            DownReason::Refused(_) | DownReason::UnexpectedData => AttemptOutcome::Refused,
+            DownReason::Closed
+            | DownReason::NoResources(_)
+            | DownReason::OwnResources(_)
+            | DownReason::Socket(_) => AttemptOutcome::Lost(lived),
+            DownReason::Refused(_) | DownReason::Violation(_) => AttemptOutcome::Refused,
         };
         self.stats.down += 1;
         if let DownReason::Refused(text) = &reason {
@@ -45,8 +46,22 @@ impl Segment {
         self.connector.retry_refused(now);
     }
 
-    /// A connection has come to nothing.
+    /// A connection has come to nothing, or has to end.
     pub(super) fn end(&mut self, connection: Connection, end: End, now: Instant) {
+        if connection.up_since().is_some() {
+            let reason = match end {
+                End::Closed => DownReason::Closed,
+                End::RefusedByPeer { text, .. } => DownReason::Refused(text),
+                End::Refused(refusal) => {
+                    connection.refuse(&refusal);
+                    match refusal {
+                        Refusal::Resources(text) => DownReason::OwnResources(text),
+                        refusal => DownReason::Violation(refusal.to_string()),
+                    }
+                }
+            };
+            return self.down(&connection, reason, now);
+        }
         self.poll.remove(connection.fd());
         let own = &self.local.port.id;
         let outcome = match &end {

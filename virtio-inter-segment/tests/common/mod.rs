@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use virtio_inter_common::MacAddr;
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
 use virtio_inter_segment::{
-    JoinError, Limits, LocalPort, PeerKey, PeerLink, Segment, SegmentEvent,
+    JoinError, Limits, LocalPort, PeerInfo, PeerKey, Segment, SegmentEvent,
 };
 
 /// Long enough for the slowest machine; reached only by a test that fails.
@@ -46,6 +46,24 @@ pub fn local(id: &str) -> LocalPort {
     }
 }
 
+/// A peer and the rings to and from it.
+#[derive(Debug)]
+pub struct PeerLink {
+    pub peer: PeerInfo,
+    /// One for each of the port's own queue pairs: number, and sending end.
+    pub senders: Vec<(u64, Sender)>,
+    /// One for each of the peer's queue pairs: number, and receiving end.
+    pub receivers: Vec<(u64, Receiver)>,
+    /// Rings that the peer has accepted.
+    pub accepted: usize,
+}
+
+impl PeerLink {
+    pub fn is_complete(&self) -> bool {
+        self.accepted == self.senders.len() && self.receivers.len() == usize::from(self.peer.queues)
+    }
+}
+
 /// A port and what it has been told.
 pub struct Port {
     pub segment: Segment,
@@ -55,6 +73,12 @@ pub struct Port {
     pub downs: Vec<(PeerKey, String)>,
     /// How often the segment said that its files were lost, or are there again.
     pub files_changed: usize,
+    /// Queue pairs for each of which a ring is made when a peer is up.
+    pub queues: u16,
+    /// Records that came without a ring, with the sender.
+    pub frames: Vec<(PeerKey, Vec<u8>)>,
+    /// Rings that are not read any more: number, and whether the peer declined.
+    pub done: Vec<(u64, bool)>,
 }
 
 impl Port {
@@ -64,16 +88,60 @@ impl Port {
             links: BTreeMap::new(),
             downs: Vec::new(),
             files_changed: 0,
+            queues: 1,
+            frames: Vec::new(),
+            done: Vec::new(),
         }
+    }
+
+    fn link_mut(&mut self, key: PeerKey) -> &mut PeerLink {
+        let mut links = self.links.values_mut();
+        links.find(|link| link.peer.key == key).unwrap()
     }
 
     pub fn process(&mut self) {
         for event in self.segment.process() {
             match event {
-                SegmentEvent::Up(link) => {
+                SegmentEvent::Up(peer) => {
+                    let senders = (0..self.queues).filter_map(|queue| {
+                        let opened = self.segment.open_link(peer.key, queue, u32::MAX);
+                        opened.ok().map(|opened| (opened.number, opened.sender))
+                    });
+                    let link = PeerLink {
+                        senders: senders.collect(),
+                        receivers: Vec::new(),
+                        accepted: 0,
+                        peer,
+                    };
                     let old = self.links.insert(link.peer.id.to_string(), link);
                     assert!(old.is_none(), "two links with one peer: {old:?}");
                 }
+                SegmentEvent::Link {
+                    peer,
+                    queue,
+                    number,
+                    receiver,
+                } => {
+                    let link = self.link_mut(peer);
+                    assert!(usize::from(queue) <= link.receivers.len());
+                    link.receivers.push((number, receiver));
+                }
+                SegmentEvent::Accepted {
+                    peer,
+                    queue,
+                    number,
+                    page,
+                } => {
+                    let link = self.link_mut(peer);
+                    link.accepted += 1;
+                    let (of_sender, sender) = &mut link.senders[usize::from(queue)];
+                    assert_eq!(*of_sender, number);
+                    sender.attach(page).unwrap();
+                }
+                SegmentEvent::LinkDone {
+                    number, declined, ..
+                } => self.done.push((number, declined)),
+                SegmentEvent::Frame { peer, record } => self.frames.push((peer, record.into())),
                 SegmentEvent::Down(key, reason) => {
                     let before = self.links.len();
                     self.links.retain(|_, link| link.peer.key != key);
@@ -121,9 +189,11 @@ impl Net {
     }
 
     pub fn join_with(&mut self, local: LocalPort, limits: Limits) -> Result<(), JoinError> {
-        let id = local.id.to_string();
+        let (id, queues) = (local.id.to_string(), local.queues);
         let segment = Segment::join_with(self.path(), local, limits)?;
-        assert!(self.ports.insert(id, Port::new(segment)).is_none());
+        let mut port = Port::new(segment);
+        port.queues = queues;
+        assert!(self.ports.insert(id, port).is_none());
         Ok(())
     }
 
@@ -179,6 +249,7 @@ impl Net {
                     && ids
                         .iter()
                         .all(|other| other == id || port.links.contains_key(*other))
+                    && port.links.values().all(PeerLink::is_complete)
             })
         });
     }
@@ -198,11 +269,11 @@ impl Net {
                 let mut link = self.ports.get_mut(from).unwrap().links.remove(to).unwrap();
                 let back = self.ports.get_mut(to).unwrap().links.get_mut(from).unwrap();
                 assert_eq!(link.senders.len(), back.receivers.len());
-                for (i, sender) in link.senders.iter_mut().enumerate() {
+                for (i, (_, sender)) in link.senders.iter_mut().enumerate() {
                     let text = format!("{from} to {to} on {i}");
                     send(sender, text.as_bytes());
-                    assert_eq!(receive(&mut back.receivers[i]), Some(text.into_bytes()));
-                    assert_eq!(receive(&mut back.receivers[i]), None);
+                    assert_eq!(receive(&mut back.receivers[i].1), Some(text.into_bytes()));
+                    assert_eq!(receive(&mut back.receivers[i].1), None);
                 }
                 self.ports
                     .get_mut(from)

@@ -16,7 +16,10 @@ use super::{Net, PATIENCE, readable};
 
 pub const HELLO: u16 = 1;
 pub const REFUSE: u16 = 2;
-pub const RING: u16 = 3;
+pub const LINK: u16 = 4;
+pub const ACCEPT: u16 = 5;
+pub const DONE: u16 = 6;
+pub const FRAME: u16 = 7;
 
 fn socket() -> OwnedFd {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -64,34 +67,86 @@ pub fn header(kind: u16, size: usize) -> Vec<u8> {
     bytes
 }
 
-/// A valid HELLO of a port with one queue pair and rings of 1 MiB.
+/// A valid HELLO of a port with one queue pair and rings of at most 1 MiB.
 pub fn hello(id: &str, last_byte: u8) -> Vec<u8> {
-    let mut bytes = header(HELLO, 128);
-    bytes.extend(1u16.to_le_bytes()); // lowest version
-    bytes.extend(1u16.to_le_bytes()); // highest version
-    bytes.extend(1u16.to_le_bytes()); // region format
+    hello_with(id, last_byte, &[])
+}
+
+/// The same with further fields.
+pub fn hello_with(id: &str, last_byte: u8, fields: &[u8]) -> Vec<u8> {
+    let mut bytes = header(HELLO, 48 + 4 + id.len() + fields.len());
+    bytes.extend(2u16.to_le_bytes()); // lowest version
+    bytes.extend(2u16.to_le_bytes()); // highest version
+    bytes.extend(2u16.to_le_bytes()); // region format
     bytes.extend(1u16.to_le_bytes()); // queue pairs
     bytes.extend(0x1234u64.to_le_bytes()); // incarnation
-    bytes.extend((1u32 << 20).to_le_bytes()); // ring capacity
-    bytes.extend(0u32.to_le_bytes()); // flags
+    bytes.extend((1u32 << 20).to_le_bytes()); // largest ring
+    bytes.extend(0u16.to_le_bytes()); // flags to be understood
+    bytes.extend(0u16.to_le_bytes()); // flags that may be ignored
     bytes.extend(std::process::id().to_le_bytes());
     bytes.extend(1500u16.to_le_bytes()); // MTU
+    bytes.extend([0x52, 0x54, 0xff, 0xff, 0xff, last_byte]);
+    bytes.extend(48u16.to_le_bytes()); // where the fields begin
+    bytes.extend(0u16.to_le_bytes()); // reserved
+    bytes.extend(fields);
+    bytes.extend(field(0x8001, id.as_bytes()));
+    bytes
+}
+
+/// A field of HELLO.
+pub fn field(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = kind.to_le_bytes().to_vec();
+    bytes.extend((value.len() as u16).to_le_bytes());
+    bytes.extend(value);
+    bytes
+}
+
+/// For the arguments of a script.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The HELLO of version 1.
+pub fn hello_of_version_1(id: &str, last_byte: u8) -> Vec<u8> {
+    let mut bytes = header(HELLO, 128);
+    bytes.extend([1, 0, 1, 0, 1, 0, 1, 0]); // versions, region format, queue pairs
+    bytes.extend(0x1234u64.to_le_bytes());
+    bytes.extend((1u32 << 20).to_le_bytes());
+    bytes.extend(0u32.to_le_bytes());
+    bytes.extend(std::process::id().to_le_bytes());
+    bytes.extend(1500u16.to_le_bytes());
     bytes.extend([0x52, 0x54, 0xff, 0xff, 0xff, last_byte]);
     bytes.extend(id.as_bytes());
     bytes.resize(128, 0);
     bytes
 }
 
-/// The bytes as digits, for a process of another program.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+pub fn link(queue: u16, capacity: u32, number: u64) -> Vec<u8> {
+    let mut bytes = header(LINK, 24);
+    bytes.extend(queue.to_le_bytes());
+    bytes.extend(0u16.to_le_bytes());
+    bytes.extend(capacity.to_le_bytes());
+    bytes.extend(number.to_le_bytes());
+    bytes
 }
 
-pub fn ring(index: u16, count: u16, capacity: u32) -> Vec<u8> {
-    let mut bytes = header(RING, 16);
-    bytes.extend(index.to_le_bytes());
-    bytes.extend(count.to_le_bytes());
-    bytes.extend(capacity.to_le_bytes());
+pub fn accept(number: u64) -> Vec<u8> {
+    let mut bytes = header(ACCEPT, 16);
+    bytes.extend(number.to_le_bytes());
+    bytes
+}
+
+pub fn done(number: u64, status: u16) -> Vec<u8> {
+    let mut bytes = header(DONE, 24);
+    bytes.extend(number.to_le_bytes());
+    bytes.extend(status.to_le_bytes());
+    bytes.resize(24, 0);
+    bytes
+}
+
+pub fn frame(record: &[u8]) -> Vec<u8> {
+    let mut bytes = header(FRAME, 8 + record.len());
+    bytes.extend(record);
     bytes
 }
 
@@ -117,7 +172,7 @@ pub fn receive(socket: &OwnedFd) -> Option<Vec<u8>> {
 
 /// As [`receive`], but `Err(())` when there is nothing now.
 pub fn try_receive(socket: &OwnedFd) -> Result<Option<Vec<u8>>, ()> {
-    let mut bytes = [0; 1024];
+    let mut bytes = [0; 32 << 10];
     loop {
         match rustix::net::recv(socket, &mut bytes, RecvFlags::DONTWAIT) {
             Ok((0, _)) => return Ok(None),

@@ -41,7 +41,7 @@ fn lingering_socket() -> (OwnedFd, std::net::TcpStream) {
 #[test]
 fn descriptors_that_do_not_close() {
     let mut net = net();
-    let region = Region::create(MIB).unwrap();
+    let region = Region::create(MIB / 4).unwrap();
     let doorbell = Doorbell::new().unwrap();
     let mut takers = Vec::new();
     let mut slow = || {
@@ -50,7 +50,7 @@ fn descriptors_that_do_not_close() {
         socket
     };
     let hello = raw::hello("a", 1);
-    let ring = raw::ring(0, 1, MIB);
+    let ring = raw::link(0, MIB / 4, 1);
     let started = Instant::now();
     {
         let socket = raw::connect(&net, "m");

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::EventfdFlags;
 use rustix::pipe::PipeFlags;
-use virtio_inter_link::{Doorbell, Region};
+use virtio_inter_link::{Doorbell, ReceiverPage, Region};
 use virtio_inter_segment::Limits;
 
-use crate::common::raw::{self, REFUSE, RING};
-use crate::common::{self, Net, PATIENCE, capture_log, local, logged, readable};
+use crate::common::raw::{self, ACCEPT, REFUSE};
+use crate::common::{self, Net, PATIENCE, capture_log, local, logged};
 use crate::{MIB, check_unharmed, expect_hello, net, provoke};
 
 #[test]
@@ -31,15 +31,18 @@ fn packets_that_are_no_hello() {
         noise(1024),
         noise(1025),
         noise(60_000),
-        hello[..127].to_vec(),
+        hello[..52].to_vec(),
         [hello.as_slice(), &[0]].concat(),
-        raw::header(RING, 8),
-        raw::ring(0, 1, MIB),
+        raw::header(3, 8),
+        raw::link(0, MIB, 1),
+        raw::accept(1),
+        raw::done(1, 0),
+        raw::frame(&[0; 100]),
         raw::header(99, 8),
     ];
     // Whatever one byte is changed to, the outcome is an answer or silence, never harm.
     for at in [
-        0, 3, 4, 6, 7, 8, 12, 14, 15, 24, 27, 28, 36, 37, 38, 44, 45, 107, 108, 127,
+        0, 3, 4, 6, 7, 8, 12, 14, 15, 24, 27, 28, 38, 44, 45, 48, 49, 50, 51, 52,
     ] {
         let mut packet = hello.clone();
         packet[at] ^= 0xff;
@@ -48,7 +51,7 @@ fn packets_that_are_no_hello() {
     for packet in packets {
         let refusal = provoke(&mut net, &[(&packet, &[])]);
         let refusal = refusal.unwrap_or_else(|| panic!("not told why: {packet:?}"));
-        assert_eq!(refusal.versions, [1, 1]);
+        assert_eq!(refusal.versions, [2, 2]);
         assert!(!refusal.text.is_empty());
     }
     // An empty packet cannot be told from the end.
@@ -60,12 +63,14 @@ fn packets_that_are_no_hello() {
     check_unharmed(&mut net);
 }
 
+/// What a peer that is up may do wrong with rings: each ends its connection, and nothing else.
 #[test]
-fn rings_that_are_not_right() {
+fn links_that_are_not_right() {
     let mut net = net();
     let hello = raw::hello("a", 1);
     let region = Region::create(MIB).unwrap();
     let small = Region::create(MIB / 2).unwrap();
+    let page = ReceiverPage::create().unwrap();
     let doorbell = Doorbell::new().unwrap();
     let (pipe, _other) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
     let unsealed = rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
@@ -73,24 +78,30 @@ fn rings_that_are_not_right() {
     let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
     let semaphore = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
 
-    let (r, b) = (region.fd(), doorbell.as_fd());
-    let good = raw::ring(0, 1, MIB);
+    let (r, b, p) = (region.fd(), doorbell.as_fd(), page.fd());
+    let good = raw::link(0, MIB, 1);
+    // The port's own LINK, number 1, comes first: it can be accepted.
     let cases: Vec<(&str, Vec<u8>, Vec<BorrowedFd<'_>>)> = vec![
         ("no descriptors", good.clone(), vec![]),
         ("two descriptors", good.clone(), vec![r, b]),
         ("four descriptors", good.clone(), vec![r, b, b, b]),
         ("sixty descriptors", good.clone(), vec![r; 60]),
-        ("index", raw::ring(1, 1, MIB), vec![r, b, b]),
-        ("count", raw::ring(0, 2, MIB), vec![r, b, b]),
+        ("queue pair", raw::link(1, MIB, 1), vec![r, b, b]),
+        ("number 0", raw::link(0, MIB, 0), vec![r, b, b]),
+        ("number 2", raw::link(0, MIB, 2), vec![r, b, b]),
         (
-            "another capacity",
-            raw::ring(0, 1, MIB / 2),
+            "a larger ring than the port takes",
+            raw::link(0, MIB, 1),
+            vec![r, b, b],
+        ),
+        (
+            "a capacity that lies",
+            raw::link(0, MIB / 4, 1),
             vec![small.fd(), b, b],
         ),
-        ("a capacity that lies", good.clone(), vec![small.fd(), b, b]),
         (
             "an unsealed region",
-            good.clone(),
+            raw::link(0, MIB / 4, 1),
             vec![unsealed.as_fd(), b, b],
         ),
         ("a pipe as region", good.clone(), vec![pipe.as_fd(), b, b]),
@@ -104,25 +115,76 @@ fn rings_that_are_not_right() {
         ("swapped", good.clone(), vec![b, r, b]),
         ("HELLO again", hello.clone(), vec![]),
         ("no message", vec![1, 2, 3], vec![r, b, b]),
+        ("ACCEPT of no ring", raw::accept(7), vec![p]),
+        ("ACCEPT with nothing", raw::accept(1), vec![]),
+        ("ACCEPT with a doorbell", raw::accept(1), vec![b]),
+        ("ACCEPT with a region", raw::accept(1), vec![r]),
+        ("ACCEPT with two pages", raw::accept(1), vec![p, p]),
+        ("DONE of no ring", raw::done(7, 1), vec![]),
+        ("DONE before ACCEPT", raw::done(1, 0), vec![]),
+        ("DONE with another status", raw::done(1, 2), vec![]),
+        ("DONE with a descriptor", raw::done(1, 1), vec![b]),
+        ("FRAME with a descriptor", raw::frame(&[0; 64]), vec![b]),
+        ("an empty FRAME", raw::header(7, 8), vec![]),
+        ("a FRAME that is too long", raw::frame(&[0; 16385]), vec![]),
+        ("an unknown message", raw::header(99, 8), vec![]),
     ];
+    let count = cases.len();
     for (what, packet, fds) in cases {
         let refusal = provoke(&mut net, &[(&hello, &[]), (&packet, &fds)]);
         let refusal = refusal.unwrap_or_else(|| panic!("{what}: not told why"));
         assert_eq!(refusal.reason, 8, "{what}: {}", refusal.text);
     }
+    let port = net.ports.get_mut("m").unwrap();
+    assert_eq!(port.downs.len(), count);
+    port.downs.clear();
+    port.done.clear();
     check_unharmed(&mut net);
 
-    // The right thing, by hand, is accepted; the same once more is one too many.
+    // The right thing, by hand, is accepted, beside what may be skipped.
     let socket = raw::connect(&net, "m");
-    raw::send(&socket, &hello);
-    raw::try_send(&socket, &good, &[r, b, semaphore.as_fd()]).unwrap();
-    net.until("the link", |net| net.ports["m"].links.contains_key("a"));
-    raw::try_send(&socket, &good, &[r, b, b]).unwrap();
-    net.until("its end", |net| !net.ports["m"].links.contains_key("a"));
-    assert_eq!(
-        net.ports["m"].downs[0].1,
-        "Peer sent data after the handshake"
+    raw::send(
+        &socket,
+        &raw::hello_with("a", 1, &raw::field(0x77, b"later")),
     );
+    let region = Region::create(MIB / 4).unwrap();
+    let fds = [region.fd(), b, semaphore.as_fd()];
+    raw::send(&socket, &raw::header(0x8011, 8));
+    raw::try_send(&socket, &raw::link(0, MIB / 4, 1), &fds).unwrap();
+    raw::send(&socket, &raw::frame(b"a record"));
+    net.until("the ring", |net| {
+        let link = net.ports["m"].links.get("a");
+        link.is_some_and(|link| link.receivers.len() == 1)
+    });
+    net.until(
+        "ACCEPT",
+        |_| matches!(raw::try_receive(&socket), Ok(Some(p)) if p[4] == ACCEPT as u8),
+    );
+    net.until("the record", |net| !net.ports["m"].frames.is_empty());
+    assert_eq!(net.ports["m"].frames[0].1, b"a record");
+    // The port's own ring may be declined.
+    raw::send(&socket, &raw::done(1, 1));
+    net.until("DONE", |net| net.ports["m"].done == [(1, true)]);
+    drop(socket);
+    net.until("its end", |net| !net.ports["m"].links.contains_key("a"));
+}
+
+/// A peer that opens ring after ring for one queue pair, or sends without end, is held to its
+/// bounds.
+#[test]
+fn links_of_one_queue_pair_are_two_at_most() {
+    let mut net = net();
+    let socket = raw::connect(&net, "m");
+    raw::send(&socket, &raw::hello("a", 1));
+    let (region, doorbell) = (Region::create(MIB / 4).unwrap(), Doorbell::new().unwrap());
+    let fds = [region.fd(), doorbell.as_fd(), doorbell.as_fd()];
+    for number in 1..=2 {
+        raw::try_send(&socket, &raw::link(0, MIB / 4, number), &fds).unwrap();
+    }
+    net.until("the rings", |net| net.ports["m"].frames.is_empty());
+    raw::try_send(&socket, &raw::link(0, MIB / 4, 3), &fds).unwrap();
+    let refusal = raw::until_closed(&mut net, &socket).unwrap();
+    assert_eq!(refusal.text, "LINK for queue pair 0, which has 2 rings");
 }
 
 fn region_size(region: &Region) -> u64 {
@@ -165,18 +227,7 @@ fn identities_that_are_not_the_callers() {
     let socket = raw::connect(&net, "m");
     raw::send(&socket, &raw::hello("a", 1));
     expect_hello(&mut net, &socket);
-    // Rings cost memory: none for who only says HELLO.
-    net.until("quiet", |net| {
-        !readable(net.ports["m"].segment.fd(), Duration::ZERO)
-    });
-    assert!(matches!(raw::try_receive(&socket), Err(())));
-    let (region, doorbell) = (Region::create(MIB).unwrap(), Doorbell::new().unwrap());
-    let fds = [region.fd(), doorbell.as_fd(), doorbell.as_fd()];
-    raw::try_send(&socket, &raw::ring(0, 1, MIB), &fds).unwrap();
-    net.until(
-        "a ring",
-        |_| matches!(raw::try_receive(&socket), Ok(Some(p)) if p[4] == RING as u8),
-    );
+    net.until("a peer", |net| net.ports["m"].links.contains_key("a"));
     assert_eq!(net.ports["m"].downs.len(), 1);
 }
 
@@ -188,17 +239,17 @@ fn a_peer_of_another_version_is_refused_by_both() {
     net.join("ver-m");
     // It connects to us …
     let mut hello = raw::hello("ver-a", 1);
-    hello[8..12].copy_from_slice(&[2, 0, 3, 0]);
-    hello.truncate(60);
-    hello[6] = 60;
+    hello[8..12].copy_from_slice(&[3, 0, 4, 0]);
+    hello.truncate(40);
+    hello[6] = 40;
     let socket = raw::connect(&net, "ver-m");
     raw::send(&socket, &hello);
     let refusal = raw::until_closed(&mut net, &socket).unwrap();
-    let text = "Peer speaks version 2 to 3 of the segment protocol, this port speaks 1";
+    let text = "Peer speaks version 3 to 4 of the segment protocol, this port speaks 2";
     assert_eq!(refusal.text, text);
     assert_eq!(
         (refusal.versions, refusal.seen, refusal.reason),
-        ([1, 1], [2, 3], 1)
+        ([2, 2], [3, 4], 1)
     );
     let lines = logged(&["Port ver-m", "refused", text]);
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -209,8 +260,8 @@ fn a_peer_of_another_version_is_refused_by_both() {
     });
     let socket = rustix::net::accept(&listener).unwrap();
     let mut refuse = raw::header(REFUSE, 192);
-    refuse.extend([2, 0, 3, 0, 1, 0, 1, 0, 1, 0, 10, 0]);
-    refuse.extend(b"I speak 2\n");
+    refuse.extend([3, 0, 4, 0, 2, 0, 2, 0, 1, 0, 10, 0]);
+    refuse.extend(b"I speak 3\n");
     refuse.resize(192, 0);
     raw::send(&socket, &refuse);
     net.until("a log line", |_| {
@@ -219,7 +270,7 @@ fn a_peer_of_another_version_is_refused_by_both() {
     let lines = logged(&["Port ver-m: refused by ver-z"]);
     // What the peer wrote is quoted: it cannot forge lines of the log.
     assert!(
-        lines[0].ends_with("\"I speak 2\\n\", speaks version 2 to 3"),
+        lines[0].ends_with("\"I speak 3\\n\", speaks version 3 to 4"),
         "{lines:?}"
     );
     drop(socket);
@@ -251,7 +302,7 @@ fn refusal_that_may_pass_is_followed_by_a_call_soon() {
             rustix::net::accept(&listener).unwrap()
         };
         let mut refuse = raw::header(REFUSE, 192);
-        refuse.extend([1, 0, 1, 0, 0, 0, 0, 0]);
+        refuse.extend([2, 0, 2, 0, 0, 0, 0, 0]);
         refuse.extend(reason.to_le_bytes());
         refuse.resize(192, 0);
         let refused = accept(&mut net);
@@ -273,7 +324,7 @@ fn a_region_of_another_format_is_refused() {
     let mut hello = raw::hello("a", 1);
     hello[12] = 9;
     let refusal = provoke(&mut net, &[(&hello, &[])]).unwrap();
-    assert_eq!(refusal.text, "Peer has region format 9, this port has 1");
+    assert_eq!(refusal.text, "Peer has region format 9, this port has 2");
     assert_eq!(refusal.reason, 2);
 }
 
@@ -286,12 +337,13 @@ fn random_conversations() {
     net.join("m");
     net.join("n");
     net.until_meshed();
-    let region = Region::create(MIB).unwrap();
+    let region = Region::create(MIB / 4).unwrap();
     let doorbell = Doorbell::new().unwrap();
     let (r, b) = (region.fd(), doorbell.as_fd());
     let mut refuse = raw::header(REFUSE, 192);
     refuse.resize(192, 0);
-    let ring = raw::ring(0, 1, MIB);
+    let ring = raw::link(0, MIB / 4, 1);
+    let page = ReceiverPage::create().unwrap();
     let packets: Vec<(Vec<u8>, Vec<BorrowedFd<'_>>)> = vec![
         (raw::hello("a", 1), vec![]),
         (raw::hello("b", 2), vec![]),
@@ -299,6 +351,10 @@ fn random_conversations() {
         (ring.clone(), vec![r, b, b]),
         (ring.clone(), vec![b, r, b]),
         (ring, vec![]),
+        (raw::accept(1), vec![page.fd()]),
+        (raw::done(1, 1), vec![]),
+        (raw::frame(&[7; 1000]), vec![]),
+        (raw::header(0x8001, 8), vec![]),
         (refuse, vec![]),
         (vec![0; 40], vec![r]),
     ];
@@ -335,4 +391,45 @@ fn random_conversations() {
     });
     net.check_flow();
     assert_eq!(net.ports["n"].downs, []);
+}
+
+/// A port of version 1 gets a refusal that names both versions, in whichever direction the
+/// connection was made, and this port shows it.
+#[test]
+fn a_peer_of_version_1_is_refused_by_name() {
+    let mut net = Net::new();
+    let listener = raw::listen(net.path(), "z");
+    net.join("m");
+    let text = "Peer speaks version 1 of the segment protocol, this port speaks 2";
+    let refusal = provoke(&mut net, &[(&raw::hello_of_version_1("a", 1), &[])]).unwrap();
+    assert_eq!(refusal.text, text);
+    assert_eq!(
+        (refusal.versions, refusal.seen, refusal.reason),
+        ([2, 2], [1, 1], 1)
+    );
+    net.until("a connection", |_| {
+        common::readable(&listener, Duration::ZERO)
+    });
+    let socket = rustix::net::accept(&listener).unwrap();
+    raw::send(&socket, &raw::hello_of_version_1("z", 2));
+    let refusal = raw::until_closed(&mut net, &socket).unwrap();
+    assert_eq!((refusal.text.as_str(), refusal.seen), (text, [1, 1]));
+    net.until("both to be shown", |net| {
+        let refused = net.ports["m"].segment.refused();
+        refused.iter().filter(|peer| peer.reason == text).count() == 2
+    });
+}
+
+/// A field that has to be understood and is not is refused by a reason of its own.
+#[test]
+fn a_hello_that_must_be_understood_is_refused() {
+    let mut net = net();
+    let hello = raw::hello_with("a", 1, &raw::field(0x8077, b"later"));
+    let refusal = provoke(&mut net, &[(&hello, &[])]).unwrap();
+    assert_eq!(refusal.reason, 12);
+    assert_eq!(
+        refusal.text,
+        "HELLO has a field of type 0x8077, which this port does not know and has to understand"
+    );
+    check_unharmed(&mut net);
 }

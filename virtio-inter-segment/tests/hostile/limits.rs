@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use virtio_inter_segment::{Limits, Segment};
+use virtio_inter_segment::{Limits, LinkError, Segment};
 use virtio_inter_test_support::skip;
 
 use crate::common::raw;
@@ -24,22 +24,51 @@ fn limits_hold() {
     });
     net.until("the others", |net| net.ports["m"].links.len() == 2);
 
+    // Two rings of 256 KiB, one to each of two peers.
     let mut net = Net::new();
-    // Two rings of 256 KiB each, one to each side.
     let little = Limits {
         max_ring_bytes: 512 << 10,
         ..limits()
     };
     net.join_with(local("m"), little).unwrap();
     net.join("a");
+    net.join("b");
+    net.until_meshed();
+    let key = |net: &Net, id: &str| net.ports["m"].links[id].peer.key;
+    let open = |net: &mut Net, key| {
+        let port = net.ports.get_mut("m").unwrap();
+        port.segment.open_link(key, 0, 1 << 20)
+    };
+    let a = key(&net, "a");
+    let error = open(&mut net, a).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "No room: more than 524288 bytes of rings"
+    );
+    net.leave("b");
+    net.until("room", |net| net.ports["m"].links.len() == 1);
+    open(&mut net, a).unwrap();
+    let error = open(&mut net, a).unwrap_err();
+    assert!(matches!(error, LinkError::Full { .. }), "{error}");
+    net.leave("a");
+    net.until("nobody", |net| net.ports["m"].links.is_empty());
+    let error = open(&mut net, a).unwrap_err();
+    assert!(matches!(error, LinkError::NoPeer), "{error}");
+
+    // A port that may have two rings takes none beyond, and lives on.
+    let few = Limits {
+        max_rings: 2,
+        ..limits()
+    };
+    net.leave("m");
+    net.join_with(local("m"), few).unwrap();
+    net.join("a");
     net.until_meshed();
     net.join("b");
-    net.until("a refusal", |net| {
-        net.ports["m"].segment.stats().refused > 0
+    net.until("a ring to be declined", |net| {
+        net.ports["b"].done == [(1, true)]
     });
-    assert_eq!(net.ports["m"].peers(), ["a"]);
-    net.leave("a");
-    net.until_meshed();
+    assert_eq!(net.ports["m"].peers(), ["a", "b"]);
 }
 
 #[test]
@@ -75,7 +104,7 @@ fn users_that_may_not_join_are_turned_away() {
         std::process::Command::new("python3")
             .args(["-c", script])
             .arg(net.path().join("cred-m.sock"))
-            .arg(raw::hex(&raw::hello("other", 1)))
+            .arg(raw::hex(&raw::hello("a", 1)))
             .uid(65_534)
             .gid(65_534)
             .stdout(std::process::Stdio::piped())
@@ -106,10 +135,9 @@ fn users_that_may_not_join_are_turned_away() {
 fn defaults() {
     let limits = Limits::default();
     assert_eq!(limits.hello_timeout, Duration::from_secs(5));
-    assert_eq!(limits.rings_timeout, Duration::from_secs(15));
     assert_eq!((limits.max_accepting, limits.max_connecting), (256, 64));
     assert_eq!(limits.max_peers, 1024);
-    assert!(PATIENCE > limits.rings_timeout);
+    assert!(PATIENCE > limits.hello_timeout);
     let temp = tempfile::tempdir().unwrap();
     let segment = Segment::join(temp.path(), local("m")).unwrap();
     assert!(format!("{segment:?}").contains("\"m\""));

@@ -24,7 +24,6 @@ fn net() -> Net {
     // Some of the tests' packets are good as far as they go: not 5 s for each of them.
     let limits = Limits {
         hello_timeout: Duration::from_millis(500),
-        rings_timeout: Duration::from_millis(500),
         ..limits()
     };
     net.join_with(local("m"), limits).unwrap();
@@ -35,14 +34,13 @@ fn net() -> Net {
 
 fn check_unharmed(net: &mut Net) {
     net.check_flow();
-    assert!(
-        net.ports
-            .values()
-            .all(|port| port.downs.is_empty() && port.links.len() == 1)
-    );
+    net.until("the others to be gone", |net| {
+        net.ports["m"].peers() == ["n"]
+    });
+    assert_eq!(net.ports["n"].downs, []);
 }
 
-/// With this m says that it accepts the peer.
+/// Waits for m's answer to a HELLO.
 fn expect_hello(net: &mut Net, socket: &OwnedFd) {
     let mut packet = None;
     net.until("HELLO", |_| match raw::try_receive(socket) {
@@ -53,8 +51,8 @@ fn expect_hello(net: &mut Net, socket: &OwnedFd) {
         Err(()) => false,
     });
     let packet = packet.unwrap();
-    assert_eq!((packet.len(), packet[4]), (128, HELLO as u8));
-    assert_eq!(&packet[44..46], b"m\0");
+    assert_eq!((packet.len(), packet[4]), (53, HELLO as u8));
+    assert_eq!(&packet[48..], b"\x01\x80\x01\0m");
 }
 
 /// Sends these packets on a new connection and returns with what words it is closed.

@@ -1,7 +1,7 @@
 //! Commands of the control thread to the links of a worker.
 
 use virtio_inter_common::MacAddr;
-use virtio_inter_link::{Receiver, Sender};
+use virtio_inter_link::{Receiver, ReceiverPage, Sender};
 use virtio_inter_segment::PeerKey;
 
 use super::rx::RxLink;
@@ -26,6 +26,8 @@ pub enum LinkCommand {
     TakeMisplaced(Ready),
     /// Serve these links.
     AddRxLinks(Vec<RxLink>),
+    /// Read the words of the peer that receives from this page.
+    Attach(PeerKey, ReceiverPage),
 }
 
 /// Answer to a [`LinkCommand`].

@@ -19,7 +19,8 @@ use super::steering::Ready;
 use crate::batch::Rest;
 use crate::device::DeviceError;
 use crate::poller::Poller;
-use rx::{RxLink, RxLinks};
+pub(crate) use rx::RxLink;
+use rx::RxLinks;
 use tx::TxLinks;
 use tx_link::Timeouts;
 
@@ -168,6 +169,7 @@ impl Backend for Links {
                     self.add_rx_link(link, poller)?;
                 }
             }
+            LinkCommand::Attach(key, page) => self.tx.attach(key, page),
         }
         Ok(LinkAnswer::Done)
     }

@@ -28,7 +28,7 @@ pub struct RxLink {
 }
 
 impl RxLink {
-    pub(super) fn new(peer: PeerKey, mac: MacAddr, receiver: Receiver, home: u16) -> Self {
+    pub(crate) fn new(peer: PeerKey, mac: MacAddr, receiver: Receiver, home: u16) -> Self {
         RxLink {
             peer,
             mac,
@@ -41,7 +41,7 @@ impl RxLink {
     }
 
     /// The worker that is to serve the link.
-    pub(super) fn serving(&self, ready: Ready) -> u16 {
+    pub(crate) fn serving(&self, ready: Ready) -> u16 {
         ready.serving(self.home)
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use virtio_inter_common::MacAddr;
-use virtio_inter_link::{Sender, Violation};
+use virtio_inter_link::{ReceiverPage, Sender, Violation};
 use virtio_inter_segment::PeerKey;
 
 use super::forward::{Destination, Forwarding};
@@ -62,6 +62,16 @@ impl TxLinks {
         let link = TxLink::new(peer, mac, sender, self.timeouts);
         self.links.push(link);
         self.rebuild();
+    }
+
+    /// The peer reads the ring, and writes to this page.
+    pub(super) fn attach(&mut self, peer: PeerKey, page: ReceiverPage) {
+        let mut links = self.links.iter_mut();
+        if let Some(link) = links.find(|link| link.peer == peer)
+            && let Err(violation) = link.sender.attach(page)
+        {
+            fail(&mut self.faults, link, violation);
+        }
     }
 
     /// Removes the link to a peer. None: there is none.

@@ -240,9 +240,8 @@ impl TxLink {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::os::fd::AsFd;
 
-    use virtio_inter_link::{Doorbell, MIN_CAPACITY, Receiver, Region};
+    use virtio_inter_link::{MIN_CAPACITY, Receiver};
 
     use super::*;
     use crate::frame::FrameHeader;
@@ -280,20 +279,10 @@ mod tests {
     }
 
     fn link() -> (TxLink, Receiver) {
-        let region = Region::create(MIN_CAPACITY).unwrap();
-        let (data, space) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
-        let doorbell = |doorbell: &Doorbell| {
-            Doorbell::from_fd(doorbell.as_fd().try_clone_to_owned().unwrap()).unwrap()
-        };
-        let fd = region.fd().try_clone_to_owned().unwrap();
-        let sender = Sender::new(
-            Region::open(fd, MIN_CAPACITY).unwrap(),
-            doorbell(&data),
-            doorbell(&space),
-        );
+        let (sender, receiver) = virtio_inter_link::pair(MIN_CAPACITY).unwrap();
         let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
         let link = TxLink::new(PeerKey::next(), mac, sender, Timeouts::DEFAULT);
-        (link, Receiver::new(region, data, space))
+        (link, receiver)
     }
 
     fn send(link: &mut TxLink, alone: bool) -> Room {

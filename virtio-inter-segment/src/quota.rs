@@ -1,0 +1,85 @@
+//! Bounds how much work a peer can make this side do by messages: a token bucket for each
+//! connection. A connection whose bucket is empty is not read for a while; the peer's messages wait
+//! in its own send buffer.
+
+use std::time::{Duration, Instant};
+
+/// Messages that a peer may send at once, …
+const BURST: u32 = 4096;
+/// … and in the long run, in messages a second.
+const PER_SECOND: u32 = 20_000;
+/// Messages that a LINK counts as: a region is opened and mapped for it.
+const LINK_COST: u32 = 64;
+/// Pause of a connection whose bucket is empty.
+pub(crate) const PAUSE: Duration = Duration::from_millis(10);
+
+/// What a peer may still send.
+#[derive(Debug)]
+pub(crate) struct Quota {
+    left: u32,
+    filled: Instant,
+}
+
+impl Quota {
+    pub(crate) fn new(now: Instant) -> Quota {
+        Quota {
+            left: BURST,
+            filled: now,
+        }
+    }
+
+    /// Whether a further message may be read now.
+    ///
+    /// # Errors
+    ///
+    /// When to try again.
+    pub(crate) fn check(&mut self, now: Instant) -> Result<(), Instant> {
+        if self.left >= LINK_COST {
+            return Ok(());
+        }
+        let passed = now.saturating_duration_since(self.filled);
+        let new = passed.as_micros() * u128::from(PER_SECOND) / 1_000_000;
+        if new != 0 {
+            self.filled = now;
+            self.left = BURST.min(self.left + u32::try_from(new).unwrap_or(BURST));
+        }
+        if self.left >= LINK_COST {
+            Ok(())
+        } else {
+            Err(now + PAUSE)
+        }
+    }
+
+    pub(crate) fn spend_on_frame(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
+
+    pub(crate) fn spend_on_link(&mut self) {
+        self.left = self.left.saturating_sub(LINK_COST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quota_bounds_messages_and_links() {
+        let start = Instant::now();
+        let mut quota = Quota::new(start);
+        let take = |quota: &mut Quota, now, spend: fn(&mut Quota)| {
+            let mut count = 0;
+            while quota.check(now).is_ok() {
+                spend(quota);
+                count += 1;
+            }
+            count
+        };
+        let frames = take(&mut quota, start, Quota::spend_on_frame);
+        assert_eq!(frames, BURST - LINK_COST + 1);
+        assert_eq!(quota.check(start), Err(start + PAUSE));
+        let second = start + Duration::from_secs(1);
+        let links = take(&mut quota, second, Quota::spend_on_link);
+        assert_eq!(links, BURST / LINK_COST);
+    }
+}
