@@ -3,6 +3,7 @@
 //! Nothing here blocks, and no input makes it hold more than one message: it reads the header
 //! first, checks the size, then reads exactly that many bytes. So descriptors, which arrive with
 //! the bytes that they were sent with, stay with their message.
+#![allow(unsafe_code)] // One function asks the kernel how much the frontend has not read.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -11,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::ioctl::{Getter, Opcode, ioctl};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
 };
@@ -142,21 +144,25 @@ impl Connection {
         u32::from_ne_bytes(word)
     }
 
-    /// Queues the reply to request `code` and sends as much as the socket takes;
+    /// Queues a reply, as [`encode_reply`] makes it, and sends as much as the socket takes;
     /// [`Connection::flush`] sends the rest.
     ///
     /// # Errors
     ///
     /// When the socket fails.
-    pub fn reply(&mut self, code: u32, payload: &[u8]) -> io::Result<()> {
-        let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
-        // The longest reply is to GET_CONFIG, a few hundred bytes.
-        let size = u32::try_from(payload.len()).map_err(io::Error::other)?;
-        for word in [code, flags, size] {
-            self.outgoing.extend_from_slice(&word.to_ne_bytes());
-        }
-        self.outgoing.extend_from_slice(payload);
+    pub fn reply(&mut self, reply: &[u8]) -> io::Result<()> {
+        self.outgoing.extend_from_slice(reply);
         self.flush()
+    }
+
+    /// Whether the frontend has not read all replies yet.
+    pub fn has_unread_replies(&self) -> bool {
+        // SAFETY: SIOCOUTQ, which has the same number, writes one int and nothing else.
+        let unread = unsafe {
+            let request = Getter::<{ libc::TIOCOUTQ as Opcode }, libc::c_int>::new();
+            ioctl(&self.socket, request)
+        };
+        self.is_sending() || !matches!(unread, Ok(0))
     }
 
     /// Sends the rest of the queued replies.
@@ -223,6 +229,15 @@ impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// The message that is the reply to request `code`.
+pub fn encode_reply(code: u32, payload: &[u8]) -> Vec<u8> {
+    let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
+    // The longest one is to GET_CONFIG, a few hundred bytes.
+    let words = [code, flags, payload.len() as u32];
+    let header = words.into_iter().flat_map(u32::to_ne_bytes);
+    header.chain(payload.iter().copied()).collect()
 }
 
 /// One `recvmsg`: the number of bytes (0: end of file), or `None` when there are none now.

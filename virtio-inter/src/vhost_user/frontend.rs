@@ -10,7 +10,7 @@ use thiserror::Error;
 use virtio_inter_common::{ErrorChain, LogLimit, log_limited, peer_pid};
 use virtio_inter_device::Device;
 
-use super::connection::{Connection, Received};
+use super::connection::{Connection, Received, encode_reply};
 use super::error::{MessageError, RequestError, request_name};
 use super::reply::{Reply, acknowledgement, has_own_reply};
 use super::request::Request;
@@ -76,6 +76,8 @@ pub struct Frontend {
     sent_request: bool,
     /// The session's state for the next process. `None`: there was no memory for it.
     state_file: Option<StateFile>,
+    /// Whether a part of the reply in that file is still to be sent.
+    unsent_reply: bool,
     /// A request that waits while another frontend has the device. No other is read meanwhile.
     deferred: Option<PendingRequest>,
     /// When the frontend was refused: its queries are answered, nothing else is handled.
@@ -107,6 +109,7 @@ impl Frontend {
             session: Session::new(limits, pid, device),
             sent_request: false,
             state_file: StateFile::new().ok(),
+            unsent_reply: false,
             deferred: None,
             refused: None,
         })
@@ -127,21 +130,37 @@ impl Frontend {
         device: &dyn Device,
     ) -> Result<Self, Disconnect> {
         let former = state_file.read();
+        let unsent_reply = state_file.unsent().is_ok_and(|unsent| unsent > 0);
         let mut frontend = Self {
             sent_request: true,
             state_file: Some(state_file),
             ..Self::new(socket, limits, device)?
         };
-        // The unread request may stop the queues, so it must be handled.
+        // The unread request may stop the queues, so it must be handled; or the next one may, which
+        // follows when the frontend has the reply for which it waits.
         let can_resume = |former: &SessionState| {
-            former.set_up & former.enabled == 0 || frontend.connection.is_readable()
+            former.set_up & former.enabled == 0 || unsent_reply || frontend.connection.is_readable()
         };
         let Some(former) = former.filter(can_resume) else {
             frontend.connection.shut_down();
             return Err(Disconnect::NeedsReconnect);
         };
         frontend.session.resume(&former);
+        if unsent_reply {
+            frontend.send_former_reply()?;
+        }
         Ok(frontend)
+    }
+
+    /// Sends the reply that the former process saved and did not send any more.
+    fn send_former_reply(&mut self) -> Result<(), Disconnect> {
+        let file = self.state_file.as_ref();
+        let sent = file.map(|file| file.send_reply(&self.connection));
+        if !matches!(sent, Some(Ok(true))) || self.session.needs_reconnect() {
+            self.connection.shut_down();
+            return Err(Disconnect::NeedsReconnect);
+        }
+        self.save_state()
     }
 
     /// The session's state for the next process; `None` if there was no memory for it.
@@ -181,7 +200,7 @@ impl Frontend {
     /// Whether the socket's buffer is full of replies. No request is read until the frontend has
     /// read them.
     pub fn is_sending(&self) -> bool {
-        self.connection.is_sending()
+        self.unsent_reply || self.connection.is_sending()
     }
 
     /// Whether a request waits for the device, which another frontend has, until that one stops its
@@ -232,12 +251,12 @@ impl Frontend {
         device: &mut dyn Device,
         mut other: Option<&mut Frontend>,
     ) -> Result<(), Disconnect> {
-        self.connection.flush().map_err(Disconnect::Connection)?;
+        self.flush().map_err(Disconnect::Connection)?;
         if let Some(since) = self.refused {
             return self.answer_queries(since, device);
         }
         for _ in 0..BATCH {
-            if self.connection.is_sending() {
+            if self.is_sending() {
                 break;
             }
             let pending = match self.deferred.take() {
@@ -273,7 +292,7 @@ impl Frontend {
         device: &mut dyn Device,
     ) -> Result<(), Disconnect> {
         for _ in 0..BATCH {
-            if self.connection.is_sending() {
+            if self.is_sending() {
                 break;
             }
             let message = match self.connection.receive()? {
@@ -298,7 +317,7 @@ impl Frontend {
                 return Err(Disconnect::RefusedBefore);
             } else if need_reply && self.session.acknowledges() {
                 self.connection
-                    .reply(code, &acknowledgement(1))
+                    .reply(&encode_reply(code, &acknowledgement(1)))
                     .map_err(|source| Disconnect::Reply { code, source })?;
             }
         }
@@ -392,16 +411,51 @@ impl Frontend {
             }
             Err(refusal) => return Err(refusal.into()),
         };
+        let reply = encode_reply(code, &payload);
+        if self.reply_from_file(code, &reply)? {
+            return Ok(());
+        }
         // Before the reply, not after it: this process may be killed when the reply wakes the
         // frontend.
         self.save_state()?;
         self.connection
-            .reply(code, &payload)
+            .reply(&reply)
             .map_err(|source| Disconnect::Reply { code, source })?;
         if self.is_sending() {
             self.mark_busy()?;
         }
         Ok(())
+    }
+
+    /// Saves state and reply, and sends the reply so that the next process knows whether it was
+    /// sent. False: that cannot be done.
+    fn reply_from_file(&mut self, code: u32, reply: &[u8]) -> Result<bool, Disconnect> {
+        let Some(file) = self.state_file.as_ref().filter(|_| !self.is_refused()) else {
+            return Ok(false);
+        };
+        // No frontend known to us asks before it has read the reply to what it asked before.
+        if self.connection.has_unread_replies() {
+            return Ok(false);
+        }
+        file.write_with_reply(&self.session.state(), reply)
+            .map_err(Disconnect::SaveState)?;
+        match file.send_reply(&self.connection) {
+            Ok(sent) => self.unsent_reply = !sent,
+            // By a kernel that cannot send from a memfd to a Unix socket, say.
+            Err(error) if is_not_possible(error.kind()) => return Ok(false),
+            Err(source) => return Err(Disconnect::Reply { code, source }),
+        }
+        Ok(true)
+    }
+
+    /// Sends the rest of the replies, as far as the socket takes it.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.unsent_reply {
+            let file = self.state_file.as_ref();
+            let sent = file.map(|file| file.send_reply(&self.connection));
+            self.unsent_reply = !sent.unwrap_or(Ok(true))?;
+        }
+        self.connection.flush()
     }
 
     /// Ends the session and shuts the connection down, even if the supervisor stores it.
@@ -415,6 +469,13 @@ impl Frontend {
     pub fn close(self, device: &mut dyn Device) {
         self.session.close(device);
     }
+}
+
+fn is_not_possible(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+    )
 }
 
 impl AsFd for Frontend {

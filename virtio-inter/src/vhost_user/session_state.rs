@@ -2,22 +2,29 @@
 //!
 //! The supervisor stores the file with the connection (see [`crate::fd_store`]). The port writes it
 //! before it reads a request and before it replies, so the file holds what the frontend knows,
-//! however the process ends. (Only if the process is killed between that write and the system call
-//! that sends the reply, the frontend waits for a reply in vain.)
+//! however the process ends.
+//!
+//! The reply is sent out of the file, by sendfile(2). That moves the file's position, which all
+//! processes with the file share, in the system call that sends: so the next process knows exactly
+//! whether this one was killed before or after it.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create, sendfile};
+use rustix::io::Errno;
 
 /// Identifies the file and its layout.
-const MAGIC: &[u8; 12] = b"vi-session-1";
+const MAGIC: &[u8; 12] = b"vi-session-2";
 /// Offset of the byte that is 1 while a request is being handled.
 const BUSY: u64 = MAGIC.len() as u64;
-/// Size of the file in bytes: magic, busy, protocol features, queues set up, queues enabled.
-const SIZE: usize = MAGIC.len() + 1 + 8 + 16 + 16;
+/// Size of the state in bytes: magic, busy, protocol features, queues set up, queues enabled, and
+/// the length of the reply.
+const SIZE: usize = MAGIC.len() + 1 + 8 + 16 + 16 + 8;
+/// Offset of the reply, behind the state.
+const REPLY: u64 = 128;
 
 /// The features that a frontend has negotiated, and the queues that it has set up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,12 +74,30 @@ impl StateFile {
     ///
     /// When the kernel has no memory.
     pub fn write(&self, state: &SessionState) -> io::Result<()> {
+        self.write_state(state, 0)
+    }
+
+    /// Saves the state after a request, and the reply to it, which [`StateFile::send_reply`] sends.
+    ///
+    /// The kernel does not copy what it sends, so the frontend must have read the reply before.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no memory.
+    pub fn write_with_reply(&self, state: &SessionState, reply: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(reply, REPLY)?;
+        (&self.0).seek(SeekFrom::Start(REPLY))?;
+        self.write_state(state, reply.len() as u64)
+    }
+
+    fn write_state(&self, state: &SessionState, reply: u64) -> io::Result<()> {
         let mut bytes = Vec::with_capacity(SIZE);
         bytes.extend_from_slice(MAGIC);
         bytes.push(0);
         bytes.extend(state.protocol.to_ne_bytes());
         bytes.extend(state.set_up.to_ne_bytes());
         bytes.extend(state.enabled.to_ne_bytes());
+        bytes.extend(reply.to_ne_bytes());
         // One system call: a signal that kills the process does not cut it short within a page.
         self.0.write_all_at(&bytes, 0)
     }
@@ -95,6 +120,44 @@ impl StateFile {
     }
 }
 
+impl StateFile {
+    /// How many bytes of the reply were not sent.
+    ///
+    /// # Errors
+    ///
+    /// When the file is none of a port.
+    pub fn unsent(&self) -> io::Result<usize> {
+        let mut length = [0; 8];
+        self.0.read_exact_at(&mut length, (SIZE - 8) as u64)?;
+        let end = match u64::from_ne_bytes(length) {
+            0 => return Ok(0),
+            length => REPLY.saturating_add(length),
+        };
+        let unsent = end.saturating_sub((&self.0).stream_position()?);
+        Ok(usize::try_from(unsent).unwrap_or(usize::MAX))
+    }
+
+    /// Sends what was not sent of the reply. False: the socket takes no more of it now.
+    ///
+    /// # Errors
+    ///
+    /// When the socket fails.
+    pub fn send_reply(&self, socket: impl AsFd) -> io::Result<bool> {
+        loop {
+            let unsent = self.unsent()?;
+            if unsent == 0 {
+                return Ok(true);
+            }
+            match sendfile(&socket, &self.0, None, unsent) {
+                Ok(1..) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(false),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
 impl AsFd for StateFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -103,6 +166,9 @@ impl AsFd for StateFile {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
@@ -122,5 +188,43 @@ mod tests {
         assert_eq!(kept.read(), Some(state));
         kept.0.set_len(5).unwrap();
         assert_eq!(kept.read(), None);
+    }
+
+    #[test]
+    fn session_state_tells_how_much_of_a_reply_was_sent() {
+        let file = StateFile::new().unwrap();
+        let kept = StateFile::from_fd(file.as_fd().try_clone_to_owned().unwrap());
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut read = || {
+            let mut text = String::new();
+            let _ = theirs.read_to_string(&mut text);
+            text
+        };
+        assert_eq!(kept.unsent().unwrap(), 0);
+        let state = SessionState {
+            enabled: 1,
+            ..SessionState::default()
+        };
+        file.begin().unwrap();
+        file.write_with_reply(&state, b"reply").unwrap();
+        assert_eq!((kept.read(), kept.unsent().unwrap()), (Some(state), 5));
+        assert!(kept.send_reply(&ours).unwrap());
+        assert_eq!((kept.unsent().unwrap(), read().as_str()), (0, "reply"));
+        // Once only, and not what was sent already.
+        assert!(file.send_reply(&ours).unwrap());
+        file.write_with_reply(&state, b"again").unwrap();
+        rustix::fs::sendfile(&ours, &file, None, 2).unwrap();
+        assert_eq!(kept.unsent().unwrap(), 3);
+        assert!(kept.send_reply(&ours).unwrap());
+        assert_eq!(read(), "again");
+        // Nor where there is no room.
+        file.write_with_reply(&state, b"later").unwrap();
+        while rustix::net::send(&ours, &[0; 4096], rustix::net::SendFlags::empty()).is_ok() {}
+        assert!(!file.send_reply(&ours).unwrap());
+        assert_eq!(kept.unsent().unwrap(), 5);
+        file.write(&state).unwrap();
+        assert_eq!(kept.unsent().unwrap(), 0);
     }
 }

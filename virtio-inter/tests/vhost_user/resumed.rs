@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use virtio_inter::vhost_user::connection::encode_reply;
 use virtio_inter::vhost_user::frontend::{Disconnect, Frontend};
 use virtio_inter::vhost_user::session::SessionLimits;
 use virtio_inter::vhost_user::session_state::StateFile;
@@ -192,6 +193,65 @@ fn kept_connection_with_a_request_under_way_ends() {
         rig.resume(stored),
         Err(Disconnect::NeedsReconnect)
     ));
+}
+
+impl Rig {
+    /// Sends a request. The process dies after it has noted what it is about to reply, with so many
+    /// bytes of that sent, and another takes its place.
+    fn dies_before_reply(&mut self, code: u32, body: &[u8], sent: usize) -> Result<(), Disconnect> {
+        self.request(code, body);
+        self.process().unwrap();
+        let (_, _, payload) = self.reply().expect("a reply");
+        let stored = self.die();
+        let state = stored.state.read().expect("a state");
+        let reply = encode_reply(code, &payload);
+        stored.state.write_with_reply(&state, &reply).unwrap();
+        let socket = rustix::fs::sendfile(&stored.socket, stored.state.as_fd(), None, sent);
+        assert_eq!(socket, Ok(sent));
+        self.resume(stored)
+    }
+}
+
+/// A VMM that waited for that reply would wait for ever.
+#[test]
+fn kept_connection_gets_the_reply_that_was_noted_and_not_sent() {
+    let length = encode_reply(SET_VRING_ENABLE, &[0; 8]).len();
+    for sent in [0, 5, length] {
+        // At each request of a pause.
+        let mut rig = Rig::running();
+        for index in 0..2 {
+            let result = rig.dies_before_reply(SET_VRING_ENABLE, &state(index, 0), sent);
+            if sent == length && index == 0 {
+                // It has its reply. What it asks for next finds no queue, as it knows from the end.
+                assert!(matches!(result, Err(Disconnect::NeedsReconnect)));
+                break;
+            }
+            result.unwrap();
+            let (code, _, payload) = rig.reply().expect("the reply");
+            assert_eq!((code, payload), (SET_VRING_ENABLE, vec![0; 8]));
+            assert!(rig.reply().is_none());
+        }
+        // At the last one of a resume, upon which it is asked to connect again.
+        let mut rig = Rig::running();
+        for (index, enabled) in [(0, 0), (1, 0), (0, 1)] {
+            assert!(rig.ack(SET_VRING_ENABLE, &state(index, enabled), &[]));
+        }
+        let result = rig.dies_before_reply(SET_VRING_ENABLE, &state(1, 1), sent);
+        assert!(matches!(result, Err(Disconnect::NeedsReconnect)));
+        assert!(rig.reply().is_some() && rig.is_hung_up());
+    }
+}
+
+/// The kernel does not copy a reply that it sends out of the file.
+#[test]
+fn replies_that_wait_to_be_read_stay_as_they_were() {
+    let mut rig = Rig::new(2);
+    for code in [GET_FEATURES, GET_QUEUE_NUM, GET_FEATURES] {
+        rig.send(code, VERSION, &[], &[]);
+        rig.process().unwrap();
+    }
+    let codes: Vec<u32> = (0..3).map(|_| rig.reply().expect("a reply").0).collect();
+    assert_eq!(codes, [GET_FEATURES, GET_QUEUE_NUM, GET_FEATURES]);
 }
 
 type Step<'a> = Box<dyn Fn(&mut Rig) + 'a>;
