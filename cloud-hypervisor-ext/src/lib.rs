@@ -5,15 +5,13 @@
 //! with the ports as vhost-user network devices, and stays as their supervisor:
 //!
 //! 1. `command_line`, `inter_vm`, `options`, `device`, `device_factory`, `identity`,
-//! `shared_memory`,
-//!    `snapshot`: from the user's arguments to the devices and Cloud Hypervisor's arguments;
+//!    `shared_memory`, `snapshot`: from the user's arguments to the devices and Cloud Hypervisor's
+//!    arguments;
 //! 2. `programs`, `help`: the stock program;
 //! 3. `start`, `child`, `fd_store`, `deferred_close`, `port`, `signals`, `supervisor`: the
-//! processes, from their start to
-//!    their end;
+//!    processes, from their start to their end;
 //! 4. `control_protocol`, `control`, `vm_directory`, `restore_backoff`: how `ch-remote-ext` finds
-//! the
-//!    supervisor and asks it for more ports.
+//!    the supervisor and asks it for more ports.
 //!
 //! Decision 0015 says why this is a launcher and not a fork of Cloud Hypervisor.
 

@@ -14,10 +14,6 @@ use virtio_inter_tests::{ControlGroups, Process, guest_test, is_root, skip};
 const LIMIT: Duration = Duration::from_secs(240);
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_part_of_the_bench_has_its_figures() {
     guest_test(|bed| {
         if !is_root() {

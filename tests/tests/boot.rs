@@ -49,37 +49,21 @@ fn boots_and_obeys(bed: &Testbed, frontend: Frontend, release: &str) -> Result<(
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn uml_guest_boots_and_obeys() {
     guest_test(|bed| boots_and_obeys(bed, Frontend::Uml, "6.1."));
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn qemu_guest_of_debian_12_boots_and_obeys() {
     guest_test(|bed| boots_and_obeys(bed, Frontend::Qemu(Kernel::Debian12), "6.1."));
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn qemu_guest_of_debian_13_boots_and_obeys() {
     guest_test(|bed| boots_and_obeys(bed, Frontend::Qemu(Kernel::Debian13), "6.12."));
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn commands_end_with_their_guest() {
     guest_test(|bed| {
         let mut vm = Vm::boot(bed, VmConfig::new("a", Frontend::Uml))?;
@@ -92,10 +76,6 @@ fn commands_end_with_their_guest() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn the_tools_measure_a_guests_own_loopback() {
     guest_test(|bed| {
         let vm = Vm::boot(bed, VmConfig::new("a", Frontend::Uml))?;

@@ -33,19 +33,11 @@ fn reach_each_other(bed: &Testbed, frontend: Frontend) -> Result<()> {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn uml_guests_reach_each_other_over_a_bridge() {
     guest_test(|bed| reach_each_other(bed, Frontend::Uml));
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn qemu_guests_reach_each_other_over_a_bridge() {
     guest_test(|bed| reach_each_other(bed, Frontend::Qemu(Kernel::Debian12)));
 }

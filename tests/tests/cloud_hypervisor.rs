@@ -34,10 +34,6 @@ fn finish(transfer: tools::Transfer, bytes: u64) -> Result<()> {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn two_guests_exchange_tcp() {
     cloud_hypervisor_test(|bed| {
         let group = Group::boot(bed, &[CH, CH])?;
@@ -59,10 +55,6 @@ fn two_guests_exchange_tcp() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn an_interface_is_plugged_and_unplugged_50_times() {
     const TIMES: u32 = 50;
     cloud_hypervisor_test(|bed| {
@@ -99,10 +91,6 @@ fn an_interface_is_plugged_and_unplugged_50_times() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_guest_reboots_and_is_reached_again() {
     cloud_hypervisor_test(|bed| {
         let group = Group::boot(bed, &[CH, CH])?;
@@ -120,10 +108,6 @@ fn a_guest_reboots_and_is_reached_again() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_killed_vmm_is_replaced_on_the_same_port() {
     cloud_hypervisor_test(|bed| {
         let mut group = Group::boot(bed, &[CH, CH])?;
@@ -145,10 +129,6 @@ fn a_killed_vmm_is_replaced_on_the_same_port() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_connection_outlasts_killed_ports() {
     const BYTES: u64 = 60_000_000;
     cloud_hypervisor_test(|bed| {
@@ -169,10 +149,6 @@ fn a_connection_outlasts_killed_ports() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_connection_outlasts_a_port_that_is_long_away() {
     const BYTES: u64 = 20_000_000;
     /// Cloud Hypervisor looks for its backend for 60 s.
@@ -196,10 +172,6 @@ fn a_connection_outlasts_a_port_that_is_long_away() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_connection_outlasts_pauses() {
     const BYTES: u64 = 40_000_000;
     cloud_hypervisor_test(|bed| {
@@ -220,10 +192,6 @@ fn a_connection_outlasts_pauses() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_connection_outlasts_snapshot_and_restore() {
     const BYTES: u64 = 40_000_000;
     cloud_hypervisor_test(|bed| {
@@ -297,19 +265,11 @@ fn refused_again<T>(moved: &Result<T>) -> bool {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_guest_moves_between_vmms_under_load() {
     migrate(false);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_guest_moves_between_vmms_with_its_memory_handed_over() {
     migrate(true);
 }
@@ -353,28 +313,16 @@ fn resize(method: &str) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn memory_is_resized_by_virtio_mem_during_a_transfer() {
     resize("virtio-mem");
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn memory_is_plugged_by_acpi_during_a_transfer() {
     resize("acpi");
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_second_vmm_waits_for_the_first_to_leave_the_port() {
     cloud_hypervisor_test(|bed| {
         let mut group = Group::boot(bed, &[CH, CH])?;
@@ -425,37 +373,21 @@ fn queues(pairs: u16) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn guests_of_one_processor_use_one_queue_pair() {
     queues(1);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn guests_of_two_processors_use_two_queue_pairs() {
     queues(2);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn guests_of_four_processors_use_four_queue_pairs() {
     queues(4);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn guests_of_three_frontends_reach_each_other() {
     cloud_hypervisor_test(|bed| {
         let kinds = [CH, Frontend::Qemu(Kernel::Debian13), Frontend::Uml];

@@ -16,10 +16,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 const TRIES: usize = 2;
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn control_groups_of_version_2() {
     if is_inside() {
         return inside();

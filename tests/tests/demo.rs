@@ -33,10 +33,6 @@ fn start(bed: &Testbed, arguments: &[&str]) -> Result<(Process, PathBuf)> {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn the_demo_has_all_its_figures() {
     guest_test(|bed| {
         if !is_root() {
@@ -89,10 +85,6 @@ fn interrupt_at(text: &str) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn an_interrupted_demo_leaves_nothing_behind() {
     interrupt_at("over loopback");
 }

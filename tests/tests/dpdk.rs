@@ -176,19 +176,16 @@ fn variants(queues: u16) {
 }
 
 #[test]
-#[cfg_attr(not(feature = "guests"), ignore = "runs DPDK: needs --features guests")]
 fn dpdk_drivers_of_all_kinds_exchange_frames() {
     variants(1);
 }
 
 #[test]
-#[cfg_attr(not(feature = "guests"), ignore = "runs DPDK: needs --features guests")]
 fn dpdk_drivers_of_all_kinds_exchange_frames_on_two_queue_pairs() {
     variants(2);
 }
 
 #[test]
-#[cfg_attr(not(feature = "guests"), ignore = "runs DPDK: needs --features guests")]
 fn dpdk_drivers_with_rings_of_unequal_sizes_exchange_frames() {
     dpdk_test(|bed| {
         let mut parts = Parts::default();
@@ -208,7 +205,6 @@ fn dpdk_drivers_with_rings_of_unequal_sizes_exchange_frames() {
 }
 
 #[test]
-#[cfg_attr(not(feature = "guests"), ignore = "runs DPDK: needs --features guests")]
 fn a_dpdk_driver_that_is_killed_comes_back() {
     dpdk_test(|bed| {
         let pair = Pair::new(bed, "dpdk", 1)?;

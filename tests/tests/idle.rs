@@ -8,10 +8,6 @@ use virtio_inter_tests::{Frontend, Group, Kernel, guest_test, tools};
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn ports_of_idle_guests_use_no_processor() {
     /// Seconds in which guests do nothing, by the clock of one of them.
     const IDLE: &str = "3";

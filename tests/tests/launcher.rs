@@ -65,10 +65,6 @@ fn port_process(vm: &Vm) -> Result<Option<Pid>> {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn launched_guests_exchange_tcp_over_old_and_new_interfaces() {
     cloud_hypervisor_test(|bed| {
         let (web, db) = (Segment::new(bed, "web")?, Segment::new(bed, "db")?);
@@ -94,10 +90,6 @@ fn launched_guests_exchange_tcp_over_old_and_new_interfaces() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_connection_outlasts_ports_that_their_supervisor_starts_again() {
     cloud_hypervisor_test(|bed| {
         let segment = Segment::new(bed, "web")?;
@@ -174,10 +166,6 @@ fn reach(a: &Vm, b: &Vm) -> Result<()> {
 /// Cloud Hypervisor v53 loses sight of a port that dies in a paused VM: it stops it neither at the
 /// next pause nor when the driver is unbound.
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn port_that_dies_in_a_paused_guest_is_under_control_after_resume() {
     cloud_hypervisor_test(|bed| {
         let segment = Segment::new(bed, "web")?;
@@ -206,10 +194,6 @@ fn port_that_dies_in_a_paused_guest_is_under_control_after_resume() {
 
 /// Cloud Hypervisor itself refuses to unplug a device a second time.
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn remove_device_asked_again_goes_on_waiting_for_the_guest() {
     cloud_hypervisor_test(|bed| {
         let segment = Segment::new(bed, "web")?;
@@ -231,10 +215,6 @@ fn remove_device_asked_again_goes_on_waiting_for_the_guest() {
 
 /// What is left of that: a connection is not kept for ports that die of it, as it seems.
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn port_that_is_out_of_control_is_found_and_a_reboot_helps() {
     cloud_hypervisor_test(|bed| {
         let segment = Segment::new(bed, "web")?;
@@ -271,10 +251,6 @@ fn port_that_is_out_of_control_is_found_and_a_reboot_helps() {
 /// Cloud Hypervisor v53 does not look for a port that dies before the guest's driver has started,
 /// or between two drivers.
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn port_that_dies_before_the_driver_starts_serves_the_guest() {
     cloud_hypervisor_test(|bed| {
         let segment = Segment::new(bed, "web")?;
@@ -304,10 +280,6 @@ fn port_that_dies_before_the_driver_starts_serves_the_guest() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn ports_end_with_the_guest_and_with_its_launcher() {
     cloud_hypervisor_test(|bed| {
         let segment = Segment::new(bed, "web")?;
@@ -333,10 +305,6 @@ fn ports_end_with_the_guest_and_with_its_launcher() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_connection_outlasts_snapshot_and_restore_by_the_launcher() {
     cloud_hypervisor_test(|bed| {
         let segment = Segment::new(bed, "web")?;
@@ -366,10 +334,6 @@ fn a_connection_outlasts_snapshot_and_restore_by_the_launcher() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_guest_moves_to_the_launcher_of_another_host() {
     cloud_hypervisor_test(|bed| {
         // Each with a segment of its own: segments are of one host.

@@ -139,19 +139,11 @@ fn matrix(queues: u16) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn offloads_in_every_mix_with_one_queue_pair() {
     matrix(1);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn offloads_in_every_mix_with_two_queue_pairs() {
     matrix(2);
 }

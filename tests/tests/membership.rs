@@ -27,10 +27,6 @@ fn send(vm: &Vm, address: &str, text: &str) -> Result<()> {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn segments_hear_nothing_of_each_other() {
     guest_test(|bed| {
         // The same IP addresses, so that leaked frames are delivered; other MACs, so that ports
@@ -61,10 +57,6 @@ fn segments_hear_nothing_of_each_other() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn broadcast_and_multicast_reach_all() {
     guest_test(|bed| {
         let group = Group::boot(bed, &[Frontend::Uml; 3])?;
@@ -96,10 +88,6 @@ fn broadcast_and_multicast_reach_all() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn ports_join_and_leave_in_every_order() {
     const ORDERS: [[usize; 3]; 6] = [
         [0, 1, 2],
@@ -126,10 +114,6 @@ fn ports_join_and_leave_in_every_order() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "runs for a minute: needs --features guests"
-)]
 fn a_thousand_joins_and_leaves_leak_nothing() {
     /// Enough for allocators and caches to have all that they want.
     const WARM_UP: usize = 50;

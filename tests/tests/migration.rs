@@ -18,10 +18,6 @@ fn tell(what: &str) {
 /// tests hold that the port's log is complete: QEMU's guests write to nearly every page of their
 /// receive buffers themselves.
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_qemu_guest_moves_there_and_back_and_there_under_load() {
     const BYTES: u64 = 300_000_000;
     guest_test(|bed| {
@@ -49,10 +45,6 @@ fn a_qemu_guest_moves_there_and_back_and_there_under_load() {
 
 /// QEMU does so for guests without GUEST_ANNOUNCE, and complains of ports that cannot.
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn rarp_announces_a_qemu_guest_that_has_moved() {
     guest_test(|bed| {
         let mut group = Group::new(bed, "test")?;

@@ -21,10 +21,6 @@ fn lines_with(log: &str, text: &str) -> usize {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_machine_without_shared_memory_is_told_and_replaced() {
     guest_test(|bed| {
         let mut group = Group::boot(bed, &[Frontend::Uml])?;
@@ -52,10 +48,6 @@ fn a_machine_without_shared_memory_is_told_and_replaced() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_machine_that_wants_more_queues_than_offered_is_told_and_replaced() {
     guest_test(|bed| {
         let segment = Segment::new(bed, "test")?;
@@ -93,10 +85,6 @@ fn a_machine_that_wants_more_queues_than_offered_is_told_and_replaced() {
 /// A legacy device, as QEMU's microvm has them by default; here on PCI, where the image has the
 /// driver.
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn legacy_guest_is_told_of_once_and_replaced() {
     guest_test(|bed| {
         let mut group = Group::boot(bed, &[Frontend::Uml])?;
@@ -127,10 +115,6 @@ fn legacy_guest_is_told_of_once_and_replaced() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_guest_with_an_address_of_its_own_is_told_until_it_has_its_ports() {
     const OTHER: Mac = Mac::local(99);
     guest_test(|bed| {
@@ -166,10 +150,6 @@ fn a_guest_with_an_address_of_its_own_is_told_until_it_has_its_ports() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn garbage_on_all_sockets_harms_no_guest() {
     const ROUNDS: usize = 100;
     guest_test(|bed| {

@@ -12,10 +12,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 const QEMU: Frontend = Frontend::Qemu(Kernel::Debian12);
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn machines_wait_for_their_ports() {
     guest_test(|bed| {
         let segment = Segment::new(bed, "test")?;
@@ -46,10 +42,6 @@ fn machines_wait_for_their_ports() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn guests_of_each_kind_follow_each_other_on_one_port() {
     guest_test(|bed| {
         let mut group = Group::boot(bed, &[Frontend::Uml])?;

@@ -24,10 +24,6 @@ fn tell(what: &str, vm: &Vm, time: Duration) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_connection_stands_still_for_a_moment_only() {
     guest_test(|bed| {
         let mut group = Group::boot(bed, &KINDS)?;
@@ -82,10 +78,6 @@ fn burst(from: &Vm, to: &Vm, count: &str) -> Result<()> {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_guest_that_only_listens_is_heard_again() {
     /// Several times the ring: buffers must have been given back and filled again.
     const FRAMES: u64 = 2000;
@@ -127,10 +119,6 @@ fn a_guest_that_only_listens_is_heard_again() {
 const POSITIONS: u64 = 65_536;
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn rings_resume_after_their_positions_began_anew() {
     guest_test(|bed| {
         let mut group = Group::boot(bed, &KINDS)?;

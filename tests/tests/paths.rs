@@ -32,10 +32,6 @@ fn move_data(near: &Vm, far: &Vm, address: IpAddr) -> Result<()> {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_guest_routes_between_two_segments() {
     const ROUTER: u8 = 9;
     guest_test(|bed| {
@@ -86,10 +82,6 @@ fn a_guest_routes_between_two_segments() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn vlan_tags_pass_with_every_offload() {
     guest_test(|bed| {
         let mut group = Group::new(bed, "test")?;
@@ -140,10 +132,6 @@ fn vlan_tags_pass_with_every_offload() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn guests_with_different_mtus_exchange_what_fits_both() {
     const MTUS: [(Frontend, u16); 4] = [
         (QEMU_6_1, 1428),
@@ -196,10 +184,6 @@ fn guests_with_different_mtus_exchange_what_fits_both() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn drivers_that_know_less_and_rings_of_other_sizes() {
     /// Kernel, offloads, properties, and the limit on the size of queues.
     const KINDS: [(Frontend, Offloads, &str, u16); 4] = [

@@ -39,10 +39,6 @@ fn move_data(a: &Vm, b: &Vm, bytes: u64) -> Result<()> {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_stopped_reader_is_flooded_and_reads_on() {
     guest_test(|bed| {
         let group = Group::boot(bed, &[Frontend::Uml; 3])?;
@@ -105,10 +101,6 @@ fn stand_still(stop: impl Fn(&mut Vm) -> Result<()>, go_on: impl Fn(&mut Vm) -> 
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_frozen_machine_is_flooded_and_goes_on() {
     stand_still(
         |vm| vm.process().signal(Signal::STOP),
@@ -117,19 +109,11 @@ fn a_frozen_machine_is_flooded_and_goes_on() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_paused_machine_is_flooded_and_goes_on() {
     stand_still(|vm| vm.pause(), |vm| vm.resume());
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn two_guests_exchange_more_frames_than_rings_have_positions() {
     guest_test(|bed| {
         let group = Group::boot(bed, &[Frontend::Uml; 2])?;

@@ -17,10 +17,6 @@ fn use_queues(vm: &Vm, count: &str) -> Result<()> {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn no_connection_is_lost_when_the_queue_pairs_in_use_change() {
     guest_test(|bed| {
         let kinds = [
@@ -64,10 +60,6 @@ fn no_connection_is_lost_when_the_queue_pairs_in_use_change() {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn guests_with_different_numbers_of_queue_pairs_exchange_data() {
     guest_test(|bed| {
         let kinds = [Frontend::Qemu(Kernel::Debian13)];
@@ -103,10 +95,6 @@ fn use_processor(vm: &Vm, number: u32, up: bool) -> Result<()> {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn four_queue_pairs_serve_any_number_of_processors() {
     guest_test(|bed| {
         let mut group = Group::new(bed, "test")?;

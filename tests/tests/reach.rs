@@ -33,37 +33,21 @@ fn pair(kind: Frontend) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn two_uml_guests_move_checked_data() {
     pair(Frontend::Uml);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn two_qemu_guests_of_debian_12_move_checked_data() {
     pair(QEMU_6_1);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn two_qemu_guests_of_debian_13_move_checked_data() {
     pair(QEMU_6_12);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn one_guest_of_each_kind_share_a_segment() {
     guest_test(|bed| {
         let group = Group::boot(bed, &[Frontend::Uml, QEMU_6_1, QEMU_6_12])?;
@@ -118,28 +102,16 @@ fn a_fast_stream_arrives_at_once(kind: Frontend) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn uml_guests_send_no_segment_again() {
     a_fast_stream_arrives_at_once(Frontend::Uml);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn qemu_guests_of_debian_12_send_no_segment_again() {
     a_fast_stream_arrives_at_once(QEMU_6_1);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn qemu_guests_of_debian_13_send_no_segment_again() {
     a_fast_stream_arrives_at_once(QEMU_6_12);
 }
@@ -176,55 +148,31 @@ fn packets_of_the_mtu_pass(kind: Frontend, mtu: u16) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn packets_of_9000_bytes_pass_between_uml_guests() {
     packets_of_the_mtu_pass(Frontend::Uml, 9000);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn packets_of_65535_bytes_pass_between_uml_guests() {
     packets_of_the_mtu_pass(Frontend::Uml, 65_535);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn packets_of_1500_bytes_pass_between_qemu_guests() {
     packets_of_the_mtu_pass(QEMU_6_1, 1500);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn packets_of_9000_bytes_pass_between_qemu_guests() {
     packets_of_the_mtu_pass(QEMU_6_12, 9000);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn packets_of_65535_bytes_pass_between_qemu_guests() {
     packets_of_the_mtu_pass(QEMU_6_1, 65_535);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn two_queue_pairs_carry_several_connections() {
     guest_test(|bed| {
         let kinds = [QEMU_6_12, QEMU_6_12];

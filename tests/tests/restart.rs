@@ -23,19 +23,11 @@ fn reboot(kind: Frontend) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_uml_guest_reboots_and_is_reached_again() {
     reboot(Frontend::Uml);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_qemu_guest_reboots_and_is_reached_again() {
     reboot(QEMU_6_1);
 }
@@ -70,19 +62,11 @@ fn rebind_driver(kind: Frontend) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_driver_is_unbound_and_bound_in_a_uml_guest() {
     rebind_driver(Frontend::Uml);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_driver_is_unbound_and_bound_in_a_qemu_guest() {
     rebind_driver(QEMU_6_12);
 }
@@ -102,19 +86,11 @@ fn replace_machine(kind: Frontend) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_killed_uml_guest_is_replaced_on_the_same_port() {
     replace_machine(Frontend::Uml);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_killed_qemu_guest_is_replaced_on_the_same_port() {
     replace_machine(QEMU_6_12);
 }
@@ -142,28 +118,16 @@ fn connection_outlasts_ports(kind: Frontend) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_connection_outlasts_killed_ports_on_linux_6_1() {
     connection_outlasts_ports(QEMU_6_1);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_connection_outlasts_killed_ports_on_linux_6_12() {
     connection_outlasts_ports(QEMU_6_12);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn a_peer_killed_mid_transfer_leaves_the_others_unharmed() {
     guest_test(|bed| {
         let mut group = Group::boot(bed, &[Frontend::Uml; 3])?;

@@ -63,28 +63,16 @@ fn answers_by_program(kernel: Kernel) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn an_xdp_program_answers_on_linux_6_1() {
     answers_by_program(Kernel::Debian12);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn an_xdp_program_answers_on_linux_6_12() {
     answers_by_program(Kernel::Debian13);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn linux_refuses_xdp_where_offloads_cannot_be_given_back() {
     guest_test(|bed| {
         let mut group = Group::new(bed, "test")?;

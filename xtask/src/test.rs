@@ -139,6 +139,9 @@ impl Run {
                     "clippy",
                     "--workspace",
                     "--all-targets",
+                    // Tests that need a feature are built, too.
+                    "--features",
+                    "virtio-inter-tests/guests",
                     "--locked",
                     "--",
                     "-D",

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::harness::{PATIENCE, Place, until};
+use crate::harness::{Place, TIMEOUT, until};
 use crate::rest;
 
 #[test]
@@ -113,7 +113,7 @@ fn remove_device_lets_the_vmm_not_wait_for_a_port_that_is_away() {
     }
     let socket = place.text("api.inter-vm/inter-vm0.sock");
     let mut frontend = UnixStream::connect(&socket).unwrap();
-    frontend.set_read_timeout(Some(PATIENCE)).unwrap();
+    frontend.set_read_timeout(Some(TIMEOUT)).unwrap();
     // GET_FEATURES, as whoever has asked for nothing is not kept.
     for word in [1u32, 1, 0] {
         frontend.write_all(&word.to_ne_bytes()).unwrap();

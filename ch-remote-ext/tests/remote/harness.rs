@@ -5,15 +5,15 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use cloud_hypervisor_ext::control_protocol::{PortState, Reply};
 use cloud_hypervisor_ext::vm_directory::control_socket;
 use tempfile::TempDir;
+use virtio_inter_test_support::process::{Spawned, build_beside};
+pub(crate) use virtio_inter_test_support::process::{TIMEOUT, until};
 
-/// Longer than anything here takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+const PROGRAM: &str = env!("CARGO_BIN_EXE_ch-remote-ext");
 
 /// In the VMM's place: waits for the end of its standard input, or a signal.
 const VMM: &str = r#"#!/bin/sh
@@ -33,16 +33,6 @@ help | --help)
 esac
 "#;
 
-/// Waits until something is so, looking often.
-#[track_caller]
-pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// A directory with a segment in it.
 pub(crate) struct Place {
     directory: TempDir,
@@ -57,7 +47,10 @@ pub(crate) struct Ran {
 
 impl Place {
     pub(crate) fn new() -> Self {
-        build_others();
+        build_beside(
+            Path::new(PROGRAM),
+            &["cloud-hypervisor-ext", "virtio-inter"],
+        );
         let directory = TempDir::with_prefix("vi").unwrap();
         fs::create_dir(directory.path().join("segment")).unwrap();
         for (name, text) in [("vmm", VMM), ("remote", REMOTE)] {
@@ -110,27 +103,22 @@ impl Place {
     /// A supervisor, whose VMM is `program`.
     pub(crate) fn launch(&self, program: &Path, arguments: &[&str]) -> Launcher {
         let log = File::create(self.path("log")).unwrap();
-        let mut child = Command::new(sibling("cloud-hypervisor-ext"))
+        let mut command = Command::new(sibling("cloud-hypervisor-ext"));
+        command
             .args(["--api-socket", &self.text("api")])
             .args(arguments)
             .env("CLOUD_HYPERVISOR", program)
             .env_remove("RUST_LOG")
             .stdin(Stdio::piped())
             .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+            .stderr(log);
+        let mut launcher = Spawned::new(&mut command, "launcher", &self.path("log"));
         let wanted = arguments.iter().filter(|text| text.starts_with("segment="));
         let wanted = wanted.count();
-        until("the supervisor's ports serve", || {
-            let log = fs::read_to_string(self.path("log")).unwrap();
-            assert_eq!(child.try_wait().unwrap(), None, "{log}");
+        launcher.until("the supervisor's ports serve", || {
             self.serving() == Some(wanted)
         });
-        Launcher {
-            child,
-            log: self.path("log"),
-        }
+        Launcher(launcher)
     }
 
     /// A supervisor of a VM that does nothing.
@@ -162,7 +150,7 @@ impl Place {
         input: &str,
         remote: &std::ffi::OsStr,
     ) -> Ran {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ch-remote-ext"))
+        let mut child = Command::new(PROGRAM)
             .args(arguments)
             .env("CH_REMOTE", remote)
             .stdin(Stdio::piped())
@@ -207,49 +195,14 @@ impl Ran {
 }
 
 fn sibling(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_BIN_EXE_ch-remote-ext")).with_file_name(name)
+    Path::new(PROGRAM).with_file_name(name)
 }
 
-/// Programs of other packages are not built where only this one is tested.
-fn build_others() {
-    for name in ["cloud-hypervisor-ext", "virtio-inter"] {
-        if sibling(name).exists() {
-            continue;
-        }
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = Command::new(cargo);
-        command.args(["build", "--package", name, "--bin", name]);
-        if !cfg!(debug_assertions) {
-            command.arg("--release");
-        }
-        assert!(command.status().unwrap().success());
-    }
-}
-
-/// A supervisor; it ends when dropped, and its children with it.
-pub(crate) struct Launcher {
-    child: Child,
-    log: PathBuf,
-}
+/// A supervisor. Its children end with it.
+pub(crate) struct Launcher(Spawned);
 
 impl Launcher {
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Drop for Launcher {
-    fn drop(&mut self) {
-        // Ended already, perhaps.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            let log = fs::read_to_string(&self.log).unwrap_or_default();
-            // Through the test harness's capture, unlike a write to standard error.
-            #[allow(clippy::print_stderr, reason = "a failing test's report")]
-            {
-                eprintln!("--- launcher:\n{log}");
-            }
-        }
+        self.0.pid()
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use cloud_hypervisor_ext::control_protocol::{PortState, Reply, Request};
 use cloud_hypervisor_ext::vm_directory::control_socket;
 
-use crate::harness::{PATIENCE, Place, is_alive};
+use crate::harness::{Place, TIMEOUT, is_alive};
 
 #[test]
 fn a_port_is_added_and_removed_fifty_times() {
@@ -91,7 +91,7 @@ fn endless_lines_and_idle_callers_hold_nobody_up() {
     let running = place.run(&["--kernel", "k"]);
     let idle: Vec<_> = (0..40).map(|_| running.connect()).collect();
     let endless = UnixStream::connect(control_socket(&place.path("api"))).unwrap();
-    endless.set_read_timeout(Some(PATIENCE)).unwrap();
+    endless.set_read_timeout(Some(TIMEOUT)).unwrap();
     // It may be refused before all of it is sent.
     let _ = std::io::Write::write_all(&mut &endless, &vec![b'x'; 1 << 20]);
     let mut rest = Vec::new();

@@ -14,7 +14,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{Result, VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::harness::PATIENCE;
+use crate::harness::TIMEOUT;
 
 const QUEUES: usize = 2;
 const SIZE: u64 = 1 << 20;
@@ -114,7 +114,7 @@ impl MockVmm {
     #[track_caller]
     pub(crate) fn wait_for_its_end(&self) {
         let limit = Timespec {
-            tv_sec: PATIENCE.as_secs().cast_signed(),
+            tv_sec: TIMEOUT.as_secs().cast_signed(),
             tv_nsec: 0,
         };
         let mut fds = [PollFd::new(&self.connection, PollFlags::empty())];

@@ -1,22 +1,22 @@
-//! A place for a test, the stand-in for Cloud Hypervisor, and launchers that end whatever happens.
+//! A directory for a test, the stand-in for Cloud Hypervisor, and launchers.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use cloud_hypervisor_ext::control_protocol::{PortInfo, Reply, Request};
 use cloud_hypervisor_ext::vm_directory::control_socket;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
+use virtio_inter_test_support::process::{Spawned, build_beside};
+pub(crate) use virtio_inter_test_support::process::{TIMEOUT, is_alive, kill, pid, until};
 
-/// Longer than anything here takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+const PROGRAM: &str = env!("CARGO_BIN_EXE_cloud-hypervisor-ext");
 
 /// Notes its arguments and does what it was told to. `cat` waits for the end of its standard input,
 /// or a signal.
@@ -38,16 +38,6 @@ exit) exit "$STAND_IN_STATUS" ;;
 esac
 "#;
 
-/// Waits until something is so, looking often.
-#[track_caller]
-pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// A directory with a segment in it.
 pub(crate) struct Place {
     directory: TempDir,
@@ -55,7 +45,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Self {
-        build_port();
+        build_beside(Path::new(PROGRAM), &["virtio-inter"]);
         let directory = TempDir::with_prefix("vi").unwrap();
         fs::create_dir(directory.path().join("segment")).unwrap();
         let stand_in = directory.path().join("stand-in");
@@ -91,7 +81,7 @@ impl Place {
     }
 
     pub(crate) fn launcher(&self, arguments: &[&str]) -> Launcher {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cloud-hypervisor-ext"));
+        let mut command = Command::new(PROGRAM);
         command
             .args(arguments)
             .env("CLOUD_HYPERVISOR", self.path("stand-in"))
@@ -117,27 +107,6 @@ impl Place {
         all.extend(arguments);
         self.launcher(&all).start()
     }
-}
-
-/// The port's program is of another package, and not built where only this one is tested.
-fn build_port() {
-    let program =
-        Path::new(env!("CARGO_BIN_EXE_cloud-hypervisor-ext")).with_file_name("virtio-inter");
-    if program.exists() {
-        return;
-    }
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args([
-        "build",
-        "--package",
-        "virtio-inter",
-        "--bin",
-        "virtio-inter",
-    ]);
-    if !cfg!(debug_assertions) {
-        command.arg("--release");
-    }
-    assert!(command.status().unwrap().success());
 }
 
 pub(crate) struct Launcher {
@@ -209,8 +178,7 @@ impl Launcher {
             .unwrap();
         self.command.stdout(stdout).stderr(stderr);
         Running {
-            child: self.command.spawn().unwrap(),
-            log: self.log,
+            process: Spawned::new(&mut self.command, "launcher", &self.log),
             arguments: self.arguments,
             api_socket: self.api_socket,
         }
@@ -232,28 +200,17 @@ impl Launcher {
 }
 
 pub(crate) struct Running {
-    child: Child,
-    log: PathBuf,
+    process: Spawned,
     arguments: PathBuf,
     api_socket: PathBuf,
 }
 
 impl Running {
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
     /// Waits until the VMM runs.
     #[track_caller]
     pub(crate) fn wait_for_vmm(&mut self) {
-        until("the VMM starts", || {
-            assert_eq!(self.child.try_wait().unwrap(), None, "{}", self.log());
-            self.arguments.exists()
-        });
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        let arguments = &self.arguments;
+        self.process.until("the VMM starts", || arguments.exists());
     }
 
     /// What the VMM was started with.
@@ -262,24 +219,10 @@ impl Running {
         text.lines().map(str::to_owned).collect()
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(pid(self.pid()), signal).unwrap();
-    }
-
-    #[track_caller]
-    pub(crate) fn wait(&mut self) -> ExitStatus {
-        let mut status = None;
-        until("the launcher ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
-    }
-
     /// Lets the stand-in end in good order.
     #[track_caller]
     pub(crate) fn end(mut self) {
-        drop(self.child.stdin.take());
+        self.close_input();
         let status = self.wait();
         assert_eq!(
             (status.code(), status.signal()),
@@ -291,7 +234,7 @@ impl Running {
 
     pub(crate) fn connect(&self) -> Caller {
         let stream = UnixStream::connect(control_socket(&self.api_socket)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         Caller(BufReader::new(stream))
     }
 
@@ -313,19 +256,17 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Ended already, as a rule; its children end with it.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            let log = self.log();
-            // Through the test harness's capture, unlike a write to standard error.
-            #[allow(clippy::print_stderr, reason = "a failing test's report")]
-            {
-                eprintln!("--- launcher:\n{log}");
-            }
-        }
+impl Deref for Running {
+    type Target = Spawned;
+
+    fn deref(&self) -> &Spawned {
+        &self.process
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Spawned {
+        &mut self.process
     }
 }
 
@@ -358,25 +299,4 @@ impl Caller {
             other => panic!("{other:?}"),
         }
     }
-}
-
-pub(crate) fn pid(number: u32) -> Pid {
-    Pid::from_raw(number.cast_signed()).unwrap()
-}
-
-pub(crate) fn kill(number: u32) {
-    kill_process(pid(number), Signal::KILL).unwrap();
-}
-
-pub(crate) fn is_alive(number: u32) -> bool {
-    // A process that has ended and was not waited for by its new parent yet is dead, too.
-    test_kill_process(pid(number)).is_ok()
-        && fs::read_to_string(format!("/proc/{number}/stat")).is_ok_and(|stat| {
-            !stat
-                .rsplit(')')
-                .next()
-                .unwrap_or("")
-                .trim_start()
-                .starts_with('Z')
-        })
 }

@@ -1,13 +1,16 @@
-//! Reports of a test beside its result: past the capture of test output, and to `cargo xtask test`
-//! by files that it names in variables.
+//! What the tests of several crates share: programs that they start (`process`), and reports of a
+//! test beside its result, past the capture of test output and to `cargo xtask test` by files that
+//! it names in variables.
 #![forbid(unsafe_code)]
+
+pub mod process;
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
 use std::{env, thread};
 
-/// Writes a line for whoever looks.
+/// Writes a line to standard error, past the capture of test output.
 pub fn tell(line: &str) {
     // With a closed standard error nobody can read the report.
     let _ = writeln!(std::io::stderr(), "{line}");
@@ -26,7 +29,7 @@ pub fn skip(reason: &str) {
     });
 }
 
-/// Tells something of the running test.
+/// Reports a note of the running test.
 ///
 /// # Panics
 ///
@@ -38,7 +41,7 @@ pub fn note(text: &str) {
     });
 }
 
-/// The Cloud Hypervisor that `CLOUD_HYPERVISOR` names, for tests that boot no guest. None: the
+/// The Cloud Hypervisor that `CLOUD_HYPERVISOR` names, for tests that boot no guest; `None` if the
 /// running test was skipped.
 ///
 /// # Panics
@@ -48,7 +51,7 @@ pub fn stock_cloud_hypervisor() -> Option<PathBuf> {
     let program = env::var_os("CLOUD_HYPERVISOR")
         .filter(|value| !value.is_empty())
         .map(PathBuf::from);
-    // It opens that before it reads its devices.
+    // Cloud Hypervisor opens it before it reads its devices.
     let kvm = || OpenOptions::new().read(true).write(true).open("/dev/kvm");
     if program.is_none() {
         skip("CLOUD_HYPERVISOR names no Cloud Hypervisor");

@@ -10,7 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::process::{PATIENCE, Place, Port, until};
+use crate::process::{Place, Port, TIMEOUT, until};
 
 /// GET_FEATURES.
 const ASK: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
@@ -20,7 +20,7 @@ const ASK_BASE: [u8; 20] = [11, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 
 
 pub(crate) fn connect(port: &Port) -> UnixStream {
     let socket = UnixStream::connect(&port.socket).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
 
@@ -60,7 +60,7 @@ fn is_kept_waiting(mut socket: &UnixStream) -> bool {
         .set_read_timeout(Some(Duration::from_millis(100)))
         .unwrap();
     let result = socket.read(&mut [0]);
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     result.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
@@ -355,7 +355,7 @@ fn refused_frontend_that_comes_back_at_once_does_not_keep_the_port_busy() {
     let stopped = Instant::now();
     while (&again).write_all(&ASK_BASE).is_ok() && (&again).read_exact(&mut [0; 20]).is_ok() {
         assert!(
-            stopped.elapsed() < PATIENCE,
+            stopped.elapsed() < TIMEOUT,
             "It is kept though it has stopped its queues"
         );
         std::thread::sleep(Duration::from_millis(100));

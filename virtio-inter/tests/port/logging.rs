@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::frontends::{assert_served, connect, memory, share, start_queue, stop_queue};
-use crate::process::{PATIENCE, Place, Port, PortCommand, until};
+use crate::process::{Place, Port, PortCommand, TIMEOUT, until};
 use crate::status::status;
 
 /// Ctrl-S and Ctrl-Q.
@@ -70,7 +70,7 @@ fn read_until(reader: &mut (impl Read + AsFd), unread: &mut Vec<u8>, text: &str)
             return String::from_utf8(read).unwrap();
         }
         let said = || String::from_utf8_lossy(unread);
-        let limit = Timespec::try_from(PATIENCE).unwrap();
+        let limit = Timespec::try_from(TIMEOUT).unwrap();
         let ready = poll(&mut [PollFd::new(reader, PollFlags::IN)], Some(&limit));
         assert_eq!(ready, Ok(1), "waited in vain for {text} after {}", said());
         let mut bytes = [0; 65536];
@@ -287,7 +287,7 @@ fn notify_a_service_manager_that_does_not_read_holds_nobody_up() {
     let (code, log) = place.command("b").with("--id", "a").notifying(&path).fail();
     assert_eq!(code, 1, "{log}");
     // It hears when it is back.
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut text = [0; 64];
     until("it is told", || {
         let size = manager.recv(&mut text).unwrap();

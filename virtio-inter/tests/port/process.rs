@@ -1,33 +1,22 @@
-//! A `virtio-inter port` of a test: started, watched, and ended whatever happens.
+//! A `virtio-inter port` of a test.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tempfile::TempDir;
+use virtio_inter_test_support::process::Spawned;
+pub(crate) use virtio_inter_test_support::process::{TIMEOUT, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_virtio-inter");
 
 /// A user that has nothing, by convention.
 const NOBODY: u32 = 65534;
-
-/// Longer than anything here takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Waits until something is so, looking often.
-#[track_caller]
-pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 /// A directory with a segment in it, and room for sockets beside it.
 pub(crate) struct Place {
@@ -189,7 +178,7 @@ impl PortCommand {
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
-        let child = command
+        command
             .arg("port")
             .args(
                 self.options
@@ -200,21 +189,19 @@ impl PortCommand {
             .envs(self.variables.iter().cloned())
             .stdin(Stdio::null())
             .stdout(output)
-            .stderr(log)
-            .spawn()
-            .unwrap();
+            .stderr(log);
+        let name = self.socket.display().to_string();
         Port {
-            child,
+            process: Spawned::new(&mut command, &name, &self.log),
             socket: self.socket.clone(),
-            log: self.log.clone(),
         }
     }
 
     pub(crate) fn start(&self) -> Port {
         let mut port = self.spawn();
-        until("the port serves", || {
-            assert_eq!(port.child.try_wait().unwrap(), None, "{}", port.log());
-            port.log().contains("Serving")
+        let log = self.log.clone();
+        port.until("the port serves", || {
+            fs::read_to_string(&log).is_ok_and(|text| text.contains("Serving"))
         });
         port
     }
@@ -228,46 +215,12 @@ impl PortCommand {
 }
 
 pub(crate) struct Port {
-    child: Child,
+    process: Spawned,
     pub(crate) socket: PathBuf,
-    log: PathBuf,
 }
 
 impl Port {
-    /// What it said; nothing if its standard error is something else than the log file.
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    #[track_caller]
-    pub(crate) fn wait_for(&self, text: &str) {
-        until(text, || self.log().contains(text));
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.pid().try_into().unwrap()).unwrap();
-        kill_process(pid, signal).unwrap();
-    }
-
-    /// The exit status, None while it runs.
-    pub(crate) fn try_end(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().unwrap()
-    }
-
-    pub(crate) fn wait(&mut self) -> ExitStatus {
-        let mut status = None;
-        until("the process ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
-    }
-
-    /// Asks it to end, which it does with status 0.
+    /// Sends SIGTERM. The port must exit with status 0.
     pub(crate) fn end(mut self) {
         self.signal(Signal::TERM);
         assert_eq!(self.wait().code(), Some(0), "{}", self.log());
@@ -281,12 +234,7 @@ impl Port {
 
     /// Resident memory in KiB.
     pub(crate) fn resident(&self) -> usize {
-        let status = fs::read_to_string(
-            Path::new("/proc")
-                .join(self.pid().to_string())
-                .join("status"),
-        );
-        let status = status.unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix("VmRSS:"))
@@ -295,18 +243,16 @@ impl Port {
     }
 }
 
-impl Drop for Port {
-    fn drop(&mut self) {
-        // Ended already, as a rule.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            let log = fs::read_to_string(&self.log).unwrap_or_default();
-            // Through the test harness's capture, unlike a write to standard error.
-            #[allow(clippy::print_stderr, reason = "a failing test's report")]
-            {
-                eprintln!("--- {}:\n{log}", self.socket.display());
-            }
-        }
+impl Deref for Port {
+    type Target = Spawned;
+
+    fn deref(&self) -> &Spawned {
+        &self.process
+    }
+}
+
+impl DerefMut for Port {
+    fn deref_mut(&mut self) -> &mut Spawned {
+        &mut self.process
     }
 }

@@ -7,12 +7,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::process::{PATIENCE, Place, until};
+use crate::process::{Place, TIMEOUT, until};
 
 /// The whole document, which ends with the connection.
 pub(crate) fn status(socket: &Path) -> Value {
     let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     serde_json::from_str(&text).unwrap()
@@ -124,7 +124,7 @@ fn a_status_socket_in_use_is_left_alone() {
 fn a_service_manager_hears_that_it_serves_or_why_not() {
     let place = Place::new();
     let manager = UnixDatagram::bind(place.path("notify")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
     let hear = || {
         let mut text = [0; 1024];
         let size = manager.recv(&mut text).unwrap();
