@@ -10,7 +10,7 @@ use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::memory::Bell;
+use crate::memory::Signal;
 use crate::signal::signal;
 
 /// File system type of descriptors that are not files (linux/magic.h), eventfds among them.
@@ -90,7 +90,7 @@ impl AsFd for Doorbell {
     }
 }
 
-impl Bell for Doorbell {
+impl Signal for Doorbell {
     fn ring(&self) {
         Doorbell::ring(self);
     }

@@ -267,7 +267,7 @@ impl Memory for Mapping {
     }
 
     #[inline(never)] // Off the way of small records.
-    fn expect(&self, position: u64, len: usize) {
+    fn prefetch(&self, position: u64, len: usize) {
         // The header is on the first line of the payload.
         prefetch(&self.payload(position, len), len, Access::Read);
     }

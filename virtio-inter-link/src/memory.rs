@@ -33,13 +33,13 @@ pub trait Memory {
     fn payload(&self, position: u64, len: usize) -> VolatileSlice<'_>;
 
     /// Hints that the `len` bytes from `position` on are about to be read.
-    fn expect(&self, position: u64, len: usize) {
+    fn prefetch(&self, position: u64, len: usize) {
         let _ = (position, len);
     }
 }
 
 /// Something that wakes the other side.
-pub trait Bell {
+pub trait Signal {
     /// Wakes the side that waits for this doorbell; never blocks.
     fn ring(&self);
 }

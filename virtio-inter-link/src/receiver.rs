@@ -9,7 +9,7 @@ use vm_memory::VolatileSlice;
 use crate::doorbell::Doorbell;
 use crate::layout::{CLOSED, RECORD_ALIGN, RECORD_HEADER, footprint};
 use crate::mapping::Mapping;
-use crate::memory::{Bell, Memory};
+use crate::memory::{Memory, Signal};
 use crate::prefetch::NEXT;
 #[cfg(not(loom))]
 use crate::region::{ReceiverPage, Region};
@@ -65,7 +65,7 @@ impl Receiver {
     }
 }
 
-impl<M: Memory, B: Bell> Receiver<M, B> {
+impl<M: Memory, B: Signal> Receiver<M, B> {
     pub(crate) fn over(memory: M, data_doorbell: B, space_doorbell: B) -> Self {
         let capacity = memory.capacity();
         Self {
@@ -138,7 +138,7 @@ impl<M: Memory, B: Bell> Receiver<M, B> {
         if footprint >= LARGE && next != 0 {
             // By the time that this one is copied.
             self.memory
-                .expect(position + footprint, next.min(NEXT as u64) as usize);
+                .prefetch(position + footprint, next.min(NEXT as u64) as usize);
         }
         Ok(Some(Record {
             receiver: self,
@@ -247,7 +247,7 @@ pub struct Record<'a, M = Mapping, B = Doorbell> {
     footprint: u64,
 }
 
-impl<M: Memory, B: Bell> Record<'_, M, B> {
+impl<M: Memory, B: Signal> Record<'_, M, B> {
     /// The record's bytes, to be read: this process cannot write to them, an attempt is a fault.
     ///
     /// The peer can, even now: copy, then check the copy.

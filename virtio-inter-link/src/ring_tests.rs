@@ -54,7 +54,7 @@ impl Link {
 }
 
 #[test]
-fn records_arrive_whole_and_in_order() {
+fn ring_records_arrive_whole_and_in_order() {
     let mut link = link();
     for round in 0..100usize {
         let records: Vec<_> = (0..3)
@@ -73,7 +73,7 @@ fn records_arrive_whole_and_in_order() {
 }
 
 #[test]
-fn nothing_is_visible_before_it_is_published() {
+fn ring_shows_nothing_before_it_is_published() {
     let mut link = link();
     assert!(link.commit(b"one"));
     assert_eq!(link.sender.pending(), 64);
@@ -84,7 +84,7 @@ fn nothing_is_visible_before_it_is_published() {
 }
 
 #[test]
-fn a_slot_dropped_is_given_up_and_a_record_dropped_stays() {
+fn ring_slot_dropped_is_given_up_and_record_dropped_stays() {
     let mut link = link();
     link.sender
         .reserve(100)
@@ -100,7 +100,7 @@ fn a_slot_dropped_is_given_up_and_a_record_dropped_stays() {
 }
 
 #[test]
-fn two_largest_records_fit_and_larger_ones_never_do() {
+fn ring_fits_two_largest_records_and_never_larger_ones() {
     let mut link = link();
     let largest = CAPACITY / 2 - RECORD_HEADER;
     assert!(link.sender.fits(largest));
@@ -116,7 +116,7 @@ fn two_largest_records_fit_and_larger_ones_never_do() {
 }
 
 #[test]
-fn room_comes_back_with_release_and_not_before() {
+fn ring_room_comes_back_with_release_and_not_before() {
     let mut link = link();
     while link.commit(&[0; 56]) {}
     link.sender.publish().unwrap();
@@ -129,7 +129,7 @@ fn room_comes_back_with_release_and_not_before() {
 }
 
 #[test]
-fn the_data_doorbell_rings_once_for_a_receiver_that_sleeps() {
+fn doorbell_of_data_rings_once_for_a_receiver_that_sleeps() {
     let mut link = link();
     link.commit(b"a");
     link.sender.publish().unwrap();
@@ -152,7 +152,7 @@ fn the_data_doorbell_rings_once_for_a_receiver_that_sleeps() {
 }
 
 #[test]
-fn the_space_doorbell_rings_once_half_is_free() {
+fn doorbell_of_space_rings_once_half_is_free() {
     let mut link = link();
     while link.commit(&[0; 56]) {}
     assert!(link.sender.wait_for_space(56).unwrap());
@@ -169,7 +169,7 @@ fn the_space_doorbell_rings_once_half_is_free() {
 }
 
 #[test]
-fn the_space_doorbell_waits_for_a_record_larger_than_half_of_the_free_half() {
+fn doorbell_of_space_waits_for_a_record_larger_than_half_of_the_free_half() {
     let mut link = link();
     let largest = CAPACITY / 2 - RECORD_HEADER;
     link.commit(&[0; 1]);
@@ -182,7 +182,7 @@ fn the_space_doorbell_waits_for_a_record_larger_than_half_of_the_free_half() {
 }
 
 #[test]
-fn no_bell_for_a_sender_that_found_room_after_all() {
+fn doorbell_of_space_is_silent_for_a_sender_that_found_room() {
     let mut link = link();
     while link.commit(&[0; 56]) {}
     link.sender.publish().unwrap();
@@ -195,7 +195,7 @@ fn no_bell_for_a_sender_that_found_room_after_all() {
 }
 
 #[test]
-fn waiting_for_data_gives_room_back() {
+fn ring_room_comes_back_when_the_receiver_waits() {
     let mut link = link();
     while link.commit(&[0; 56]) {}
     assert!(link.sender.wait_for_space(56).unwrap());
@@ -205,7 +205,7 @@ fn waiting_for_data_gives_room_back() {
 }
 
 #[test]
-fn an_impossible_published_position_is_refused() {
+fn ring_refuses_an_impossible_published_position() {
     for (before, value) in [
         (0, 2),
         (0, 63),
@@ -238,7 +238,7 @@ fn an_impossible_published_position_is_refused() {
 }
 
 #[test]
-fn an_impossible_consumed_position_is_refused() {
+fn ring_refuses_an_impossible_consumed_position() {
     for value in [1, 65, 192, u64::MAX] {
         let mut link = link();
         link.commit(b"a");
@@ -290,7 +290,7 @@ fn an_impossible_consumed_position_is_refused() {
 }
 
 #[test]
-fn an_impossible_record_is_refused() {
+fn ring_refuses_an_impossible_record() {
     for (header, refused) in [
         (
             57,
@@ -349,7 +349,7 @@ fn an_impossible_record_is_refused() {
 }
 
 #[test]
-fn ring_record_longer_than_what_is_published_is_refused_at_any_position() {
+fn ring_refuses_a_record_longer_than_what_is_published_at_any_position() {
     let mut link = link();
     assert!(link.commit(&[1; 40]));
     link.sender.publish().unwrap();
@@ -365,7 +365,7 @@ fn ring_record_longer_than_what_is_published_is_refused_at_any_position() {
 }
 
 #[test]
-fn an_impossible_target_is_refused_and_the_records_move_all_the_same() {
+fn ring_refuses_an_impossible_target_and_records_move_all_the_same() {
     let mut link = link();
     link.memory
         .receiver_words()
@@ -396,7 +396,7 @@ fn an_impossible_target_is_refused_and_the_records_move_all_the_same() {
 }
 
 #[test]
-fn own_words_are_never_read_back() {
+fn ring_never_reads_own_words_back() {
     let mut link = link();
     link.commit(b"a");
     link.sender.publish().unwrap();
@@ -422,7 +422,7 @@ fn own_words_are_never_read_back() {
 }
 
 #[test]
-fn violations_name_their_values() {
+fn ring_violations_name_their_values() {
     let text = Violation::Length {
         length: 9,
         position: 64,

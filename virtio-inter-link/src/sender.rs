@@ -9,7 +9,7 @@ use vm_memory::VolatileSlice;
 use crate::doorbell::Doorbell;
 use crate::layout::{CLOSED, RECORD_ALIGN, RECORD_HEADER, footprint};
 use crate::mapping::Mapping;
-use crate::memory::{Bell, Memory};
+use crate::memory::{Memory, Signal};
 #[cfg(not(loom))]
 use crate::region::{ReceiverPage, Region};
 use crate::sync::{Ordering, fence};
@@ -65,7 +65,7 @@ impl Sender {
     }
 }
 
-impl<M: Memory, B: Bell> Sender<M, B> {
+impl<M: Memory, B: Signal> Sender<M, B> {
     pub(crate) fn over(memory: M, data_doorbell: B, space_doorbell: B) -> Self {
         let capacity = memory.capacity();
         Self {
@@ -306,7 +306,7 @@ pub struct Slot<'a, M = Mapping, B = Doorbell> {
     footprint: u64,
 }
 
-impl<M: Memory, B: Bell> Slot<'_, M, B> {
+impl<M: Memory, B: Signal> Slot<'_, M, B> {
     /// The record's bytes, to be filled: exactly as many as were reserved, holding whatever was
     /// there before.
     #[inline]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use crate::layout::{RECORD_ALIGN, RECORD_HEADER, ReceiverWords, SenderWords, footprint};
-use crate::memory::{Bell, Memory};
+use crate::memory::{Memory, Signal};
 
 /// One end's handle of memory that two ends of a link share.
 ///
@@ -173,7 +173,7 @@ impl Counter {
 }
 
 #[cfg(not(loom))]
-impl Bell for Counter {
+impl Signal for Counter {
     fn ring(&self) {
         self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
@@ -197,7 +197,7 @@ impl Edge {
 }
 
 #[cfg(loom)]
-impl Bell for Edge {
+impl Signal for Edge {
     fn ring(&self) {
         self.0.notify();
     }

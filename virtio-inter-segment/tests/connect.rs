@@ -38,11 +38,11 @@ fn message(net: &mut Net, socket: &OwnedFd) -> Vec<u8> {
 
 /// Performs the rest of a handshake after HELLO in both directions.
 fn link_up(net: &mut Net, socket: &OwnedFd, id: &str) {
-    let (region, bell) = (Region::create(MIB / 4).unwrap(), Doorbell::new().unwrap());
+    let (region, doorbell) = (Region::create(MIB / 4).unwrap(), Doorbell::new().unwrap());
     let fds = [
         region.fd(),
-        std::os::fd::AsFd::as_fd(&bell),
-        std::os::fd::AsFd::as_fd(&bell),
+        std::os::fd::AsFd::as_fd(&doorbell),
+        std::os::fd::AsFd::as_fd(&doorbell),
     ];
     raw::try_send(socket, &raw::link(0, MIB / 4, 1), &fds).unwrap();
     net.until("a link", |net| net.ports["m"].links.contains_key(id));

@@ -20,7 +20,7 @@ use vm_memory::VolatileSlice;
 
 pub use device::{MAX_INTERFACE_NAME, TapDevice, TapError, TapState};
 pub(super) use reader::TapReader;
-use reader::{Rules, Turn};
+use reader::{TapRules, Turn};
 
 use super::interface::{RxSink, TxFrame, TxStatus};
 use crate::counters::Counters;
@@ -35,7 +35,7 @@ const LOOK_EVERY: u32 = 16;
 pub(super) struct Tap {
     writer: OwnedFd,
     readers: Vec<TapReader>,
-    rules: Rules,
+    rules: TapRules,
     /// Frames that are in too many pieces are put together here.
     whole: Vec<u8>,
     /// The device is gone. It has been reported.
@@ -62,7 +62,7 @@ impl Tap {
         Ok(Tap {
             writer: queue,
             readers: vec![reader],
-            rules: Rules {
+            rules: TapRules {
                 mac,
                 mtu,
                 takes: Offloads::ALL,

@@ -23,7 +23,7 @@ const SHORT: usize = FRAME_HEADER + 1500;
 const SHORT_FRAMES: u32 = 16;
 
 /// What the readers of a worker have in common.
-pub(super) struct Rules {
+pub(super) struct TapRules {
     pub(super) mac: MacAddr,
     pub(super) mtu: u16,
     pub(super) takes: Offloads,
@@ -101,7 +101,7 @@ impl TapReader {
     }
 
     /// Delivers frames.
-    pub(super) fn receive<S: RxSink>(&mut self, rules: &Rules, sink: &mut S) -> Turn {
+    pub(super) fn receive<S: RxSink>(&mut self, rules: &TapRules, sink: &mut S) -> Turn {
         for _ in 0..TURN {
             if self.waiting != 0 {
                 match self.deliver(sink) {
@@ -147,7 +147,7 @@ impl TapReader {
     /// none, or it is not to stay there.
     fn read(
         &mut self,
-        rules: &Rules,
+        rules: &TapRules,
         pieces: &[VolatileSlice<'_>],
         gone: &mut bool,
     ) -> Option<usize> {
@@ -175,7 +175,7 @@ impl TapReader {
         Some(len)
     }
 
-    fn count(&self, rules: &Rules, len: usize) {
+    fn count(&self, rules: &TapRules, len: usize) {
         rules.counters.uplink_rx_frames.add(1);
         let frame = (len - NET_HEADER) as u64;
         rules.counters.uplink_rx_bytes.add(frame);
@@ -197,7 +197,7 @@ impl TapReader {
 
     /// Examines the header of a record of `len` bytes. The guest may change what it has of it: a
     /// frame that is passed on then differs for that guest alone.
-    fn action(&self, rules: &Rules, pieces: &[VolatileSlice<'_>], len: usize) -> Action {
+    fn action(&self, rules: &TapRules, pieces: &[VolatileSlice<'_>], len: usize) -> Action {
         let counters = &rules.counters;
         let mut header = FrameHeader::default();
         let result = match pieces.first() {
