@@ -34,10 +34,10 @@ fn pin(cpu: Option<usize>) {
     }
 }
 
-fn waiter(bell: impl std::os::fd::AsFd) -> OwnedFd {
+fn waiter(doorbell: impl std::os::fd::AsFd) -> OwnedFd {
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
     let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
-    epoll::add(&poll, bell, epoll::EventData::new_u64(0), events).unwrap();
+    epoll::add(&poll, doorbell, epoll::EventData::new_u64(0), events).unwrap();
     poll
 }
 

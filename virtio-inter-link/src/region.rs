@@ -19,8 +19,8 @@ use crate::mapping::{Mapping, PageMapping, Rights};
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// Seals without which a file is refused. Size and pages stay as they are: a file that shrinks, or
-/// that has a hole for which there is no memory, is a SIGBUS to its reader; and a hole is charged to
-/// whoever touches it first. With `F_SEAL_FUTURE_WRITE` the mapping that the maker had before it
+/// that has a hole for which there is no memory, is a SIGBUS to its reader; and a hole is charged
+/// to whoever touches it first. With `F_SEAL_FUTURE_WRITE` the mapping that the maker had before it
 /// sealed the file is the only way to write to it, and nobody can punch holes, the maker included.
 const SEALS: SealFlags = SealFlags::SHRINK
     .union(SealFlags::GROW)
@@ -114,7 +114,7 @@ pub struct Region {
 
 impl Region {
     /// Makes a region with a data area of `capacity` bytes; the sender does, and so pays for the
-    /// memory.
+    /// memory (decision 0080).
     ///
     /// All of it is allocated here: later no write can fail for want of memory, and no access of
     /// the receiver is charged to it.

@@ -38,8 +38,8 @@ pub struct Sender<M = Mapping, B = Doorbell> {
 
 #[cfg(not(loom))]
 impl Sender {
-    /// The sending end of the link in `region`, which this process has made, and on which nobody has
-    /// sent before. It can send at once: the receiver finds the records when it has opened the
+    /// The sending end of the link in `region`, which this process has made, and on which nobody
+    /// has sent before. It can send at once: the receiver finds the records when it has opened the
     /// region.
     ///
     /// `data_doorbell` wakes the receiver, `space_doorbell` this side.
@@ -289,7 +289,7 @@ impl<M: Memory, B: Signal> Sender<M, B> {
 }
 
 #[cfg(all(test, loom))]
-impl<B: Bell> Sender<crate::test_memory::Heap, B> {
+impl<B: Signal> Sender<crate::test_memory::Heap, B> {
     /// As [`Sender::attach`].
     pub(crate) fn attach_heap(&mut self) {
         self.memory.attach();

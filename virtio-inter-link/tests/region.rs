@@ -99,11 +99,11 @@ fn words_and_records_are_where_the_format_says() {
         file.read_exact_at(&mut word, offset).unwrap();
         u64::from_le_bytes(word)
     };
-    let bell = || Doorbell::new().unwrap();
-    let mut sender = Sender::new(region, bell(), bell());
+    let doorbell = || Doorbell::new().unwrap();
+    let mut sender = Sender::new(region, doorbell(), doorbell());
     let theirs = Region::open(sent.try_clone().unwrap().into(), MIN_CAPACITY).unwrap();
     let answer = ReceiverPage::open(received.try_clone().unwrap().into()).unwrap();
-    let mut receiver = Receiver::new(theirs, page_file, bell(), bell());
+    let mut receiver = Receiver::new(theirs, page_file, doorbell(), doorbell());
 
     assert_eq!(&word(&received, 0).to_le_bytes(), b"vi-recv\0");
     assert_eq!(word(&received, 8), u64::from(FORMAT_VERSION));
@@ -144,7 +144,7 @@ fn region_is_sent_on_before_the_receiver_answers() {
     let region = Region::create(SMALL_CAPACITY).unwrap();
     let fd = region.fd().try_clone_to_owned().unwrap();
     let (data_doorbell, space_doorbell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
-    let clone = |bell: &Doorbell| bell.try_clone().unwrap();
+    let clone = |doorbell: &Doorbell| doorbell.try_clone().unwrap();
     let mut sender = Sender::new(region, clone(&data_doorbell), clone(&space_doorbell));
     let mut count = 0;
     while let Some(slot) = sender.reserve(1000).unwrap() {
@@ -174,7 +174,7 @@ fn region_wakes_a_receiver_that_slept_before_its_answer_came() {
     let region = Region::create(SMALL_CAPACITY).unwrap();
     let fd = region.fd().try_clone_to_owned().unwrap();
     let (data_doorbell, space_doorbell) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
-    let clone = |bell: &Doorbell| bell.try_clone().unwrap();
+    let clone = |doorbell: &Doorbell| doorbell.try_clone().unwrap();
     let mut sender = Sender::new(region, clone(&data_doorbell), clone(&space_doorbell));
     let page = ReceiverPage::create().unwrap();
     let answer = page.fd().try_clone_to_owned().unwrap();
@@ -448,9 +448,9 @@ fn what_is_no_memfd_is_refused() {
     let (reader, writer) = std::io::pipe().unwrap();
     assert!(matches!(refusal(reader), RegionError::NotMemfd(_)));
     assert!(matches!(refusal(writer), RegionError::NotMemfd(_)));
-    let bell = Doorbell::new().unwrap();
-    let bell = bell.as_fd().try_clone_to_owned().unwrap();
-    assert!(matches!(refusal(bell), RegionError::NotMemfd(_)));
+    let doorbell = Doorbell::new().unwrap();
+    let doorbell = doorbell.as_fd().try_clone_to_owned().unwrap();
+    assert!(matches!(refusal(doorbell), RegionError::NotMemfd(_)));
     let directory = File::open("/dev/shm").or_else(|_| File::open("/")).unwrap();
     assert!(matches!(
         refusal(directory),

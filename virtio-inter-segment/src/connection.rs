@@ -428,8 +428,8 @@ impl Connection {
         }));
     }
 
-    /// Opens a ring for a queue pair of this side, to be sent with the next flush; its number. None:
-    /// there are two already, or no peer.
+    /// Opens a ring for a queue pair of this side, to be sent with the next flush; its number.
+    /// None: there are two already, or no peer.
     pub(crate) fn open_link(
         &mut self,
         queue: u16,

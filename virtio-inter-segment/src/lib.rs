@@ -4,8 +4,8 @@
 //! connects to the ports that are there already (it is their *connector*), and accepts connections
 //! from those that come later (it is their *acceptor*). The two introduce themselves, and the peer
 //! is [up](SegmentEvent::Up). A side that has frames for the other makes a ring and hands it over
-//! ([`Segment::open_link`]); single records go without one ([`Segment::send_frame`]). The end of the
-//! connection tells that the peer is gone.
+//! ([`Segment::open_link`]); single records go without one ([`Segment::send_frame`]). The end of
+//! the connection tells that the peer is gone.
 //!
 //! There is no daemon, and nothing to fail for everybody. Who may join is what the owner and the
 //! mode of the directory say, checked against the kernel's word on each connection's other end. A

@@ -1,7 +1,7 @@
 //! The rings of one connection: which there are, in both directions. Pure bookkeeping.
 //!
-//! A side that sends opens a ring with LINK; the side that receives answers ACCEPT, and DONE when it
-//! has read the last record of a ring that was closed, or if it does not take the ring at all. A
+//! A side that sends opens a ring with LINK; the side that receives answers ACCEPT, and DONE when
+//! it has read the last record of a ring that was closed, or if it does not take the ring at all. A
 //! queue pair that needs a larger ring, or one again, opens a successor, which is read after the
 //! former one: at most two rings of a queue pair are open at a time.
 

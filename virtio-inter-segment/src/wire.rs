@@ -2,7 +2,8 @@
 //!
 //! Each message is one packet of a SOCK_SEQPACKET socket. Integers are little-endian, structs are
 //! packed by construction (all fields have alignment 1), sizes are asserted at compile time. What
-//! comes in is copied out of the socket first and inspected afterwards.
+//! comes in is copied out of the socket first and inspected afterwards. Why messages are made of
+//! typed fields: decision 0081.
 
 use std::mem::{offset_of, size_of};
 

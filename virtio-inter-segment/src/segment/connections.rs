@@ -1,5 +1,5 @@
-//! The connections of a segment, found by key, by the peer's id and by its address: with hundreds of
-//! peers, no event makes the port look at all of them.
+//! The connections of a segment, found by key, by the peer's id and by its address: with hundreds
+//! of peers, no event makes the port look at all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -19,9 +19,9 @@ const FDS_PER_RING: u64 = 2;
 const FDS_OF_NEW_RING: u64 = 3;
 
 impl Segment {
-    /// Makes a ring for a queue pair of this port to send to a peer on, and hands it to the peer. It
-    /// can be sent on at once; [`SegmentEvent::Accepted`] follows, or [`SegmentEvent::LinkDone`] if
-    /// the peer does not take it. When its sender has closed it, [`SegmentEvent::LinkDone`] says
+    /// Makes a ring for a queue pair of this port to send to a peer on, and hands it to the peer.
+    /// It can be sent on at once; [`SegmentEvent::Accepted`] follows, or [`SegmentEvent::LinkDone`]
+    /// if the peer does not take it. When its sender has closed it, [`SegmentEvent::LinkDone`] says
     /// that the peer has read it to the end.
     ///
     /// `capacity` is a wish: the ring is no larger than both sides allow.
