@@ -316,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_asked_for_by_whole_parts() {
+    fn case_names_match_by_whole_parts() {
         let asked = |filter: &str| is_asked_for("paper/uml/one-cpu/tcp_rr", &[filter.to_owned()]);
         assert!(asked("paper") && asked("paper/uml/") && asked("paper/uml/one-cpu/tcp_rr"));
         assert!(!asked("pap") && !asked("paper/um") && !asked("uml") && !asked("paper/qemu"));

@@ -199,7 +199,7 @@ mod tests {
     use crate::placement::allowed_cpus;
 
     #[test]
-    fn a_line_takes_time() {
+    fn cache_line_takes_time() {
         let cpus = allowed_cpus().unwrap();
         let Some([a, b]) = cpus.last_chunk::<2>().copied() else {
             return; // Nothing to measure on one CPU.
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_near_is_so_by_the_least_that_was_seen() {
+    fn distance_is_the_least_that_was_measured() {
         let cpus = allowed_cpus().unwrap();
         let Some([a, b]) = cpus.last_chunk::<2>().copied() else {
             return;
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_that_is_not_there_is_an_error() {
+    fn cpu_that_is_not_there_is_an_error() {
         let cpus = allowed_cpus().unwrap();
         let error = handover([cpus[0], 1000]).unwrap_err();
         assert!(format!("{error:#}").contains("CPU 1000"), "{error:#}");

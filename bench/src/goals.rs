@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_measured_is_judged_and_the_rest_is_there_without_a_value() {
+    fn goals_are_judged_where_measured_and_have_no_value_elsewhere() {
         let mut results = Results::default();
         results.note_not_run("paper/uml/per-process", "needs 4 CPUs, this machine has 2");
         results.note_not_run("paper/cloud-hypervisor", "no program");

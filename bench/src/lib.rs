@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_measured_anew_is_forgotten_and_the_rest_kept() {
+    fn results_are_replaced_where_measured_again_and_kept_elsewhere() {
         let metrics = |results: &Results| -> Vec<String> {
             let rows = results.rows.iter();
             rows.map(|row| row.metric.clone()).collect()

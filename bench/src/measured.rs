@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cost_is_by_bytes() {
+    fn cost_is_by_bytes() {
         let mut measured = Measured::one("tcp_stream", "Gbit/s", 8.0).moved(2e9);
         assert_eq!(measured.cpu_seconds_per_gb(), None);
         measured.set_cpu(Duration::from_secs(3));
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_not_a_figure() {
+    fn figure_of_nothing_is_none() {
         assert!(Measured::one("a", "1/s", 0.0).check().is_err());
         assert!(Measured::one("a", "1/s", f64::NAN).check().is_err());
         assert!(

@@ -84,7 +84,7 @@ mod tests {
     use crate::results::tests::{PLACE, row};
 
     #[test]
-    fn a_round_is_whole_when_no_way_lacks_it() {
+    fn round_is_whole_when_no_way_lacks_it() {
         let case = Case {
             place: PLACE,
             test: Test::TcpStream,

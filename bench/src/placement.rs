@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn each_party_gets_the_cpus_of_its_placement() {
+    fn placement_gives_each_party_its_cpus() {
         let there = [0, 2, 5, 7];
         let of = |placement: Placement| placement.cpus(&there).unwrap();
         assert_eq!(of(Placement::OneCpu).guests, of(Placement::OneCpu).ports);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_placement_that_does_not_fit_the_machine_is_none() {
+    fn placement_that_does_not_fit_the_machine_is_none() {
         assert_eq!(Placement::PerGuest.cpus(&[3]), None);
         assert_eq!(Placement::PerProcess.cpus(&[0, 1, 2]), None);
         assert!(Placement::OneCpu.cpus(&[3]).is_some());

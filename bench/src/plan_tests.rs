@@ -17,7 +17,7 @@ fn planned(arguments: &[&str], facts: Facts) -> Plan {
 }
 
 #[test]
-fn what_the_machine_cannot_do_is_named() {
+fn plan_names_what_the_machine_cannot_do() {
     let plan = planned(&[], TWO_CPUS);
     let named = |what: &str| plan.not_run.iter().any(|note| note.what == what);
     assert!(named("paper/uml/per-process") && named("paper/cloud-hypervisor"));
@@ -49,7 +49,7 @@ fn what_the_machine_cannot_do_is_named() {
 }
 
 #[test]
-fn only_what_is_asked_for_is_run() {
+fn plan_runs_only_requested_cases() {
     let plan = planned(&["--only", "paper/uml/one-cpu/groups,udp/qemu"], TWO_CPUS);
     let ids: Vec<String> = plan.cases.iter().map(Case::id).collect();
     assert_eq!(
@@ -67,7 +67,7 @@ fn only_what_is_asked_for_is_run() {
 }
 
 #[test]
-fn both_groupings_are_planned_with_and_without_a_busy_neighbour() {
+fn plan_has_both_groupings_with_and_without_a_busy_neighbour() {
     let ids: Vec<String> = planned(&[], TWO_CPUS).cases.iter().map(Case::id).collect();
     for place in [
         "paper/uml/one-cpu",
@@ -88,7 +88,7 @@ fn both_groupings_are_planned_with_and_without_a_busy_neighbour() {
 }
 
 #[test]
-fn where_there_are_no_control_groups_they_are_named_and_the_rest_is_measured() {
+fn plan_without_control_groups_names_them_and_measures_the_rest() {
     let facts = Facts {
         no_groups: Some("no hierarchy".to_owned()),
         ..TWO_CPUS

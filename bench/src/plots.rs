@@ -140,7 +140,7 @@ mod tests {
     use crate::results::tests::row;
 
     #[test]
-    fn a_plot_has_a_line_for_each_way_and_one_size_has_no_plot() {
+    fn plot_has_a_line_for_each_way_and_one_size_has_no_plot() {
         let path = std::env::temp_dir().join(format!("plot-{}.svg", std::process::id()));
         let mut results = Results::default();
         results.add(row(Way::Inter, 64, &[5.0, 6.0]));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_powers_are_labelled() {
+    fn plot_labels_whole_powers() {
         assert_eq!(size_label(6.0), "64");
         assert_eq!(size_label(16.0), "64 Ki");
         assert_eq!(size_label(6.5), "");

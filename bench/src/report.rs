@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_has_the_promised_shape() {
+    fn json_has_the_promised_shape() {
         let results = some();
         let mut text = Vec::new();
         write_json(&results, &goals(&results), &mut text).unwrap();
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn each_row_stands_with_its_spread_ratio_and_cost() {
+    fn report_row_has_its_spread_ratio_and_cost() {
         let results = some();
         let page = render(&results, &goals(&results), |_| true);
         assert!(page.contains(

@@ -262,7 +262,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_file_of_results_is_read_as_it_was_written() {
+    fn file_of_results_is_read_as_it_was_written() {
         let path = std::env::temp_dir().join(format!("results-{}.json", std::process::id()));
         let mut results = Results::default();
         results.add(row(Way::Loopback, 64, &[1.5]));

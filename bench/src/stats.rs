@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_in_the_middle_and_the_spread_around_it() {
+    fn median_is_in_the_middle_and_the_spread_around_it() {
         let spread = |values: &[f64]| Spread::of(values).unwrap();
         let odd = spread(&[3.0, 1.0, 2.0]);
         assert_eq!((odd.median, odd.min, odd.max), (2.0, 1.0, 3.0));
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn each_comes_first_as_often_and_after_each_other() {
+    fn order_puts_each_way_first_equally_often_and_after_each_other() {
         let orders: Vec<Vec<u8>> = (0..6).map(|round| rotated(&[1, 2, 3], round)).collect();
         for item in 1..=3 {
             let firsts = orders.iter().filter(|order| order[0] == item).count();

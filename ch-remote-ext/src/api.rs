@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_vmm_tells_comes_line_by_line() {
+    fn vmm_error_has_one_line_per_cause() {
         for (body, lines) in [
             (
                 &br#"["Error from API","The VM could not boot"]"#[..],

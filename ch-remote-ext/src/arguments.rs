@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn ours_and_theirs() {
+    fn arguments_are_split_into_own_and_stock_commands() {
         for (words, expected) in [
             (&[][..], Action::Help),
             (&["help"], Action::Help),
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn the_api_socket() {
+    fn api_socket_is_read_before_the_command_only() {
         let socket = |words: &[&str]| Arguments::new(words.iter().map(OsString::from)).api_socket;
         assert_eq!(socket(&["--api-socket", "/a", "info"]), Some("/a".into()));
         assert_eq!(socket(&["--api-socket=/a", "info"]), Some("/a".into()));

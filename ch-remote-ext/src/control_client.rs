@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_elses_word_is_taken() {
+    fn supervisor_of_another_user_is_not_trusted() {
         for (uid, ours, owner, expected) in [
             (0, 1000, None, true),
             (1000, 1000, None, true),

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_told() {
+    fn config_that_is_invalid_is_an_error() {
         for config in [
             json!([]),
             json!({"net": 7}),

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn in_their_places() {
+    fn help_lists_added_commands_in_order() {
         let help = "Usage\n\nCommands:\n  add-device  Add\n  add-net     Add\n  \
                     info        Info\n  nmi         Nmi\n  help        Help\n\nOptions:\n  -h\n";
         let with = with_inter_vm(help);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn help_of_our_own_is_complete() {
+    fn help_without_the_stock_program_is_complete() {
         let text = text(Err("No ch-remote found"));
         let commands: Vec<&str> = text
             .lines()
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn another_text_is_left_alone() {
+    fn help_without_a_list_stays_unchanged() {
         assert_eq!(with_inter_vm("error: no"), "error: no");
     }
 }

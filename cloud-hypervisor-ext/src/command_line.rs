@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_goes_on_untouched() {
+    fn arguments_are_passed_on_unchanged() {
         for arguments in [
             &[
                 "--kernel",
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_goes_on_untouched() {
+    fn arguments_that_are_no_text_are_passed_on_unchanged() {
         let odd = OsString::from_vec(b"--disk=path=\xff".to_vec());
         let line = CommandLine::new([odd.clone(), "--net".into(), OsString::from_vec(vec![0xfe])]);
         assert_eq!(
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_is_taken_out_wherever_it_stands() {
+    fn flag_is_taken_out_wherever_it_stands() {
         let mut line = line(&[
             "--inter-vm",
             "a",
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_two_dashes_is_no_flag() {
+    fn arguments_after_two_dashes_are_no_flags() {
         assert!(line(&["--help"]).has("--help"));
         assert!(!line(&["--", "--help"]).has("--help"));
         assert_eq!(

@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn on_the_wire() {
+    fn control_protocol_has_the_documented_format() {
         for (request, text) in [
             (Request::List, r#""list""#),
             (

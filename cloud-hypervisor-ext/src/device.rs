@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn cloud_hypervisor_is_told() {
+    fn device_has_cloud_hypervisors_formats() {
         assert_eq!(
             device("segment=web").net_option(),
             "vhost_user=on,id=n0,mac=02:00:00:00:00:01,num_queues=2,socket=\"/tmp/a,b\""
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_is_told() {
+    fn device_has_the_ports_arguments() {
         let text = "segment=web,mtu=9000,num_queues=8,queue_size=64,tap=vm1";
         let arguments = device(text).port_arguments();
         assert_eq!(

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn on_a_line_of_its_own_where_the_others_are() {
+    fn help_puts_the_text_below_the_flag_like_the_others() {
         let help = "Usage: x\n\nOptions:\n      --initramfs <initramfs>\n          Path\n      \
                     --kernel <kernel>\n          Path\n  -v...\n          Level\n";
         let place = help.find("      --kernel").unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_it_where_the_others_are() {
+    fn help_puts_the_text_beside_the_flag_like_the_others() {
         let help = "Options:\n      --initramfs <initramfs>      Path\n\
                     \x20     --landlock                   Text\n";
         let lines = with_inter_vm(help);
@@ -144,12 +144,12 @@ mod tests {
     }
 
     #[test]
-    fn at_the_end_where_no_later_one_is() {
+    fn help_puts_the_flag_last_if_no_later_one_exists() {
         assert!(with_inter_vm("Options:\n      --a\n").ends_with(&format!("{}\n", syntax())));
     }
 
     #[test]
-    fn help_of_our_own_is_complete() {
+    fn help_without_the_stock_program_is_complete() {
         let text = text(Err("No cloud-hypervisor found"));
         let flags: Vec<&str> = text
             .lines()

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_certain_source_is_taken() {
+    fn identity_is_the_most_certain_source() {
         let all = ["--platform", "system_uuid=AB", "--disk", "path=/d.img"];
         assert_eq!(identity(&all, Some("/a.sock")).source, "uuid");
         assert_eq!(identity(&all[2..], Some("/a.sock")).source, "api-socket");

@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn all_keys() {
+    fn inter_vm_parses_all_keys() {
         let device = InterVm::parse(
             "segment=/run/a,mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,queue_size=512,\
              socket=\"/tmp/a,b\",pci_segment=1,pci_device_id=9",
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_is_parsed() {
+    fn inter_vm_parses_what_it_prints() {
         for text in [
             "segment=/run/a",
             "segment=\"/run/a,b\",mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,\
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes() {
+    fn inter_vm_errors_name_the_mistake() {
         for (text, error) in [
             (
                 "segmen=web",

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_doubled_quote_within_quotes_is_one() {
+    fn doubled_quote_within_quotes_is_one() {
         assert_eq!(
             parse(r#"a="say ""hi""""#).unwrap().get("a").as_deref(),
             Some(r#"say "hi""#)
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_quoted_comes_back() {
+    fn quoted_values_come_back() {
         for text in ["plain", "a,b", "[x", "x]", "say \"hi\"", "\"", " edge "] {
             let options = parse(&format!("a={},b=z", quote(text))).unwrap();
             assert_eq!(options.get("a").as_deref(), Some(text), "{}", quote(text));
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_two_counts_and_an_empty_one_is_not_given() {
+    fn option_given_twice_has_its_last_value_and_an_empty_one_none() {
         let options = parse("a=1,a=2,b=").unwrap();
         assert_eq!(options.get("a").as_deref(), Some("2"));
         assert_eq!(options.get("b"), None);
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_in_cloud_hypervisors_words() {
+    fn option_errors_have_cloud_hypervisors_words() {
         for (text, error) in [
             ("c=1", "Unknown option: c; there are a, b, list"),
             ("c", "Unknown option: c; there are a, b, list"),
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn toggles() {
+    fn toggles_are_parsed_in_any_case() {
         for (text, value) in [
             ("on", Some(true)),
             ("TRUE", Some(true)),
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_nothing() {
+    fn option_string_may_be_blank() {
         assert!(parse("  ").unwrap().given.is_empty());
     }
 }

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alone_and_in_chains() {
+    fn error_report_is_one_line_or_a_chain() {
         let error = anyhow!("no");
         assert_eq!(
             describe("x", error.as_ref()),

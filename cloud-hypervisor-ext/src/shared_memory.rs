@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn is_asked_for_where_nothing_was_said() {
+    fn memory_gets_shared_on_where_it_is_not_given() {
         for (arguments, expected) in [
             (
                 &["--kernel", "k"][..],
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn is_left_alone_where_it_is_shared_or_not_understood() {
+    fn memory_that_is_shared_or_not_understood_stays_unchanged() {
         for arguments in [
             &["--memory", "size=1G,shared=on"][..],
             &["--memory", "size=1G,shared=TRUE"],
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn that_is_not_to_be_shared_is_an_error() {
+    fn memory_with_shared_off_is_an_error() {
         assert_eq!(
             shared(&["--memory", "size=1G,shared=off"]),
             Err(MemoryError::Off)

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn its_devices_are_as_they_were() {
+    fn snapshot_completes_its_devices() {
         let device = complete("segment=web").unwrap();
         assert_eq!(device.socket.as_deref(), Some(Path::new("/run/a")));
         assert_eq!(device.mac.unwrap().to_string(), "02:00:00:00:00:07");
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn another_than_there_was_is_refused() {
+    fn snapshot_with_other_values_is_refused() {
         let error = complete("segment=web,num_queues=2")
             .unwrap_err()
             .to_string();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_snapshot_is_named() {
+    fn snapshot_that_cannot_be_read_is_named() {
         assert!(matches!(
             Snapshot::read("prefault=on"),
             Err(SnapshotError::NoUrl)

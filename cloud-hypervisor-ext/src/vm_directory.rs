@@ -325,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn has_a_mode_of_its_own_and_goes() {
+    fn vm_directory_has_mode_0700_and_is_removed() {
         let temp = TempDir::new().unwrap();
         let api = temp.path().join("api");
         let directory = VmDirectory::new(Some(&api)).unwrap();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time() {
+    fn vm_directory_belongs_to_one_vm_at_a_time() {
         let temp = TempDir::new().unwrap();
         let api = temp.path().join("api");
         let first = VmDirectory::new(Some(&api)).unwrap();
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_one_left_is_taken_over() {
+    fn vm_directory_of_a_killed_vm_is_taken_over() {
         let temp = TempDir::new().unwrap();
         let api = temp.path().join("api");
         fs::create_dir(beside(&api)).unwrap();
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_not_followed() {
+    fn vm_directory_that_is_a_link_is_refused() {
         let temp = TempDir::new().unwrap();
         let api = temp.path().join("api");
         let elsewhere = temp.path().join("elsewhere");
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_others_could_write_to_is_closed_to_them() {
+    fn vm_directory_that_others_could_write_to_is_closed_to_them() {
         let temp = TempDir::new().unwrap();
         let api = temp.path().join("api");
         fs::create_dir(beside(&api)).unwrap();
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn another_users_is_refused() {
+    fn vm_directory_of_another_user_is_refused() {
         let temp = TempDir::new().unwrap();
         // `/proc/1` is root's; root itself can give a directory away.
         let api = if geteuid().is_root() {

@@ -14,7 +14,7 @@ use virtio_inter_tests::{ControlGroups, Process, guest_test, is_root, skip};
 const LIMIT: Duration = Duration::from_secs(240);
 
 #[test]
-fn a_part_of_the_bench_has_its_figures() {
+fn part_of_the_bench_has_its_figures() {
     guest_test(|bed| {
         if !is_root() {
             skip("bridges and tap devices need root");

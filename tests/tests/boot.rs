@@ -76,7 +76,7 @@ fn commands_end_with_their_guest() {
 }
 
 #[test]
-fn the_tools_measure_a_guests_own_loopback() {
+fn tools_measure_a_guests_own_loopback() {
     guest_test(|bed| {
         let vm = Vm::boot(bed, VmConfig::new("a", Frontend::Uml))?;
         let here = [127, 0, 0, 1];

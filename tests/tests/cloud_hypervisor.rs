@@ -55,7 +55,7 @@ fn two_guests_exchange_tcp() {
 }
 
 #[test]
-fn an_interface_is_plugged_and_unplugged_50_times() {
+fn interface_is_plugged_and_unplugged_50_times() {
     const TIMES: u32 = 50;
     cloud_hypervisor_test(|bed| {
         let segment = Segment::new(bed, "db")?;
@@ -91,7 +91,7 @@ fn an_interface_is_plugged_and_unplugged_50_times() {
 }
 
 #[test]
-fn a_guest_reboots_and_is_reached_again() {
+fn guest_reboots_and_is_reached_again() {
     cloud_hypervisor_test(|bed| {
         let group = Group::boot(bed, &[CH, CH])?;
         for _ in 0..2 {
@@ -108,7 +108,7 @@ fn a_guest_reboots_and_is_reached_again() {
 }
 
 #[test]
-fn a_killed_vmm_is_replaced_on_the_same_port() {
+fn killed_vmm_is_replaced_on_the_same_port() {
     cloud_hypervisor_test(|bed| {
         let mut group = Group::boot(bed, &[CH, CH])?;
         group.all_reach_all(&[0, 1])?;
@@ -129,7 +129,7 @@ fn a_killed_vmm_is_replaced_on_the_same_port() {
 }
 
 #[test]
-fn a_connection_outlasts_killed_ports() {
+fn connection_outlasts_killed_ports() {
     const BYTES: u64 = 60_000_000;
     cloud_hypervisor_test(|bed| {
         let mut group = Group::boot(bed, &[CH, CH])?;
@@ -149,7 +149,7 @@ fn a_connection_outlasts_killed_ports() {
 }
 
 #[test]
-fn a_connection_outlasts_a_port_that_is_long_away() {
+fn connection_outlasts_a_port_that_is_long_away() {
     const BYTES: u64 = 20_000_000;
     /// Cloud Hypervisor looks for its backend for 60 s.
     const AWAY: Duration = Duration::from_secs(20);
@@ -172,7 +172,7 @@ fn a_connection_outlasts_a_port_that_is_long_away() {
 }
 
 #[test]
-fn a_connection_outlasts_pauses() {
+fn connection_outlasts_pauses() {
     const BYTES: u64 = 40_000_000;
     cloud_hypervisor_test(|bed| {
         let group = Group::boot(bed, &[CH, CH])?;
@@ -192,7 +192,7 @@ fn a_connection_outlasts_pauses() {
 }
 
 #[test]
-fn a_connection_outlasts_snapshot_and_restore() {
+fn connection_outlasts_snapshot_and_restore() {
     const BYTES: u64 = 40_000_000;
     cloud_hypervisor_test(|bed| {
         let mut group = Group::boot(bed, &[CH, CH])?;
@@ -265,12 +265,12 @@ fn refused_again<T>(moved: &Result<T>) -> bool {
 }
 
 #[test]
-fn a_guest_moves_between_vmms_under_load() {
+fn guest_moves_between_vmms_under_load() {
     migrate(false);
 }
 
 #[test]
-fn a_guest_moves_between_vmms_with_its_memory_handed_over() {
+fn guest_moves_between_vmms_with_its_memory_handed_over() {
     migrate(true);
 }
 
@@ -323,7 +323,7 @@ fn memory_is_plugged_by_acpi_during_a_transfer() {
 }
 
 #[test]
-fn a_second_vmm_waits_for_the_first_to_leave_the_port() {
+fn second_vmm_waits_for_the_first_to_leave_the_port() {
     cloud_hypervisor_test(|bed| {
         let mut group = Group::boot(bed, &[CH, CH])?;
         let mut config = group.vms[0].config().clone();

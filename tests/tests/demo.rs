@@ -33,7 +33,7 @@ fn start(bed: &Testbed, arguments: &[&str]) -> Result<(Process, PathBuf)> {
 }
 
 #[test]
-fn the_demo_has_all_its_figures() {
+fn demo_has_all_its_figures() {
     guest_test(|bed| {
         if !is_root() {
             skip("bridges and tap devices need root");
@@ -85,7 +85,7 @@ fn interrupt_at(text: &str) {
 }
 
 #[test]
-fn an_interrupted_demo_leaves_nothing_behind() {
+fn interrupted_demo_leaves_nothing_behind() {
     interrupt_at("over loopback");
 }
 

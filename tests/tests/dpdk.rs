@@ -205,7 +205,7 @@ fn dpdk_drivers_with_rings_of_unequal_sizes_exchange_frames() {
 }
 
 #[test]
-fn a_dpdk_driver_that_is_killed_comes_back() {
+fn dpdk_driver_that_is_killed_comes_back() {
     dpdk_test(|bed| {
         let pair = Pair::new(bed, "dpdk", 1)?;
         for victim in [0, 1, 0] {

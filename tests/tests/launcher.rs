@@ -90,7 +90,7 @@ fn launched_guests_exchange_tcp_over_old_and_new_interfaces() {
 }
 
 #[test]
-fn a_connection_outlasts_ports_that_their_supervisor_starts_again() {
+fn connection_outlasts_ports_that_their_supervisor_starts_again() {
     cloud_hypervisor_test(|bed| {
         let segment = Segment::new(bed, "web")?;
         let [a, b] = pair(bed, &segment)?;
@@ -305,7 +305,7 @@ fn ports_end_with_the_guest_and_with_its_launcher() {
 }
 
 #[test]
-fn a_connection_outlasts_snapshot_and_restore_by_the_launcher() {
+fn connection_outlasts_snapshot_and_restore_by_the_launcher() {
     cloud_hypervisor_test(|bed| {
         let segment = Segment::new(bed, "web")?;
         let mut vms = pair(bed, &segment)?;
@@ -334,7 +334,7 @@ fn a_connection_outlasts_snapshot_and_restore_by_the_launcher() {
 }
 
 #[test]
-fn a_guest_moves_to_the_launcher_of_another_host() {
+fn guest_moves_to_the_launcher_of_another_host() {
     cloud_hypervisor_test(|bed| {
         // Each with a segment of its own: segments are of one host.
         let here = Segment::new(bed, "here")?;

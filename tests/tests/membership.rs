@@ -114,7 +114,7 @@ fn ports_join_and_leave_in_every_order() {
 }
 
 #[test]
-fn a_thousand_joins_and_leaves_leak_nothing() {
+fn joins_and_leaves_leak_nothing() {
     /// Enough for allocators and caches to have all that they want.
     const WARM_UP: usize = 50;
     const ROUNDS: usize = 1000;

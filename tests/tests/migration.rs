@@ -18,7 +18,7 @@ fn tell(what: &str) {
 /// tests hold that the port's log is complete: QEMU's guests write to nearly every page of their
 /// receive buffers themselves.
 #[test]
-fn a_qemu_guest_moves_there_and_back_and_there_under_load() {
+fn qemu_guest_moves_there_and_back_and_there_under_load() {
     const BYTES: u64 = 300_000_000;
     guest_test(|bed| {
         let mut group = Group::boot(bed, &[Frontend::Qemu(Kernel::Debian13), Frontend::Uml])?;

@@ -21,7 +21,7 @@ fn lines_with(log: &str, text: &str) -> usize {
 }
 
 #[test]
-fn a_machine_without_shared_memory_is_told_and_replaced() {
+fn machine_without_shared_memory_is_told_and_replaced() {
     guest_test(|bed| {
         let mut group = Group::boot(bed, &[Frontend::Uml])?;
         let mut port = Port::start(bed, PortConfig::new(&group.segment, "vm2", 2))?;
@@ -48,7 +48,7 @@ fn a_machine_without_shared_memory_is_told_and_replaced() {
 }
 
 #[test]
-fn a_machine_that_wants_more_queues_than_offered_is_told_and_replaced() {
+fn machine_that_wants_more_queues_than_offered_is_told_and_replaced() {
     guest_test(|bed| {
         let segment = Segment::new(bed, "test")?;
         let mut port = Port::start(bed, PortConfig::new(&segment, "vm1", 1).queues(2))?;
@@ -115,7 +115,7 @@ fn legacy_guest_is_told_of_once_and_replaced() {
 }
 
 #[test]
-fn a_guest_with_an_address_of_its_own_is_told_until_it_has_its_ports() {
+fn guest_with_an_address_of_its_own_is_told_until_it_has_its_ports() {
     const OTHER: Mac = Mac::local(99);
     guest_test(|bed| {
         let mut group = Group::boot(bed, &[Frontend::Uml; 2])?;

@@ -24,7 +24,7 @@ fn tell(what: &str, vm: &Vm, time: Duration) {
 }
 
 #[test]
-fn a_connection_stands_still_for_a_moment_only() {
+fn connection_stands_still_for_a_moment_only() {
     guest_test(|bed| {
         let mut group = Group::boot(bed, &KINDS)?;
         for victim in [0, 1] {
@@ -78,7 +78,7 @@ fn burst(from: &Vm, to: &Vm, count: &str) -> Result<()> {
 }
 
 #[test]
-fn a_guest_that_only_listens_is_heard_again() {
+fn guest_that_only_listens_is_heard_again() {
     /// Several times the ring: buffers must have been given back and filled again.
     const FRAMES: u64 = 2000;
     guest_test(|bed| {

@@ -32,7 +32,7 @@ fn move_data(near: &Vm, far: &Vm, address: IpAddr) -> Result<()> {
 }
 
 #[test]
-fn a_guest_routes_between_two_segments() {
+fn guest_routes_between_two_segments() {
     const ROUTER: u8 = 9;
     guest_test(|bed| {
         // A guest with all offloads sends through a router with all to one with none, and back.
@@ -184,7 +184,7 @@ fn guests_with_different_mtus_exchange_what_fits_both() {
 }
 
 #[test]
-fn drivers_that_know_less_and_rings_of_other_sizes() {
+fn drivers_that_know_less_and_rings_of_other_sizes_are_served() {
     /// Kernel, offloads, properties, and the limit on the size of queues.
     const KINDS: [(Frontend, Offloads, &str, u16); 4] = [
         // Buffers of 64 KiB each; small ones; neither indirect descriptors nor event indices;

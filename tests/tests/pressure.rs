@@ -39,7 +39,7 @@ fn move_data(a: &Vm, b: &Vm, bytes: u64) -> Result<()> {
 }
 
 #[test]
-fn a_stopped_reader_is_flooded_and_reads_on() {
+fn stopped_reader_is_flooded_and_reads_on() {
     guest_test(|bed| {
         let group = Group::boot(bed, &[Frontend::Uml; 3])?;
         let [sender, reader, other] = [0, 1, 2].map(|index| &group.vms[index]);
@@ -101,7 +101,7 @@ fn stand_still(stop: impl Fn(&mut Vm) -> Result<()>, go_on: impl Fn(&mut Vm) -> 
 }
 
 #[test]
-fn a_frozen_machine_is_flooded_and_goes_on() {
+fn frozen_machine_is_flooded_and_goes_on() {
     stand_still(
         |vm| vm.process().signal(Signal::STOP),
         |vm| vm.process().signal(Signal::CONT),
@@ -109,7 +109,7 @@ fn a_frozen_machine_is_flooded_and_goes_on() {
 }
 
 #[test]
-fn a_paused_machine_is_flooded_and_goes_on() {
+fn paused_machine_is_flooded_and_goes_on() {
     stand_still(|vm| vm.pause(), |vm| vm.resume());
 }
 

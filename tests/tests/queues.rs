@@ -17,7 +17,7 @@ fn use_queues(vm: &Vm, count: &str) -> Result<()> {
 }
 
 #[test]
-fn no_connection_is_lost_when_the_queue_pairs_in_use_change() {
+fn connections_survive_a_change_of_the_queue_pairs_in_use() {
     guest_test(|bed| {
         let kinds = [
             Frontend::Qemu(Kernel::Debian12),

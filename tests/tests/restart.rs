@@ -23,12 +23,12 @@ fn reboot(kind: Frontend) {
 }
 
 #[test]
-fn a_uml_guest_reboots_and_is_reached_again() {
+fn uml_guest_reboots_and_is_reached_again() {
     reboot(Frontend::Uml);
 }
 
 #[test]
-fn a_qemu_guest_reboots_and_is_reached_again() {
+fn qemu_guest_reboots_and_is_reached_again() {
     reboot(QEMU_6_1);
 }
 
@@ -62,12 +62,12 @@ fn rebind_driver(kind: Frontend) {
 }
 
 #[test]
-fn a_driver_is_unbound_and_bound_in_a_uml_guest() {
+fn driver_is_unbound_and_bound_in_a_uml_guest() {
     rebind_driver(Frontend::Uml);
 }
 
 #[test]
-fn a_driver_is_unbound_and_bound_in_a_qemu_guest() {
+fn driver_is_unbound_and_bound_in_a_qemu_guest() {
     rebind_driver(QEMU_6_12);
 }
 
@@ -86,12 +86,12 @@ fn replace_machine(kind: Frontend) {
 }
 
 #[test]
-fn a_killed_uml_guest_is_replaced_on_the_same_port() {
+fn killed_uml_guest_is_replaced_on_the_same_port() {
     replace_machine(Frontend::Uml);
 }
 
 #[test]
-fn a_killed_qemu_guest_is_replaced_on_the_same_port() {
+fn killed_qemu_guest_is_replaced_on_the_same_port() {
     replace_machine(QEMU_6_12);
 }
 
@@ -118,17 +118,17 @@ fn connection_outlasts_ports(kind: Frontend) {
 }
 
 #[test]
-fn a_connection_outlasts_killed_ports_on_linux_6_1() {
+fn connection_outlasts_killed_ports_on_linux_6_1() {
     connection_outlasts_ports(QEMU_6_1);
 }
 
 #[test]
-fn a_connection_outlasts_killed_ports_on_linux_6_12() {
+fn connection_outlasts_killed_ports_on_linux_6_12() {
     connection_outlasts_ports(QEMU_6_12);
 }
 
 #[test]
-fn a_peer_killed_mid_transfer_leaves_the_others_unharmed() {
+fn peer_killed_mid_transfer_leaves_the_others_unharmed() {
     guest_test(|bed| {
         let mut group = Group::boot(bed, &[Frontend::Uml; 3])?;
         group.all_reach_all(&[0, 1, 2])?;

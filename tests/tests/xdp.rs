@@ -63,12 +63,12 @@ fn answers_by_program(kernel: Kernel) {
 }
 
 #[test]
-fn an_xdp_program_answers_on_linux_6_1() {
+fn xdp_program_answers_on_linux_6_1() {
     answers_by_program(Kernel::Debian12);
 }
 
 #[test]
-fn an_xdp_program_answers_on_linux_6_12() {
+fn xdp_program_answers_on_linux_6_12() {
     answers_by_program(Kernel::Debian13);
 }
 

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn burst_then_one_per_interval() {
+    fn log_limit_allows_a_burst_then_one_per_interval() {
         let limit = LogLimit::new(Duration::from_nanos(100), 3);
         for _ in 0..3 {
             assert_eq!(limit.admit_at(1_000), Some(0));
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_share_one_allowance() {
+    fn log_limit_is_shared_by_threads() {
         let limit = LogLimit::new(Duration::from_secs(3600), 10);
         let admitted: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parses_what_it_prints() {
+    fn mac_address_parses_what_it_prints() {
         let mac: MacAddr = "52:54:00:aB:cD:0f".parse().unwrap();
         assert_eq!(mac.octets(), [0x52, 0x54, 0, 0xab, 0xcd, 0x0f]);
         assert_eq!(mac.to_string(), "52:54:00:ab:cd:0f");
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_bad_syntax_and_names_it() {
+    fn mac_address_of_bad_syntax_is_refused_and_named() {
         let bad = [
             "",
             "52:54:00:12:34",
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_no_port_may_have() {
+    fn mac_address_that_no_port_may_have_is_refused() {
         let error = "01:00:5e:00:00:01".parse::<MacAddr>().unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -96,14 +96,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_what_makes_a_file_name() {
+    fn port_id_is_what_makes_a_file_name() {
         for text in ["a", "web-1", "A.b_c-9", "-", "_", &"x".repeat(64)] {
             assert_eq!(text.parse::<PortId>().unwrap().as_str(), text);
         }
     }
 
     #[test]
-    fn refuses_the_rest_with_a_reason() {
+    fn port_id_that_makes_no_file_name_is_refused() {
         let cases = [
             ("", "Port id is empty"),
             (".hidden", "Port id \".hidden\" starts with a dot"),
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn orders_bytewise() {
+    fn port_ids_order_bytewise() {
         let id = |text: &str| text.parse::<PortId>().unwrap();
         assert!(id("B") < id("a"));
         assert!(id("a") < id("a0"));

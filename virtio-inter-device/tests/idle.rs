@@ -60,7 +60,7 @@ fn fill(node: &mut Node, to: usize) {
 
 /// One test, for what it measures is the process.
 #[test]
-fn nothing_is_polled() {
+fn idle_port_polls_nothing() {
     let mut idle = network(&[true, true]);
     expect_idle("nothing was ever sent", &idle.nodes);
     let packet = Packet::new(mac(0), mac(1), 100, 1);

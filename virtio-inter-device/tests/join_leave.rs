@@ -30,7 +30,7 @@ fn mappings() -> usize {
 
 /// One test, for what it counts is the process's.
 #[test]
-fn a_thousand_joins_and_leaves_leave_nothing_behind() {
+fn joins_and_leaves_leave_nothing_behind() {
     peers_come_and_go_under_traffic();
     ports_come_and_go();
 }

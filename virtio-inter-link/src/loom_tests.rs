@@ -62,21 +62,21 @@ fn transfer(lines: usize, len: usize, records: u64, publish_every: u64, release_
 
 /// Room for two records: data wakes, space wakes, records overwritten.
 #[test]
-fn record_by_record() {
+fn ring_moves_record_by_record() {
     transfer(2, 8, 4, 1, 1);
 }
 
 /// Publishing in pairs, releasing when asked only: each side's waiting has to flush what it holds
 /// back.
 #[test]
-fn batches() {
+fn ring_moves_batches() {
     transfer(4, 8, 6, 2, u64::MAX);
     transfer(4, 8, 6, u64::MAX, 2);
 }
 
 /// Records of two lines that run over the end of the data area.
 #[test]
-fn records_of_two_lines() {
+fn ring_moves_records_of_two_lines() {
     transfer(4, 100, 4, 1, 1);
 }
 

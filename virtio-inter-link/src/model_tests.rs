@@ -191,7 +191,7 @@ proptest! {
     })]
 
     #[test]
-    fn is_a_queue(operations in prop::collection::vec(operation(), 1..200)) {
+    fn ring_is_a_queue(operations in prop::collection::vec(operation(), 1..200)) {
         check(&operations);
     }
 }

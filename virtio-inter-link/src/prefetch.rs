@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_length_is_too_long_and_nothing_is_changed() {
+    fn prefetch_takes_any_length_and_changes_nothing() {
         let mut bytes = [7; 300];
         let slice = VolatileSlice::from(&mut bytes[1..]);
         for access in [Access::Read, Access::Write] {

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn second_best_signals_and_does_not_wait_for_a_full_counter() {
+    fn doorbell_by_write_signals_and_does_not_wait_for_a_full_counter() {
         let fd = eventfd(0, EventfdFlags::empty()).unwrap();
         signal_by_write(fd.as_fd()).unwrap();
         rustix::io::write(&fd, &(u64::MAX - 2).to_ne_bytes()).unwrap();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_refuse_what_is_no_eventfd() {
+    fn doorbell_refuses_what_is_no_eventfd_both_ways() {
         let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::empty()).unwrap();
         let refused = Some(Errno::INVAL.raw_os_error());
         assert_eq!(

@@ -16,7 +16,7 @@ use support::Waiter;
 const SOON: Duration = Duration::from_secs(10);
 
 #[test]
-fn each_ring_wakes_once_without_a_read() {
+fn doorbell_wakes_once_per_ring_without_a_read() {
     let doorbell = Doorbell::new().unwrap();
     let waiter = Waiter::new(doorbell.as_fd());
     assert!(!waiter.wait(Duration::ZERO));
@@ -29,7 +29,7 @@ fn each_ring_wakes_once_without_a_read() {
 }
 
 #[test]
-fn a_clone_and_a_handle_of_the_peer_are_the_same_bell() {
+fn clone_and_a_handle_of_the_peer_are_the_same_bell() {
     let doorbell = Doorbell::new().unwrap();
     let theirs = Doorbell::from_fd(doorbell.as_fd().try_clone_to_owned().unwrap()).unwrap();
     let waiter = Waiter::new(doorbell.as_fd());
@@ -54,7 +54,7 @@ fn rings_of_many_threads_arrive() {
 }
 
 #[test]
-fn a_peer_that_fills_the_counter_and_asks_for_blocking_holds_nobody_up() {
+fn peer_that_fills_the_counter_and_asks_for_blocking_holds_nobody_up() {
     let doorbell = Doorbell::new().unwrap();
     let waiter = Waiter::new(doorbell.as_fd());
     rustix::io::write(&doorbell, &(u64::MAX - 1).to_ne_bytes()).unwrap();
@@ -71,7 +71,7 @@ fn a_peer_that_fills_the_counter_and_asks_for_blocking_holds_nobody_up() {
 }
 
 #[test]
-fn what_is_no_eventfd_is_refused() {
+fn doorbell_that_is_no_eventfd_is_refused() {
     let (reader, writer) = std::io::pipe().unwrap();
     let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC);
     let others: [(&str, OwnedFd); 6] = [

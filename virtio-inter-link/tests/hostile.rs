@@ -279,7 +279,7 @@ fn receive_healthy(mut receiver: Receiver) -> u64 {
 }
 
 #[test]
-fn a_hostile_peer_harms_only_its_own_links() {
+fn hostile_peer_harms_only_its_own_links() {
     if inherited().is_some() {
         return;
     }

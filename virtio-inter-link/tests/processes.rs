@@ -62,7 +62,7 @@ fn sending_process() {
 }
 
 #[test]
-fn all_records_arrive_in_order() {
+fn records_arrive_in_order() {
     if inherited().is_some() {
         return;
     }

@@ -66,7 +66,7 @@ fn refusal(fd: impl Into<OwnedFd>) -> RegionError {
 }
 
 #[test]
-fn what_is_created_is_what_the_format_says() {
+fn region_is_created_as_the_format_says() {
     for capacity in [SMALL_CAPACITY, DEFAULT_CAPACITY, MAX_CAPACITY] {
         let region = Region::create(capacity).unwrap();
         assert_eq!(region.capacity(), capacity);
@@ -309,7 +309,7 @@ fn receiver_page_that_is_none_is_refused() {
 }
 
 #[test]
-fn a_record_over_the_end_of_the_data_area_arrives_whole() {
+fn record_over_the_end_of_the_data_area_arrives_whole() {
     let (mut sender, mut receiver) = pair(MIN_CAPACITY).unwrap();
     let largest = max_record(MIN_CAPACITY) as usize;
     for round in 0..20usize {
@@ -331,7 +331,7 @@ fn a_record_over_the_end_of_the_data_area_arrives_whole() {
 }
 
 #[test]
-fn a_capacity_outside_of_the_format_is_refused() {
+fn capacity_outside_of_the_format_is_refused() {
     for capacity in [
         0,
         1,
@@ -351,7 +351,7 @@ fn a_capacity_outside_of_the_format_is_refused() {
 }
 
 #[test]
-fn a_forged_region_that_keeps_to_the_format_is_accepted() {
+fn forged_region_that_keeps_to_the_format_is_accepted() {
     let fd = forge(
         MemfdFlags::CLOEXEC,
         size(),
@@ -362,7 +362,7 @@ fn a_forged_region_that_keeps_to_the_format_is_accepted() {
 }
 
 #[test]
-fn another_version_is_refused_by_the_names_of_both() {
+fn region_of_another_version_is_refused_by_the_names_of_both() {
     let fd = forge(MemfdFlags::CLOEXEC, size(), &header(7, MIN_CAPACITY), SEALS);
     let text = refusal(fd).to_string();
     assert_eq!(
@@ -372,7 +372,7 @@ fn another_version_is_refused_by_the_names_of_both() {
 }
 
 #[test]
-fn each_missing_seal_is_refused() {
+fn region_without_one_of_its_seals_is_refused() {
     for missing in [
         SealFlags::SHRINK,
         SealFlags::GROW,
@@ -393,7 +393,7 @@ fn each_missing_seal_is_refused() {
 }
 
 #[test]
-fn another_size_is_refused() {
+fn region_of_another_size_is_refused() {
     for found in [
         0,
         1,
@@ -413,7 +413,7 @@ fn another_size_is_refused() {
 }
 
 #[test]
-fn another_description_is_refused() {
+fn region_of_another_description_is_refused() {
     let good = header(FORMAT_VERSION, MIN_CAPACITY);
     // Each field in turn: magic, record header, record alignment, capacity, data offset.
     for (offset, field) in [
@@ -435,7 +435,7 @@ fn another_description_is_refused() {
 }
 
 #[test]
-fn what_is_no_memfd_is_refused() {
+fn region_that_is_no_memfd_is_refused() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&header(FORMAT_VERSION, MIN_CAPACITY))
         .unwrap();
@@ -459,7 +459,7 @@ fn what_is_no_memfd_is_refused() {
 }
 
 #[test]
-fn a_file_on_tmpfs_is_refused_for_its_seals() {
+fn file_on_tmpfs_is_refused_for_its_seals() {
     // Where /dev/shm is no tmpfs there is nothing to test.
     if let Ok(file) = tempfile::tempfile_in("/dev/shm") {
         file.set_len(size()).unwrap();
@@ -471,7 +471,7 @@ fn a_file_on_tmpfs_is_refused_for_its_seals() {
 }
 
 #[test]
-fn a_memfd_of_huge_pages_is_refused() {
+fn memfd_of_huge_pages_is_refused() {
     // Made without a page being taken: it works where none are configured.
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::ALLOW_SEALING;
     match rustix::fs::memfd_create(c"huge", flags) {

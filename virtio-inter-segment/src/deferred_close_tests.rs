@@ -43,7 +43,7 @@ fn file() -> OwnedFd {
 }
 
 #[test]
-fn one_that_does_not_close_holds_up_only_its_owners() {
+fn deferred_close_that_blocks_holds_up_only_its_owner() {
     const BOUND: usize = 64;
     // Whatever this process may have.
     let closer = Closer {
@@ -82,7 +82,7 @@ fn one_that_does_not_close_holds_up_only_its_owners() {
 
 /// More users than threads: who is left without one is served by the first that gets free.
 #[test]
-fn threads_are_bounded() {
+fn deferred_close_threads_are_bounded() {
     let closer = Closer::new();
     let (stuck, takers): (Vec<_>, Vec<_>) = (0..4).map(|_| lingering()).unzip();
     for (fd, uid) in stuck.into_iter().zip(0..) {
@@ -102,7 +102,7 @@ fn threads_are_bounded() {
 /// Connections in whose queues there are no descriptors are closed on the spot, whatever else is
 /// there; the others are not.
 #[test]
-fn only_queues_with_descriptors_wait() {
+fn deferred_close_waits_only_for_queues_with_descriptors() {
     let closer = Closer::new();
     let null = file();
     let packets: [(&[&[u8]], bool, bool); 6] = [

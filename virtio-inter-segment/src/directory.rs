@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_socket_of_the_same_name_is_another_one() {
+    fn directory_tells_sockets_of_the_same_name_apart() {
         let temp = tempfile::tempdir().unwrap();
         let directory = Directory::open(temp.path()).unwrap();
         let path = temp.path().join("a.sock");
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_of_the_directory_is_the_rule() {
+    fn directory_mode_is_the_access_rule() {
         use std::os::unix::fs::PermissionsExt;
         let temp = tempfile::tempdir().unwrap();
         let directory = Directory::open(temp.path()).unwrap();

@@ -21,7 +21,7 @@ fn local(id: &str, last_byte: u8) -> Local {
 }
 
 #[test]
-fn two_ports_that_fit() {
+fn handshake_of_ports_that_fit_succeeds() {
     let (a, b) = (local("a", 1), local("b", 2));
     let seen = a
         .judge(&Role::Connector("b".parse().unwrap()), &b.hello())
@@ -39,7 +39,7 @@ fn two_ports_that_fit() {
 }
 
 #[test]
-fn each_misfit_is_named() {
+fn handshake_names_each_misfit() {
     let local_b = local("b", 2);
     let judge = |role: Role, change: &dyn Fn(&mut Hello)| {
         let mut hello = local("a", 1).hello();
@@ -108,7 +108,7 @@ fn each_misfit_is_named() {
 }
 
 #[test]
-fn a_refusal_says_both_versions_and_all_causes() {
+fn handshake_refusal_names_both_versions_and_all_causes() {
     let refusal = Refusal::Version {
         theirs: Versions { min: 3, max: 4 },
     };

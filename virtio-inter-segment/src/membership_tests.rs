@@ -38,7 +38,7 @@ fn files_come_and_go_with_the_port() {
 }
 
 #[test]
-fn an_id_is_given_once() {
+fn id_is_given_once() {
     let temp = tempfile::tempdir().unwrap();
     let member = join(temp.path(), "web").unwrap();
     let error = join(temp.path(), "web").unwrap_err();
@@ -54,7 +54,7 @@ fn an_id_is_given_once() {
 }
 
 #[test]
-fn what_a_dead_port_left_is_taken_over() {
+fn files_of_a_dead_port_are_taken_over() {
     let temp = tempfile::tempdir().unwrap();
     // As after SIGKILL in the middle of joining, and after it: files that nobody holds.
     drop(UnixListener::bind(temp.path().join(".web.new")).unwrap());
@@ -75,7 +75,7 @@ fn what_a_dead_port_left_is_taken_over() {
 
 /// Many at once for one id: never two at a time, and somebody always gets it.
 #[test]
-fn a_race_for_an_id_has_one_winner() {
+fn race_for_an_id_has_one_winner() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let temp = tempfile::tempdir().unwrap();
     let holders = AtomicUsize::new(0);
@@ -103,7 +103,7 @@ fn a_race_for_an_id_has_one_winner() {
 }
 
 #[test]
-fn the_socket_follows_the_mode_of_the_directory() {
+fn socket_follows_the_mode_of_the_directory() {
     let temp = tempfile::tempdir().unwrap();
     for (directory, file) in [
         (0o700, 0o600),
@@ -129,7 +129,7 @@ fn the_socket_follows_the_mode_of_the_directory() {
 }
 
 #[test]
-fn a_path_that_is_too_long_is_measured() {
+fn path_that_is_too_long_is_measured() {
     let temp = tempfile::tempdir().unwrap();
     let base = temp.path().as_os_str().len();
     // "/" before the directory, and "/a.sock" after it.
@@ -169,7 +169,7 @@ fn directories_that_will_not_do() {
 }
 
 #[test]
-fn a_lock_that_is_no_file_is_refused() {
+fn lock_that_is_no_file_is_refused() {
     let temp = tempfile::tempdir().unwrap();
     fs::create_dir(temp.path().join("a.lock")).unwrap();
     std::os::unix::fs::symlink("elsewhere", temp.path().join("b.lock")).unwrap();

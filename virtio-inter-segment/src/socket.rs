@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_packets_are_errors_and_their_descriptors_are_known() {
+    fn packets_that_are_odd_are_errors_and_their_descriptors_are_known() {
         let (a, b) = pair();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_of_a_peer_that_did_not_listen_are_heard() {
+    fn last_words_of_a_peer_that_did_not_listen_are_received() {
         let (a, b) = pair();
         send(b.as_fd(), b"never read", &[]).unwrap();
         send(a.as_fd(), b"bye", &[]).unwrap();

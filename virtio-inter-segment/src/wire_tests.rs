@@ -125,7 +125,7 @@ fn bytes_are_little_endian() {
 }
 
 #[test]
-fn parses_what_it_writes() {
+fn wire_messages_parse_as_written() {
     let parsed = parsed_hello(&hello(2, 2).to_bytes());
     assert_eq!(parsed.id, b"web");
     assert_eq!(
@@ -160,7 +160,7 @@ fn parses_what_it_writes() {
 }
 
 #[test]
-fn a_hello_of_other_versions_is_understood_as_such() {
+fn hello_of_other_versions_is_understood_as_such() {
     // Of any size that holds the versions, whatever else it holds.
     for (min, max, said) in [(3, 4, "3 to 4"), (1, 1, "1")] {
         let mut bytes = hello(min, max).to_bytes();
@@ -262,7 +262,7 @@ fn frames_have_a_bound() {
 }
 
 #[test]
-fn refuses_what_is_not_a_message() {
+fn wire_refuses_what_is_not_a_message() {
     let refused = |bytes: &[u8]| parse(bytes).map(|message| message.name()).unwrap_err();
     assert_eq!(refused(&[]), WireError::Short(0));
     assert_eq!(refused(&[0; 7]), WireError::Short(7));
@@ -360,7 +360,7 @@ proptest! {
 }
 
 #[test]
-fn the_text_of_a_refusal_is_cut_at_a_character() {
+fn text_of_a_refusal_is_cut_at_a_character() {
     let text = "é".repeat(100);
     let refuse = Refuse::new(1, None, &text);
     assert_eq!(refuse.text(), "é".repeat(86));

@@ -26,7 +26,7 @@ fn usage() -> (usize, usize, usize) {
 }
 
 #[test]
-fn nothing_is_left_behind() {
+fn segment_leaves_nothing_behind() {
     let mut net = Net::new();
     net.join("m");
     let bad_doorbell = std::fs::File::open("/dev/null").unwrap();

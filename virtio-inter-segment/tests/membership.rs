@@ -92,7 +92,7 @@ fn three_ports_join_and_leave_in_every_order() {
 }
 
 #[test]
-fn eight_ports_in_shuffled_order() {
+fn ports_join_and_leave_in_shuffled_order() {
     let mut seed = 0x1234_5678_u32;
     let mut next = move |below: usize| {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -123,7 +123,7 @@ fn eight_ports_in_shuffled_order() {
 
 /// All at the same time, from threads of their own.
 #[test]
-fn eight_ports_at_once() {
+fn ports_join_all_at_once() {
     let net = Net::new();
     let joined: Vec<Segment> = std::thread::scope(|scope| {
         let path = net.path();
@@ -150,7 +150,7 @@ fn eight_ports_at_once() {
 }
 
 #[test]
-fn a_port_that_comes_back_gets_new_links() {
+fn port_that_comes_back_gets_new_links() {
     for restarted in ["a", "b"] {
         let mut net = Net::new();
         net.join("a");
@@ -190,7 +190,7 @@ fn two_segments_hear_nothing_of_each_other() {
 }
 
 #[test]
-fn an_id_or_a_mac_address_is_had_once() {
+fn id_and_mac_address_are_had_once() {
     let mut net = Net::new();
     net.join("a");
     net.join("b");
@@ -220,7 +220,7 @@ fn an_id_or_a_mac_address_is_had_once() {
 
 /// Without waiting for the next slow retry.
 #[test]
-fn a_mac_address_that_gets_free_goes_to_who_waits_for_it() {
+fn mac_address_that_gets_free_goes_to_who_waits_for_it() {
     let mut net = Net::new();
     let patient = Limits {
         slow_retry: Duration::from_secs(3600),
@@ -241,7 +241,7 @@ fn a_mac_address_that_gets_free_goes_to_who_waits_for_it() {
 }
 
 #[test]
-fn a_peer_that_broke_a_rule_is_not_let_in_again() {
+fn peer_that_broke_a_rule_is_not_let_in_again() {
     for offender in ["a", "b"] {
         let other = if offender == "a" { "b" } else { "a" };
         let mut net = Net::new();
@@ -275,7 +275,7 @@ fn a_peer_that_broke_a_rule_is_not_let_in_again() {
 
 /// Nothing to do, nothing readable: an idle segment costs no CPU.
 #[test]
-fn an_idle_segment_sleeps() {
+fn idle_segment_sleeps() {
     let mut net = Net::new();
     net.join("a");
     net.join("b");
@@ -334,7 +334,7 @@ fn spawn_child(net: &Net) -> Child {
 }
 
 #[test]
-fn a_killed_process_is_noticed_at_once_and_its_id_taken_over() {
+fn killed_process_is_noticed_at_once_and_its_id_taken_over() {
     let mut net = Net::new();
     // One that accepts the child's connection, and one that connects to it.
     net.join("zzz");
@@ -383,7 +383,7 @@ fn a_killed_process_is_noticed_at_once_and_its_id_taken_over() {
 /// What this side fails at is not the peer's fault: both find each other again, whichever of them
 /// calls, and other links stay.
 #[test]
-fn a_peer_dropped_for_want_of_resources_comes_back() {
+fn peer_dropped_for_want_of_resources_comes_back() {
     let mut net = Net::new();
     for id in ["a", "b", "c"] {
         net.join(id);

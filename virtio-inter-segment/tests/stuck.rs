@@ -92,7 +92,7 @@ fn attack(net: &mut Net, count: usize, uid: u32) -> Option<Attacker> {
 }
 
 #[test]
-fn a_user_whose_descriptors_do_not_close_is_turned_away_alone() {
+fn user_whose_descriptors_do_not_close_is_turned_away_alone() {
     if !rustix::process::geteuid().is_root() {
         skip("only root can start processes of other users");
         return;

@@ -238,12 +238,12 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_sound() {
+    fn cli_definition_is_sound() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn defaults() {
+    fn cli_has_the_documented_defaults() {
         let port = parse_with(&[]).unwrap();
         assert_eq!((port.mtu, port.queues, port.queue_size), (1500, 1, 1024));
         assert_eq!(port.ring_size, virtio_inter_link::DEFAULT_CAPACITY);
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_inclusive() {
+    fn cli_bounds_are_inclusive() {
         for (option, value) in [
             ("--mtu", "68"),
             ("--mtu", "65535"),
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_are_told_in_one_line() {
+    fn values_that_are_wrong_are_reported_in_one_line() {
         for (option, value, reason) in [
             ("--mtu", "67", "67 is not in 68..=65535"),
             ("--mtu", "65536", "65536 is not in 68..=65535"),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_names_and_addresses_are_told_in_one_line() {
+    fn names_and_addresses_that_are_wrong_are_reported_in_one_line() {
         let long = "x".repeat(108);
         for (option, value, reason) in [
             ("--mac", "01:00:00:00:00:01", "multicast"),

@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_archive_of_the_running_release_is_found_in_either_format() {
+    fn archive_of_the_running_release_is_found_in_either_format() {
         let lines = "# deb http://old.example bookworm main\n\
                      deb [arch=amd64 signed-by=/k] http://a.example/debian bookworm main contrib\n\
                      deb-src http://a.example/debian bookworm main\n\

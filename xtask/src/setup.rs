@@ -170,7 +170,7 @@ mod tests {
     use super::major;
 
     #[test]
-    fn the_major_version_is_read_from_what_qemu_prints() {
+    fn qemu_major_version_is_read_from_its_output() {
         assert_eq!(
             major("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\n"),
             Some(10)

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn this_tree_is_read() {
+    fn tree_of_this_repository_is_read() {
         let tree = Tree::read(&crate::root::root()).unwrap();
         assert!(tree.has("xtask/src/style.rs") && tree.has("docs/decisions/"));
         assert!(!tree.has("target") && tree.ending(".rs").count() > 100);

@@ -493,7 +493,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_that_no_step_has_is_refused() {
+    fn word_that_no_step_has_is_refused() {
         assert_eq!(part_of_a_step("guest"), Ok("guest".into()));
         let error = part_of_a_step("cloud").unwrap_err();
         assert!(error.contains("loom, miri, guest set-up"), "{error}");

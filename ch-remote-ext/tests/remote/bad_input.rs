@@ -31,7 +31,7 @@ fn wrong_devices_are_usage_errors() {
 }
 
 #[test]
-fn no_api_socket_given() {
+fn api_socket_that_is_missing_is_a_usage_error() {
     let place = Place::new();
     for words in [&["add-inter-vm", "segment=web"][..], &["inter-vm", "list"]] {
         let error = place.run(words).failed(2);
@@ -40,7 +40,7 @@ fn no_api_socket_given() {
 }
 
 #[test]
-fn an_api_socket_where_nobody_is() {
+fn api_socket_where_nobody_listens_is_an_error() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
     let error = place.remote(&["add-inter-vm", &place.device("")]).failed(1);
@@ -55,7 +55,7 @@ fn an_api_socket_where_nobody_is() {
 }
 
 #[test]
-fn an_api_socket_that_does_not_answer() {
+fn api_socket_that_does_not_answer_is_an_error() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
     let _silent = UnixListener::bind(place.path("api")).unwrap();
@@ -65,7 +65,7 @@ fn an_api_socket_that_does_not_answer() {
 }
 
 #[test]
-fn an_api_socket_of_something_else() {
+fn api_socket_without_http_is_an_error() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
     let other = UnixListener::bind(place.path("api")).unwrap();
@@ -83,7 +83,7 @@ fn an_api_socket_of_something_else() {
 }
 
 #[test]
-fn a_vm_without_a_supervisor() {
+fn vm_without_a_supervisor_is_an_error() {
     let place = Place::new();
     let _vm = rest::serve(&place.path("api"));
     for words in [
@@ -102,7 +102,7 @@ fn a_vm_without_a_supervisor() {
 /// The stock program would unplug the device and leave its port, or create the VM without its
 /// devices.
 #[test]
-fn a_supervisor_that_hangs_up_is_not_taken_for_none() {
+fn supervisor_that_hangs_up_is_not_taken_for_none() {
     let place = Place::new();
     let _vm = rest::serve(&place.path("api"));
     let control = cloud_hypervisor_ext::vm_directory::control_socket(&place.path("api"));
@@ -129,7 +129,7 @@ fn a_supervisor_that_hangs_up_is_not_taken_for_none() {
 }
 
 #[test]
-fn a_segment_that_cannot_be_joined() {
+fn segment_that_cannot_be_joined() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
     let vm = rest::serve(&place.path("api"));
@@ -152,7 +152,7 @@ fn a_segment_that_cannot_be_joined() {
 }
 
 #[test]
-fn an_id_that_is_taken() {
+fn id_that_is_taken() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k", "--inter-vm", &place.device(",id=x")]);
     let vm = rest::serve(&place.path("api"));
@@ -165,7 +165,7 @@ fn an_id_that_is_taken() {
 }
 
 #[test]
-fn what_the_vmm_refuses_is_told_in_its_words_and_the_port_ends() {
+fn vmm_refusal_is_reported_and_the_port_ends() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
     let vm = rest::serve(&place.path("api"));
@@ -195,7 +195,7 @@ fn what_the_vmm_refuses_is_told_in_its_words_and_the_port_ends() {
 }
 
 #[test]
-fn what_the_vmm_does_not_unplug_keeps_its_port() {
+fn device_that_is_not_unplugged_keeps_its_port() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
     let vm = rest::serve(&place.path("api"));
@@ -213,7 +213,7 @@ fn what_the_vmm_does_not_unplug_keeps_its_port() {
 }
 
 #[test]
-fn a_vmm_that_does_not_tell_its_devices_keeps_its_ports() {
+fn vmm_that_does_not_tell_its_devices_keeps_its_ports() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
     let vm = rest::serve(&place.path("api"));
@@ -230,7 +230,7 @@ fn a_vmm_that_does_not_tell_its_devices_keeps_its_ports() {
 }
 
 #[test]
-fn a_device_that_is_none_of_ours_is_the_stock_programs() {
+fn device_without_a_port_is_left_to_the_stock_program() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k", "--inter-vm", &place.device("")]);
     let api = place.text("api");
@@ -250,7 +250,7 @@ fn a_device_that_is_none_of_ours_is_the_stock_programs() {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_used() {
+fn configuration_that_cannot_be_used() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--inter-vm", &place.device("")]);
     let vm = rest::serve(&place.path("api"));
@@ -275,7 +275,7 @@ fn a_configuration_that_cannot_be_used() {
 }
 
 #[test]
-fn no_ch_remote() {
+fn ch_remote_that_is_missing_is_an_error() {
     let place = Place::new();
     let missing = place.path("missing");
     let error = place

@@ -14,7 +14,7 @@ use crate::harness::{Place, TIMEOUT, until};
 use crate::rest;
 
 #[test]
-fn a_device_is_plugged_in_and_unplugged_again_and_again() {
+fn device_is_plugged_in_and_unplugged_again_and_again() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
     let vm = rest::serve(&place.path("api"));
@@ -43,7 +43,7 @@ fn a_device_is_plugged_in_and_unplugged_again_and_again() {
 }
 
 #[test]
-fn the_name_of_a_device_that_was_unplugged_by_other_means_is_free() {
+fn name_of_a_device_that_was_unplugged_by_other_means_is_free() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
     let vm = rest::serve(&place.path("api"));
@@ -269,7 +269,7 @@ fn warnings_of_a_port_are_shown() {
 }
 
 #[test]
-fn a_vm_is_created_with_its_devices() {
+fn vm_is_created_with_its_devices() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--inter-vm", &place.device(",mac=02:00:00:00:00:05")]);
     let vm = rest::serve(&place.path("api"));

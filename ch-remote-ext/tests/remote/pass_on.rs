@@ -3,7 +3,7 @@
 use crate::harness::Place;
 
 #[test]
-fn all_that_is_not_ours() {
+fn commands_of_ch_remote_are_passed_on() {
     let place = Place::new();
     let stock = place.path("remote");
     for words in [

@@ -21,7 +21,7 @@ fn vmm(place: &Place, program: &std::path::Path, arguments: &[&str]) -> Launcher
 const CONFIG: &str = r#"{"payload": {"kernel": "/no-kernel"}, "memory": {"size": 134217728}}"#;
 
 #[test]
-fn a_created_vm_has_its_devices_and_takes_and_gives_more() {
+fn created_vm_has_its_devices_and_takes_and_gives_more() {
     let Some(program) = stock_cloud_hypervisor() else {
         return;
     };
@@ -61,7 +61,7 @@ fn a_created_vm_has_its_devices_and_takes_and_gives_more() {
 }
 
 #[test]
-fn what_it_refuses_is_told_in_its_words_and_the_port_ends() {
+fn stock_vmm_refusal_is_reported_and_the_port_ends() {
     let Some(program) = stock_cloud_hypervisor() else {
         return;
     };
@@ -92,7 +92,7 @@ fn what_it_refuses_is_told_in_its_words_and_the_port_ends() {
 }
 
 #[test]
-fn it_is_told_when_the_device_is_none_of_ours() {
+fn stock_vmm_reports_a_device_without_a_port() {
     let Some(program) = stock_cloud_hypervisor() else {
         return;
     };

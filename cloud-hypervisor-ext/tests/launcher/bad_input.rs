@@ -54,7 +54,7 @@ fn wrong_devices_are_usage_errors() {
 }
 
 #[test]
-fn two_devices_of_one_id() {
+fn devices_of_one_id_are_a_usage_error() {
     let place = Place::new();
     let device = place.device(",id=x");
     let launcher = place.launcher(&[
@@ -70,7 +70,7 @@ fn two_devices_of_one_id() {
 }
 
 #[test]
-fn a_flag_without_a_value() {
+fn flag_without_a_value() {
     let place = Place::new();
     let text = complaint(&place, place.launcher(&["--inter-vm", "--kernel", "k"]), 2);
     assert!(
@@ -80,7 +80,7 @@ fn a_flag_without_a_value() {
 }
 
 #[test]
-fn a_value_that_is_no_text() {
+fn value_that_is_no_text() {
     let place = Place::new();
     let argument = OsString::from_vec(b"--inter-vm=segment=\xff".to_vec());
     let text = complaint(
@@ -92,7 +92,7 @@ fn a_value_that_is_no_text() {
 }
 
 #[test]
-fn memory_that_is_not_to_be_shared() {
+fn memory_with_shared_off_is_a_usage_error() {
     let place = Place::new();
     let device = place.device("");
     let memory = ["--memory", "size=1G,shared=off"];
@@ -103,7 +103,7 @@ fn memory_that_is_not_to_be_shared() {
 }
 
 #[test]
-fn no_cloud_hypervisor() {
+fn cloud_hypervisor_that_is_missing_is_an_error() {
     let place = Place::new();
     let device = place.device("");
     let arguments = ["--kernel", "k", "--inter-vm", &device];
@@ -122,7 +122,7 @@ fn no_cloud_hypervisor() {
 }
 
 #[test]
-fn a_version_without_vhost_user_net() {
+fn cloud_hypervisor_without_vhost_user_net_is_an_error() {
     let place = Place::new();
     let device = place.device("");
     let launcher = place
@@ -136,7 +136,7 @@ fn a_version_without_vhost_user_net() {
 }
 
 #[test]
-fn a_segment_that_cannot_be_joined() {
+fn segment_that_cannot_be_joined() {
     let place = Place::new();
     let device = format!("segment={}", place.text("nowhere"));
     let api = place.text("api");
@@ -191,7 +191,7 @@ fn log_of_a_port_that_cannot_start_has_the_reason_once() {
 }
 
 #[test]
-fn a_port_that_fails_at_its_start() {
+fn port_that_fails_at_its_start() {
     let place = Place::new();
     fs::write(place.path("file"), "precious").unwrap();
     let device = place.device(&format!(",socket={}", place.text("file")));
@@ -202,7 +202,7 @@ fn a_port_that_fails_at_its_start() {
 }
 
 #[test]
-fn an_api_socket_of_a_running_vm() {
+fn api_socket_of_a_running_vm() {
     let place = Place::new();
     let running = place.run(&["--kernel", "k", "--inter-vm", &place.device("")]);
     fs::remove_file(place.path("arguments")).unwrap();
@@ -220,7 +220,7 @@ fn an_api_socket_of_a_running_vm() {
 }
 
 #[test]
-fn a_socket_path_that_is_too_long() {
+fn socket_path_that_is_too_long() {
     let place = Place::new();
     let api = place.text(&"a".repeat(100));
     let device = place.device("");
@@ -251,7 +251,7 @@ fn advice_on_a_path_that_is_too_long_works_when_taken() {
 }
 
 #[test]
-fn a_snapshot_that_has_no_such_device() {
+fn snapshot_that_has_no_such_device() {
     let place = Place::new();
     let snapshot = place.path("snapshot");
     fs::create_dir(&snapshot).unwrap();
@@ -274,7 +274,7 @@ fn a_snapshot_that_has_no_such_device() {
 }
 
 #[test]
-fn a_program_that_cannot_be_run() {
+fn program_that_cannot_be_run() {
     let place = Place::new();
     let broken = place.path("stand-in");
     fs::write(&broken, "#!/nowhere\n").unwrap();
@@ -288,7 +288,7 @@ fn a_program_that_cannot_be_run() {
 }
 
 #[test]
-fn a_socket_that_another_vms_port_has() {
+fn socket_that_another_vms_port_has() {
     let (first, second) = (Place::new(), Place::new());
     // As where a VM is to move to another launcher of the same host.
     let socket = format!(",socket={}", first.text("sock"));

@@ -10,7 +10,7 @@ use cloud_hypervisor_ext::vm_directory::control_socket;
 use crate::harness::{Place, TIMEOUT, is_alive};
 
 #[test]
-fn a_port_is_added_and_removed_fifty_times() {
+fn port_is_added_and_removed_fifty_times() {
     let place = Place::new();
     let running = place.run(&["--kernel", "k"]);
     assert_eq!(running.ports(), []);
@@ -45,7 +45,7 @@ fn names_go_on_where_the_command_line_left_off() {
 }
 
 #[test]
-fn what_cannot_be_is_told_and_nothing_changes() {
+fn requests_that_fail_change_nothing() {
     let place = Place::new();
     let running = place.run(&["--kernel", "k", "--inter-vm", &place.device("")]);
     let mut caller = running.connect();
@@ -103,7 +103,7 @@ fn endless_lines_and_idle_callers_hold_nobody_up() {
 }
 
 #[test]
-fn only_this_user_may_ask() {
+fn control_socket_is_for_this_user_only() {
     let place = Place::new();
     let running = place.run(&["--kernel", "k"]);
     let mode = |name: &str| {
@@ -116,7 +116,7 @@ fn only_this_user_may_ask() {
 }
 
 #[test]
-fn each_request_is_answered() {
+fn requests_are_each_answered() {
     let place = Place::new();
     let running = place.run(&["--kernel", "k", "--inter-vm", &place.device("")]);
     // Several who ask for the same.

@@ -56,7 +56,7 @@ fn signal_that_comes_twice_at_once_leaves_nothing_behind() {
 }
 
 #[test]
-fn the_exit_status_is_the_vmms() {
+fn exit_status_is_the_vmms() {
     for status in ["0", "1", "77"] {
         let place = Place::new();
         let (code, log) = place
@@ -92,7 +92,7 @@ fn ports_end_with_a_vmm_that_was_killed() {
 }
 
 #[test]
-fn a_port_that_dies_is_started_again_again_and_again() {
+fn port_that_dies_is_started_again_again_and_again() {
     let place = Place::new();
     let running = vm(&place);
     for restarts in 1..=5 {
@@ -120,7 +120,7 @@ fn a_port_that_dies_is_started_again_again_and_again() {
 }
 
 #[test]
-fn a_port_that_cannot_come_back_is_tried_for_as_long_as_the_vm_runs() {
+fn port_that_cannot_come_back_is_tried_for_as_long_as_the_vm_runs() {
     let place = Place::new();
     let running = vm(&place);
     std::fs::rename(place.path("segment"), place.path("away")).unwrap();
@@ -135,7 +135,7 @@ fn a_port_that_cannot_come_back_is_tried_for_as_long_as_the_vm_runs() {
 }
 
 #[test]
-fn nothing_outlives_a_launcher_that_was_killed_and_the_next_takes_over() {
+fn launcher_that_was_killed_leaves_no_process_and_the_next_takes_over() {
     let place = Place::new();
     let mut running = vm(&place);
     let children = running.children();
@@ -151,7 +151,7 @@ fn nothing_outlives_a_launcher_that_was_killed_and_the_next_takes_over() {
 }
 
 #[test]
-fn a_port_does_not_get_the_terminals_signals() {
+fn port_does_not_get_the_terminals_signals() {
     let place = Place::new();
     let running = vm(&place);
     let port = running.ports()[0].pid.unwrap();
@@ -177,7 +177,7 @@ fn a_port_does_not_get_the_terminals_signals() {
 }
 
 #[test]
-fn what_the_launcher_is_to_ignore_the_vmm_ignores() {
+fn signals_that_the_launcher_ignores_the_vmm_ignores() {
     let place = Place::new();
     let api = place.text("api");
     let device = place.device("");

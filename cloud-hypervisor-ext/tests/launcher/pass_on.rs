@@ -62,7 +62,7 @@ fn devices_become_nets_and_memory_is_shared() {
 }
 
 #[test]
-fn without_devices_nothing_is_changed() {
+fn command_line_without_devices_is_unchanged() {
     let place = Place::new();
     let odd = OsString::from_vec(b"--cmdline=\xff".to_vec());
     let (status, log) = place
@@ -106,7 +106,7 @@ fn api_socket_without_devices_is_cloud_hypervisors_affair() {
 }
 
 #[test]
-fn a_vm_without_an_api_socket_leaves_nothing_behind_either() {
+fn vm_without_an_api_socket_leaves_nothing_behind_either() {
     let place = Place::new();
     let running = place
         .launcher(&["--kernel=k", "--inter-vm", &place.device("")])
@@ -131,7 +131,7 @@ fn addresses_stay_over_restarts() {
 }
 
 #[test]
-fn a_vm_that_is_created_later_finds_its_ports() {
+fn vm_that_is_created_later_finds_its_ports() {
     let place = Place::new();
     let running = place.run(&["--inter-vm", &place.device("")]);
     // Cloud Hypervisor takes no devices without a kernel.
@@ -142,7 +142,7 @@ fn a_vm_that_is_created_later_finds_its_ports() {
 }
 
 #[test]
-fn a_restored_vm_finds_its_ports_where_its_snapshot_has_them() {
+fn restored_vm_finds_its_ports_where_its_snapshot_has_them() {
     let place = Place::new();
     let socket = place.text("former.inter-vm/inter-vm0.sock");
     let config = format!(

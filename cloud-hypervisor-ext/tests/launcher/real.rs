@@ -14,7 +14,7 @@ fn launcher(place: &Place, program: &Path, arguments: &[&str]) -> Launcher {
 }
 
 #[test]
-fn connects_to_its_ports_and_tells_its_own_errors() {
+fn stock_vmm_connects_to_its_ports_and_reports_its_own_errors() {
     let Some(program) = stock_cloud_hypervisor() else {
         return;
     };
@@ -37,7 +37,7 @@ fn connects_to_its_ports_and_tells_its_own_errors() {
 }
 
 #[test]
-fn several_devices_with_all_that_can_be_said_of_them() {
+fn stock_vmm_takes_several_devices_with_all_keys() {
     let Some(program) = stock_cloud_hypervisor() else {
         return;
     };
@@ -78,7 +78,7 @@ fn several_devices_with_all_that_can_be_said_of_them() {
 }
 
 #[test]
-fn refuses_what_it_does_not_know() {
+fn stock_vmm_refuses_unknown_arguments() {
     let Some(program) = stock_cloud_hypervisor() else {
         return;
     };
@@ -92,7 +92,7 @@ fn refuses_what_it_does_not_know() {
 }
 
 #[test]
-fn waits_for_a_vm_by_its_api_socket() {
+fn stock_vmm_waits_for_a_vm_on_its_api_socket() {
     let Some(program) = stock_cloud_hypervisor() else {
         return;
     };

@@ -50,7 +50,7 @@ fn start(place: &Place) -> (Running, MockVmm) {
 }
 
 #[test]
-fn kept_connection_port_that_dies_in_a_paused_vm_is_controlled_after_resume() {
+fn stored_connection_port_that_dies_in_a_paused_vm_is_controlled_after_resume() {
     let place = Place::new();
     let (running, mut vmm) = start(&place);
     vmm.activate().unwrap();
@@ -70,7 +70,7 @@ fn kept_connection_port_that_dies_in_a_paused_vm_is_controlled_after_resume() {
 }
 
 #[test]
-fn kept_connection_port_that_dies_before_the_driver_starts_serves_it() {
+fn stored_connection_port_that_dies_before_the_driver_starts_serves_it() {
     let place = Place::new();
     let (running, mut vmm) = start(&place);
     kill_port(&running);
@@ -85,7 +85,7 @@ fn kept_connection_port_that_dies_before_the_driver_starts_serves_it() {
 }
 
 #[test]
-fn kept_connection_ends_at_once_where_the_vmm_watches_it() {
+fn stored_connection_ends_at_once_where_the_vmm_watches_it() {
     let place = Place::new();
     let (running, mut vmm) = start(&place);
     vmm.activate().unwrap();
@@ -99,7 +99,7 @@ fn kept_connection_ends_at_once_where_the_vmm_watches_it() {
 }
 
 #[test]
-fn kept_connection_ends_with_a_port_that_is_removed() {
+fn stored_connection_ends_with_a_port_that_is_removed() {
     let place = Place::new();
     let (running, vmm) = start(&place);
     let remove = cloud_hypervisor_ext::control_protocol::Request::Remove("inter-vm0".into());
@@ -110,7 +110,7 @@ fn kept_connection_ends_with_a_port_that_is_removed() {
 
 /// Cloud Hypervisor may ask the port for something on its way to its end.
 #[test]
-fn kept_connection_of_a_port_that_is_away_ends_when_the_vm_is_to_end() {
+fn stored_connection_of_a_port_that_is_away_ends_when_the_vm_is_to_end() {
     let place = Place::new();
     let device = place.device("");
     let api = place.text("api");
@@ -129,7 +129,7 @@ fn kept_connection_of_a_port_that_is_away_ends_when_the_vm_is_to_end() {
 }
 
 #[test]
-fn kept_connection_of_a_port_that_is_away_ends_when_asked_for() {
+fn stored_connection_of_a_port_that_is_away_ends_when_asked_for() {
     let place = Place::new();
     let (running, vmm) = start(&place);
     let ask = |id: &str| running.connect().ask(&Request::Release(id.into()));

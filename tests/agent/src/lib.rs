@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_cut_by_a_reboot_does_not_hide_the_next_boot() {
+    fn frame_cut_by_a_reboot_does_not_hide_the_next_boot() {
         let mut bytes = encoded(Kind::Stdout, 3, &[0; 1000]);
         bytes.truncate(100);
         bytes.extend(encoded(Kind::Ready, 0, b"6.1"));
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_over_the_limit_is_refused() {
+    fn payload_over_the_limit_is_refused() {
         let error = write_frame(&mut Vec::new(), Kind::Stdin, 1, &vec![0; MAX_PAYLOAD + 1]);
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }

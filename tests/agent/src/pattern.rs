@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_stream_does_not_depend_on_how_it_is_cut() {
+    fn stream_does_not_depend_on_how_it_is_cut() {
         let mut whole = [0; 1000];
         Pattern::new(5).fill(&mut whole);
         let mut cut = Pattern::new(5);
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn other_seeds_give_other_bytes_and_sums() {
+    fn pattern_of_another_seed_has_other_bytes_and_sums() {
         let sum = |seed| {
             let mut bytes = [0; 64];
             Pattern::new(seed).fill(&mut bytes);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_is_fnv_1a() {
+    fn checksum_is_fnv_1a() {
         let mut sum = Checksum::new();
         sum.update(b"a");
         assert_eq!(sum.value(), 0xaf63_dc4c_8601_ec8c);

@@ -188,7 +188,7 @@ mod tests {
     use super::{parse, parse_udp};
 
     #[test]
-    fn the_receivers_rate_and_the_senders_retransmissions_count() {
+    fn receivers_rate_and_the_senders_retransmissions_count() {
         let text = r#"{"end":{"sum_sent":{"bits_per_second":9e9,"retransmits":3},
                        "sum_received":{"bits_per_second":8e9}}}"#;
         let throughput = parse(text).unwrap();
@@ -199,13 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn what_iperf3_says_went_wrong_is_told() {
+    fn iperf3_error_is_reported() {
         let error = parse(r#"{"end":{},"error":"unable to connect"}"#).unwrap_err();
         assert!(error.to_string().contains("unable to connect"));
     }
 
     #[test]
-    fn what_arrived_of_what_was_sent_counts() {
+    fn iperf3_counts_what_arrived() {
         let text = r#"{"end":{"sum_sent":{"packets":1000},
                        "sum_received":{"packets":900,"lost_packets":100,"seconds":2.0}}}"#;
         let datagrams = parse_udp(text).unwrap();

@@ -180,7 +180,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn both_numbers_are_read() {
+    fn netperf_numbers_are_read() {
         assert_eq!(parse("15432.10,64.32\n"), Some((15432.10, 64.32)));
         assert_eq!(parse("3897344,1.00\n"), Some((3_897_344.0, 1.0)));
         assert!(parse("establish control: are you sure").is_none());

@@ -100,7 +100,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn counts_and_times_are_read() {
+    fn ping_counts_and_times_are_read() {
         let text = "--- 10.0.0.2 ping statistics ---\n\
                     3 packets transmitted, 2 received, +1 errors, 33% packet loss, time 41ms\n\
                     rtt min/avg/max/mdev = 0.079/0.091/0.108/0.012 ms\n";
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_is_a_report_as_well() {
+    fn ping_without_an_answer_is_a_report() {
         let report = parse("3 packets transmitted, 0 received, 100% packet loss, time 41ms\n");
         assert_eq!(report.unwrap().received, 0);
         assert!(parse("ping: socket: Operation not permitted").is_none());

@@ -204,7 +204,7 @@ mod tests {
     use super::{Unanswered, parse, stopped};
 
     #[test]
-    fn the_summary_is_read_through_its_colours() {
+    fn summary_is_read_through_its_colours() {
         let text = "sockperf: \x1b[2;35m====> avg-latency=33.1 (std-dev=2)\x1b[0m\n\
                     sockperf: \x1b[2;35mSummary: Latency is 33.125 usec\x1b[0m\n\
                     sockperf: ---> percentile 99.900 =   70.125\n\
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ping_pong_that_stops_is_told_from_one_that_fails() {
+    fn ping_pong_that_stops_is_told_from_one_that_fails() {
         let text = "sockperf: Test ended\nsockperf: [Total Run] RunTime=1.010 sec; \
                     Warm up time=400 msec; SentMessages=76; \
                     ReceivedMessages=75\nsockperf: No valid observations found.\n";

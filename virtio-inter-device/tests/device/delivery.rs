@@ -5,7 +5,7 @@ use crate::driver::{
 };
 
 #[test]
-fn a_frame_crosses_both_ways() {
+fn frame_crosses_both_ways() {
     let mut network = Network::new(&[Spec::default(), Spec::default()]);
     for swap in [false, true] {
         let (a, b) = network.pair();
@@ -48,7 +48,7 @@ fn frames_of_every_length_arrive() {
 }
 
 #[test]
-fn a_segment_of_64_kib_crosses_a_small_mtu() {
+fn segment_of_64_kib_crosses_a_small_mtu() {
     let spec = Spec {
         mtu: 1500,
         ..Spec::default()
@@ -65,7 +65,7 @@ fn a_segment_of_64_kib_crosses_a_small_mtu() {
 }
 
 #[test]
-fn the_header_travels_untouched_but_for_what_is_not_its_senders() {
+fn header_travels_untouched_but_for_what_is_not_its_senders() {
     let mut node = Node::new(0, Spec::default());
     let mut peer = Peer::attach(&mut node, 1, &Spec::default());
     // hdr_len means nothing here, csum_* lie in the frame; num_buffers and other flags are not a
@@ -142,7 +142,7 @@ fn buffers_may_span_two_memory_regions() {
 }
 
 #[test]
-fn a_train_of_frames_stays_in_order_on_rings_of_any_size() {
+fn train_of_frames_stays_in_order_on_rings_of_any_size() {
     for (tx_size, rx_size) in [
         (1, 1),
         (2, 32768),

@@ -88,7 +88,7 @@ fn received_frames_and_the_used_ring_are_logged_and_nothing_else_is() {
 }
 
 #[test]
-fn what_is_sent_is_not_logged_but_its_used_ring_is() {
+fn dirty_log_has_the_used_ring_of_what_is_sent_and_nothing_else() {
     for features in FEATURES {
         let mut network = pair(features);
         let (b, a) = network.pair();
@@ -157,7 +157,7 @@ fn memory_copied_by_successive_logs_is_the_memory() {
 }
 
 #[test]
-fn without_a_log_nothing_is_noted() {
+fn dirty_log_is_not_needed() {
     let mut network = pair(u64::MAX);
     let (a, b) = network.pair();
     let log = replace_log(b);

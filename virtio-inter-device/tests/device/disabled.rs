@@ -6,7 +6,7 @@ use virtio_inter_device::Device;
 use crate::driver::{Network, Node, Spec, until};
 
 #[test]
-fn what_waits_is_given_back_and_what_is_kicked_later_too() {
+fn disabled_queue_returns_what_waits_and_what_is_kicked_later() {
     // The peer's guest takes nothing, so the link fills up and a frame holds the queue.
     let deaf = Spec {
         buffers: (0, 0),
@@ -37,7 +37,7 @@ fn what_waits_is_given_back_and_what_is_kicked_later_too() {
 }
 
 #[test]
-fn nothing_is_sent_while_disabled_and_everything_before_and_after() {
+fn disabled_queue_sends_nothing_and_an_enabled_one_everything() {
     let mut network = Network::new(&[Spec::default(); 2]);
     let (a, b) = network.pair();
     for round in 0..50 {

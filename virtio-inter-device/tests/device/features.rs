@@ -26,7 +26,7 @@ const OFFERED: u64 = Feature::CSUM
     | Feature::IN_ORDER;
 
 #[test]
-fn exactly_these_features_are_offered() {
+fn features_offered_are_exactly_these() {
     let one = Node::new(0, Spec::default());
     assert_eq!(one.port.features(), OFFERED);
     assert_eq!(one.port.queue_count(), 2);
@@ -45,7 +45,7 @@ fn exactly_these_features_are_offered() {
 }
 
 #[test]
-fn the_configuration_space_says_who_the_port_is() {
+fn configuration_space_says_who_the_port_is() {
     let node = Node::new(
         4,
         Spec {
@@ -64,7 +64,7 @@ fn the_configuration_space_says_who_the_port_is() {
 }
 
 #[test]
-fn a_driver_with_the_least_features_is_served() {
+fn driver_with_the_least_features_is_served() {
     let lean = Spec {
         features: LEAN,
         ..Spec::default()
@@ -80,7 +80,7 @@ fn a_driver_with_the_least_features_is_served() {
 }
 
 #[test]
-fn a_driver_that_comes_back_may_choose_otherwise() {
+fn driver_that_comes_back_may_choose_otherwise() {
     let mut network = Network::new(&[Spec::default(), Spec::default()]);
     let (a, b) = network.pair();
     let packet = a.packet(b.mac(), 3000, 1);

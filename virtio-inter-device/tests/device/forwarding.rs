@@ -21,7 +21,7 @@ fn expect_silence(network: &mut Network) {
 }
 
 #[test]
-fn a_frame_for_one_goes_to_that_one() {
+fn frame_for_one_goes_to_that_one() {
     let mut network = Network::new(&[Spec::default(); 3]);
     for (from, to) in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)] {
         let packet = Packet::new(mac(from), mac(to), 500, 1);
@@ -34,7 +34,7 @@ fn a_frame_for_one_goes_to_that_one() {
 }
 
 #[test]
-fn a_frame_for_all_goes_to_all_but_its_sender() {
+fn frame_for_all_goes_to_all_but_its_sender() {
     let mut network = Network::new(&[Spec::default(); 4]);
     let groups = [
         MacAddr::BROADCAST,
@@ -115,7 +115,7 @@ fn rarp_comes_behind_frames_that_wait() {
 }
 
 #[test]
-fn a_frame_for_nobody_is_counted() {
+fn frame_for_nobody_is_counted() {
     let mut network = Network::new(&[Spec::default(); 2]);
     let (a, b) = network.pair();
     // A stranger's, the sender's own, none.
@@ -137,7 +137,7 @@ fn a_frame_for_nobody_is_counted() {
 }
 
 #[test]
-fn a_source_that_is_not_the_ports_own_is_refused() {
+fn source_that_is_not_the_ports_own_is_refused() {
     let mut network = Network::new(&[Spec::default(); 3]);
     let spoofed = [
         Packet::new(mac(1), mac(2), 100, 1),
@@ -154,7 +154,7 @@ fn a_source_that_is_not_the_ports_own_is_refused() {
 }
 
 #[test]
-fn a_peer_that_lies_about_addresses_is_not_believed() {
+fn peer_that_lies_about_addresses_is_not_believed() {
     let mut node = Node::new(0, Spec::default());
     let mut peer = Peer::attach(&mut node, 1, &Spec::default());
     let mut other = Peer::attach(&mut node, 2, &Spec::default());

@@ -141,7 +141,7 @@ fn frames_that_are_not_what_is_to_be_segmented_are_refused() {
 }
 
 #[test]
-fn a_checksum_outside_of_the_frame_is_refused() {
+fn checksum_outside_of_the_frame_is_refused() {
     let bad = [
         (0, 16),
         (13, 16),
@@ -216,7 +216,7 @@ fn expect_undelivered(features: u64, counter: &'static str, bad: &[Packet]) {
 }
 
 #[test]
-fn a_peers_bad_frames_are_not_delivered() {
+fn peers_bad_frames_are_not_delivered() {
     let tcp = || incoming(3000).segmented(1, 1448);
     // Whether the guest would take good ones of that kind or not.
     for features in [u64::MAX, LEAN] {

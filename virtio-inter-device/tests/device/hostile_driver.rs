@@ -121,7 +121,7 @@ fn reset(node: &mut Node, index: u16) {
 }
 
 #[test]
-fn a_bad_transmit_queue_stops_and_can_be_reset() {
+fn bad_transmit_queue_stops_and_can_be_reset() {
     for (name, trick) in TRICKS {
         let (mut node, mut peer) = ten_frames_later();
         let data = node.guest.arena.take(4096);
@@ -149,7 +149,7 @@ fn a_bad_transmit_queue_stops_and_can_be_reset() {
 }
 
 #[test]
-fn a_bad_receive_queue_stops_and_can_be_reset() {
+fn bad_receive_queue_stops_and_can_be_reset() {
     for (name, trick) in TRICKS {
         let (mut node, mut peer) = ten_frames_later();
         let data = node.guest.arena.take(4096);
@@ -236,7 +236,7 @@ fn vandalize(ring: &Ring, data: u64, seed: u64, end: &AtomicBool) -> u64 {
 }
 
 #[test]
-fn a_vandal_harms_only_its_own_port() {
+fn vandal_harms_only_its_own_port() {
     let mut network = Network::new(&[Spec::default(); 3]);
     for (round, features) in [u64::MAX, LEAN, u64::MAX].into_iter().enumerate() {
         network.nodes[0].reboot(features, (256, 2048));

@@ -72,7 +72,7 @@ const TRICKS: [Trick; 12] = [
 ];
 
 #[test]
-fn a_violation_is_told_and_harms_nobody_else() {
+fn violation_is_told_and_harms_nobody_else() {
     for (name, trick) in TRICKS {
         let mut node = Node::new(0, Spec::default());
         let mut bad = Peer::attach(&mut node, 1, &Spec::default());
@@ -119,7 +119,7 @@ fn peers_that_were_never_there_can_be_removed() {
 }
 
 #[test]
-fn a_peer_that_writes_anything_anywhere_is_cut_off_again_and_again() {
+fn peer_that_writes_anything_anywhere_is_cut_off_again_and_again() {
     let mut network = Network::new(&[Spec::default(); 2]);
     let end = Instant::now() + Duration::from_secs(2);
     let mut rng = Rng::new(1);

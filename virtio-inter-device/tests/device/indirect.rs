@@ -19,7 +19,7 @@ fn node_and_peer() -> (Node, Peer) {
 }
 
 #[test]
-fn a_table_may_have_1024_entries() {
+fn table_may_have_1024_entries() {
     const ENTRIES: usize = 1024;
     let (mut node, mut peer) = node_and_peer();
     let sent = Packet::new(mac(0), mac(1), ENTRIES * 64 - HEADER, 1);
@@ -36,7 +36,7 @@ fn a_table_may_have_1024_entries() {
 }
 
 #[test]
-fn a_table_may_span_two_memory_regions() {
+fn table_may_span_two_memory_regions() {
     let (mut node, mut peer) = node_and_peer();
     // The seam between two descriptors, and in the middle of one.
     for (at, before) in (0..).zip([16, 32, 8, 4, 24]) {
@@ -75,7 +75,7 @@ fn a_table_may_span_two_memory_regions() {
 }
 
 #[test]
-fn a_table_may_be_larger_than_the_chain_in_it() {
+fn table_may_be_larger_than_the_chain_in_it() {
     let (node, mut peer) = node_and_peer();
     let packet = Packet::new(mac(0), mac(1), 100, 1);
     let (data, table) = (node.guest.arena.take(112), node.guest.arena.take(16 * 2000));
@@ -136,7 +136,7 @@ const BAD: [Bad; 8] = [
 ];
 
 #[test]
-fn a_bad_table_stops_the_transmit_queue_and_nothing_else() {
+fn bad_table_stops_the_transmit_queue_and_nothing_else() {
     for (name, write) in BAD {
         let (mut node, mut peer) = node_and_peer();
         node.guest.rx[0].post(16, 2048);
@@ -169,7 +169,7 @@ fn a_bad_table_stops_the_transmit_queue_and_nothing_else() {
 }
 
 #[test]
-fn a_bad_table_stops_the_receive_queue_and_nothing_else() {
+fn bad_table_stops_the_receive_queue_and_nothing_else() {
     for (name, write) in BAD {
         let (mut node, mut peer) = node_and_peer();
         let table = node.guest.arena.take(4096);
@@ -203,7 +203,7 @@ fn a_bad_table_stops_the_receive_queue_and_nothing_else() {
 }
 
 #[test]
-fn a_chain_of_more_than_1024_entries_stops_the_queue() {
+fn chain_of_more_than_1024_entries_stops_the_queue() {
     let (mut node, _peer) = node_and_peer();
     node.guest.rx[0].post(1, 2048);
     let data = node.guest.arena.take(64);

@@ -28,7 +28,7 @@ fn incoming(len: usize, seed: u64) -> Packet {
 }
 
 #[test]
-fn a_frame_spans_as_many_buffers_as_it_needs() {
+fn frame_spans_as_many_buffers_as_it_needs() {
     const BUFFER: usize = 256;
     let spec = Spec {
         buffers: (256, BUFFER),
@@ -56,7 +56,7 @@ fn a_frame_spans_as_many_buffers_as_it_needs() {
 }
 
 #[test]
-fn all_buffers_of_a_frame_become_visible_together() {
+fn buffers_of_a_frame_become_visible_together() {
     const BUFFERS: u16 = 8;
     let mut network = Network::new(&[
         Spec::default(),
@@ -104,7 +104,7 @@ fn all_buffers_of_a_frame_become_visible_together() {
 }
 
 #[test]
-fn a_header_is_laid_over_the_smallest_descriptors() {
+fn header_is_laid_over_the_smallest_descriptors() {
     for features in [u64::MAX, !Feature::MRG_RXBUF] {
         let (mut node, mut peer) = node_and_peer(features);
         for size in 1..=13 {
@@ -124,7 +124,7 @@ fn a_header_is_laid_over_the_smallest_descriptors() {
 }
 
 #[test]
-fn a_buffer_that_is_too_small_is_kept_for_the_next_frame() {
+fn buffer_that_is_too_small_is_kept_for_the_next_frame() {
     let (mut node, mut peer) = node_and_peer(!Feature::MRG_RXBUF);
     node.guest.rx[0].post(2, 1000);
     peer.send(&incoming(1001 - HEADER, 1).bytes());
@@ -139,7 +139,7 @@ fn a_buffer_that_is_too_small_is_kept_for_the_next_frame() {
 }
 
 #[test]
-fn a_frame_larger_than_the_whole_ring_is_dropped() {
+fn frame_larger_than_the_whole_ring_is_dropped() {
     let spec = Spec {
         rx_size: 4,
         buffers: (4, 256),
@@ -155,7 +155,7 @@ fn a_frame_larger_than_the_whole_ring_is_dropped() {
 }
 
 #[test]
-fn a_frame_waits_for_enough_buffers() {
+fn frame_waits_for_enough_buffers() {
     let (mut node, mut peer) = node_and_peer(u64::MAX);
     let packet = incoming(1024 - HEADER, 1);
     peer.send(&packet.bytes());
@@ -172,7 +172,7 @@ fn a_frame_waits_for_enough_buffers() {
 }
 
 #[test]
-fn a_frame_larger_than_a_ring_of_longer_chains_is_dropped() {
+fn frame_larger_than_a_ring_of_longer_chains_is_dropped() {
     let spec = Spec {
         rx_size: 64,
         buffers: (0, 0),
@@ -193,7 +193,7 @@ fn a_frame_larger_than_a_ring_of_longer_chains_is_dropped() {
 }
 
 #[test]
-fn a_large_frame_is_not_overtaken_for_ever_by_small_ones() {
+fn large_frame_is_not_overtaken_for_ever_by_small_ones() {
     let (mut node, mut large) = node_and_peer(u64::MAX);
     let mut small = Peer::attach(&mut node, 2, &Spec::default());
     node.guest.rx[0].post(3, 256);

@@ -43,7 +43,7 @@ fn queue_i_feeds_queue_i_mod_n() {
 }
 
 #[test]
-fn each_queue_keeps_its_order() {
+fn queues_keep_their_order() {
     let mut network = Network::new(&[pairs(4), pairs(2)]);
     let (a, b) = network.pair();
     // All four at once, no more at a time than the links hold.

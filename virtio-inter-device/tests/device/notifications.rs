@@ -36,7 +36,7 @@ fn used(queue: &Queue, entries: u16) {
 }
 
 #[test]
-fn an_interrupt_comes_exactly_when_the_used_event_is_crossed() {
+fn interrupt_comes_exactly_when_the_used_event_is_crossed() {
     let (mut node, mut peer) = node_and_peer(u64::MAX, 256);
     for (queue, other) in [(0, "transmit"), (1, "receive")] {
         // Interrupts that enabling sent.
@@ -98,7 +98,7 @@ fn add_one(node: &mut Node) {
 }
 
 #[test]
-fn without_the_event_index_the_drivers_flag_rules() {
+fn interrupt_flag_of_the_driver_rules_without_the_event_index() {
     let (mut node, mut peer) = node_and_peer(!Feature::EVENT_IDX, 256);
     let rx = &mut node.guest.rx[0];
     rx.queue.drain_call();
@@ -148,7 +148,7 @@ fn kicks_are_asked_for_only_when_they_are_needed() {
 }
 
 #[test]
-fn a_starved_queue_without_the_event_index_asks_for_kicks_while_it_is() {
+fn queue_out_of_buffers_asks_for_kicks_without_the_event_index() {
     let (mut node, mut peer) = node_and_peer(!Feature::EVENT_IDX, 4);
     node.guest.rx[0].refill = false;
     for seed in 0..5 {
@@ -173,7 +173,7 @@ fn a_starved_queue_without_the_event_index_asks_for_kicks_while_it_is() {
 }
 
 #[test]
-fn a_starved_queue_asks_for_a_kick_behind_all_that_it_has_seen() {
+fn queue_out_of_buffers_asks_for_a_kick_behind_all_that_it_has_seen() {
     let (mut node, mut peer) = node_and_peer(u64::MAX, 3);
     node.guest.rx[0].refill = false;
     // Needs five buffers, there are three.
@@ -189,7 +189,7 @@ fn a_starved_queue_asks_for_a_kick_behind_all_that_it_has_seen() {
 }
 
 #[test]
-fn the_interrupt_may_be_a_pipe_even_a_full_one() {
+fn interrupt_may_be_a_pipe_even_a_full_one() {
     let (mut node, mut peer) = node_and_peer(u64::MAX, 256);
     // User Mode Linux does this.
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
@@ -227,7 +227,7 @@ fn the_interrupt_may_be_a_pipe_even_a_full_one() {
 }
 
 #[test]
-fn a_driver_may_want_no_interrupts_at_all() {
+fn driver_may_want_no_interrupts_at_all() {
     let (mut node, mut peer) = node_and_peer(u64::MAX, 256);
     node.port.set_call(0, None).unwrap();
     node.guest.rx[0].queue.drain_call();
@@ -248,7 +248,7 @@ fn a_driver_may_want_no_interrupts_at_all() {
 }
 
 #[test]
-fn the_kick_can_be_replaced() {
+fn kick_can_be_replaced() {
     let (mut node, mut peer) = node_and_peer(u64::MAX, 256);
     for seed in 0..10 {
         let kick = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();

@@ -116,7 +116,7 @@ fn dhcp_checksum_is_completed_for_a_guest_that_takes_partial_ones() {
 }
 
 #[test]
-fn a_checksum_of_zero_is_written_as_its_other_zero() {
+fn checksum_of_zero_is_written_as_its_other_zero() {
     let (mut node, mut peer) = node_and_peer(Spec {
         features: LEAN,
         ..Spec::default()
@@ -130,7 +130,7 @@ fn a_checksum_of_zero_is_written_as_its_other_zero() {
 }
 
 #[test]
-fn what_is_not_negotiated_is_segmented() {
+fn gso_frame_is_segmented_for_a_guest_without_that_offload() {
     let mut packets = Vec::new();
     for gso_type in GSO_TYPES {
         // Two and a bit, two exactly, many, and what is one segment or less.
@@ -166,7 +166,7 @@ fn what_is_not_negotiated_is_segmented() {
 }
 
 #[test]
-fn both_ports_do_it_for_guests_that_know_nothing_of_each_other() {
+fn offloads_are_done_by_both_ports() {
     let sender = Spec::default();
     let receiver = Spec {
         features: LEAN,
@@ -208,7 +208,7 @@ fn segments_fit_the_receivers_mtu() {
 }
 
 #[test]
-fn what_is_one_segment_must_fit_the_mtu_as_it_is() {
+fn gso_frame_of_one_segment_must_fit_the_mtu() {
     for features in [LEAN, u64::MAX] {
         let (mut node, mut peer) = node_and_peer(Spec {
             features,
@@ -280,7 +280,7 @@ fn segments_wait_for_buffers_and_none_is_lost_or_told_twice() {
 }
 
 #[test]
-fn others_have_their_turn_while_a_frame_becomes_very_many() {
+fn peers_have_their_turn_while_a_frame_becomes_very_many() {
     let spec = Spec {
         features: LEAN | Feature::EVENT_IDX,
         rx_size: 1024,
@@ -311,7 +311,7 @@ fn others_have_their_turn_while_a_frame_becomes_very_many() {
 }
 
 #[test]
-fn a_guest_that_reboots_in_the_middle_gets_the_next_frame_whole() {
+fn guest_that_reboots_in_the_middle_gets_the_next_frame_whole() {
     let spec = Spec {
         features: LEAN,
         buffers: (2, 600),
@@ -339,7 +339,7 @@ fn a_guest_that_reboots_in_the_middle_gets_the_next_frame_whole() {
 }
 
 #[test]
-fn a_segment_spans_mergeable_buffers() {
+fn segment_spans_mergeable_buffers() {
     let spec = Spec {
         features: LEAN | Feature::MRG_RXBUF,
         buffers: (256, 64),
@@ -355,7 +355,7 @@ fn a_segment_spans_mergeable_buffers() {
 }
 
 #[test]
-fn nonsense_harms_nobody() {
+fn frames_of_nonsense_harm_nobody() {
     let mut rng = Rng::new(4);
     for features in [LEAN, LEAN | CSUM, u64::MAX] {
         let (mut node, mut peer) = node_and_peer(Spec {

@@ -113,17 +113,17 @@ fn port_dies_mid_burst(victim: usize) {
 }
 
 #[test]
-fn a_receiving_port_dies_in_mid_burst() {
+fn receiving_port_dies_in_mid_burst() {
     port_dies_mid_burst(1);
 }
 
 #[test]
-fn a_sending_port_dies_in_mid_burst() {
+fn sending_port_dies_in_mid_burst() {
     port_dies_mid_burst(0);
 }
 
 #[test]
-fn what_was_left_is_taken_up_without_a_kick() {
+fn buffers_that_were_left_are_taken_up_without_a_kick() {
     let mut node = Node::new(0, near_the_end());
     let mut peer = Peer::attach(&mut node, 1, &Spec::default());
     assert_eq!(node.port.stop_queue(1).unwrap(), 65_530);
@@ -155,7 +155,7 @@ fn what_was_left_is_taken_up_without_a_kick() {
 }
 
 #[test]
-fn a_frame_waits_for_the_receive_queue_to_have_buffers_again() {
+fn frame_waits_for_the_receive_queue_to_have_buffers_again() {
     let spec = Spec {
         buffers: (0, 0),
         ..near_the_end()
@@ -209,7 +209,7 @@ fn enabling_sends_an_interrupt_whatever_the_driver_wants() {
 }
 
 #[test]
-fn a_queue_that_runs_is_started_again() {
+fn queue_that_runs_is_started_again() {
     let mut network = Network::new(&[near_the_end(); 2]);
     let (a, b) = network.pair();
     for seed in 0..200 {
@@ -223,7 +223,7 @@ fn a_queue_that_runs_is_started_again() {
 }
 
 #[test]
-fn a_queue_that_does_not_run_stops_at_zero() {
+fn queue_that_does_not_run_stops_at_zero() {
     let mut node = Node::new(0, near_the_end());
     for index in 0..2 {
         assert_eq!(node.port.stop_queue(index).unwrap(), 65_530);

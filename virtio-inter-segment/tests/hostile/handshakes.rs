@@ -232,7 +232,7 @@ fn identities_that_are_not_the_callers() {
 }
 
 #[test]
-fn a_peer_of_another_version_is_refused_by_both() {
+fn peer_of_another_version_is_refused_by_both() {
     capture_log();
     let mut net = Net::new();
     let listener = raw::listen(net.path(), "ver-z");
@@ -319,7 +319,7 @@ fn refusal_that_may_pass_is_followed_by_a_call_soon() {
 }
 
 #[test]
-fn a_region_of_another_format_is_refused() {
+fn region_of_another_format_is_refused() {
     let mut net = net();
     let mut hello = raw::hello("a", 1);
     hello[12] = 9;
@@ -331,7 +331,7 @@ fn a_region_of_another_format_is_refused() {
 /// Conversations thrown together at random from good and bad packets: the healthy link stays, and
 /// nothing stays open.
 #[test]
-fn random_conversations() {
+fn handshake_survives_random_conversations() {
     // With the default time limit: the speed of the machine is to decide little.
     let mut net = Net::new();
     net.join("m");
@@ -396,7 +396,7 @@ fn random_conversations() {
 /// A port of version 1 gets a refusal that names both versions, in whichever direction the
 /// connection was made, and this port shows it.
 #[test]
-fn a_peer_of_version_1_is_refused_by_name() {
+fn peer_of_version_1_is_refused_by_name() {
     let mut net = Net::new();
     let listener = raw::listen(net.path(), "z");
     net.join("m");
@@ -422,7 +422,7 @@ fn a_peer_of_version_1_is_refused_by_name() {
 
 /// A field that has to be understood and is not is refused by a reason of its own.
 #[test]
-fn a_hello_that_must_be_understood_is_refused() {
+fn hello_that_must_be_understood_is_refused() {
     let mut net = net();
     let hello = raw::hello_with("a", 1, &raw::field(0x8077, b"later"));
     let refusal = provoke(&mut net, &[(&hello, &[])]).unwrap();

@@ -9,7 +9,7 @@ use crate::common::raw;
 use crate::common::{Net, PATIENCE, capture_log, limits, local, logged};
 
 #[test]
-fn limits_hold() {
+fn limits_of_a_segment_hold() {
     let mut net = Net::new();
     let few = Limits {
         max_peers: 2,
@@ -132,7 +132,7 @@ fn users_that_may_not_join_are_turned_away() {
 
 /// The default time limit is the documented one.
 #[test]
-fn defaults() {
+fn segment_has_the_documented_defaults() {
     let limits = Limits::default();
     assert_eq!(limits.hello_timeout, Duration::from_secs(5));
     assert_eq!((limits.max_accepting, limits.max_connecting), (256, 64));

@@ -11,7 +11,7 @@ use crate::common::{Net, PATIENCE, limits, local};
 
 /// A peer that does not introduce itself is turned away in time.
 #[test]
-fn silence_ends_in_time() {
+fn silence_of_a_peer_ends_in_time() {
     let mut net = Net::new();
     let limits = Limits {
         hello_timeout: Duration::from_millis(200),
@@ -35,7 +35,7 @@ fn silence_ends_in_time() {
 
 /// A socket that accepts and says nothing is tried again, with pauses, and does no harm.
 #[test]
-fn a_silent_listener() {
+fn silent_listener() {
     let mut net = Net::new();
     let listener = raw::listen(net.path(), "z");
     let limits = Limits {
@@ -61,7 +61,7 @@ fn a_silent_listener() {
 
 /// Many more silent listeners than attempts may be under way, all with ids ahead of the good ones.
 #[test]
-fn a_crowd_of_silent_listeners() {
+fn crowd_of_silent_listeners() {
     let mut net = Net::new();
     let _crowd: Vec<OwnedFd> = (0..128)
         .map(|i| raw::listen(net.path(), &format!("s{i:03}")))
@@ -81,7 +81,7 @@ fn a_crowd_of_silent_listeners() {
 }
 
 #[test]
-fn a_crowd_of_half_open_connections() {
+fn crowd_of_half_open_connections() {
     let mut net = Net::new();
     let limits = Limits {
         hello_timeout: 2 * PATIENCE,
@@ -161,7 +161,7 @@ fn admission_takes_the_place_from_who_has_the_most() {
 
 /// A peer that never reads cannot hold anybody up.
 #[test]
-fn a_peer_that_does_not_read() {
+fn peer_that_does_not_read() {
     let mut net = Net::new();
     let mut port = local("m");
     port.queues = 64;

@@ -65,7 +65,7 @@ fn is_kept_waiting(mut socket: &UnixStream) -> bool {
 }
 
 #[test]
-fn one_after_another() {
+fn frontends_are_served_one_after_another() {
     let place = Place::new();
     let port = place.start("a");
     for _ in 0..100 {
@@ -75,7 +75,7 @@ fn one_after_another() {
 }
 
 #[test]
-fn a_third_is_served_as_soon_as_one_of_two_is_gone() {
+fn frontend_that_is_third_is_served_as_soon_as_one_of_two_is_gone() {
     let place = Place::new();
     let port = place.start("a");
     let first = connect(&port);
@@ -178,7 +178,7 @@ pub(crate) fn memory() -> OwnedFd {
 /// As QEMU does it: its destination negotiates while the source runs, and sets memory up when that
 /// has stopped.
 #[test]
-fn the_device_goes_to_a_second_frontend_when_the_first_has_stopped() {
+fn device_goes_to_a_second_frontend_when_the_first_has_stopped() {
     let place = Place::new();
     let port = place.start("a");
     let first = connect(&port);
@@ -215,7 +215,7 @@ fn the_device_goes_to_a_second_frontend_when_the_first_has_stopped() {
 }
 
 #[test]
-fn one_that_waits_for_the_device_may_give_up() {
+fn frontend_that_waits_for_the_device_may_give_up() {
     let place = Place::new();
     let port = place.start("a");
     let first = connect(&port);
@@ -235,7 +235,7 @@ fn one_that_waits_for_the_device_may_give_up() {
 }
 
 #[test]
-fn a_connection_that_says_nothing_gives_way() {
+fn connection_that_says_nothing_gives_way() {
     let place = Place::new();
     let port = place.start("a");
     let mut silent = connect(&port);
@@ -370,7 +370,7 @@ fn refused_frontend_that_comes_back_at_once_does_not_keep_the_port_busy() {
 }
 
 #[test]
-fn a_frontend_without_shared_memory_is_told_what_to_do() {
+fn frontend_without_shared_memory_is_told_what_to_do() {
     let place = Place::new();
     let port = place.start("a");
     let socket = connect(&port);

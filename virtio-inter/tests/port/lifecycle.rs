@@ -21,7 +21,7 @@ const FILES: [&str; 4] = [
 ];
 
 #[test]
-fn signals_end_it_and_nothing_is_left() {
+fn signals_end_a_port_and_nothing_is_left() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let place = Place::new();
         let mut port = place.start("a");
@@ -60,7 +60,7 @@ fn signal_that_comes_twice_at_once_leaves_nothing_behind() {
 
 /// Here it is an interrupt, which the VMM makes block: a queue that is to be stopped waits for it.
 #[test]
-fn a_second_signal_ends_what_the_first_could_not() {
+fn second_signal_ends_what_the_first_could_not() {
     let place = Place::new();
     let mut port = place.start("a");
     let frontend = connect(&port);
@@ -89,7 +89,7 @@ fn a_second_signal_ends_what_the_first_could_not() {
 }
 
 #[test]
-fn what_a_killed_port_leaves_is_taken_over() {
+fn files_of_a_killed_port_are_taken_over() {
     let place = Place::new();
     for round in 0..5 {
         let mut port = place.start("a");
@@ -103,7 +103,7 @@ fn what_a_killed_port_leaves_is_taken_over() {
 }
 
 #[test]
-fn a_socket_that_somebody_replaced_is_no_trouble() {
+fn socket_that_somebody_replaced_is_no_trouble() {
     let place = Place::new();
     let port = place.start("a");
     // A newer one is not this port's to remove.
@@ -114,7 +114,7 @@ fn a_socket_that_somebody_replaced_is_no_trouble() {
 }
 
 #[test]
-fn a_lock_that_somebody_removed_is_not_taken_from_the_next() {
+fn lock_that_somebody_removed_is_not_taken_from_the_next() {
     let place = Place::new();
     let first = place.start("a");
     // Or it would make them again.
@@ -142,7 +142,7 @@ fn a_lock_that_somebody_removed_is_not_taken_from_the_next() {
 }
 
 #[test]
-fn of_many_that_start_at_once_one_lives() {
+fn ports_that_start_at_once_on_one_socket_leave_one() {
     let place = Place::new();
     for _ in 0..5 {
         let commands: Vec<_> = ["b", "c", "d", "e"]
@@ -205,7 +205,7 @@ fn sockets_may_lie_in_the_segment() {
 /// Cloud Hypervisor 53 gives its device up for good when the next connection is accepted and then
 /// reset.
 #[test]
-fn whoever_sees_it_end_finds_nobody_there_any_more() {
+fn socket_is_gone_when_a_frontend_sees_the_port_end() {
     for signal in [Signal::KILL, Signal::TERM] {
         for _ in 0..10 {
             let place = Place::new();

@@ -271,7 +271,7 @@ fn log_texts_are_for_people() {
 }
 
 #[test]
-fn notify_a_service_manager_that_does_not_read_holds_nobody_up() {
+fn notify_socket_that_nobody_reads_holds_nobody_up() {
     let place = Place::new();
     let path = place.path("notify");
     let manager = UnixDatagram::bind(&path).unwrap();

@@ -19,7 +19,7 @@ pub(crate) fn status(socket: &Path) -> Value {
 }
 
 #[test]
-fn tells_peers_frontend_and_counters() {
+fn status_has_peers_frontend_and_counters() {
     let place = Place::new();
     let socket = place.path("a.status");
     let port = place.command("a").with("--status-socket", &socket).start();
@@ -76,7 +76,7 @@ fn status_and_log_have_absolute_paths() {
 }
 
 #[test]
-fn only_this_user_may_ask() {
+fn status_socket_is_for_this_user_only() {
     let place = Place::new();
     let socket = place.path("a.status");
     let port = place.command("a").with("--status-socket", &socket).start();
@@ -86,7 +86,7 @@ fn only_this_user_may_ask() {
 }
 
 #[test]
-fn those_who_send_or_do_not_read_hold_nobody_up() {
+fn status_clients_that_send_or_do_not_read_hold_nobody_up() {
     let place = Place::new();
     let socket = place.path("a.status");
     let port = place
@@ -108,7 +108,7 @@ fn those_who_send_or_do_not_read_hold_nobody_up() {
 }
 
 #[test]
-fn a_status_socket_in_use_is_left_alone() {
+fn status_socket_in_use_is_left_alone() {
     let place = Place::new();
     let socket = place.path("a.status");
     let port = place.command("a").with("--status-socket", &socket).start();
@@ -121,7 +121,7 @@ fn a_status_socket_in_use_is_left_alone() {
 }
 
 #[test]
-fn a_service_manager_hears_that_it_serves_or_why_not() {
+fn notify_tells_a_service_manager_that_the_port_serves_or_why_not() {
     let place = Place::new();
     let manager = UnixDatagram::bind(place.path("notify")).unwrap();
     manager.set_read_timeout(Some(TIMEOUT)).unwrap();

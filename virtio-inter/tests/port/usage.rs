@@ -189,7 +189,7 @@ fn segment_by_name_is_a_directory_of_run() {
 }
 
 #[test]
-fn a_segment_that_is_not_there() {
+fn segment_that_is_not_there() {
     let place = Place::new();
     let command = place.command("a").with("--segment", place.path("nowhere"));
     let text = complaint(&place, &command, 1);
@@ -197,7 +197,7 @@ fn a_segment_that_is_not_there() {
 }
 
 #[test]
-fn a_segment_that_is_no_directory() {
+fn segment_that_is_no_directory() {
     let place = Place::new();
     fs::write(place.path("file"), "").unwrap();
     let command = place.command("a").with("--segment", place.path("file"));
@@ -206,7 +206,7 @@ fn a_segment_that_is_no_directory() {
 }
 
 #[test]
-fn a_segment_that_is_not_ours_to_write() {
+fn segment_that_is_not_ours_to_write() {
     // Not even root makes files there.
     let place = Place::new();
     let text = complaint(
@@ -218,7 +218,7 @@ fn a_segment_that_is_not_ours_to_write() {
 }
 
 #[test]
-fn an_id_that_is_taken() {
+fn id_that_is_taken() {
     let place = Place::new();
     let port = place.start("a");
     let command = place.command("b").with("--id", "a");
@@ -229,7 +229,7 @@ fn an_id_that_is_taken() {
 }
 
 #[test]
-fn a_socket_that_is_in_use() {
+fn socket_that_is_in_use() {
     let place = Place::new();
     let port = place.start("a");
     let command = place.command("b").with("--socket", &port.socket);
@@ -245,7 +245,7 @@ fn a_socket_that_is_in_use() {
 }
 
 #[test]
-fn a_socket_of_another_program() {
+fn socket_of_another_program() {
     let place = Place::new();
     let _listener = UnixListener::bind(place.path("a.vhost")).unwrap();
     let text = complaint(&place, &place.command("a"), 1);
@@ -253,7 +253,7 @@ fn a_socket_of_another_program() {
 }
 
 #[test]
-fn a_file_where_the_socket_should_be() {
+fn file_where_the_socket_should_be() {
     let place = Place::new();
     fs::write(place.path("a.vhost"), "precious").unwrap();
     let text = complaint(&place, &place.command("a"), 1);
@@ -265,7 +265,7 @@ fn a_file_where_the_socket_should_be() {
 }
 
 #[test]
-fn a_directory_for_the_socket_that_is_not_there() {
+fn directory_for_the_socket_that_is_not_there() {
     let place = Place::new();
     let command = place
         .command("a")

@@ -19,7 +19,7 @@ use crate::mock::{FEATURES, MockDevice};
 use crate::rig::*;
 
 #[test]
-fn is_served_from_start_to_end() {
+fn crate_frontend_is_served_from_start_to_end() {
     let (theirs, ours) = UnixStream::pair().unwrap();
     thread::scope(|scope| {
         let backend = scope.spawn(|| {

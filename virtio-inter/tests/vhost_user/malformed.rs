@@ -126,7 +126,7 @@ fn wrong_descriptors_end_the_connection() {
 }
 
 #[test]
-fn a_message_has_a_limited_number_of_descriptors() {
+fn message_has_a_limited_number_of_descriptors() {
     let fd = event();
     let text = Rig::new(2).offend(SET_MEM_TABLE, &table(&[]), &[fd.as_fd(); 33]);
     assert!(text.contains("More than 32 file descriptors"), "{text}");
@@ -188,7 +188,7 @@ fn messages_may_come_in_pieces() {
 }
 
 #[test]
-fn an_end_within_a_message_is_told_from_an_end() {
+fn end_within_a_message_is_told_from_an_end() {
     let mut rig = Rig::new(2);
     rig.send_bytes(&words(&[GET_FEATURES, VERSION]), &[]);
     rig.socket.shutdown(std::net::Shutdown::Both).unwrap();
@@ -197,7 +197,7 @@ fn an_end_within_a_message_is_told_from_an_end() {
 }
 
 #[test]
-fn a_frontend_that_does_not_read_its_replies_is_not_served_on() {
+fn frontend_that_does_not_read_its_replies_is_not_served_on() {
     let mut rig = Rig::new(2);
     let ask = words(&[GET_FEATURES, VERSION, 0]).repeat(64);
     let mut asked = 0u32;

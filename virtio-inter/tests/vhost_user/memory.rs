@@ -86,7 +86,7 @@ fn bad_regions_are_refused_with_a_reason() {
 }
 
 #[test]
-fn a_descriptor_that_is_no_memory_is_refused() {
+fn descriptor_that_is_no_memory_is_refused() {
     let region = table(&[(GUEST, 0x1000, USER, 0)]);
     let (reader, _writer) = pipe().unwrap();
     for fd in [event(), reader] {
@@ -99,7 +99,7 @@ fn a_descriptor_that_is_no_memory_is_refused() {
 }
 
 #[test]
-fn a_refused_table_leaves_the_old_one() {
+fn refused_table_leaves_the_old_one() {
     let mut rig = Rig::running();
     let bad = single((GUEST + 0x1000, 0x1000, USER, 0));
     assert!(!rig.ack(ADD_MEM_REG, &bad, &[memfd(0x1000).as_fd()]));
@@ -139,7 +139,7 @@ fn memory_may_come_last() {
 
 /// A ring outside memory is refused once, and is nobody else's trouble later.
 #[test]
-fn what_was_refused_leaves_nothing_behind() {
+fn requests_that_are_refused_leave_nothing_behind() {
     let outside = addresses(1, USER + 2 * SIZE);
     let region = (GUEST, SIZE, USER, 0);
     let more = (GUEST + SIZE, SIZE, USER + SIZE, 0);
@@ -170,7 +170,7 @@ fn what_was_refused_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_ring_whose_memory_comes_back_runs_again() {
+fn ring_whose_memory_comes_back_runs_again() {
     let mut rig = Rig::running();
     let region = (GUEST, SIZE, USER, 0);
     let other = (GUEST + SIZE, SIZE, USER + SIZE, 0);
@@ -249,7 +249,7 @@ fn rings_lie_wholly_and_aligned_in_shared_memory() {
 }
 
 #[test]
-fn a_ring_does_not_span_regions() {
+fn ring_does_not_span_regions() {
     let mut rig = Rig::new(2);
     rig.negotiate();
     let fds = [memfd(SIZE), memfd(SIZE)];
@@ -294,7 +294,7 @@ fn running_queues_follow_the_memory() {
 }
 
 #[test]
-fn a_region_is_removed_even_with_a_descriptor_too_many() {
+fn region_is_removed_even_with_a_descriptor_too_many() {
     let mut rig = Rig::running();
     let region = (GUEST + SIZE, SIZE, USER + SIZE, 0);
     assert!(rig.ack(ADD_MEM_REG, &single(region), &[memfd(SIZE).as_fd()]));

@@ -36,7 +36,7 @@ fn is_logged(rig: &Rig) -> bool {
 }
 
 #[test]
-fn it_is_offered() {
+fn dirty_log_is_offered() {
     let mut rig = Rig::new(2);
     let features = number_of(&rig.ask(GET_FEATURES, &[]));
     assert_eq!(features & F_LOG_ALL, F_LOG_ALL);
@@ -46,7 +46,7 @@ fn it_is_offered() {
 
 /// Cloud Hypervisor hands over the log first, QEMU the features at times.
 #[test]
-fn a_log_is_written_once_it_is_there_and_wanted() {
+fn log_is_written_once_it_is_there_and_wanted() {
     for features_first in [false, true] {
         let mut rig = Rig::running();
         let log = memfd(LOG);
@@ -81,7 +81,7 @@ fn a_log_is_written_once_it_is_there_and_wanted() {
 }
 
 #[test]
-fn other_features_still_do_not_change_while_queues_run() {
+fn features_other_than_the_log_do_not_change_while_queues_run() {
     let mut rig = Rig::running();
     let fewer = FEATURES & !1 | F_PROTOCOL | F_LOG_ALL;
     let text = rig.offend(SET_FEATURES, &number(fewer), &[]);
@@ -89,7 +89,7 @@ fn other_features_still_do_not_change_while_queues_run() {
 }
 
 #[test]
-fn a_log_outlasts_a_change_of_memory() {
+fn log_outlasts_a_change_of_memory() {
     let mut rig = Rig::running();
     set_log(&mut rig, &memfd(LOG), LOG);
     rig.tell(
@@ -105,7 +105,7 @@ fn a_log_outlasts_a_change_of_memory() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_ends_the_session() {
+fn log_that_cannot_be_written_ends_the_session() {
     for (size, offset, file, reason) in [
         (LOG, 0, LOG - 1, "beyond the end of its file"),
         (u64::MAX, 1, LOG, "beyond the end of an address space"),
@@ -120,7 +120,7 @@ fn a_log_that_cannot_be_written_ends_the_session() {
 }
 
 #[test]
-fn its_messages_have_their_sizes_and_descriptors() {
+fn dirty_log_messages_have_their_sizes_and_descriptors() {
     let log = memfd(LOG);
     let twice = [log.as_fd(), log.as_fd()];
     let text = Rig::running().offend(SET_LOG_BASE, &area(LOG, 0), &twice);
@@ -134,7 +134,7 @@ fn its_messages_have_their_sizes_and_descriptors() {
 }
 
 #[test]
-fn without_the_protocol_feature_it_is_refused() {
+fn dirty_log_is_refused_without_its_protocol_feature() {
     let mut rig = Rig::new(2);
     let text = rig.offend(SET_LOG_BASE, &area(LOG, 0), &[memfd(LOG).as_fd()]);
     assert!(text.contains("not supported"), "{text}");
@@ -142,7 +142,7 @@ fn without_the_protocol_feature_it_is_refused() {
 
 /// The bits end up in the frontend's file, at the pages' places.
 #[test]
-fn what_is_written_shows_in_the_frontends_file() {
+fn dirty_log_shows_writes_in_the_frontends_file() {
     let mut rig = Rig::with_device(port("log"));
     let guest = File::from(memfd(SIZE));
     rig.bring_up(guest.as_fd());

@@ -74,7 +74,7 @@ fn talk<D: Device>(rig: &mut Rig<D>, random: &mut Random) {
 
 /// The mock panics if it is driven wrongly; descriptors must not pile up.
 #[test]
-fn leaks_nothing() {
+fn nonsense_leaks_nothing() {
     let mut random = Random(0x5eed);
     let mut before = 0;
     for round in 0..500 {
@@ -100,7 +100,7 @@ fn leaks_nothing() {
 
 /// The same with the real device, and rings full of nonsense.
 #[test]
-fn does_not_harm_the_device() {
+fn nonsense_does_not_harm_the_device() {
     let mut random = Random(0xdead);
     let mut port = port("nonsense");
     for _ in 0..200 {

@@ -12,7 +12,7 @@ use crate::rig::*;
 /// QEMU 10, net/vhost-user.c: queues are enabled before any features are set, memory comes region
 /// by region, acknowledged.
 #[test]
-fn qemu() {
+fn order_of_qemu_is_served() {
     let mut rig = Rig::new(2);
     let features = number_of(&rig.ask(GET_FEATURES, &[]));
     assert_eq!(features, FEATURES | F_PROTOCOL | F_LOG_ALL);
@@ -79,7 +79,7 @@ fn qemu() {
 /// negotiates it; pipes for interrupts; two memory slots of which one is used; on unbind queues are
 /// disabled, never stopped.
 #[test]
-fn user_mode_linux() {
+fn order_of_user_mode_linux_is_served() {
     let mut rig = Rig::new(2);
     rig.tell(SET_OWNER, &[], &[]);
     let features = number_of(&rig.ask(GET_FEATURES, &[]));
@@ -133,7 +133,7 @@ fn user_mode_linux() {
 /// Cloud Hypervisor (and every user of the `vhost` crate's frontend): all acknowledged once
 /// negotiated, memory in one table, RESET_OWNER when the guest resets the device.
 #[test]
-fn cloud_hypervisor() {
+fn order_of_cloud_hypervisor_is_served() {
     let mut rig = Rig::new(2);
     let features = number_of(&rig.ask(GET_FEATURES, &[]));
     rig.tell(SET_OWNER, &[], &[]);
@@ -176,7 +176,7 @@ fn cloud_hypervisor() {
 /// crosvm, devices/src/virtio/vhost_user_frontend: bit 30 alone is set before protocol features are
 /// asked for, the driver's features much later.
 #[test]
-fn crosvm() {
+fn order_of_crosvm_is_served() {
     let mut rig = Rig::with_device(port("crosvm"));
     rig.tell(SET_OWNER, &[], &[]);
     let features = number_of(&rig.ask(GET_FEATURES, &[]));
@@ -227,7 +227,7 @@ fn legacy_driver_is_not_served_until_another_comes() {
 /// DPDK's virtio_user without protocol features: calls first, memory after the features, queues
 /// enabled by default and all the same enabled by hand, never acknowledged.
 #[test]
-fn dpdk_virtio_user() {
+fn order_of_dpdk_virtio_user_is_served() {
     let mut rig = Rig::new(2);
     rig.tell(SET_OWNER, &[], &[]);
     rig.ask(GET_FEATURES, &[]);

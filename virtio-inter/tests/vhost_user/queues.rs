@@ -6,7 +6,7 @@ use crate::mock::FEATURES;
 use crate::rig::*;
 
 #[test]
-fn a_queue_beyond_the_offer_is_named() {
+fn queue_beyond_the_offer_is_named() {
     for (code, body) in [
         (SET_VRING_NUM, state(2, 256)),
         (SET_VRING_ADDR, addresses(2, USER)),
@@ -29,7 +29,7 @@ fn a_queue_beyond_the_offer_is_named() {
 }
 
 #[test]
-fn a_refusal_is_acknowledged_and_the_session_goes_on() {
+fn refusal_is_acknowledged_and_the_session_goes_on() {
     let mut rig = Rig::new(2);
     rig.negotiate();
     assert!(!rig.ack(SET_VRING_NUM, &state(2, 256), &[]));
@@ -42,7 +42,7 @@ fn a_refusal_is_acknowledged_and_the_session_goes_on() {
 
 /// A frontend that waits for a number or a queue's base would take "refused" for it.
 #[test]
-fn an_acknowledgement_is_no_answer_to_a_question() {
+fn acknowledgement_is_no_answer_to_a_question() {
     const GET_INFLIGHT_FD: u32 = 31;
     const GET_STATUS: u32 = 40;
     for (code, body) in [
@@ -62,7 +62,7 @@ fn an_acknowledgement_is_no_answer_to_a_question() {
 }
 
 #[test]
-fn without_reply_ack_nothing_is_acknowledged() {
+fn requests_without_reply_ack_are_not_acknowledged() {
     let mut rig = Rig::new(2);
     rig.send(SET_OWNER, VERSION | NEED_REPLY, &[], &[]);
     rig.process().unwrap();
@@ -147,7 +147,7 @@ fn interrupts_can_be_given_up_and_replaced() {
 }
 
 #[test]
-fn a_running_queue_does_not_change() {
+fn running_queue_does_not_change() {
     for (code, body) in [
         (SET_VRING_NUM, state(0, 128)),
         (SET_VRING_ADDR, addresses(0, USER + 0x10000)),
@@ -170,7 +170,7 @@ fn a_running_queue_does_not_change() {
 }
 
 #[test]
-fn a_stopped_queue_needs_a_new_kick() {
+fn stopped_queue_needs_a_new_kick() {
     let mut rig = Rig::running();
     assert_eq!(rig.ask(GET_VRING_BASE, &state(1, 0)), state(1, 101));
     rig.tell(SET_VRING_ENABLE, &state(1, 0), &[]);
@@ -185,7 +185,7 @@ fn a_stopped_queue_needs_a_new_kick() {
 }
 
 #[test]
-fn a_reset_stops_everything_and_keeps_the_memory() {
+fn reset_stops_everything_and_keeps_the_memory() {
     let mut rig = Rig::running();
     rig.tell(RESET_DEVICE, &[], &[]);
     assert_eq!(rig.device.running(), [false, false]);
@@ -198,7 +198,7 @@ fn a_reset_stops_everything_and_keeps_the_memory() {
 }
 
 #[test]
-fn the_end_of_the_connection_stops_everything() {
+fn end_of_the_connection_stops_everything() {
     let mut rig = Rig::running();
     rig.socket.shutdown(std::net::Shutdown::Both).unwrap();
     assert_eq!(
@@ -270,7 +270,7 @@ fn rarp_is_offered_and_announces_the_ports_own_address() {
 }
 
 #[test]
-fn an_mtu_out_of_bounds_is_refused() {
+fn mtu_out_of_bounds_is_refused() {
     for mtu in [0, 67, 1501, u64::MAX] {
         let text = Rig::new(2).offend(NET_SET_MTU, &number(mtu), &[]);
         assert!(

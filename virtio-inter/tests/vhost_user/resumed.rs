@@ -84,7 +84,7 @@ impl Rig {
 /// Cloud Hypervisor does not watch its connection while the VM is paused. The end would be found by
 /// a request that fails, upon which it never speaks to the port again.
 #[test]
-fn kept_connection_of_a_paused_vm_is_answered_and_then_set_up_again() {
+fn stored_connection_of_a_paused_vm_is_answered_and_then_set_up_again() {
     let mut rig = Rig::running();
     for index in 0..2 {
         assert!(rig.ack(SET_VRING_ENABLE, &state(index, 0), &[]));
@@ -105,7 +105,7 @@ fn kept_connection_of_a_paused_vm_is_answered_and_then_set_up_again() {
 
 /// Nor does Cloud Hypervisor watch it before the guest's driver has started, or after it was reset.
 #[test]
-fn kept_connection_of_a_driver_that_has_not_started_is_gone_on_with() {
+fn stored_connection_of_a_driver_that_has_not_started_continues() {
     for reset in [false, true] {
         let mut rig = Rig::new(2);
         if reset {
@@ -143,7 +143,7 @@ fn kept_connection_of_a_driver_that_has_not_started_is_gone_on_with() {
 }
 
 #[test]
-fn kept_connection_with_queues_that_run_ends_at_once() {
+fn stored_connection_with_queues_that_run_ends_at_once() {
     let mut rig = Rig::running();
     let stored = rig.die();
     assert!(!rig.is_hung_up());
@@ -156,7 +156,7 @@ fn kept_connection_with_queues_that_run_ends_at_once() {
 
 /// The VM is paused between the death of one process and the start of the next.
 #[test]
-fn kept_connection_on_which_a_vm_is_paused_meanwhile_is_answered() {
+fn stored_connection_on_which_a_vm_is_paused_meanwhile_is_answered() {
     let mut rig = Rig::running();
     let stored = rig.die();
     rig.request(SET_VRING_ENABLE, &state(0, 0));
@@ -173,7 +173,7 @@ fn kept_connection_on_which_a_vm_is_paused_meanwhile_is_answered() {
 
 /// An answer that the former process owes can be given by nobody.
 #[test]
-fn kept_connection_with_a_request_under_way_ends() {
+fn stored_connection_with_a_request_under_way_ends() {
     let mut rig = Rig::new(2);
     rig.negotiate();
     let stored = rig.die();
@@ -214,7 +214,7 @@ impl Rig {
 
 /// A VMM that waited for that reply would wait for ever.
 #[test]
-fn kept_connection_gets_the_reply_that_was_noted_and_not_sent() {
+fn stored_connection_gets_the_reply_that_was_noted_and_not_sent() {
     let length = encode_reply(SET_VRING_ENABLE, &[0; 8]).len();
     for sent in [0, 5, length] {
         // At each request of a pause.
@@ -258,7 +258,7 @@ type Step<'a> = Box<dyn Fn(&mut Rig) + 'a>;
 
 /// The former process dies while the driver starts.
 #[test]
-fn kept_connection_that_is_half_set_up_is_answered_to_the_end_and_then_set_up_again() {
+fn stored_connection_that_is_half_set_up_is_answered_to_the_end_and_then_set_up_again() {
     // What the former process is told of: features, memory, a queue, a queue that is enabled.
     for progress in 0..4 {
         let mut rig = Rig::new(2);

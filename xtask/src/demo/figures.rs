@@ -147,7 +147,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_json_has_the_promised_shape() {
+    fn json_has_the_promised_shape() {
         let mut figures = Vec::new();
         for path in Path::ALL {
             figures.extend(Metric::ALL.map(|metric| figure(path, metric, 1.5)));

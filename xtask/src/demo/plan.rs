@@ -71,7 +71,7 @@ mod tests {
     use crate::demo::tests::parse;
 
     #[test]
-    fn both_frontends_are_shown_where_kvm_is_of_no_use() {
+    fn demo_shows_both_frontends_where_kvm_is_of_no_use() {
         let frontends = |arguments: &[&str], has_kvm| -> Vec<Frontend> {
             plans(&parse(arguments).unwrap(), has_kvm, 2)
                 .iter()

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn each_value_stands_beside_its_ratios() {
+    fn table_has_each_value_beside_its_ratios() {
         let table = render(&[group()]);
         assert_eq!(table.lines().nth(2).unwrap(), "Guests, all on one CPU");
         assert_eq!(
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_aligned_below_their_names() {
+    fn table_columns_are_aligned_below_their_names() {
         let table = render(&[group(), group()]);
         let end = |line: &str, of: &str| {
             let at = line.find(of).unwrap() + of.len();
