@@ -34,6 +34,10 @@ pub(crate) struct Guest {
     kicks: [OwnedFd; 2],
     /// Frames sent so far.
     sent: u16,
+    /// Frames received so far.
+    received: u16,
+    /// Size of a receive buffer in bytes.
+    room: u64,
     _socket: UnixStream,
 }
 
@@ -50,10 +54,12 @@ impl Guest {
             memory: memory.into(),
             kicks: [0, 1].map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap()),
             sent: 0,
+            received: 0,
+            room: NET_HEADER + room,
             _socket: socket,
         };
         for entry in 0..ENTRIES {
-            guest.offer(RECEIVE, entry, NET_HEADER + room, WRITE);
+            guest.offer(RECEIVE, entry, guest.room, WRITE);
         }
         for (index, kick) in (0..).zip(&guest.kicks) {
             let at = USER + index * QUEUE;
@@ -74,28 +80,62 @@ impl Guest {
         self.write(at + 16 * entry + 8, &(len | flags << 32).to_le_bytes());
         let ring = at + AVAILABLE + 4 + 2 * entry;
         self.write(ring, &(entry as u16).to_le_bytes());
-        self.write(at + AVAILABLE + 2, &(number + 1).to_le_bytes());
+        let next = number.wrapping_add(1);
+        self.write(at + AVAILABLE + 2, &next.to_le_bytes());
     }
 
     /// Sends a frame of `len` bytes, and waits until its buffer is back.
     pub(crate) fn send(&mut self, from: &str, to: &str, len: usize) {
-        let at = TRANSMIT * QUEUE;
-        let mut frame = vec![0; NET_HEADER as usize];
-        frame.extend(octets(to).into_iter().chain(octets(from)));
+        let mut frame: Vec<u8> = octets(to).into_iter().chain(octets(from)).collect();
         frame.extend([0x88, 0xb5]); // For experiments (IEEE 802).
-        frame.resize(NET_HEADER as usize + len, 0);
+        frame.resize(len, 0);
+        self.send_frame(&frame);
+    }
+
+    /// Sends a frame, and waits until its buffer is back.
+    pub(crate) fn send_frame(&mut self, frame: &[u8]) {
+        let at = TRANSMIT * QUEUE;
+        let mut record = vec![0; NET_HEADER as usize];
+        record.extend(frame);
         self.write(
             at + BUFFERS + u64::from(self.sent % ENTRIES) * BUFFER,
-            &frame,
+            &record,
         );
-        self.offer(TRANSMIT, self.sent, frame.len() as u64, 0);
-        self.sent += 1;
+        self.offer(TRANSMIT, self.sent, record.len() as u64, 0);
+        self.sent = self.sent.wrapping_add(1);
         rustix::io::write(&self.kicks[1], &1u64.to_ne_bytes()).unwrap();
-        until("the frame is taken", || {
-            let mut used = [0; 2];
-            self.memory.read_exact_at(&mut used, at + USED + 2).unwrap();
-            u16::from_le_bytes(used) == self.sent
-        });
+        until("the frame is taken", || self.used(TRANSMIT) == self.sent);
+    }
+
+    /// A frame that has been received. Its buffer is made available again.
+    pub(crate) fn receive(&mut self) -> Option<Vec<u8>> {
+        if self.used(RECEIVE) == self.received {
+            return None;
+        }
+        let (at, entry) = (RECEIVE * QUEUE, u64::from(self.received % ENTRIES));
+        let mut used = [0; 8];
+        let ring = at + USED + 4 + 8 * entry;
+        self.memory.read_exact_at(&mut used, ring).unwrap();
+        let (number, len) = (word(&used[..4]), word(&used[4..]));
+        // Buffers come back in the order in which they were made available.
+        assert_eq!(u64::from(number), entry);
+        let mut record = vec![0; len as usize];
+        self.memory
+            .read_exact_at(&mut record, at + BUFFERS + entry * BUFFER)
+            .unwrap();
+        let next = self.received.wrapping_add(ENTRIES);
+        self.offer(RECEIVE, next, self.room, WRITE);
+        self.received = self.received.wrapping_add(1);
+        rustix::io::write(&self.kicks[0], &1u64.to_ne_bytes()).unwrap();
+        Some(record.split_off(NET_HEADER as usize))
+    }
+
+    /// Index of a queue's used ring.
+    fn used(&self, queue: u64) -> u16 {
+        let mut used = [0; 2];
+        let index = queue * QUEUE + USED + 2;
+        self.memory.read_exact_at(&mut used, index).unwrap();
+        u16::from_le_bytes(used)
     }
 
     fn write(&self, at: u64, bytes: &[u8]) {
@@ -103,7 +143,11 @@ impl Guest {
     }
 }
 
-fn octets(address: &str) -> Vec<u8> {
+fn word(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes(bytes.try_into().unwrap())
+}
+
+pub(crate) fn octets(address: &str) -> Vec<u8> {
     let octet = |text| u8::from_str_radix(text, 16).unwrap();
     address.split(':').map(octet).collect()
 }

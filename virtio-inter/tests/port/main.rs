@@ -10,6 +10,7 @@ mod logging;
 mod many;
 mod memory;
 mod process;
+mod second;
 mod status;
 mod uplink;
 mod usage;
