@@ -47,6 +47,12 @@ counters! {
     tx_no_destination,
     /// From the guest: the receiving port made no progress for the stall timeout.
     tx_peer_stalled,
+    /// From the guest: no ring could be made to the peer.
+    tx_no_link,
+    /// From the guest: multicast for peers without a ring of which there was too much.
+    tx_flood_lost,
+    /// From the guest: the same, once for each peer whose connection had no room.
+    tx_flood_peer_full,
     /// From the guest: returned unsent because the queue was disabled.
     tx_disabled,
     /// Number of times that a full link held the transmit queue up.
@@ -83,6 +89,8 @@ counters! {
     /// Frames of `rx_frames` whose checksum was completed because the guest did not negotiate the
     /// offload, or for DHCP programs.
     rx_csum_completed,
+    /// From peers without a ring: multicast of which there was too much.
+    rx_flood_lost,
     /// From a peer: there was no guest to take it.
     rx_no_guest,
     /// Number of times that frames had to wait for the guest's buffers.

@@ -9,13 +9,11 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use virtio_inter_link::{BusyPollConfig, Doorbell, Receiver, ReceiverPage, Sender};
-use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
+use virtio_inter_link::{BusyPollConfig, Doorbell};
+use virtio_inter_segment::{LocalPort, PeerKey};
 
 use crate::backend::steering::{InUse, Ready};
-use crate::backend::{
-    Backend, BackendSetup, LinkCommand, Links, Network, NetworkCommand, PeerShare, RxLink,
-};
+use crate::backend::{Backend, BackendSetup, LinkRequest, Links, Network, NetworkCommand};
 use crate::batch::{Direction, Rules};
 use crate::config::{CONFIG_SIZE, config_space};
 use crate::counters::Counters;
@@ -25,6 +23,11 @@ use crate::guest_memory::GuestMemory;
 use crate::poller::{Poller, Waker};
 use crate::queue::check_setup;
 use crate::worker::{Answer, Command, Report, Request, Worker, WorkerSetup};
+
+mod links;
+
+use links::LinkBook;
+pub use links::LinkEvent;
 
 /// A worker answers a command between two batches, microseconds later. One that takes this long has
 /// ended.
@@ -54,18 +57,6 @@ pub enum PortEvent {
     UplinkLost,
 }
 
-/// A peer, and rings to and from it.
-#[derive(Debug)]
-pub struct PeerLink {
-    /// The peer.
-    pub peer: PeerInfo,
-    /// One for each of the port's queue pairs, in order.
-    pub senders: Vec<Sender>,
-    /// One for each of the peer's queue pairs, in order, as far as they are there:
-    /// [`Port::add_receiver`].
-    pub receivers: Vec<Receiver>,
-}
-
 /// A virtio-net device whose frames go to a backend: links to the peers that the port is given, or
 /// another one.
 pub struct Port<B: Backend = Links> {
@@ -79,6 +70,9 @@ pub struct Port<B: Backend = Links> {
     ready: Ready,
     /// Readable when there are events.
     doorbell: Arc<OwnedFd>,
+    /// Wishes of links that were reported, with the worker.
+    requests: Vec<(u16, LinkRequest)>,
+    book: LinkBook,
 }
 
 /// The control thread's end of a worker.
@@ -122,8 +116,39 @@ impl Port {
     /// When a thread or a descriptor cannot be created.
     pub fn new(local: &LocalPort, busy_poll: BusyPollConfig) -> Result<Port, DeviceError> {
         take_doorbell_resource()?;
-        Port::with_backend(local, busy_poll, Links::new)
+        Port::with_links(local, busy_poll, Links::new)
     }
+
+    /// The same, with links that `make` makes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Port::new`].
+    pub fn with_links(
+        local: &LocalPort,
+        busy_poll: BusyPollConfig,
+        mut make: impl FnMut(BackendSetup) -> Links,
+    ) -> Result<Port, DeviceError> {
+        let doorbell = new_doorbell()?;
+        let (book, mut ends) = LinkBook::new(local.queues, &doorbell)?;
+        let make = |setup: BackendSetup| {
+            let mut links = make(setup);
+            if let Some((sender, receiver)) = ends.next() {
+                links.set_flood(sender, receiver);
+            }
+            links
+        };
+        let mut port = Port::with_doorbell(local, busy_poll, doorbell, make)?;
+        port.book = book;
+        Ok(port)
+    }
+}
+
+fn new_doorbell() -> Result<OwnedFd, DeviceError> {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| DeviceError::Io {
+        action: "create an eventfd",
+        source: e.into(),
+    })
 }
 
 /// Ringing a doorbell takes a resource that other users of the host can exhaust. It is taken at the
@@ -160,7 +185,17 @@ impl Port<Network> {
                 Network::without_uplink(setup)
             }
         };
-        let port = Port::with_backend(local, busy_poll, &mut network)?;
+        let doorbell = new_doorbell()?;
+        let (book, mut ends) = LinkBook::new(local.queues, &doorbell)?;
+        let make = |setup: BackendSetup| {
+            let mut network = network(setup);
+            if let Some((sender, receiver)) = ends.next() {
+                network.set_flood(sender, receiver);
+            }
+            network
+        };
+        let mut port = Port::with_doorbell(local, busy_poll, doorbell, make)?;
+        port.book = book;
         match failure {
             None => Ok(port),
             Some(source) => Err(DeviceError::Io {
@@ -183,89 +218,6 @@ impl Port<Network> {
     }
 }
 
-impl<B: Backend> Port<B>
-where
-    B::Command: From<LinkCommand>,
-{
-    /// Starts to exchange frames with a peer.
-    ///
-    /// # Errors
-    ///
-    /// When the links cannot be watched (out of memory). No worker exchanges frames with the peer
-    /// then.
-    pub fn add_peer(&mut self, link: PeerLink) -> Result<(), DeviceError> {
-        let workers = self.workers.len();
-        let PeerLink {
-            peer,
-            senders,
-            receivers,
-        } = link;
-        let mut shares: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-        for (i, receiver) in receivers.into_iter().enumerate() {
-            // The peer's queue i feeds our queue i mod n, or one in use in its place.
-            let home = (i % workers) as u16;
-            shares[usize::from(self.ready.serving(home))].push((receiver, home));
-        }
-        for ((worker, sender), receivers) in self.workers.iter().zip(senders).zip(shares) {
-            let share = PeerShare {
-                key: peer.key,
-                mac: peer.mac,
-                sender,
-                receivers,
-            };
-            if let Err(e) = worker.ask_backend(LinkCommand::AddPeer(Box::new(share)).into()) {
-                self.remove_peer(peer.key)?;
-                return Err(e);
-            }
-        }
-        Ok(())
-    }
-
-    /// Receives from queue pair `queue` of a peer.
-    ///
-    /// # Errors
-    ///
-    /// When the link cannot be watched (out of memory).
-    pub fn add_receiver(
-        &mut self,
-        peer: &PeerInfo,
-        queue: u16,
-        receiver: Receiver,
-    ) -> Result<(), DeviceError> {
-        let home = queue % self.workers.len() as u16;
-        let link = RxLink::new(peer.key, peer.mac, receiver, home);
-        let worker = &self.workers[usize::from(link.serving(self.ready))];
-        worker.ask_backend(LinkCommand::AddRxLinks(vec![link]).into())?;
-        Ok(())
-    }
-
-    /// A peer reads the ring of queue pair `queue` of this port, and writes to this page.
-    ///
-    /// # Errors
-    ///
-    /// When the worker does not answer.
-    pub fn attach(
-        &mut self,
-        peer: PeerKey,
-        queue: u16,
-        page: ReceiverPage,
-    ) -> Result<(), DeviceError> {
-        if let Some(worker) = self.workers.get(usize::from(queue)) {
-            worker.ask_backend(LinkCommand::Attach(peer, page).into())?;
-        }
-        Ok(())
-    }
-
-    /// Ends the exchange of frames with a peer and closes its links.
-    ///
-    /// # Errors
-    ///
-    /// When a worker does not answer.
-    pub fn remove_peer(&mut self, peer: PeerKey) -> Result<(), DeviceError> {
-        self.ask_all(|| Command::Backend(LinkCommand::RemovePeer(peer).into()))
-    }
-}
-
 impl<B: Backend> Port<B> {
     /// Starts the workers, one for each queue pair, each with a backend that `make` makes.
     ///
@@ -275,11 +227,18 @@ impl<B: Backend> Port<B> {
     pub fn with_backend(
         local: &LocalPort,
         busy_poll: BusyPollConfig,
+        make: impl FnMut(BackendSetup) -> B,
+    ) -> Result<Port<B>, DeviceError> {
+        Port::with_doorbell(local, busy_poll, new_doorbell()?, make)
+    }
+
+    fn with_doorbell(
+        local: &LocalPort,
+        busy_poll: BusyPollConfig,
+        doorbell: OwnedFd,
         mut make: impl FnMut(BackendSetup) -> B,
     ) -> Result<Port<B>, DeviceError> {
         let io = |action| move |source| DeviceError::Io { action, source };
-        let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| io("create an eventfd")(e.into()))?;
         let (reporter, reports) = mpsc::channel();
         let mut port = Port {
             features: offered(local.queues),
@@ -289,6 +248,8 @@ impl<B: Backend> Port<B> {
             reports,
             ready: Ready::default(),
             doorbell: Arc::new(doorbell),
+            requests: Vec::new(),
+            book: LinkBook::default(),
         };
         let in_use = Arc::new(InUse::default());
         for index in 0..local.queues {
@@ -356,6 +317,7 @@ impl<B: Backend> Port<B> {
                     peer: fault.peer,
                     reason: fault.violation.to_string(),
                 }),
+                Report::Request { index, request } => self.requests.push((index, request)),
                 Report::Dropped => events.push(PortEvent::Dropped),
                 Report::UplinkLost => events.push(PortEvent::UplinkLost),
                 Report::BlankRing { queue } => events.push(PortEvent::BlankRing { queue }),

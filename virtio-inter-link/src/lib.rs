@@ -109,7 +109,7 @@ pub use layout::{
     max_record,
 };
 #[cfg(not(loom))]
-pub use pair::{PairError, pair};
+pub use pair::{PairError, pair, pair_with};
 pub use prefetch::{Access, NEXT as PREFETCH_NEXT, prefetch};
 pub use receiver::{Receiver, Record};
 pub use region::{ReceiverPage, Region, RegionError};

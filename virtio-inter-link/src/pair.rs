@@ -31,11 +31,20 @@ pub enum PairError {
 ///
 /// When the kernel refuses memory or descriptors.
 pub fn pair(capacity: u32) -> Result<(Sender, Receiver), PairError> {
+    pair_with(capacity, Doorbell::new()?)
+}
+
+/// The same, with a data doorbell that may have other uses.
+///
+/// # Errors
+///
+/// As [`pair`].
+pub fn pair_with(capacity: u32, data_doorbell: Doorbell) -> Result<(Sender, Receiver), PairError> {
     let region = Region::create(capacity)?;
     let theirs = Region::open(region.fd().try_clone_to_owned()?, capacity)?;
     let page = ReceiverPage::create()?;
     let answer = ReceiverPage::open(page.fd().try_clone_to_owned()?)?;
-    let (data_doorbell, space_doorbell) = (Doorbell::new()?, Doorbell::new()?);
+    let space_doorbell = Doorbell::new()?;
     let receiver = Receiver::new(
         theirs,
         page,

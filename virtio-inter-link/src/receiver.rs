@@ -85,6 +85,12 @@ impl<M: Memory, B: Signal> Receiver<M, B> {
         self.capacity
     }
 
+    /// Position of the next record to read, in bytes of the data area since the beginning.
+    #[inline]
+    pub fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
     /// Whether the sender has closed the link and all records are consumed: none will come. To be
     /// asked when [`is_empty`](Self::is_empty) said so.
     #[inline]

@@ -92,10 +92,15 @@ pub struct PortArgs {
     /// 32K
     #[arg(long, value_name = "ENTRIES", default_value = "1K", value_parser = parse_queue_size)]
     pub queue_size: u16,
-    /// Size of the ring that the port allocates for frames from each queue pair of each peer: a
-    /// power of two from 256K to 64M
+    /// Largest ring that a queue pair makes for its frames to one peer, and that the port accepts
+    /// from a peer: a power of two from 256K to 64M. Rings begin with 64K
     #[arg(long, value_name = "BYTES", default_value = "512K", value_parser = parse_ring_size)]
     pub ring_size: u32,
+    /// Time in seconds after which the port gives back the ring to a peer to which nothing was sent
+    /// meanwhile
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, hide = true,
+          value_parser = value_parser!(u32).range(1..))]
+    pub link_idle: u32,
     /// Maximum time in microseconds that a queue thread busy-polls before it sleeps, 0 to 200. It
     /// busy-polls only if frames have arrived within that time and, by /proc/schedstat, no other
     /// thread waits for its CPU. 0 turns it off; it is also off if that file does not exist
@@ -124,6 +129,11 @@ impl PortArgs {
             queues: self.queues,
             ring_capacity: self.ring_size,
         }
+    }
+
+    /// Time after which rings are given back on which nothing was sent.
+    pub fn link_idle(&self) -> Duration {
+        Duration::from_secs(self.link_idle.into())
     }
 
     /// The configuration of busy-polling.

@@ -10,9 +10,8 @@ use std::time::Duration;
 use log::Level;
 use thiserror::Error;
 use virtio_inter_common::{DirNotify, Epoll, ErrorChain, Events, LogLimit, Timeout, log_limited};
-use virtio_inter_device::{PeerLink, PortEvent};
-use virtio_inter_link::Receiver;
-use virtio_inter_segment::{LinkError, PeerInfo, PeerKey, Segment, SegmentEvent};
+use virtio_inter_device::{LinkEvent, PortEvent};
+use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
 
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;
@@ -36,6 +35,7 @@ const DROPS: u64 = 5;
 const UNEXPECTED: u64 = 6;
 const RESTORE: u64 = 7;
 const UPLINK: u64 = 8;
+const IDLE_LINKS: u64 = 10;
 const FILES: u64 = 9;
 
 /// Time from the first dropped frame to the check of the reasons: ports that start together link
@@ -79,6 +79,9 @@ pub struct EventLoop {
     drop_check: Timer,
     restore_backoff: RestoreBackoff,
     file_watch: FileWatch,
+    /// The next time that rings are given back on which nothing was sent.
+    idle_links: Timer,
+    idle_timer_runs: bool,
     arguments: PortArgs,
     unexpected: UnexpectedSignals,
     /// The last field, so it is dropped last: a second signal still kills the process if dropping
@@ -111,6 +114,8 @@ impl EventLoop {
         poll.add(&drop_check, DROPS)?;
         let uplink_retry = Timer::new()?;
         poll.add(&uplink_retry, UPLINK)?;
+        let idle_links = Timer::new()?;
+        poll.add(&idle_links, IDLE_LINKS)?;
         let restore_backoff = RestoreBackoff::new()?;
         poll.add(&restore_backoff, RESTORE)?;
         let file_watch = FileWatch::new()?;
@@ -132,6 +137,8 @@ impl EventLoop {
             drop_check,
             restore_backoff,
             file_watch,
+            idle_links,
+            idle_timer_runs: false,
             arguments: arguments.clone(),
             unexpected,
             _signals: signals,
@@ -189,6 +196,7 @@ impl EventLoop {
                         self.poll.modify(&self.file_watch, Events::empty(), FILES)?;
                         self.restore_backoff.check_soon()?;
                     }
+                    IDLE_LINKS => self.close_quiet_links()?,
                     _ => self.handle_device()?,
                 }
             }
@@ -226,25 +234,9 @@ impl EventLoop {
         for event in self.segment.process() {
             match event {
                 SegmentEvent::Up(peer) => self.add_peer(peer),
-                SegmentEvent::Link {
-                    peer,
-                    queue,
-                    receiver,
-                    ..
-                } => self.add_receiver(peer, queue, receiver),
-                SegmentEvent::Accepted {
-                    peer, queue, page, ..
-                } => {
-                    if let Err(error) = self.device.attach(peer, queue, page) {
-                        self.drop_peer(peer, &ErrorChain(&error).to_string());
-                    }
-                }
-                SegmentEvent::LinkDone { peer, .. } => {
-                    self.drop_peer(peer, "Peer does not take a ring");
-                }
-                SegmentEvent::Frame { .. } => {}
                 SegmentEvent::Down(key, _) => self.remove_peer(key),
                 SegmentEvent::FilesChanged => files_changed = true,
+                event => self.handle_link(event),
             }
         }
         self.diagnostics.refused(self.segment.refused());
@@ -344,45 +336,132 @@ impl EventLoop {
                 }
             }
         }
-        Ok(())
+        self.handle_link_events()
     }
 
-    /// Makes a ring for each queue pair to a peer that is up, and exchanges frames with it.
+    /// Exchanges frames with a peer that is up.
     fn add_peer(&mut self, peer: PeerInfo) {
-        let open = |queue| self.segment.open_link(peer.key, queue, u32::MAX);
-        let senders = (0..self.arguments.queues).map(open);
-        let senders: Result<Vec<_>, LinkError> = senders.map(|link| Ok(link?.sender)).collect();
-        let added = match senders {
-            Ok(senders) => {
-                let link = PeerLink {
-                    peer: peer.clone(),
-                    senders,
-                    receivers: Vec::new(),
-                };
-                let added = self.device.add_peer(link);
-                added.map_err(|error| ErrorChain(&error).to_string())
-            }
-            Err(error) => Err(ErrorChain(&error).to_string()),
-        };
-        match added {
+        match self.device.add_peer(&peer) {
             Ok(()) => {
                 self.diagnostics.linked(&peer);
                 self.peers.insert(peer.key, peer);
                 self.diagnostics.mtus(self.peers.values());
             }
             // An error of this port, for which the segment must not refuse the peer.
-            Err(reason) => self.segment.drop_peer(peer.key, &reason),
+            Err(error) => {
+                let reason = ErrorChain(&error).to_string();
+                self.segment.drop_peer(peer.key, &reason);
+            }
         }
     }
 
-    /// Reads a ring that a peer sends on.
-    fn add_receiver(&mut self, peer: PeerKey, queue: u16, receiver: Receiver) {
-        // A peer that could not be added is being closed.
-        if let Some(info) = self.peers.get(&peer)
-            && let Err(error) = self.device.add_receiver(info, queue, receiver)
-        {
+    /// Passes an event of a link from the segment to the device.
+    fn handle_link(&mut self, event: SegmentEvent) {
+        let (peer, result) = match event {
+            SegmentEvent::Link {
+                peer,
+                queue,
+                number,
+                receiver,
+            } => (
+                peer,
+                self.device.add_receiver(peer, queue, number, receiver),
+            ),
+            SegmentEvent::Accepted {
+                peer,
+                queue,
+                number,
+                page,
+            } => (peer, self.device.attach(peer, queue, number, page)),
+            SegmentEvent::LinkDone {
+                peer,
+                queue,
+                number,
+                declined: true,
+            } => (peer, self.device.set_declined(peer, queue, number)),
+            SegmentEvent::Frame { peer, record } => {
+                self.device.deliver(peer, &record);
+                return;
+            }
+            _ => return,
+        };
+        if let Err(error) = result {
             self.drop_peer(peer, &ErrorChain(&error).to_string());
         }
+    }
+
+    /// Makes the rings that workers want, gives back those that are read to their end, and sends
+    /// multicast frames to peers without a ring.
+    fn handle_link_events(&mut self) -> io::Result<()> {
+        let events = self.device.link_events().unwrap_or_else(|error| {
+            log_limited!(PEERS, Level::Error, "Links: {}", ErrorChain(&error));
+            Vec::new()
+        });
+        for event in events {
+            match event {
+                LinkEvent::Wanted {
+                    peer,
+                    queue,
+                    capacity,
+                } => self.open_link(peer, queue, capacity)?,
+                LinkEvent::Finished { peer, number } => self.segment.finish_link(peer, number),
+                LinkEvent::Flood {
+                    peers,
+                    queue,
+                    record,
+                } => {
+                    for peer in peers {
+                        if !self.segment.send_frame(peer, &record) {
+                            self.device.flood_lost(queue);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open_link(&mut self, peer: PeerKey, queue: u16, capacity: u32) -> io::Result<()> {
+        let result = match self.segment.open_link(peer, queue, capacity) {
+            Ok(link) => {
+                if !self.idle_timer_runs {
+                    self.idle_timer_runs = true;
+                    self.idle_links.set(self.arguments.link_idle() / 2)?;
+                }
+                self.device.set_ring(peer, queue, link.number, link.sender)
+            }
+            Err(error) => {
+                log_limited!(
+                    PEERS,
+                    Level::Warn,
+                    "No ring to {}: {}",
+                    self.peers
+                        .get(&peer)
+                        .map_or("a peer", |peer| peer.id.as_str()),
+                    ErrorChain(&error)
+                );
+                self.device.set_no_ring(peer, queue)
+            }
+        };
+        if let Err(error) = result {
+            self.drop_peer(peer, &ErrorChain(&error).to_string());
+        }
+        Ok(())
+    }
+
+    /// Gives back the rings on which nothing was sent for a while. Without rings, nothing wakes the
+    /// port for that.
+    fn close_quiet_links(&mut self) -> io::Result<()> {
+        self.idle_links.clear();
+        let others = self.device.close_quiet().unwrap_or_else(|error| {
+            log_limited!(PEERS, Level::Error, "Links: {}", ErrorChain(&error));
+            true
+        });
+        self.idle_timer_runs = others;
+        if others {
+            self.idle_links.set(self.arguments.link_idle() / 2)?;
+        }
+        Ok(())
     }
 
     /// Ends a connection for a reason of this port; the peer may come back.

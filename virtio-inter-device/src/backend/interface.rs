@@ -7,6 +7,7 @@ use virtio_inter_link::Violation;
 use virtio_inter_segment::PeerKey;
 use vm_memory::VolatileSlice;
 
+use super::link::PlacedRequest;
 use super::steering::Ready;
 use crate::batch::Rest;
 use crate::counters::Counters;
@@ -165,6 +166,15 @@ pub struct LinkFault {
     pub violation: Violation,
 }
 
+/// What the links of a worker want of the control thread.
+#[derive(Debug, Clone, Copy)]
+pub enum LinkRequest {
+    /// A ring to a peer.
+    Ring(PlacedRequest),
+    /// Rings are read to their end.
+    TakeFinished,
+}
+
 /// What a backend knows of its port.
 #[derive(Debug, Clone)]
 pub struct BackendSetup {
@@ -235,6 +245,11 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
 
     /// The next violation by a peer that was not reported yet.
     fn take_fault(&mut self) -> Option<LinkFault> {
+        None
+    }
+
+    /// The next wish of its links that was not reported yet.
+    fn take_request(&mut self) -> Option<LinkRequest> {
         None
     }
 

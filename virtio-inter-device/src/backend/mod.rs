@@ -23,11 +23,11 @@ pub(crate) mod steering;
 mod tap;
 
 pub use interface::{
-    Backend, BackendSetup, LinkFault, RxBackend, RxProgress, RxRecord, RxSink, RxStatus, TxBackend,
-    TxFrame, TxStatus,
+    Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxProgress, RxRecord, RxSink,
+    RxStatus, TxBackend, TxFrame, TxStatus,
 };
 pub use link::Links;
-pub(crate) use link::{LinkCommand, PeerShare, RxLink};
+pub(crate) use link::{LinkAnswer, LinkCommand, RxLink, RxLinkId, RxRing};
 pub use loopback::Loopback;
 pub use network::Network;
 pub(crate) use network::NetworkCommand;

@@ -8,10 +8,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use virtio_inter_link::Sender;
+
 use super::interface::{
-    Backend, BackendSetup, LinkFault, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,
+    Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,
 };
-use super::link::{Destination, LinkAnswer, LinkCommand, Links};
+use super::link::{Destination, LinkAnswer, LinkCommand, Links, RxLink};
 use super::steering::Ready;
 use super::tap::{Tap, TapReader};
 use crate::batch::Rest;
@@ -54,6 +56,15 @@ impl From<LinkCommand> for NetworkCommand {
     }
 }
 
+impl From<NetworkAnswer> for LinkAnswer {
+    fn from(answer: NetworkAnswer) -> Self {
+        match answer {
+            NetworkAnswer::Link(answer) => answer,
+            _ => LinkAnswer::Done,
+        }
+    }
+}
+
 /// Answer to a [`NetworkCommand`].
 pub enum NetworkAnswer {
     /// That of its links.
@@ -83,6 +94,11 @@ impl Network {
             uplink_first: false,
             waits_for_uplink: false,
         }
+    }
+
+    /// As [`Links::set_flood`].
+    pub(crate) fn set_flood(&mut self, sender: Sender, receiver: Option<RxLink>) {
+        self.links.set_flood(sender, receiver);
     }
 
     fn tap(&self, queue: OwnedFd) -> io::Result<Tap> {
@@ -282,6 +298,10 @@ impl Backend for Network {
 
     fn take_fault(&mut self) -> Option<LinkFault> {
         self.links.take_fault()
+    }
+
+    fn take_request(&mut self) -> Option<LinkRequest> {
+        self.links.take_request()
     }
 
     fn take_uplink_loss(&mut self) -> bool {

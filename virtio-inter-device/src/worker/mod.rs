@@ -18,7 +18,7 @@ pub(crate) use command::{Answer, Command, Request};
 
 use crate::announce::announcement;
 use crate::backend::steering::InUse;
-use crate::backend::{Backend, LinkFault};
+use crate::backend::{Backend, LinkFault, LinkRequest};
 use crate::batch::{Pace, Rest, Rules};
 use crate::guest_memory::GuestMemory;
 use crate::poller::{Poller, Woken};
@@ -34,6 +34,8 @@ static QUEUE_VIOLATIONS: LogLimit = LogLimit::new(Duration::from_secs(10), 5);
 pub(crate) enum Report {
     /// A peer violated the rules of its link.
     Fault(LinkFault),
+    /// The links of worker `index` want something.
+    Request { index: u16, request: LinkRequest },
     /// Frames were dropped: see [`Drops`](crate::Drops).
     Dropped,
     /// A queue was kicked long after its start, but its ring is blank. Reported once after each
@@ -357,6 +359,10 @@ impl<B: Backend> Worker<B> {
     fn report_faults(&mut self) {
         while let Some(fault) = self.backend.take_fault() {
             (self.report)(Report::Fault(fault));
+        }
+        while let Some(request) = self.backend.take_request() {
+            let index = self.index;
+            (self.report)(Report::Request { index, request });
         }
         if self.backend.take_uplink_loss() {
             (self.report)(Report::UplinkLost);

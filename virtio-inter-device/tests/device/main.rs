@@ -23,4 +23,5 @@ mod multi_queue;
 mod notifications;
 mod offload;
 mod resume;
+mod rings;
 mod small_buffers;

@@ -35,7 +35,9 @@ pub(crate) mod wait;
 pub(crate) use arena::{Arena, END, SEAM};
 pub(crate) use guest::{Guest, Received, RxQueue, TxQueue};
 pub(crate) use link::{RawLink, link};
-pub(crate) use network::{Feature, HasPeers, LEAN, Network, Node, Peer, Spec, busy_poll, mac};
+pub(crate) use network::{
+    Feature, HasPeers, LEAN, Network, Node, Peer, Spec, busy_poll, info, mac,
+};
 pub(crate) use offload::adapted;
 pub(crate) use packet::{HEADER, Packet};
 pub(crate) use queue::{Piece, Queue, Shape};

@@ -12,9 +12,7 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use virtio_inter_common::MacAddr;
 use virtio_inter_device::backend::{self, Backend, BackendSetup, Links};
-use virtio_inter_device::{
-    BusyPollConfig, Counters, Device, PeerLink, Port, PortEvent, QueueSetup,
-};
+use virtio_inter_device::{BusyPollConfig, Counters, Device, Port, PortEvent, QueueSetup};
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
 
@@ -139,9 +137,29 @@ pub(crate) trait HasPeers {
     fn remove_peer(&mut self, peer: PeerKey);
 }
 
+/// A peer and all rings: one for each queue pair, in order.
+pub(crate) struct PeerLink {
+    peer: PeerInfo,
+    senders: Vec<Sender>,
+    receivers: Vec<Receiver>,
+}
+
+macro_rules! add_peer {
+    ($port:ident, $link:ident) => {{
+        let peer = $link.peer;
+        Port::add_peer($port, &peer).unwrap();
+        for (queue, sender) in (0..).zip($link.senders) {
+            $port.set_ring(peer.key, queue, 1, sender).unwrap();
+        }
+        for (queue, receiver) in (0..).zip($link.receivers) {
+            $port.add_receiver(peer.key, queue, 1, receiver).unwrap();
+        }
+    }};
+}
+
 impl HasPeers for Port {
     fn add_peer(&mut self, link: PeerLink) {
-        Port::add_peer(self, link).unwrap();
+        add_peer!(self, link);
     }
 
     fn remove_peer(&mut self, peer: PeerKey) {
@@ -151,7 +169,7 @@ impl HasPeers for Port {
 
 impl HasPeers for Port<backend::Network> {
     fn add_peer(&mut self, link: PeerLink) {
-        Port::add_peer(self, link).unwrap();
+        add_peer!(self, link);
     }
 
     fn remove_peer(&mut self, peer: PeerKey) {
@@ -309,7 +327,7 @@ fn port(number: usize, spec: &Spec) -> Port {
         return Port::new(&local, spec.busy_poll).unwrap();
     }
     let links = |setup| Links::new(setup).without_stall_timeout();
-    Port::with_backend(&local, spec.busy_poll, links).unwrap()
+    Port::with_links(&local, spec.busy_poll, links).unwrap()
 }
 
 /// A guest that has accepted `features`, with empty queues.
@@ -337,7 +355,7 @@ fn local(number: usize, spec: &Spec) -> LocalPort {
     }
 }
 
-fn info(number: usize, spec: &Spec) -> PeerInfo {
+pub(crate) fn info(number: usize, spec: &Spec) -> PeerInfo {
     let LocalPort {
         id,
         mac,
@@ -491,7 +509,7 @@ impl Network {
                 senders,
                 receivers,
             };
-            self.nodes[at].port.add_peer(link).unwrap();
+            HasPeers::add_peer(&mut self.nodes[at].port, link);
         }
     }
 

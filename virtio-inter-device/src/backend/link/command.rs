@@ -1,33 +1,37 @@
 //! Commands of the control thread to the links of a worker.
+//!
+//! What a worker has no use for any more goes back to the control thread with the answer: to unmap
+//! memory takes long.
 
 use virtio_inter_common::MacAddr;
-use virtio_inter_link::{Receiver, ReceiverPage, Sender};
+use virtio_inter_link::{ReceiverPage, Sender};
 use virtio_inter_segment::PeerKey;
 
-use super::rx::RxLink;
+use super::rx::{FinishedRing, RxLink};
 use crate::backend::steering::Ready;
-
-/// One worker's share of the links with a peer.
-pub struct PeerShare {
-    pub(crate) key: PeerKey,
-    pub(crate) mac: MacAddr,
-    pub(crate) sender: Sender,
-    /// Each with the worker that serves it if that worker's receive queue is in use.
-    pub(crate) receivers: Vec<(Receiver, u16)>,
-}
 
 /// A change to the links of a worker.
 pub enum LinkCommand {
     /// Exchange frames with a peer.
-    AddPeer(Box<PeerShare>),
-    /// Close all links with a peer.
+    AddPeer(PeerKey, MacAddr),
+    /// Close all links with a peer. Answered with [`LinkAnswer::Unused`].
     RemovePeer(PeerKey),
     /// Hand out the links that another worker is to serve. Answered with [`LinkAnswer::Links`].
     TakeMisplaced(Ready),
     /// Serve these links.
     AddRxLinks(Vec<RxLink>),
-    /// Read the words of the peer that receives from this page.
-    Attach(PeerKey, ReceiverPage),
+    /// Send to a peer on this ring from now on. Answered with [`LinkAnswer::Placed`].
+    SetRing(PeerKey, u64, Box<Sender>),
+    /// The ring that was asked for cannot be made. Answered with [`LinkAnswer::Placed`].
+    SetNoRing(PeerKey),
+    /// Read the words of the peer that receives on this ring from this page.
+    Attach(PeerKey, u64, ReceiverPage),
+    /// The peer does not take this ring. Answered with [`LinkAnswer::Placed`].
+    SetDeclined(PeerKey, u64),
+    /// Give back the rings that are quiet. Answered with [`LinkAnswer::Closed`].
+    CloseQuiet,
+    /// Hand out the rings that are read to their end. Answered with [`LinkAnswer::Finished`].
+    TakeFinished,
 }
 
 /// Answer to a [`LinkCommand`].
@@ -36,4 +40,15 @@ pub enum LinkAnswer {
     Done,
     /// Links handed out.
     Links(Vec<RxLink>),
+    /// To be dropped.
+    Unused(Option<Sender>, Vec<RxLink>),
+    /// A page that is of no use.
+    UnusedPage(ReceiverPage),
+    /// A former ring to be dropped, the position of the flood at which the change was made, and
+    /// whether the peer gets multicast frames by a ring behind it.
+    Placed(Option<Sender>, u64, bool),
+    /// Rings given back, the position of the flood, and whether there are other rings.
+    Closed(Vec<(PeerKey, Sender)>, u64, bool),
+    /// Rings handed out.
+    Finished(Vec<FinishedRing>),
 }

@@ -8,21 +8,24 @@ mod tx;
 mod tx_link;
 
 use virtio_inter_common::MacAddr;
+use virtio_inter_link::Sender;
+use virtio_inter_segment::PeerKey;
 
-pub(crate) use command::{LinkAnswer, LinkCommand, PeerShare};
+pub(crate) use command::{LinkAnswer, LinkCommand};
 pub(crate) use forward::Destination;
 
 use super::interface::{
-    Backend, BackendSetup, LinkFault, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,
+    Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,
 };
 use super::steering::Ready;
 use crate::batch::Rest;
 use crate::device::DeviceError;
 use crate::poller::Poller;
-pub(crate) use rx::RxLink;
 use rx::RxLinks;
+pub(crate) use rx::{RxLink, RxLinkId, RxRing};
+pub(crate) use tx::PlacedRequest;
 use tx::TxLinks;
-use tx_link::Timeouts;
+use tx_link::{Timeouts, TxLink};
 
 /// The links of one queue pair: to every peer, and from those queue pairs of peers that it serves.
 pub struct Links {
@@ -80,19 +83,57 @@ impl Links {
         self.rx.keeps_turn()
     }
 
-    fn add_peer(&mut self, share: PeerShare, poller: &Poller) -> Result<(), DeviceError> {
-        watch(poller, share.sender.space_doorbell())?;
-        self.tx.add(share.key, share.mac, share.sender);
-        for (receiver, home) in share.receivers {
-            self.add_rx_link(RxLink::new(share.key, share.mac, receiver, home), poller)?;
+    /// Takes multicast frames for peers without a ring to the control thread, and brings those of
+    /// such peers. Only one worker of a port has a `receiver`.
+    pub(crate) fn set_flood(&mut self, sender: Sender, receiver: Option<RxLink>) {
+        self.tx.set_flood(sender);
+        if let Some(receiver) = receiver {
+            self.rx.add(receiver);
         }
-        Ok(())
+    }
+
+    /// The answer to a change of a peer's ring.
+    fn placed(&mut self, peer: PeerKey, former: Option<Sender>) -> LinkAnswer {
+        let link = self.tx.link_mut(peer);
+        let with_ring = link.is_some_and(|link| !link.is_without_ring());
+        LinkAnswer::Placed(former, self.tx.flooded(), with_ring)
     }
 
     fn add_rx_link(&mut self, link: RxLink, poller: &Poller) -> Result<(), DeviceError> {
-        watch(poller, link.receiver.data_doorbell())?;
+        for doorbell in link.doorbells() {
+            watch(poller, doorbell)?;
+        }
         self.rx.add(link);
         Ok(())
+    }
+
+    fn set_ring(
+        &mut self,
+        peer: PeerKey,
+        number: u64,
+        sender: Sender,
+        poller: &Poller,
+    ) -> Result<Option<Sender>, DeviceError> {
+        watch(poller, sender.space_doorbell())?;
+        let mut sender = Some(sender);
+        let former = self.tx.change(peer, |link| {
+            let Some(sender) = sender.take() else {
+                return Ok(None);
+            };
+            link.set_ring(number, sender)
+        });
+        // Or the peer has gone.
+        let unused = former.or(sender);
+        if let Some(unused) = &unused {
+            poller.remove(unused.space_doorbell());
+        }
+        Ok(unused)
+    }
+}
+
+fn remove_doorbells(poller: &Poller, links: &[RxLink]) {
+    for doorbell in links.iter().flat_map(RxLink::doorbells) {
+        poller.remove(doorbell);
     }
 }
 
@@ -142,26 +183,33 @@ impl Backend for Links {
 
     const STEERED: bool = true;
 
+    fn attach(&mut self, poller: &Poller) -> Result<(), DeviceError> {
+        for doorbell in self.rx.doorbells() {
+            watch(poller, doorbell)?;
+        }
+        Ok(())
+    }
+
     fn handle_command(
         &mut self,
         command: LinkCommand,
         poller: &Poller,
     ) -> Result<LinkAnswer, DeviceError> {
         match command {
-            LinkCommand::AddPeer(share) => self.add_peer(*share, poller)?,
+            LinkCommand::AddPeer(key, mac) => self.tx.add(key, mac),
             LinkCommand::RemovePeer(key) => {
-                if let Some(link) = self.tx.remove(key) {
-                    poller.remove(link.sender.space_doorbell());
+                let link = self.tx.remove(key);
+                if let Some(doorbell) = link.as_ref().and_then(|link| link.space_doorbell()) {
+                    poller.remove(doorbell);
                 }
-                for link in self.rx.remove(key) {
-                    poller.remove(link.receiver.data_doorbell());
-                }
+                let links = self.rx.remove(key);
+                remove_doorbells(poller, &links);
+                let sender = link.and_then(TxLink::into_sender);
+                return Ok(LinkAnswer::Unused(sender, links));
             }
             LinkCommand::TakeMisplaced(ready) => {
                 let links = self.rx.take_misplaced(self.index, ready);
-                for link in &links {
-                    poller.remove(link.receiver.data_doorbell());
-                }
+                remove_doorbells(poller, &links);
                 return Ok(LinkAnswer::Links(links));
             }
             LinkCommand::AddRxLinks(links) => {
@@ -169,7 +217,49 @@ impl Backend for Links {
                     self.add_rx_link(link, poller)?;
                 }
             }
-            LinkCommand::Attach(key, page) => self.tx.attach(key, page),
+            LinkCommand::SetRing(key, number, sender) => {
+                let former = self.set_ring(key, number, *sender, poller)?;
+                return Ok(self.placed(key, former));
+            }
+            LinkCommand::SetNoRing(key) => {
+                self.tx.set_no_ring(key);
+                return Ok(self.placed(key, None));
+            }
+            LinkCommand::Attach(key, number, page) => {
+                let mut page = Some(page);
+                let unused = self.tx.change(key, |link| match page.take() {
+                    Some(page) => link.attach(number, page),
+                    None => Ok(None),
+                });
+                if let Some(page) = unused.or(page) {
+                    return Ok(LinkAnswer::UnusedPage(page));
+                }
+            }
+            LinkCommand::SetDeclined(key, number) => {
+                let former = self.tx.change(key, |link| Ok(link.set_declined(number)));
+                if former.is_some() {
+                    self.tx.drop_waiting(key);
+                }
+                if let Some(former) = &former {
+                    poller.remove(former.space_doorbell());
+                }
+                return Ok(self.placed(key, former));
+            }
+            LinkCommand::CloseQuiet => {
+                let closed = self.tx.close_quiet();
+                for (_, sender) in &closed {
+                    poller.remove(sender.space_doorbell());
+                }
+                let flooded = self.tx.flooded();
+                return Ok(LinkAnswer::Closed(closed, flooded, self.tx.has_rings()));
+            }
+            LinkCommand::TakeFinished => {
+                let finished = self.rx.take_finished();
+                for finished in &finished {
+                    poller.remove(finished.ring.receiver.data_doorbell());
+                }
+                return Ok(LinkAnswer::Finished(finished));
+            }
         }
         Ok(LinkAnswer::Done)
     }
@@ -195,5 +285,12 @@ impl Backend for Links {
 
     fn take_fault(&mut self) -> Option<LinkFault> {
         self.tx.take_fault().or_else(|| self.rx.take_fault())
+    }
+
+    fn take_request(&mut self) -> Option<LinkRequest> {
+        if let Some(request) = self.tx.take_request() {
+            return Some(LinkRequest::Ring(request));
+        }
+        self.rx.has_finished().then_some(LinkRequest::TakeFinished)
     }
 }

@@ -26,6 +26,13 @@ impl Spill {
         self.len + len <= CAPACITY
     }
 
+    /// Drops all records; their number.
+    pub(super) fn clear(&mut self) -> usize {
+        let count = self.records.len();
+        *self = Spill::default();
+        count
+    }
+
     pub(super) fn push(&mut self, record: Box<[u8]>) {
         self.len += record.len();
         self.records.push_back(record);

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use virtio_inter_common::MacAddr;
-use virtio_inter_link::{ReceiverPage, Sender, Violation};
-use virtio_inter_segment::PeerKey;
+use virtio_inter_link::{Sender, Violation};
+use virtio_inter_segment::{MAX_FRAME, PeerKey};
 
 use super::forward::{Destination, Forwarding};
-use super::tx_link::{Room, SendError, Timeouts, TxLink};
+use super::tx_link::{RingRequest, Room, SendError, Timeouts, TxLink};
 use crate::backend::interface::{LinkFault, TxBackend, TxFrame, TxStatus};
 use crate::batch::Rest;
 use crate::counters::Counters;
@@ -25,11 +25,25 @@ struct Waiting {
     until: Instant,
 }
 
+/// A wish for a ring, and where it arose.
+#[derive(Debug, Clone, Copy)]
+pub struct PlacedRequest {
+    pub(crate) ring: RingRequest,
+    /// Multicast frames that were put into the flood before this position went without the peer's
+    /// ring, later ones do not.
+    pub(crate) flooded: u64,
+}
+
 /// The links to all peers.
 pub(super) struct TxLinks {
     /// The port's address.
     mac: MacAddr,
     links: Vec<TxLink>,
+    /// Positions of those that have a ring.
+    active: Vec<usize>,
+    /// Takes multicast frames for the peers without a ring to the control thread.
+    flood: Option<Sender>,
+    requests: Vec<PlacedRequest>,
     forwarding: Forwarding,
     waiting: Option<Waiting>,
     /// Frames also go by an uplink.
@@ -44,6 +58,9 @@ impl TxLinks {
         TxLinks {
             mac,
             links: Vec::new(),
+            active: Vec::new(),
+            flood: None,
+            requests: Vec::new(),
             forwarding: Forwarding::default(),
             waiting: None,
             has_uplink: false,
@@ -58,26 +75,82 @@ impl TxLinks {
         self.timeouts = timeouts;
     }
 
-    pub(super) fn add(&mut self, peer: PeerKey, mac: MacAddr, sender: Sender) {
-        let link = TxLink::new(peer, mac, sender, self.timeouts);
-        self.links.push(link);
+    /// Multicast frames for peers without a ring go here.
+    pub(super) fn set_flood(&mut self, flood: Sender) {
+        self.flood = Some(flood);
+    }
+
+    /// Position of the flood: what is behind it was sent by what is known now.
+    pub(super) fn flooded(&self) -> u64 {
+        self.flood.as_ref().map_or(0, Sender::committed)
+    }
+
+    /// Adds a peer, without a ring.
+    pub(super) fn add(&mut self, peer: PeerKey, mac: MacAddr) {
+        self.links.push(TxLink::new(peer, mac, self.timeouts));
         self.rebuild();
     }
 
-    /// The peer reads the ring, and writes to this page.
-    pub(super) fn attach(&mut self, peer: PeerKey, page: ReceiverPage) {
-        let mut links = self.links.iter_mut();
-        if let Some(link) = links.find(|link| link.peer == peer)
-            && let Err(violation) = link.sender.attach(page)
-        {
+    pub(super) fn link_mut(&mut self, peer: PeerKey) -> Option<&mut TxLink> {
+        self.links.iter_mut().find(|link| link.peer == peer)
+    }
+
+    /// Runs a change of the link to a peer; a violation ends the link. None: there is no such link,
+    /// or the change has no result.
+    pub(super) fn change<T>(
+        &mut self,
+        peer: PeerKey,
+        change: impl FnOnce(&mut TxLink) -> Result<Option<T>, Violation>,
+    ) -> Option<T> {
+        let link = self.links.iter_mut().find(|link| link.peer == peer)?;
+        let result = change(link).unwrap_or_else(|violation| {
             fail(&mut self.faults, link, violation);
+            None
+        });
+        self.find_active();
+        result
+    }
+
+    /// No ring could be made for a peer.
+    pub(super) fn set_no_ring(&mut self, peer: PeerKey) {
+        if let Some(link) = self.link_mut(peer) {
+            let lost = link.set_no_ring();
+            self.counters.tx_no_link.add(lost as u64);
         }
+    }
+
+    /// Drops the frames that wait for a peer's ring.
+    pub(super) fn drop_waiting(&mut self, peer: PeerKey) {
+        if let Some(link) = self.link_mut(peer) {
+            let lost = link.drop_waiting();
+            self.counters.tx_no_link.add(lost as u64);
+        }
+    }
+
+    /// Gives back the rings that have been quiet: their sending ends, with the peers.
+    pub(super) fn close_quiet(&mut self) -> Vec<(PeerKey, Sender)> {
+        let mut closed = Vec::new();
+        for link in self.links.iter_mut().filter(|link| !link.dead) {
+            match link.close_if_quiet() {
+                Ok(None) => {}
+                Ok(Some(sender)) => closed.push((link.peer, sender)),
+                Err(violation) => fail(&mut self.faults, link, violation),
+            }
+        }
+        self.find_active();
+        closed
+    }
+
+    /// Whether any peer has a ring.
+    pub(super) fn has_rings(&self) -> bool {
+        !self.active.is_empty()
     }
 
     /// Removes the link to a peer. None: there is none.
     pub(super) fn remove(&mut self, peer: PeerKey) -> Option<TxLink> {
         let position = self.links.iter().position(|link| link.peer == peer)?;
         let link = self.links.remove(position);
+        self.requests.retain(|request| request.ring.peer != peer);
         self.rebuild();
         Some(link)
     }
@@ -86,6 +159,50 @@ impl TxLinks {
         self.forwarding
             .rebuild(self.links.iter().map(|link| link.mac));
         self.waiting = None;
+        self.find_active();
+    }
+
+    fn find_active(&mut self) {
+        let links = self.links.iter().enumerate();
+        let with_ring = links.filter(|(_, link)| link.has_ring() && !link.dead);
+        self.active.clear();
+        self.active.extend(with_ring.map(|(position, _)| position));
+    }
+
+    /// The next wish for a ring.
+    pub(super) fn take_request(&mut self) -> Option<PlacedRequest> {
+        self.requests.pop()
+    }
+
+    /// Asks for a ring for the peer at this position if a record of `len` bytes has none or finds
+    /// it full.
+    #[cold]
+    fn request(&mut self, position: usize, len: usize) {
+        let flooded = self.flooded();
+        if let Some(ring) = self.links[position].take_request(len, Instant::now()) {
+            self.requests.push(PlacedRequest { ring, flooded });
+        }
+    }
+
+    /// Offers a frame to peers that have no ring, by the control thread. False: there is no room.
+    #[cold]
+    fn send_flood<F: TxFrame>(&mut self, frame: &F) -> Result<bool, F::Error> {
+        let Some(flood) = &mut self.flood else {
+            return Ok(false);
+        };
+        // Nobody else writes to it.
+        if let Ok(Some(slot)) = flood.reserve(frame.record_len()) {
+            frame.write_to(&slot.slice())?;
+            slot.commit();
+            return Ok(true);
+        }
+        self.counters.tx_flood_lost.add(1);
+        Ok(false)
+    }
+
+    /// Whether a multicast record of this length goes to peers without a ring by the flood.
+    fn is_flooded(&self, len: usize) -> bool {
+        len <= MAX_FRAME && self.flood.is_some()
     }
 
     #[inline]
@@ -117,31 +234,61 @@ impl TxLinks {
     ) -> Result<TxStatus, F::Error> {
         self.waiting = None;
         let len = frame.record_len();
-        for link in self.links.iter_mut().filter(|link| !link.dead) {
-            match link.room(len, false) {
-                Ok(Room::Wait(until)) => {
-                    let peer = link.peer;
-                    self.waiting = Some(Waiting { peer, len, until });
-                    return Ok(TxStatus::Held);
-                }
-                Ok(_) => {}
-                Err(violation) => fail(&mut self.faults, link, violation),
-            }
+        if let Some(waiting) = self.find_waiting(len, false) {
+            self.waiting = Some(waiting);
+            return Ok(TxStatus::Held);
         }
         let status = uplink(frame)?;
         if status == TxStatus::Held {
             return Ok(status);
         }
-        let mut sent = status == TxStatus::Sent;
-        let mut stalled = false;
+        let sent = self.send_to_all(frame, false)?;
+        Ok(if sent || status == TxStatus::Sent {
+            TxStatus::Sent
+        } else {
+            TxStatus::Dropped
+        })
+    }
+
+    /// Asks all peers for room for a multicast record: the first that is to be waited for.
+    fn find_waiting(&mut self, len: usize, alone: bool) -> Option<Waiting> {
+        let is_flooded = self.is_flooded(len);
+        for position in 0..self.links.len() {
+            let link = &mut self.links[position];
+            if link.dead || (is_flooded && link.is_without_ring()) {
+                continue;
+            }
+            match link.room(len, alone) {
+                Ok(Room::Ring) => {}
+                Ok(Room::Wait(until)) => {
+                    let peer = link.peer;
+                    self.request(position, len);
+                    return Some(Waiting { peer, len, until });
+                }
+                Ok(_) => self.request(position, len),
+                Err(violation) => fail(&mut self.faults, link, violation),
+            }
+        }
+        None
+    }
+
+    /// Sends a multicast frame to all peers. A peer that has no room, although it had when it was
+    /// asked, does not get it: others have it.
+    fn send_to_all<F: TxFrame>(&mut self, frame: &F, alone: bool) -> Result<bool, F::Error> {
+        let is_flooded = self.is_flooded(frame.record_len());
+        let (mut sent, mut stalled, mut no_link, mut flood) = (false, false, false, false);
         for link in self.links.iter_mut().filter(|link| !link.dead) {
-            match link.send_frame(frame, false) {
+            if is_flooded && link.is_without_ring() {
+                flood = true;
+                continue;
+            }
+            match link.send_frame(frame, alone) {
                 Ok(Room::Ring) => sent = true,
                 Ok(Room::Spill) => {
                     self.counters.tx_spilled.add(1);
                     sent = true;
                 }
-                // Even if it had room when it was asked: others have the frame.
+                Ok(Room::NoLink) => no_link = true,
                 Ok(Room::Wait(_) | Room::Stalled) => {
                     self.counters.drops.peer_stalled(link.mac);
                     stalled = true;
@@ -150,12 +297,69 @@ impl TxLinks {
                 Err(SendError::Frame(error)) => return Err(error),
             }
         }
+        if flood {
+            sent |= self.send_flood(frame)?;
+        }
         self.counters.tx_peer_stalled.add(stalled.into());
-        Ok(if sent {
+        self.counters.tx_no_link.add(no_link.into());
+        Ok(sent)
+    }
+
+    /// Offers a multicast frame. First every peer is asked, then the frame is copied to all: a
+    /// frame that has to wait must not have gone to some of them.
+    #[cold]
+    fn offer_to_all<F: TxFrame>(&mut self, frame: &F, alone: bool) -> Result<TxStatus, F::Error> {
+        if let Some(waiting) = self.find_waiting(frame.record_len(), alone) {
+            self.waiting = Some(waiting);
+            return Ok(TxStatus::Held);
+        }
+        if self.links.iter().all(|link| link.dead) {
+            self.counters.tx_no_destination.add(1);
+            return Ok(TxStatus::Dropped);
+        }
+        Ok(if self.send_to_all(frame, alone)? {
             TxStatus::Sent
         } else {
             TxStatus::Dropped
         })
+    }
+
+    /// A unicast frame that did not go into a ring.
+    #[cold]
+    fn without_room(&mut self, position: usize, len: usize, room: Room) -> TxStatus {
+        self.request(position, len);
+        let link = &self.links[position];
+        match room {
+            Room::Ring => TxStatus::Sent,
+            Room::Spill => {
+                self.counters.tx_spilled.add(1);
+                TxStatus::Sent
+            }
+            Room::Wait(until) => {
+                let peer = link.peer;
+                self.waiting = Some(Waiting { peer, len, until });
+                TxStatus::Held
+            }
+            Room::Stalled => {
+                self.counters.drops.peer_stalled(link.mac);
+                self.counters.tx_peer_stalled.add(1);
+                TxStatus::Dropped
+            }
+            Room::NoLink => {
+                self.counters.tx_no_link.add(1);
+                TxStatus::Dropped
+            }
+        }
+    }
+
+    /// Drops a unicast frame to an address that no peer has.
+    #[cold]
+    fn drop_lost(&mut self, address: MacAddr) -> TxStatus {
+        self.counters.tx_no_destination.add(1);
+        if address != self.mac && !self.links.is_empty() {
+            self.counters.drops.no_destination(address);
+        }
+        TxStatus::Dropped
     }
 
     pub(super) fn take_fault(&mut self) -> Option<LinkFault> {
@@ -169,76 +373,41 @@ impl TxBackend for TxLinks {
     #[inline(always)]
     fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
         self.waiting = None;
-        let len = frame.record_len();
         let alone = self.is_alone();
-        let destination = self.forwarding.destination(frame.header().destination());
-        let targets = match destination {
-            Destination::Peer(position) => &mut self.links[position..=position],
-            Destination::All => &mut self.links[..],
-            Destination::Nobody => &mut [],
+        let position = match self.forwarding.destination(frame.header().destination()) {
+            Destination::Peer(position) => position,
+            Destination::All => return self.offer_to_all(frame, alone),
+            Destination::Nobody => return Ok(self.drop_lost(frame.header().destination())),
         };
-        // First every target is asked, then the frame is copied to all: a frame that has to wait
-        // must not have gone to some of them.
-        if targets.len() > 1 {
-            for link in targets.iter_mut().filter(|link| !link.dead) {
-                match link.room(len, alone) {
-                    Ok(Room::Wait(until)) => {
-                        let peer = link.peer;
-                        self.waiting = Some(Waiting { peer, len, until });
-                        return Ok(TxStatus::Held);
-                    }
-                    Ok(_) => {}
-                    Err(violation) => fail(&mut self.faults, link, violation),
-                }
-            }
+        let link = &mut self.links[position];
+        if link.dead {
+            self.counters.tx_no_destination.add(1);
+            return Ok(TxStatus::Dropped);
         }
-        let counters = &*self.counters;
-        let mut sent = false;
-        let mut stalled = false;
-        for link in targets.iter_mut().filter(|link| !link.dead) {
-            match link.send_frame(frame, alone) {
-                Ok(Room::Ring) => sent = true,
-                Ok(Room::Spill) => {
-                    counters.tx_spilled.add(1);
-                    sent = true;
-                }
-                Ok(Room::Wait(until)) if !sent => {
-                    let peer = link.peer;
-                    self.waiting = Some(Waiting { peer, len, until });
-                    return Ok(TxStatus::Held);
-                }
-                // Also a target that had room when it was asked: others have the frame, so it
-                // cannot be held any more.
-                Ok(Room::Wait(_) | Room::Stalled) => {
-                    counters.drops.peer_stalled(link.mac);
-                    stalled = true;
-                }
-                Err(SendError::Link(violation)) => fail(&mut self.faults, link, violation),
-                Err(SendError::Frame(error)) => return Err(error),
+        match link.send_frame(frame, alone) {
+            Ok(Room::Ring) => Ok(TxStatus::Sent),
+            Ok(room) => Ok(self.without_room(position, frame.record_len(), room)),
+            Err(SendError::Link(violation)) => {
+                fail(&mut self.faults, link, violation);
+                self.counters.tx_no_destination.add(1);
+                Ok(TxStatus::Dropped)
             }
+            Err(SendError::Frame(error)) => Err(error),
         }
-        if stalled {
-            counters.tx_peer_stalled.add(1);
-        } else if !sent {
-            counters.tx_no_destination.add(1);
-            let address = frame.header().destination();
-            let is_lost = destination == Destination::Nobody && address != self.mac;
-            if is_lost && !self.links.is_empty() {
-                counters.drops.no_destination(address);
-            }
-        }
-        Ok(if sent {
-            TxStatus::Sent
-        } else {
-            TxStatus::Dropped
-        })
     }
 
     fn flush(&mut self) {
-        for link in self.links.iter_mut().filter(|link| !link.dead) {
-            if let Err(violation) = link.flush() {
+        for &position in &self.active {
+            let link = &mut self.links[position];
+            if !link.dead
+                && let Err(violation) = link.flush()
+            {
                 fail(&mut self.faults, link, violation);
             }
+        }
+        if let Some(flood) = &mut self.flood {
+            // The other end is in this process.
+            let _ = flood.publish();
         }
     }
 
@@ -251,13 +420,17 @@ impl TxBackend for TxLinks {
             safe: true,
             until: self.waiting.map(|waiting| waiting.until),
         };
-        for link in self.links.iter_mut().filter(|link| !link.dead) {
+        for &position in &self.active {
+            let link = &mut self.links[position];
+            if link.dead {
+                continue;
+            }
             let waiting = self.waiting.filter(|waiting| waiting.peer == link.peer);
             let held = waiting.map(|waiting| waiting.len);
             let Some(len) = link.first_spilled().or(held) else {
                 continue;
             };
-            match link.sender.wait_for_space(len) {
+            match link.wait_for_space(len) {
                 Ok(enabled) => rest.safe &= enabled,
                 Err(violation) => {
                     fail(&mut self.faults, link, violation);
@@ -270,11 +443,25 @@ impl TxBackend for TxLinks {
 
     fn announce(&mut self, record: &[u8]) -> usize {
         let mut count = 0;
+        let (mut flood, is_flooded) = (0, self.is_flooded(record.len()));
         for link in self.links.iter_mut().filter(|link| !link.dead) {
+            if is_flooded && link.is_without_ring() {
+                flood += 1;
+                continue;
+            }
             match link.send_record(record) {
                 Ok(sent) => count += usize::from(sent),
                 Err(violation) => fail(&mut self.faults, link, violation),
             }
+        }
+        if flood != 0
+            && let Some(sender) = &mut self.flood
+            && let Ok(Some(slot)) = sender.reserve(record.len())
+        {
+            slot.slice().copy_from(record);
+            slot.commit();
+            let _ = sender.publish();
+            count += flood;
         }
         if count != 0 {
             self.counters.tx_frames.add(1);

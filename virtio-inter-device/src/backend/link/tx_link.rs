@@ -1,14 +1,20 @@
-//! The link to one peer: its sending end, and what happens to frames while its ring is full.
+//! The link to one peer: its sending end, and what happens to frames while its ring is full, or
+//! while there is none.
+//!
+//! A ring is made when the first frame is to be sent, by the control thread, which needs nothing of
+//! the peer for that. Frames wait meanwhile as for a ring that is full. A small ring that was full,
+//! or that is too small for a frame, gets a larger successor. Decision 0082.
 //!
 //! A full ring holds the transmit queue up: the frame stays there. Where frames for other peers may
 //! wait behind it, a peer whose ring stays full for 1 ms gets its frames copied aside, and one that
 //! takes less than [`PROGRESS`] in 100 ms loses its own frames until it takes more. A peer that is
 //! alone delays nobody and gets 1 s. How the numbers were chosen: decision 0008.
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use virtio_inter_common::MacAddr;
-use virtio_inter_link::{Sender, Violation};
+use virtio_inter_link::{ReceiverPage, SMALL_CAPACITY, Sender, Violation, max_record};
 use virtio_inter_segment::PeerKey;
 use vm_memory::VolatileSlice;
 
@@ -47,6 +53,21 @@ const PROGRESS: u64 = 64 * 1024;
 /// Number of committed bytes at which they are published, so that both sides copy at the same time.
 const PUBLISH_BYTES: usize = 32 * 1024;
 
+/// Pause before a ring is asked for again that could not be made.
+const RETRY: Duration = Duration::from_millis(100);
+/// Pause before a ring is asked for again that the peer did not take.
+const RETRY_DECLINED: Duration = Duration::from_secs(1);
+/// Number of times in a row that a ring was found to be quiet before it is given back.
+const QUIET_TICKS: u8 = 2;
+
+/// A wish for a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RingRequest {
+    pub(crate) peer: PeerKey,
+    /// Size of its data area in bytes, at most.
+    pub(crate) capacity: u32,
+}
+
 /// Place for a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
@@ -58,6 +79,8 @@ pub(super) enum Room {
     Wait(Instant),
     /// None as long as the peer makes no progress: drop the frame.
     Stalled,
+    /// None, as no ring could be made for it: drop the frame.
+    NoLink,
 }
 
 /// Why a frame could not be sent.
@@ -85,11 +108,24 @@ struct Full {
     slow: bool,
 }
 
+/// The ring of a link.
+#[derive(Debug)]
+struct Ring {
+    number: u64,
+    sender: Sender,
+    /// Position of the last tick, and the number of ticks since it changed.
+    quiet: (u64, u8),
+}
+
 /// The link to one peer.
 pub(super) struct TxLink {
     pub(super) peer: PeerKey,
     pub(super) mac: MacAddr,
-    pub(super) sender: Sender,
+    ring: Option<Ring>,
+    /// A ring, or a larger one, has been asked for.
+    is_requested: bool,
+    /// Not to be asked for again before that time.
+    retry_at: Option<Instant>,
     spill: Spill,
     full: Option<Full>,
     timeouts: Timeouts,
@@ -98,16 +134,146 @@ pub(super) struct TxLink {
 }
 
 impl TxLink {
-    pub(super) fn new(peer: PeerKey, mac: MacAddr, sender: Sender, timeouts: Timeouts) -> Self {
+    /// A link without a ring.
+    pub(super) fn new(peer: PeerKey, mac: MacAddr, timeouts: Timeouts) -> Self {
         TxLink {
             peer,
             mac,
-            sender,
+            ring: None,
+            is_requested: false,
+            retry_at: None,
             spill: Spill::default(),
             full: None,
             timeouts,
             dead: false,
         }
+    }
+
+    /// Whether there is a ring.
+    pub(super) fn has_ring(&self) -> bool {
+        self.ring.is_some()
+    }
+
+    /// Whether the peer gets multicast frames without a ring: it has none, and nothing waits for
+    /// one.
+    pub(super) fn is_without_ring(&self) -> bool {
+        self.ring.is_none() && !self.is_requested
+    }
+
+    pub(super) fn space_doorbell(&self) -> Option<BorrowedFd<'_>> {
+        self.ring.as_ref().map(|ring| ring.sender.space_doorbell())
+    }
+
+    /// Sends on this ring from now on, behind what is in the former one. Returns that one, which is
+    /// closed.
+    pub(super) fn set_ring(
+        &mut self,
+        number: u64,
+        sender: Sender,
+    ) -> Result<Option<Sender>, Violation> {
+        let former = self.ring.replace(Ring {
+            number,
+            sender,
+            quiet: (0, 0),
+        });
+        self.is_requested = false;
+        self.retry_at = None;
+        self.full = None;
+        let Some(mut former) = former else {
+            return Ok(None);
+        };
+        former.sender.close()?;
+        Ok(Some(former.sender))
+    }
+
+    /// The ring that was asked for could not be made. Returns the number of frames that waited for
+    /// it: nothing would send them if no other followed.
+    pub(super) fn set_no_ring(&mut self) -> usize {
+        self.is_requested = false;
+        self.full = None;
+        self.retry_at = Some(Instant::now() + RETRY);
+        if self.ring.is_some() {
+            0
+        } else {
+            self.spill.clear()
+        }
+    }
+
+    /// Drops the frames that wait; their number.
+    pub(super) fn drop_waiting(&mut self) -> usize {
+        self.spill.clear()
+    }
+
+    /// The peer reads this ring, and writes to this page. Returns the page if the ring is not used
+    /// any more.
+    pub(super) fn attach(
+        &mut self,
+        number: u64,
+        page: ReceiverPage,
+    ) -> Result<Option<ReceiverPage>, Violation> {
+        match self.ring.as_mut().filter(|ring| ring.number == number) {
+            Some(ring) => ring.sender.attach(page).map(|()| None),
+            None => Ok(Some(page)),
+        }
+    }
+
+    /// The peer does not take this ring. What is in it is lost.
+    pub(super) fn set_declined(&mut self, number: u64) -> Option<Sender> {
+        let ring = self.ring.take_if(|ring| ring.number == number)?;
+        self.full = None;
+        self.retry_at = Some(Instant::now() + RETRY_DECLINED);
+        Some(ring.sender)
+    }
+
+    /// Gives the ring back if it has been quiet for [`QUIET_TICKS`] calls of this, and all records
+    /// are read.
+    pub(super) fn close_if_quiet(&mut self) -> Result<Option<Sender>, Violation> {
+        let Some(ring) = &mut self.ring else {
+            return Ok(None);
+        };
+        let committed = ring.sender.committed();
+        if ring.quiet.0 != committed {
+            ring.quiet = (committed, 0);
+            return Ok(None);
+        }
+        ring.quiet.1 = (ring.quiet.1 + 1).min(QUIET_TICKS);
+        let is_quiet = ring.quiet.1 == QUIET_TICKS
+            && !self.is_requested
+            && self.spill.is_empty()
+            && ring.sender.is_drained()?;
+        if !is_quiet {
+            return Ok(None);
+        }
+        self.full = None;
+        let Some(mut ring) = self.ring.take() else {
+            return Ok(None);
+        };
+        ring.sender.close()?;
+        Ok(Some(ring.sender))
+    }
+
+    /// The sending end, to be closed with the link.
+    pub(super) fn into_sender(self) -> Option<Sender> {
+        self.ring.map(|ring| ring.sender)
+    }
+
+    /// A wish for a ring that arose from frames: to be passed on once.
+    pub(super) fn take_request(&mut self, len: usize, now: Instant) -> Option<RingRequest> {
+        if self.is_requested || self.retry_at.is_some_and(|at| at > now) {
+            return None;
+        }
+        let capacity = match &self.ring {
+            None if len <= max_record(SMALL_CAPACITY) as usize => SMALL_CAPACITY,
+            None => u32::MAX,
+            // There are two sizes: a small one, and what both sides allow.
+            Some(ring) if ring.sender.capacity() == u64::from(SMALL_CAPACITY) => u32::MAX,
+            Some(_) => return None,
+        };
+        self.is_requested = true;
+        Some(RingRequest {
+            peer: self.peer,
+            capacity,
+        })
     }
 
     /// Sends a frame if there is room for it. Returns where it went, or why it did not.
@@ -122,14 +288,15 @@ impl TxLink {
             self.flush_spill()?;
         }
         if self.spill.is_empty()
-            && let Some(slot) = self.sender.reserve(len)?
+            && let Some(Ring { sender, .. }) = &mut self.ring
+            && let Some(slot) = sender.reserve(len)?
         {
             // The peer does not see the record before it is published.
             frame.write_to(&slot.slice()).map_err(SendError::Frame)?;
             slot.commit();
             self.full = None;
-            if self.sender.pending() >= PUBLISH_BYTES {
-                self.sender.publish()?;
+            if sender.pending() >= PUBLISH_BYTES {
+                sender.publish()?;
             }
             return Ok(Room::Ring);
         }
@@ -149,23 +316,27 @@ impl TxLink {
     pub(super) fn send_record(&mut self, record: &[u8]) -> Result<bool, Violation> {
         self.flush_spill()?;
         if self.spill.is_empty()
-            && let Some(slot) = self.sender.reserve(record.len())?
+            && let Some(Ring { sender, .. }) = &mut self.ring
+            && let Some(slot) = sender.reserve(record.len())?
         {
             slot.slice().copy_from(record);
             slot.commit();
+            sender.publish()?;
         } else if self.spill.has_room(record.len()) {
             self.spill.push(record.into());
         } else {
             return Ok(false);
         }
-        self.sender.publish()?;
         Ok(true)
     }
 
     /// Where [`TxLink::send_frame`] would put a record of `len` bytes now.
     pub(super) fn room(&mut self, len: usize, alone: bool) -> Result<Room, Violation> {
         self.flush_spill()?;
-        if self.spill.is_empty() && self.sender.reserve(len)?.is_some() {
+        if self.spill.is_empty()
+            && let Some(ring) = &mut self.ring
+            && ring.sender.reserve(len)?.is_some()
+        {
             self.full = None;
             return Ok(Room::Ring);
         }
@@ -175,9 +346,20 @@ impl TxLink {
     /// What is to happen to a record for which the ring has no room.
     #[cold]
     fn no_room(&mut self, len: usize, alone: bool, now: Instant) -> Result<Room, Violation> {
-        // The peer can only make room of records that it sees.
-        self.sender.publish()?;
-        let consumed = self.sender.consumed()?;
+        let consumed = match &mut self.ring {
+            Some(Ring { sender, .. }) => {
+                // The peer can only make room of records that it sees.
+                sender.publish()?;
+                if !self.is_requested && !sender.fits(len) && self.retry_at.is_some() {
+                    return Ok(Room::NoLink);
+                }
+                sender.consumed()?
+            }
+            None if !self.is_requested && self.retry_at.is_some_and(|at| at > now) => {
+                return Ok(Room::NoLink);
+            }
+            None => 0,
+        };
         let full = self.full.get_or_insert(Full {
             since: now,
             consumed,
@@ -213,8 +395,11 @@ impl TxLink {
 
     /// Moves frames from aside into the ring, as far as there is room.
     fn flush_spill(&mut self) -> Result<(), Violation> {
+        let Some(Ring { sender, .. }) = &mut self.ring else {
+            return Ok(());
+        };
         while let Some(frame) = self.spill.front() {
-            let Some(slot) = self.sender.reserve(frame.len())? else {
+            let Some(slot) = sender.reserve(frame.len())? else {
                 break;
             };
             slot.slice().copy_from(frame);
@@ -232,8 +417,22 @@ impl TxLink {
     /// Moves frames from aside into the ring, publishes all committed records, and wakes the peer
     /// if it sleeps.
     pub(super) fn flush(&mut self) -> Result<(), Violation> {
-        self.flush_spill()?;
-        self.sender.publish()
+        if !self.spill.is_empty() {
+            self.flush_spill()?;
+        }
+        match &mut self.ring {
+            Some(ring) => ring.sender.publish(),
+            None => Ok(()),
+        }
+    }
+
+    /// Asks for a wake-up when the ring has room for a record of `len` bytes. True: it comes.
+    pub(super) fn wait_for_space(&mut self, len: usize) -> Result<bool, Violation> {
+        match &mut self.ring {
+            Some(ring) => ring.sender.wait_for_space(len),
+            // The command that brings a ring wakes the worker.
+            None => Ok(true),
+        }
     }
 }
 
@@ -281,7 +480,8 @@ mod tests {
     fn link() -> (TxLink, Receiver) {
         let (sender, receiver) = virtio_inter_link::pair(MIN_CAPACITY).unwrap();
         let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
-        let link = TxLink::new(PeerKey::next(), mac, sender, Timeouts::DEFAULT);
+        let mut link = TxLink::new(PeerKey::next(), mac, Timeouts::DEFAULT);
+        link.set_ring(1, sender).unwrap();
         (link, receiver)
     }
 

@@ -1,0 +1,407 @@
+//! The control thread's part in links: brings rings to the workers when they want them and takes
+//! them back, and carries multicast frames for peers without a ring.
+//!
+//! Such frames go through a ring within the process, the *flood*, one for each worker. Whether a
+//! peer has a ring changes at a position of the flood that the worker names: so each frame reaches a
+//! peer once, by its ring or without one.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use virtio_inter_common::MacAddr;
+use virtio_inter_link::{
+    Doorbell, Receiver, ReceiverPage, SMALL_CAPACITY, Sender, pair, pair_with,
+};
+use virtio_inter_segment::{PeerInfo, PeerKey};
+
+use super::Port;
+use crate::backend::{Backend, LinkAnswer, LinkCommand, LinkRequest, RxLink, RxLinkId, RxRing};
+use crate::device::DeviceError;
+use crate::frame::NET_HEADER;
+use crate::worker::Command;
+
+/// Frames taken out of each flood before the control thread does something else.
+const FLOOD_BATCH: usize = 64;
+
+/// What links want of the process.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// Queue pair `queue` wants a ring to a peer: [`Port::set_ring`] or [`Port::set_no_ring`].
+    Wanted {
+        /// The peer.
+        peer: PeerKey,
+        /// The queue pair.
+        queue: u16,
+        /// Size of the ring's data area in bytes, at most.
+        capacity: u32,
+    },
+    /// A ring of a peer was read to its end.
+    Finished {
+        /// The peer.
+        peer: PeerKey,
+        /// The ring.
+        number: u64,
+    },
+    /// A multicast frame for peers without a ring. For each that cannot get it, call
+    /// [`Port::flood_lost`].
+    Flood {
+        /// The peers.
+        peers: Vec<PeerKey>,
+        /// The queue pair that sent it.
+        queue: u16,
+        /// The record.
+        record: Vec<u8>,
+    },
+}
+
+/// What the control thread knows of a peer.
+#[derive(Debug)]
+struct Peer {
+    mac: MacAddr,
+    /// The queue pairs that have a ring to it, or wait for one: a bit set by index.
+    with_ring: u64,
+}
+
+/// The control thread's ends of the floods, and its view of who has a ring.
+#[derive(Debug, Default)]
+pub(super) struct LinkBook {
+    /// By worker.
+    floods: Vec<Receiver>,
+    /// Brings multicast frames of peers without a ring to a worker.
+    inbound: Option<Sender>,
+    peers: BTreeMap<PeerKey, Peer>,
+    /// Not told yet.
+    events: Vec<LinkEvent>,
+}
+
+/// A worker's ends of the floods.
+pub(super) type FloodEnds = std::vec::IntoIter<(Sender, Option<RxLink>)>;
+
+impl LinkBook {
+    /// A book of no peers, and each worker's ends. `doorbell` is signalled when there is something
+    /// in a flood.
+    pub(super) fn new(
+        workers: u16,
+        doorbell: &OwnedFd,
+    ) -> Result<(LinkBook, FloodEnds), DeviceError> {
+        let io = |source| DeviceError::Io {
+            action: "create the rings for multicast frames",
+            source,
+        };
+        let other = |e| io(std::io::Error::other(e));
+        let (inbound, receiver) = pair(SMALL_CAPACITY).map_err(other)?;
+        let id = RxLinkId {
+            peer: PeerKey::next(),
+            queue: 0,
+        };
+        let ring = RxRing {
+            number: 0,
+            receiver,
+        };
+        let mut receiver = Some(RxLink::new(id, None, ring, 0));
+        let mut book = LinkBook {
+            inbound: Some(inbound),
+            ..LinkBook::default()
+        };
+        let mut ends = Vec::new();
+        for _ in 0..workers {
+            let doorbell = doorbell.as_fd().try_clone_to_owned().map_err(io)?;
+            let doorbell = Doorbell::from_fd(doorbell).map_err(|e| io(std::io::Error::other(e)))?;
+            let (sender, mut flood) = pair_with(SMALL_CAPACITY, doorbell).map_err(other)?;
+            flood
+                .wait_for_data()
+                .map_err(|e| io(std::io::Error::other(e)))?;
+            book.floods.push(flood);
+            ends.push((sender, receiver.take()));
+        }
+        // To be one, the doorbell was signalled: nothing has happened.
+        let _ = rustix::io::read(doorbell, &mut [0; 8]);
+        Ok((book, ends.into_iter()))
+    }
+
+    fn set_ring(&mut self, peer: PeerKey, queue: u16, with_ring: bool) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            let bit = 1 << queue;
+            if with_ring {
+                peer.with_ring |= bit;
+            } else {
+                peer.with_ring &= !bit;
+            }
+        }
+    }
+
+    /// Takes frames out of a worker's flood, for those that have no ring by now: all in front of a
+    /// position, or some. False: there are more.
+    fn drain(&mut self, queue: u16, until: Option<u64>) -> bool {
+        let Some(flood) = self.floods.get_mut(usize::from(queue)) else {
+            return true;
+        };
+        let mut left = FLOOD_BATCH;
+        while until.is_none_or(|until| flood.consumed() < until) {
+            if until.is_none() && left == 0 {
+                return false;
+            }
+            left = left.saturating_sub(1);
+            let Ok(Some(record)) = flood.peek() else {
+                break;
+            };
+            let mut bytes = vec![0; record.slice().len()];
+            record.slice().copy_to(&mut bytes[..]);
+            record.consume();
+            let peers = self.peers.iter();
+            let peers = peers.filter(|(_, peer)| peer.with_ring & (1 << queue) == 0);
+            let peers: Vec<PeerKey> = peers.map(|(key, _)| *key).collect();
+            if !peers.is_empty() {
+                self.events.push(LinkEvent::Flood {
+                    peers,
+                    queue,
+                    record: bytes,
+                });
+            }
+        }
+        let _ = flood.release();
+        true
+    }
+
+    /// The peer has a ring, or has none, behind this position of a worker's flood.
+    fn place(&mut self, peer: PeerKey, queue: u16, flooded: u64, with_ring: bool) {
+        self.drain(queue, Some(flooded));
+        self.set_ring(peer, queue, with_ring);
+    }
+}
+
+impl<B: Backend> Port<B>
+where
+    B::Command: From<LinkCommand>,
+    B::Answer: Into<LinkAnswer>,
+{
+    fn ask_links(&self, queue: u16, command: LinkCommand) -> Result<LinkAnswer, DeviceError> {
+        let Some(worker) = self.workers.get(usize::from(queue)) else {
+            return Ok(LinkAnswer::Done);
+        };
+        let answer = worker.ask_backend(command.into())?;
+        Ok(answer.map_or(LinkAnswer::Done, Into::into))
+    }
+
+    /// Starts to exchange frames with a peer. Rings come later.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer. No worker exchanges frames with the peer then.
+    pub fn add_peer(&mut self, peer: &PeerInfo) -> Result<(), DeviceError> {
+        let new = Peer {
+            mac: peer.mac,
+            with_ring: 0,
+        };
+        self.book.peers.insert(peer.key, new);
+        let (key, mac) = (peer.key, peer.mac);
+        let added = self.ask_all(|| Command::Backend(LinkCommand::AddPeer(key, mac).into()));
+        if added.is_err() {
+            self.remove_peer(peer.key)?;
+        }
+        added
+    }
+
+    /// Ends the exchange of frames with a peer and closes its links.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer.
+    pub fn remove_peer(&mut self, peer: PeerKey) -> Result<(), DeviceError> {
+        self.book.peers.remove(&peer);
+        self.ask_all(|| Command::Backend(LinkCommand::RemovePeer(peer).into()))
+    }
+
+    /// Queue pair `queue` sends to a peer on this ring from now on. The former one, if there is
+    /// one, is closed.
+    ///
+    /// # Errors
+    ///
+    /// When the ring cannot be watched (out of memory).
+    pub fn set_ring(
+        &mut self,
+        peer: PeerKey,
+        queue: u16,
+        number: u64,
+        sender: Sender,
+    ) -> Result<(), DeviceError> {
+        let command = LinkCommand::SetRing(peer, number, Box::new(sender));
+        self.change_ring(queue, peer, command)
+    }
+
+    /// No ring can be made now for queue pair `queue` to a peer.
+    ///
+    /// # Errors
+    ///
+    /// When the worker does not answer.
+    pub fn set_no_ring(&mut self, peer: PeerKey, queue: u16) -> Result<(), DeviceError> {
+        self.change_ring(queue, peer, LinkCommand::SetNoRing(peer))
+    }
+
+    /// A peer does not take a ring of queue pair `queue`.
+    ///
+    /// # Errors
+    ///
+    /// When the worker does not answer.
+    pub fn set_declined(
+        &mut self,
+        peer: PeerKey,
+        queue: u16,
+        number: u64,
+    ) -> Result<(), DeviceError> {
+        self.change_ring(queue, peer, LinkCommand::SetDeclined(peer, number))
+    }
+
+    fn change_ring(
+        &mut self,
+        queue: u16,
+        peer: PeerKey,
+        command: LinkCommand,
+    ) -> Result<(), DeviceError> {
+        if let LinkAnswer::Placed(_former, flooded, with_ring) = self.ask_links(queue, command)? {
+            self.book.place(peer, queue, flooded, with_ring);
+            self.wake_for_events();
+        }
+        Ok(())
+    }
+
+    /// A peer reads the ring of queue pair `queue` of this port, and writes to this page.
+    ///
+    /// # Errors
+    ///
+    /// When the worker does not answer.
+    pub fn attach(
+        &mut self,
+        peer: PeerKey,
+        queue: u16,
+        number: u64,
+        page: ReceiverPage,
+    ) -> Result<(), DeviceError> {
+        self.ask_links(queue, LinkCommand::Attach(peer, number, page))?;
+        Ok(())
+    }
+
+    /// Receives from queue pair `queue` of a peer on this ring, when what it sent on before is
+    /// closed.
+    ///
+    /// # Errors
+    ///
+    /// When the ring cannot be watched (out of memory).
+    pub fn add_receiver(
+        &mut self,
+        peer: PeerKey,
+        queue: u16,
+        number: u64,
+        receiver: Receiver,
+    ) -> Result<(), DeviceError> {
+        let Some(mac) = self.book.peers.get(&peer).map(|peer| peer.mac) else {
+            return Ok(());
+        };
+        // The peer's queue i feeds our queue i mod n, or one in use in its place.
+        let home = queue % self.workers.len() as u16;
+        let ring = RxRing { number, receiver };
+        let link = RxLink::new(RxLinkId { peer, queue }, Some(mac), ring, home);
+        let worker = link.serving(self.ready);
+        self.ask_links(worker, LinkCommand::AddRxLinks(vec![link]))?;
+        Ok(())
+    }
+
+    /// Delivers a record that a peer sent without a ring, or drops it.
+    pub fn deliver(&mut self, peer: PeerKey, record: &[u8]) {
+        let source = record.get(NET_HEADER + 6..NET_HEADER + 12);
+        let mac = self.book.peers.get(&peer).map(|peer| peer.mac.octets());
+        let is_own = source.is_some() && source == mac.as_ref().map(|mac| &mac[..]);
+        if is_own
+            && let Some(inbound) = &mut self.book.inbound
+            && let Ok(Some(slot)) = inbound.reserve(record.len())
+        {
+            slot.slice().copy_from(record);
+            slot.commit();
+            let _ = inbound.publish();
+        } else if let Some(worker) = self.workers.first() {
+            worker.counters.rx_flood_lost.add(1);
+        }
+    }
+
+    /// A peer did not get a frame of [`LinkEvent::Flood`].
+    pub fn flood_lost(&self, queue: u16) {
+        if let Some(worker) = self.workers.get(usize::from(queue)) {
+            worker.counters.tx_flood_peer_full.add(1);
+        }
+    }
+
+    /// Gives back rings on which nothing was sent since the call before the last one. True: there
+    /// are other rings.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer.
+    pub fn close_quiet(&mut self) -> Result<bool, DeviceError> {
+        let mut others = false;
+        for queue in 0..self.workers.len() as u16 {
+            let answer = self.ask_links(queue, LinkCommand::CloseQuiet)?;
+            if let LinkAnswer::Closed(closed, flooded, has_rings) = answer {
+                self.book.drain(queue, Some(flooded));
+                for (peer, _sender) in closed {
+                    self.book.set_ring(peer, queue, false);
+                }
+                others |= has_rings;
+            }
+        }
+        self.wake_for_events();
+        Ok(others)
+    }
+
+    /// What links want, in order. To be called after [`Port::events`].
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer.
+    pub fn link_events(&mut self) -> Result<Vec<LinkEvent>, DeviceError> {
+        for (index, request) in std::mem::take(&mut self.requests) {
+            match request {
+                LinkRequest::Ring(placed) => {
+                    let peer = placed.ring.peer;
+                    self.book.place(peer, index, placed.flooded, true);
+                    self.book.events.push(LinkEvent::Wanted {
+                        peer,
+                        queue: index,
+                        capacity: placed.ring.capacity,
+                    });
+                }
+                LinkRequest::TakeFinished => {
+                    let answer = self.ask_links(index, LinkCommand::TakeFinished)?;
+                    if let LinkAnswer::Finished(finished) = answer {
+                        let events = finished.iter().map(|finished| LinkEvent::Finished {
+                            peer: finished.peer,
+                            number: finished.ring.number,
+                        });
+                        self.book.events.extend(events);
+                    }
+                }
+            }
+        }
+        let mut more = false;
+        for queue in 0..self.book.floods.len() {
+            more |= !self.book.drain(queue as u16, None);
+            // Also without more frames: one may have come just now.
+            more |= !self.book.floods[queue].wait_for_data().unwrap_or(true);
+        }
+        if more {
+            self.wake();
+        }
+        Ok(std::mem::take(&mut self.book.events))
+    }
+
+    /// The same, if there are some.
+    fn wake_for_events(&self) {
+        if !self.book.events.is_empty() {
+            self.wake();
+        }
+    }
+
+    /// Has the events be asked for.
+    fn wake(&self) {
+        let _ = rustix::io::write(&*self.doorbell, &1u64.to_ne_bytes());
+    }
+}
