@@ -45,7 +45,6 @@ impl Connections {
     }
 
     /// One whose handshake stays as it is.
-    #[allow(dead_code, reason = "links will be opened on connections that are up")]
     pub(super) fn get_mut(&mut self, key: &u64) -> Option<&mut Connection> {
         self.all.get_mut(key)
     }
