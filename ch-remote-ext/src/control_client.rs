@@ -142,8 +142,8 @@ impl ControlClient {
         }
     }
 
-    /// Has the VMM not wait for a port that is away. A supervisor of an older version does not know
-    /// that, and what else is wrong shows with the next request.
+    /// Has requests of the VMM to a port that is not ready fail at once. A supervisor of an older
+    /// version does not know that, and what else is wrong shows with the next request.
     pub(crate) fn release(&mut self, id: &str) {
         let _ = self.ask(&Request::Release(id.to_owned()));
     }

@@ -125,7 +125,7 @@ fn with_inter_vm(help: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Where on a command's line the text about it begins.
+/// The column at which the text on a command's line begins.
 fn about_column(line: &str) -> Option<usize> {
     let name = line.trim_start();
     let gap = name.find("  ")?;

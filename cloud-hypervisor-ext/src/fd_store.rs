@@ -22,8 +22,8 @@ pub const MAX_STORED: usize = 4;
 /// Maximum size of a notification, in bytes.
 const MAX_NOTIFICATION: usize = 4096;
 
-/// As many descriptors as the kernel lets come with a message (`SCM_MAX_FD`): it closes those for
-/// which there is no room, and this thread would wait for that.
+/// Maximum number of descriptors of a message (`SCM_MAX_FD`). The kernel closes those for which
+/// there is no room, in this thread, which that may block.
 const MAX_RECEIVED: usize = 253;
 
 /// Lowest number of a stored descriptor, above the numbers under which a process gets them.
@@ -65,15 +65,15 @@ pub fn receive(socket: impl AsFd, closer: &Closer) -> Option<Notification> {
 /// The stored descriptors with their names.
 #[derive(Debug, Default)]
 pub struct FdStore {
-    kept: Vec<(String, DeferredFd)>,
+    stored: Vec<(String, DeferredFd)>,
     closer: Closer,
 }
 
 impl FdStore {
-    /// Keeps nothing yet; `closer` closes what it keeps no more.
+    /// An empty store; `closer` closes the descriptors that it drops.
     pub fn new(closer: &Closer) -> Self {
         Self {
-            kept: Vec::new(),
+            stored: Vec::new(),
             closer: closer.clone(),
         }
     }
@@ -89,9 +89,9 @@ impl FdStore {
         if !stores && !removes {
             return;
         }
-        self.kept.retain(|(other, _)| other != name);
+        self.stored.retain(|(other, _)| other != name);
         // `LISTEN_FDNAMES` separates names by colons.
-        if !stores || name.contains(':') || self.kept.len() + fds.len() > MAX_STORED {
+        if !stores || name.contains(':') || self.stored.len() + fds.len() > MAX_STORED {
             return;
         }
         if !fds.iter().all(|fd| is_connection(fd) || is_memory_file(fd)) {
@@ -101,24 +101,24 @@ impl FdStore {
         for fd in fds {
             if let Ok(fd) = move_up(fd.as_fd()) {
                 let fd = DeferredFd::new(fd, &self.closer);
-                self.kept.push((name.to_owned(), fd));
+                self.stored.push((name.to_owned(), fd));
             }
         }
     }
 
     /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
-        self.kept.is_empty()
+        self.stored.is_empty()
     }
 
     /// Closes all. A process that was started with them keeps its duplicates.
     pub fn clear(&mut self) {
-        self.kept.clear();
+        self.stored.clear();
     }
 
     /// Closes all, and shuts connections down, also for processes that have duplicates.
     pub fn shut_down(&mut self) {
-        for (_, fd) in self.kept.drain(..) {
+        for (_, fd) in self.stored.drain(..) {
             // Fails for a file, and for a connection that has ended.
             let _ = shutdown(fd, Shutdown::Both);
         }
@@ -126,13 +126,13 @@ impl FdStore {
 
     /// The names of all, for `LISTEN_FDNAMES`.
     pub fn names(&self) -> String {
-        let names: Vec<&str> = self.kept.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<&str> = self.stored.iter().map(|(name, _)| name.as_str()).collect();
         names.join(":")
     }
 
     /// All descriptors, in the order of [`FdStore::names`].
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.kept.iter().map(|(_, fd)| fd.as_fd()).collect()
+        self.stored.iter().map(|(_, fd)| fd.as_fd()).collect()
     }
 }
 
@@ -165,7 +165,7 @@ mod tests {
         UnixStream::pair().unwrap().0.into()
     }
 
-    fn heed_fds(store: &mut FdStore, text: &str, fds: Vec<OwnedFd>) {
+    fn handle_fds(store: &mut FdStore, text: &str, fds: Vec<OwnedFd>) {
         let closer = store.closer.clone();
         store.handle(Notification {
             text: text.to_owned(),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     fn handle(store: &mut FdStore, text: &str, count: usize) {
-        heed_fds(store, text, (0..count).map(|_| connection()).collect());
+        handle_fds(store, text, (0..count).map(|_| connection()).collect());
     }
 
     #[test]
@@ -207,7 +207,7 @@ mod tests {
     fn fd_store_takes_connections_and_files_in_memory_only() {
         let memory = || memfd_create("file", MemfdFlags::CLOEXEC).unwrap();
         let mut store = FdStore::default();
-        heed_fds(
+        handle_fds(
             &mut store,
             "FDSTORE=1\nFDNAME=a",
             vec![connection(), memory()],
@@ -224,7 +224,7 @@ mod tests {
         ];
         for other in others {
             let name = format!("{other:?}");
-            heed_fds(&mut store, "FDSTORE=1\nFDNAME=b", vec![connection(), other]);
+            handle_fds(&mut store, "FDSTORE=1\nFDNAME=b", vec![connection(), other]);
             assert_eq!(store.names(), "a:a", "{name}");
         }
     }

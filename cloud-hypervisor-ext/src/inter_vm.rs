@@ -13,11 +13,11 @@ use crate::options::{OptionError, Options, quote};
 
 /// A key of the flag: its name, its value, and what it means.
 pub struct Key {
-    /// As written before the `=`.
+    /// The name before the `=`.
     pub name: &'static str,
     /// Its value, in the manner of Cloud Hypervisor's help.
     pub value: &'static str,
-    /// What it means.
+    /// Its description.
     pub help: &'static str,
 }
 

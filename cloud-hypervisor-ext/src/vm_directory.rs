@@ -407,7 +407,7 @@ mod tests {
         let come_and_go = || {
             for _ in 0..50 {
                 match VmDirectory::new(Some(&api)) {
-                    // Of the one that has it, nobody takes anything away.
+                    // No other VM removes files of the one that has it.
                     Ok(directory) => {
                         fs::write(directory.join("x"), "").unwrap();
                         assert!(fs::exists(directory.join("x")).unwrap());

@@ -128,9 +128,9 @@ fn hostile_process() {
     }
 }
 
-/// What became of the hostile links.
+/// Counts of the hostile links.
 #[derive(Debug, Default)]
-struct Outcome {
+struct LinkCounts {
     /// Links given up.
     violations: u64,
     /// Links that could not be opened again.
@@ -208,7 +208,11 @@ impl Hostile {
 }
 
 /// Sends a few records, as a port does.
-fn send(sender: &mut Sender, random: &mut Random, outcome: &mut Outcome) -> Result<(), Violation> {
+fn send(
+    sender: &mut Sender,
+    random: &mut Random,
+    counts: &mut LinkCounts,
+) -> Result<(), Violation> {
     for _ in 0..random.next() % 8 {
         let len = (random.next() >> (48 + random.next() % 10)) as usize % 65_528;
         match sender.reserve(len)? {
@@ -216,7 +220,7 @@ fn send(sender: &mut Sender, random: &mut Random, outcome: &mut Outcome) -> Resu
                 assert_eq!(slot.slice().len(), len);
                 slot.slice().copy_from(&vec![0xa5u8; len][..]);
                 slot.commit();
-                outcome.records += 1;
+                counts.records += 1;
             }
             None => {
                 sender.wait_for_space(len)?;
@@ -231,7 +235,7 @@ fn send(sender: &mut Sender, random: &mut Random, outcome: &mut Outcome) -> Resu
 fn receive(
     receiver: &mut Receiver,
     buffer: &mut [u8],
-    outcome: &mut Outcome,
+    counts: &mut LinkCounts,
 ) -> Result<(), Violation> {
     for _ in 0..8 {
         if let Some(record) = receiver.peek()? {
@@ -239,7 +243,7 @@ fn receive(
             assert!(len <= max_record(MIN_CAPACITY) as usize);
             assert_eq!(record.slice().copy_to(buffer), len);
             record.consume();
-            outcome.records += 1;
+            counts.records += 1;
         } else {
             receiver.wait_for_data()?;
             break;
@@ -300,7 +304,7 @@ fn hostile_peer_harms_only_its_own_links() {
         std::thread::yield_now();
     }
 
-    let (mut sending, mut receiving) = (Outcome::default(), Outcome::default());
+    let (mut sending, mut receiving) = (LinkCounts::default(), LinkCounts::default());
     let (mut sender, mut receiver) = (None, None);
     let mut random = Random(1);
     let mut buffer = vec![0; max_record(MIN_CAPACITY) as usize];

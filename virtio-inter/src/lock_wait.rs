@@ -67,8 +67,7 @@ impl<'a> LockWait<'a> {
     /// came first.
     ///
     /// # Errors
-    ///
-    /// Those of the attempt.
+    /// The errors of the attempt.
     pub(crate) fn acquire<T, E>(
         &self,
         mut attempt: impl FnMut() -> Result<T, E>,

@@ -1,7 +1,6 @@
 //! Warnings: conditions and losses that an operator can put right. Each is logged when it comes up
 //! and then at a low rate, and stays in the status document until it is gone.
-//!
-//! Nobody logs a dropped frame: workers keep the values of the last one
+//! Dropped frames are not logged one by one: workers keep the values of the last one
 //! ([`virtio_inter_device::Drops`]), and the control thread asks for them at its own pace.
 
 use std::collections::BTreeMap;
@@ -126,7 +125,7 @@ impl Warnings {
         let limit = limits
             .entry(code)
             .or_insert_with(|| LogLimit::new(INTERVAL, BURST));
-        // Not logged then, and tried again the next time that it is raised.
+        // If the limit does not allow it, the next call tries again.
         let Some(held_back) = limit.admit() else {
             return;
         };
@@ -172,7 +171,7 @@ mod tests {
         logged.map(|l| (l.text.as_str(), l.count)).collect()
     }
 
-    /// As if it had been logged so long ago.
+    /// Moves the time of the last log line back.
     fn age(warnings: &mut Warnings, by: Duration) {
         for logged in warnings.all.values_mut().filter_map(|w| w.logged.as_mut()) {
             logged.at = logged.at.checked_sub(by).unwrap();
@@ -216,7 +215,7 @@ mod tests {
         warnings.raise(Code::MtuMismatch, "1500", 2, "again".to_owned());
         assert_eq!(logged(&warnings), [("again", 2)]);
     }
-    /// As a peer does that joins again and again with another MTU each time.
+    /// Like a peer that joins again and again, each time with another MTU.
     #[test]
     fn warnings_of_one_code_hold_back_no_other() {
         let mut warnings = Warnings::default();
@@ -236,7 +235,7 @@ mod tests {
             warnings.raise(code, "", 1, "x".to_owned());
             assert_eq!(of(&warnings, code), (1, 1));
         }
-        // One that was held back is tried again as soon as it is raised again.
+        // A warning that was held back is logged when it is raised again.
         let limit = LogLimit::new(INTERVAL, BURST);
         warnings.limits.insert(Code::MtuMismatch, limit);
         warnings.raise(Code::MtuMismatch, "99", 2, "99".to_owned());

@@ -1,4 +1,4 @@
-//! What users get wrong, and what goes wrong for them: one clear error, nothing left behind.
+//! Wrong input of users, and failures: one clear error, nothing left behind.
 
 use std::os::unix::net::UnixListener;
 

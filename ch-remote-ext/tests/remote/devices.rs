@@ -49,7 +49,7 @@ fn name_of_a_device_that_was_unplugged_by_other_means_is_free() {
     let vm = rest::serve(&place.path("api"));
     let device = place.device(",id=db");
     place.remote(&["add-inter-vm", &device]).succeeded();
-    // By ch-remote, say.
+    // For example by ch-remote.
     vm.lock().unwrap().devices.clear();
     place.remote(&["add-inter-vm", &device]).succeeded();
     assert_eq!(place.ports(), 1);
@@ -167,7 +167,7 @@ fn devices_are_shown() {
         words[0],
         ["ID", "STATE", "MAC", "SEGMENT", "PEERS", "RESTARTS"]
     );
-    // Nobody answers for the VM.
+    // The VMM does not answer.
     assert_eq!(words[1][..2], ["inter-vm0", "disconnected"]);
     assert_eq!(words[2][..2], ["b", "disconnected"]);
     assert_eq!((words.len(), words[1][5]), (3, "0"));
@@ -227,7 +227,7 @@ fn device_state_tells_a_vm_to_be_booted_from_a_device_that_is_gone() {
     assert_eq!(state(), "disconnected");
     set("Running", &[]);
     assert_eq!(state(), "unplugged");
-    // As the VMM does when the VM is booted.
+    // Like the VMM when the VM is booted.
     set("Running", &["inter-vm0"]);
     let _frontend = UnixStream::connect(place.path("api.inter-vm/inter-vm0.sock")).unwrap();
     until("the port has a frontend", || state() == "plugged");
@@ -299,7 +299,7 @@ fn relative_paths_are_of_this_directory() {
     let place = Place::new();
     let _launcher = place.idle_vm(&["--kernel", "k"]);
     let _vm = rest::serve(&place.path("api"));
-    // Tests run in the package's directory, the supervisor too: only what it is told differs.
+    // Tests and supervisor run in the package's directory: only the path in the request differs.
     let error = place
         .remote(&["add-inter-vm", "segment=./nowhere"])
         .failed(1);

@@ -15,7 +15,7 @@ pub(crate) use virtio_inter_test_support::process::{TIMEOUT, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ch-remote-ext");
 
-/// In the VMM's place: waits for the end of its standard input, or a signal.
+/// A stand-in for the VMM: waits for the end of its standard input, or a signal.
 const VMM: &str = r#"#!/bin/sh
 case " $* " in
 *" --help "*) echo 'vhost_user=<on>' ;;
@@ -23,7 +23,7 @@ case " $* " in
 esac
 "#;
 
-/// In the place of ch-remote.
+/// A stand-in for ch-remote.
 const REMOTE: &str = r#"#!/bin/sh
 case "$1" in
 --version) echo 'ch-remote v0-stand-in' ;;
@@ -38,7 +38,7 @@ pub(crate) struct Place {
     directory: TempDir,
 }
 
-/// What a run of the program left: exit status, standard output, standard error.
+/// The result of a run of the program: exit status, standard output, standard error.
 pub(crate) struct Ran {
     pub(crate) status: i32,
     pub(crate) out: String,
@@ -85,7 +85,7 @@ impl Place {
             .count()
     }
 
-    /// How many ports serve by their supervisor's word; None: there is no supervisor yet.
+    /// The number of ready ports by their supervisor; `None` if there is no supervisor yet.
     fn serving(&self) -> Option<usize> {
         let mut stream = UnixStream::connect(control_socket(&self.path("api"))).ok()?;
         stream.write_all(b"\"list\"\n").ok()?;
@@ -121,7 +121,7 @@ impl Place {
         Launcher(launcher)
     }
 
-    /// A supervisor of a VM that does nothing.
+    /// A supervisor of an idle VM.
     pub(crate) fn idle_vm(&self, arguments: &[&str]) -> Launcher {
         self.launch(&self.path("vmm"), arguments)
     }
@@ -158,7 +158,7 @@ impl Place {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may not want any.
+        // Fails if the program does not read.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         let output = child.wait_with_output().unwrap();
         Ran {

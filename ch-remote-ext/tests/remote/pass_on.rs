@@ -1,4 +1,4 @@
-//! What is the stock program's goes there untouched.
+//! Commands of the stock program are passed to it unchanged.
 
 use crate::harness::Place;
 

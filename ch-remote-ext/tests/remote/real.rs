@@ -39,7 +39,7 @@ fn created_vm_has_its_devices_and_takes_and_gives_more() {
         .succeeded();
     assert_eq!(place.ports(), 2);
 
-    // Its own word for it, as the device is told to be gone by that.
+    // The VMM's name for it, by which it reports that the device is gone.
     let error = place
         .remote(&["add-inter-vm", &place.device(",id=db")])
         .failed(1);

@@ -17,9 +17,9 @@ pub(crate) struct Vm {
     leaving: Vec<(String, usize)>,
     /// The guest lets go of nothing.
     pub(crate) holds: bool,
-    /// Somebody else asks for the same just before the next request to unplug.
+    /// Another client sends the same request just before the next request to unplug.
     pub(crate) other_is_quicker: bool,
-    /// What the VM does: Running, unless said otherwise. An empty one: there is none.
+    /// State of the VM, by default Running; empty if there is no VM.
     pub(crate) state: Option<&'static str>,
     /// Status and lines of the answer to the next request that would change something.
     pub(crate) refuse: Option<(u16, Value)>,
@@ -99,8 +99,8 @@ impl Vm {
         }
     }
 
-    /// As v53: a device is taken out of the configuration at once, so that it is not found a second
-    /// time.
+    /// Like v53: a device is taken out of the configuration at once, so that it is not found a
+    /// second time.
     pub(crate) fn unplug(&mut self, id: String) -> (u16, Option<Value>) {
         if std::mem::take(&mut self.other_is_quicker) {
             self.leaving.push((id.clone(), 3));
@@ -149,7 +149,7 @@ impl Vm {
         self.leaving.retain(|(_, looks)| *looks > 0);
     }
 
-    /// Of one request, what came with it last.
+    /// The body of the last request of one kind.
     pub(crate) fn last(&self, request: &str) -> Option<&Value> {
         let found = self
             .requests

@@ -62,7 +62,7 @@ impl Stage {
             pci_device_id: None,
         };
         let mut port = None;
-        // Where tests share a process, another one's child may hold the script open for writing.
+        // If tests share a process, a child of another test may hold the script open for writing.
         until(|| {
             port = Port::start(device.clone(), program.clone(), notify.clone()).ok();
             port.is_some()

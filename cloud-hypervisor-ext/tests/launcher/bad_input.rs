@@ -1,4 +1,4 @@
-//! What users get wrong: one clear error, the right exit status, no VM, nothing left behind.
+//! Wrong input of users: one clear error, the right exit status, no VM, nothing left behind.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,7 +9,7 @@ use cloud_hypervisor_ext::control_protocol::PortState;
 
 use crate::harness::{Launcher, Place, kill, until};
 
-/// What a launcher says that cannot start a VM.
+/// The error of a launcher that cannot start a VM.
 #[track_caller]
 fn complaint(place: &Place, launcher: Launcher, expected_status: i32) -> String {
     let before = place.files();
@@ -290,7 +290,7 @@ fn program_that_cannot_be_run() {
 #[test]
 fn socket_that_another_vms_port_has() {
     let (first, second) = (Place::new(), Place::new());
-    // As where a VM is to move to another launcher of the same host.
+    // For example when a VM moves to another launcher of the same host.
     let socket = format!(",socket={}", first.text("sock"));
     let running = first.run(&["--kernel", "k", "--inter-vm", &first.device(&socket)]);
     let port = running.ports()[0].pid.unwrap();

@@ -71,15 +71,15 @@ fn directory_that_cannot_be_made_again_is_told_once() {
     fs::rename(&directory, place.path("aside")).unwrap();
     fs::write(&directory, "another's").unwrap();
     fs::remove_dir_all(place.path("aside")).unwrap();
-    let told = || {
+    let log_lines = || {
         running
             .log()
             .matches("ch-remote-ext does not find this VM")
             .count()
     };
-    until("it is told", || told() == 1);
+    until("the log has it", || log_lines() == 1);
     std::thread::sleep(std::time::Duration::from_millis(500));
-    assert_eq!(told(), 1, "{}", running.log());
+    assert_eq!(log_lines(), 1, "{}", running.log());
     fs::remove_file(&directory).unwrap();
     check(&running, &place);
     assert_eq!(running.ports().remove(0).pid, port.pid);
@@ -112,7 +112,7 @@ fn directory_of_a_live_vm_that_was_removed_is_not_free() {
     assert_eq!(place.files(), [""; 0]);
 }
 
-/// As supervisors with RestartSec=0 do it, on a machine that has other things to do.
+/// Like a supervisor with RestartSec=0, on a busy machine.
 #[test]
 fn start_right_after_a_kill_takes_over() {
     static OVER: AtomicBool = AtomicBool::new(false);
@@ -125,7 +125,7 @@ fn start_right_after_a_kill_takes_over() {
                 }
             });
         }
-        // Also when an assertion fails, or the others would go on for ever.
+        // Also if an assertion fails: the loops would not end otherwise.
         struct End;
         impl Drop for End {
             fn drop(&mut self) {
@@ -135,10 +135,10 @@ fn start_right_after_a_kill_takes_over() {
         let _end = End;
         let mut running = vm(&place);
         for round in 0..20 {
-            // One that is killed, and one that leaves.
+            // One that is killed, then one that exits.
             let signal = [Signal::KILL, Signal::TERM][round % 2];
             running.signal(signal);
-            // Not waited for.
+            // Without waiting for its end.
             let next = vm(&place);
             drop(std::mem::replace(&mut running, next));
         }

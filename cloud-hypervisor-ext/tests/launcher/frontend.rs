@@ -18,7 +18,7 @@ use crate::harness::TIMEOUT;
 
 const QUEUES: usize = 2;
 const SIZE: u64 = 1 << 20;
-/// Where the memory lies in the VMM.
+/// Address of the memory in the VMM.
 const USER: u64 = 0x7f00_0000_0000;
 const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
@@ -121,7 +121,7 @@ impl MockVmm {
         assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "waited in vain");
     }
 
-    /// What it does at that end.
+    /// Its reaction to that end.
     pub(crate) fn connect_again(&mut self) -> Result<()> {
         (self.frontend, self.connection) = connect(&self.socket);
         self.negotiate()?;

@@ -18,8 +18,8 @@ pub(crate) use virtio_inter_test_support::process::{TIMEOUT, is_alive, kill, pid
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cloud-hypervisor-ext");
 
-/// Notes its arguments and does what it was told to. `cat` waits for the end of its standard input,
-/// or a signal.
+/// Writes its arguments to a file and does what `STAND_IN_DOES` says. `cat` waits for the end of
+/// its standard input, or a signal.
 const STAND_IN: &str = r#"#!/bin/sh
 case " $* " in
 *" --help "*)
@@ -67,7 +67,7 @@ impl Place {
         format!("segment={}{more}", self.text("segment"))
     }
 
-    /// All that the launcher and its children have made.
+    /// All files that the launcher and its children have made.
     pub(crate) fn files(&self) -> Vec<String> {
         let mut files = Vec::new();
         for directory in ["", "segment"] {
@@ -100,7 +100,7 @@ impl Place {
         }
     }
 
-    /// A launcher whose VM runs, with an API socket.
+    /// A launcher with an API socket and a running VM.
     pub(crate) fn run(&self, arguments: &[&str]) -> Running {
         let api = self.text("api");
         let mut all = vec!["--api-socket", &api];
@@ -127,7 +127,7 @@ impl Launcher {
         self
     }
 
-    /// With a log of its own, beside another launcher's.
+    /// Uses another log file than another launcher.
     pub(crate) fn logging_to(mut self, name: &str) -> Self {
         self.log = self.log.with_file_name(name);
         self
@@ -138,12 +138,12 @@ impl Launcher {
         self
     }
 
-    /// Started by something that ignores signals.
+    /// Starts it with signals ignored.
     pub(crate) fn ignoring(self, signals: &str) -> Self {
         self.after(&format!("trap '' {signals}"))
     }
 
-    /// Started by a shell that runs a line first.
+    /// Runs a line of shell before the launcher.
     pub(crate) fn after(mut self, line: &str) -> Self {
         let mut shell = Command::new("sh");
         shell
@@ -162,7 +162,7 @@ impl Launcher {
         self
     }
 
-    /// Starts it and sees.
+    /// Starts it without waiting.
     pub(crate) fn spawn(self) -> Running {
         let log = File::create(&self.log).unwrap();
         self.spawn_onto(log)
@@ -184,14 +184,14 @@ impl Launcher {
         }
     }
 
-    /// Starts it; the VMM runs.
+    /// Starts it and waits until the VMM runs.
     pub(crate) fn start(self) -> Running {
         let mut running = self.spawn();
         running.wait_for_vmm();
         running
     }
 
-    /// Runs it to its end: its exit status, and all that was said.
+    /// Runs it to its end. Returns its exit status and its log.
     pub(crate) fn end(self) -> (i32, String) {
         let mut running = self.spawn();
         let status = running.wait();
@@ -213,13 +213,13 @@ impl Running {
         self.process.until("the VMM starts", || arguments.exists());
     }
 
-    /// What the VMM was started with.
+    /// The arguments of the VMM.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let text = fs::read_to_string(&self.arguments).unwrap();
         text.lines().map(str::to_owned).collect()
     }
 
-    /// Lets the stand-in end in good order.
+    /// Has the stand-in exit in good order.
     #[track_caller]
     pub(crate) fn end(mut self) {
         self.close_input();
@@ -232,10 +232,10 @@ impl Running {
         );
     }
 
-    pub(crate) fn connect(&self) -> Caller {
+    pub(crate) fn connect(&self) -> Client {
         let stream = UnixStream::connect(control_socket(&self.api_socket)).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        Caller(BufReader::new(stream))
+        Client(BufReader::new(stream))
     }
 
     #[track_caller]
@@ -246,7 +246,7 @@ impl Running {
         }
     }
 
-    /// The processes that it started and that live: by their parent, as the kernel tells.
+    /// Its running child processes.
     pub(crate) fn children(&self) -> Vec<u32> {
         let path = format!("/proc/{0}/task/{0}/children", self.pid());
         let text = fs::read_to_string(path).unwrap();
@@ -271,9 +271,9 @@ impl DerefMut for Running {
 }
 
 /// A connection to the control socket.
-pub(crate) struct Caller(BufReader<UnixStream>);
+pub(crate) struct Client(BufReader<UnixStream>);
 
-impl Caller {
+impl Client {
     pub(crate) fn send(&mut self, line: &str) {
         let mut stream = self.0.get_ref();
         stream.write_all(line.as_bytes()).unwrap();
@@ -291,7 +291,7 @@ impl Caller {
         self.receive()
     }
 
-    /// Asks for what cannot be: why, on one line.
+    /// Sends a request that fails. Returns the error on one line.
     #[track_caller]
     pub(crate) fn refused(&mut self, request: &Request) -> String {
         match self.ask(request) {

@@ -37,7 +37,7 @@ fn signals_go_to_the_vmm_and_its_end_comes_back() {
     }
 }
 
-/// As timeout(1) and terminals send it: to the process, and to its group.
+/// Like timeout(1) and terminals, which signal the process and its group.
 #[test]
 fn signal_that_comes_twice_at_once_leaves_nothing_behind() {
     for round in 0..10 {
@@ -182,7 +182,7 @@ fn signals_that_the_launcher_ignores_the_vmm_ignores() {
     let api = place.text("api");
     let device = place.device("");
     let arguments = ["--api-socket", &api, "--kernel", "k", "--inter-vm", &device];
-    // As nohup(1) does it.
+    // Like nohup(1).
     let running = place.launcher(&arguments).ignoring("HUP").start();
     let port = running.ports()[0].pid.unwrap();
     let vmm = running.children().into_iter().find(|pid| *pid != port);
@@ -194,7 +194,7 @@ fn signals_that_the_launcher_ignores_the_vmm_ignores() {
 
 #[test]
 fn signals_that_only_the_launcher_ignores_the_vmm_has_as_it_was_to() {
-    // What a full disk quota and a terminal's `stty tostop` send to who writes to them.
+    // The signals for writers to a full disk quota, and to a terminal with `stty tostop`.
     let signals = [Signal::XFSZ, Signal::TTOU, Signal::TTIN];
     for (ignored, device) in [(false, true), (true, true), (false, false), (true, false)] {
         let place = Place::new();
@@ -268,7 +268,7 @@ fn signals_of_a_full_log_and_of_others_do_not_end_a_vm() {
     assert_eq!(place.files(), [""; 0]);
 }
 
-/// By the kernel's word: proc_pid_status(5).
+/// From proc_pid_status(5).
 fn ignores(process: u32, signal: Signal) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let mask = status

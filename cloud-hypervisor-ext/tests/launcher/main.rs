@@ -1,6 +1,5 @@
-//! The real launcher with real ports. In Cloud Hypervisor's place a stand-in that notes its
-//! arguments and waits; where the variable `CLOUD_HYPERVISOR` names the real one, that too
-//! (`real.rs`).
+//! The launcher with real ports and a stand-in for Cloud Hypervisor, which writes its arguments to
+//! a file and waits. `real.rs` uses the real one that the variable `CLOUD_HYPERVISOR` names.
 #![forbid(unsafe_code)]
 
 mod bad_input;

@@ -1,4 +1,4 @@
-//! What Cloud Hypervisor is told, and what of it comes back.
+//! The arguments that Cloud Hypervisor gets, and its output.
 
 use std::ffi::OsString;
 use std::fs;

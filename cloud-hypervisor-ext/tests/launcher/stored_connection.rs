@@ -58,7 +58,7 @@ fn stored_connection_port_that_dies_in_a_paused_vm_is_controlled_after_resume() 
     // More than once.
     kill_port(&running);
     kill_port(&running);
-    // That this fails is what Cloud Hypervisor never forgets.
+    // Cloud Hypervisor never recovers from this error.
     vmm.enable(true).unwrap();
     vmm.wait_for_its_end();
     vmm.connect_again().unwrap();

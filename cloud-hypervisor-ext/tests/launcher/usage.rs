@@ -162,7 +162,7 @@ fn sizes_with_a_suffix_are_taken() {
     running.end();
 }
 
-/// Who reads them has another working directory.
+/// Readers may have another working directory.
 #[test]
 fn paths_that_are_told_are_absolute() {
     let place = Place::new();

@@ -13,9 +13,9 @@ use super::wait::{PATIENCE, SetOnDrop};
 /// How long a receiver waits before it asks whether anything more can come.
 const TICK: Duration = Duration::from_millis(20);
 
-/// What came of it.
+/// The result of a stream.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Outcome {
+pub(crate) struct StreamResult {
     /// Frames that senders' ports say to have dropped for a peer without progress. All others
     /// arrived.
     pub(crate) stalled: u64,
@@ -44,7 +44,7 @@ pub(crate) fn all_to_all(
     seed: u64,
     lengths: Lengths,
     slow: bool,
-) -> Outcome {
+) -> StreamResult {
     let count = network.nodes.len();
     let sent = frames * (count * (count - 1)) as u64;
     let (received, senders) = (AtomicU64::new(0), AtomicU64::new(count as u64));
@@ -100,7 +100,7 @@ pub(crate) fn all_to_all(
         // Receivers go home.
         failed.store(true, Ordering::SeqCst);
     });
-    Outcome {
+    StreamResult {
         stalled: stalled() - before,
     }
 }

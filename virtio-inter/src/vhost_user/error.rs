@@ -178,7 +178,7 @@ pub enum RequestError {
     Log {
         /// Size in bytes.
         size: u64,
-        /// Where it starts in its file.
+        /// Offset in its file.
         offset: u64,
         /// The cause.
         problem: &'static str,
@@ -188,7 +188,7 @@ pub enum RequestError {
     MapLog {
         /// Size in bytes.
         size: u64,
-        /// Where it starts in its file.
+        /// Offset in its file.
         offset: u64,
         /// The cause.
         #[source]

@@ -441,7 +441,7 @@ impl Frontend {
             .map_err(Disconnect::SaveState)?;
         match file.send_reply(&self.connection) {
             Ok(sent) => self.unsent_reply = !sent,
-            // By a kernel that cannot send from a memfd to a Unix socket, say.
+            // For example by a kernel that cannot send from a memfd to a Unix socket.
             Err(error) if is_not_possible(error.kind()) => return Ok(false),
             Err(source) => return Err(Disconnect::Reply { code, source }),
         }

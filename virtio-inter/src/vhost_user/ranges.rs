@@ -11,7 +11,7 @@ pub struct Region {
     pub size: u64,
     /// Address in the frontend's process.
     pub user: u64,
-    /// Where it starts in its file, in bytes.
+    /// Offset in its file, in bytes.
     pub offset: u64,
 }
 
@@ -31,7 +31,7 @@ pub struct RingAddresses {
 pub struct DirtyLogArea {
     /// Size in bytes.
     pub size: u64,
-    /// Where it starts in its file, in bytes.
+    /// Offset in its file, in bytes.
     pub offset: u64,
 }
 

@@ -145,7 +145,7 @@ mod tests {
         for device in [makedev(0xfd, 1), makedev(0, 0x1a), 0] {
             assert_eq!(at(device), None);
         }
-        // As the kernel tells it of a mapping and of its file.
+        // In the formats of the kernel, for a mapping and its file.
         let file = tempfile::tempfile().unwrap();
         let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         for file in [file, File::from(fd)] {

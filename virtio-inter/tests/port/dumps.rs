@@ -30,7 +30,7 @@ fn memfd(name: &str) -> OwnedFd {
     memory
 }
 
-/// Of each of the port's mappings of shared memory: the memfd's name, and whether the kernel leaves
+/// The port's mappings of shared memory: the memfd's name of each, and whether the kernel leaves
 /// the mapping out of core dumps.
 fn mappings(port: &Port) -> Vec<(String, bool)> {
     let text = fs::read_to_string(format!("/proc/{}/smaps", port.pid())).unwrap();

@@ -43,7 +43,7 @@ fn files_that_were_removed_are_made_again() {
         fs::remove_file(place.path(file)).unwrap();
         until(file, || place.files() == FILES);
     }
-    // As by `rm` and by the renaming of a whole directory's content.
+    // Removed by `rm`, and by renaming a whole directory's content.
     for file in FILES {
         fs::remove_file(place.path(file)).unwrap();
     }
@@ -134,7 +134,7 @@ fn file_that_cannot_be_made_again_is_told() {
     assert_eq!(place.files(), [""; 0]);
 }
 
-/// As supervisors with RestartSec=0 do it, on a machine that has other things to do.
+/// Like a supervisor with RestartSec=0, on a busy machine.
 #[test]
 fn start_right_after_a_kill_takes_over() {
     static OVER: AtomicBool = AtomicBool::new(false);
@@ -147,7 +147,7 @@ fn start_right_after_a_kill_takes_over() {
                 }
             });
         }
-        // Also when an assertion fails, or the others would go on for ever.
+        // Also if an assertion fails: the loops would not end otherwise.
         struct End;
         impl Drop for End {
             fn drop(&mut self) {
@@ -159,7 +159,7 @@ fn start_right_after_a_kill_takes_over() {
         let mut port = start(&place);
         for _ in 0..50 {
             port.signal(Signal::KILL);
-            // Not waited for.
+            // Without waiting for its end.
             let next = start(&place);
             drop(std::mem::replace(&mut port, next));
         }

@@ -95,7 +95,7 @@ fn frontend_that_is_third_is_served_as_soon_as_one_of_two_is_gone() {
     (&others[0]).read_exact(&mut answer).unwrap();
     let [third, fourth, fifth] = others;
     drop(third);
-    // One that waited and gave up is passed over.
+    // A connection that waited and was closed is ignored.
     drop(fourth);
     assert_served(&fifth);
     assert_served(&second);
@@ -110,7 +110,7 @@ const GET_VRING_BASE: u32 = 11;
 const SET_VRING_KICK: u32 = 12;
 const SET_VRING_CALL: u32 = 13;
 
-/// Where the memory of these tests lies in the frontend.
+/// Address of the tests' memory in the frontend.
 const USER: u64 = 0x1000_0000;
 
 /// Hands memory over; it has the rings of queue 0 at its start.
@@ -175,7 +175,7 @@ pub(crate) fn memory() -> OwnedFd {
     memory
 }
 
-/// As QEMU does it: its destination negotiates while the source runs, and sets memory up when that
+/// Like QEMU: its destination negotiates while the source runs, and sets memory up when that
 /// has stopped.
 #[test]
 fn device_goes_to_a_second_frontend_when_the_first_has_stopped() {
@@ -203,7 +203,8 @@ fn device_goes_to_a_second_frontend_when_the_first_has_stopped() {
         start_queue(taker);
         assert_served(taker);
     }
-    // One that holds nothing leaves nothing behind; one that waits has it when the other dies.
+    // A frontend without the device can disconnect; one that waits gets the device when the other
+    // dies.
     share(&second, memory().as_fd());
     (&second).write_all(&ASK).unwrap();
     assert!(is_kept_waiting(&second));
@@ -289,7 +290,7 @@ fn garbage_ends_the_connection_and_nothing_else() {
     port.end();
 }
 
-/// As QEMU's microvm has it, whose virtio-mmio devices are legacy ones by default.
+/// Like QEMU's microvm, whose virtio-mmio devices are legacy ones by default.
 #[test]
 fn legacy_guest_is_told_of_once_and_costs_no_connection() {
     let place = Place::new();
@@ -313,7 +314,7 @@ fn legacy_guest_is_told_of_once_and_costs_no_connection() {
     port.end();
 }
 
-/// As QEMU with `reconnect-ms`.
+/// Like QEMU with `reconnect-ms`.
 #[test]
 fn refused_frontend_that_comes_back_at_once_does_not_keep_the_port_busy() {
     const WHILE: Duration = Duration::from_secs(3);
@@ -339,7 +340,7 @@ fn refused_frontend_that_comes_back_at_once_does_not_keep_the_port_busy() {
     assert!(sessions < 5, "{sessions} sessions in {WHILE:?}");
     let lines = |text| port.log().lines().filter(|l| l.contains(text)).count();
     assert_eq!(lines("cannot have 3 entries"), 1, "{}", port.log());
-    // What is not to be answered is passed over.
+    // Requests without a reply are ignored.
     tell(&refused, SET_FEATURES, &[1 << 32], &[]);
     // Others are served without delay, also with one slot only.
     let other = connect(&port);

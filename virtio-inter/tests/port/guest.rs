@@ -13,8 +13,8 @@ use crate::process::{Port, until};
 
 const SIZE: u64 = 0x10_0000;
 const USER: u64 = 0x1000_0000;
-/// Of each queue: descriptors, used ring, available ring, each with more room than it needs; then
-/// one buffer for each entry.
+/// The layout of each queue: descriptors, used ring, available ring, each with more room than it
+/// needs; then one buffer for each entry.
 const QUEUE: u64 = 0x8_0000;
 const USED: u64 = 0x4000;
 const AVAILABLE: u64 = 0x6000;

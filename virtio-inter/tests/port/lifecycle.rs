@@ -38,7 +38,7 @@ fn signals_end_a_port_and_nothing_is_left() {
     }
 }
 
-/// As timeout(1) and terminals send it: to the process, and to its group.
+/// Like timeout(1) and terminals, which signal the process and its group.
 #[test]
 fn signal_that_comes_twice_at_once_leaves_nothing_behind() {
     for round in 0..25 {
@@ -68,7 +68,7 @@ fn second_signal_ends_what_the_first_could_not() {
     share(&frontend, memory.as_fd());
     let (kick, call) = start_transmit_queue(&frontend);
     assert_served(&frontend);
-    // As full as it can be, whatever is in it.
+    // The queue is full.
     let _ = rustix::io::read(&call, &mut [0; 8]);
     rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
     let flags = fcntl_getfl(&call).unwrap();
@@ -78,7 +78,8 @@ fn second_signal_ends_what_the_first_could_not() {
     port.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(port.try_end(), None, "nothing blocked its end");
-    // What comes with the first is not the second, nor is what a supervisor adds to a terminal's.
+    // A signal that comes with the first one does not count as the second, nor does a different
+    // one.
     port.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(1000));
     port.signal(Signal::INT);

@@ -196,7 +196,7 @@ fn log_lines_for_which_there_was_no_room_are_counted() {
         .unwrap();
     let came = said.matches(" queue 0 ").count();
     assert!(count > 1000 && came + count >= 6000, "{came} came: {line}");
-    // Those after it are not lost any more.
+    // Later lines are not lost.
     stop_queue(&frontend);
     drop(frontend);
     pipe.read_until("Frontend disconnected");
@@ -289,7 +289,7 @@ fn notify_socket_that_nobody_reads_holds_nobody_up() {
     // It hears when it is back.
     manager.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut text = [0; 64];
-    until("it is told", || {
+    until("the log has it", || {
         let size = manager.recv(&mut text).unwrap();
         &text[..size] == b"READY=1\n"
     });

@@ -19,7 +19,7 @@ use crate::process::{Place, Port, until};
 use crate::status::status;
 
 const SIZE: u64 = 0x10_0000;
-/// Where the frontend says that it has the memory, if it has it nowhere.
+/// A frontend address at which nothing is mapped.
 const NOWHERE: u64 = 0x1000_0000;
 /// How long a frontend's kicks say nothing, in whatever number they come.
 const GRACE: Duration = Duration::from_secs(5);
@@ -166,7 +166,7 @@ fn memory_that_stays_blank_under_a_guests_kicks_is_told() {
     rig.port.end();
 }
 
-/// As a driver with VIRTIO_F_EVENT_IDX does that is not heard.
+/// Like a driver with VIRTIO_F_EVENT_IDX whose requests are not seen.
 #[test]
 fn memory_that_stays_blank_is_told_after_a_single_early_kick() {
     let rig = Rig::new(|_| NOWHERE);

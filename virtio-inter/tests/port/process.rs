@@ -38,7 +38,7 @@ impl Place {
         self.path("segment")
     }
 
-    /// Everything that there is in it, the segment's files as "segment/x". Logs aside.
+    /// All files except logs, the segment's as "segment/x".
     pub(crate) fn files(&self) -> Vec<String> {
         let list = |directory: PathBuf, prefix: &str| -> Vec<String> {
             fs::read_dir(directory)
@@ -87,12 +87,12 @@ pub(crate) struct PortCommand {
     log: PathBuf,
     /// NOTIFY_SOCKET.
     notify: Option<PathBuf>,
-    /// Its working directory; None: this test's.
+    /// Its working directory; `None`: the test's.
     directory: Option<PathBuf>,
     variables: Vec<(&'static str, OsString)>,
-    /// None: this test's.
+    /// Its user; `None`: the test's.
     user: Option<u32>,
-    /// A line of shell that comes first.
+    /// A line of shell to run first.
     limit: Option<String>,
     options: Vec<(&'static str, OsString)>,
 }
@@ -105,7 +105,7 @@ impl PortCommand {
         self
     }
 
-    /// Gives it a service manager.
+    /// Sets the socket of its service manager.
     pub(crate) fn notifying(mut self, socket: &Path) -> Self {
         self.notify = Some(socket.to_owned());
         self
@@ -123,13 +123,13 @@ impl PortCommand {
         self
     }
 
-    /// Has a shell run a line, such as `ulimit -n 10`, and then the port in its place.
+    /// Runs a line of shell, such as `ulimit -n 10`, before the port.
     pub(crate) fn limited(mut self, line: &str) -> Self {
         self.limit = Some(line.to_owned());
         self
     }
 
-    /// Has it run by another user than root, if this is root; None: that user cannot run it.
+    /// Runs it as an ordinary user, if the test runs as root; `None` if that user cannot run it.
     pub(crate) fn by_ordinary_user(mut self) -> Option<Self> {
         if rustix::process::geteuid().is_root() {
             let segment = self.option("--segment");
@@ -150,13 +150,13 @@ impl PortCommand {
         PathBuf::from(&option.expect("an option").1)
     }
 
-    /// Starts it and sees.
+    /// Starts it without waiting.
     pub(crate) fn spawn(&self) -> Port {
         let log = File::create(&self.log).unwrap();
         self.spawn_onto(log.try_clone().unwrap(), log)
     }
 
-    /// Starts it with its output on something else than its log file.
+    /// Starts it with its output to something else than its log file.
     pub(crate) fn spawn_onto(&self, output: impl Into<Stdio>, log: impl Into<Stdio>) -> Port {
         let mut command = match &self.limit {
             Some(limit) => {
@@ -206,7 +206,7 @@ impl PortCommand {
         port
     }
 
-    /// Runs a port that cannot run: its exit status and all that it said.
+    /// Runs a port that fails. Returns its exit status and its log.
     pub(crate) fn fail(&self) -> (i32, String) {
         let mut port = self.spawn();
         let status = port.wait();

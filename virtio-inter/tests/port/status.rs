@@ -1,4 +1,4 @@
-//! What a running port tells of itself: on its status socket, and to a service manager.
+//! The status socket of a running port, and its notifications to a service manager.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -36,7 +36,7 @@ fn status_has_peers_frontend_and_counters() {
     let peer = place.command("b").with("--mtu", "9000").start();
     let frontend = UnixStream::connect(&port.socket).unwrap();
     let expected = json!([{"id": "b", "mac": "52:54:00:00:00:62", "mtu": 9000, "queue_pairs": 1}]);
-    until("the peer and the frontend are told", || {
+    until("the status has the peer and the frontend", || {
         let now = status(&socket);
         now["peers"] == expected && now["frontend"]["pid"] == std::process::id()
     });
@@ -44,7 +44,7 @@ fn status_has_peers_frontend_and_counters() {
 
     drop(frontend);
     peer.end();
-    until("they are told to be gone", || {
+    until("the status has neither of them", || {
         let now = status(&socket);
         now["peers"] == json!([]) && now["frontend"] == Value::Null
     });
@@ -52,7 +52,7 @@ fn status_has_peers_frontend_and_counters() {
     assert_eq!(place.files(), [""; 0]);
 }
 
-/// Who reads the document or the log has another working directory.
+/// Readers of the document and the log may have another working directory.
 #[test]
 fn status_and_log_have_absolute_paths() {
     let place = Place::new();
@@ -132,7 +132,7 @@ fn notify_tells_a_service_manager_that_the_port_serves_or_why_not() {
     };
     let port = place.command("a").notifying(&place.path("notify")).start();
     assert_eq!(hear(), "READY=1\n");
-    // By then the socket is there.
+    // The socket exists then.
     drop(UnixStream::connect(&port.socket).unwrap());
     let (_, log) = place
         .command("b")

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 
 use crate::process::{Place, PortCommand};
 
-/// What a port that cannot run says, on one line, after its files are gone.
+/// The one-line error of a port that fails; its files are gone then.
 #[track_caller]
 pub(crate) fn complaint(place: &Place, command: &PortCommand, expected_status: i32) -> String {
     let before = place.files();
@@ -207,7 +207,7 @@ fn segment_that_is_no_directory() {
 
 #[test]
 fn segment_that_is_not_ours_to_write() {
-    // Not even root makes files there.
+    // Even root cannot make files there.
     let place = Place::new();
     let text = complaint(
         &place,

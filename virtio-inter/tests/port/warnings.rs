@@ -1,4 +1,4 @@
-//! What an operator did wrong is in the log and in the status, with both values and the way out.
+//! Warnings in the log and in the status: they name both values and the solution.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -75,7 +75,7 @@ fn warning_of_a_foreign_source_address_names_both_and_ways_out() {
         Value::Null
     );
     guest.send(NOBODY, BROADCAST, 60);
-    // Nobody has to ask for the status to find out.
+    // The warning does not depend on a request for the status.
     a.wait_for("fail_over_mac=active");
     let (text, count) = wait_for_warning(&place, &a, "a", "foreign-source");
     assert_eq!(count, 1);

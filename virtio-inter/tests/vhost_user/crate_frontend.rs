@@ -70,7 +70,7 @@ fn talk(socket: UnixStream) {
     assert_eq!(config, (1..=12).collect::<Vec<u8>>());
     frontend.set_features(features).unwrap();
     let memory = File::from(memfd(SIZE));
-    // As Cloud Hypervisor does it: the log first, and its reply read whole.
+    // Like Cloud Hypervisor: the log first, and its reply read completely.
     let log = File::from(memfd(SIZE));
     let log_region = VhostUserDirtyLogRegion {
         mmap_size: SIZE,

@@ -1,5 +1,5 @@
-//! The vhost-user door against a mock device: the orders in which frontends talk, and everything
-//! that is wrong.
+//! The vhost-user backend with a mock device: the orders of requests of each frontend, and
+//! everything that is wrong.
 
 mod crate_frontend;
 mod malformed;

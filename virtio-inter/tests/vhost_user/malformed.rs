@@ -1,4 +1,4 @@
-//! What is no vhost-user: the connection ends, nothing is left behind.
+//! Messages that are not valid vhost-user: the connection ends, nothing is left behind.
 
 use std::os::fd::AsFd;
 
@@ -130,7 +130,7 @@ fn message_has_a_limited_number_of_descriptors() {
     let fd = event();
     let text = Rig::new(2).offend(SET_MEM_TABLE, &table(&[]), &[fd.as_fd(); 33]);
     assert!(text.contains("More than 32 file descriptors"), "{text}");
-    // Also when they come bit by bit.
+    // Also if they come byte by byte.
     let mut rig = Rig::new(2);
     rig.send_bytes(&words(&[SET_MEM_TABLE]), &[fd.as_fd(); 20]);
     rig.process().unwrap();

@@ -315,7 +315,7 @@ fn memory_that_nobody_has_written_to_is_suspected() {
     assert!(rig.ack(ADD_MEM_REG, &single(elsewhere), &[written.as_fd()]));
     assert_eq!(rig.suspect(1), None);
     assert!(rig.ack(REM_MEM_REG, &single(elsewhere), &[]));
-    // What this process writes itself is no sign of a guest.
+    // Writes by this process itself do not prove that there is a guest.
     for queue in [0, 1] {
         let used = rig.device.queues[queue].setup.as_ref().unwrap().used;
         let memory = rig.device.memory.as_ref().unwrap();

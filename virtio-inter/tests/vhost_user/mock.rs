@@ -121,7 +121,7 @@ impl Device for MockDevice {
 
     fn stop_queue(&mut self, index: u16) -> Result<u16, DeviceError> {
         self.queue(index).setup = None;
-        // Any value will do, as long as it is told from what the frontend said.
+        // Any value that differs from the frontend's.
         Ok(100 + index)
     }
 

@@ -1,4 +1,4 @@
-//! Whole conversations, in the order in which each frontend has them.
+//! Complete sessions, with the requests in the order of each frontend.
 
 use std::os::fd::AsFd;
 

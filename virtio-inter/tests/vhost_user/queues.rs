@@ -1,4 +1,4 @@
-//! What queues, features and the configuration space accept.
+//! Requests about queues, features and the configuration space.
 
 use std::os::fd::AsFd;
 
@@ -178,7 +178,7 @@ fn stopped_queue_needs_a_new_kick() {
     assert_eq!(rig.device.running(), [true, false]);
     rig.tell(SET_VRING_KICK, &number(1), &[event().as_fd()]);
     assert_eq!(rig.device.running(), [true, true]);
-    // One that never ran says what the frontend said.
+    // A queue that never ran has the base that the frontend set.
     let mut rig = Rig::new(2);
     rig.tell(SET_VRING_BASE, &state(0, 9), &[]);
     assert_eq!(rig.ask(GET_VRING_BASE, &state(0, 0)), state(0, 9));

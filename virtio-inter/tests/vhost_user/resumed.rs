@@ -1,4 +1,4 @@
-//! Sessions that a frontend began with a former process, and goes on with.
+//! Sessions that a frontend began with a former process, resumed by the next one.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -10,7 +10,7 @@ use virtio_inter::vhost_user::session_state::StateFile;
 use crate::mock::MockDevice;
 use crate::rig::*;
 
-/// What a supervisor keeps.
+/// The descriptors that a supervisor stores.
 struct Stored {
     socket: OwnedFd,
     state: StateFile,
@@ -34,7 +34,7 @@ impl Rig {
         stored
     }
 
-    /// Another takes its place.
+    /// The next process resumes the session.
     fn resume(&mut self, stored: Stored) -> Result<(), Disconnect> {
         let limits = SessionLimits {
             queue_size: 256,
@@ -119,7 +119,7 @@ fn stored_connection_of_a_driver_that_has_not_started_continues() {
         }
         let stored = rig.die();
         rig.resume(stored).unwrap();
-        // What was negotiated is still known: that requests are acknowledged.
+        // REPLY_ACK is still negotiated.
         let features = number(crate::mock::FEATURES | F_PROTOCOL);
         assert!(rig.ack(SET_FEATURES, &features, &[]));
         let memory = memfd(SIZE);
@@ -259,7 +259,7 @@ type Step<'a> = Box<dyn Fn(&mut Rig) + 'a>;
 /// The former process dies while the driver starts.
 #[test]
 fn stored_connection_that_is_half_set_up_is_answered_to_the_end_and_then_set_up_again() {
-    // What the former process is told of: features, memory, a queue, a queue that is enabled.
+    // The requests to the former process: features, memory, a queue, a queue that is enabled.
     for progress in 0..4 {
         let mut rig = Rig::new(2);
         rig.negotiate();

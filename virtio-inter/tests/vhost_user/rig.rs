@@ -57,7 +57,7 @@ pub(crate) const F_INBAND_NOTIFICATIONS: u64 = 1 << 14;
 /// The feature bit by which everything that the device writes is to be logged.
 pub(crate) const F_LOG_ALL: u64 = 1 << 26;
 
-/// Where the tests' guest memory lies in the frontend and in the guest.
+/// Addresses of the tests' memory in the frontend and in the guest.
 pub(crate) const USER: u64 = 0x7f00_0000_0000;
 pub(crate) const GUEST: u64 = 0x10_0000;
 pub(crate) const SIZE: u64 = 0x10_0000;
@@ -74,7 +74,7 @@ impl Rig {
         Self::with_device(MockDevice::new(queues))
     }
 
-    /// What the session says once the device has found queue `index` kicked and blank.
+    /// The session's warning after the device has found queue `index` kicked and blank.
     pub(crate) fn suspect(&mut self, index: u16) -> Option<&str> {
         let session = self.frontend.as_mut().expect("a session").session_mut();
         session.check_unshared_memory(index);
@@ -141,7 +141,7 @@ impl<D: Device> Rig<D> {
         assert_eq!(sent.unwrap(), bytes.len());
     }
 
-    /// Lets the other side work. An end closes the session, as the door does.
+    /// Has the frontend's requests processed. Closes the session at its end, like the server.
     pub(crate) fn process(&mut self) -> Result<(), Disconnect> {
         let frontend = self.frontend.as_mut().expect("a session");
         let result = frontend.process(&mut self.device, None);
