@@ -234,23 +234,9 @@ impl Counters {
 
     /// Frames that went nowhere, by reason.
     pub fn drops(&self) -> BTreeMap<&str, u64> {
-        /// Counters of delivered frames, and of frames for nobody; the others count losses.
-        const HARMLESS: [&str; 11] = [
-            "tx_frames",
-            "tx_bytes",
-            "tx_waits",
-            "tx_spilled",
-            "rx_frames",
-            "rx_bytes",
-            "rx_segmented",
-            "rx_csum_completed",
-            "rx_waits",
-            "wakeups",
-            "interrupts",
-        ];
         let mut drops = BTreeMap::new();
         for (name, value) in self.pairs.iter().flatten() {
-            if *value != 0 && !HARMLESS.contains(&name.as_str()) {
+            if *value != 0 && virtio_inter_device::Counters::is_drop(name) {
                 *drops.entry(name.as_str()).or_default() += *value;
             }
         }

@@ -1,10 +1,22 @@
 //! Counters of a worker: written by that worker alone, readable by anyone.
+//!
+//! Each is a `drop` (frames that were lost) or a `count` (of anything else). Tests and tools ask
+//! [`Counters::is_drop`], so the kind stands here alone.
 
 use crate::counter::Counter;
 use crate::drops::Drops;
 
+macro_rules! is_drop {
+    (drop) => {
+        true
+    };
+    (count) => {
+        false
+    };
+}
+
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+    ($($(#[$doc:meta])* $kind:ident $name:ident),* $(,)?) => {
         /// Counters of one worker since the port started, in frames unless it says otherwise.
         #[derive(Debug, Default)]
         #[repr(align(128))] // No other worker's counters on these cache lines.
@@ -19,101 +31,136 @@ macro_rules! counters {
             pub fn values(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.get()),)*]
             }
+
+            /// Whether the counter of this name counts frames that were lost. False for a name that
+            /// no counter has.
+            pub fn is_drop(name: &str) -> bool {
+                match name {
+                    $(stringify!($name) => is_drop!($kind),)*
+                    _ => false,
+                }
+            }
         }
     };
 }
 
 counters! {
     /// Frames of the guest that were sent to at least one peer, or by the uplink.
-    tx_frames,
+    count tx_frames,
     /// Their bytes, without the virtio header.
-    tx_bytes,
+    count tx_bytes,
     /// From the guest: shorter than an Ethernet header, or longer than any MTU.
-    tx_bad_length,
+    drop tx_bad_length,
     /// From the guest: a GSO type that is unknown or was not negotiated.
-    tx_bad_gso_type,
+    drop tx_bad_gso_type,
     /// From the guest: a GSO size of zero.
-    tx_bad_gso_size,
+    drop tx_bad_gso_size,
     /// From the guest: a GSO frame whose `hdr_len` is longer than the frame.
-    tx_bad_hdr_len,
+    drop tx_bad_hdr_len,
     /// From the guest: a GSO frame that is not of the kind that its GSO type says.
-    tx_bad_gso_frame,
+    drop tx_bad_gso_frame,
     /// From the guest: a partial checksum outside of the frame, missing where GSO needs it, or not
     /// negotiated.
-    tx_bad_csum,
+    drop tx_bad_csum,
     /// From the guest: a source address that is not the port's.
-    tx_spoofed,
+    drop tx_spoofed,
     /// From the guest: no peer has the destination address, and there is no uplink.
-    tx_no_destination,
+    drop tx_no_destination,
     /// From the guest: the receiving port made no progress for the stall timeout.
-    tx_peer_stalled,
+    drop tx_peer_stalled,
     /// From the guest: no ring could be made to the peer.
-    tx_no_link,
+    drop tx_no_link,
     /// From the guest: multicast for peers without a ring of which there was too much.
-    tx_flood_lost,
+    drop tx_flood_lost,
     /// From the guest: the same, once for each peer whose connection had no room.
-    tx_flood_peer_full,
+    drop tx_flood_peer_full,
     /// From the guest: returned unsent because the queue was disabled.
-    tx_disabled,
+    drop tx_disabled,
     /// Number of times that a full link held the transmit queue up.
-    tx_waits,
+    count tx_waits,
     /// Frames copied aside for a slow peer so that frames for others could go on.
-    tx_spilled,
+    count tx_spilled,
     /// Frames delivered to the guest.
-    rx_frames,
+    count rx_frames,
     /// Their bytes, without the virtio header.
-    rx_bytes,
+    count rx_bytes,
     /// From a peer: shorter than an Ethernet header, or longer than any MTU.
-    rx_bad_length,
+    drop rx_bad_length,
     /// From a peer: an unknown GSO type.
-    rx_bad_gso_type,
+    drop rx_bad_gso_type,
     /// From a peer: a GSO size of zero.
-    rx_bad_gso_size,
+    drop rx_bad_gso_size,
     /// From a peer: a GSO frame whose `hdr_len` is longer than the frame.
-    rx_bad_hdr_len,
+    drop rx_bad_hdr_len,
     /// From a peer: a GSO frame that is not of the kind that its GSO type says.
-    rx_bad_gso_frame,
+    drop rx_bad_gso_frame,
     /// From a peer: a partial checksum outside of the frame, or missing where GSO needs it.
-    rx_bad_csum,
+    drop rx_bad_csum,
     /// From a peer: a source address that is not the peer's, or a destination that is not this
     /// port's.
-    rx_bad_address,
+    drop rx_bad_address,
     /// From a peer: larger than the port's MTU, and it cannot be segmented to fit.
-    rx_too_long,
+    drop rx_too_long,
     /// From a peer: larger than the guest's buffer (without mergeable buffers), and not a TCP frame
     /// that can be segmented to fit. Segments count one by one.
-    rx_small_buffer,
+    drop rx_small_buffer,
     /// Frames from peers that were segmented because the guest did not negotiate the offload or has
     /// too small buffers. The segments count in `rx_frames`.
-    rx_segmented,
+    count rx_segmented,
     /// Frames of `rx_frames` whose checksum was completed because the guest did not negotiate the
     /// offload, or for DHCP programs.
-    rx_csum_completed,
+    count rx_csum_completed,
     /// From peers without a ring: multicast of which there was too much.
-    rx_flood_lost,
+    drop rx_flood_lost,
     /// From a peer: there was no guest to take it.
-    rx_no_guest,
+    drop rx_no_guest,
     /// Number of times that frames had to wait for the guest's buffers.
-    rx_waits,
+    count rx_waits,
     /// Frames of the guest, and announcements of its address, that were sent by the uplink. Those
     /// of the guest count in `tx_frames` as well.
-    uplink_tx_frames,
+    count uplink_tx_frames,
     /// Their bytes, without the virtio header.
-    uplink_tx_bytes,
+    count uplink_tx_bytes,
     /// From the guest, for the uplink: its device was down or gone.
-    uplink_tx_down,
+    drop uplink_tx_down,
     /// From the guest, for the uplink: its device refused the frame.
-    uplink_tx_refused,
+    drop uplink_tx_refused,
     /// Frames for the guest that came by the uplink, before they were segmented or dropped.
-    uplink_rx_frames,
+    count uplink_rx_frames,
     /// Their bytes, without the virtio header.
-    uplink_rx_bytes,
+    count uplink_rx_bytes,
     /// By the uplink: for another unicast address, as a switch floods it.
-    uplink_rx_other,
+    count uplink_rx_other,
     /// By the uplink: from the port's own address, returned by the network.
-    uplink_rx_own,
+    count uplink_rx_own,
     /// Number of wake-ups of the worker.
-    wakeups,
+    count wakeups,
     /// Number of interrupts sent to the guest.
-    interrupts,
+    count interrupts,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counter_of_losses_is_told_from_one_of_anything_else() {
+        let drops = |prefix: &str| {
+            let values = Counters::default().values();
+            values
+                .iter()
+                .filter(|(name, _)| name.starts_with(prefix) && Counters::is_drop(name))
+                .count()
+        };
+        assert_eq!([drops("tx_"), drops("rx_"), drops("uplink_")], [13, 11, 2]);
+        for name in [
+            "tx_frames",
+            "rx_segmented",
+            "uplink_rx_own",
+            "wakeups",
+            "no such",
+        ] {
+            assert!(!Counters::is_drop(name), "{name}");
+        }
+    }
 }

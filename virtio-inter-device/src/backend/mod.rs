@@ -6,11 +6,13 @@
 //!
 //! - [`Links`] (`link/`): the links to the peers of a segment, with forwarding and fairness;
 //! - [`Network`] (`network.rs`): those links, and the uplink of the port if it has one (`tap/`);
-//! - [`Null`]: counts and drops;
+//! - [`Null`]: takes and drops;
 //! - [`Loopback`]: returns each frame to its sender.
 //!
-//! To add a backend, implement [`Backend`] in a new file; [`Port::with_backend`](crate::Port)
-//! starts a device with it. One that combines two wraps both, as [`Network`] does. A process
+//! To add a backend, implement [`Backend`] in a new file and name it here;
+//! [`Port::with_backend`](crate::Port) starts a device with it. Tests and the bench do so; the
+//! program `virtio-inter` always runs [`Network`], and its command line selects no other. One that
+//! combines two wraps both, as [`Network`] does. A process
 //! without a guest uses the same two traits: it implements [`TxFrame`] for frames in its own
 //! memory, and [`RxSink`] for what takes frames.
 

@@ -1,8 +1,8 @@
 //! The network side of a port: links to the peers of its segment, and an uplink if it has one.
 //!
 //! A unicast frame goes by the link to the peer that has its address, and by the uplink if no peer
-//! has it. A multicast frame goes by both, but by link only to peers that do not hear the uplink's
-//! network themselves. Decision 0070.
+//! has it. A multicast frame goes by both: by the uplink, and by the link to each peer. Decision
+//! 0070.
 
 use std::io;
 use std::os::fd::OwnedFd;

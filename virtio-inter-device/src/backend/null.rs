@@ -7,7 +7,7 @@ use crate::batch::Rest;
 use crate::device::DeviceError;
 use crate::poller::Poller;
 
-/// Takes every frame, counts it as sent and drops it. Never has a record.
+/// Takes every frame and drops it; the transmit handler counts it as sent. Never has a record.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Null;
 

@@ -274,29 +274,12 @@ impl<B: Backend> Node<B> {
         self.port.counters().map(value).sum()
     }
 
-    /// The counters that are not zero but for what says nothing of frames' fate.
+    /// The counters of lost frames that are not zero.
     pub(crate) fn drops(&self) -> Vec<(&'static str, u64)> {
-        let harmless = [
-            "tx_frames",
-            "tx_bytes",
-            "tx_waits",
-            "tx_spilled",
-            "rx_frames",
-            "rx_bytes",
-            "rx_segmented",
-            "rx_csum_completed",
-            "rx_waits",
-            "uplink_tx_frames",
-            "uplink_tx_bytes",
-            "uplink_rx_frames",
-            "uplink_rx_bytes",
-            "wakeups",
-            "interrupts",
-        ];
         self.port
             .counters()
             .flat_map(Counters::values)
-            .filter(|(name, value)| *value != 0 && !harmless.contains(name))
+            .filter(|(name, value)| *value != 0 && Counters::is_drop(name))
             .collect()
     }
 
