@@ -154,10 +154,12 @@ fn garbage_on_all_sockets_harms_no_guest() {
     const ROUNDS: usize = 100;
     guest_test(|bed| {
         let mut group = Group::boot(bed, &[Frontend::Uml; 2])?;
-        let files = group.ports[0].process().open_files()?;
         let plan = tools::TransferPlan::both_ways(300_000_000);
         let [a, b] = [&group.vms[0], &group.vms[1]];
-        let transfer = tools::Transfer::start(a, b, b.nic(0).ipv4(), plan)?;
+        let mut transfer = tools::Transfer::start(a, b, b.nic(0).ipv4(), plan)?;
+        // From now on each side has its rings, and their descriptors.
+        transfer.wait_for_progress(20_000_000, LIMIT)?;
+        let files = group.ports[0].process().open_files()?;
 
         let meeting = SocketAddrUnix::new(group.segment.path().join("vm1.sock"))?;
         let mut garbage: Vec<u8> = (0..4000_u32).map(|i| (i * i / 7) as u8).collect();
