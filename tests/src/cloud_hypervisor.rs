@@ -2,15 +2,13 @@
 //!
 //! The programs are stock ones, found and never built here.
 
-use std::env;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
@@ -18,35 +16,10 @@ use virtio_inter_agent::DEVICE_OPTION;
 
 use crate::agent::Channel;
 use crate::images::Image;
-use crate::{
-    Backend, Kernel, Nic, Process, Result, Testbed, Vm, VmConfig, launcher, process, wait,
-};
+use crate::{Backend, Kernel, Nic, Process, Result, Testbed, VmConfig, launcher, vmm};
 
 /// The guest's end of the agent's channel.
 const CONSOLE: &str = "hvc0";
-/// How long a request to the VMM may take. A snapshot writes the guest's memory.
-const REQUEST_LIMIT: Duration = Duration::from_secs(120);
-/// How long a VMM may take until it answers requests.
-const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-
-/// The `cloud-hypervisor` that `$CLOUD_HYPERVISOR` names, else the one in `$PATH`.
-pub fn program() -> Option<PathBuf> {
-    if let Some(path) = env::var_os("CLOUD_HYPERVISOR") {
-        return Some(path.into());
-    }
-    env::split_paths(&env::var_os("PATH")?)
-        .map(|directory| directory.join("cloud-hypervisor"))
-        .find(|path| path.is_file())
-}
-
-/// The `ch-remote` beside the `cloud-hypervisor`.
-pub(crate) fn remote_program() -> Result<PathBuf> {
-    let program = program().context("No cloud-hypervisor: set CLOUD_HYPERVISOR")?;
-    let path = program.with_file_name("ch-remote");
-    ensure!(path.is_file(), "No {}", path.display());
-    Ok(path)
-}
-
 /// Starts a VMM, and returns our end of its guest's channel.
 pub(crate) fn start(
     name: &str,
@@ -114,7 +87,7 @@ pub(crate) fn command(
     api: &Path,
 ) -> Result<Command> {
     let image = Image::of_kernel(kernel)?;
-    let mut command = vmm(api)?;
+    let mut command = vmm::command(api)?;
     if config.nics.iter().any(launcher::is_for) {
         command = launcher::of(&command, config)?;
     }
@@ -168,19 +141,8 @@ pub(crate) fn command(
     Ok(command)
 }
 
-/// A VMM without a guest, which takes requests at `api`.
-pub(crate) fn vmm(api: &Path) -> Result<Command> {
-    let mut command = Command::new(program().context("No cloud-hypervisor")?);
-    // It does not take over what a killed one left there.
-    if api.exists() {
-        fs::remove_file(api).context("Removing a former VMM's socket")?;
-    }
-    command.arg("--api-socket").arg(api);
-    Ok(command)
-}
-
 /// The value of `--net`, and of `ch-remote add-net`.
-fn net(index: usize, nic: &Nic) -> Result<String> {
+pub(crate) fn net(index: usize, nic: &Nic) -> Result<String> {
     let backend = match &nic.backend {
         Backend::VhostUser(socket) => format!("vhost_user=on,socket={}", socket.display()),
         Backend::Tap(tap) => format!("tap={}", tap.name()),
@@ -193,132 +155,4 @@ fn net(index: usize, nic: &Nic) -> Result<String> {
         2 * nic.queues,
         nic.queue_size
     ))
-}
-
-/// Asks the VMM at `api` for something and returns what it answered.
-fn request(api: &Path, arguments: &[&str]) -> Result<String> {
-    request_by(&remote_program()?, api, arguments)
-}
-
-/// The same by a program that is used like `ch-remote`.
-pub(crate) fn request_by(program: &Path, api: &Path, arguments: &[&str]) -> Result<String> {
-    let name = format!("ch-remote {}", arguments.join(" "));
-    let log = api.with_extension("requests.log");
-    let before = fs::metadata(&log).map_or(0, |log| log.len() as usize);
-    let mut command = Command::new(program);
-    command
-        .env("CH_REMOTE", remote_program()?)
-        .arg("--api-socket")
-        .arg(api)
-        .args(arguments)
-        .stdin(process::no_input().context("Opening an empty input")?);
-    let mut process = Process::start(&name, command, &log, &[])?;
-    let status = process.wait(REQUEST_LIMIT)?;
-    let answer = process.log().get(before..).unwrap_or_default().to_owned();
-    ensure!(status.success(), "{name} failed: {answer}");
-    Ok(answer)
-}
-
-/// Operations of Cloud Hypervisor's guests only.
-impl Vm {
-    /// Sends a request to the VMM by `ch-remote` and returns the answer.
-    ///
-    /// # Errors
-    ///
-    /// A refusal of the VMM, or no answer within 120 s.
-    pub fn request(&self, arguments: &[&str]) -> Result<String> {
-        request(&self.monitor, arguments)
-    }
-
-    /// Plugs an interface into the running guest, waits for it there and gives it its addresses.
-    ///
-    /// # Errors
-    ///
-    /// A refusal of the VMM, or an interface that does not appear in the guest.
-    pub fn plug(&mut self, nic: Nic) -> Result<()> {
-        let index = self.config.nics.len();
-        match launcher::inter_vm(&self.config, index, &nic) {
-            Some(value) => self.request_ext(&["add-device", &format!("inter-vm,{value}")])?,
-            None => self.request(&["add-net", &net(index, &nic)?])?,
-        };
-        self.config.nics.push(nic);
-        self.configure_network()
-    }
-
-    /// Unplugs the last interface and waits until the guest and the VMM have released it.
-    ///
-    /// # Errors
-    ///
-    /// A refusal of the VMM, or an interface that stays.
-    pub fn unplug(&mut self) -> Result<()> {
-        let index = self.config.nics.len() - 1;
-        let mac = self.nic(index).mac.to_string();
-        let id = format!("net{index}");
-        if launcher::is_for(self.nic(index)) {
-            self.request_ext(&["remove-device", &id])?;
-        } else {
-            self.request(&["remove-device", &id])?;
-        }
-        wait::until("end of an unplugged interface", ANSWER_LIMIT, || {
-            let there = self.run(&["ip", "-brief", "link"])?.contains(&mac)
-                || self.request(&["info"])?.contains(&format!("\"{id}\""));
-            Ok((!there).then_some(()))
-        })?;
-        self.config.nics.pop();
-        Ok(())
-    }
-
-    /// Pauses the guest and writes all its state into a new directory, whose path is returned.
-    ///
-    /// # Errors
-    ///
-    /// A refusal of the VMM.
-    pub fn snapshot(&self, bed: &Testbed, name: &str) -> Result<PathBuf> {
-        let directory = bed.path(name);
-        fs::create_dir(&directory).context("Making a snapshot's directory")?;
-        self.pause()?;
-        self.request(&["snapshot", &format!("file://{}", directory.display())])?;
-        Ok(directory)
-    }
-
-    /// Ends the VMM and continues from a snapshot in a new one. Running commands in the guest
-    /// continue as well. A stock VMM is killed; a launcher's is asked to end, as its next one has
-    /// the same sockets.
-    ///
-    /// # Errors
-    ///
-    /// A VMM that does not restore it.
-    pub fn restore(&mut self, bed: &Testbed, snapshot: &Path) -> Result<()> {
-        let source = format!("source_url=file://{},resume=true", snapshot.display());
-        let log = bed.path(&format!("vm-{}.log", self.config.name));
-        let name = format!("restored guest {}", self.config.name);
-        if self.config.nics.iter().any(launcher::is_for) {
-            let (console, channel) = Console::new()?;
-            self.agent.expect(Some(channel.from_guest));
-            self.request_ext(&["shutdown-vmm"])?;
-            self.process.wait(ANSWER_LIMIT)?;
-            self.agent.switch(channel.to_guest);
-            let command = launcher::restore(&self.config, &self.monitor, &source)?;
-            self.process = console.start(&name, command, &log, &self.config.cpus)?;
-            return wait_for_vmm(&self.monitor).with_context(|| self.story());
-        }
-        self.generation += 1;
-        let api = bed.path(&format!("vm-{}-{}.api", self.config.name, self.generation));
-        let (process, channel) = start(&name, vmm(&api)?, &log, &self.config.cpus)?;
-        wait_for_vmm(&api).with_context(|| self.story())?;
-        self.agent.expect(Some(channel.from_guest));
-        self.process.kill()?;
-        self.agent.switch(channel.to_guest);
-        (self.process, self.monitor) = (process, api);
-        self.request(&["restore", &source])
-            .with_context(|| self.story())
-            .map(drop)
-    }
-}
-
-/// Waits until the VMM at `api` answers.
-pub(crate) fn wait_for_vmm(api: &Path) -> Result<()> {
-    wait::until("answer of a VMM", ANSWER_LIMIT, || {
-        Ok((api.exists() && request(api, &["ping"]).is_ok()).then_some(()))
-    })
 }

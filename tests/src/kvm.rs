@@ -2,20 +2,16 @@
 
 use std::fs::{self, OpenOptions};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use crate::images::{Image, target};
-use crate::qemu::Accelerator;
-use crate::{Frontend, Kernel, Result, Testbed, Vm, VmConfig, machine};
+use crate::{Kernel, Result, inside};
 
-/// With KVM that works a guest is ready within two seconds.
-const BOOT_LIMIT: Duration = Duration::from_secs(15);
-
-/// Boots a guest under KVM, once for each boot of this machine, and says whether it got ready.
-pub fn runs_stock_kernels() -> bool {
+/// Whether KVM runs stock kernels: inside of the nested machine yes, else by `try_boot`, which is
+/// called once for each boot of this machine.
+pub(crate) fn runs_stock_kernels(try_boot: impl FnOnce() -> Result<()>) -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
-        if machine::is_inside() {
+        if inside::is_inside() {
             // That is what it is for.
             return true;
         }
@@ -46,10 +42,4 @@ pub fn runs_stock_kernels() -> bool {
         }
         answer
     })
-}
-
-fn try_boot() -> Result<()> {
-    let bed = Testbed::new("kvm probe")?;
-    let config = VmConfig::new("probe", Frontend::Qemu(Kernel::Debian12));
-    Vm::start_with(&bed, config, Some(Accelerator::Kvm))?.wait_until_ready(BOOT_LIMIT)
 }

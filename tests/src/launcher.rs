@@ -3,14 +3,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 
-use crate::{Backend, Nic, Result, Vm, VmConfig, cloud_hypervisor, images};
-
-/// How long a guest may take to reboot.
-const REBOOT_LIMIT: Duration = Duration::from_secs(120);
+use crate::{Backend, Nic, Result, VmConfig, images, vmm};
 
 /// A program beside the port's.
 pub(crate) fn program(name: &str) -> Result<PathBuf> {
@@ -42,7 +38,7 @@ pub(crate) fn of(vmm: &Command, config: &VmConfig) -> Result<Command> {
 
 /// The command that restores a guest from `source`, with its requests taken at `api` as before.
 pub(crate) fn restore(config: &VmConfig, api: &Path, source: &str) -> Result<Command> {
-    let mut command = of(&cloud_hypervisor::vmm(api)?, config)?;
+    let mut command = of(&vmm::command(api)?, config)?;
     command.args(["--restore", source]);
     for (index, nic) in config.nics.iter().enumerate() {
         if let Backend::InterVm(segment) = &nic.backend {
@@ -56,7 +52,7 @@ pub(crate) fn restore(config: &VmConfig, api: &Path, source: &str) -> Result<Com
 
 /// The command that takes a guest over, by requests at `api`.
 pub(crate) fn receiver(config: &VmConfig, api: &Path) -> Result<Command> {
-    let mut command = of(&cloud_hypervisor::vmm(api)?, config)?;
+    let mut command = of(&vmm::command(api)?, config)?;
     for (index, nic) in config.nics.iter().enumerate() {
         if let Some(value) = inter_vm(config, index, nic) {
             command.arg("--inter-vm").arg(value);
@@ -83,48 +79,4 @@ pub(crate) fn inter_vm(config: &VmConfig, index: usize, nic: &Nic) -> Option<Str
         2 * nic.queues,
         nic.queue_size
     ))
-}
-
-/// Operations of a launcher's guests only.
-impl Vm {
-    /// Sends a request to the VMM and its supervisor by `ch-remote-ext` and returns the answer.
-    ///
-    /// # Errors
-    ///
-    /// A refusal, or no answer within 120 s.
-    pub fn request_ext(&self, arguments: &[&str]) -> Result<String> {
-        let program = program("ch-remote-ext")?;
-        cloud_hypervisor::request_by(&program, &self.monitor, arguments)
-    }
-
-    /// The status of the guest's ports: `inter-vm list --json`.
-    ///
-    /// # Errors
-    ///
-    /// A supervisor that is not there.
-    pub fn inter_vm_ports(&self) -> Result<serde_json::Value> {
-        let text = self.request_ext(&["inter-vm", "list", "--json"])?;
-        serde_json::from_str(&text).context("Reading the list of ports")
-    }
-
-    /// Has the VMM reboot the guest, and waits until it is as ready as after [`Vm::boot`].
-    ///
-    /// # Errors
-    ///
-    /// A guest that does not come back in time.
-    pub fn reboot_by_vmm(&self) -> Result<()> {
-        let boots = self.agent.boots();
-        self.request_ext(&["reboot"])?;
-        self.agent
-            .wait_for_boot(boots + 1, REBOOT_LIMIT)
-            .with_context(|| self.story())?;
-        self.configure_network()
-    }
-
-    /// The directory of the supervisor's sockets.
-    pub fn supervisor_directory(&self) -> PathBuf {
-        let mut path = self.monitor.clone().into_os_string();
-        path.push(".inter-vm");
-        Path::new(&path).to_path_buf()
-    }
 }

@@ -26,7 +26,8 @@ use virtio_inter_test_support::{note, tell};
 use crate::agent::{Agent, Channel, Job, Output};
 use crate::cpio::Archive;
 use crate::images::{self, Image};
-use crate::{Kernel, Process, Result, Testbed, cloud_hypervisor, deadline, guest_test, kvm, skip};
+use crate::inside::{INSIDE, TRIPLE_FAULTED, is_inside};
+use crate::{Kernel, Process, Result, Testbed, deadline, guest_test, skip, vm, vmm};
 
 /// Machines tried for one test.
 const TRIES: u32 = 3;
@@ -43,8 +44,6 @@ pub(crate) fn longest() -> Duration {
     (BOOT_LIMIT + TEST_LIMIT + PULSE + PULSE_LIMIT) * TRIES
 }
 
-/// Set for what runs in the machine.
-const INSIDE: &str = "VIRTIO_INTER_INSIDE";
 /// Directory of the files given to the machine …
 const HOST: &str = "/host";
 /// … and what it calls the program that is to run there.
@@ -58,11 +57,11 @@ const PROGRAM: &str = "program";
 /// When the test fails.
 #[allow(clippy::panic, reason = "this is how a test fails")]
 pub fn cloud_hypervisor_test(test: impl FnOnce(&Testbed) -> Result<()>) {
-    if cloud_hypervisor::program().is_none() {
+    if vmm::program().is_none() {
         skip("no cloud-hypervisor here: set CLOUD_HYPERVISOR, or put it and ch-remote into PATH");
         return;
     }
-    if is_inside() || kvm::runs_stock_kernels() {
+    if is_inside() || vm::runs_stock_kernels() {
         guest_test(test);
         return;
     }
@@ -90,26 +89,6 @@ pub fn cloud_hypervisor_test(test: impl FnOnce(&Testbed) -> Result<()>) {
         }
     }
     panic!("{name}: no nested machine lasted long enough");
-}
-
-/// Whether this program runs in the nested machine.
-pub fn is_inside() -> bool {
-    env::var_os(INSIDE).is_some()
-}
-
-/// Prefix of the line in which the machine reports a guest that triple-faulted.
-const TRIPLE_FAULTED: &str = "TRIPLE FAULT ";
-
-/// Inside, when a test has failed: reports the guests that triple-faulted, by Cloud Hypervisor's
-/// own messages.
-pub(crate) fn tell_triple_faults(logs: &[(String, String)]) {
-    for (name, log) in logs {
-        if log.contains("Guest likely triple-faulted") {
-            tell(&format!(
-                "{TRIPLE_FAULTED}of a guest of the emulated machine: {name}"
-            ));
-        }
-    }
 }
 
 /// How a test ended.
@@ -361,13 +340,13 @@ impl Shown {
 
 /// Files given to the machine, by path.
 fn contents(program: &Path, port: &Path) -> Result<BTreeMap<String, PathBuf>> {
-    let cloud_hypervisor = cloud_hypervisor::program().context("No cloud-hypervisor")?;
+    let cloud_hypervisor = vmm::program().context("No cloud-hypervisor")?;
     let mut files = BTreeMap::new();
     let mut programs = vec![
         (PROGRAM, program.to_path_buf()),
         ("virtio-inter", port.to_path_buf()),
         ("cloud-hypervisor", cloud_hypervisor),
-        ("ch-remote", cloud_hypervisor::remote_program()?),
+        ("ch-remote", vmm::remote_program()?),
     ];
     // The launcher and its like, where they were built.
     for name in ["cloud-hypervisor-ext", "ch-remote-ext"] {

@@ -13,7 +13,7 @@ use crate::monitor::Monitor;
 use crate::{
     Backend, Frontend, Kernel, Process, Result, Segment, Testbed, Vm, VmConfig, process, wait,
 };
-use crate::{cloud_hypervisor, launcher, qemu, vm};
+use crate::{cloud_hypervisor, launcher, qemu, vm, vmm};
 
 /// How long a migration may take: it may have to copy pages again and again.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -69,7 +69,7 @@ impl Vm {
         };
         let socket = bed.path(&format!("vm-{}.migration", config.name));
         let uri = format!("unix:{}", socket.display());
-        let mut command = qemu::command(bed, &config, kernel, None)?;
+        let mut command = qemu::command(bed, &config, kernel, vm::fastest_accelerator())?;
         command.args(["-incoming", &uri]);
         let log = bed.path(&format!("vm-{}.log", config.name));
         let name = format!("guest {}", config.name);
@@ -143,10 +143,7 @@ impl Vm {
             let remote = launcher::program("ch-remote-ext")?;
             (launcher::receiver(&config, &api)?, remote)
         } else {
-            (
-                cloud_hypervisor::vmm(&api)?,
-                cloud_hypervisor::remote_program()?,
-            )
+            (vmm::command(&api)?, vmm::remote_program()?)
         };
         let (mut process, channel) = cloud_hypervisor::start(
             &format!("VMM {name}"),
@@ -154,11 +151,11 @@ impl Vm {
             &bed.path(&format!("vm-{name}.log")),
             &config.cpus,
         )?;
-        cloud_hypervisor::wait_for_vmm(&api).with_context(|| process.log())?;
+        vmm::wait_until_answers(&api).with_context(|| process.log())?;
         let url = format!("unix:{}", socket.display());
         let mut receive = Command::new(&remote);
         receive
-            .env("CH_REMOTE", cloud_hypervisor::remote_program()?)
+            .env("CH_REMOTE", vmm::remote_program()?)
             .arg("--api-socket")
             .arg(&api)
             .args(["receive-migration", &format!("receiver_url={url}")])
@@ -173,7 +170,7 @@ impl Vm {
         self.agent.expect(Some(channel.from_guest));
         let send = ["send-migration", &format!("destination_url={url}{options}")];
         // The answer comes before the migration is over; the receiver reports its result.
-        let moved = cloud_hypervisor::request_by(&remote, &self.monitor, &send)
+        let moved = vmm::request_by(&remote, &self.monitor, &send)
             .and_then(|_| receive.wait(LIMIT))
             .and_then(|status| {
                 ensure!(

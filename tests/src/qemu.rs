@@ -7,7 +7,7 @@ use anyhow::bail;
 use virtio_inter_agent::PORT_NAME;
 
 use crate::images::Image;
-use crate::{Backend, Kernel, Nic, Result, Testbed, VmConfig, kvm};
+use crate::{Backend, Kernel, Nic, Result, Testbed, VmConfig};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// How often QEMU looks for a back-end that went away, in milliseconds.
@@ -25,16 +25,9 @@ pub(crate) fn command(
     bed: &Testbed,
     config: &VmConfig,
     kernel: Kernel,
-    accelerator: Option<Accelerator>,
+    accelerator: Accelerator,
 ) -> Result<Command> {
     let image = Image::of_kernel(kernel)?;
-    let accelerator = accelerator.unwrap_or_else(|| {
-        if kvm::runs_stock_kernels() {
-            Accelerator::Kvm
-        } else {
-            Accelerator::Tcg
-        }
-    });
     let mut command = program(config);
     let (accel, cpu) = match accelerator {
         Accelerator::Kvm => ("kvm", "host"),

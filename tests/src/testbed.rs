@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use virtio_inter_test_support::tell;
 
 use crate::cleanup::{Action, Registration};
-use crate::{Result, deadline, dump, machine};
+use crate::{Result, deadline, dump, inside};
 
 /// The longest socket path that fits an address (`sun_path` less its end), minus room for a name in
 /// the directory.
@@ -63,7 +63,7 @@ impl Testbed {
     fn tell_logs(&self) {
         const LINES: usize = 25;
         let logs = self.logs();
-        machine::tell_triple_faults(&logs);
+        inside::tell_triple_faults(&logs);
         for (name, text) in &logs {
             let lines: Vec<&str> = text.lines().collect();
             tell(&format!("--- {name}"));
@@ -97,7 +97,7 @@ impl Drop for Testbed {
     fn drop(&mut self) {
         if self.keep.load(Ordering::Relaxed) || thread::panicking() {
             self.registration.cancel();
-            if machine::is_inside() {
+            if inside::is_inside() {
                 self.tell_logs();
                 return;
             }

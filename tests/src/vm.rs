@@ -1,5 +1,8 @@
 //! A guest, whatever runs it.
 
+mod api;
+mod launched;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +13,10 @@ use anyhow::{Context, bail, ensure};
 use crate::agent::{Agent, Channel, Job, Output};
 use crate::monitor::Monitor;
 use crate::qemu::Accelerator;
-use crate::{Kernel, Nic, Process, Result, Testbed, cloud_hypervisor, qemu, uml, wait};
+use crate::{
+    Frontend, Kernel, Nic, Process, Result, Testbed, VmConfig, cloud_hypervisor, kvm, qemu, uml,
+    wait,
+};
 
 /// How long a guest may take to boot. TCG on a busy machine is slow.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -19,122 +25,6 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// How long an interface may take to appear and to get its carrier.
 const LINK_LIMIT: Duration = Duration::from_secs(30);
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
-
-/// The program that runs a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Frontend {
-    /// QEMU with a kernel of Debian's: under KVM where that runs stock kernels, else under TCG.
-    Qemu(Kernel),
-    /// User Mode Linux 6.1.
-    Uml,
-    /// Cloud Hypervisor with a kernel of Debian's, under KVM.
-    CloudHypervisor(Kernel),
-}
-
-/// A guest to be.
-#[derive(Clone, Debug)]
-pub struct VmConfig {
-    /// Its name on the testbed.
-    pub name: String,
-    /// The program that runs it.
-    pub frontend: Frontend,
-    /// Its memory in MiB.
-    pub memory: u32,
-    /// Its processors. User Mode Linux has one whatever this says.
-    pub vcpus: u32,
-    /// Its network interfaces.
-    pub nics: Vec<Nic>,
-    /// The host's CPUs to which it is bound; all if empty.
-    pub cpus: Vec<usize>,
-    /// Whether back-ends can see its memory, as they must. User Mode Linux always shares.
-    pub shares_memory: bool,
-    /// Memory in MiB that can be plugged in, and how (`acpi`, `virtio-mem`); Cloud Hypervisor only.
-    pub hotplug: Option<(u32, String)>,
-    /// A directory that stands for a host: a launcher runs in it, and its ports' sockets are
-    /// relative to it.
-    pub host: Option<PathBuf>,
-}
-
-impl VmConfig {
-    /// A guest with 256 MiB, one processor and no network.
-    pub fn new(name: &str, frontend: Frontend) -> Self {
-        Self {
-            name: name.to_owned(),
-            frontend,
-            memory: 256,
-            vcpus: 1,
-            nics: Vec::new(),
-            cpus: Vec::new(),
-            shares_memory: true,
-            hotplug: None,
-            host: None,
-        }
-    }
-
-    /// The same with one more interface.
-    #[must_use]
-    pub fn nic(mut self, nic: Nic) -> Self {
-        self.nics.push(nic);
-        self
-    }
-
-    /// The same with more processors.
-    #[must_use]
-    pub fn vcpus(self, vcpus: u32) -> Self {
-        Self { vcpus, ..self }
-    }
-
-    /// The same with room for more memory, in MiB, plugged in by `method`: `acpi` or `virtio-mem`.
-    #[must_use]
-    pub fn hotplug(self, memory: u32, method: &str) -> Self {
-        Self {
-            hotplug: Some((memory, method.to_owned())),
-            ..self
-        }
-    }
-
-    /// The same with its launcher in the directory `host`.
-    #[must_use]
-    pub fn on_host(self, host: &Path) -> Self {
-        Self {
-            host: Some(host.to_path_buf()),
-            ..self
-        }
-    }
-
-    /// The same bound to CPUs of the host.
-    #[must_use]
-    pub fn cpus(self, cpus: &[usize]) -> Self {
-        Self {
-            cpus: cpus.to_vec(),
-            ..self
-        }
-    }
-
-    /// The same with memory that no back-end can see: a mistake that users make.
-    #[must_use]
-    pub fn without_shared_memory(self) -> Self {
-        Self {
-            shares_memory: false,
-            ..self
-        }
-    }
-
-    /// Socket of QEMU's monitor, or of Cloud Hypervisor's API.
-    pub(crate) fn monitor(&self, bed: &Testbed) -> PathBuf {
-        let kind = match self.frontend {
-            Frontend::CloudHypervisor(_) => "api",
-            _ => "qmp",
-        };
-        bed.path(&format!("vm-{}.{kind}", self.name))
-    }
-
-    /// Log of the guest's console.
-    pub(crate) fn console(&self, bed: &Testbed) -> PathBuf {
-        bed.path(&format!("vm-{}.console", self.name))
-    }
-}
 
 /// A running guest, killed when dropped.
 pub struct Vm {
@@ -178,6 +68,7 @@ impl Vm {
         let name = format!("guest {}", config.name);
         let (process, near) = match config.frontend {
             Frontend::Qemu(kernel) => {
+                let accelerator = accelerator.unwrap_or_else(fastest_accelerator);
                 let command = qemu::command(bed, &config, kernel, accelerator)?;
                 on_socket(&name, command, &log, &config.cpus)?
             }
@@ -479,6 +370,28 @@ impl Vm {
     /// A process that is still there after 10 s.
     pub fn kill(mut self) -> Result<()> {
         self.process.kill()
+    }
+}
+
+/// With KVM that works a guest is ready within two seconds.
+const KVM_BOOT_LIMIT: Duration = Duration::from_secs(15);
+
+/// Whether this machine's `/dev/kvm` runs stock kernels. The first call boots a guest under KVM,
+/// once for each boot of this machine.
+pub fn runs_stock_kernels() -> bool {
+    kvm::runs_stock_kernels(|| {
+        let bed = Testbed::new("kvm probe")?;
+        let config = VmConfig::new("probe", Frontend::Qemu(Kernel::Debian12));
+        Vm::start_with(&bed, config, Some(Accelerator::Kvm))?.wait_until_ready(KVM_BOOT_LIMIT)
+    })
+}
+
+/// KVM where it runs stock kernels, else TCG.
+pub(crate) fn fastest_accelerator() -> Accelerator {
+    if runs_stock_kernels() {
+        Accelerator::Kvm
+    } else {
+        Accelerator::Tcg
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use rustix::process::Signal;
 
-use super::LISTEN_LIMIT;
+use super::limits::LISTEN_LIMIT;
 use crate::{Job, Result, Vm};
 
 /// TCP port by which reader and sender agree, UDP port of the datagrams.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use super::{LISTEN_LIMIT, MARGIN};
+use super::limits::{LISTEN_LIMIT, MARGIN};
 use crate::{Job, Result, Vm};
 
 /// How to measure.

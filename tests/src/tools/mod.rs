@@ -4,6 +4,7 @@
 
 mod flood;
 mod iperf3;
+mod limits;
 mod netperf;
 mod ping;
 mod sockperf;
@@ -22,10 +23,3 @@ pub use sockperf::{
 };
 pub use transfer::{Transfer, TransferPlan, TransferReport, exchange};
 pub use udp::{UdpReport, udp_check};
-
-use std::time::Duration;
-
-/// Time that starting, connecting and ending may add to a tool's own time.
-const MARGIN: Duration = Duration::from_secs(60);
-/// How long a server may take to listen.
-const LISTEN_LIMIT: Duration = Duration::from_secs(30);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::MARGIN;
+use super::limits::MARGIN;
 use crate::{Result, Vm};
 
 /// How to ping.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use super::{LISTEN_LIMIT, MARGIN};
+use super::limits::{LISTEN_LIMIT, MARGIN};
 use crate::{Job, Result, Vm, wait};
 
 /// Port of the server.

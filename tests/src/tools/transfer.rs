@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 
-use super::LISTEN_LIMIT;
+use super::limits::LISTEN_LIMIT;
 use super::stall::{self, Progress, Watch};
 use crate::{Job, Result, Vm, wait};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 
-use super::{LISTEN_LIMIT, MARGIN};
+use super::limits::{LISTEN_LIMIT, MARGIN};
 use crate::{Result, Vm};
 
 /// UDP port of the echo.
