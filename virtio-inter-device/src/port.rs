@@ -24,10 +24,11 @@ use crate::poller::{Poller, Waker};
 use crate::queue::check_setup;
 use crate::worker::{Answer, Command, Report, Request, Worker, WorkerSetup};
 
+mod link_book;
 mod links;
 
-use links::LinkBook;
-pub use links::LinkEvent;
+use link_book::LinkBook;
+pub use link_book::LinkEvent;
 
 /// A worker answers a command between two batches, microseconds later. One that takes this long has
 /// ended.

@@ -7,7 +7,7 @@ use virtio_inter_link::Violation;
 use virtio_inter_segment::PeerKey;
 use vm_memory::VolatileSlice;
 
-use super::link::PlacedRequest;
+use super::ring_request::PlacedRequest;
 use super::steering::Ready;
 use crate::batch::Rest;
 use crate::counters::Counters;

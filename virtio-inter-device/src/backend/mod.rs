@@ -21,6 +21,7 @@ mod link;
 mod loopback;
 mod network;
 mod null;
+mod ring_request;
 pub(crate) mod steering;
 mod tap;
 

@@ -23,7 +23,6 @@ use crate::device::DeviceError;
 use crate::poller::Poller;
 use rx::RxLinks;
 pub(crate) use rx::{RxLink, RxLinkId, RxRing};
-pub(crate) use tx::PlacedRequest;
 use tx::TxLinks;
 use tx_link::{Timeouts, TxLink};
 

@@ -1,5 +1,5 @@
-//! The receiving ends of links: serves them in turn. A link whose sender closes its ring goes on with
-//! the next one, or ends.
+//! The receiving ends of links: serves them in turn. A link whose sender closes its ring goes on
+//! with the next one, or ends.
 
 use std::os::fd::BorrowedFd;
 use virtio_inter_common::MacAddr;

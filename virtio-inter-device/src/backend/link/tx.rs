@@ -9,8 +9,9 @@ use virtio_inter_link::{Sender, Violation};
 use virtio_inter_segment::{MAX_FRAME, PeerKey};
 
 use super::forward::{Destination, Forwarding};
-use super::tx_link::{RingRequest, Room, SendError, Timeouts, TxLink};
+use super::tx_link::{Room, SendError, Timeouts, TxLink};
 use crate::backend::interface::{LinkFault, TxBackend, TxFrame, TxStatus};
+use crate::backend::ring_request::PlacedRequest;
 use crate::batch::Rest;
 use crate::counters::Counters;
 use crate::frame::NET_HEADER;
@@ -23,15 +24,6 @@ struct Waiting {
     len: usize,
     /// When the frame is to be offered again at the latest.
     until: Instant,
-}
-
-/// A wish for a ring, and where it arose.
-#[derive(Debug, Clone, Copy)]
-pub struct PlacedRequest {
-    pub(crate) ring: RingRequest,
-    /// Multicast frames that were put into the flood before this position went without the peer's
-    /// ring, later ones do not.
-    pub(crate) flooded: u64,
 }
 
 /// The links to all peers.

@@ -20,6 +20,7 @@ use vm_memory::VolatileSlice;
 
 use super::spill::Spill;
 use crate::backend::interface::TxFrame;
+use crate::backend::ring_request::RingRequest;
 
 /// How long a ring may be full.
 #[derive(Debug, Clone, Copy)]
@@ -59,14 +60,6 @@ const RETRY: Duration = Duration::from_millis(100);
 const RETRY_DECLINED: Duration = Duration::from_secs(1);
 /// Number of times in a row that a ring was found to be quiet before it is given back.
 const QUIET_TICKS: u8 = 2;
-
-/// A wish for a ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RingRequest {
-    pub(crate) peer: PeerKey,
-    /// Size of its data area in bytes, at most.
-    pub(crate) capacity: u32,
-}
 
 /// Place for a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

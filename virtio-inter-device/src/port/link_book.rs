@@ -1,0 +1,165 @@
+//! The control thread's view of links: which peers have a ring, and the frames for those without.
+//!
+//! Such frames go through a ring within the process, the *flood*, one for each worker. Whether a
+//! peer has a ring changes at a position of the flood that the worker names: so each frame reaches
+//! a peer once, by its ring or without one.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use virtio_inter_common::MacAddr;
+use virtio_inter_link::{Doorbell, Receiver, SMALL_CAPACITY, Sender, pair, pair_with};
+use virtio_inter_segment::PeerKey;
+
+use crate::backend::{RxLink, RxLinkId, RxRing};
+use crate::device::DeviceError;
+
+/// Frames taken out of each flood before the control thread does something else.
+const FLOOD_BATCH: usize = 64;
+
+/// What links want of the process.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// Queue pair `queue` wants a ring to a peer: [`Port::set_ring`] or [`Port::set_no_ring`].
+    Wanted {
+        /// The peer.
+        peer: PeerKey,
+        /// The queue pair.
+        queue: u16,
+        /// Size of the ring's data area in bytes, at most.
+        capacity: u32,
+    },
+    /// A ring of a peer was read to its end.
+    Finished {
+        /// The peer.
+        peer: PeerKey,
+        /// The ring.
+        number: u64,
+    },
+    /// A multicast frame for peers without a ring. For each that cannot get it, call
+    /// [`Port::flood_lost`].
+    Flood {
+        /// The peers.
+        peers: Vec<PeerKey>,
+        /// The queue pair that sent it.
+        queue: u16,
+        /// The record.
+        record: Vec<u8>,
+    },
+}
+
+/// What the control thread knows of a peer.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) mac: MacAddr,
+    /// The queue pairs that have a ring to it, or wait for one: a bit set by index.
+    pub(super) with_ring: u64,
+}
+
+/// The control thread's ends of the floods, and its view of who has a ring.
+#[derive(Debug, Default)]
+pub(super) struct LinkBook {
+    /// By worker.
+    pub(super) floods: Vec<Receiver>,
+    /// Brings multicast frames of peers without a ring to a worker.
+    pub(super) inbound: Option<Sender>,
+    pub(super) peers: BTreeMap<PeerKey, Peer>,
+    /// Not told yet.
+    pub(super) events: Vec<LinkEvent>,
+}
+
+/// A worker's ends of the floods.
+pub(super) type FloodEnds = std::vec::IntoIter<(Sender, Option<RxLink>)>;
+
+impl LinkBook {
+    /// A book of no peers, and each worker's ends. `doorbell` is signalled when there is something
+    /// in a flood.
+    pub(super) fn new(
+        workers: u16,
+        doorbell: &OwnedFd,
+    ) -> Result<(LinkBook, FloodEnds), DeviceError> {
+        let io = |source| DeviceError::Io {
+            action: "create the rings for multicast frames",
+            source,
+        };
+        let other = |e| io(std::io::Error::other(e));
+        let (inbound, receiver) = pair(SMALL_CAPACITY).map_err(other)?;
+        let id = RxLinkId {
+            peer: PeerKey::next(),
+            queue: 0,
+        };
+        let ring = RxRing {
+            number: 0,
+            receiver,
+        };
+        let mut receiver = Some(RxLink::new(id, None, ring, 0));
+        let mut book = LinkBook {
+            inbound: Some(inbound),
+            ..LinkBook::default()
+        };
+        let mut ends = Vec::new();
+        for _ in 0..workers {
+            let doorbell = doorbell.as_fd().try_clone_to_owned().map_err(io)?;
+            let doorbell = Doorbell::from_fd(doorbell).map_err(|e| io(std::io::Error::other(e)))?;
+            let (sender, mut flood) = pair_with(SMALL_CAPACITY, doorbell).map_err(other)?;
+            flood
+                .wait_for_data()
+                .map_err(|e| io(std::io::Error::other(e)))?;
+            book.floods.push(flood);
+            ends.push((sender, receiver.take()));
+        }
+        // To be one, the doorbell was signalled: nothing has happened.
+        let _ = rustix::io::read(doorbell, &mut [0; 8]);
+        Ok((book, ends.into_iter()))
+    }
+
+    pub(super) fn set_ring(&mut self, peer: PeerKey, queue: u16, with_ring: bool) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            let bit = 1 << queue;
+            if with_ring {
+                peer.with_ring |= bit;
+            } else {
+                peer.with_ring &= !bit;
+            }
+        }
+    }
+
+    /// Takes frames out of a worker's flood, for those that have no ring by now: all in front of a
+    /// position, or some. False: there are more.
+    pub(super) fn drain(&mut self, queue: u16, until: Option<u64>) -> bool {
+        let Some(flood) = self.floods.get_mut(usize::from(queue)) else {
+            return true;
+        };
+        let mut left = FLOOD_BATCH;
+        while until.is_none_or(|until| flood.consumed() < until) {
+            if until.is_none() && left == 0 {
+                return false;
+            }
+            left = left.saturating_sub(1);
+            let Ok(Some(record)) = flood.peek() else {
+                break;
+            };
+            let mut bytes = vec![0; record.slice().len()];
+            record.slice().copy_to(&mut bytes[..]);
+            record.consume();
+            let peers = self.peers.iter();
+            let peers = peers.filter(|(_, peer)| peer.with_ring & (1 << queue) == 0);
+            let peers: Vec<PeerKey> = peers.map(|(key, _)| *key).collect();
+            if !peers.is_empty() {
+                self.events.push(LinkEvent::Flood {
+                    peers,
+                    queue,
+                    record: bytes,
+                });
+            }
+        }
+        let _ = flood.release();
+        true
+    }
+
+    /// The peer has a ring, or has none, behind this position of a worker's flood.
+    pub(super) fn place(&mut self, peer: PeerKey, queue: u16, flooded: u64, with_ring: bool) {
+        self.drain(queue, Some(flooded));
+        self.set_ring(peer, queue, with_ring);
+    }
+}
