@@ -4,19 +4,22 @@
 //! The namespace keeps the host's addresses, firewall and other bridges out of it, and takes the
 //! devices with it when it is deleted. It needs root.
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::{Command, id};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, bail};
 
-use crate::Result;
 use crate::cleanup::{Action, Registration};
+use crate::{Process, Result};
 
 /// A bridge in its own network namespace, removed when dropped.
 pub struct Bridge {
     namespace: String,
     mtu: u16,
     taps: u32,
+    _outside: Option<Registration>,
     _registration: Registration,
 }
 
@@ -50,6 +53,7 @@ impl Bridge {
             namespace,
             mtu,
             taps: 0,
+            _outside: None,
             _registration: registration,
         })
     }
@@ -75,6 +79,56 @@ impl Bridge {
             mtu: self.mtu,
         })
     }
+
+    /// Runs a program on the bridge's host, to its end. Returns its standard output.
+    ///
+    /// # Errors
+    ///
+    /// A program that cannot be run or that fails.
+    pub fn run(&self, command: &[&str]) -> Result<String> {
+        run(enter(&self.namespace, command.iter().map(OsStr::new)))
+    }
+
+    /// Runs a line of shell there.
+    ///
+    /// # Errors
+    ///
+    /// A line that fails.
+    pub fn shell(&self, line: &str) -> Result<String> {
+        self.run(&["sh", "-ec", line])
+    }
+
+    /// Starts a program there that runs until it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Process::start`].
+    pub fn start(&self, command: &[&str], log: &Path) -> Result<Process> {
+        let inside = enter(&self.namespace, command.iter().map(OsStr::new));
+        Process::start(command[0], inside, log, &[])
+    }
+
+    /// Attaches the bridge to another network: a namespace of its own that is reached by NAT, with
+    /// the address 192.0.2.1. `tests/README.md` names the packages.
+    ///
+    /// # Errors
+    ///
+    /// A machine without nftables.
+    pub fn attach_outside(&mut self) -> Result<()> {
+        let outside = format!("{}-outside", self.namespace);
+        self._outside = Some(Registration::new(Action::DeleteNamespace(outside.clone())));
+        ip(&["netns", "add", &outside])?;
+        self.shell(&format!(
+            "ip link add out0 type veth peer name in0; ip link set in0 netns {outside}
+             ip addr add 192.0.2.2/24 dev out0; ip link set out0 up
+             echo 1 > /proc/sys/net/ipv4/ip_forward
+             nft add table ip nat
+             nft add chain ip nat post '{{ type nat hook postrouting priority 100; }}'
+             nft add rule ip nat post oifname out0 masquerade"
+        ))?;
+        ip(&["-n", &outside, "addr", "add", "192.0.2.1/24", "dev", "in0"])?;
+        ip(&["-n", &outside, "link", "set", "in0", "up"])
+    }
 }
 
 impl Tap {
@@ -88,10 +142,38 @@ impl Tap {
         self.mtu
     }
 
+    /// Number of packets that the device has carried: to and from its switch.
+    ///
+    /// # Errors
+    ///
+    /// A device that is gone.
+    pub fn packets(&self) -> Result<(u64, u64)> {
+        #[derive(serde::Deserialize)]
+        struct Count {
+            packets: u64,
+        }
+        #[derive(serde::Deserialize)]
+        struct Counts {
+            rx: Count,
+            tx: Count,
+        }
+        #[derive(serde::Deserialize)]
+        struct Link {
+            stats64: Counts,
+        }
+        let show = ["ip", "-json", "-statistics", "link", "show", &self.name];
+        let text = run(enter(&self.namespace, show.iter().map(OsStr::new)))?;
+        let links: Vec<Link> = serde_json::from_str(&text).context("Reading what ip says")?;
+        let link = links.first().context("No device")?;
+        Ok((link.stats64.rx.packets, link.stats64.tx.packets))
+    }
+
     /// The same command, run where the device is.
     pub(crate) fn enter(&self, command: &Command) -> Command {
-        let mut inside = self.command(command.get_program());
-        inside.args(command.get_args());
+        let words = [command.get_program()]
+            .into_iter()
+            .chain(command.get_args());
+        let mut inside = enter(&self.namespace, words);
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => inside.env(name, value),
@@ -103,22 +185,28 @@ impl Tap {
 
     /// A command that runs `program` where the device is.
     pub(crate) fn command(&self, program: &std::ffi::OsStr) -> Command {
-        let mut command = Command::new("ip");
-        command
-            .args(["netns", "exec", &self.namespace])
-            .arg(program);
-        command
+        enter(&self.namespace, [program])
     }
 }
 
-fn ip(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("ip")
-        .args(arguments)
-        .output()
-        .context("Running ip")?;
+/// A command in a namespace.
+fn enter<'a>(namespace: &str, command: impl IntoIterator<Item = &'a OsStr>) -> Command {
+    let mut inside = Command::new("ip");
+    inside.args(["netns", "exec", namespace]).args(command);
+    inside
+}
+
+fn run(mut command: Command) -> Result<String> {
+    let output = command.output().context("Running ip")?;
     if !output.status.success() {
         let told = String::from_utf8_lossy(&output.stderr);
-        bail!("ip {}: {}", arguments.join(" "), told.trim());
+        bail!("{command:?}: {}", told.trim());
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("ip");
+    command.args(arguments);
+    run(command).map(drop)
 }

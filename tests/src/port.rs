@@ -11,7 +11,7 @@ use anyhow::Context;
 use rustix::process::Signal;
 use serde::Deserialize;
 
-use crate::{Mac, Process, Result, Segment, Testbed, images, process};
+use crate::{Mac, Process, Result, Segment, Tap, Testbed, images, process};
 
 const READY_LIMIT: Duration = Duration::from_secs(20);
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
@@ -34,6 +34,8 @@ pub struct PortConfig {
     pub queues: u16,
     /// `--queue-size`
     pub queue_size: u16,
+    /// `--uplink`: the port runs where the device is.
+    pub uplink: Option<Tap>,
     /// CPUs to which the process is bound; all if empty.
     pub cpus: Vec<usize>,
     /// The program: if none, the one that `VIRTIO_INTER_BIN` names, else the later of the
@@ -51,6 +53,7 @@ impl PortConfig {
             mtu: 1500,
             queues: 1,
             queue_size: 256,
+            uplink: None,
             cpus: Vec::new(),
             program: None,
         }
@@ -72,6 +75,15 @@ impl PortConfig {
     #[must_use]
     pub fn queue_size(self, queue_size: u16) -> Self {
         Self { queue_size, ..self }
+    }
+
+    /// The same with an uplink.
+    #[must_use]
+    pub fn uplink(self, tap: &Tap) -> Self {
+        Self {
+            uplink: Some(tap.clone()),
+            ..self
+        }
     }
 
     /// The same bound to CPUs.
@@ -277,8 +289,12 @@ fn command(config: &PortConfig, [socket, status]: [&Path; 2]) -> Result<Command>
         .args(["--queues", &config.queues.to_string()])
         .args(["--queue-size", &config.queue_size.to_string()])
         // So that an ordinary user can look into its files in /proc.
-        .env("VIRTIO_INTER_ALLOW_DUMPS", "1")
-        .stdin(process::no_input().context("Opening an empty input")?);
+        .env("VIRTIO_INTER_ALLOW_DUMPS", "1");
+    if let Some(tap) = &config.uplink {
+        command.arg("--uplink").arg(format!("tap={}", tap.name()));
+        command = tap.enter(&command);
+    }
+    command.stdin(process::no_input().context("Opening an empty input")?);
     if std::env::var_os("RUST_LOG").is_none() {
         // The line that says "ready" is at this level.
         command.env("RUST_LOG", "info");
