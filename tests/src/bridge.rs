@@ -109,7 +109,7 @@ impl Bridge {
     }
 
     /// Attaches the bridge to another network: a namespace of its own that is reached by NAT, with
-    /// the address 192.0.2.1. `tests/README.md` names the packages.
+    /// the address 192.0.2.1.
     ///
     /// # Errors
     ///

@@ -144,19 +144,11 @@ fn on_a_bridge(kind: Frontend) {
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn uplink_on_a_bridge_with_dhcp_and_nat_of_uml_guests() {
     on_a_bridge(Frontend::Uml);
 }
 
 #[test]
-#[cfg_attr(
-    not(feature = "guests"),
-    ignore = "boots guests: needs --features guests"
-)]
 fn uplink_on_a_bridge_with_dhcp_and_nat_of_qemu_guests() {
     on_a_bridge(Frontend::Qemu(Kernel::Debian13));
 }

@@ -95,12 +95,23 @@ pub(crate) fn ensure() -> Result<()> {
 /// Installs packages that only some tests and some of the bench's comparisons need. Where they
 /// cannot be installed, those tests and comparisons are skipped, by name.
 pub(crate) fn ensure_peers() {
-    if virtio_inter_bench::testpmd::is_there() || !is_root() {
+    if !is_root() {
         return;
     }
+    // The networks of tests with uplinks, without any service that would start by itself.
+    let networks = [("dnsmasq", "dnsmasq-base"), ("nft", "nftables")];
+    let missing = networks
+        .iter()
+        .filter(|(program, _)| !runs(program, "--version"));
+    let mut packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
     // The package that has testpmd; that of the name `dpdk` has scripts only.
-    if let Err(error) = install(&["dpdk-dev"], false) {
-        eprintln!("Installing dpdk-dev: {error:#}");
+    if !virtio_inter_bench::testpmd::is_there() {
+        packages.push("dpdk-dev");
+    }
+    for package in packages {
+        if let Err(error) = install(&[package], false) {
+            eprintln!("Installing {package}: {error:#}");
+        }
     }
 }
 
