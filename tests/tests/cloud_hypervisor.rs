@@ -120,7 +120,7 @@ fn killed_vmm_is_replaced_on_the_same_port() {
             group.vms.insert(0, Vm::boot(bed, config)?);
             group.all_reach_all(&[0, 1])?;
             tell(&format!(
-                "killed, booted anew and reached in {:.1?}",
+                "killed, booted again and reached in {:.1?}",
                 start.elapsed()
             ));
         }

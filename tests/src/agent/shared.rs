@@ -54,7 +54,7 @@ impl State {
     pub(super) fn take(&mut self, frame: Frame) {
         let Frame { kind, job, payload } = frame;
         if kind == Kind::Ready {
-            self.end_all("The guest booted anew");
+            self.end_all("The guest booted again");
             self.boots += 1;
             self.untaken = 0;
             self.release = String::from_utf8_lossy(&payload).into_owned();

@@ -101,7 +101,7 @@ fn ten_frames_later() -> (Node, Peer) {
     (node, peer)
 }
 
-/// Starts a queue anew, with rings that are all zero.
+/// Starts a queue again, with rings that are all zero.
 fn reset(node: &mut Node, index: u16) {
     assert_eq!(node.port.stop_queue(index).unwrap(), 10);
     let fresh = Ring::new(&node.guest.arena, 256);
