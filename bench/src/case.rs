@@ -210,6 +210,8 @@ pub enum Test {
     Memory,
     /// Ports with nothing to do; a size is the number of ports.
     Idle,
+    /// Ports that start at once, talk in a ring and are quiet; a size is the number of ports.
+    Mesh,
 }
 
 impl Test {
@@ -232,6 +234,7 @@ impl Test {
             Self::AllToOne => "all_to_one",
             Self::Memory => "memory",
             Self::Idle => "idle",
+            Self::Mesh => "mesh",
         };
         name.to_owned()
     }

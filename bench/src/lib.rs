@@ -18,6 +18,8 @@ pub mod idle;
 pub mod inside;
 pub mod machine;
 pub mod measured;
+pub mod mesh;
+pub mod mock_guest;
 pub mod neighbour;
 pub mod nested;
 pub mod open_vswitch;

@@ -383,6 +383,12 @@ fn scale(plan: &mut Plan, quick: bool, facts: &Facts) {
     plan.add(place, Test::Memory, &[Way::Inter], ports, 1);
     let idle = if quick { rounds.other } else { rounds.goal };
     plan.add(place, Test::Idle, &[Way::Inter], &[64], idle);
+    let ports: &[u32] = if quick {
+        &[2, 16]
+    } else {
+        &[2, 16, 64, 128, 256]
+    };
+    plan.add(place, Test::Mesh, &[Way::Inter], ports, 1);
 }
 
 #[cfg(test)]

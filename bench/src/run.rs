@@ -13,6 +13,7 @@ use crate::distance::Distance;
 use crate::host::Host;
 use crate::idle;
 use crate::measured::Measured;
+use crate::mesh;
 use crate::neighbour::Neighbour;
 use crate::nested;
 use crate::placement::{Grouping, Placement, Seat};
@@ -142,8 +143,9 @@ impl Run {
         });
         if !alone.is_empty() {
             let program = self.programs.port.clone();
-            self.rounds(&alone, |case, _, size| {
-                idle::measure(case.test, size, program.as_deref())
+            self.rounds(&alone, |case, _, size| match case.test {
+                Test::Mesh => mesh::measure(size, program.as_deref()),
+                test => idle::measure(test, size, program.as_deref()),
             })?;
         }
         Ok(())

@@ -19,6 +19,16 @@ pub(crate) fn metric_name(metric: &str) -> String {
         "all_to_one" => "streams from all to one, total".to_owned(),
         "memory" => "memory of ports".to_owned(),
         "idle" => "idle ports".to_owned(),
+        "mesh" => "ports that start at once: time until all are joined".to_owned(),
+        "mesh_join_work" => "ports that start at once: CPU of start and joining".to_owned(),
+        "mesh_memory" => "memory at rest".to_owned(),
+        "mesh_files" => "descriptors at rest".to_owned(),
+        "mesh_maps" => "mappings at rest".to_owned(),
+        "mesh_pair_memory" => "memory of a pair that talks".to_owned(),
+        "mesh_pair_files" => "descriptors of a pair that talks".to_owned(),
+        "mesh_pair_maps" => "mappings of a pair that talks".to_owned(),
+        "mesh_quiet_memory" => "memory after talk and a quiet time".to_owned(),
+        "mesh_sparse" => "a frame to one of many peers".to_owned(),
         other => match other.strip_prefix("batch_") {
             Some(batch) => format!("batches of {batch}"),
             None => other.to_owned(),
@@ -72,7 +82,9 @@ pub(crate) fn group_words(group: Group) -> &'static str {
         Group::Scale => {
             "Guests of User Mode Linux, placed by the host; streams of two seconds with messages \
              of 64 KiB. Memory and idleness: ports without guests on one segment, after all links \
-             are up; memory is resident, and memory that two ports share is divided between them."
+             are up; memory is resident, and memory that two ports share is divided between them. \
+             Ports that start at once have mock guests after they have joined: one sends 500 \
+             frames with a pause of 2 ms behind each, then each sends a frame to the next."
         }
     }
 }

@@ -112,10 +112,21 @@ impl Port {
     ///
     /// No program, or one that does not get ready within 20 s; its log is in the message.
     pub fn start(bed: &Testbed, config: PortConfig) -> Result<Self> {
+        let mut port = Self::spawn(bed, config)?;
+        port.process.wait_for_log(READY, 0, READY_LIMIT)?;
+        Ok(port)
+    }
+
+    /// Starts a port, and does not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// No program, or one that cannot be started.
+    pub fn spawn(bed: &Testbed, config: PortConfig) -> Result<Self> {
         let socket = Self::future_socket(bed, &config);
         let status = bed.path(&format!("{}.status", config.id));
         let log = bed.path(&format!("port-{}.log", config.id));
-        let process = launch(&config, [&socket, &status], &log)?;
+        let process = spawn(&config, [&socket, &status], &log)?;
         Ok(Self {
             config,
             socket,
@@ -204,6 +215,11 @@ impl Port {
     /// Its flags.
     pub fn config(&self) -> &PortConfig {
         &self.config
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
     }
 
     /// Its process.
@@ -302,10 +318,14 @@ fn command(config: &PortConfig, [socket, status]: [&Path; 2]) -> Result<Command>
     Ok(command)
 }
 
+fn spawn(config: &PortConfig, sockets: [&Path; 2], log: &Path) -> Result<Process> {
+    let name = format!("port {}", config.id);
+    Process::start(&name, command(config, sockets)?, log, &config.cpus)
+}
+
 fn launch(config: &PortConfig, sockets: [&Path; 2], log: &Path) -> Result<Process> {
     let before = log.metadata().map_or(0, |log| log.len() as usize);
-    let name = format!("port {}", config.id);
-    let mut process = Process::start(&name, command(config, sockets)?, log, &config.cpus)?;
+    let mut process = spawn(config, sockets, log)?;
     process.wait_for_log(READY, before, READY_LIMIT)?;
     Ok(process)
 }

@@ -1,0 +1,202 @@
+//! Many ports of one segment that start at once: time and CPU until each has met each, and what
+//! each costs at rest, after some have talked, and after these have been quiet.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use virtio_inter_tests::{Port, PortConfig, Segment, Testbed};
+
+use crate::guests::MTU;
+use crate::measured::Measured;
+use crate::mock_guest::MockGuest;
+
+/// Time in which all ports have to be joined, at most.
+const JOINED_WITHIN: Duration = Duration::from_secs(120);
+/// Time between two looks at the ports.
+const LOOK: Duration = Duration::from_millis(100);
+/// Time after which rings on which nothing was sent are closed, with some time to do so: the
+/// default of `virtio-inter port`, and the half again after which it looks.
+const QUIET: Duration = Duration::from_secs(95);
+/// Frames of the measurement of a sparse frame, and the pause behind each.
+const SPARSE: u32 = 500;
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Starts `count` ports on one segment, and measures them.
+///
+/// # Errors
+///
+/// A port that does not start, or ports that have not met in time.
+pub fn measure(count: u32, program: Option<&Path>) -> Result<Measured> {
+    let bed = Testbed::new("the bench")?;
+    // Descriptors of as many guests.
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit)?;
+    let start = Instant::now();
+    let mut mesh = Mesh::start(&bed, count, program)?;
+    mesh.wait_until_joined()?;
+    let joined = start.elapsed();
+    let join_cpu = mesh.cpu_nanoseconds()? / 1e6 / f64::from(count);
+    let rest = mesh.footprint()?;
+    let mut guests = mesh.guests()?;
+    let before = mesh.footprint()?;
+    let sparse = mesh.sparse_frames(&mut guests)?;
+    let pairs = mesh.talk_in_a_ring(&mut guests)?;
+    let talked = mesh.footprint()?;
+    thread::sleep(QUIET);
+    let quiet = mesh.footprint()?;
+    let of_pairs = |now: f64, before: f64| ((now - before) / f64::from(pairs)).max(0.0);
+    let measured = Measured::one("mesh", "s from the first start", joined.as_secs_f64())
+        .and("mesh_join_work", "ms of CPU a port", join_cpu)
+        .and("mesh_memory", "KiB a port, at rest", rest.kib)
+        .and("mesh_files", "descriptors a port, at rest", rest.files)
+        .and("mesh_maps", "mappings a port, at rest", rest.maps)
+        .and(
+            "mesh_pair_memory",
+            "KiB more for a pair that talks one way",
+            of_pairs(talked.kib, before.kib) * f64::from(count),
+        )
+        .and(
+            "mesh_pair_files",
+            "descriptors more for such a pair",
+            of_pairs(talked.files, before.files) * f64::from(count),
+        )
+        .and(
+            "mesh_pair_maps",
+            "mappings more for such a pair",
+            of_pairs(talked.maps, before.maps) * f64::from(count),
+        )
+        .and(
+            "mesh_quiet_memory",
+            "KiB a port, a quiet time after that",
+            quiet.kib,
+        )
+        .and("mesh_sparse", "µs of CPU a frame, both ports", sparse);
+    measured.check()?;
+    Ok(measured)
+}
+
+/// Means over all ports.
+struct Footprint {
+    kib: f64,
+    files: f64,
+    maps: f64,
+}
+
+struct Mesh(Vec<Port>);
+
+impl Mesh {
+    /// Starts the ports without waiting for each other.
+    fn start(bed: &Testbed, count: u32, program: Option<&Path>) -> Result<Self> {
+        let segment = Segment::new(bed, "mesh")?;
+        let start = |host| {
+            let host = u8::try_from(host).context("Too many ports")?;
+            let mut config = PortConfig::new(&segment, &format!("port{host}"), host).mtu(MTU);
+            config.program = program.map(Path::to_path_buf);
+            Port::spawn(bed, config)
+        };
+        // From 0, since 256 of them have to fit.
+        Ok(Self((0..count).map(start).collect::<Result<_>>()?))
+    }
+
+    /// Waits until the logs of all say that each other port is up.
+    fn wait_until_joined(&self) -> Result<()> {
+        let start = Instant::now();
+        let peers = self.0.len() - 1;
+        let mut waiting: Vec<&Port> = self.0.iter().collect();
+        loop {
+            waiting.retain(|port| port.log().matches(" is up").count() < peers);
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < JOINED_WITHIN,
+                "{} of {} ports lack peers after {JOINED_WITHIN:?}",
+                waiting.len(),
+                self.0.len()
+            );
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// CPU time of all ports so far.
+    fn cpu_nanoseconds(&mut self) -> Result<f64> {
+        let pids = self.0.iter_mut().map(|port| port.process().pid());
+        pids.map(cpu_nanoseconds).sum()
+    }
+
+    fn footprint(&mut self) -> Result<Footprint> {
+        let count = self.0.len() as f64;
+        let (mut bytes, mut files, mut maps) = (0, 0, 0);
+        for port in &mut self.0 {
+            let process = port.process();
+            bytes += process.proportional_memory()?;
+            files += process.open_files()?;
+            let path = format!("/proc/{}/maps", process.pid());
+            maps += fs::read_to_string(&path)
+                .with_context(|| format!("Reading {path}"))?
+                .lines()
+                .count();
+        }
+        Ok(Footprint {
+            kib: bytes as f64 / 1024.0 / count,
+            files: files as f64 / count,
+            maps: maps as f64 / count,
+        })
+    }
+
+    /// A guest for each port.
+    fn guests(&self) -> Result<Vec<MockGuest>> {
+        let ports = self.0.iter();
+        ports.map(|port| MockGuest::new(port.socket())).collect()
+    }
+
+    /// Each guest sends one frame to the next port's. Returns the number of pairs, in one direction
+    /// each.
+    fn talk_in_a_ring(&self, guests: &mut [MockGuest]) -> Result<u32> {
+        let count = guests.len();
+        for (from, guest) in guests.iter_mut().enumerate() {
+            self.send(guest, from, (from + 1) % count)?;
+        }
+        Ok(u32::try_from(count)?)
+    }
+
+    /// CPU time of the two ports for each of many frames, with a pause behind each, in
+    /// microseconds.
+    fn sparse_frames(&mut self, guests: &mut [MockGuest]) -> Result<f64> {
+        self.send(&mut guests[0], 0, 1)?;
+        thread::sleep(PAUSE);
+        let pids = [0, 1].map(|index: usize| self.0[index].process().pid());
+        let spent = || -> Result<f64> { pids.iter().map(|pid| cpu_nanoseconds(*pid)).sum() };
+        let before = spent()?;
+        for _ in 0..SPARSE {
+            self.send(&mut guests[0], 0, 1)?;
+            thread::sleep(PAUSE);
+            guests[1].recycle()?;
+        }
+        Ok((spent()? - before) / 1e3 / f64::from(SPARSE))
+    }
+
+    fn send(&self, guest: &mut MockGuest, from: usize, to: usize) -> Result<()> {
+        let address = |index: usize| self.0[index].config().mac.0;
+        guest.send(address(to), address(from))
+    }
+}
+
+/// Time that all threads of a process spent on CPUs.
+fn cpu_nanoseconds(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/task");
+    let mut sum = 0.0;
+    for thread in fs::read_dir(&path).with_context(|| format!("Listing {path}"))? {
+        let path = thread.context("Listing threads")?.path().join("schedstat");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))?;
+        let spent = text.split_whitespace().next().context("No time in it")?;
+        sum += spent.parse::<f64>().context("Reading a thread's time")?;
+    }
+    Ok(sum)
+}
