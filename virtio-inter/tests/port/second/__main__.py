@@ -24,7 +24,6 @@ def main():
     parser.add_argument("peer_mac")
     parser.add_argument("--frames", type=int, default=0, help="to send, and as many to receive")
     parser.add_argument("--length", type=int, default=1514, help="of a frame, in bytes")
-    parser.add_argument("--close-ring", action="store_true", help="and wait for DONE")
     parser.add_argument("--largest-ring", type=int, default=1 << 18)
     parser.add_argument("--version", type=int, default=messages.VERSION)
     parser.add_argument("--flags", type=int, default=0, help="that have to be understood")
@@ -66,9 +65,8 @@ def exchange(port, connection, options):
         ring.send(frame(options.peer_mac, port.mac, number, options.length))
     port.run_until("all to be read", ring.is_consumed, connection)
     print("sent", flush=True)
-    if options.close_ring:
-        ring.finish()
-        port.run_until("DONE", lambda: not connection.senders, connection)
+    ring.finish()
+    port.run_until("DONE", lambda: not connection.senders, connection)
     port.run_until("frames", lambda: len(port.frames) > count, connection)
 
 
