@@ -398,10 +398,8 @@ impl Connection {
                 up.quota.spend_on_frame();
                 Ok(Step::Frame(record.into()))
             }
-            (_, Message::Optional(kind)) => {
-                if let Some(up) = self.up_mut() {
-                    up.quota.spend_on_frame();
-                }
+            (Stage::Up(up), Message::Optional(kind)) => {
+                up.quota.spend_on_frame();
                 log::debug!("Skipped a message of kind {kind:#06x} from {}", self.name());
                 Ok(Step::Progress)
             }

@@ -54,6 +54,13 @@ fn packets_that_are_no_hello() {
         assert_eq!(refusal.versions, [2, 2]);
         assert!(!refusal.text.is_empty());
     }
+    // Nothing comes before HELLO, not even what may be skipped behind it.
+    let refusal = provoke(&mut net, &[(&raw::header(0x8063, 8), &[])]).unwrap();
+    assert!(
+        refusal.text.contains("instead of HELLO"),
+        "{}",
+        refusal.text
+    );
     // An empty packet cannot be told from the end.
     provoke(&mut net, &[(&[], &[])]);
     // A REFUSE is believed.
