@@ -7,7 +7,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 /// Prepares the limits for a port whose regions have a data area of `ring_size` bytes.
 ///
 /// A port that exceeds other limits logs an error that names the cause. RLIMIT_CPU kills it
-/// without a message, and RLIMIT_FSIZE prevents its links.
+/// without a message, and RLIMIT_FSIZE prevents rings.
 pub fn prepare(ring_size: u32) {
     raise_descriptors();
     if let Some(seconds) = getrlimit(Resource::Cpu).maximum {
@@ -16,14 +16,21 @@ pub fn prepare(ring_size: u32) {
              ulimit -t)"
         );
     }
+    let Some(most) = getrlimit(Resource::Fsize).current else {
+        return;
+    };
     // One page of words comes before the data.
-    let region = u64::from(ring_size) + rustix::param::page_size() as u64;
-    if let Some(most) = getrlimit(Resource::Fsize).current
-        && most < region
-    {
+    let region = |capacity: u32| u64::from(capacity) + rustix::param::page_size() as u64;
+    let (least, largest) = (region(virtio_inter_link::SMALL_CAPACITY), region(ring_size));
+    if most < least {
         warn!(
-            "No peer can link up: a link needs a region of {region} bytes, and files of this \
-             process may have {most} (RLIMIT_FSIZE, ulimit -f)"
+            "No frame can be sent to a peer: a ring needs a region of {least} bytes, and files of \
+             this process may have {most} (RLIMIT_FSIZE, ulimit -f)"
+        );
+    } else if most < largest {
+        warn!(
+            "Rings to peers cannot grow to the ring size: that needs regions of {largest} bytes, \
+             and files of this process may have {most} (RLIMIT_FSIZE, ulimit -f)"
         );
     }
 }

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use virtio_inter_common::MacAddr;
-use virtio_inter_link::{Doorbell, Receiver, SMALL_CAPACITY, Sender, pair, pair_with};
+use virtio_inter_link::{
+    Doorbell, PairError, Receiver, RegionError, SMALL_CAPACITY, Sender, pair, pair_with,
+};
 use virtio_inter_segment::PeerKey;
 
 use crate::backend::{RxLink, RxLinkId, RxRing};
@@ -71,9 +73,15 @@ pub(super) struct LinkBook {
 /// A worker's ends of the floods.
 pub(super) type FloodEnds = std::vec::IntoIter<(Sender, Option<RxLink>)>;
 
+/// Whether files of this process may not be as large as a ring (RLIMIT_FSIZE).
+fn is_too_large(error: &PairError) -> bool {
+    matches!(error, PairError::Region(RegionError::Allocate { source, .. })
+        if source.kind() == std::io::ErrorKind::FileTooLarge)
+}
+
 impl LinkBook {
     /// A book of no peers, and each worker's ends. `doorbell` is signalled when there is something
-    /// in a flood.
+    /// in a flood. Without ends if RLIMIT_FSIZE prevents every ring.
     pub(super) fn new(
         workers: u16,
         doorbell: &OwnedFd,
@@ -83,7 +91,11 @@ impl LinkBook {
             source,
         };
         let other = |e| io(std::io::Error::other(e));
-        let (inbound, receiver) = pair(SMALL_CAPACITY).map_err(other)?;
+        let (inbound, receiver) = match pair(SMALL_CAPACITY) {
+            // No ring can be made to any peer, either. The guest is served all the same.
+            Err(error) if is_too_large(&error) => return Ok(Default::default()),
+            made => made.map_err(other)?,
+        };
         let id = RxLinkId {
             peer: PeerKey::next(),
             queue: 0,

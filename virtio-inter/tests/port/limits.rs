@@ -18,20 +18,32 @@ const SET_MEM_TABLE: u32 = 5;
 const NONE: [&str; 0] = [];
 
 #[test]
-fn limit_on_file_size_refuses_peers_and_ends_nothing() {
-    let place = Place::new();
-    let port = place.command("a").limited("ulimit -f 512").start();
-    port.wait_for("No peer can link up: a link needs a region of 528384 bytes");
-    let peer = place.start("b");
-    port.wait_for("File too large");
-    let frontend = connect(&port);
-    share(&frontend, memory().as_fd());
-    start_queue(&frontend);
-    assert_served(&frontend);
-    stop_queue(&frontend);
-    port.end();
-    peer.end();
-    assert_eq!(place.files(), NONE);
+fn limit_on_file_size_prevents_rings_and_ends_nothing() {
+    // In units of 512 bytes: less than the smallest ring, and less than the largest.
+    for (limit, warning) in [
+        (
+            "ulimit -f 64",
+            "No frame can be sent to a peer: a ring needs",
+        ),
+        (
+            "ulimit -f 512",
+            "Rings to peers cannot grow to the ring size",
+        ),
+    ] {
+        let place = Place::new();
+        let port = place.command("a").limited(limit).start();
+        port.wait_for(warning);
+        let peer = place.start("b");
+        port.wait_for("link with b");
+        let frontend = connect(&port);
+        share(&frontend, memory().as_fd());
+        start_queue(&frontend);
+        assert_served(&frontend);
+        stop_queue(&frontend);
+        port.end();
+        peer.end();
+        assert_eq!(place.files(), NONE);
+    }
 }
 
 #[test]
