@@ -22,7 +22,8 @@ const FLOOD_BATCH: usize = 64;
 /// What links want of the process.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// Queue pair `queue` wants a ring to a peer: [`Port::set_ring`] or [`Port::set_no_ring`].
+    /// Queue pair `queue` wants a ring to a peer: [`Port::set_ring`](crate::Port::set_ring) or
+    /// [`Port::set_no_ring`](crate::Port::set_no_ring).
     Wanted {
         /// The peer.
         peer: PeerKey,
@@ -39,7 +40,7 @@ pub enum LinkEvent {
         number: u64,
     },
     /// A multicast frame for peers without a ring. For each that cannot get it, call
-    /// [`Port::flood_lost`].
+    /// [`Port::flood_lost`](crate::Port::flood_lost).
     Flood {
         /// The peers.
         peers: Vec<PeerKey>,

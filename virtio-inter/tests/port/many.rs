@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::process::{Place, Port};
 
-/// As many as the inotify instances that a user has by default, of which a port needs none, and more
-/// than a port has handshakes under way at a time.
+/// As many as the inotify instances that a user has by default, of which a port needs none, and
+/// more than a port has handshakes under way at a time.
 const PORTS: usize = 128;
 
 /// A few seconds on two idle processors; this is for debug builds on busy ones.

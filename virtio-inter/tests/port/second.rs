@@ -121,7 +121,7 @@ fn exchange(id: &str, port_first: bool, role: &str) -> Option<()> {
     for number in 0..FRAMES - 1 {
         guest.send_frame(&frame(PEER_MAC, PORT_MAC, number, FRAME));
     }
-    // The peer's broadcast frame comes outside of its ring: there is no order between it and others.
+    // The peer's broadcast frame comes outside of its ring: no order between it and others.
     let broadcast = frame("ff:ff:ff:ff:ff:ff", PEER_MAC, FRAMES, 60);
     let (mut number, mut broadcasts) = (0, 0);
     while number < FRAMES || broadcasts == 0 {
