@@ -14,6 +14,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
+use rustix::fs::{Mode, OFlags, openat};
+
 /// The signal. Not a real-time signal: the kernel keeps at most one of it pending, and needs no
 /// memory of the user's `RLIMIT_SIGPENDING` for it.
 const SIGNAL: i32 = libc::SIGIO;
@@ -71,25 +73,30 @@ impl DirNotify {
         }
     }
 
-    /// Watches a directory for as long as this descriptor is open. Call it in the thread that
-    /// called [`DirNotify::new`]: only this thread is notified.
+    /// Watches a directory for as long as the descriptor that it returns is open. Call it in the
+    /// thread that called [`DirNotify::new`]: only this thread is notified.
+    ///
+    /// The descriptor is an open file of its own. The kernel ends a watch when the process closes
+    /// any duplicate of the watched one, as it does with locks of fcntl(2): do not duplicate it.
     ///
     /// # Errors
     ///
     /// `EPERM` in a thread that does not block SIGIO, whose default action is to end the process;
     /// `EINVAL` where the kernel lacks `F_NOTIFY` or the sysctl `fs.dir-notify-enable` is 0.
-    pub fn watch(directory: BorrowedFd<'_>) -> io::Result<()> {
+    pub fn watch(directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         if !is_blocked() {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        let number = directory.as_raw_fd();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let watched = openat(directory, ".", flags, Mode::empty())?;
+        let number = watched.as_raw_fd();
         let owner = OwnerEx {
             kind: F_OWNER_TID,
             pid: rustix::thread::gettid().as_raw_nonzero().get(),
         };
         let events = DN_DELETE | DN_RENAME | DN_MULTISHOT;
         // The owner first: F_NOTIFY keeps one that is set, and sets the process otherwise, of which
-        // another thread may not block the signal. SAFETY: `directory` is open, as it is borrowed.
+        // another thread may not block the signal. SAFETY: `watched` is open until it is returned.
         // F_SETOWN_EX reads a struct f_owner_ex, as which `owner` is laid out. Both only set whom
         // the kernel sends which signal, and the thread named blocks it.
         let failed = unsafe {
@@ -99,7 +106,7 @@ impl DirNotify {
         if failed {
             return Err(io::Error::last_os_error());
         }
-        Ok(())
+        Ok(watched)
     }
 
     /// Forgets the changes so far.
@@ -139,12 +146,12 @@ mod tests {
     use crate::{Epoll, Timeout};
 
     /// A watched directory with a file.
-    fn watched() -> (DirNotify, TempDir, File) {
+    fn watched() -> (DirNotify, TempDir, OwnedFd) {
         let (notify, temp) = (DirNotify::new().unwrap(), tempdir().unwrap());
         let directory = File::open(temp.path()).unwrap();
-        DirNotify::watch(directory.as_fd()).unwrap();
+        let watch = DirNotify::watch(directory.as_fd()).unwrap();
         fs::write(temp.path().join("a"), "").unwrap();
-        (notify, temp, directory)
+        (notify, temp, watch)
     }
 
     fn is_readable(notify: &DirNotify) -> bool {
@@ -155,7 +162,7 @@ mod tests {
 
     #[test]
     fn dir_notify_reports_removed_and_renamed_files_until_cleared() {
-        let (notify, temp, directory) = watched();
+        let (notify, temp, watch) = watched();
         assert!(!is_readable(&notify), "a new file is no reason");
         let (a, b) = (temp.path().join("a"), temp.path().join("b"));
         for _ in 0..1000 {
@@ -168,10 +175,22 @@ mod tests {
         fs::remove_file(&a).unwrap();
         assert!(is_readable(&notify));
         notify.clear();
-        drop(directory);
+        drop(watch);
         fs::write(&a, "").unwrap();
         fs::remove_file(&a).unwrap();
         assert!(!is_readable(&notify), "the watch outlives its descriptor");
+    }
+
+    /// The kernel ends a watch with any duplicate of its descriptor.
+    #[test]
+    fn dir_notify_outlives_duplicates_of_the_directorys_descriptor() {
+        let (notify, temp) = (DirNotify::new().unwrap(), tempdir().unwrap());
+        let directory = File::open(temp.path()).unwrap();
+        let _watch = DirNotify::watch(directory.as_fd()).unwrap();
+        drop(directory.try_clone().unwrap());
+        fs::write(temp.path().join("a"), "").unwrap();
+        fs::remove_file(temp.path().join("a")).unwrap();
+        assert!(is_readable(&notify));
     }
 
     /// A thread that was there before, and does not block the signal, would end the process.
@@ -179,7 +198,7 @@ mod tests {
     fn dir_notify_goes_to_the_thread_that_watches() {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let bystander = thread::spawn(move || stopped.recv());
-        let (notify, temp, _directory) = watched();
+        let (notify, temp, _watch) = watched();
         fs::remove_file(temp.path().join("a")).unwrap();
         assert!(is_readable(&notify));
         drop(stop);

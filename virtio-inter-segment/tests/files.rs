@@ -177,7 +177,7 @@ fn files_are_watched_where_they_can_be() {
     segment.watch_with(|directory| {
         let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
         WATCHED.lock().unwrap().push(fs::read_link(link).unwrap());
-        Ok(())
+        directory.try_clone_to_owned()
     });
     let directories = [net.path(), net.path().parent().unwrap()].map(Path::to_owned);
     assert_eq!(*WATCHED.lock().unwrap(), directories);

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::fstat;
 use virtio_inter_common::DirNotify;
 
 use crate::socket::Listener;
@@ -15,8 +15,8 @@ use crate::socket::Listener;
 #[derive(Debug)]
 pub(crate) struct FileWatch {
     notify: DirNotify,
-    /// The directories, which are watched while they are open.
-    directories: BTreeMap<PathBuf, File>,
+    /// What [`DirNotify::watch`] returned for each directory.
+    directories: BTreeMap<PathBuf, OwnedFd>,
 }
 
 impl FileWatch {
@@ -58,8 +58,8 @@ impl FileWatch {
         {
             return Ok(());
         }
-        DirNotify::watch(directory.as_fd())?;
-        self.directories.insert(path.to_owned(), directory);
+        let watch = DirNotify::watch(directory.as_fd())?;
+        self.directories.insert(path.to_owned(), watch);
         Ok(())
     }
 
@@ -69,9 +69,9 @@ impl FileWatch {
     }
 }
 
-fn inode(directory: &File) -> io::Result<(u64, u64)> {
-    let metadata = directory.metadata()?;
-    Ok((metadata.dev(), metadata.ino()))
+fn inode(directory: impl AsFd) -> io::Result<(u64, u64)> {
+    let stat = fstat(directory)?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 impl AsFd for FileWatch {

@@ -65,16 +65,16 @@ impl Segment {
         let Some(watch) = self.upkeep.watch else {
             return;
         };
-        let watched = watch(self.directory.fd()).and_then(|()| {
+        let watches = &mut self.upkeep.watches;
+        watches.clear();
+        let watched = watch(self.directory.fd()).and_then(|own| {
+            watches.push(own);
             let parent = self.directory.open_parent()?;
-            watch(parent.as_fd())?;
-            Ok(parent)
+            watches.push(watch(parent.as_fd())?);
+            Ok(())
         });
         match watched {
-            Ok(parent) => {
-                self.upkeep.parent = Some(parent);
-                self.upkeep.check_at = None;
-            }
+            Ok(()) => self.upkeep.check_at = None,
             Err(error) => {
                 log::info!(
                     "Port {}: checks its files every {} s, as the kernel does not notify of their \

@@ -6,8 +6,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Has the kernel notify of files of a directory that are removed or renamed, until the descriptor
-/// is closed.
-pub type WatchDirectory = fn(BorrowedFd<'_>) -> io::Result<()>;
+/// that it returns is closed.
+pub type WatchDirectory = fn(BorrowedFd<'_>) -> io::Result<OwnedFd>;
 
 /// What is known of the port's own files.
 #[derive(Debug)]
@@ -23,8 +23,8 @@ pub(super) struct Upkeep {
     pub(super) check_at: Option<Instant>,
     /// How the kernel is told to notify.
     pub(super) watch: Option<WatchDirectory>,
-    /// The directory around the segment's, if it is watched.
-    pub(super) parent: Option<OwnedFd>,
+    /// The watches of the segment's directory and of the one around it, as far as there are some.
+    pub(super) watches: Vec<OwnedFd>,
 }
 
 impl Upkeep {
@@ -36,7 +36,7 @@ impl Upkeep {
             restored_at: None,
             check_at: Some(check_at),
             watch: None,
-            parent: None,
+            watches: Vec::new(),
         }
     }
 }
