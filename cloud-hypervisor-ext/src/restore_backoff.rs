@@ -2,37 +2,18 @@
 //! removed, and again after an increasing delay if that failed.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::warn;
-
-/// Minimum time between two attempts: a program that removes files again and again must not keep
-/// the launcher busy.
-const MIN_DELAY: Duration = Duration::from_millis(100);
-
-/// Maximum delay: the launcher notices within this time that a directory is back.
-const MAX_DELAY: Duration = Duration::from_secs(60);
+use virtio_inter_common::Backoff;
 
 /// The delay before files are restored.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RestoreBackoff {
     retry_at: Option<Instant>,
-    /// Before the next attempt. It doubles up to [`MAX_DELAY`].
-    delay: Duration,
-    restored_at: Option<Instant>,
+    backoff: Backoff,
     /// The error that was logged last.
     logged_error: Option<String>,
-}
-
-impl Default for RestoreBackoff {
-    fn default() -> Self {
-        Self {
-            retry_at: None,
-            delay: MIN_DELAY,
-            restored_at: None,
-            logged_error: None,
-        }
-    }
 }
 
 impl RestoreBackoff {
@@ -47,10 +28,7 @@ impl RestoreBackoff {
         if !changed && self.retry_at.is_none_or(|at| now < at) {
             return false;
         }
-        self.retry_at = self
-            .restored_at
-            .map(|at| at + MIN_DELAY)
-            .filter(|at| now < *at);
+        self.retry_at = self.backoff.not_before(now);
         self.retry_at.is_none()
     }
 
@@ -61,9 +39,9 @@ impl RestoreBackoff {
             Ok(made) => {
                 if made {
                     warn!("Something removed {path}; made again");
-                    self.restored_at = Some(Instant::now());
+                    self.backoff.restored(Instant::now());
                 }
-                self.delay = MIN_DELAY;
+                self.backoff.complete();
                 self.logged_error = None;
             }
             Err(error) => {
@@ -75,8 +53,7 @@ impl RestoreBackoff {
                     );
                     self.logged_error = Some(why);
                 }
-                self.retry_at = Instant::now().checked_add(self.delay);
-                self.delay = (self.delay * 2).min(MAX_DELAY);
+                self.retry_at = Some(Instant::now() + self.backoff.failed());
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Types and helpers that several crates of virtio-inter share, and that belong to none of them.
 
+mod backoff;
 mod dir_notify;
 mod epoll;
 mod error_chain;
@@ -9,6 +10,7 @@ mod mac;
 mod peer_credentials;
 mod port_id;
 
+pub use backoff::Backoff;
 pub use dir_notify::DirNotify;
 pub use epoll::{Epoll, Events, Timeout};
 pub use error_chain::ErrorChain;

@@ -138,7 +138,7 @@ impl Segment {
             events: Vec::new(),
             paused: VecDeque::new(),
             window: ConnectWindow::new(now),
-            upkeep: Upkeep::new(PAUSE, now + limits.file_check),
+            upkeep: Upkeep::new(now + limits.file_check),
             resume_at: None,
             list_at: None,
             listed_at: now,

@@ -35,8 +35,8 @@ const DROPS: u64 = 5;
 const UNEXPECTED: u64 = 6;
 const RESTORE: u64 = 7;
 const UPLINK: u64 = 8;
-const IDLE_LINKS: u64 = 10;
 const FILES: u64 = 9;
+const IDLE_LINKS: u64 = 10;
 
 /// Time from the first dropped frame to the check of the reasons: ports that start together link
 /// meanwhile.
@@ -81,7 +81,6 @@ pub struct EventLoop {
     file_watch: FileWatch,
     /// The next time that rings are given back on which nothing was sent.
     idle_links: Timer,
-    idle_timer_runs: bool,
     arguments: PortArgs,
     unexpected: UnexpectedSignals,
     /// The last field, so it is dropped last: a second signal still kills the process if dropping
@@ -138,7 +137,6 @@ impl EventLoop {
             restore_backoff,
             file_watch,
             idle_links,
-            idle_timer_runs: false,
             arguments: arguments.clone(),
             unexpected,
             _signals: signals,
@@ -424,10 +422,7 @@ impl EventLoop {
     fn open_link(&mut self, peer: PeerKey, queue: u16, capacity: u32) -> io::Result<()> {
         let result = match self.segment.open_link(peer, queue, capacity) {
             Ok(link) => {
-                if !self.idle_timer_runs {
-                    self.idle_timer_runs = true;
-                    self.idle_links.set(self.arguments.link_idle() / 2)?;
-                }
+                self.idle_links.set(self.arguments.link_idle() / 2)?;
                 self.device.set_ring(peer, queue, link.number, link.sender)
             }
             Err(error) => {
@@ -457,7 +452,6 @@ impl EventLoop {
             log_limited!(PEERS, Level::Error, "Links: {}", ErrorChain(&error));
             true
         });
-        self.idle_timer_runs = others;
         if others {
             self.idle_links.set(self.arguments.link_idle() / 2)?;
         }

@@ -5,13 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use virtio_inter_common::Backoff;
+
 use crate::timer::Timer;
 
-/// Minimum time between two attempts: a program that removes files again and again must not keep
-/// a port busy.
-const MIN_DELAY: Duration = Duration::from_millis(100);
-/// Maximum delay: the port notices within this time that a directory is back.
-const MAX_DELAY: Duration = Duration::from_secs(60);
+/// Minimum time between two checks.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum time between two checks while files of others change near those of the port: in a busy
 /// directory it wakes up no more often than this.
 const MAX_INTERVAL: Duration = Duration::from_secs(2);
@@ -20,9 +19,7 @@ const MAX_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct RestoreBackoff {
     timer: Timer,
-    /// Before the next attempt. It doubles up to [`MAX_DELAY`].
-    delay: Duration,
-    restored_at: Option<Instant>,
+    backoff: Backoff,
     /// Before a check, from the last one on. It doubles up to [`MAX_INTERVAL`] while checks follow
     /// each other.
     interval: Duration,
@@ -38,9 +35,8 @@ impl RestoreBackoff {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             timer: Timer::new()?,
-            delay: MIN_DELAY,
-            restored_at: None,
-            interval: MIN_DELAY,
+            backoff: Backoff::default(),
+            interval: MIN_INTERVAL,
             checked_at: None,
         })
     }
@@ -54,7 +50,7 @@ impl RestoreBackoff {
     pub(crate) fn check_soon(&mut self) -> io::Result<()> {
         let since = self.checked_at.map_or(Duration::MAX, |at| at.elapsed());
         if since > 2 * MAX_INTERVAL {
-            self.interval = MIN_DELAY;
+            self.interval = MIN_INTERVAL;
         }
         let wait = self.interval.saturating_sub(since);
         self.interval = (self.interval * 2).min(MAX_INTERVAL);
@@ -70,11 +66,11 @@ impl RestoreBackoff {
     /// Never in practice.
     pub(crate) fn begin(&mut self) -> io::Result<bool> {
         self.timer.clear();
-        self.checked_at = Some(Instant::now());
-        let since = self.restored_at.map(|at| at.elapsed());
-        match since.and_then(|since| MIN_DELAY.checked_sub(since)) {
-            Some(left) => {
-                self.timer.set(left)?;
+        let now = Instant::now();
+        self.checked_at = Some(now);
+        match self.backoff.not_before(now) {
+            Some(at) => {
+                self.timer.set(at - now)?;
                 Ok(false)
             }
             None => Ok(true),
@@ -83,8 +79,8 @@ impl RestoreBackoff {
 
     /// Notes that a file is being restored now.
     pub(crate) fn restored(&mut self) {
-        self.restored_at = Some(Instant::now());
-        self.interval = MIN_DELAY;
+        self.backoff.restored(Instant::now());
+        self.interval = MIN_INTERVAL;
     }
 
     /// Ends an attempt. If files are still missing, sets the timer for the next one.
@@ -94,12 +90,10 @@ impl RestoreBackoff {
     /// Never in practice.
     pub(crate) fn end(&mut self, complete: bool) -> io::Result<()> {
         if complete {
-            self.delay = MIN_DELAY;
+            self.backoff.complete();
             return Ok(());
         }
-        self.timer.set(self.delay)?;
-        self.delay = (self.delay * 2).min(MAX_DELAY);
-        Ok(())
+        self.timer.set(self.backoff.failed())
     }
 }
 

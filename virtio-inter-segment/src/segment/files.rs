@@ -11,14 +11,11 @@ use log::Level;
 use virtio_inter_common::{ErrorChain, log_limited};
 
 use super::upkeep::WatchDirectory;
-use super::{LISTENER, PAUSE, Segment};
+use super::{LISTENER, Segment};
 use crate::directory::Directory;
 use crate::join_error::JoinError;
 use crate::membership::Membership;
 use crate::port::SegmentEvent;
-
-/// Longest pause between two attempts: a directory that comes back is noticed within it.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Pause before the next attempt if something in the directory has changed since the last one.
 const CHANGED_PAUSE: Duration = Duration::from_secs(1);
@@ -92,16 +89,13 @@ impl Segment {
         self.upkeep.retry_at = None;
         let result = if self.directory.is_in_place() && self.membership.is_in_place() {
             Ok(())
-        } else if let Some(at) = self.upkeep.restored_at.map(|at| at + PAUSE)
-            && now < at
-        {
-            // Who removes them again and again is not to keep this port busy.
+        } else if let Some(at) = self.upkeep.backoff.not_before(now) {
             self.upkeep.retry_at = Some(at);
             return;
         } else {
             let result = self.restore(now);
             if result.is_ok() {
-                self.upkeep.restored_at = Some(now);
+                self.upkeep.backoff.restored(now);
                 log_limited!(
                     self.refusals,
                     Level::Warn,
@@ -114,11 +108,10 @@ impl Segment {
         };
         let was_lost = self.upkeep.lost.take();
         match result {
-            Ok(()) => self.upkeep.pause = PAUSE,
+            Ok(()) => self.upkeep.backoff.complete(),
             Err(error) => {
                 self.upkeep.lost = Some(ErrorChain(&error).to_string());
-                self.upkeep.retry_at = now.checked_add(self.upkeep.pause);
-                self.upkeep.pause = (self.upkeep.pause * 2).min(LONGEST_PAUSE);
+                self.upkeep.retry_at = Some(now + self.upkeep.backoff.failed());
             }
         }
         if self.upkeep.lost != was_lost {

@@ -3,7 +3,9 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use virtio_inter_common::Backoff;
 
 /// Has the kernel notify of files of a directory that are removed or renamed, until the descriptor
 /// that it returns is closed.
@@ -16,9 +18,7 @@ pub(super) struct Upkeep {
     pub(super) lost: Option<String>,
     /// When to look after them again.
     pub(super) retry_at: Option<Instant>,
-    /// Pause before the next attempt. It doubles up to a limit.
-    pub(super) pause: Duration,
-    pub(super) restored_at: Option<Instant>,
+    pub(super) backoff: Backoff,
     /// When to check them, if nothing notifies of changes.
     pub(super) check_at: Option<Instant>,
     /// How the kernel is told to notify.
@@ -28,12 +28,11 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    pub(super) fn new(pause: Duration, check_at: Instant) -> Upkeep {
+    pub(super) fn new(check_at: Instant) -> Upkeep {
         Upkeep {
             lost: None,
             retry_at: None,
-            pause,
-            restored_at: None,
+            backoff: Backoff::default(),
             check_at: Some(check_at),
             watch: None,
             watches: Vec::new(),
