@@ -218,19 +218,14 @@ mod tests {
         results
     }
 
-    const FACTS: Facts = Facts {
-        cpus: 2,
-        has_testpmd: true,
-        has_open_vswitch: true,
-        has_cloud_hypervisor: false,
-        has_kvm: false,
-        no_groups: None,
-    };
-
     fn after(arguments: &[&str]) -> Results {
         let options = parse(arguments).unwrap();
         let mut results = results();
-        begin(&mut results, &options, &plan(&options, &FACTS).cases);
+        begin(
+            &mut results,
+            &options,
+            &plan(&options, &Facts::TWO_CPUS).cases,
+        );
         results
     }
 
@@ -238,7 +233,7 @@ mod tests {
     fn name_that_stands_for_nothing_is_an_error() {
         let check = |only: &str| {
             let options = parse(&["--only", only]).unwrap();
-            check_filters(&options, &plan(&options, &FACTS))
+            check_filters(&options, &plan(&options, &Facts::TWO_CPUS))
         };
         for only in [
             "paper",

@@ -3,14 +3,19 @@
 use super::*;
 use crate::options::tests::parse;
 
-const TWO_CPUS: Facts = Facts {
-    cpus: 2,
-    has_testpmd: true,
-    has_open_vswitch: true,
-    has_cloud_hypervisor: false,
-    has_kvm: false,
-    no_groups: None,
-};
+impl Facts {
+    /// A machine that has everything but KVM and Cloud Hypervisor.
+    pub(crate) const TWO_CPUS: Facts = Facts {
+        cpus: 2,
+        has_testpmd: true,
+        has_open_vswitch: true,
+        has_cloud_hypervisor: false,
+        has_kvm: false,
+        no_groups: None,
+    };
+}
+
+const TWO_CPUS: Facts = Facts::TWO_CPUS;
 
 fn planned(arguments: &[&str], facts: Facts) -> Plan {
     plan(&parse(arguments).unwrap(), &facts)

@@ -251,7 +251,7 @@ impl Segment {
     }
 
     /// Closes the connection to a peer that did nothing wrong, because this side failed to make use
-    /// of the link: for want of descriptors or memory. The peer is told so, and the connector
+    /// of the link: for want of descriptors or memory. REFUSE tells the peer, and the connector
     /// tries again: after 100 ms at first, then after pauses that double up to 3.2 s.
     ///
     /// The caller drops the links; no [`SegmentEvent::Down`] follows. A key that is down already is

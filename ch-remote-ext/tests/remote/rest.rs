@@ -1,5 +1,5 @@
-//! A REST server in Cloud Hypervisor's place: keeps a list of devices, and refuses what it is told
-//! to refuse.
+//! A REST server in Cloud Hypervisor's place: keeps a list of devices, and refuses the
+//! requests that a test names.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,5 +1,5 @@
-//! A stock Cloud Hypervisor, where the variable `CLOUD_HYPERVISOR` names one: what it makes of what
-//! it is told. No guest is booted here; that is done by the tests with guests.
+//! A stock Cloud Hypervisor, where the variable `CLOUD_HYPERVISOR` names one: how it handles the
+//! arguments that the launcher passes. The tests with guests boot guests; these do not.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;

@@ -115,7 +115,7 @@ fn stored_connection_of_a_port_that_is_away_ends_when_the_vm_is_to_end() {
     let device = place.device("");
     let api = place.text("api");
     let arguments = ["--api-socket", &api, "--kernel", "k", "--inter-vm", &device];
-    // The VMM is in no hurry.
+    // The VMM does not exit at a signal.
     let launcher = place.launcher(&arguments).env("STAND_IN_DOES", "ignore");
     let running = launcher.start();
     let vmm = MockVmm::new(Path::new(&running.ports()[0].net.vhost_socket));

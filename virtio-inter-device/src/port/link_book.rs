@@ -5,7 +5,8 @@
 //! a peer once, by its ring or without one.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 
 use virtio_inter_common::MacAddr;
 use virtio_inter_link::{
@@ -77,7 +78,7 @@ pub(super) type FloodEnds = std::vec::IntoIter<(Sender, Option<RxLink>)>;
 /// Whether files of this process may not be as large as a ring (RLIMIT_FSIZE).
 fn is_too_large(error: &PairError) -> bool {
     matches!(error, PairError::Region(RegionError::Allocate { source, .. })
-        if source.kind() == std::io::ErrorKind::FileTooLarge)
+        if source.kind() == io::ErrorKind::FileTooLarge)
 }
 
 impl LinkBook {
@@ -87,16 +88,18 @@ impl LinkBook {
         workers: u16,
         doorbell: &OwnedFd,
     ) -> Result<(LinkBook, FloodEnds), DeviceError> {
-        let io = |source| DeviceError::Io {
-            action: "create the rings for multicast frames",
-            source,
-        };
-        let other = |e| io(std::io::Error::other(e));
-        let (inbound, receiver) = match pair(SMALL_CAPACITY) {
+        match Self::make(workers, doorbell) {
             // No ring can be made to any peer, either. The guest is served all the same.
-            Err(error) if is_too_large(&error) => return Ok(Default::default()),
-            made => made.map_err(other)?,
-        };
+            Err(error) if is_too_large(&error) => Ok(Default::default()),
+            made => made.map_err(|error| DeviceError::Io {
+                action: "create the rings for multicast frames",
+                source: io::Error::other(error),
+            }),
+        }
+    }
+
+    fn make(workers: u16, doorbell: &OwnedFd) -> Result<(LinkBook, FloodEnds), PairError> {
+        let (inbound, receiver) = pair(SMALL_CAPACITY)?;
         let id = RxLinkId {
             peer: PeerKey::next(),
             queue: 0,
@@ -112,12 +115,9 @@ impl LinkBook {
         };
         let mut ends = Vec::new();
         for _ in 0..workers {
-            let doorbell = doorbell.as_fd().try_clone_to_owned().map_err(io)?;
-            let doorbell = Doorbell::from_fd(doorbell).map_err(|e| io(std::io::Error::other(e)))?;
-            let (sender, mut flood) = pair_with(SMALL_CAPACITY, doorbell).map_err(other)?;
-            flood
-                .wait_for_data()
-                .map_err(|e| io(std::io::Error::other(e)))?;
+            let doorbell = Doorbell::from_fd(doorbell.try_clone()?).map_err(io::Error::other)?;
+            let (sender, mut flood) = pair_with(SMALL_CAPACITY, doorbell)?;
+            flood.wait_for_data()?;
             book.floods.push(flood);
             ends.push((sender, receiver.take()));
         }

@@ -21,7 +21,7 @@ pub(super) struct Upkeep {
     pub(super) backoff: Backoff,
     /// When to check them, if nothing notifies of changes.
     pub(super) check_at: Option<Instant>,
-    /// How the kernel is told to notify.
+    /// Makes the kernel notify of changes.
     pub(super) watch: Option<WatchDirectory>,
     /// The watches of the segment's directory and of the one around it, as far as there are some.
     pub(super) watches: Vec<OwnedFd>,

@@ -11,7 +11,7 @@ use virtio_inter_device::backend::TapDevice;
 use virtio_inter_test_support::skip;
 
 use crate::guest::Guest;
-use crate::process::{Place, Port, until};
+use crate::process::{Place, Port, PortCommand, until};
 use crate::status::status;
 use crate::usage::complaint;
 
@@ -56,6 +56,12 @@ fn tap_fd(queues: &[OwnedFd]) -> String {
     format!("tap-fd={}", numbers.collect::<Vec<_>>().join(":"))
 }
 
+/// A port with this uplink, and with the status that the tests read.
+fn uplinked(place: &Place, uplink: &str) -> PortCommand {
+    let command = place.command("a").with("--uplink", uplink);
+    command.with("--status-socket", place.path("a.status"))
+}
+
 /// Waits until both directions work.
 #[track_caller]
 fn assert_carries(place: &Place, port: &Port) {
@@ -83,8 +89,7 @@ fn uplink_by_name_carries_frames() {
     }
     make_tap("up0", "");
     let place = Place::new();
-    let port = place.command("a").with("--uplink", "tap=up0");
-    let port = port.with("--status-socket", place.path("a.status")).start();
+    let port = uplinked(&place, "tap=up0").start();
     let uplink = &status(&place.path("a.status"))["uplink"];
     let expected = serde_json::json!({"tap": "up0", "state": "up", "mtu": 1500});
     assert_eq!(*uplink, expected);
@@ -102,8 +107,7 @@ fn uplink_by_descriptors_carries_frames_for_an_ordinary_user() {
     make_tap("up0", "multi_queue");
     let place = Place::new();
     let queues = inherited("up0", 2);
-    let port = place.command("a").with("--uplink", tap_fd(&queues));
-    let port = port.with("--status-socket", place.path("a.status"));
+    let port = uplinked(&place, &tap_fd(&queues));
     let Some(port) = port.with("--queues", "2").by_ordinary_user() else {
         return skip("no ordinary user can run the program");
     };
@@ -121,9 +125,7 @@ fn uplink_of_an_ordinary_user_is_opened_by_name() {
     make_tap("mine", "user 65534");
     make_tap("others", "user 4711");
     let place = Place::new();
-    let port = place.command("a").with("--uplink", "tap=mine");
-    let port = port.with("--status-socket", place.path("a.status"));
-    let Some(port) = port.by_ordinary_user() else {
+    let Some(port) = uplinked(&place, "tap=mine").by_ordinary_user() else {
         return skip("no ordinary user can run the program");
     };
     let refused = port.with("--uplink", "tap=others");
@@ -141,8 +143,7 @@ fn uplink_that_is_deleted_or_down_is_shown_and_comes_back() {
     }
     make_tap("up0", "");
     let place = Place::new();
-    let port = place.command("a").with("--uplink", "tap=up0");
-    let port = port.with("--status-socket", place.path("a.status")).start();
+    let port = uplinked(&place, "tap=up0").start();
     let is = |state: &str| {
         let now = status(&place.path("a.status"));
         now["uplink"]["state"] == state && warning(&now, "uplink-down").is_none() == (state == "up")
@@ -171,8 +172,7 @@ fn uplink_passes_to_the_next_port() {
     }
     make_tap("up0", "");
     let place = Place::new();
-    let command = place.command("a").with("--uplink", "tap=up0");
-    let command = command.with("--status-socket", place.path("a.status"));
+    let command = uplinked(&place, "tap=up0");
     for _ in 0..3 {
         let port = command.start();
         port.signal(rustix::process::Signal::KILL);
