@@ -112,8 +112,10 @@ impl Port {
     ///
     /// No program, or one that does not get ready within 20 s; its log is in the message.
     pub fn start(bed: &Testbed, config: PortConfig) -> Result<Self> {
+        // An earlier port of this name may have left a log, with the same line in it.
+        let before = log_len(&Self::log_path(bed, &config));
         let mut port = Self::spawn(bed, config)?;
-        port.process.wait_for_log(READY, 0, READY_LIMIT)?;
+        port.process.wait_for_log(READY, before, READY_LIMIT)?;
         Ok(port)
     }
 
@@ -125,7 +127,7 @@ impl Port {
     pub fn spawn(bed: &Testbed, config: PortConfig) -> Result<Self> {
         let socket = Self::future_socket(bed, &config);
         let status = bed.path(&format!("{}.status", config.id));
-        let log = bed.path(&format!("port-{}.log", config.id));
+        let log = Self::log_path(bed, &config);
         let process = spawn(&config, [&socket, &status], &log)?;
         Ok(Self {
             config,
@@ -139,6 +141,10 @@ impl Port {
     /// The socket on which a port with these flags will wait for a frontend.
     pub fn future_socket(bed: &Testbed, config: &PortConfig) -> PathBuf {
         bed.path(&format!("{}.vhost", config.id))
+    }
+
+    fn log_path(bed: &Testbed, config: &PortConfig) -> PathBuf {
+        bed.path(&format!("port-{}.log", config.id))
     }
 
     /// Kills the port with SIGKILL and restarts it with the same flags.
@@ -324,10 +330,14 @@ fn spawn(config: &PortConfig, sockets: [&Path; 2], log: &Path) -> Result<Process
 }
 
 fn launch(config: &PortConfig, sockets: [&Path; 2], log: &Path) -> Result<Process> {
-    let before = log.metadata().map_or(0, |log| log.len() as usize);
+    let before = log_len(log);
     let mut process = spawn(config, sockets, log)?;
     process.wait_for_log(READY, before, READY_LIMIT)?;
     Ok(process)
+}
+
+fn log_len(log: &Path) -> usize {
+    log.metadata().map_or(0, |log| log.len() as usize)
 }
 
 #[cfg(test)]
