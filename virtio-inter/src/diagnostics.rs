@@ -7,10 +7,9 @@ use std::time::SystemTime;
 
 use virtio_inter_common::{MacAddr, PortId};
 use virtio_inter_device::DropReason;
-use virtio_inter_device::backend::TapState;
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, RefusedPeer};
 
-use crate::uplink::{Device, Uplink};
+use crate::uplink::{Device, UplinkState, UplinkStatus};
 use crate::warnings::{Code, Warning, Warnings};
 
 /// Maximum number of addresses of peers that left: a guest continues to send to them for a while.
@@ -109,12 +108,12 @@ impl Diagnostics {
     }
 
     /// The port has this uplink: warns if it cannot carry frames, or not all of them.
-    pub fn uplink(&mut self, uplink: &Uplink) {
-        let (name, state) = (uplink.name(), uplink.tap_state());
-        let problem = match state {
-            _ if uplink.is_gone() => Some("is gone: create it again"),
-            Some(TapState { up: false, .. }) => Some("is down: set it up (ip link set DEV up)"),
-            _ => None,
+    pub fn uplink(&mut self, uplink: &UplinkStatus<'_>) {
+        let name = uplink.tap;
+        let problem = match uplink.state {
+            UplinkState::Gone => Some("is gone: create it again"),
+            UplinkState::Down => Some("is down: set it up (ip link set DEV up)"),
+            UplinkState::Up | UplinkState::Unknown => None,
         };
         match problem {
             Some(problem) => {
@@ -122,17 +121,13 @@ impl Diagnostics {
                     "Tap device {name} {problem}. Until then the guest reaches the ports of the \
                      segment only"
                 );
-                let frames = self
-                    .seen
-                    .iter()
-                    .filter(|((_, of), _)| *of == Code::UplinkDown);
-                let frames = frames.map(|(_, count)| count).sum();
+                let frames = self.count(Code::UplinkDown);
                 self.warnings.raise(Code::UplinkDown, "", frames, text);
             }
             None => self.warnings.clear(Code::UplinkDown, ""),
         }
-        match state {
-            Some(TapState { mtu, .. }) if mtu < u32::from(self.mtu) => {
+        match uplink.mtu {
+            Some(mtu) if mtu < u32::from(self.mtu) => {
                 let text = format!(
                     "MTU mismatch: {} at this port, {mtu} at its uplink {name}, whose network \
                      drops larger packets. Give both one MTU",
@@ -210,11 +205,15 @@ impl Diagnostics {
             }
         }
         for (code, reason) in &latest {
-            let of_code = self.seen.iter().filter(|((_, of), _)| of == code);
-            let count = of_code.map(|(_, count)| count).sum();
-            self.dropped(*reason, count, peers);
+            self.dropped(*reason, self.count(*code), peers);
         }
         !latest.is_empty()
+    }
+
+    /// Number of frames that were dropped for this reason, on all queue pairs.
+    fn count(&self, code: Code) -> u64 {
+        let of_code = self.seen.iter().filter(|((_, of), _)| *of == code);
+        of_code.map(|(_, count)| count).sum()
     }
 
     /// Warns of `count` dropped frames. `reason` is that of the last one.
@@ -252,11 +251,8 @@ impl Diagnostics {
                  paused, hung or short of CPU time?",
                 name(address)
             ),
-            DropReason::UplinkDown => {
-                "The guest sends frames to addresses that no port of the segment has, while the \
-                 uplink is down or gone: they are dropped"
-                    .to_owned()
-            }
+            // `uplink` warns of it, with this count.
+            DropReason::UplinkDown => return,
             DropReason::TooLong { from, packet } => format!(
                 "A packet of {packet} bytes from {} is larger than this port's MTU {mtu} and not \
                  to be segmented: such packets are dropped, and their sender is not told. \

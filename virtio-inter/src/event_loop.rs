@@ -161,10 +161,13 @@ impl EventLoop {
         let (segment, status) = (self.segment, self.status);
         // The next port waits while this one holds its lock and no longer listens (see
         // `lock_wait`).
-        let _lock = self
+        let lock = self
             .frontends
             .close(&mut self.device, || drop((segment, status)));
         log_counters(&self.device);
+        // The next port opens the uplink as soon as it has the lock.
+        drop(self.device);
+        drop(lock);
         result
     }
 
@@ -202,13 +205,14 @@ impl EventLoop {
     }
 
     fn serve_status(&mut self) -> io::Result<()> {
+        self.diagnostics.drops(&self.device, &self.peers);
+        let uplink = self.uplink.as_ref().map(Uplink::status);
+        if let Some(uplink) = &uplink {
+            self.diagnostics.uplink(uplink);
+        }
         let Some(status) = &mut self.status else {
             return Ok(());
         };
-        self.diagnostics.drops(&self.device, &self.peers);
-        if let Some(uplink) = &self.uplink {
-            self.diagnostics.uplink(uplink);
-        }
         status.process(|| {
             let peers = self.peers.values();
             let now = Status::new(
@@ -216,7 +220,7 @@ impl EventLoop {
                 &self.frontends,
                 peers,
                 &self.device,
-                self.uplink.as_ref(),
+                uplink,
                 &self.diagnostics,
                 self.segment.refused(),
             );
@@ -293,7 +297,7 @@ impl EventLoop {
     /// Warns of an uplink that is down or gone, and ends the warning when it is not any more.
     fn check_uplink(&mut self) {
         if let Some(uplink) = &self.uplink {
-            self.diagnostics.uplink(uplink);
+            self.diagnostics.uplink(&uplink.status());
         }
     }
 

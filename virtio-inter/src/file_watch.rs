@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::fstat;
+use rustix::fs::{Stat, fstat, stat};
 use virtio_inter_common::DirNotify;
 
 use crate::socket::Listener;
@@ -35,15 +35,13 @@ impl FileWatch {
     /// Watches the directories of a socket and its lock file. Returns false if that fails, or if
     /// one of the files is gone already.
     pub(crate) fn add_files_of(&mut self, listener: &Listener) -> bool {
-        let files = [listener.path(), listener.lock_path()];
-        let watched = files.iter().all(|path| match self.add(path) {
-            Ok(()) => true,
-            Err(error) => {
-                log::debug!("Cannot watch the directory of {}: {error}", path.display());
-                false
-            }
-        });
-        watched && listener.is_in_place()
+        // The lock file is beside the socket.
+        let path = listener.path();
+        if let Err(error) = self.add(path) {
+            log::debug!("Cannot watch the directory of {}: {error}", path.display());
+            return false;
+        }
+        listener.is_in_place()
     }
 
     /// Watches the directory in which a file is.
@@ -52,13 +50,12 @@ impl FileWatch {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
-        let directory = File::open(path)?;
         if let Some(watched) = self.directories.get(path)
-            && inode(watched)? == inode(&directory)?
+            && inode(fstat(watched)?) == inode(stat(path)?)
         {
             return Ok(());
         }
-        let watch = DirNotify::watch(directory.as_fd())?;
+        let watch = DirNotify::watch(File::open(path)?.as_fd())?;
         self.directories.insert(path.to_owned(), watch);
         Ok(())
     }
@@ -69,9 +66,8 @@ impl FileWatch {
     }
 }
 
-fn inode(directory: impl AsFd) -> io::Result<(u64, u64)> {
-    let stat = fstat(directory)?;
-    Ok((stat.st_dev, stat.st_ino))
+fn inode(stat: Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
 }
 
 impl AsFd for FileWatch {

@@ -19,7 +19,7 @@ use virtio_inter_common::{Epoll, ErrorChain, Events, LogLimit, Timeout, log_limi
 use virtio_inter_device::Device;
 
 use crate::fd_store::{FdStore, StoredConnection};
-use crate::socket::{Listener, SocketError, SocketLock};
+use crate::socket::{Listener, SocketError, SocketLock, WATCH, failed};
 use crate::timer::Timer;
 use crate::vhost_user::frontend::{Disconnect, Frontend};
 use crate::vhost_user::session::SessionLimits;
@@ -228,19 +228,18 @@ impl FrontendServer {
     /// When they cannot be made.
     pub fn restore(&mut self, device: &mut dyn Device) -> Result<(), SocketError> {
         let path = self.listener.path().to_owned();
-        let failed = |source| SocketError::Io {
-            action: "watch socket",
-            path: path.clone(),
-            source,
-        };
         // Accept connections that were made before the file was removed.
-        self.process(device).map_err(failed)?;
+        self.process(device).map_err(failed(WATCH, &path))?;
         if self.accepting {
-            self.poll.remove(&self.listener).map_err(failed)?;
+            self.poll
+                .remove(&self.listener)
+                .map_err(failed(WATCH, &path))?;
         }
         let result = self.listener.restore();
         if self.accepting {
-            self.poll.add(&self.listener, LISTENER).map_err(failed)?;
+            self.poll
+                .add(&self.listener, LISTENER)
+                .map_err(failed(WATCH, &path))?;
         }
         result
     }

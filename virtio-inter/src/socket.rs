@@ -90,7 +90,11 @@ fn process(pid: &Option<u32>) -> String {
     pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
+/// Action of an error: a socket cannot be watched.
+pub(crate) const WATCH: &str = "watch socket";
+
+/// Makes the error of an action on a path.
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
     let path = path.to_owned();
     move |source| SocketError::Io {
         action,
@@ -310,11 +314,6 @@ impl Listener {
     /// The socket's path.
     pub fn path(&self) -> &Path {
         &self.socket.path
-    }
-
-    /// The lock file's path.
-    pub fn lock_path(&self) -> &Path {
-        &self.lock.path
     }
 
     /// Whether the socket and the lock file are at their paths.

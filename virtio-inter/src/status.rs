@@ -13,7 +13,7 @@ use virtio_inter_segment::{PeerInfo, RefusedPeer};
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;
 use crate::frontend_server::{FrontendServer, FrontendState};
-use crate::uplink::{Device, Uplink, UplinkStatus};
+use crate::uplink::{Device, UplinkStatus};
 
 /// Version of the document. It increases when a field changes its meaning or is removed, not when
 /// one is added.
@@ -99,7 +99,7 @@ impl<'a> Status<'a> {
         frontends: &FrontendServer,
         peers: impl Iterator<Item = &'a PeerInfo>,
         device: &'a Device,
-        uplink: Option<&'a Uplink>,
+        uplink: Option<UplinkStatus<'a>>,
         diagnostics: &'a Diagnostics,
         refused: &'a [RefusedPeer],
     ) -> Self {
@@ -113,7 +113,7 @@ impl<'a> Status<'a> {
             segment: absolute(&arguments.segment).display().to_string(),
             socket: absolute(&arguments.socket).display().to_string(),
             frontend: frontends.frontend().map(Frontend::from),
-            uplink: uplink.map(Uplink::status),
+            uplink,
             peers: peers.map(Peer::from).collect(),
             warnings: diagnostics
                 .warnings()

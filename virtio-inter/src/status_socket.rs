@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use virtio_inter_common::{Epoll, Events, Timeout};
 
-use crate::socket::{Listener, SocketError, SocketLock};
+use crate::socket::{Listener, SocketError, SocketLock, WATCH, failed};
 
 /// Maximum number of clients that have not read the whole document; the oldest gives way to a new
 /// one.
@@ -45,8 +45,8 @@ impl StatusSocket {
     /// When a live port has the path, or it cannot be bound.
     pub fn listen(path: &Path) -> Result<Self, SocketError> {
         let listener = SocketLock::take(path)?.listen_private()?;
-        let poll = Epoll::new().map_err(failed(path))?;
-        poll.add(&listener, LISTENER).map_err(failed(path))?;
+        let poll = Epoll::new().map_err(failed(WATCH, path))?;
+        poll.add(&listener, LISTENER).map_err(failed(WATCH, path))?;
         Ok(Self {
             poll,
             listener,
@@ -67,11 +67,13 @@ impl StatusSocket {
     /// When they cannot be made.
     pub fn restore(&mut self) -> Result<(), SocketError> {
         let path = self.listener.path().to_owned();
-        self.poll.remove(&self.listener).map_err(failed(&path))?;
+        self.poll
+            .remove(&self.listener)
+            .map_err(failed(WATCH, &path))?;
         let result = self.listener.restore();
         self.poll
             .add(&self.listener, LISTENER)
-            .map_err(failed(&path))?;
+            .map_err(failed(WATCH, &path))?;
         result
     }
 
@@ -112,9 +114,8 @@ impl StatusSocket {
         if self.clients.len() == MAX_CLIENTS {
             self.forget(0)?;
         }
-        self.poll.add(&client.stream, client.token)?;
         self.poll
-            .modify(&client.stream, Events::EPOLLOUT, client.token)?;
+            .add_with(&client.stream, Events::EPOLLOUT, client.token)?;
         self.clients.push(client);
         Ok(())
     }
@@ -149,15 +150,6 @@ impl Client {
             }
         }
         Sent::All
-    }
-}
-
-fn failed(path: &Path) -> impl FnOnce(io::Error) -> SocketError {
-    let path = path.to_owned();
-    move |source| SocketError::Io {
-        action: "watch socket",
-        path,
-        source,
     }
 }
 

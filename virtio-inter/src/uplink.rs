@@ -14,8 +14,8 @@ use crate::fd_store;
 /// The device of a port's process: with an uplink or without.
 pub type Device = virtio_inter_device::Port<Network>;
 
-/// Maximum time to wait for a tap device that the former port is about to close, after it has
-/// released its locks.
+/// Maximum time to wait for a tap device that a killed port is about to close: the kernel may
+/// release its locks before.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between two tries.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
@@ -95,12 +95,29 @@ pub enum UplinkError {
     },
 }
 
-/// The state of an uplink in the status document.
-#[derive(Debug, Serialize)]
+/// The state of an uplink, as the status document has it.
+#[derive(Debug, Clone, Copy, Serialize)]
 pub struct UplinkStatus<'a> {
-    tap: &'a str,
-    state: &'static str,
-    mtu: Option<u32>,
+    /// The device's name.
+    pub tap: &'a str,
+    /// Whether it carries frames.
+    pub state: UplinkState,
+    /// Its MTU in bytes, if the state is `Up` or `Down`.
+    pub mtu: Option<u32>,
+}
+
+/// Whether an uplink's device carries frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UplinkState {
+    /// It does.
+    Up,
+    /// It is not set up.
+    Down,
+    /// It was removed.
+    Gone,
+    /// It is in another network namespace.
+    Unknown,
 }
 
 /// The uplink of a port.
@@ -137,8 +154,8 @@ impl Uplink {
             queues,
             is_gone: false,
         };
-        match uplink.tap_state() {
-            Some(TapState { mtu: tap, .. }) if tap < u32::from(mtu) => Err(UplinkError::Mtu {
+        match uplink.status().mtu {
+            Some(tap) if tap < u32::from(mtu) => Err(UplinkError::Mtu {
                 name: uplink.name,
                 tap,
                 port: mtu,
@@ -164,28 +181,21 @@ impl Uplink {
         &self.name
     }
 
-    /// Whether the device is gone.
-    pub fn is_gone(&self) -> bool {
-        self.is_gone
-    }
-
-    /// The device's state; `None` if it was removed, or is in another network namespace.
-    pub fn tap_state(&self) -> Option<TapState> {
-        TapDevice::state(&self.name).filter(|_| !self.is_gone)
-    }
-
-    /// Its state for the status document.
+    /// Its present state.
     pub fn status(&self) -> UplinkStatus<'_> {
-        let tap_state = self.tap_state();
+        let (state, mtu) = if self.is_gone {
+            (UplinkState::Gone, None)
+        } else {
+            match TapDevice::state(&self.name) {
+                None => (UplinkState::Unknown, None),
+                Some(TapState { up: true, mtu }) => (UplinkState::Up, Some(mtu)),
+                Some(TapState { up: false, mtu }) => (UplinkState::Down, Some(mtu)),
+            }
+        };
         UplinkStatus {
             tap: &self.name,
-            state: match tap_state {
-                _ if self.is_gone => "gone",
-                None => "unknown",
-                Some(TapState { up: true, .. }) => "up",
-                Some(TapState { up: false, .. }) => "down",
-            },
-            mtu: tap_state.map(|state| state.mtu),
+            state,
+            mtu,
         }
     }
 }

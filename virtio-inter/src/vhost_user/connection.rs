@@ -188,23 +188,19 @@ impl Connection {
 
     /// Whether the frontend has closed the connection, even if unread messages are left.
     pub fn is_hung_up(&self) -> bool {
-        let mut fds = [PollFd::new(&self.socket, PollFlags::empty())];
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // An error of poll(2) is not one of the connection; that shows with the next message.
-        matches!(poll(&mut fds, Some(&at_once)), Ok(1..))
+        self.polls(PollFlags::empty())
     }
 
     /// Whether there are unread bytes or an unread end of file.
     pub fn is_readable(&self) -> bool {
-        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        matches!(poll(&mut fds, Some(&at_once)), Ok(1..))
+        self.polls(PollFlags::IN)
+    }
+
+    /// Whether one of these events is pending, or the hang-up.
+    fn polls(&self, events: PollFlags) -> bool {
+        let mut fds = [PollFd::new(&self.socket, events)];
+        // An error of poll(2) is not one of the connection; that shows with the next message.
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
     }
 
     /// Whether no message was read in part.

@@ -150,11 +150,18 @@ impl MemoryTable {
 
     /// The file that is mapped at an address of the frontend's process.
     pub(crate) fn file_at(&self, user: u64) -> Option<&File> {
-        let mapped = self.regions.iter().find(|mapped| {
-            let offset = user.checked_sub(mapped.user);
-            offset.is_some_and(|offset| offset < mapped.size())
-        })?;
+        let (mapped, _) = self.find(user)?;
         Some(mapped.region.file_offset()?.file())
+    }
+
+    /// The region with an address of the frontend's process, and the offset in it. A guest's memory
+    /// may be visible at two guest addresses, so two regions may share a user address. Either of
+    /// them is correct.
+    fn find(&self, user: u64) -> Option<(&Mapped, u64)> {
+        self.regions.iter().find_map(|mapped| {
+            let offset = user.checked_sub(mapped.user)?;
+            (offset < mapped.size()).then_some((mapped, offset))
+        })
     }
 
     /// The files of the regions, from the first guest address on, and the parts of them that the
@@ -270,15 +277,8 @@ impl MemoryTable {
         length: u64,
         alignment: u64,
     ) -> Result<GuestAddress, &'static str> {
-        // A guest's memory may be visible at two guest addresses, so two regions may share a user
-        // address. Either of them is correct.
         let (mapped, offset) = self
-            .regions
-            .iter()
-            .find_map(|mapped| {
-                let offset = user.checked_sub(mapped.user)?;
-                (offset < mapped.size()).then_some((mapped, offset))
-            })
+            .find(user)
             .ok_or("outside the memory that the frontend shares")?;
         if length > mapped.size() - offset {
             return Err("only partly within a memory region");

@@ -210,11 +210,12 @@ impl Session {
                     kick: duplicate(index, ready.kick)?,
                     call: ready.call.map(|call| duplicate(index, call)).transpose()?,
                 };
-                let used = self.memory.used_index(&place);
                 debug!(
                     "Starting queue {index} with {} entries at used index {}, base {}",
                     ready.size,
-                    used.map_or_else(|| "unknown".to_owned(), |used| used.to_string()),
+                    self.memory
+                        .used_index(&place)
+                        .map_or_else(|| "unknown".to_owned(), |used| used.to_string()),
                     vring.base
                 );
                 // No queue runs if the features are new: see `set_features`.
