@@ -53,7 +53,7 @@ fn real_time() -> RangeInclusive<i32> {
 }
 
 /// The one that the kernel sends when a file of a watched directory is removed or renamed
-/// (fcntl(2), F_NOTIFY). inotify is not used: a user has few instances, and each port needs one.
+/// (fcntl(2), F_NOTIFY). inotify is not used: a user has few instances of it.
 fn files() -> i32 {
     libc::SIGRTMIN() + 6
 }
