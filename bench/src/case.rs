@@ -215,6 +215,36 @@ pub enum Test {
 }
 
 impl Test {
+    /// Tests whose names begin with another test's.
+    const LONGER_NAMES: [Self; 6] = [
+        Self::TcpStream,
+        Self::TcpRr,
+        Self::PingPong {
+            tcp: true,
+            loaded: true,
+        },
+        Self::PingPong {
+            tcp: false,
+            loaded: true,
+        },
+        Self::AfterIdle,
+        Self::Burst,
+    ];
+
+    /// Whether a value of this name is one of the test's: its own name, or that and a suffix.
+    pub fn has_value(self, metric: &str) -> bool {
+        let begins_with = |name: &str| {
+            let rest = metric.strip_prefix(name);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+        };
+        let own = self.id();
+        let is_of_longer = |test: Self| {
+            let name = test.id();
+            name.len() > own.len() && begins_with(&name)
+        };
+        begins_with(&own) && !Self::LONGER_NAMES.into_iter().any(is_of_longer)
+    }
+
     /// The name on the command line and, as the name of its first value, in JSON.
     pub fn id(self) -> String {
         let name = match self {

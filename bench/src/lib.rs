@@ -164,13 +164,7 @@ fn begin(results: &mut Results, options: &Options, cases: &[Case]) {
 
 /// Whether the case made the row.
 fn belongs(row: &Row, case: &Case) -> bool {
-    const SUFFIXES: [&str; 7] = ["", "_p99", "_p99_9", "_loss", "_each", "_wakeups", "_cpu"];
-    let id = case.test.id();
-    row.place == case.place
-        && row
-            .metric
-            .strip_prefix(&id)
-            .is_some_and(|rest| SUFFIXES.contains(&rest))
+    row.place == case.place && case.test.has_value(&row.metric)
 }
 
 /// Writes the report, its plots and the JSON.
@@ -203,7 +197,7 @@ fn tell(options: &Options, results: &Results, output: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::case::Way;
+    use crate::case::{Test, Way};
     use crate::options::tests::parse;
     use crate::results::tests::row;
 
@@ -271,5 +265,32 @@ mod tests {
         assert_eq!(metrics(&added), ["tcp_stream", "tcp_rr"]);
         assert!(metrics(&after(&[])).is_empty());
         assert!(metrics(&after(&["--only", "link"])).len() == 2);
+
+        // All values of a case go with it, whatever their names add to its own.
+        let options = parse(&["--only", "scale/host"]).unwrap();
+        let cases = plan(&options, &Facts::TWO_CPUS).cases;
+        let mesh = cases.iter().find(|case| case.test == Test::Mesh).unwrap();
+        let mut results = Results::default();
+        for metric in ["mesh", "mesh_join_work", "mesh_pair_files", "mesh_sparse"] {
+            let mut row = row(Way::Inter, 64, &[1.0]);
+            (row.place, row.metric) = (mesh.place, metric.to_owned());
+            results.add(row);
+        }
+        begin(&mut results, &options, &cases);
+        assert_eq!(metrics(&results), [""; 0]);
+    }
+
+    #[test]
+    fn row_belongs_to_one_test() {
+        let cases = plan(&parse(&[]).unwrap(), &Facts::TWO_CPUS).cases;
+        for of in &cases {
+            for suffix in ["", "_p99", "_memory"] {
+                let metric = of.test.id() + suffix;
+                for case in &cases {
+                    let is_own = case.test.id() == of.test.id();
+                    assert_eq!(case.test.has_value(&metric), is_own, "{metric} of {case:?}");
+                }
+            }
+        }
     }
 }
