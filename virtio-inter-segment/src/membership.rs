@@ -412,8 +412,12 @@ fn publish(
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(directory.fd(), hidden, flags, Mode::empty())?;
     let stat = rustix::fs::fstat(&file)?;
-    // Not the file that we made, if somebody who may write to the directory has replaced it.
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_uid != access.own_uid {
+    // Not the file that we made, if somebody who may write to the directory has replaced it, with
+    // another socket of this user by a hard link perhaps.
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket
+        || stat.st_uid != access.own_uid
+        || stat.st_nlink != 1
+    {
         return Err(Errno::STALE.into());
     }
     access.apply_to_socket(&file, &stat);

@@ -68,6 +68,10 @@ pub struct PortArgs {
     /// sockets are not supported
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub socket: PathBuf,
+    /// Accept a --socket in a directory to which every user can write, such as /tmp. Any local user
+    /// can take the socket's place there before the port starts, and gets the VM's memory
+    #[arg(long)]
+    pub allow_public_directory: bool,
     /// Segment to join: a name, for a directory of /run/virtio-inter, or a path with a '/' in it.
     /// The directory must exist; every user with write permission on it can join
     #[arg(long, value_name = "NAME|DIR", value_parser = segment_parser())]

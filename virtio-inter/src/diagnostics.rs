@@ -77,6 +77,23 @@ impl Diagnostics {
         }
     }
 
+    /// Sets or clears the warning that users who may join the segment can also remove the files of
+    /// other ports there.
+    pub fn segment_mode(&mut self, segment: &Path, lets_others_remove: bool) {
+        let path = segment.display();
+        let subject = path.to_string();
+        if !lets_others_remove {
+            self.warnings.clear(Code::SegmentNotSticky, &subject);
+            return;
+        }
+        let text = format!(
+            "Everybody who may write to {path} can remove the sockets of other ports there and take \
+             their names: set its sticky bit (chmod +t {path})"
+        );
+        self.warnings
+            .raise(Code::SegmentNotSticky, &subject, 1, text);
+    }
+
     /// Sets or clears the warning that a file is missing by which others find this port.
     pub fn lost_file(&mut self, path: &Path, why: Option<&str>) {
         let path = path.display().to_string();

@@ -15,6 +15,7 @@ use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
 
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;
+use crate::directory_modes::lets_others_remove;
 use crate::file_watch::FileWatch;
 use crate::frontend_server::FrontendServer;
 use crate::restore_backoff::RestoreBackoff;
@@ -256,6 +257,8 @@ impl EventLoop {
         self.segment.check_files();
         let segment = &self.arguments.segment;
         self.diagnostics.lost_file(segment, self.segment.lost());
+        let open = lets_others_remove(segment);
+        self.diagnostics.segment_mode(segment, open);
         if !self.restore_backoff.begin()? {
             return Ok(());
         }

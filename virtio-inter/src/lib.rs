@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod diagnostics;
+mod directory_modes;
 pub mod event_loop;
 pub mod fd_store;
 mod file_watch;

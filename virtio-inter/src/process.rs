@@ -7,6 +7,7 @@ use virtio_inter_args::{SEGMENTS, absolute};
 use virtio_inter_segment::{JoinError, Segment};
 
 use crate::cli::PortArgs;
+use crate::directory_modes::check_socket_directory;
 use crate::event_loop::EventLoop;
 use crate::fd_store::{self, FdStore};
 use crate::frontend_server::FrontendServer;
@@ -32,6 +33,9 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
     rlimits::prepare(arguments.ring_size);
     let local = arguments.local_port();
+    if !arguments.allow_public_directory {
+        check_socket_directory(&arguments.socket)?;
+    }
     let wait = LockWait::new(&signals);
     let Some(lock) = wait.acquire(|| SocketLock::take(&arguments.socket))? else {
         return Ok(());

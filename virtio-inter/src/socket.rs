@@ -62,6 +62,13 @@ pub enum SocketError {
     /// The lock file was replaced again and again.
     #[error("Lock file {} does not stay in place", .0.display())]
     Unstable(PathBuf),
+    /// The lock file has another name, or is not a regular file.
+    #[error(
+        "Lock file {} is not a file of its own: it has another name (a hard link), or is not a \
+         regular file; remove it",
+        .0.display()
+    )]
+    NotALockFile(PathBuf),
     /// The path names something else.
     #[error("{} exists and is not a socket", .0.display())]
     NotASocket(PathBuf),
@@ -191,9 +198,14 @@ fn lock(path: &Path, socket: &Path) -> Result<File, SocketError> {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
             .open(path)
             .map_err(failed("open lock file", path))?;
+        // What is written to it must not end up in somebody's file of another name.
+        let metadata = file.metadata().map_err(failed("examine", path))?;
+        if !metadata.is_file() || metadata.nlink() > 1 {
+            return Err(SocketError::NotALockFile(path.to_owned()));
+        }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {

@@ -41,6 +41,8 @@ pub enum Code {
     Conflict,
     /// A file by which others find this port is gone.
     FileLost,
+    /// Members of the segment can take each other's names.
+    SegmentNotSticky,
     /// The uplink is down or gone.
     UplinkDown,
     /// The uplink's MTU is smaller than this port's.
@@ -60,6 +62,7 @@ impl Code {
             Code::MtuMismatch => "mtu-mismatch",
             Code::Conflict => "conflict",
             Code::FileLost => "file-lost",
+            Code::SegmentNotSticky => "segment-not-sticky",
             Code::UplinkDown => "uplink-down",
             Code::UplinkMtu => "uplink-mtu",
         }

@@ -9,6 +9,7 @@ mod limits;
 mod logging;
 mod many;
 mod memory;
+mod modes;
 mod process;
 mod second;
 mod status;

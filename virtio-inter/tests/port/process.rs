@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::ops::{Deref, DerefMut};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{DirBuilderExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,7 +26,10 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn new() -> Self {
         let directory = TempDir::with_prefix("vi").unwrap();
-        fs::create_dir(directory.path().join("segment")).unwrap();
+        // Whatever the umask.
+        let mut builder = fs::DirBuilder::new();
+        builder.mode(0o700);
+        builder.create(directory.path().join("segment")).unwrap();
         Self { directory }
     }
 
@@ -73,6 +76,7 @@ impl Place {
                 ("--id", id.into()),
                 ("--mac", mac.into()),
             ],
+            flags: Vec::new(),
         }
     }
 
@@ -95,6 +99,7 @@ pub(crate) struct PortCommand {
     /// A line of shell to run first.
     limit: Option<String>,
     options: Vec<(&'static str, OsString)>,
+    flags: Vec<&'static str>,
 }
 
 impl PortCommand {
@@ -102,6 +107,12 @@ impl PortCommand {
     pub(crate) fn with(mut self, option: &'static str, value: impl AsRef<OsStr>) -> Self {
         self.options.retain(|(name, _)| *name != option);
         self.options.push((option, value.as_ref().to_owned()));
+        self
+    }
+
+    /// Adds a flag, which has no value.
+    pub(crate) fn flag(mut self, flag: &'static str) -> Self {
+        self.flags.push(flag);
         self
     }
 
@@ -185,6 +196,7 @@ impl PortCommand {
                     .iter()
                     .flat_map(|(name, value)| [OsStr::new(*name), value]),
             )
+            .args(&self.flags)
             .env_remove("RUST_LOG")
             .envs(self.variables.iter().cloned())
             .stdin(Stdio::null())
