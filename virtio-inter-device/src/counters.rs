@@ -133,6 +133,8 @@ counters! {
     count uplink_rx_other,
     /// By the uplink: from the port's own address, returned by the network.
     count uplink_rx_own,
+    /// By the uplink: its device had an error in place of the frame.
+    drop uplink_rx_failed,
     /// Number of wake-ups of the worker.
     count wakeups,
     /// Number of interrupts sent to the guest.
@@ -152,7 +154,7 @@ mod tests {
                 .filter(|(name, _)| name.starts_with(prefix) && Counters::is_drop(name))
                 .count()
         };
-        assert_eq!([drops("tx_"), drops("rx_"), drops("uplink_")], [13, 11, 2]);
+        assert_eq!([drops("tx_"), drops("rx_"), drops("uplink_")], [13, 11, 3]);
         for name in [
             "tx_frames",
             "rx_segmented",

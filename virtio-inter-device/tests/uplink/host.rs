@@ -27,10 +27,16 @@ pub(crate) fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {output:?}");
 }
 
-/// Makes a tap device that is up, without any chatter of the kernel's own.
+/// Makes a tap device that is down. It is to be set up when its queues are attached: until then it
+/// has no carrier, and what is sent in the moment after it gets one is lost.
 #[track_caller]
 pub(crate) fn make_tap(name: &str, options: &str) {
     ip(format!("tuntap add dev {name} mode tap {options}").trim_end());
+}
+
+/// Sets a device up, without any chatter of the kernel's own.
+#[track_caller]
+pub(crate) fn set_up(name: &str) {
     // Where it cannot be turned off, `receive` passes over it.
     let setting = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
     let _ = std::fs::write(setting, "1");

@@ -14,7 +14,7 @@ use virtio_inter_device::{Device as _, PortEvent};
 use virtio_inter_test_support::skip;
 
 use driver::{Feature, LEAN, Node, Packet, Peer, Shape, Spec, mac, until};
-use host::{Host, enter, ip, make_tap};
+use host::{Host, enter, ip, make_tap, set_up};
 
 const BROADCAST: MacAddr = MacAddr::BROADCAST;
 
@@ -31,6 +31,7 @@ fn uplinked(spec: Spec) -> Option<(Node<Network>, Host)> {
     }
     make_tap("up0", if spec.queues > 1 { "multi_queue" } else { "" });
     let queues = open(spec.queues);
+    set_up("up0");
     let mut host = Host::new("up0");
     let mut node = Node::with_uplink(0, spec, queues);
     arrive(&mut node, &mut host);
@@ -367,8 +368,10 @@ fn uplink_that_is_deleted_is_reported_and_replaced() {
     assert_eq!(peer.receive(0), to_all);
     assert_eq!(node.drops(), [("uplink_tx_down", 2)]);
     make_tap("up0", "");
+    let queues = open(1);
+    set_up("up0");
     let mut host = Host::new("up0");
-    node.port.set_uplink(open(1)).unwrap();
+    node.port.set_uplink(queues).unwrap();
     let packet = node.packet(mac(7), 100, 3);
     node.guest.tx[0].send(&packet);
     assert_eq!(host.receive(), packet);

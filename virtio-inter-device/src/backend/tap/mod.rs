@@ -8,6 +8,8 @@
 mod device;
 mod reader;
 mod sys;
+#[cfg(test)]
+mod testing;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -35,6 +37,8 @@ const LOOK_EVERY: u32 = 16;
 pub(super) struct Tap {
     writer: OwnedFd,
     readers: Vec<TapReader>,
+    /// Position of the reader whose turn is next.
+    turn: usize,
     rules: TapRules,
     /// Frames that are in too many pieces are put together here.
     whole: Vec<u8>,
@@ -62,6 +66,7 @@ impl Tap {
         Ok(Tap {
             writer: queue,
             readers: vec![reader],
+            turn: 0,
             rules: TapRules {
                 mac,
                 mtu,
@@ -216,14 +221,20 @@ impl Tap {
 
     /// Delivers frames. True: one waits for the guest's buffers, and is to be delivered first.
     pub(super) fn receive<S: RxSink>(&mut self, sink: &mut S) -> bool {
-        for reader in &mut self.readers {
-            match reader.receive(&self.rules, sink) {
-                Turn::Empty => {}
-                Turn::Full => return false,
+        for _ in 0..self.readers.len() {
+            // Readers come and go.
+            self.turn %= self.readers.len();
+            match self.readers[self.turn].receive(&self.rules, sink) {
+                Turn::Empty => self.turn += 1,
+                Turn::Full => {
+                    self.turn += 1;
+                    return false;
+                }
+                // It keeps its turn.
                 Turn::OutOfBuffers => return true,
                 Turn::Gone => {
-                    self.to_report |= !self.gone;
-                    self.gone = true;
+                    self.turn += 1;
+                    self.set_gone();
                 }
             }
         }
@@ -268,7 +279,30 @@ fn tun_offloads(takes: Offloads) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::testing::{Inbox, address, frame, queue};
     use super::*;
+
+    /// Frames for the guest in the order in which a worker with batches of four reads them.
+    #[test]
+    fn tap_serves_its_readers_in_turn() {
+        let (first, first_far) = queue();
+        let (second, second_far) = queue();
+        let mut tap = Tap::new(first, 0, address(0), 1500, Arc::default()).unwrap();
+        tap.readers.push(TapReader::new(second, 1));
+        for seed in 0..8 {
+            first_far.send(&frame(seed)).unwrap();
+            second_far.send(&frame(100 + seed)).unwrap();
+        }
+        let mut got = Vec::new();
+        for _ in 0..4 {
+            let mut inbox = Inbox::of(4);
+            assert!(!tap.receive(&mut inbox));
+            got.push(inbox.seeds);
+        }
+        let turns = [[0, 1, 2, 3], [100, 101, 102, 103]];
+        let again = [[4, 5, 6, 7], [104, 105, 106, 107]];
+        assert_eq!(got, [turns, again].concat());
+    }
 
     #[test]
     fn tap_offloads_are_those_that_the_guest_takes() {

@@ -1,5 +1,6 @@
 //! The receiving half of one queue of a tap device.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -21,6 +22,9 @@ const TURN: usize = 64;
 const SHORT: usize = FRAME_HEADER + 1500;
 /// Number of short frames in a row after which buffers are collected for half the length.
 const SHORT_FRAMES: u32 = 16;
+/// Number of errors in a row after which a queue is read again only when the worker is woken: an
+/// error that stays must not keep the worker busy.
+const ERRORS: u32 = 64;
 
 /// What the readers of a worker have in common.
 pub(super) struct TapRules {
@@ -60,6 +64,8 @@ pub struct TapReader {
     pub(super) home: u16,
     /// There may be frames: the device has not said otherwise since the worker was woken.
     may_read: bool,
+    /// Number of errors in a row.
+    errors: u32,
     /// Length in bytes of the records for which buffers are collected.
     room: usize,
     /// Number of frames in a row that were much shorter.
@@ -78,6 +84,7 @@ impl TapReader {
             fd,
             home,
             may_read: true,
+            errors: 0,
             room: SHORT,
             short: 0,
             rest: vec![0; MAX_RECORD].into(),
@@ -155,11 +162,11 @@ impl TapReader {
         let len = match sys::read(&self.fd, pieces, &mut self.rest) {
             Ok(len) => len,
             Err(error) => {
-                self.may_read = false;
-                *gone = Errno::from_io_error(&error) == Some(Errno::BADFD);
+                *gone = self.not_read(rules, &error);
                 return None;
             }
         };
+        self.errors = 0;
         let room = pieces.iter().map(|piece| piece.len()).sum();
         self.expect(len, room);
         match self.action(rules, pieces, len) {
@@ -173,6 +180,25 @@ impl TapReader {
         }
         self.count(rules, len);
         Some(len)
+    }
+
+    /// Nothing was read. True: the device is gone.
+    #[cold]
+    fn not_read(&mut self, rules: &TapRules, error: &io::Error) -> bool {
+        let error = Errno::from_io_error(error);
+        if matches!(error, Some(Errno::AGAIN | Errno::BADFD)) {
+            self.may_read = false;
+            self.errors = 0;
+            return error == Some(Errno::BADFD);
+        }
+        // The kernel has dropped the frame that it could not hand over. Others are behind it.
+        rules.counters.uplink_rx_failed.add(1);
+        self.errors += 1;
+        if self.errors == ERRORS {
+            self.may_read = false;
+            self.errors = 0;
+        }
+        false
     }
 
     fn count(&self, rules: &TapRules, len: usize) {
@@ -280,5 +306,64 @@ impl TapReader {
             at = end;
         }
         self.waiting = len;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::super::testing::{Inbox, address, frame};
+    use super::*;
+
+    /// A UDP socket in place of a queue: an answer of the network that nobody listens becomes one
+    /// error of its reader, before the frames that came later.
+    #[test]
+    fn tap_reader_goes_on_after_an_error() {
+        let rules = TapRules {
+            mac: address(0),
+            mtu: 1500,
+            takes: Offloads::ALL,
+            counters: Arc::default(),
+        };
+        let queue = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let far_address = far.local_addr().unwrap();
+        queue.connect(far_address).unwrap();
+        queue.set_nonblocking(true).unwrap();
+        drop(far);
+        queue.send(&[0]).unwrap();
+        let far = UdpSocket::bind(far_address).unwrap();
+        for seed in 0..3 {
+            let queue = queue.local_addr().unwrap();
+            far.send_to(&frame(seed), queue).unwrap();
+        }
+        let mut reader = TapReader::new(queue.into(), 0);
+        let mut inbox = Inbox::of(10);
+        assert_eq!(reader.receive(&rules, &mut inbox), Turn::Empty);
+        assert_eq!(inbox.seeds, [0, 1, 2]);
+        assert_eq!(rules.counters.uplink_rx_failed.get(), 1);
+        assert!(!reader.has_work());
+    }
+
+    /// A directory cannot be read at all.
+    #[test]
+    fn tap_reader_rests_when_an_error_stays() {
+        let rules = TapRules {
+            mac: address(0),
+            mtu: 1500,
+            takes: Offloads::ALL,
+            counters: Arc::default(),
+        };
+        let queue = std::fs::File::open("/").unwrap();
+        let mut reader = TapReader::new(queue.into(), 0);
+        let mut turns = 0;
+        while reader.has_work() {
+            assert!(reader.receive(&rules, &mut Inbox::of(10)) != Turn::Gone);
+            turns += 1;
+        }
+        assert!(turns <= 2);
+        reader.wake();
+        assert!(reader.has_work());
     }
 }

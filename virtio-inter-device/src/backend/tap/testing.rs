@@ -1,0 +1,69 @@
+//! What the tests of readers share.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+
+use virtio_inter_common::MacAddr;
+use vm_memory::VolatileSlice;
+
+use crate::backend::interface::{RxProgress, RxRecord, RxSink, RxStatus};
+use crate::frame::{FRAME_HEADER, NET_HEADER};
+
+/// The address of port `number`.
+pub(super) fn address(number: u8) -> MacAddr {
+    MacAddr::new([0x52, 0x54, 0, 0, 0, number])
+}
+
+/// A record with a frame for port 0, told from others by `seed`.
+pub(super) fn frame(seed: u8) -> Vec<u8> {
+    let mut record = vec![0; NET_HEADER];
+    record.extend(address(0).octets());
+    record.extend(address(1).octets());
+    record.extend([0x88, 0xb5, seed]);
+    record.resize(72, 0);
+    record
+}
+
+/// A socket in place of a tap device's queue, and its far end.
+pub(super) fn queue() -> (OwnedFd, UnixDatagram) {
+    let (queue, far) = UnixDatagram::pair().unwrap();
+    queue.set_nonblocking(true).unwrap();
+    (queue.into(), far)
+}
+
+/// Takes a batch of frames.
+pub(super) struct Inbox {
+    left: usize,
+    /// Of the frames that came.
+    pub(super) seeds: Vec<u8>,
+}
+
+impl Inbox {
+    /// For `left` frames.
+    pub(super) fn of(left: usize) -> Self {
+        let seeds = Vec::new();
+        Inbox { left, seeds }
+    }
+}
+
+impl RxSink for Inbox {
+    fn deliver(&mut self, _: &RxRecord<'_>, _: &mut RxProgress) -> RxStatus {
+        panic!("The frame fits");
+    }
+
+    fn fill(
+        &mut self,
+        max_len: usize,
+        read: impl FnOnce(&[VolatileSlice<'_>]) -> Option<usize>,
+    ) -> RxStatus {
+        if self.left == 0 {
+            return RxStatus::BatchFull;
+        }
+        let mut buffer = vec![0; max_len];
+        if read(&[VolatileSlice::from(&mut buffer[..])]).is_some() {
+            self.left -= 1;
+            self.seeds.push(buffer[FRAME_HEADER]);
+        }
+        RxStatus::Taken
+    }
+}
