@@ -14,6 +14,7 @@ use crate::deferred_close::{Closer, DeferredFd, Owner};
 use crate::fd_type;
 use crate::handshake::{Candidate, Local, Refusal, Role, parse_id};
 use crate::limits::Limits;
+use crate::poll::Interest;
 use crate::port::{DownReason, PeerKey};
 use crate::quota::Quota;
 use crate::rings::Rings;
@@ -36,8 +37,8 @@ pub(crate) struct Connection {
     pub(crate) started: Instant,
     /// The kernel's word on the peer's process.
     pub(crate) owner: Owner,
-    /// Whether the event loop waits for room to write.
-    pub(crate) watches_write: bool,
+    /// Which events the event loop waits for.
+    pub(crate) interest: Interest,
     /// What the peer called itself, let in or not.
     claimed: Option<PortId>,
     socket: DeferredFd,
@@ -141,7 +142,7 @@ impl Connection {
             role,
             started: now,
             owner,
-            watches_write: false,
+            interest: Interest::READ,
             claimed: None,
             socket: DeferredFd::new(socket, owner, closer),
             closer: closer.clone(),
@@ -325,9 +326,16 @@ impl Connection {
             Stage::Hello => 0,
             Stage::Up(_) => message.fds(),
         };
-        if fds.len() != expected && !lost_fds {
+        // Descriptors that were lost were sent besides those that arrived.
+        let is_right_number = if lost_fds {
+            fds.len() < expected
+        } else {
+            fds.len() == expected
+        };
+        if !is_right_number {
+            let more = if lost_fds { "more than " } else { "" };
             return Err(Refusal::Violation(format!(
-                "{} with {} descriptors",
+                "{} with {more}{} descriptors",
                 message.name(),
                 fds.len()
             )));
@@ -369,15 +377,7 @@ impl Connection {
             (Stage::Up(up), Message::Accept(accept)) => {
                 let number = accept.number.get();
                 let queue = up.rings.accepted(number)?;
-                let page = fds.first().filter(|fd| fd_type::is_memfd(fd.as_fd()));
-                if page.is_none() && !lost_fds {
-                    let text = "ACCEPT whose descriptor is not a memfd".to_owned();
-                    return Err(Refusal::Violation(text));
-                }
-                let Some(page) = fds.pop() else {
-                    let text = "no descriptor is left for a ring that was accepted".to_owned();
-                    return Err(Refusal::Resources(text));
-                };
+                let page = take_page_fd(fds)?;
                 let page = ReceiverPage::open(page).map_err(region_refusal)?;
                 Ok(Step::Accepted {
                     queue,
@@ -520,6 +520,23 @@ fn region_refusal(error: virtio_inter_link::RegionError) -> Refusal {
     }
 }
 
+/// Takes the descriptor of an ACCEPT only once it is known to be a memfd. There is none
+/// only if this process had no room for it.
+fn take_page_fd(fds: &mut Vec<OwnedFd>) -> Result<OwnedFd, Refusal> {
+    match fds.pop() {
+        Some(page) if fd_type::is_memfd(page.as_fd()) => Ok(page),
+        Some(other) => {
+            fds.push(other);
+            let text = "ACCEPT whose descriptor is not a memfd".to_owned();
+            Err(Refusal::Violation(text))
+        }
+        None => {
+            let text = "no descriptor is left for a ring that was accepted".to_owned();
+            Err(Refusal::Resources(text))
+        }
+    }
+}
+
 /// Takes the descriptors only once they are known to be of the right kinds: memfds and eventfds can
 /// be inspected and closed without waiting for anybody.
 fn take_link_fds(fds: &mut Vec<OwnedFd>) -> Result<[OwnedFd; 3], Refusal> {
@@ -539,3 +556,7 @@ fn take_link_fds(fds: &mut Vec<OwnedFd>) -> Result<[OwnedFd; 3], Refusal> {
     <[OwnedFd; 3]>::try_from(std::mem::take(fds))
         .map_err(|fds| Refusal::Violation(format!("LINK with {} descriptors", fds.len())))
 }
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

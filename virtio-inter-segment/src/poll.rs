@@ -17,6 +17,23 @@ const TIMER: u64 = u64::MAX;
 
 const READ: Events = Events::EPOLLIN.union(Events::EPOLLRDHUP);
 
+/// Which events of a descriptor are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Interest {
+    /// Input.
+    pub(crate) read: bool,
+    /// Room for output.
+    pub(crate) write: bool,
+}
+
+impl Interest {
+    /// As [`Poll::add`] begins.
+    pub(crate) const READ: Interest = Interest {
+        read: true,
+        write: false,
+    };
+}
+
 #[derive(Debug)]
 pub(crate) struct Poll {
     epoll: Epoll,
@@ -54,25 +71,20 @@ impl Poll {
         let _ = self.epoll.remove(fd);
     }
 
-    /// Watches for reading and, if `write`, for room to write as well.
-    pub(crate) fn watch_write(
+    /// Changes which events of a watched descriptor make it ready; its end always does.
+    pub(crate) fn watch(
         &self,
         fd: BorrowedFd<'_>,
         token: u64,
-        write: bool,
+        interest: Interest,
     ) -> io::Result<()> {
-        let room = if write {
+        let read = if interest.read { READ } else { Events::empty() };
+        let write = if interest.write {
             Events::EPOLLOUT
         } else {
             Events::empty()
         };
-        self.epoll.modify(fd, READ | room, token)
-    }
-
-    /// Stops watching a descriptor that stays open, or starts again.
-    pub(crate) fn pause(&self, fd: BorrowedFd<'_>, token: u64, pause: bool) -> io::Result<()> {
-        let events = if pause { Events::empty() } else { READ };
-        self.epoll.modify(fd, events, token)
+        self.epoll.modify(fd, read | write, token)
     }
 
     /// Tokens of what is ready now, at most [`EVENTS`]; never waits.

@@ -1,6 +1,7 @@
 //! The life of a port on its segment: drives its connections and tells of peers that come and go.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,11 +15,11 @@ use crate::connection::{Connection, End, Step};
 use crate::connector::{AttemptOutcome, Connector};
 use crate::deferred_close::Closer;
 use crate::directory::Directory;
-use crate::handshake::{Candidate, Local, Refusal, Role};
+use crate::handshake::{Local, Refusal, Role};
 use crate::join_error::JoinError;
 use crate::limits::{Limits, SegmentStats};
 use crate::membership::Membership;
-use crate::poll::Poll;
+use crate::poll::{Interest, Poll};
 use crate::port::{LocalPort, PeerInfo, PeerKey, SegmentEvent};
 use crate::refused::{RefusedPeer, RefusedPeers};
 
@@ -301,24 +302,24 @@ impl Segment {
                 Step::Idle => break,
                 Step::Progress => {}
                 Step::Pause(until) => {
-                    self.pause_connection(&connection, until);
+                    self.pause_connection(&mut connection, until);
                     break;
                 }
                 Step::Introduced(candidate) => {
                     if connection.role != Role::Acceptor {
                         self.window.answered(connection.started, now);
                     }
-                    let admitted = self
+                    let may_join = self
                         .room_for(&candidate, now)
-                        .and_then(|()| self.settle_crossing(&connection.role, &candidate.id))
-                        .and_then(|()| {
-                            connection.admit(candidate.clone(), now);
-                            self.flush(&mut connection)
-                        });
-                    if let Err(refusal) = admitted {
+                        .and_then(|()| self.settle_crossing(&connection.role, &candidate.id));
+                    if let Err(refusal) = may_join {
                         return self.end(connection, End::Refused(refusal), now);
                     }
-                    self.up(&connection, candidate);
+                    connection.admit(candidate, now);
+                    self.up(&connection);
+                    if let Err(refusal) = self.flush(&mut connection) {
+                        return self.end(connection, End::Refused(refusal), now);
+                    }
                 }
                 Step::Offered(link) => {
                     if let Err(refusal) = self.offered(&mut connection, link) {
@@ -355,17 +356,27 @@ impl Segment {
 
     /// Sends what can be sent, and has the rest wait for room.
     fn flush(&self, connection: &mut Connection) -> Result<(), Refusal> {
-        let wait = !connection.flush(&self.local)?;
-        if wait != connection.watches_write {
-            self.poll
-                .watch_write(connection.fd(), connection.key.get(), wait)
-                .map_err(Refusal::resources)?;
-            connection.watches_write = wait;
+        let write = !connection.flush(&self.local)?;
+        let read = connection.interest.read;
+        self.watch(connection, Interest { read, write })
+            .map_err(Refusal::resources)
+    }
+
+    /// Waits for these events of a connection from now on.
+    fn watch(&self, connection: &mut Connection, interest: Interest) -> io::Result<()> {
+        if interest != connection.interest {
+            let key = connection.key.get();
+            self.poll.watch(connection.fd(), key, interest)?;
+            connection.interest = interest;
         }
         Ok(())
     }
 
-    fn up(&mut self, connection: &Connection, peer: Candidate) {
+    /// Tells of a peer that was let in.
+    fn up(&mut self, connection: &Connection) {
+        let Some(peer) = connection.peer() else {
+            return;
+        };
         log_limited!(
             self.changes,
             Level::Info,
@@ -378,7 +389,7 @@ impl Segment {
         self.refused.remove(&peer.id);
         self.events.push(SegmentEvent::Up(PeerInfo {
             key: connection.key,
-            id: peer.id,
+            id: peer.id.clone(),
             mac: peer.mac,
             mtu: peer.mtu,
             queues: peer.queues,
@@ -387,12 +398,14 @@ impl Segment {
     }
 
     /// Does not read a connection for a while.
-    fn pause_connection(&mut self, connection: &Connection, until: Instant) {
-        let key = connection.key.get();
-        // Its end is an event all the same.
-        let is_paused = self.paused.iter().any(|&(_, paused)| paused == key);
-        if !is_paused && self.poll.pause(connection.fd(), key, true).is_ok() {
-            self.paused.push_back((until, key));
+    fn pause_connection(&mut self, connection: &mut Connection, until: Instant) {
+        // Its end, and room for what waits to be sent, are events all the same.
+        let interest = Interest {
+            read: false,
+            ..connection.interest
+        };
+        if connection.interest.read && self.watch(connection, interest).is_ok() {
+            self.paused.push_back((until, connection.key.get()));
         }
     }
 
@@ -402,10 +415,13 @@ impl Segment {
             && until <= now
         {
             self.paused.pop_front();
-            if let Some(connection) = self.connections.remove(&key) {
-                let write = connection.watches_write;
+            if let Some(mut connection) = self.connections.remove(&key) {
+                let interest = Interest {
+                    read: true,
+                    ..connection.interest
+                };
                 // It is read once now even if it cannot be watched.
-                let _ = self.poll.watch_write(connection.fd(), key, write);
+                let _ = self.watch(&mut connection, interest);
                 self.drive(connection, now);
             }
         }
@@ -459,3 +475,7 @@ fn random() -> Result<u64, Errno> {
     rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(u64::from_le_bytes(bytes))
 }
+
+#[cfg(test)]
+#[path = "segment_tests.rs"]
+mod tests;

@@ -12,12 +12,14 @@ use log::Level;
 use rustix::io::Errno;
 use virtio_inter_common::{PeerCredentials, PortId, log_limited};
 
+use super::links::fds;
 use super::{Banned, LISTENER, PAUSE, Segment};
 use crate::access_rule::AccessRule;
 use crate::connection::{Connection, End};
 use crate::deferred_close::Owner;
 use crate::directory::Directory;
 use crate::handshake::{Candidate, Refusal, Role};
+use crate::poll::Interest;
 use crate::port::PeerKey;
 use crate::socket;
 
@@ -61,10 +63,12 @@ impl Segment {
     }
 
     pub(super) fn watch_listener(&mut self, watch: bool) {
-        if let Err(e) = self
-            .poll
-            .pause(self.membership.listener(), LISTENER, !watch)
-        {
+        let interest = Interest {
+            read: watch,
+            write: false,
+        };
+        let listener = self.membership.listener();
+        if let Err(e) = self.poll.watch(listener, LISTENER, interest) {
             log_limited!(
                 self.refusals,
                 Level::Error,
@@ -172,7 +176,7 @@ impl Segment {
             return Err(Refusal::Full(format!("more than {max_peers} peers")));
         }
         let max_fds = self.max_fds();
-        if self.fds() + 1 > max_fds {
+        if fds(self.connections.values()) + 1 > max_fds {
             let text = format!("more than {max_fds} descriptors for links");
             return Err(Refusal::Full(text));
         }

@@ -15,8 +15,8 @@ use crate::port::{LinkError, OpenedLink, PeerKey, SegmentEvent};
 
 /// Descriptors of an open ring: its doorbells.
 const FDS_PER_RING: u64 = 2;
-/// Descriptors of a ring that is being handed over: its memfd besides.
-const FDS_OF_NEW_RING: u64 = 3;
+/// Descriptors that a ring has besides while it is handed over: its memfd.
+const FDS_OF_NEW_RING: u64 = 1;
 
 impl Segment {
     /// Makes a ring for a queue pair of this port to send to a peer on, and hands it to the peer.
@@ -45,7 +45,7 @@ impl Segment {
             let what = "bytes of rings";
             return Err(LinkError::Full { what, max });
         }
-        self.check_room_for_ring()?;
+        self.check_room_for_ring(None)?;
         let region = Region::create(capacity)?;
         let (data_doorbell, space_doorbell) = (Doorbell::new()?, Doorbell::new()?);
         let fds = [
@@ -86,8 +86,7 @@ impl Segment {
         link: OfferedLink,
     ) -> Result<(), Refusal> {
         let (number, queue) = (link.number, link.queue);
-        let room = self.check_room_for_ring();
-        let result = match room {
+        let result = match self.check_room_for_ring(Some(connection)) {
             Ok(()) => connection.accept_link(link),
             Err(error) => Err(Refusal::resources(error)),
         };
@@ -113,14 +112,19 @@ impl Segment {
         self.flush(connection)
     }
 
-    fn check_room_for_ring(&self) -> Result<(), LinkError> {
-        let rings: usize = self.connections.values().map(Connection::ring_count).sum();
-        if rings >= self.limits.max_rings {
+    /// Whether a new ring can be beside the others. `offered_by`: the connection in hand, whose
+    /// peer offers it, and which counts it already.
+    fn check_room_for_ring(&self, offered_by: Option<&Connection>) -> Result<(), LinkError> {
+        let new = usize::from(offered_by.is_none());
+        let connections = || self.connections.values().chain(offered_by);
+        let rings: usize = connections().map(Connection::ring_count).sum();
+        if rings + new > self.limits.max_rings {
             let (what, max) = ("rings", self.limits.max_rings as u64);
             return Err(LinkError::Full { what, max });
         }
         let max = self.max_fds();
-        if self.fds() + FDS_OF_NEW_RING > max {
+        let fds = fds(connections()) + FDS_PER_RING * new as u64;
+        if fds + FDS_OF_NEW_RING > max {
             let what = "descriptors for links";
             return Err(LinkError::Full { what, max });
         }
@@ -132,12 +136,6 @@ impl Segment {
     pub(super) fn max_fds(&self) -> u64 {
         let limit = rustix::process::getrlimit(Resource::Nofile).current;
         limit.map_or(u64::MAX, |limit| limit / 4 * 3)
-    }
-
-    /// Descriptors of connections and rings.
-    pub(super) fn fds(&self) -> u64 {
-        let fds = |connection: &Connection| 1 + FDS_PER_RING * connection.ring_count() as u64;
-        self.connections.values().map(fds).sum()
     }
 
     /// Sends what a connection has to send. If that fails, the connection ends with an event soon.
@@ -153,4 +151,10 @@ impl Segment {
             self.arm(now);
         }
     }
+}
+
+/// Descriptors of connections and their rings.
+pub(super) fn fds<'a>(connections: impl Iterator<Item = &'a Connection>) -> u64 {
+    let fds = |connection: &Connection| 1 + FDS_PER_RING * connection.ring_count() as u64;
+    connections.map(fds).sum()
 }
