@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::memory::Signal;
-use crate::signal::signal;
+use crate::signal::{has_kernel_signals, signal, signal_by_kernel};
 
 /// File system type of descriptors that are not files (linux/magic.h), eventfds among them.
 const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
@@ -55,6 +55,14 @@ impl Doorbell {
     ///
     /// The descriptor is not an eventfd.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, DoorbellError> {
+        match signal_by_kernel(fd.as_fd()) {
+            Some(Ok(())) => return Ok(Self { fd }),
+            Some(Err(e)) if e.kind() == io::ErrorKind::InvalidInput => {
+                return Err(DoorbellError::NotEventfd);
+            }
+            Some(Err(e)) => return Err(DoorbellError::Inspect(e)),
+            None => {}
+        }
         let inspect = |e: Errno| DoorbellError::Inspect(e.into());
         let file_system = rustix::fs::fstatfs(&fd).map_err(inspect)?.f_type as u64;
         if file_system != ANON_INODE_FS_MAGIC {
@@ -64,8 +72,20 @@ impl Doorbell {
         Ok(Self { fd })
     }
 
+    /// Whether no peer can make [`Doorbell::ring`] block. False where the kernel gives this process
+    /// no asynchronous I/O (`CONFIG_AIO`, `fs.aio-max-nr`): a port then has to trust its peers.
+    pub fn never_blocks() -> bool {
+        has_kernel_signals()
+    }
+
+    /// Whether the kernel itself knows `fd` as an eventfd, which is signalled then. False, too,
+    /// where it cannot be asked. Nothing of the descriptor's file system or driver is called.
+    pub fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
+        signal_by_kernel(fd).is_some_and(|result| result.is_ok())
+    }
+
     /// Wakes the side that waits for this doorbell; never blocks, whatever the peer does to the
-    /// eventfd.
+    /// eventfd, if [`Doorbell::never_blocks`].
     pub fn ring(&self) {
         // `fd` is an eventfd, made or checked by the constructors: there is nothing to refuse.
         let rung = signal(self.as_fd());

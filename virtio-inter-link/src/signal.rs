@@ -26,6 +26,29 @@ const COMPLETIONS: usize = 64;
 ///
 /// `EINVAL`: it is no eventfd.
 pub(crate) fn signal(fd: BorrowedFd<'_>) -> io::Result<()> {
+    match signal_by_kernel(fd) {
+        Some(Ok(())) => Ok(()),
+        // Not to be had, out of memory, or inherited across a fork, which contexts are not.
+        None | Some(Err(_)) => signal_by_write(fd),
+    }
+}
+
+/// Signals the eventfd `fd` by asynchronous I/O; `None` where this process has none. The kernel
+/// refuses a descriptor of another type and does not call its driver.
+///
+/// # Errors
+///
+/// `EINVAL`: it is no eventfd. Others: the kernel has no memory for it.
+pub(crate) fn signal_by_kernel(fd: BorrowedFd<'_>) -> Option<io::Result<()>> {
+    signaller().map(|signaller| signaller.signal(fd))
+}
+
+/// Whether this process has asynchronous I/O.
+pub(crate) fn has_kernel_signals() -> bool {
+    signaller().is_some()
+}
+
+fn signaller() -> Option<&'static Signaller> {
     /// One for the process: signals are rare (somebody slept), and the kernel makes contexts safe
     /// to share.
     static SIGNALLER: OnceLock<Option<Signaller>> = OnceLock::new();
@@ -34,17 +57,14 @@ pub(crate) fn signal(fd: BorrowedFd<'_>) -> io::Result<()> {
         Signaller::new()
             .inspect_err(|e| {
                 log::warn!(
-                    "No asynchronous I/O here ({e}): a hostile peer can block a worker that \
-                     signals its doorbell"
+                    "No asynchronous I/O here ({e}), without which a hostile peer can block a \
+                     worker that signals its doorbell: only peers of this user and root may join. \
+                     See fs.aio-max-nr and fs.aio-nr"
                 );
             })
             .ok()
     });
-    match signaller.as_ref().map(|signaller| signaller.signal(fd)) {
-        Some(Ok(())) => Ok(()),
-        // Not to be had, out of memory, or inherited across a fork, which contexts are not.
-        None | Some(Err(_)) => signal_by_write(fd),
-    }
+    signaller.as_ref()
 }
 
 /// An asynchronous I/O context and the file that it reads nothing from.

@@ -549,7 +549,7 @@ fn take_link_fds(fds: &mut Vec<OwnedFd>) -> Result<[OwnedFd; 3], Refusal> {
     }
     if ![data_doorbell, space_doorbell]
         .iter()
-        .all(|doorbell| fd_type::may_be_eventfd(doorbell.as_fd()))
+        .all(|doorbell| fd_type::is_eventfd(doorbell.as_fd()))
     {
         return wrong("second or third descriptor is not an eventfd");
     }

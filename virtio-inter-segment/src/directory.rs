@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use virtio_inter_common::PortId;
+use virtio_inter_link::Doorbell;
 
 use crate::access_rule::AccessRule;
 use crate::join_error::JoinError;
@@ -109,6 +110,7 @@ impl Directory {
             directory_gid: stat.st_gid,
             group_writable: mode.contains(Mode::WGRP),
             world_writable: mode.contains(Mode::WOTH),
+            own_user_only: !Doorbell::never_blocks(),
         })
     }
 

@@ -6,21 +6,23 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::io::Errno;
+use virtio_inter_link::Doorbell;
 
 /// Whether it is a memfd: only those have seals, and the kernel knows by itself.
 pub(crate) fn is_memfd(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fcntl_get_seals(fd).is_ok()
 }
 
-/// Whether it is an eventfd, by the name that the kernel gives it. Where there is no `/proc` it is
-/// taken for one; `Doorbell::from_fd` looks again.
-pub(crate) fn may_be_eventfd(fd: BorrowedFd<'_>) -> bool {
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    match rustix::fs::readlink(path, Vec::new()) {
-        Ok(name) => name.as_bytes() == b"anon_inode:[eventfd]",
-        Err(e) => e == Errno::NOENT || e == Errno::ACCESS,
-    }
+/// Whether it is an eventfd, by the name that the kernel gives it; where there is no `/proc`, by
+/// what the kernel says to a signal. What cannot be found out is none.
+pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
+    is_eventfd_by_name(fd, "/proc/self/fd").unwrap_or_else(|| Doorbell::is_eventfd(fd))
+}
+
+fn is_eventfd_by_name(fd: BorrowedFd<'_>, directory: &str) -> Option<bool> {
+    let path = format!("{directory}/{}", fd.as_raw_fd());
+    let name = rustix::fs::readlink(path, Vec::new()).ok()?;
+    Some(name.as_bytes() == b"anon_inode:[eventfd]")
 }
 
 #[cfg(test)]
@@ -44,10 +46,10 @@ mod tests {
         let doorbell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let file = File::open("/proc/self/status").unwrap();
-        assert!(is_memfd(memfd.as_fd()) && !may_be_eventfd(memfd.as_fd()));
-        assert!(may_be_eventfd(doorbell.as_fd()) && !is_memfd(doorbell.as_fd()));
+        assert!(is_memfd(memfd.as_fd()) && !is_eventfd(memfd.as_fd()));
+        assert!(is_eventfd(doorbell.as_fd()) && !is_memfd(doorbell.as_fd()));
         for other in [epoll.as_fd(), file.as_fd()] {
-            assert!(!is_memfd(other) && !may_be_eventfd(other));
+            assert!(!is_memfd(other) && !is_eventfd(other));
         }
     }
 
@@ -81,12 +83,23 @@ mod tests {
         assert!(text.contains("1 passed"), "{text}");
     }
 
+    #[test]
+    fn fd_type_without_proc_is_what_the_kernel_says() {
+        let doorbell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let file = File::open("/proc/self/status").unwrap();
+        assert!(Doorbell::is_eventfd(doorbell.as_fd()));
+        assert!(!Doorbell::is_eventfd(epoll.as_fd()) && !Doorbell::is_eventfd(file.as_fd()));
+        // No such directory, as where /proc is not mounted.
+        assert!(is_eventfd_by_name(doorbell.as_fd(), "/nowhere").is_none());
+    }
+
     /// A file cannot pass by its name.
     #[test]
     fn fd_type_is_not_taken_from_a_file_name() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("anon_inode:[eventfd]");
         let file = File::create(path).unwrap();
-        assert!(!may_be_eventfd(file.as_fd()));
+        assert!(!is_eventfd(file.as_fd()));
     }
 }
