@@ -69,7 +69,7 @@ fn ports_that_start_together_are_linked_before_long() {
 #[test]
 fn ports_of_which_a_third_is_killed_and_returns_are_all_linked_again() {
     const PORTS: usize = 64;
-    let is_killed = |i: usize| i % 3 == 0;
+    let is_killed = |i: usize| i.is_multiple_of(3);
     let killed = (0..PORTS).filter(|&i| is_killed(i)).count();
     let place = Place::new();
     let mut ports: Vec<Port> = (0..PORTS).map(|i| spawn(&place, i)).collect();
