@@ -17,7 +17,7 @@ pub struct Limits {
     /// [`Segment::watch_with`]: crate::Segment::watch_with
     pub file_check: Duration,
     /// Handshakes under way that peers began; 256, or 1/16 of `RLIMIT_NOFILE` if that is less. A
-    /// further connection replaces one of the process that has the most.
+    /// further connection replaces the oldest of the process that has the most.
     pub max_accepting: usize,
     /// Handshakes under way that this port began; 64.
     pub max_connecting: usize,

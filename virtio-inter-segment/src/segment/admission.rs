@@ -108,8 +108,7 @@ impl Segment {
     }
 
     /// Drops an accepted connection whose handshake is under way, if there are as many as there may
-    /// be: one of the process that has the most of them, as an honest process has one. Of these it
-    /// drops the oldest without a valid HELLO, or else the oldest.
+    /// be: the oldest of the process that has the most of them, as an honest process has one.
     pub(super) fn make_room(&mut self, now: Instant) {
         let accepted = || {
             self.half_open()
@@ -124,10 +123,8 @@ impl Segment {
         }
         let count =
             |connection: &Connection| counts.get(&connection.owner).copied().unwrap_or_default();
-        let victim = accepted().min_by_key(|connection| {
-            let many = Reverse(count(connection));
-            (many, connection.peer().is_some(), connection.started)
-        });
+        let victim =
+            accepted().min_by_key(|connection| (Reverse(count(connection)), connection.started));
         let Some(victim) = victim else { return };
         let (key, count) = (victim.key.get(), count(victim));
         if let Some(connection) = self.connections.remove(&key) {
@@ -238,12 +235,8 @@ impl Segment {
     fn close_ended(&mut self, keys: &[u64], now: Instant) {
         for key in keys {
             // One may be there twice.
-            let Some(connection) = self.connections.remove(key) else {
-                continue;
-            };
-            match connection.up_since() {
-                Some(_) => self.drive(connection, now),
-                None => self.end(connection, End::Closed, now),
+            if let Some(connection) = self.connections.remove(key) {
+                self.drive(connection, now);
             }
         }
     }

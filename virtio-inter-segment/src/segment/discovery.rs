@@ -90,9 +90,7 @@ impl Segment {
         if self.resume_at.is_some() || self.attempts().count() >= self.limits.max_connecting {
             return None;
         }
-        let attempts = self
-            .attempts()
-            .map(|connection| (connection.started, connection.peer().is_some()));
+        let attempts = self.attempts().map(|connection| connection.started);
         if self.window.is_open(attempts, now) {
             Some(due)
         } else {
@@ -121,7 +119,7 @@ impl Segment {
         }
     }
 
-    /// The peer of this id that was accepted or that accepted this port: its link is up or coming.
+    /// The peer of this id, if its link is up.
     pub(super) fn peer_named(&self, id: &PortId) -> Option<&Candidate> {
         self.connections.with_id(id)?.peer()
     }

@@ -47,17 +47,12 @@ impl ConnectWindow {
         self.latest_answered = self.latest_answered.max(Some(begun));
     }
 
-    /// Whether a further attempt may begin beside those that are under way: when each was begun,
-    /// and whether it was answered.
-    pub(super) fn is_open(
-        &self,
-        attempts: impl Iterator<Item = (Instant, bool)>,
-        now: Instant,
-    ) -> bool {
+    /// Whether a further attempt may begin beside those that are under way, which were begun then.
+    pub(super) fn is_open(&self, attempts: impl Iterator<Item = Instant>, now: Instant) -> bool {
         let overtaken = |begun| {
             self.latest_answered > Some(begun) && now.saturating_duration_since(begun) >= SLOW
         };
-        let count = attempts.filter(|&(begun, answered)| answered || !overtaken(begun));
+        let count = attempts.filter(|&begun| !overtaken(begun));
         let steps = self.steps(now);
         count.count() < FEW.saturating_mul(steps.saturating_add(1))
     }
@@ -83,7 +78,7 @@ mod tests {
         let start = Instant::now();
         let mut window = ConnectWindow::new(start);
         let room = |window: &ConnectWindow, now| {
-            (0..).find(|&n| !window.is_open(std::iter::repeat_n((start, false), n), now))
+            (0..).find(|&n| !window.is_open(std::iter::repeat_n(start, n), now))
         };
         assert_eq!(room(&window, start), Some(FEW));
         assert_eq!(window.opens_at(start), start + STEP);
@@ -103,13 +98,10 @@ mod tests {
     fn window_is_not_closed_by_attempts_that_were_overtaken() {
         let start = Instant::now();
         let mut window = ConnectWindow::new(start);
-        let silent = || std::iter::repeat_n((start, false), FEW);
+        let silent = || std::iter::repeat_n(start, FEW);
         window.answered(start + STEP / 2, start + STEP);
         assert!(!window.is_open(silent(), start + STEP));
         window.answered(start + STEP, start + SLOW);
         assert!(window.is_open(silent(), start + SLOW));
-        // An answered one that is not over yet takes its place.
-        let answered = std::iter::repeat_n((start, true), FEW);
-        assert!(!window.is_open(answered, start + SLOW));
     }
 }
