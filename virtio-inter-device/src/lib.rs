@@ -47,5 +47,5 @@ pub use features::Offloads;
 pub use frame::{FrameHeader, NET_HEADER};
 pub use guest_memory::DirtyLog;
 pub use poller::Poller;
-pub use port::{LinkEvent, Port, PortEvent};
+pub use port::{LinkBackend, LinkEvent, Port, PortEvent};
 pub use virtio_inter_link::BusyPollConfig;

@@ -13,7 +13,9 @@ use virtio_inter_link::{BusyPollConfig, Doorbell};
 use virtio_inter_segment::{LocalPort, PeerKey};
 
 use crate::backend::steering::{InUse, Ready};
-use crate::backend::{Backend, BackendSetup, LinkRequest, Links, Network, NetworkCommand};
+use crate::backend::{
+    Backend, BackendSetup, LinkRequest, Links, Network, NetworkCommand, Relay, RelayCommand,
+};
 use crate::batch::{Direction, Rules};
 use crate::config::{CONFIG_SIZE, config_space};
 use crate::counters::Counters;
@@ -27,8 +29,9 @@ use crate::worker::{Answer, Command, Report, Request, Worker, WorkerSetup};
 mod link_book;
 mod links;
 
-use link_book::LinkBook;
 pub use link_book::LinkEvent;
+use link_book::{FloodEnd, LinkBook};
+pub use links::LinkBackend;
 
 /// A worker answers a command between two batches, microseconds later. One that takes this long has
 /// ended.
@@ -130,18 +133,13 @@ impl Port {
         busy_poll: BusyPollConfig,
         mut make: impl FnMut(BackendSetup) -> Links,
     ) -> Result<Port, DeviceError> {
-        let doorbell = new_doorbell()?;
-        let (book, mut ends) = LinkBook::new(local.queues, &doorbell)?;
-        let make = |setup: BackendSetup| {
+        Port::with_flood(local, busy_poll, |setup, flood| {
             let mut links = make(setup);
-            if let Some((sender, receiver)) = ends.next() {
+            if let Some((sender, receiver)) = flood {
                 links.set_flood(sender, receiver);
             }
             links
-        };
-        let mut port = Port::with_doorbell(local, busy_poll, doorbell, make)?;
-        port.book = book;
-        Ok(port)
+        })
     }
 }
 
@@ -186,17 +184,13 @@ impl Port<Network> {
                 Network::without_uplink(setup)
             }
         };
-        let doorbell = new_doorbell()?;
-        let (book, mut ends) = LinkBook::new(local.queues, &doorbell)?;
-        let make = |setup: BackendSetup| {
+        let port = Port::with_flood(local, busy_poll, |setup, flood| {
             let mut network = network(setup);
-            if let Some((sender, receiver)) = ends.next() {
+            if let Some((sender, receiver)) = flood {
                 network.set_flood(sender, receiver);
             }
             network
-        };
-        let mut port = Port::with_doorbell(local, busy_poll, doorbell, make)?;
-        port.book = book;
+        })?;
         match failure {
             None => Ok(port),
             Some(source) => Err(DeviceError::Io {
@@ -219,7 +213,58 @@ impl Port<Network> {
     }
 }
 
+impl Port<Relay> {
+    /// A port without a guest: the uplink of other ports, with a queue of a tap device for each
+    /// worker. It carries nothing before [`Port::set_paths`].
+    ///
+    /// # Errors
+    ///
+    /// When a thread or a descriptor cannot be created.
+    pub fn relay(
+        local: &LocalPort,
+        busy_poll: BusyPollConfig,
+        queues: Vec<OwnedFd>,
+    ) -> Result<Port<Relay>, DeviceError> {
+        take_doorbell_resource()?;
+        let mut port = Port::with_flood(local, busy_poll, |setup, flood| {
+            let mut relay = Relay::new(setup);
+            if let Some((sender, receiver)) = flood {
+                relay.set_flood(sender, receiver);
+            }
+            relay
+        })?;
+        port.set_tap(queues)?;
+        Ok(port)
+    }
+
+    /// Replaces the tap device, which is gone, by another one, with a queue for each worker.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer.
+    pub fn set_tap(&mut self, queues: Vec<OwnedFd>) -> Result<(), DeviceError> {
+        for (worker, queue) in self.workers.iter().zip(queues) {
+            worker.ask_backend(RelayCommand::SetTap(queue))?;
+        }
+        Ok(())
+    }
+}
+
 impl<B: Backend> Port<B> {
+    /// Starts the workers, each with a backend that `make` makes of its ends of the floods.
+    fn with_flood(
+        local: &LocalPort,
+        busy_poll: BusyPollConfig,
+        mut make: impl FnMut(BackendSetup, Option<FloodEnd>) -> B,
+    ) -> Result<Port<B>, DeviceError> {
+        let doorbell = new_doorbell()?;
+        let (book, mut ends) = LinkBook::new(local.queues, &doorbell)?;
+        let make = |setup| make(setup, ends.next());
+        let mut port = Port::with_doorbell(local, busy_poll, doorbell, make)?;
+        port.book = book;
+        Ok(port)
+    }
+
     /// Starts the workers, one for each queue pair, each with a backend that `make` makes.
     ///
     /// # Errors

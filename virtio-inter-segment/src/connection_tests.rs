@@ -14,6 +14,7 @@ fn local() -> Local {
             mtu: 1500,
             queues: 1,
             ring_capacity: MIN_CAPACITY,
+            uplinks: Default::default(),
         },
         incarnation: 1,
         pid: 1,
@@ -35,6 +36,7 @@ fn up() -> (Connection, OwnedFd) {
         mtu: 1500,
         queues: 1,
         ring_capacity: MIN_CAPACITY,
+        uplinks: Default::default(),
         incarnation: 1,
         pid: 1,
     };

@@ -7,7 +7,7 @@ use thiserror::Error;
 use virtio_inter_common::{ErrorChain, MacAddr, PortId, PortIdError};
 use virtio_inter_link::FORMAT_VERSION;
 
-use crate::port::{LocalPort, PortError, check_port};
+use crate::port::{LocalPort, PortError, Uplinks, check_port};
 use crate::wire::{
     Header, Hello, HelloHead, KIND_HELLO, REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC,
     REASON_RESOURCES, REASON_TIMEOUT, REASON_UNKNOWN, Refuse, Versions, WireError,
@@ -38,6 +38,7 @@ pub(crate) struct Candidate {
     pub(crate) mtu: u16,
     pub(crate) queues: u16,
     pub(crate) ring_capacity: u32,
+    pub(crate) uplinks: Uplinks,
     pub(crate) incarnation: u64,
     /// As the peer says.
     pub(crate) pid: u32,
@@ -57,6 +58,10 @@ pub(crate) enum Refusal {
     BadId(#[source] PortIdError),
     #[error("Peer's id is not text")]
     IdEncoding,
+    #[error("Name of the peer's network is not valid")]
+    BadNetwork(#[source] PortIdError),
+    #[error("Name of the peer's network is not text")]
+    NetworkEncoding,
     #[error("Peer has this port's own id {0}")]
     OwnId(PortId),
     #[error("Peer says that it is {got}, but its socket is that of {expected}")]
@@ -101,7 +106,7 @@ impl Refusal {
             | Refusal::WrongId { .. }
             | Refusal::IdTaken(_) => REASON_ID,
             Refusal::OwnMac(_) | Refusal::MacTaken { .. } => REASON_MAC,
-            Refusal::Parameters(_) => 5,
+            Refusal::Parameters(_) | Refusal::BadNetwork(_) | Refusal::NetworkEncoding => 5,
             Refusal::Unauthorized(_) => 6,
             Refusal::Full(_) => REASON_FULL,
             Refusal::Banned(_) | Refusal::Violation(_) => 8,
@@ -152,6 +157,7 @@ impl From<WireError> for Refusal {
 impl Local {
     /// The message with which this port introduces itself.
     pub(crate) fn hello(&self) -> Hello {
+        let network = self.port.uplinks.network.as_ref();
         Hello {
             head: HelloHead {
                 header: Header::new(KIND_HELLO, 0),
@@ -170,6 +176,8 @@ impl Local {
                 reserved: 0.into(),
             },
             id: self.port.id.as_str().as_bytes().to_vec(),
+            uplink_priority: self.port.uplinks.shared,
+            network: network.map(|name| name.as_str().as_bytes().to_vec()),
         }
     }
 
@@ -188,6 +196,10 @@ impl Local {
             mtu: head.mtu.get(),
             queues: head.queues.get(),
             ring_capacity: head.ring_capacity.get(),
+            uplinks: Uplinks {
+                network: hello.network.as_deref().map(parse_network).transpose()?,
+                shared: hello.uplink_priority,
+            },
             incarnation: head.incarnation.get(),
             pid: head.pid.get(),
         };
@@ -213,6 +225,12 @@ impl Local {
         }
         Ok(candidate)
     }
+}
+
+/// The text of a network's field.
+fn parse_network(field: &[u8]) -> Result<PortId, Refusal> {
+    let text = std::str::from_utf8(field).map_err(|_| Refusal::NetworkEncoding)?;
+    text.parse().map_err(Refusal::BadNetwork)
 }
 
 /// The text of an id's field.

@@ -12,6 +12,7 @@ fn local(id: &str, last_byte: u8) -> Local {
         mtu: 1500,
         queues: 2,
         ring_capacity: DEFAULT_CAPACITY,
+        uplinks: Default::default(),
     };
     Local {
         port,
@@ -36,6 +37,22 @@ fn handshake_of_ports_that_fit_succeeds() {
     let long = local(&"z".repeat(64), 3);
     let role = Role::Connector(long.port.id.clone());
     assert_eq!(a.judge(&role, &long.hello()).unwrap().id, long.port.id);
+}
+
+#[test]
+fn handshake_checks_uplinks() {
+    let (a, mut b) = (local("a", 1), local("b", 2));
+    b.port.uplinks = Uplinks {
+        network: Some("lan".parse().unwrap()),
+        shared: Some(7),
+    };
+    let judge = |hello: &Hello| a.judge(&Role::Acceptor, hello);
+    assert_eq!(judge(&b.hello()).unwrap().uplinks, b.port.uplinks);
+    let mut hello = b.hello();
+    hello.network = Some(b"a/b".to_vec());
+    let error = judge(&hello).unwrap_err();
+    assert!(matches!(error, Refusal::BadNetwork(_)), "{error}");
+    assert_eq!(error.reason(), 5);
 }
 
 #[test]

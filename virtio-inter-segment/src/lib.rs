@@ -42,7 +42,7 @@ pub use join_error::{JoinError, MAX_SOCKET_PATH};
 pub use limits::{Limits, SegmentStats};
 pub use port::{
     DownReason, LinkError, LocalPort, MIN_MTU, OpenedLink, PeerInfo, PeerKey, PortError,
-    SegmentEvent,
+    SegmentEvent, Uplinks,
 };
 pub use refused::RefusedPeer;
 pub use segment::{Segment, WatchDirectory};

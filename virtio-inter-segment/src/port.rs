@@ -11,6 +11,17 @@ use virtio_inter_link::{MAX_CAPACITY, MIN_CAPACITY, Receiver, ReceiverPage, Regi
 /// Smallest MTU: what every IPv4 host must be able to forward (RFC 791, section 3.2), in bytes.
 pub const MIN_MTU: u16 = 68;
 
+/// What a port has to do with networks outside of its segment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uplinks {
+    /// Name of the network that an uplink of its own is on; `None`: it has none. Ports whose
+    /// uplinks are on one network hear each other's multicast frames there.
+    pub network: Option<PortId>,
+    /// It is the uplink of ports that have none, with this priority; `None`: it is the port of a
+    /// guest. Of several, the ports use that of the highest priority.
+    pub shared: Option<u16>,
+}
+
 /// A port, as its owner describes it when it joins a segment.
 #[derive(Clone, Debug)]
 pub struct LocalPort {
@@ -25,6 +36,8 @@ pub struct LocalPort {
     /// Largest data area of a ring that this port makes or opens, in bytes: a power of two, from
     /// [`MIN_CAPACITY`] to [`MAX_CAPACITY`].
     pub ring_capacity: u32,
+    /// Its uplinks.
+    pub uplinks: Uplinks,
 }
 
 /// What is wrong with the description of a port, ours or a peer's.
@@ -111,6 +124,8 @@ pub struct PeerInfo {
     pub queues: u16,
     /// Largest data area of a ring to it, in bytes.
     pub ring_capacity: u32,
+    /// Its uplinks. A shared one is run by root or the owner of the segment's directory.
+    pub uplinks: Uplinks,
 }
 
 /// A ring that a queue pair of this port sends on.

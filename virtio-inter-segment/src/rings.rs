@@ -155,6 +155,7 @@ mod tests {
             mtu: 1500,
             queues: 2,
             ring_capacity: MIN_CAPACITY,
+            uplinks: Default::default(),
             incarnation: 1,
             pid: 1,
         }

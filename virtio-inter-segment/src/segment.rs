@@ -311,6 +311,7 @@ impl Segment {
                     }
                     let may_join = self
                         .room_for(&candidate, now)
+                        .and_then(|()| self.check_uplink(&connection, &candidate))
                         .and_then(|()| self.settle_crossing(&connection.role, &candidate.id));
                     if let Err(refusal) = may_join {
                         return self.end(connection, End::Refused(refusal), now);
@@ -394,6 +395,7 @@ impl Segment {
             mtu: peer.mtu,
             queues: peer.queues,
             ring_capacity: peer.ring_capacity,
+            uplinks: peer.uplinks.clone(),
         }));
     }
 

@@ -17,6 +17,7 @@ fn local(id: &str, last: u8) -> LocalPort {
         mtu: 1500,
         queues: 1,
         ring_capacity: MIN_CAPACITY,
+        uplinks: Default::default(),
     }
 }
 

@@ -40,6 +40,10 @@ pub(crate) const KIND_OPTIONAL: u16 = 0x8000;
 
 /// Field of HELLO: the port's id.
 pub(crate) const FIELD_ID: u16 = FIELD_MUST | 1;
+/// Field of HELLO: what the port is beside the port of a guest.
+pub(crate) const FIELD_ROLE: u16 = 2;
+/// Field of HELLO: name of the network that the port's uplink is on.
+pub(crate) const FIELD_NETWORK: u16 = 3;
 /// A recipient that does not know a field whose type has this bit refuses the sender.
 pub(crate) const FIELD_MUST: u16 = 0x8000;
 
@@ -141,7 +145,21 @@ struct Field {
 pub(crate) struct Hello {
     pub(crate) head: HelloHead,
     pub(crate) id: Vec<u8>,
+    /// Of the uplink of other ports that this one is.
+    pub(crate) uplink_priority: Option<u16>,
+    pub(crate) network: Option<Vec<u8>>,
 }
+
+/// Value of the field of the role.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RoleValue {
+    role: U16,
+    priority: U16,
+}
+
+/// The role of an uplink of other ports.
+const ROLE_UPLINK: u16 = 1;
 
 /// The last message of a side that does not want the link. 192 bytes, the same in all versions.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -272,17 +290,30 @@ impl Refuse {
 impl Hello {
     /// The message, as it is sent.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let field = Field {
-            kind: FIELD_ID.into(),
-            size: (self.id.len() as u16).into(),
+        let mut fields = Vec::new();
+        let mut add = |kind: u16, value: &[u8]| {
+            let size = (value.len() as u16).into(); // At most 64.
+            let kind = kind.into();
+            fields.extend_from_slice(Field { kind, size }.as_bytes());
+            fields.extend_from_slice(value);
         };
-        let size = size_of::<HelloHead>() + size_of::<Field>() + self.id.len();
+        add(FIELD_ID, &self.id);
+        if let Some(priority) = self.uplink_priority {
+            let role = RoleValue {
+                role: ROLE_UPLINK.into(),
+                priority: priority.into(),
+            };
+            add(FIELD_ROLE, role.as_bytes());
+        }
+        if let Some(network) = &self.network {
+            add(FIELD_NETWORK, network);
+        }
         let head = HelloHead {
-            header: Header::new(KIND_HELLO, size),
+            header: Header::new(KIND_HELLO, size_of::<HelloHead>() + fields.len()),
             head_size: (size_of::<HelloHead>() as u16).into(),
             ..self.head
         };
-        [head.as_bytes(), field.as_bytes(), &self.id].concat()
+        [head.as_bytes(), &fields].concat()
     }
 }
 
@@ -502,26 +533,39 @@ fn parse_hello(packet: &[u8]) -> Result<Message<'_>, WireError> {
     let fields = packet.get(usize::from(head_size)..);
     let fields = fields.filter(|_| usize::from(head_size) >= size_of::<HelloHead>());
     let fields = fields.ok_or(WireError::HeadSize(head_size))?;
-    let id = parse_fields(fields)?;
-    Ok(Message::Hello(Box::new(Hello { head, id })))
+    let hello = parse_fields(head, fields)?;
+    Ok(Message::Hello(Box::new(hello)))
 }
 
-/// The fields of a HELLO: so far the id is the only one that is known.
-fn parse_fields(mut rest: &[u8]) -> Result<Vec<u8>, WireError> {
-    let mut id = None;
+/// The fields of a HELLO.
+fn parse_fields(head: HelloHead, mut rest: &[u8]) -> Result<Hello, WireError> {
+    let (mut id, mut role, mut network) = (None, None, None);
     while !rest.is_empty() {
         let (field, values) = Field::read_from_prefix(rest).map_err(|_| WireError::FieldEnd)?;
         let size = usize::from(field.size.get());
         let (value, next) = values.split_at_checked(size).ok_or(WireError::FieldEnd)?;
         rest = next;
+        let once = |slot: &mut Option<Vec<u8>>| match slot.replace(value.to_vec()) {
+            Some(_) => Err(WireError::FieldTwice(field.kind.get())),
+            None => Ok(()),
+        };
         match field.kind.get() {
-            FIELD_ID if id.is_some() => return Err(WireError::FieldTwice(FIELD_ID)),
-            FIELD_ID => id = Some(value.to_vec()),
+            FIELD_ID => once(&mut id)?,
+            FIELD_ROLE => once(&mut role)?,
+            FIELD_NETWORK => once(&mut network)?,
             kind if kind & FIELD_MUST != 0 => return Err(WireError::Field(kind)),
             _ => {}
         }
     }
-    id.ok_or(WireError::NoField(FIELD_ID))
+    // Another role, or more of it, is none that concerns this port.
+    let role = role.and_then(|value| RoleValue::read_from_bytes(&value).ok());
+    let role = role.filter(|value| value.role == ROLE_UPLINK);
+    Ok(Hello {
+        head,
+        id: id.ok_or(WireError::NoField(FIELD_ID))?,
+        uplink_priority: role.map(|value| value.priority.get()),
+        network,
+    })
 }
 
 #[cfg(test)]

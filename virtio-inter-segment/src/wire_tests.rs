@@ -25,6 +25,8 @@ fn hello(min: u16, max: u16) -> Hello {
             reserved: 0.into(),
         },
         id: b"web".to_vec(),
+        uplink_priority: None,
+        network: None,
     }
 }
 
@@ -125,6 +127,27 @@ fn bytes_are_little_endian() {
 }
 
 #[test]
+fn wire_hello_has_the_uplinks() {
+    let mut hello = hello(2, 2);
+    hello.uplink_priority = Some(0x0102);
+    hello.network = Some(b"lan".to_vec());
+    let bytes = hello.to_bytes();
+    assert_eq!(bytes[55..], *b"\x02\0\x04\0\x01\0\x02\x01\x03\0\x03\0lan");
+    let parsed = parsed_hello(&bytes);
+    assert_eq!(parsed.uplink_priority, Some(0x0102));
+    assert_eq!(parsed.network, Some(b"lan".to_vec()));
+    // Another role is none that this version knows.
+    let fields = |role: &[u8]| [field(FIELD_ID, b"a"), field(FIELD_ROLE, role)].concat();
+    for role in [&b"\x02\0\x04\0"[..], b"\x01\0", b""] {
+        let parsed = parsed_hello(&with_fields(&fields(role)));
+        assert_eq!(parsed.uplink_priority, None);
+    }
+    let twice = [fields(b"\x01\0\x04\0"), field(FIELD_ROLE, b"")].concat();
+    let error = parse(&with_fields(&twice)).unwrap_err();
+    assert_eq!(error, WireError::FieldTwice(FIELD_ROLE));
+}
+
+#[test]
 fn wire_messages_parse_as_written() {
     let parsed = parsed_hello(&hello(2, 2).to_bytes());
     assert_eq!(parsed.id, b"web");
@@ -186,7 +209,7 @@ fn hello_of_a_later_program_is_understood_as_far_as_it_must_be() {
     // Unknown fields, before and behind the known one, and a flag: all may be ignored.
     let id = field(FIELD_ID, b"web");
     let may = field(0x1234, b"anything");
-    let empty = field(2, b"");
+    let empty = field(0x0102, b"");
     for order in [
         [&id, &may, &empty],
         [&may, &id, &may],

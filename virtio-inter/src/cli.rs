@@ -1,6 +1,7 @@
 //! The command line: subcommands, options and their values, and error messages.
 
 use std::ffi::OsString;
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use virtio_inter_args::{
 };
 use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, PortId};
 use virtio_inter_device::BusyPollConfig;
-use virtio_inter_segment::{LocalPort, MIN_MTU};
+use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
 
 use crate::uplink::UplinkArg;
 
@@ -38,6 +39,9 @@ pub enum Command {
     /// Attach one VM to a segment, as a vhost-user network backend
     #[command(after_help = PORT_HELP)]
     Port(PortArgs),
+    /// Connect a segment to another network, for its ports that have no uplink of their own
+    #[command(after_help = UPLINK_HELP)]
+    Uplink(UplinkArgs),
 }
 
 /// One line for each paragraph: clap wraps them.
@@ -117,6 +121,10 @@ pub struct PortArgs {
     /// device keeps its place on its bridge or switch. Its MTU must not be smaller than the port's
     #[arg(long, value_name = "tap=NAME|tap-fd=N[:N...]")]
     pub uplink: Option<UplinkArg>,
+    /// Name of the network that the uplink is on, by the same rules as a port's. Ports whose
+    /// uplinks are on one network hear each other's broadcasts there, all others by shared memory
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NETWORK)]
+    pub network: PortId,
     /// Unix socket that serves the state of the port as JSON: frontend, peers, counters. Only this
     /// user and root can connect
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
@@ -132,6 +140,10 @@ impl PortArgs {
             mtu: self.mtu,
             queues: self.queues,
             ring_capacity: self.ring_size,
+            uplinks: Uplinks {
+                network: self.uplink.is_some().then(|| self.network.clone()),
+                shared: None,
+            },
         }
     }
 
@@ -147,6 +159,100 @@ impl PortArgs {
             ..BusyPollConfig::default()
         }
     }
+}
+
+/// Network of an uplink that names none.
+const DEFAULT_NETWORK: &str = "default";
+
+/// One line for each paragraph: clap wraps them.
+const UPLINK_HELP: &str = "\
+Ports without an uplink send through it what no port of the segment is the destination of, and \
+broadcasts; it delivers to them what comes for their addresses. Of several uplinks of a segment, \
+the one with the highest priority is active, and the others stand by for its end. Only root and \
+the owner of the segment's directory may run one.
+
+Exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 if the uplink cannot run, 2 if the command line \
+is wrong.";
+
+/// Options of `virtio-inter uplink`.
+#[derive(Debug, Clone, Args)]
+#[group(id = "device", required = true, args = ["tap", "tap_fd"])]
+pub struct UplinkArgs {
+    /// Segment to serve, as for a port
+    #[arg(long, value_name = "NAME|DIR", value_parser = segment_parser())]
+    pub segment: PathBuf,
+    /// Name of the uplink, unique among the segment's ports and uplinks
+    #[arg(long, value_name = "NAME")]
+    pub id: PortId,
+    /// Existing tap device on the other network
+    #[arg(long, value_name = "NAME", value_parser = parse_tap)]
+    pub tap: Option<UplinkArg>,
+    /// Descriptors of that device instead, one for each queue
+    #[arg(long, value_name = "N[:N...]", value_parser = parse_tap_fd)]
+    pub tap_fd: Option<UplinkArg>,
+    /// Number of queues of the device, 1 to 64. Each is served by a thread of its own
+    #[arg(long, value_name = "QUEUES", default_value_t = 1,
+          value_parser = value_parser!(u16).range(1..=i64::from(MAX_QUEUE_PAIRS)))]
+    pub queues: u16,
+    /// Of several uplinks, that of the highest priority is active; of equals the first by name
+    #[arg(long, default_value_t = 100)]
+    pub priority: u16,
+    /// Name of the network, as for a port
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NETWORK)]
+    pub network: PortId,
+    /// Maximum size of an IP packet, as for a port: 68 to 65535
+    #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = parse_mtu)]
+    pub mtu: u16,
+    /// Size of the rings, as for a port
+    #[arg(long, value_name = "BYTES", default_value = "512K", value_parser = parse_ring_size)]
+    pub ring_size: u32,
+    /// Unix socket that serves the state of the uplink as JSON
+    #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
+    pub status_socket: Option<PathBuf>,
+}
+
+impl UplinkArgs {
+    /// The device.
+    pub fn device(&self) -> UplinkArg {
+        let device = self.tap.clone().or_else(|| self.tap_fd.clone());
+        device.unwrap_or_else(|| UplinkArg::TapFd(Vec::new()))
+    }
+
+    /// What the uplink says of itself.
+    pub fn uplinks(&self) -> Uplinks {
+        Uplinks {
+            network: Some(self.network.clone()),
+            shared: Some(self.priority),
+        }
+    }
+
+    /// The uplink as its segment is to know it. It has an address like any port, to which nobody
+    /// sends.
+    pub fn local_port(&self) -> LocalPort {
+        let [a, b, c, d, e, ..] = RandomState::new().hash_one(&self.id).to_ne_bytes();
+        LocalPort {
+            id: self.id.clone(),
+            // Locally administered.
+            mac: MacAddr::new([0x02, a, b, c, d, e]),
+            mtu: self.mtu,
+            queues: self.queues,
+            ring_capacity: self.ring_size,
+            uplinks: self.uplinks(),
+        }
+    }
+
+    /// Whether and how long its threads busy-poll.
+    pub fn busy_poll(&self) -> BusyPollConfig {
+        BusyPollConfig::default()
+    }
+}
+
+fn parse_tap(text: &str) -> Result<UplinkArg, String> {
+    format!("tap={text}").parse()
+}
+
+fn parse_tap_fd(text: &str) -> Result<UplinkArg, String> {
+    format!("tap-fd={text}").parse()
 }
 
 /// Parses a command line, the program's name first.
@@ -247,6 +353,7 @@ mod tests {
                 command: Command::Port(port),
                 ..
             }) => Ok(port),
+            Ok(_) => Err("not the command of a port".to_owned()),
             Err(error) => Err(explain(&error)),
         }
     }
@@ -282,7 +389,9 @@ mod tests {
         let segment = |value: &str| {
             let mut arguments = GOOD.map(OsString::from).to_vec();
             arguments[5] = value.into();
-            let Command::Port(port) = parse(arguments).unwrap().command;
+            let Command::Port(port) = parse(arguments).unwrap().command else {
+                unreachable!("it is the command of a port")
+            };
             port.segment
         };
         assert_eq!(segment("web"), PathBuf::from("/run/virtio-inter/web"));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use log::Level;
 use thiserror::Error;
 use virtio_inter_common::{DirNotify, Epoll, ErrorChain, Events, LogLimit, Timeout, log_limited};
-use virtio_inter_device::{LinkEvent, PortEvent};
+use virtio_inter_device::PortEvent;
 use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
 
 use crate::cli::PortArgs;
@@ -18,6 +18,8 @@ use crate::diagnostics::Diagnostics;
 use crate::directory_modes::lets_others_remove;
 use crate::file_watch::FileWatch;
 use crate::frontend_server::FrontendServer;
+use crate::link_control::LinkControl;
+use crate::paths;
 use crate::restore_backoff::RestoreBackoff;
 use crate::shutdown_signals::ShutdownSignals;
 use crate::socket::{Listener, SocketError};
@@ -80,8 +82,7 @@ pub struct EventLoop {
     drop_check: Timer,
     restore_backoff: RestoreBackoff,
     file_watch: FileWatch,
-    /// The next time that rings are given back on which nothing was sent.
-    idle_links: Timer,
+    links: LinkControl,
     arguments: PortArgs,
     unexpected: UnexpectedSignals,
     /// The last field, so it is dropped last: a second signal still kills the process if dropping
@@ -114,8 +115,8 @@ impl EventLoop {
         poll.add(&drop_check, DROPS)?;
         let uplink_retry = Timer::new()?;
         poll.add(&uplink_retry, UPLINK)?;
-        let idle_links = Timer::new()?;
-        poll.add(&idle_links, IDLE_LINKS)?;
+        let links = LinkControl::new(arguments.link_idle())?;
+        poll.add(&links, IDLE_LINKS)?;
         let restore_backoff = RestoreBackoff::new()?;
         poll.add(&restore_backoff, RESTORE)?;
         let file_watch = FileWatch::new()?;
@@ -137,7 +138,7 @@ impl EventLoop {
             drop_check,
             restore_backoff,
             file_watch,
-            idle_links,
+            links,
             arguments: arguments.clone(),
             unexpected,
             _signals: signals,
@@ -198,7 +199,7 @@ impl EventLoop {
                         self.poll.modify(&self.file_watch, Events::empty(), FILES)?;
                         self.restore_backoff.check_soon()?;
                     }
-                    IDLE_LINKS => self.close_quiet_links()?,
+                    IDLE_LINKS => self.links.close_quiet(&mut self.device)?,
                     _ => self.handle_device()?,
                 }
             }
@@ -346,6 +347,7 @@ impl EventLoop {
 
     /// Exchanges frames with a peer that is up.
     fn add_peer(&mut self, peer: PeerInfo) {
+        self.choose_paths(Some(&peer));
         match self.device.add_peer(&peer) {
             Ok(()) => {
                 self.diagnostics.linked(&peer);
@@ -362,107 +364,26 @@ impl EventLoop {
 
     /// Passes an event of a link from the segment to the device.
     fn handle_link(&mut self, event: SegmentEvent) {
-        let (peer, result) = match event {
-            SegmentEvent::Link {
-                peer,
-                queue,
-                number,
-                receiver,
-            } => (
-                peer,
-                self.device.add_receiver(peer, queue, number, receiver),
-            ),
-            SegmentEvent::Accepted {
-                peer,
-                queue,
-                number,
-                page,
-            } => (peer, self.device.attach(peer, queue, number, page)),
-            SegmentEvent::LinkDone {
-                peer,
-                queue,
-                number,
-                declined: true,
-            } => (peer, self.device.set_declined(peer, queue, number)),
-            SegmentEvent::Frame { peer, record } => {
-                self.device.deliver(peer, &record);
-                return;
-            }
-            _ => return,
-        };
-        if let Err(error) = result {
+        if let Err((peer, error)) = LinkControl::handle(&mut self.device, event) {
             self.drop_peer(peer, &ErrorChain(&error).to_string());
         }
     }
 
-    /// Makes the rings that workers want, gives back those that are read to their end, and sends
-    /// multicast frames to peers without a ring.
+    /// Does what the device's links want.
     fn handle_link_events(&mut self) -> io::Result<()> {
-        let events = self.device.link_events().unwrap_or_else(|error| {
-            log_limited!(PEERS, Level::Error, "Links: {}", ErrorChain(&error));
-            Vec::new()
-        });
-        for event in events {
-            match event {
-                LinkEvent::Wanted {
-                    peer,
-                    queue,
-                    capacity,
-                } => self.open_link(peer, queue, capacity)?,
-                LinkEvent::Finished { peer, number } => self.segment.finish_link(peer, number),
-                LinkEvent::Flood {
-                    peers,
-                    queue,
-                    record,
-                } => {
-                    for peer in peers {
-                        if !self.segment.send_frame(peer, &record) {
-                            self.device.flood_lost(queue);
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn open_link(&mut self, peer: PeerKey, queue: u16, capacity: u32) -> io::Result<()> {
-        let result = match self.segment.open_link(peer, queue, capacity) {
-            Ok(link) => {
-                self.idle_links.set(self.arguments.link_idle() / 2)?;
-                self.device.set_ring(peer, queue, link.number, link.sender)
-            }
-            Err(error) => {
-                log_limited!(
-                    PEERS,
-                    Level::Warn,
-                    "No ring to {}: {}",
-                    self.peers
-                        .get(&peer)
-                        .map_or("a peer", |peer| peer.id.as_str()),
-                    ErrorChain(&error)
-                );
-                self.device.set_no_ring(peer, queue)
-            }
-        };
-        if let Err(error) = result {
+        let (device, segment) = (&mut self.device, &mut self.segment);
+        for (peer, error) in self.links.serve(device, segment, &self.peers)? {
             self.drop_peer(peer, &ErrorChain(&error).to_string());
         }
         Ok(())
     }
 
-    /// Gives back the rings on which nothing was sent for a while. Without rings, nothing wakes the
-    /// port for that.
-    fn close_quiet_links(&mut self) -> io::Result<()> {
-        self.idle_links.clear();
-        let others = self.device.close_quiet().unwrap_or_else(|error| {
-            log_limited!(PEERS, Level::Error, "Links: {}", ErrorChain(&error));
-            true
-        });
-        if others {
-            self.idle_links.set(self.arguments.link_idle() / 2)?;
-        }
-        Ok(())
+    /// Chooses the links of multicast frames and of frames for nobody, among the peers and a new
+    /// one.
+    fn choose_paths(&mut self, new: Option<&PeerInfo>) {
+        let peers = self.peers.values().chain(new);
+        let paths = paths::of_port(&self.arguments.local_port().uplinks, peers);
+        self.links.choose(&mut self.device, paths);
     }
 
     /// Ends a connection for a reason of this port; the peer may come back.
@@ -484,6 +405,7 @@ impl EventLoop {
                 ErrorChain(&error)
             );
         }
+        self.choose_paths(None);
     }
 }
 

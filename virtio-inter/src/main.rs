@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use log::{Level, error};
 use virtio_inter::cli::{self, Cli, Command};
 use virtio_inter::uplink::UplinkError;
-use virtio_inter::{notify, process};
+use virtio_inter::{notify, process, shared_uplink};
 
 /// Exit status after a wrong command line, by convention.
 const USAGE: u8 = 2;
@@ -34,6 +34,7 @@ fn run() -> ExitCode {
     virtio_inter_log::start(log_level(&cli));
     let result = match &cli.command {
         Command::Port(port) => process::run_port(port),
+        Command::Uplink(uplink) => shared_uplink::run(uplink),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -107,7 +107,7 @@ const ALLOW_DUMPS: &str = "VIRTIO_INTER_ALLOW_DUMPS";
 
 /// Frames of the guest and its peers are in this process's memory. The kernel then writes no core
 /// dump, and lets only processes with CAP_SYS_PTRACE trace it or read its memory.
-fn forbid_dumps() {
+pub(crate) fn forbid_dumps() {
     if std::env::var_os(ALLOW_DUMPS).is_some() {
         return;
     }

@@ -10,7 +10,7 @@ use virtio_inter_common::PortId;
 use virtio_inter_device::{Counters, FeatureNames};
 use virtio_inter_segment::{PeerInfo, RefusedPeer};
 
-use crate::cli::PortArgs;
+use crate::cli::{PortArgs, UplinkArgs};
 use crate::diagnostics::Diagnostics;
 use crate::frontend_server::{FrontendServer, FrontendState};
 use crate::uplink::{Device, UplinkStatus};
@@ -39,6 +39,52 @@ pub struct Status<'a> {
     counters: Vec<ByName<'a>>,
 }
 
+/// The document of an uplink that ports share.
+#[derive(Debug, Serialize)]
+pub struct SharedUplinkStatus<'a> {
+    version: u32,
+    pid: u32,
+    id: &'a str,
+    mtu: u16,
+    queue_pairs: u16,
+    segment: String,
+    network: &'a str,
+    priority: u16,
+    active: bool,
+    uplink: UplinkStatus<'a>,
+    peers: Vec<Peer<'a>>,
+    refused: Vec<Refused<'a>>,
+    counters: Vec<ByName<'a>>,
+}
+
+impl<'a> SharedUplinkStatus<'a> {
+    /// Its state now.
+    pub fn new(
+        arguments: &'a UplinkArgs,
+        active: bool,
+        uplink: UplinkStatus<'a>,
+        peers: impl Iterator<Item = &'a PeerInfo>,
+        refused: &'a [RefusedPeer],
+        counters: impl Iterator<Item = &'a Counters>,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            pid: std::process::id(),
+            id: arguments.id.as_str(),
+            mtu: arguments.mtu,
+            queue_pairs: arguments.queues,
+            segment: absolute(&arguments.segment).display().to_string(),
+            network: arguments.network.as_str(),
+            priority: arguments.priority,
+            active,
+            uplink,
+            peers: peers.map(Peer::from).collect(),
+            refused: refused.iter().map(Refused::from).collect(),
+            counters: counters.map(ByName).collect(),
+        }
+    }
+}
+
 /// The frontend that the port serves.
 #[derive(Debug, Serialize)]
 struct Frontend {
@@ -54,6 +100,10 @@ struct Peer<'a> {
     mac: String,
     mtu: u16,
     queue_pairs: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uplink_priority: Option<u16>,
 }
 
 /// A problem that an operator should fix.
@@ -151,6 +201,8 @@ impl<'a> From<&'a PeerInfo> for Peer<'a> {
             mac: peer.mac.to_string(),
             mtu: peer.mtu,
             queue_pairs: peer.queues,
+            network: peer.uplinks.network.as_ref().map(PortId::as_str),
+            uplink_priority: peer.uplinks.shared,
         }
     }
 }

@@ -2,9 +2,12 @@
 //! after it was removed.
 
 use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use rustix::process::geteuid;
 use serde::Serialize;
 use thiserror::Error;
 use virtio_inter_device::backend::{MAX_INTERFACE_NAME, Network, TapDevice, TapError, TapState};
@@ -80,6 +83,17 @@ pub enum UplinkError {
     /// A descriptor is not open.
     #[error("Cannot use the uplink: descriptor {0} of tap-fd= is not open")]
     NotOpen(RawFd),
+    /// Another user's segment.
+    #[error(
+        "User {user} may not run an uplink of {}: only root and the owner of the directory may",
+        .directory.display()
+    )]
+    NotOwner {
+        /// The user.
+        user: u32,
+        /// The segment's directory.
+        directory: PathBuf,
+    },
     /// Packets of the port do not fit the device.
     #[error(
         "Cannot use the uplink: tap device {name} has MTU {tap}, which is smaller than the port's \
@@ -93,6 +107,22 @@ pub enum UplinkError {
         /// The port's MTU in bytes.
         port: u16,
     },
+}
+
+/// Checks that this process may run the uplink of a segment's ports, as they check it themselves.
+///
+/// # Errors
+///
+/// When it may not. A directory that is not there is the segment's affair.
+pub fn check_right(segment: &Path) -> Result<(), UplinkError> {
+    let user = geteuid().as_raw();
+    match segment.metadata() {
+        Ok(directory) if user != 0 && directory.uid() != user => Err(UplinkError::NotOwner {
+            user,
+            directory: segment.to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The state of an uplink, as the status document has it.

@@ -6,21 +6,23 @@
 //!
 //! - [`Links`] (`link/`): the links to the peers of a segment, with forwarding and fairness;
 //! - [`Network`] (`network.rs`): those links, and the uplink of the port if it has one (`tap/`);
+//! - [`Relay`]: those links and a tap device, without a guest: the uplink of other ports;
 //! - [`Null`]: takes and drops;
 //! - [`Loopback`]: returns each frame to its sender.
 //!
 //! To add a backend, implement [`Backend`] in a new file and name it here;
 //! [`Port::with_backend`](crate::Port) starts a device with it. Tests and the bench do so; the
-//! program `virtio-inter` always runs [`Network`], and its command line selects no other. One that
-//! combines two wraps both, as [`Network`] does. A process
-//! without a guest uses the same two traits: it implements [`TxFrame`] for frames in its own
-//! memory, and [`RxSink`] for what takes frames.
+//! program `virtio-inter` runs [`Network`] for a guest, and [`Relay`] where there is none. One that
+//! combines two wraps both, as [`Network`] does. A process without a guest uses the same two
+//! traits: it implements [`TxFrame`] for frames in its own memory, and [`RxSink`] for what takes
+//! frames.
 
 mod interface;
 mod link;
 mod loopback;
 mod network;
 mod null;
+mod relay;
 mod ring_request;
 pub(crate) mod steering;
 mod tap;
@@ -29,10 +31,12 @@ pub use interface::{
     Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxProgress, RxRecord, RxSink,
     RxStatus, TxBackend, TxFrame, TxStatus,
 };
-pub use link::Links;
 pub(crate) use link::{LinkAnswer, LinkCommand, RxLink, RxLinkId, RxRing};
+pub use link::{Links, Paths};
 pub use loopback::Loopback;
 pub use network::Network;
 pub(crate) use network::NetworkCommand;
 pub use null::Null;
+pub use relay::Relay;
+pub(crate) use relay::RelayCommand;
 pub use tap::{MAX_INTERFACE_NAME, TapDevice, TapError, TapState};

@@ -164,14 +164,16 @@ impl TxBackend for Network {
     }
 
     fn announce(&mut self, record: &[u8]) -> usize {
-        let sent = self.announce_arrival(record);
+        let uplink = self.uplink.as_mut();
+        let sent = uplink.is_some_and(|uplink| uplink.announce(record));
         self.links.announce(record) + usize::from(sent)
     }
 
     fn announce_arrival(&mut self, record: &[u8]) -> bool {
-        self.uplink
-            .as_mut()
-            .is_some_and(|uplink| uplink.announce(record))
+        match &mut self.uplink {
+            Some(uplink) => uplink.announce(record),
+            None => self.links.announce_to_uplink(record),
+        }
     }
 }
 

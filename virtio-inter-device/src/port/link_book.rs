@@ -4,7 +4,7 @@
 //! peer has a ring changes at a position of the flood that the worker names: so each frame reaches
 //! a peer once, by its ring or without one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -55,7 +55,8 @@ pub enum LinkEvent {
 /// What the control thread knows of a peer.
 #[derive(Debug)]
 pub(super) struct Peer {
-    pub(super) mac: MacAddr,
+    /// The only source address that it may use. None: any, as it is an uplink.
+    pub(super) source: Option<MacAddr>,
     /// The queue pairs that have a ring to it, or wait for one: a bit set by index.
     pub(super) with_ring: u64,
 }
@@ -68,12 +69,16 @@ pub(super) struct LinkBook {
     /// Brings multicast frames of peers without a ring to a worker.
     pub(super) inbound: Option<Sender>,
     pub(super) peers: BTreeMap<PeerKey, Peer>,
+    /// The peers that get no multicast frames by link.
+    pub(super) elsewhere: BTreeSet<PeerKey>,
     /// Not told yet.
     pub(super) events: Vec<LinkEvent>,
 }
 
 /// A worker's ends of the floods.
-pub(super) type FloodEnds = std::vec::IntoIter<(Sender, Option<RxLink>)>;
+pub(super) type FloodEnd = (Sender, Option<RxLink>);
+/// Those of all workers.
+pub(super) type FloodEnds = std::vec::IntoIter<FloodEnd>;
 
 /// Whether files of this process may not be as large as a ring (RLIMIT_FSIZE).
 fn is_too_large(error: &PairError) -> bool {
@@ -156,7 +161,9 @@ impl LinkBook {
             record.slice().copy_to(&mut bytes[..]);
             record.consume();
             let peers = self.peers.iter();
-            let peers = peers.filter(|(_, peer)| peer.with_ring & (1 << queue) == 0);
+            let peers = peers.filter(|(key, peer)| {
+                peer.with_ring & (1 << queue) == 0 && !self.elsewhere.contains(key)
+            });
             let peers: Vec<PeerKey> = peers.map(|(key, _)| *key).collect();
             if !peers.is_empty() {
                 self.events.push(LinkEvent::Flood {

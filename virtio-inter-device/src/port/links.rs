@@ -6,16 +6,19 @@ use virtio_inter_segment::{PeerInfo, PeerKey};
 
 use super::Port;
 use super::link_book::{LinkEvent, Peer};
-use crate::backend::{Backend, LinkAnswer, LinkCommand, LinkRequest, RxLink, RxLinkId, RxRing};
+use crate::backend::{
+    Backend, LinkAnswer, LinkCommand, LinkRequest, Paths, RxLink, RxLinkId, RxRing,
+};
 use crate::device::DeviceError;
 use crate::frame::NET_HEADER;
 use crate::worker::Command;
 
-impl<B: Backend> Port<B>
-where
-    B::Command: From<LinkCommand>,
-    B::Answer: Into<LinkAnswer>,
-{
+/// A backend with links to peers.
+pub trait LinkBackend: Backend<Command: From<LinkCommand>, Answer: Into<LinkAnswer>> {}
+
+impl<B: Backend<Command: From<LinkCommand>, Answer: Into<LinkAnswer>>> LinkBackend for B {}
+
+impl<B: LinkBackend> Port<B> {
     fn ask_links(&self, queue: u16, command: LinkCommand) -> Result<LinkAnswer, DeviceError> {
         let Some(worker) = self.workers.get(usize::from(queue)) else {
             return Ok(LinkAnswer::Done);
@@ -31,7 +34,7 @@ where
     /// When a worker does not answer. No worker exchanges frames with the peer then.
     pub fn add_peer(&mut self, peer: &PeerInfo) -> Result<(), DeviceError> {
         let new = Peer {
-            mac: peer.mac,
+            source: peer.uplinks.shared.is_none().then_some(peer.mac),
             with_ring: 0,
         };
         self.book.peers.insert(peer.key, new);
@@ -51,6 +54,25 @@ where
     pub fn remove_peer(&mut self, peer: PeerKey) -> Result<(), DeviceError> {
         self.book.peers.remove(&peer);
         self.ask_all(|| Command::Backend(LinkCommand::RemovePeer(peer).into()))
+    }
+
+    /// Chooses the links of multicast frames and of frames for nobody, also for peers that are
+    /// added later.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer.
+    pub fn set_paths(&mut self, paths: &Paths) -> Result<(), DeviceError> {
+        for queue in 0..self.workers.len() as u16 {
+            let command = LinkCommand::SetPaths(paths.clone());
+            if let LinkAnswer::Flooded(flooded) = self.ask_links(queue, command)? {
+                // What was sent by the former paths.
+                self.book.drain(queue, Some(flooded));
+            }
+        }
+        self.book.elsewhere.clone_from(&paths.elsewhere);
+        self.wake_for_events();
+        Ok(())
     }
 
     /// Queue pair `queue` sends to a peer on this ring from now on. The former one, if there is
@@ -135,13 +157,13 @@ where
         number: u64,
         receiver: Receiver,
     ) -> Result<(), DeviceError> {
-        let Some(mac) = self.book.peers.get(&peer).map(|peer| peer.mac) else {
+        let Some(source) = self.book.peers.get(&peer).map(|peer| peer.source) else {
             return Ok(());
         };
         // The peer's queue i feeds our queue i mod n, or one in use in its place.
         let home = queue % self.workers.len() as u16;
         let ring = RxRing { number, receiver };
-        let link = RxLink::new(RxLinkId { peer, queue }, Some(mac), ring, home);
+        let link = RxLink::new(RxLinkId { peer, queue }, source, ring, home);
         let worker = link.serving(self.ready);
         self.ask_links(worker, LinkCommand::AddRxLinks(vec![link]))?;
         Ok(())
@@ -150,9 +172,13 @@ where
     /// Delivers a record that a peer sent without a ring, or drops it.
     pub fn deliver(&mut self, peer: PeerKey, record: &[u8]) {
         let source = record.get(NET_HEADER + 6..NET_HEADER + 12);
-        let mac = self.book.peers.get(&peer).map(|peer| peer.mac.octets());
-        let is_own = source.is_some() && source == mac.as_ref().map(|mac| &mac[..]);
-        if is_own
+        let allowed = self.book.peers.get(&peer).map(|peer| peer.source);
+        let may_send = source.is_some_and(|source| match allowed {
+            Some(Some(mac)) => source == mac.octets(),
+            Some(None) => true,
+            None => false,
+        });
+        if may_send
             && let Some(inbound) = &mut self.book.inbound
             && let Ok(Some(slot)) = inbound.reserve(record.len())
         {

@@ -335,6 +335,7 @@ fn local(number: usize, spec: &Spec) -> LocalPort {
         mtu: spec.mtu,
         queues: spec.queues,
         ring_capacity: spec.capacity,
+        uplinks: Default::default(),
     }
 }
 
@@ -345,6 +346,7 @@ pub(crate) fn info(number: usize, spec: &Spec) -> PeerInfo {
         mtu,
         queues,
         ring_capacity,
+        uplinks,
     } = local(number, spec);
     PeerInfo {
         key: PeerKey::next(),
@@ -353,6 +355,7 @@ pub(crate) fn info(number: usize, spec: &Spec) -> PeerInfo {
         mtu,
         queues,
         ring_capacity,
+        uplinks,
     }
 }
 

@@ -180,6 +180,29 @@ impl Segment {
         Ok(())
     }
 
+    /// Only root and the owner of the directory, who can read and change what passes between
+    /// others, may run the uplink of others.
+    pub(super) fn check_uplink(
+        &self,
+        connection: &Connection,
+        peer: &Candidate,
+    ) -> Result<(), Refusal> {
+        if peer.uplinks.shared.is_none() {
+            return Ok(());
+        }
+        let owner = self.directory.rule().map_err(Refusal::resources)?;
+        match connection.owner.uid {
+            Some(uid) if uid == 0 || uid == owner.directory_uid => Ok(()),
+            uid => {
+                let user = uid.map_or("unknown".to_owned(), |uid| uid.to_string());
+                Err(Refusal::Unauthorized(format!(
+                    "User {user} may not run an uplink of this segment: only root and the owner of \
+                     the directory may"
+                )))
+            }
+        }
+    }
+
     /// Of two attempts of one pair that cross, that of the smaller id (compared bytewise) is used.
     /// Abandons this port's own attempt at a peer that connected to it, or refuses the peer's.
     pub(super) fn settle_crossing(&mut self, role: &Role, peer: &PortId) -> Result<(), Refusal> {

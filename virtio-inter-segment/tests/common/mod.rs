@@ -46,6 +46,7 @@ pub fn local(id: &str) -> LocalPort {
         mtu: 1500,
         queues: 1,
         ring_capacity: MIN_CAPACITY,
+        uplinks: Default::default(),
     }
 }
 

@@ -77,7 +77,18 @@ impl Place {
                 ("--mac", mac.into()),
             ],
             flags: Vec::new(),
+            subcommand: "port",
         }
+    }
+
+    /// An uplink of the segment's ports, by a tap device, not started yet.
+    pub(crate) fn uplink(&self, id: &str, tap: &str) -> PortCommand {
+        let mut command = self.command(id);
+        command
+            .options
+            .retain(|(name, _)| ["--segment", "--id"].contains(name));
+        command.subcommand = "uplink";
+        command.with("--tap", tap)
     }
 
     /// A port that serves.
@@ -100,6 +111,8 @@ pub(crate) struct PortCommand {
     limit: Option<String>,
     options: Vec<(&'static str, OsString)>,
     flags: Vec<&'static str>,
+    /// "port" or "uplink".
+    subcommand: &'static str,
 }
 
 impl PortCommand {
@@ -190,7 +203,7 @@ impl PortCommand {
             command.current_dir(directory);
         }
         command
-            .arg("port")
+            .arg(self.subcommand)
             .args(
                 self.options
                     .iter()

@@ -1,12 +1,13 @@
 //! `--uplink`: a port with a tap device, in a network namespace of each test's thread, which the
 //! programs that it starts share.
 
+use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use serde_json::Value;
+use serde_json::{Value, json};
 use virtio_inter_device::backend::TapDevice;
 use virtio_inter_test_support::skip;
 
@@ -220,4 +221,195 @@ fn uplink_that_cannot_be_used_is_a_usage_error() {
         let text = complaint(&place, &command.with("--queues", queues), 2);
         assert!(text.contains(reason), "{uplink}: {text}");
     }
+}
+
+/// Turns off what kernels say by themselves, on all devices to come.
+fn silence() {
+    for name in ["all", "default"] {
+        let setting = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+        let _ = std::fs::write(setting, "1");
+    }
+}
+
+/// A bridge with tap devices on it.
+fn make_bridge(taps: &[&str]) {
+    silence();
+    ip("link add br0 type bridge");
+    ip("link set br0 up");
+    ip("addr add 10.0.0.254/24 dev br0");
+    for tap in taps {
+        make_tap(tap, "");
+        ip(&format!("link set {tap} master br0"));
+    }
+}
+
+/// A port or uplink with a status socket.
+fn with_status(place: &Place, id: &str, command: PortCommand) -> Port {
+    command
+        .with("--status-socket", place.path(&format!("{id}.status")))
+        .start()
+}
+
+fn counter(place: &Place, id: &str, name: &str) -> u64 {
+    let now = status(&place.path(&format!("{id}.status")));
+    now["counters"][0][name].as_u64().unwrap()
+}
+
+fn knows(place: &Place, id: &str, count: usize) -> bool {
+    let now = status(&place.path(&format!("{id}.status")));
+    now["peers"].as_array().unwrap().len() == count
+}
+
+fn address(id: &str) -> String {
+    format!("52:54:00:00:00:{:02x}", id.as_bytes()[0])
+}
+
+const BROADCAST: &str = "ff:ff:ff:ff:ff:ff";
+const ELSEWHERE: &str = "52:54:00:00:00:99";
+
+/// What each of these ports has delivered to its guest.
+fn delivered(place: &Place, ids: &[&str]) -> Vec<u64> {
+    let count = |id: &&str| counter(place, id, "rx_frames");
+    ids.iter().map(count).collect()
+}
+
+/// Ports with and without uplinks of their own, and shared uplinks: each broadcast reaches each
+/// guest once, and the network once.
+#[test]
+fn uplink_that_is_shared_carries_each_broadcast_once() {
+    if !enter() {
+        return;
+    }
+    make_bridge(&["c0", "d0", "u0", "v0"]);
+    let place = Place::new();
+    let ids = ["a", "b", "c", "d"];
+    let tap = |id| format!("tap={id}0");
+    let ports: Vec<Port> = ids
+        .iter()
+        .map(|id| match *id {
+            "a" | "b" => with_status(&place, id, place.command(id)),
+            _ => with_status(&place, id, place.command(id).with("--uplink", tap(id))),
+        })
+        .collect();
+    let uplink = with_status(&place, "u", place.uplink("u", "u0"));
+    let standby = with_status(&place, "v", place.uplink("v", "v0").with("--priority", "9"));
+    for id in ["a", "b", "c", "d", "u", "v"] {
+        until("all know each other", || knows(&place, id, 5));
+    }
+    let is_active = |id: &str| status(&place.path(&format!("{id}.status")))["active"] == true;
+    until("one is active", || is_active("u") && !is_active("v"));
+    let mut guests: Vec<Guest> = ports.iter().map(|port| Guest::new(port, 1514)).collect();
+    // Each has announced itself, to the network and so to those that are there already.
+    let settled = |place: &Place| {
+        let mut last = delivered(place, &ids);
+        until("all is quiet", || {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            let now = delivered(place, &ids);
+            std::mem::replace(&mut last, now.clone()) == now
+        });
+        last
+    };
+    let mut before = settled(&place);
+    for (sender, id) in ids.iter().enumerate() {
+        guests[sender].send(&address(id), BROADCAST, 100);
+        let mut expected = before.clone();
+        for (receiver, count) in expected.iter_mut().enumerate() {
+            *count += u64::from(receiver != sender);
+        }
+        until(&format!("{expected:?} from {id}"), || {
+            let now = delivered(&place, &ids);
+            assert!(
+                now.iter().zip(&expected).all(|(now, wanted)| now <= wanted),
+                "{now:?}"
+            );
+            now == expected
+        });
+        before = settled(&place);
+        assert_eq!(before, expected, "from {id}");
+    }
+    // Once from the port of each of these, and not from the others.
+    for (id, count) in [("u", 2), ("v", 0)] {
+        let sent = counter(&place, id, "uplink_tx_frames");
+        assert!(sent >= count && (count != 0 || sent == 0), "{id}: {sent}");
+    }
+    drop((uplink, standby));
+}
+
+/// Ports without an uplink of their own use a shared one, and another one when it is gone.
+#[test]
+fn uplink_that_is_shared_is_replaced_by_the_next_one() {
+    if !enter() {
+        return;
+    }
+    make_bridge(&["u0", "v0"]);
+    let place = Place::new();
+    let port = with_status(&place, "a", place.command("a"));
+    let mut uplink = with_status(&place, "u", place.uplink("u", "u0"));
+    let _standby = with_status(&place, "v", place.uplink("v", "v0").with("--priority", "9"));
+    for id in ["a", "u", "v"] {
+        until("all know each other", || knows(&place, id, 2));
+    }
+    let mut guest = Guest::new(&port, 1514);
+    let sent = |id: &str| counter(&place, id, "uplink_tx_frames");
+    // The announcement.
+    until("the guest is announced", || sent("u") > 0);
+    let before = sent("u");
+    guest.send(&address("a"), ELSEWHERE, 100);
+    until("a frame for elsewhere goes by it", || {
+        sent("u") == before + 1
+    });
+    // From the network to the guest.
+    let neighbour = format!("neigh add 10.0.0.1 lladdr {} dev br0", address("a"));
+    ip(&neighbour);
+    let received = || counter(&place, "a", "rx_frames");
+    let to_guest = || {
+        let socket = UdpSocket::bind("10.0.0.254:0").unwrap();
+        socket.send_to(b"x", "10.0.0.1:9").unwrap();
+    };
+    let before = received();
+    to_guest();
+    until("a frame comes by it", || received() == before + 1);
+    uplink.signal(rustix::process::Signal::KILL);
+    uplink.wait();
+    until("the other one has taken over", || {
+        status(&place.path("v.status"))["active"] == true && sent("v") > 0
+    });
+    let before = (sent("v"), received());
+    guest.send(&address("a"), ELSEWHERE, 100);
+    until("a frame for elsewhere goes by the other one", || {
+        sent("v") == before.0 + 1
+    });
+    to_guest();
+    until("a frame comes by the other one", || {
+        received() == before.1 + 1
+    });
+}
+
+#[test]
+fn uplink_that_is_shared_is_for_root_and_the_owner() {
+    if !enter() {
+        return;
+    }
+    make_tap("up0", "user 65534");
+    let place = Place::new();
+    let Some(command) = place.uplink("u", "up0").by_ordinary_user() else {
+        return skip("no ordinary user can run the program");
+    };
+    // The owner.
+    let command = command.with("--status-socket", place.path("u.status"));
+    command.start().end();
+    let uplink = command.start();
+    // The directory becomes another user's: a port refuses what it finds there.
+    std::os::unix::fs::chown(place.segment(), Some(0), Some(0)).unwrap();
+    let anybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(place.segment(), anybody).unwrap();
+    let port = with_status(&place, "a", place.command("a"));
+    until("the port refuses the uplink", || {
+        let now = status(&place.path("a.status"));
+        let refused = now["refused"].to_string();
+        refused.contains("User 65534 may not run an uplink") && now["peers"] == json!([])
+    });
+    drop((port, uplink));
+    let text = complaint(&place, &command, 2);
+    assert!(text.contains("User 65534 may not run an uplink"), "{text}");
 }

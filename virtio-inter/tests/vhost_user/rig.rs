@@ -242,6 +242,7 @@ pub(crate) fn port(id: &str) -> Port {
         mtu: 1500,
         queues: 1,
         ring_capacity: virtio_inter_link::MIN_CAPACITY,
+        uplinks: Default::default(),
     };
     Port::new(&local, BusyPollConfig::default()).unwrap()
 }

@@ -3,12 +3,25 @@
 //! What a worker has no use for any more goes back to the control thread with the answer: to unmap
 //! memory takes long.
 
+use std::collections::BTreeSet;
+
 use virtio_inter_common::MacAddr;
 use virtio_inter_link::{ReceiverPage, Sender};
 use virtio_inter_segment::PeerKey;
 
 use super::rx::{FinishedRing, RxLink};
 use crate::backend::steering::Ready;
+
+/// The links that frames take which are not for one peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// The peers that get no multicast frames by link: they hear them elsewhere.
+    pub elsewhere: BTreeSet<PeerKey>,
+    /// The peer that gets unicast frames to addresses that no peer has.
+    pub default: Option<PeerKey>,
+    /// For an uplink of other ports: another one is active, and this one carries nothing.
+    pub standby: bool,
+}
 
 /// A change to the links of a worker.
 pub enum LinkCommand {
@@ -20,6 +33,9 @@ pub enum LinkCommand {
     TakeMisplaced(Ready),
     /// Serve these links.
     AddRxLinks(Vec<RxLink>),
+    /// Choose links like this from now on, also to peers that are added later. Answered with
+    /// [`LinkAnswer::Flooded`].
+    SetPaths(Paths),
     /// Send to a peer on this ring from now on. Answered with [`LinkAnswer::Placed`].
     SetRing(PeerKey, u64, Box<Sender>),
     /// The ring that was asked for cannot be made. Answered with [`LinkAnswer::Placed`].
@@ -47,6 +63,8 @@ pub enum LinkAnswer {
     /// A former ring to be dropped, the position of the flood at which the change was made, and
     /// whether the peer gets multicast frames by a ring behind it.
     Placed(Option<Sender>, u64, bool),
+    /// The position of the flood at which the change was made.
+    Flooded(u64),
     /// Rings given back, the position of the flood, and whether there are other rings.
     Closed(Vec<(PeerKey, Sender)>, u64, bool),
     /// Rings handed out.

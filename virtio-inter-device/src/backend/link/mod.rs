@@ -11,6 +11,7 @@ use virtio_inter_common::MacAddr;
 use virtio_inter_link::Sender;
 use virtio_inter_segment::PeerKey;
 
+pub use command::Paths;
 pub(crate) use command::{LinkAnswer, LinkCommand};
 pub(crate) use forward::Destination;
 
@@ -70,6 +71,21 @@ impl Links {
         uplink: impl FnOnce(&F) -> Result<TxStatus, F::Error>,
     ) -> Result<TxStatus, F::Error> {
         self.tx.offer_multicast(frame, uplink)
+    }
+
+    /// Sends a record of the port's own to the peer that is its uplink. False: there is none.
+    pub(super) fn announce_to_uplink(&mut self, record: &[u8]) -> bool {
+        self.tx.announce_to_uplink(record)
+    }
+
+    /// Whether the peer at this position gets multicast frames by link.
+    pub(super) fn takes_multicast(&self, position: usize) -> bool {
+        self.tx.takes_multicast(position)
+    }
+
+    /// Addresses of the peers that get multicast frames by link.
+    pub(super) fn multicast_addresses(&self) -> impl Iterator<Item = MacAddr> {
+        self.tx.multicast_addresses()
     }
 
     /// Whether the last frame offered waits for room in a link.
@@ -215,6 +231,10 @@ impl Backend for Links {
                 for link in links {
                     self.add_rx_link(link, poller)?;
                 }
+            }
+            LinkCommand::SetPaths(paths) => {
+                self.tx.set_paths(paths);
+                return Ok(LinkAnswer::Flooded(self.tx.flooded()));
             }
             LinkCommand::SetRing(key, number, sender) => {
                 let former = self.set_ring(key, number, *sender, poller)?;

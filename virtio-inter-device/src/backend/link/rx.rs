@@ -33,8 +33,8 @@ pub(crate) struct RxRing {
 /// The receiving end of one link.
 pub struct RxLink {
     pub(crate) id: RxLinkId,
-    /// The only source address that the peer may use. None: that was checked before.
-    mac: Option<MacAddr>,
+    /// The only source address that the peer may use. None: any, or that was checked before.
+    source: Option<MacAddr>,
     ring: RxRing,
     /// What the peer sends on when it has closed the ring.
     next: Option<RxRing>,
@@ -51,10 +51,10 @@ pub struct RxLink {
 }
 
 impl RxLink {
-    pub(crate) fn new(id: RxLinkId, mac: Option<MacAddr>, ring: RxRing, home: u16) -> Self {
+    pub(crate) fn new(id: RxLinkId, source: Option<MacAddr>, ring: RxRing, home: u16) -> Self {
         RxLink {
             id,
-            mac,
+            source,
             ring,
             next: None,
             home,
@@ -106,7 +106,7 @@ impl RxLink {
         let status = sink.deliver(
             &RxRecord {
                 bytes: record.slice(),
-                source: self.mac,
+                source: self.source,
                 same_size_hint: record.like_it(),
             },
             &mut self.progress,

@@ -8,6 +8,7 @@ use virtio_inter_common::MacAddr;
 use virtio_inter_link::{Sender, Violation};
 use virtio_inter_segment::{MAX_FRAME, PeerKey};
 
+use super::command::Paths;
 use super::forward::{Destination, Forwarding};
 use super::tx_link::{Room, SendError, Timeouts, TxLink};
 use crate::backend::interface::{LinkFault, TxBackend, TxFrame, TxStatus};
@@ -40,6 +41,9 @@ pub(super) struct TxLinks {
     waiting: Option<Waiting>,
     /// Frames also go by an uplink.
     has_uplink: bool,
+    paths: Paths,
+    /// Position of the link that frames for nobody take.
+    default: Option<usize>,
     timeouts: Timeouts,
     counters: Arc<Counters>,
     faults: Vec<LinkFault>,
@@ -56,6 +60,8 @@ impl TxLinks {
             forwarding: Forwarding::default(),
             waiting: None,
             has_uplink: false,
+            paths: Paths::default(),
+            default: None,
             timeouts: Timeouts::DEFAULT,
             counters,
             faults: Vec::new(),
@@ -151,7 +157,51 @@ impl TxLinks {
         self.forwarding
             .rebuild(self.links.iter().map(|link| link.mac));
         self.waiting = None;
+        self.choose_paths();
         self.find_active();
+    }
+
+    pub(super) fn set_paths(&mut self, paths: Paths) {
+        self.paths = paths;
+        self.waiting = None;
+        self.choose_paths();
+    }
+
+    fn choose_paths(&mut self) {
+        for link in &mut self.links {
+            link.multicast = !self.paths.elsewhere.contains(&link.peer);
+        }
+        let is_default = |link: &TxLink| Some(link.peer) == self.paths.default;
+        self.default = self.links.iter().position(is_default);
+    }
+
+    pub(super) fn announce_to_uplink(&mut self, record: &[u8]) -> bool {
+        let Some(position) = self.default else {
+            return false;
+        };
+        if self.links[position].is_without_ring() {
+            self.request(position, record.len());
+        }
+        let link = &mut self.links[position];
+        // Without a ring to come, the record would wait for the next frame.
+        if link.dead || link.is_without_ring() {
+            return false;
+        }
+        link.send_record(record).unwrap_or_else(|violation| {
+            fail(&mut self.faults, link, violation);
+            false
+        })
+    }
+
+    pub(super) fn takes_multicast(&self, position: usize) -> bool {
+        self.links
+            .get(position)
+            .is_some_and(TxLink::takes_multicast)
+    }
+
+    pub(super) fn multicast_addresses(&self) -> impl Iterator<Item = MacAddr> {
+        let links = self.links.iter().filter(|link| link.takes_multicast());
+        links.map(|link| link.mac)
     }
 
     fn find_active(&mut self) {
@@ -247,7 +297,7 @@ impl TxLinks {
         let is_flooded = self.is_flooded(len);
         for position in 0..self.links.len() {
             let link = &mut self.links[position];
-            if link.dead || (is_flooded && link.is_without_ring()) {
+            if !link.takes_multicast() || (is_flooded && link.is_without_ring()) {
                 continue;
             }
             match link.room(len, alone) {
@@ -269,7 +319,7 @@ impl TxLinks {
     fn send_to_all<F: TxFrame>(&mut self, frame: &F, alone: bool) -> Result<bool, F::Error> {
         let is_flooded = self.is_flooded(frame.record_len());
         let (mut sent, mut stalled, mut no_link, mut flood) = (false, false, false, false);
-        for link in self.links.iter_mut().filter(|link| !link.dead) {
+        for link in self.links.iter_mut().filter(|link| link.takes_multicast()) {
             if is_flooded && link.is_without_ring() {
                 flood = true;
                 continue;
@@ -305,7 +355,7 @@ impl TxLinks {
             self.waiting = Some(waiting);
             return Ok(TxStatus::Held);
         }
-        if self.links.iter().all(|link| link.dead) {
+        if !self.links.iter().any(TxLink::takes_multicast) {
             self.counters.tx_no_destination.add(1);
             return Ok(TxStatus::Dropped);
         }
@@ -366,10 +416,14 @@ impl TxBackend for TxLinks {
     fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
         self.waiting = None;
         let alone = self.is_alone();
-        let position = match self.forwarding.destination(frame.header().destination()) {
+        let address = frame.header().destination();
+        let position = match self.forwarding.destination(address) {
             Destination::Peer(position) => position,
             Destination::All => return self.offer_to_all(frame, alone),
-            Destination::Nobody => return Ok(self.drop_lost(frame.header().destination())),
+            Destination::Nobody => match self.default.filter(|_| address != self.mac) {
+                Some(position) => position,
+                None => return Ok(self.drop_lost(address)),
+            },
         };
         let link = &mut self.links[position];
         if link.dead {
@@ -436,7 +490,7 @@ impl TxBackend for TxLinks {
     fn announce(&mut self, record: &[u8]) -> usize {
         let mut count = 0;
         let (mut flood, is_flooded) = (0, self.is_flooded(record.len()));
-        for link in self.links.iter_mut().filter(|link| !link.dead) {
+        for link in self.links.iter_mut().filter(|link| link.takes_multicast()) {
             if is_flooded && link.is_without_ring() {
                 flood += 1;
                 continue;

@@ -122,6 +122,8 @@ pub(super) struct TxLink {
     spill: Spill,
     full: Option<Full>,
     timeouts: Timeouts,
+    /// The peer gets multicast frames by this link.
+    pub(super) multicast: bool,
     /// The peer violated the link's rules: it gets no frames any more.
     pub(super) dead: bool,
 }
@@ -138,8 +140,15 @@ impl TxLink {
             spill: Spill::default(),
             full: None,
             timeouts,
+            multicast: true,
             dead: false,
         }
+    }
+
+    /// Whether the link takes multicast frames.
+    #[inline]
+    pub(super) fn takes_multicast(&self) -> bool {
+        self.multicast && !self.dead
     }
 
     /// Whether there is a ring.

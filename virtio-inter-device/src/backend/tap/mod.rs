@@ -241,6 +241,17 @@ impl Tap {
         false
     }
 
+    /// Reads a record into `buffer`, which holds the longest one. None: there is none.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        let mut gone = false;
+        let mut readers = self.readers.iter_mut();
+        let len = readers.find_map(|reader| reader.read_whole(&self.rules, buffer, &mut gone));
+        if gone {
+            self.set_gone();
+        }
+        len
+    }
+
     /// Removes the readers that `misplaced` is true of, by the number of their queue.
     pub(super) fn take_readers(
         &mut self,

@@ -150,6 +150,25 @@ impl TapReader {
         status
     }
 
+    /// Reads a record into private memory. None: there is none, or, if `gone`, no device any more.
+    pub(super) fn read_whole(
+        &mut self,
+        rules: &TapRules,
+        buffer: &mut [u8],
+        gone: &mut bool,
+    ) -> Option<usize> {
+        while self.may_read {
+            match sys::read(&self.fd, &[], buffer) {
+                Ok(len) => {
+                    self.errors = 0;
+                    return Some(len);
+                }
+                Err(error) => *gone = self.not_read(rules, &error),
+            }
+        }
+        None
+    }
+
     /// Reads a frame into the guest's buffers. Returns the length of its record. None: there is
     /// none, or it is not to stay there.
     fn read(

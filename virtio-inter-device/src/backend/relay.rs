@@ -1,0 +1,436 @@
+//! The uplink that ports of a segment share: carries frames between their links and a tap device.
+//!
+//! It has no guest, so its work is done where a guest's receive queue would be served. It never
+//! carries frames between two links, and has no link with another uplink. Decision 0071.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use virtio_inter_common::MacAddr;
+use virtio_inter_link::Sender;
+use vm_memory::VolatileSlice;
+
+use super::interface::{
+    Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxProgress, RxRecord, RxSink,
+    RxStatus, TxBackend, TxFrame, TxStatus,
+};
+use super::link::{Destination, LinkAnswer, LinkCommand, Links, RxLink};
+use super::tap::Tap;
+use crate::announce::announcement;
+use crate::batch::{BATCH, Rest};
+use crate::counters::Counters;
+use crate::device::DeviceError;
+use crate::features::Offloads;
+use crate::frame::{FRAME_HEADER, FrameHeader, Invalid, MAX_RECORD, NET_HEADER};
+use crate::poller::Poller;
+
+/// Time after which a frame is offered to a full device again in any case.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
+
+/// Links and a tap device.
+pub struct Relay {
+    links: Links,
+    tap: Option<Tap>,
+    setup: BackendSetup,
+    /// Another uplink is active.
+    standby: bool,
+    /// A record of the device, on its way to links.
+    buffer: Box<[u8]>,
+    /// Length in bytes of the one that waits there for room in a link; 0: none.
+    waiting: usize,
+    /// A record of a link waits for room in the device.
+    waits_for_tap: bool,
+}
+
+/// A change to a relay.
+pub enum RelayCommand {
+    /// To its links.
+    Link(LinkCommand),
+    /// Use this queue of a tap device, in place of the one before.
+    SetTap(OwnedFd),
+}
+
+impl From<LinkCommand> for RelayCommand {
+    fn from(command: LinkCommand) -> Self {
+        RelayCommand::Link(command)
+    }
+}
+
+impl Relay {
+    /// Without links and device.
+    pub(crate) fn new(setup: BackendSetup) -> Self {
+        let mut links = Links::new(setup.clone());
+        links.set_has_uplink(true);
+        Relay {
+            links,
+            tap: None,
+            setup,
+            standby: true,
+            buffer: vec![0; MAX_RECORD].into(),
+            waiting: 0,
+            waits_for_tap: false,
+        }
+    }
+
+    /// As [`Links::set_flood`].
+    pub(crate) fn set_flood(&mut self, sender: Sender, receiver: Option<RxLink>) {
+        self.links.set_flood(sender, receiver);
+    }
+
+    fn set_tap(&mut self, queue: OwnedFd, poller: &Poller) -> io::Result<()> {
+        let BackendSetup {
+            index,
+            mac,
+            mtu,
+            counters,
+        } = self.setup.clone();
+        let mut tap = Tap::new(queue, index, mac, mtu, counters)?;
+        tap.set_offloads(Offloads::ALL);
+        tap.attach(poller)?;
+        if let Some(former) = self.tap.replace(tap) {
+            former.detach(poller);
+        }
+        self.announce_ports(|_| true);
+        Ok(())
+    }
+
+    /// Announces addresses of ports that it serves: the network learns that they are here.
+    fn announce_ports(&mut self, which: impl Fn(MacAddr) -> bool) {
+        if self.standby || self.setup.index != 0 {
+            return;
+        }
+        if let Some(tap) = &mut self.tap {
+            for address in self.links.multicast_addresses().filter(|mac| which(*mac)) {
+                tap.announce(&announcement(address));
+            }
+        }
+    }
+
+    /// Carries frames of the device to links.
+    fn read_tap(&mut self) {
+        for _ in 0..BATCH {
+            if self.waiting == 0 {
+                let Some(tap) = &mut self.tap else { return };
+                let Some(len) = tap.read(&mut self.buffer) else {
+                    return;
+                };
+                self.waiting = len.min(MAX_RECORD);
+            }
+            if self.forward() == TxStatus::Held {
+                return;
+            }
+            self.waiting = 0;
+        }
+    }
+
+    /// Offers the record in the buffer to the links that it is for.
+    fn forward(&mut self) -> TxStatus {
+        let counters = &*self.setup.counters;
+        let record = &mut self.buffer[..self.waiting];
+        let mut header = FrameHeader::default();
+        let len = record.len();
+        let read = header
+            .read(&VolatileSlice::from(&mut record[..]), len)
+            .and_then(|()| header.check(Offloads::ALL));
+        if let Err(invalid) = read {
+            count_invalid(invalid, counters);
+            return TxStatus::Dropped;
+        }
+        header.sanitize();
+        if let Destination::Peer(position) = self.links.destination(header.source())
+            && self.links.takes_multicast(position)
+        {
+            // The network returns what a port without an uplink of its own has sent.
+            counters.uplink_rx_own.add(1);
+            return TxStatus::Dropped;
+        }
+        let frame = PrivateFrame {
+            header: &header,
+            record,
+        };
+        let offered = match self.links.destination(header.destination()) {
+            _ if self.standby => Ok(TxStatus::Dropped),
+            Destination::Peer(position) if self.links.takes_multicast(position) => {
+                self.links.offer(&frame)
+            }
+            // A port with an uplink of its own gets it there.
+            Destination::Peer(_) | Destination::Nobody => {
+                counters.uplink_rx_other.add(1);
+                Ok(TxStatus::Dropped)
+            }
+            Destination::All => self
+                .links
+                .offer_multicast(&frame, |_| Ok(TxStatus::Dropped)),
+        };
+        let status = offered.unwrap_or_else(|never| match never {});
+        if status == TxStatus::Sent {
+            counters.uplink_rx_frames.add(1);
+            counters.uplink_rx_bytes.add((len - NET_HEADER) as u64);
+        }
+        status
+    }
+}
+
+fn count_invalid(invalid: Invalid, counters: &Counters) {
+    let counter = match invalid {
+        Invalid::Short | Invalid::Long => &counters.rx_bad_length,
+        Invalid::Mtu => &counters.rx_too_long,
+        Invalid::GsoType => &counters.rx_bad_gso_type,
+        Invalid::GsoSize => &counters.rx_bad_gso_size,
+        Invalid::HeaderLength => &counters.rx_bad_hdr_len,
+        Invalid::GsoFrame => &counters.rx_bad_gso_frame,
+        Invalid::Checksum => &counters.rx_bad_csum,
+        Invalid::Source | Invalid::Destination => &counters.rx_bad_address,
+    };
+    counter.add(1);
+}
+
+/// A record in private memory, with its header validated.
+struct PrivateFrame<'a> {
+    header: &'a FrameHeader,
+    record: &'a [u8],
+}
+
+impl TxFrame for PrivateFrame<'_> {
+    type Error = Infallible;
+
+    fn header(&self) -> &FrameHeader {
+        self.header
+    }
+
+    fn record_len(&self) -> usize {
+        self.record.len()
+    }
+
+    fn write_to(&self, record: &VolatileSlice<'_>) -> Result<(), Infallible> {
+        record.copy_from(self.record);
+        let written = self.header.write(record);
+        debug_assert!(written, "a record is never shorter than its header");
+        Ok(())
+    }
+
+    fn with_slices<R>(
+        &self,
+        write: impl FnOnce(&[VolatileSlice<'_>]) -> R,
+    ) -> Result<R, Infallible> {
+        let mut record = self.record.to_vec();
+        record[..FRAME_HEADER].copy_from_slice(&self.header.bytes());
+        Ok(write(&[VolatileSlice::from(&mut record[..])]))
+    }
+}
+
+/// A record of a link, with its header validated. The rest may change while it is read.
+struct LinkFrame<'a> {
+    header: &'a FrameHeader,
+    rest: VolatileSlice<'a>,
+}
+
+impl TxFrame for LinkFrame<'_> {
+    type Error = Infallible;
+
+    fn header(&self) -> &FrameHeader {
+        self.header
+    }
+
+    fn record_len(&self) -> usize {
+        self.header.len()
+    }
+
+    fn write_to(&self, record: &VolatileSlice<'_>) -> Result<(), Infallible> {
+        if let Ok(rest) = record.offset(FRAME_HEADER) {
+            self.rest.copy_to_volatile_slice(rest);
+        }
+        let written = self.header.write(record);
+        debug_assert!(written, "a record is never shorter than its header");
+        Ok(())
+    }
+
+    fn with_slices<R>(
+        &self,
+        write: impl FnOnce(&[VolatileSlice<'_>]) -> R,
+    ) -> Result<R, Infallible> {
+        let mut header = self.header.bytes();
+        Ok(write(&[VolatileSlice::from(&mut header[..]), self.rest]))
+    }
+}
+
+/// Writes records of links to the device.
+struct ToTap<'a> {
+    /// The relay's own address, of which the network is to see nothing.
+    mac: MacAddr,
+    tap: Option<&'a mut Tap>,
+    counters: &'a Counters,
+    standby: bool,
+    left: usize,
+}
+
+impl ToTap<'_> {
+    fn write(&mut self, record: &RxRecord<'_>) -> Result<TxStatus, Invalid> {
+        let mut header = FrameHeader::default();
+        header.read(&record.bytes, record.bytes.len())?;
+        header.check(Offloads::ALL)?;
+        if record
+            .source
+            .is_some_and(|source| source != header.source())
+        {
+            return Err(Invalid::Source);
+        }
+        if header.destination() == self.mac {
+            return Err(Invalid::Destination);
+        }
+        header.sanitize();
+        let rest = record
+            .bytes
+            .offset(FRAME_HEADER)
+            .map_err(|_| Invalid::Short)?;
+        let frame = LinkFrame {
+            header: &header,
+            rest,
+        };
+        match &mut self.tap {
+            Some(tap) if !self.standby => match tap.send(&frame) {
+                Ok(status) => Ok(status),
+                Err(never) => match never {},
+            },
+            _ => {
+                self.counters.uplink_tx_down.add(1);
+                Ok(TxStatus::Dropped)
+            }
+        }
+    }
+}
+
+impl RxSink for ToTap<'_> {
+    fn deliver(&mut self, record: &RxRecord<'_>, _progress: &mut RxProgress) -> RxStatus {
+        if self.left == 0 {
+            return RxStatus::BatchFull;
+        }
+        match self.write(record) {
+            Ok(TxStatus::Held) => return RxStatus::OutOfBuffers,
+            Ok(_) => {}
+            Err(invalid) => count_invalid(invalid, self.counters),
+        }
+        self.left -= 1;
+        RxStatus::Taken
+    }
+
+    fn fill(
+        &mut self,
+        _max_len: usize,
+        _read: impl FnOnce(&[VolatileSlice<'_>]) -> Option<usize>,
+    ) -> RxStatus {
+        RxStatus::BatchFull
+    }
+}
+
+impl TxBackend for Relay {
+    fn offer<F: TxFrame>(&mut self, _frame: &F) -> Result<TxStatus, F::Error> {
+        // There is no guest.
+        Ok(TxStatus::Dropped)
+    }
+
+    fn flush(&mut self) {
+        self.links.flush();
+    }
+
+    fn enable_tx_notification(&mut self, _held: bool) -> Rest {
+        let mut rest = self.links.enable_tx_notification(self.waiting != 0);
+        if self.waits_for_tap
+            && let Some(tap) = &self.tap
+        {
+            rest.safe &= !tap.is_writable();
+            let again = Instant::now() + TRY_AGAIN;
+            rest.until = Some(rest.until.map_or(again, |until| until.min(again)));
+        }
+        rest
+    }
+}
+
+impl RxBackend for Relay {
+    fn receive<S: RxSink>(&mut self, _sink: &mut S) {
+        let mut to_tap = ToTap {
+            mac: self.setup.mac,
+            tap: self.tap.as_mut(),
+            counters: &self.setup.counters,
+            standby: self.standby,
+            left: BATCH,
+        };
+        self.links.receive(&mut to_tap);
+        self.waits_for_tap = self.links.is_out_of_buffers();
+        if self.waiting != 0 || self.tap.as_mut().is_some_and(Tap::is_due) {
+            self.read_tap();
+            self.links.flush();
+        }
+    }
+
+    fn release(&mut self) {
+        self.links.release();
+    }
+
+    fn enable_rx_notification(&mut self) -> bool {
+        // What waits is woken for by its own notification.
+        let links = self.waits_for_tap || self.links.enable_rx_notification();
+        links && (self.waiting != 0 || self.tap.as_ref().is_none_or(Tap::is_idle))
+    }
+}
+
+impl Backend for Relay {
+    type Command = RelayCommand;
+    type Answer = LinkAnswer;
+
+    fn attach(&mut self, poller: &Poller) -> Result<(), DeviceError> {
+        self.links.attach(poller)
+    }
+
+    fn wake(&mut self) {
+        if let Some(tap) = &mut self.tap {
+            tap.wake();
+        }
+    }
+
+    fn handle_command(
+        &mut self,
+        command: RelayCommand,
+        poller: &Poller,
+    ) -> Result<LinkAnswer, DeviceError> {
+        let command = match command {
+            RelayCommand::SetTap(queue) => {
+                let set = self.set_tap(queue, poller);
+                set.map_err(|source| DeviceError::Io {
+                    action: "watch the uplink",
+                    source,
+                })?;
+                return Ok(LinkAnswer::Done);
+            }
+            RelayCommand::Link(command) => command,
+        };
+        let (mut takes_over, mut added) = (false, None);
+        match &command {
+            LinkCommand::SetPaths(paths) => {
+                takes_over = self.standby && !paths.standby;
+                self.standby = paths.standby;
+            }
+            LinkCommand::AddPeer(_, mac) => added = Some(*mac),
+            _ => {}
+        }
+        let answer = self.links.handle_command(command, poller)?;
+        if takes_over || added.is_some() {
+            self.announce_ports(|mac| takes_over || Some(mac) == added);
+        }
+        Ok(answer)
+    }
+
+    fn take_fault(&mut self) -> Option<LinkFault> {
+        self.links.take_fault()
+    }
+
+    fn take_request(&mut self) -> Option<LinkRequest> {
+        self.links.take_request()
+    }
+
+    fn take_uplink_loss(&mut self) -> bool {
+        self.tap.as_mut().is_some_and(Tap::take_loss)
+    }
+}

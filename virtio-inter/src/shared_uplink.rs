@@ -1,0 +1,287 @@
+//! The process of an uplink that ports share: a segment on one side, a tap device on the other.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use anyhow::Context;
+use log::{Level, info};
+use virtio_inter_args::absolute;
+use virtio_inter_common::{Epoll, ErrorChain, LogLimit, Timeout, log_limited};
+use virtio_inter_device::backend::Relay;
+use virtio_inter_device::{Port, PortEvent};
+use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
+
+use crate::cli::UplinkArgs;
+use crate::event_loop::RunError;
+use crate::link_control::LinkControl;
+use crate::lock_wait::LockWait;
+use crate::process::forbid_dumps;
+use crate::shutdown_signals::ShutdownSignals;
+use crate::status::SharedUplinkStatus;
+use crate::status_socket::StatusSocket;
+use crate::timer::Timer;
+use crate::unexpected_signals::UnexpectedSignals;
+use crate::uplink::{Uplink, UplinkState, check_right};
+use crate::{notify, paths, rlimits};
+
+const SIGNALS: u64 = 0;
+const UNEXPECTED: u64 = 1;
+const SEGMENT: u64 = 2;
+const DEVICE: u64 = 3;
+const STATUS: u64 = 4;
+const RETRY: u64 = 5;
+const SETTLED: u64 = 6;
+const IDLE_LINKS: u64 = 7;
+
+/// Time between attempts to open the device again.
+const UPLINK_RETRY: Duration = Duration::from_secs(1);
+
+/// Time after which rings are given back on which nothing was sent.
+const LINK_IDLE: Duration = Duration::from_secs(60);
+
+/// Time after the start in which the uplink stands by in any case: it learns of the others, so that
+/// no address is seen at two of them.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Limits the log lines about errors that peers can cause again and again.
+static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
+
+/// Runs an uplink until SIGTERM, SIGINT or SIGHUP.
+///
+/// # Errors
+///
+/// When it cannot run, in words for its user.
+pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
+    forbid_dumps();
+    let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
+    let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
+    rlimits::prepare(arguments.ring_size);
+    check_right(&arguments.segment)?;
+    let local = arguments.local_port();
+    let wait = LockWait::new(&signals);
+    let status = match arguments.status_socket.as_deref() {
+        None => None,
+        Some(path) => match wait.acquire(|| StatusSocket::listen(path))? {
+            Some(socket) => Some(socket),
+            None => return Ok(()),
+        },
+    };
+    let (uplink, queues) = Uplink::open(&arguments.device(), local.queues, local.mtu)?;
+    let join = || Segment::join(&arguments.segment, local.clone());
+    let Some(segment) = wait.acquire(join)? else {
+        return Ok(());
+    };
+    let device = Port::relay(&local, arguments.busy_poll(), queues)?;
+    info!(
+        "Serving segment {} as uplink {} by tap device {}, priority {}, MTU {}",
+        absolute(&arguments.segment).display(),
+        local.id,
+        uplink.name(),
+        arguments.priority,
+        local.mtu
+    );
+    let mut uplink = SharedUplink {
+        poll: Epoll::new().context("Cannot wait for events")?,
+        segment,
+        device,
+        uplink,
+        retry: Timer::new().context("Cannot wait for events")?,
+        settling: Some(Timer::new().context("Cannot wait for events")?),
+        peers: BTreeMap::new(),
+        links: LinkControl::new(LINK_IDLE).context("Cannot wait for events")?,
+        is_active: false,
+        status,
+        arguments: arguments.clone(),
+        unexpected,
+        signals,
+    };
+    uplink.watch().context("Cannot wait for events")?;
+    uplink.choose_paths();
+    notify::ready();
+    uplink.serve()?;
+    info!("Leaving {}", arguments.segment.display());
+    Ok(())
+}
+
+struct SharedUplink {
+    poll: Epoll,
+    segment: Segment,
+    device: Port<Relay>,
+    uplink: Uplink,
+    retry: Timer,
+    /// Until it has learnt of the others.
+    settling: Option<Timer>,
+    peers: BTreeMap<PeerKey, PeerInfo>,
+    links: LinkControl,
+    /// No other uplink has a higher priority.
+    is_active: bool,
+    status: Option<StatusSocket>,
+    arguments: UplinkArgs,
+    unexpected: UnexpectedSignals,
+    signals: ShutdownSignals,
+}
+
+impl SharedUplink {
+    fn watch(&mut self) -> io::Result<()> {
+        if let Some(settling) = &mut self.settling {
+            settling.set(SETTLE)?;
+            self.poll.add(&*settling, SETTLED)?;
+        }
+        self.poll.add(&self.signals, SIGNALS)?;
+        self.poll.add(&self.unexpected, UNEXPECTED)?;
+        self.poll.add(self.segment.fd(), SEGMENT)?;
+        self.poll.add(self.device.events_fd(), DEVICE)?;
+        self.poll.add(&self.retry, RETRY)?;
+        self.poll.add(&self.links, IDLE_LINKS)?;
+        match &self.status {
+            Some(status) => self.poll.add(status, STATUS),
+            None => Ok(()),
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), RunError> {
+        loop {
+            for token in self.poll.wait::<16>(Timeout::Never)? {
+                match token {
+                    SIGNALS => return Ok(()),
+                    UNEXPECTED => {
+                        if let Some(reason) = self.unexpected.process() {
+                            return Err(RunError::Signal(reason));
+                        }
+                    }
+                    SEGMENT => self.handle_segment(),
+                    STATUS => self.serve_status()?,
+                    IDLE_LINKS => self.links.close_quiet(&mut self.device)?,
+                    RETRY => self.reopen()?,
+                    SETTLED => {
+                        self.settling = None;
+                        self.choose_paths();
+                    }
+                    _ => self.handle_device()?,
+                }
+            }
+        }
+    }
+
+    fn handle_segment(&mut self) {
+        for event in self.segment.process() {
+            match event {
+                SegmentEvent::Up(peer) => self.add_peer(peer),
+                SegmentEvent::Down(key, _) => self.remove_peer(key),
+                SegmentEvent::FilesChanged => self.segment.check_files(),
+                // Other uplinks are unknown to the device, which takes nothing of them.
+                event => {
+                    if let Err((peer, error)) = LinkControl::handle(&mut self.device, event) {
+                        self.drop_peer(peer, &ErrorChain(&error).to_string());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Serves a port. Never from uplink to uplink: another one is known, and gets no link.
+    fn add_peer(&mut self, peer: PeerInfo) {
+        let key = peer.key;
+        self.peers.insert(key, peer.clone());
+        self.choose_paths();
+        if peer.uplinks.shared.is_none()
+            && let Err(error) = self.device.add_peer(&peer)
+        {
+            self.drop_peer(key, &ErrorChain(&error).to_string());
+        }
+    }
+
+    fn drop_peer(&mut self, key: PeerKey, reason: &str) {
+        self.remove_peer(key);
+        self.segment.drop_peer(key, reason);
+    }
+
+    fn remove_peer(&mut self, key: PeerKey) {
+        self.peers.remove(&key);
+        if let Err(error) = self.device.remove_peer(key) {
+            log_limited!(
+                PEERS,
+                Level::Error,
+                "Cannot forget peer {key}: {}",
+                ErrorChain(&error)
+            );
+        }
+        self.choose_paths();
+    }
+
+    /// Becomes active or stands by, and serves the ports that have no uplink.
+    fn choose_paths(&mut self) {
+        let own = self.arguments.uplinks();
+        let mut paths = paths::of_uplink(&self.arguments.id, &own, self.peers.values());
+        paths.standby |= self.settling.is_some();
+        if self.is_active == paths.standby {
+            self.is_active = !paths.standby;
+            let other = paths::active(self.peers.values());
+            match other.filter(|_| paths.standby) {
+                Some(other) => info!("Standing by for uplink {}", other.id),
+                None => info!("Active"),
+            }
+        }
+        self.links.choose(&mut self.device, paths);
+    }
+
+    fn handle_device(&mut self) -> io::Result<()> {
+        for event in self.device.events() {
+            match event {
+                PortEvent::UplinkLost => self.reopen()?,
+                PortEvent::LinkViolation { peer, reason } => {
+                    self.remove_peer(peer);
+                    self.segment.close_peer(peer, &reason);
+                }
+                PortEvent::Dropped | PortEvent::BlankRing { .. } => {}
+            }
+        }
+        let (device, segment) = (&mut self.device, &mut self.segment);
+        for (peer, error) in self.links.serve(device, segment, &self.peers)? {
+            self.drop_peer(peer, &ErrorChain(&error).to_string());
+        }
+        Ok(())
+    }
+
+    /// Opens the device again, which was deleted. It may have been made again already.
+    fn reopen(&mut self) -> io::Result<()> {
+        self.retry.clear();
+        let was_gone = self.uplink.status().state == UplinkState::Gone;
+        match self.uplink.reopen() {
+            Ok(queues) => {
+                info!("Tap device {} is there again", self.uplink.name());
+                if let Err(error) = self.device.set_tap(queues) {
+                    log::error!("Cannot use the tap device: {}", ErrorChain(&error));
+                }
+            }
+            Err(error) => {
+                if !was_gone {
+                    log::warn!("{}. Until then nothing is carried", ErrorChain(&error));
+                }
+                self.retry.set(UPLINK_RETRY)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn serve_status(&mut self) -> io::Result<()> {
+        let Some(status) = &mut self.status else {
+            return Ok(());
+        };
+        status.process(|| {
+            let now = SharedUplinkStatus::new(
+                &self.arguments,
+                self.is_active,
+                self.uplink.status(),
+                self.peers.values(),
+                self.segment.refused(),
+                self.device.counters(),
+            );
+            // The document has no values that JSON cannot represent.
+            let mut document = serde_json::to_vec(&now).unwrap_or_default();
+            document.push(b'\n');
+            document
+        })
+    }
+}
