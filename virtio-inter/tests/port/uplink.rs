@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::{Value, json};
 use virtio_inter_device::backend::TapDevice;
@@ -137,6 +138,35 @@ fn uplink_of_an_ordinary_user_is_opened_by_name() {
     port.end();
 }
 
+/// The recipe of docs/networking.md: bridge, NAT and tap device of a user without any rights.
+#[test]
+fn uplink_in_pasta_carries_frames_for_an_ordinary_user() {
+    if Command::new("pasta").arg("--version").output().is_err() {
+        return skip("pasta is not installed");
+    }
+    let place = Place::new();
+    let network = "ip link add br0 type bridge; ip addr add 10.9.0.1/24 dev br0; \
+                   ip link set br0 up; ip tuntap add dev up0 mode tap; \
+                   ip link set up0 master br0 up";
+    let port = place.command("a").with("--uplink", "tap=up0");
+    let port = port.with("--status-socket", place.path("a.status"));
+    let port = port.limited(&format!(
+        "exec pasta --config-net --quiet -- bash -ec '{network}; exec \"$0\" \"$@\"' \"$0\" \"$@\""
+    ));
+    let Some(port) = port.by_ordinary_user() else {
+        return skip("no ordinary user can run the program");
+    };
+    let mut port = port.start();
+    assert_carries(&place, &port);
+    // It is pasta's child, which ends with it.
+    let children = format!("/proc/{0}/task/{0}/children", port.pid());
+    let children = std::fs::read_to_string(children).unwrap();
+    let child = children.split_whitespace().next().unwrap();
+    let child = Pid::from_raw(child.parse().unwrap()).unwrap();
+    kill_process(child, Signal::TERM).unwrap();
+    assert_eq!(port.wait().code(), Some(0), "{}", port.log());
+}
+
 #[test]
 fn uplink_that_is_deleted_or_down_is_shown_and_comes_back() {
     if !enter() {
@@ -176,7 +206,7 @@ fn uplink_passes_to_the_next_port() {
     let command = uplinked(&place, "tap=up0");
     for _ in 0..3 {
         let port = command.start();
-        port.signal(rustix::process::Signal::KILL);
+        port.signal(Signal::KILL);
         let next = command.start();
         assert_carries(&place, &next);
         next.end();
@@ -369,7 +399,7 @@ fn uplink_that_is_shared_is_replaced_by_the_next_one() {
     let before = received();
     to_guest();
     until("a frame comes by it", || received() == before + 1);
-    uplink.signal(rustix::process::Signal::KILL);
+    uplink.signal(Signal::KILL);
     uplink.wait();
     until("the other one has taken over", || {
         status(&place.path("v.status"))["active"] == true && sent("v") > 0
