@@ -8,8 +8,8 @@ const MIN_DELAY: Duration = Duration::from_millis(100);
 /// Maximum delay after a failure: a directory that is back is noticed within this time.
 const MAX_DELAY: Duration = Duration::from_secs(60);
 
-/// The pauses between attempts: [`MIN_DELAY`] after one that restored something, and after failures
-/// a delay that doubles up to [`MAX_DELAY`].
+/// The pauses between attempts: `MIN_DELAY` after one that restored something, and after failures
+/// a delay that doubles up to `MAX_DELAY`.
 #[derive(Debug)]
 pub struct Backoff {
     restored_at: Option<Instant>,

@@ -35,8 +35,8 @@ pub(crate) enum Unauthorized {
     Directory { uid: u32, gid: u32 },
     /// It is another user, and could block this process.
     #[error(
-        "User {uid} may not join: this port got no asynchronous I/O (fs.aio-max-nr), and without it \
-         links with its own user and root only"
+        "User {uid} may not join: this port got no asynchronous I/O (fs.aio-max-nr), and without \
+         it links with its own user and root only"
     )]
     OtherUser { uid: u32 },
 }

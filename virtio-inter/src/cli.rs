@@ -176,7 +176,6 @@ is wrong.";
 
 /// Options of `virtio-inter uplink`.
 #[derive(Debug, Clone, Args)]
-#[group(id = "device", required = true, args = ["tap", "tap_fd"])]
 pub struct UplinkArgs {
     /// Segment to serve, as for a port
     #[arg(long, value_name = "NAME|DIR", value_parser = segment_parser())]
@@ -185,7 +184,8 @@ pub struct UplinkArgs {
     #[arg(long, value_name = "NAME")]
     pub id: PortId,
     /// Existing tap device on the other network
-    #[arg(long, value_name = "NAME", value_parser = parse_tap)]
+    #[arg(long, value_name = "NAME", value_parser = parse_tap,
+          required_unless_present = "tap_fd", conflicts_with = "tap_fd")]
     pub tap: Option<UplinkArg>,
     /// Descriptors of that device instead, one for each queue
     #[arg(long, value_name = "N[:N...]", value_parser = parse_tap_fd)]

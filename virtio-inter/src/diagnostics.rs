@@ -87,8 +87,8 @@ impl Diagnostics {
             return;
         }
         let text = format!(
-            "Everybody who may write to {path} can remove the sockets of other ports there and take \
-             their names: set its sticky bit (chmod +t {path})"
+            "Everybody who may write to {path} can remove the sockets of other ports there and \
+             take their names: set its sticky bit (chmod +t {path})"
         );
         self.warnings
             .raise(Code::SegmentNotSticky, &subject, 1, text);

@@ -51,6 +51,29 @@ fn missing_options_are_usage_errors() {
     }
 }
 
+#[test]
+fn uplink_needs_one_of_tap_and_descriptors() {
+    let place = Place::new();
+    let segment = place.segment();
+    let uplink = |device: &[&str]| {
+        let segment = segment.to_str().unwrap();
+        run(&[&["uplink", "--segment", segment, "--id", "up"], device].concat())
+    };
+    let (status, _, text) = uplink(&[]);
+    assert_eq!(status, Some(2), "{text}");
+    assert!(
+        text.contains("required") && text.contains("--tap"),
+        "{text}"
+    );
+    let (status, _, text) = uplink(&["--tap", "nowhere0", "--tap-fd", "9"]);
+    assert_eq!(status, Some(2), "{text}");
+    assert!(text.contains("cannot be used with"), "{text}");
+    let (status, _, text) = uplink(&["--tap", "nowhere0"]);
+    assert_eq!(status, Some(2), "{text}");
+    assert!(text.contains("No tap device nowhere0"), "{text}");
+    assert_eq!(place.files(), [""; 0]);
+}
+
 /// Runs the program: exit status, standard output, standard error.
 fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
