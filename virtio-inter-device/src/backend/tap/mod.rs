@@ -241,15 +241,23 @@ impl Tap {
         false
     }
 
-    /// Reads a record into `buffer`, which holds the longest one. None: there is none.
+    /// Reads a record into `buffer`, which holds the longest one, of each queue in turn. None: there
+    /// is none.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
         let mut gone = false;
-        let mut readers = self.readers.iter_mut();
-        let len = readers.find_map(|reader| reader.read_whole(&self.rules, buffer, &mut gone));
+        let mut read = None;
+        for _ in 0..self.readers.len() {
+            let turn = self.turn % self.readers.len();
+            self.turn = turn + 1;
+            read = self.readers[turn].read_whole(&self.rules, buffer, &mut gone);
+            if read.is_some() {
+                break;
+            }
+        }
         if gone {
             self.set_gone();
         }
-        len
+        read
     }
 
     /// Removes the readers that `misplaced` is true of, by the number of their queue.
@@ -313,6 +321,25 @@ mod tests {
         let turns = [[0, 1, 2, 3], [100, 101, 102, 103]];
         let again = [[4, 5, 6, 7], [104, 105, 106, 107]];
         assert_eq!(got, [turns, again].concat());
+    }
+
+    #[test]
+    fn tap_is_read_whole_from_its_queues_in_turn() {
+        let (first, first_far) = queue();
+        let (second, second_far) = queue();
+        let mut tap = Tap::new(first, 0, address(0), 1500, Arc::default()).unwrap();
+        tap.readers.push(TapReader::new(second, 1));
+        for seed in 0..3 {
+            first_far.send(&frame(seed)).unwrap();
+        }
+        second_far.send(&frame(100)).unwrap();
+        let mut buffer = [0; 128];
+        let seed_at = NET_HEADER + 14;
+        let mut seeds = Vec::new();
+        while tap.read(&mut buffer).is_some() {
+            seeds.push(buffer[seed_at]);
+        }
+        assert_eq!(seeds, [0, 100, 1, 2]);
     }
 
     #[test]
