@@ -241,8 +241,8 @@ impl Tap {
         false
     }
 
-    /// Reads a record into `buffer`, which holds the longest one, of each queue in turn. None: there
-    /// is none.
+    /// Reads a record into `buffer`, which holds the longest one, of each queue in turn. None:
+    /// there is none.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
         let mut gone = false;
         let mut read = None;
