@@ -5,6 +5,7 @@
 
 use crate::counter::Counter;
 use crate::drops::Drops;
+use crate::frame::Invalid;
 
 macro_rules! is_drop {
     (drop) => {
@@ -139,6 +140,22 @@ counters! {
     count wakeups,
     /// Number of interrupts sent to the guest.
     count interrupts,
+}
+
+impl Counters {
+    /// The counter of records of a peer or tap device that are dropped for this reason.
+    pub(crate) fn of_bad_record(&self, invalid: Invalid) -> &Counter {
+        match invalid {
+            Invalid::Short | Invalid::Long => &self.rx_bad_length,
+            Invalid::Mtu => &self.rx_too_long,
+            Invalid::GsoType => &self.rx_bad_gso_type,
+            Invalid::GsoSize => &self.rx_bad_gso_size,
+            Invalid::HeaderLength => &self.rx_bad_hdr_len,
+            Invalid::GsoFrame => &self.rx_bad_gso_frame,
+            Invalid::Checksum => &self.rx_bad_csum,
+            Invalid::Source | Invalid::Destination => &self.rx_bad_address,
+        }
+    }
 }
 
 #[cfg(test)]

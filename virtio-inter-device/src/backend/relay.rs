@@ -135,7 +135,7 @@ impl Relay {
             .read(&VolatileSlice::from(&mut record[..]), len)
             .and_then(|()| header.check(Offloads::ALL));
         if let Err(invalid) = read {
-            count_invalid(invalid, counters);
+            counters.of_bad_record(invalid).add(1);
             return TxStatus::Dropped;
         }
         header.sanitize();
@@ -146,9 +146,9 @@ impl Relay {
             counters.uplink_rx_own.add(1);
             return TxStatus::Dropped;
         }
-        let frame = PrivateFrame {
+        let frame = RecordFrame {
             header: &header,
-            record,
+            rest: VolatileSlice::from(&mut record[FRAME_HEADER..]),
         };
         let offered = match self.links.destination(header.destination()) {
             _ if self.standby => Ok(TxStatus::Dropped),
@@ -173,61 +173,14 @@ impl Relay {
     }
 }
 
-fn count_invalid(invalid: Invalid, counters: &Counters) {
-    let counter = match invalid {
-        Invalid::Short | Invalid::Long => &counters.rx_bad_length,
-        Invalid::Mtu => &counters.rx_too_long,
-        Invalid::GsoType => &counters.rx_bad_gso_type,
-        Invalid::GsoSize => &counters.rx_bad_gso_size,
-        Invalid::HeaderLength => &counters.rx_bad_hdr_len,
-        Invalid::GsoFrame => &counters.rx_bad_gso_frame,
-        Invalid::Checksum => &counters.rx_bad_csum,
-        Invalid::Source | Invalid::Destination => &counters.rx_bad_address,
-    };
-    counter.add(1);
-}
-
-/// A record in private memory, with its header validated.
-struct PrivateFrame<'a> {
-    header: &'a FrameHeader,
-    record: &'a [u8],
-}
-
-impl TxFrame for PrivateFrame<'_> {
-    type Error = Infallible;
-
-    fn header(&self) -> &FrameHeader {
-        self.header
-    }
-
-    fn record_len(&self) -> usize {
-        self.record.len()
-    }
-
-    fn write_to(&self, record: &VolatileSlice<'_>) -> Result<(), Infallible> {
-        record.copy_from(self.record);
-        let written = self.header.write(record);
-        debug_assert!(written, "a record is never shorter than its header");
-        Ok(())
-    }
-
-    fn with_slices<R>(
-        &self,
-        write: impl FnOnce(&[VolatileSlice<'_>]) -> R,
-    ) -> Result<R, Infallible> {
-        let mut record = self.record.to_vec();
-        record[..FRAME_HEADER].copy_from_slice(&self.header.bytes());
-        Ok(write(&[VolatileSlice::from(&mut record[..])]))
-    }
-}
-
-/// A record of a link, with its header validated. The rest may change while it is read.
-struct LinkFrame<'a> {
+/// A record of a link or of the device, with its header validated. The rest of a link's may change
+/// while it is read.
+struct RecordFrame<'a> {
     header: &'a FrameHeader,
     rest: VolatileSlice<'a>,
 }
 
-impl TxFrame for LinkFrame<'_> {
+impl TxFrame for RecordFrame<'_> {
     type Error = Infallible;
 
     fn header(&self) -> &FrameHeader {
@@ -285,7 +238,7 @@ impl ToTap<'_> {
             .bytes
             .offset(FRAME_HEADER)
             .map_err(|_| Invalid::Short)?;
-        let frame = LinkFrame {
+        let frame = RecordFrame {
             header: &header,
             rest,
         };
@@ -310,7 +263,7 @@ impl RxSink for ToTap<'_> {
         match self.write(record) {
             Ok(TxStatus::Held) => return RxStatus::OutOfBuffers,
             Ok(_) => {}
-            Err(invalid) => count_invalid(invalid, self.counters),
+            Err(invalid) => self.counters.of_bad_record(invalid).add(1),
         }
         self.left -= 1;
         RxStatus::Taken

@@ -267,7 +267,7 @@ impl RxBatch<'_, '_> {
                     let packet = header.frame_len() - ETHERNET_HEADER;
                     rules.counters.drops.too_long(header.source(), packet);
                 }
-                return Ok(self.drop_record(|counters| counter_of(invalid, counters)));
+                return Ok(self.drop_record(|counters| counters.of_bad_record(invalid)));
             }
         };
         // If a former guest got a part of the record as segments, this one gets it whole.
@@ -352,18 +352,4 @@ fn read_header(
     // An honest peer's port has done the same.
     header.sanitize();
     Ok(gso)
-}
-
-/// The counter of records that are dropped for this reason.
-fn counter_of(invalid: Invalid, counters: &Counters) -> &Counter {
-    match invalid {
-        Invalid::Short | Invalid::Long => &counters.rx_bad_length,
-        Invalid::Mtu => &counters.rx_too_long,
-        Invalid::GsoType => &counters.rx_bad_gso_type,
-        Invalid::GsoSize => &counters.rx_bad_gso_size,
-        Invalid::HeaderLength => &counters.rx_bad_hdr_len,
-        Invalid::GsoFrame => &counters.rx_bad_gso_frame,
-        Invalid::Checksum => &counters.rx_bad_csum,
-        Invalid::Source | Invalid::Destination => &counters.rx_bad_address,
-    }
 }
