@@ -15,6 +15,7 @@ use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, PortId};
 use virtio_inter_device::BusyPollConfig;
 use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
 
+use crate::sandbox::Mode as SandboxMode;
 use crate::uplink::UplinkArg;
 
 /// Most entries of a split virtqueue (VIRTIO 1.3, 2.7).
@@ -129,6 +130,16 @@ pub struct PortArgs {
     /// user and root can connect
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub status_socket: Option<PathBuf>,
+    /// Walls around the process: on takes all that the system has, and says which are missing;
+    /// strict does not run without one; log has the kernel log forbidden system calls instead of
+    /// ending the process; off has none
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    pub sandbox: SandboxMode,
 }
 
 impl PortArgs {
@@ -209,6 +220,16 @@ pub struct UplinkArgs {
     /// Unix socket that serves the state of the uplink as JSON
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub status_socket: Option<PathBuf>,
+    /// Walls around the process: on takes all that the system has, and says which are missing;
+    /// strict does not run without one; log has the kernel log forbidden system calls instead of
+    /// ending the process; off has none
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    pub sandbox: SandboxMode,
 }
 
 impl UplinkArgs {

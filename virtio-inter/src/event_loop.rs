@@ -21,6 +21,7 @@ use crate::frontend_server::FrontendServer;
 use crate::link_control::LinkControl;
 use crate::paths;
 use crate::restore_backoff::RestoreBackoff;
+use crate::sandbox::Report;
 use crate::shutdown_signals::ShutdownSignals;
 use crate::socket::{Listener, SocketError};
 use crate::status::Status;
@@ -84,6 +85,7 @@ pub struct EventLoop {
     file_watch: FileWatch,
     links: LinkControl,
     arguments: PortArgs,
+    sandbox: Report,
     unexpected: UnexpectedSignals,
     /// The last field, so it is dropped last: a second signal still kills the process if dropping
     /// the others blocks.
@@ -140,6 +142,7 @@ impl EventLoop {
             file_watch,
             links,
             arguments: arguments.clone(),
+            sandbox: Report::default(),
             unexpected,
             _signals: signals,
         })
@@ -149,6 +152,13 @@ impl EventLoop {
     #[must_use]
     pub fn with_uplink(mut self, uplink: Option<Uplink>) -> Self {
         self.uplink = uplink;
+        self
+    }
+
+    /// The same for a process in a sandbox.
+    #[must_use]
+    pub fn with_sandbox(mut self, sandbox: Report) -> Self {
+        self.sandbox = sandbox;
         self
     }
 
@@ -225,7 +235,8 @@ impl EventLoop {
                 uplink,
                 &self.diagnostics,
                 self.segment.refused(),
-            );
+            )
+            .with_sandbox(&self.sandbox);
             // The document has no values that JSON cannot represent.
             let mut document = serde_json::to_vec(&now).unwrap_or_default();
             document.push(b'\n');

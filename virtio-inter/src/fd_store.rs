@@ -8,21 +8,17 @@
 #![allow(unsafe_code)] // Two functions take over descriptors that this process was started with.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use log::debug;
 use rustix::fs::{FileType, fstat};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, connect, sendmsg, socket_with,
-};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
+use crate::notify;
 use crate::vhost_user::session_state::StateFile;
 
 /// The first descriptor that a process is started with, after standard input, output and error.
@@ -33,7 +29,7 @@ const PREFIX: &str = "frontend-";
 /// The supervisor's descriptor store, if there is one.
 #[derive(Debug, Default)]
 pub struct FdStore {
-    socket: Option<UnixDatagram>,
+    socket: Option<&'static UnixDatagram>,
 }
 
 impl FdStore {
@@ -41,9 +37,10 @@ impl FdStore {
     pub fn from_environment() -> Self {
         let room =
             std::env::var("FDSTORE").is_ok_and(|most| most.parse().is_ok_and(|n: u32| n > 0));
-        let path = std::env::var_os("NOTIFY_SOCKET").filter(|_| room);
-        let socket = path.and_then(|path| {
-            connect_to(&path)
+        let manager = notify::connect().filter(|_| room);
+        let socket = manager.and_then(|socket| {
+            socket
+                .as_ref()
                 .inspect_err(|error| debug!("No descriptor store: {error}"))
                 .ok()
         });
@@ -64,7 +61,7 @@ impl FdStore {
 
     /// Never blocks: a supervisor that hangs stores nothing.
     fn send(&self, text: &str, fds: &[BorrowedFd<'_>]) -> bool {
-        let Some(socket) = &self.socket else {
+        let Some(socket) = self.socket else {
             return false;
         };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
@@ -82,21 +79,6 @@ impl FdStore {
         .inspect_err(|error| debug!("Cannot store descriptors: {error}"))
         .is_ok()
     }
-}
-
-fn connect_to(path: &OsStr) -> io::Result<UnixDatagram> {
-    let address = match path.as_bytes() {
-        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
-        path => SocketAddrUnix::new(path)?,
-    };
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    connect(&socket, &address)?;
-    Ok(socket.into())
 }
 
 /// A connection that the former process of this port stored.

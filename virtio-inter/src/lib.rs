@@ -18,6 +18,7 @@ pub mod paths;
 pub mod process;
 mod restore_backoff;
 pub mod rlimits;
+pub mod sandbox;
 pub mod shared_uplink;
 pub mod shutdown_signals;
 pub mod socket;

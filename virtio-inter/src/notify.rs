@@ -2,22 +2,53 @@
 //! `NOTIFY_SOCKET` is set.
 //!
 //! Sending a datagram blocks while its receiver's queue is full. A thread sends it, so that a
-//! service manager that hangs does not block the port.
+//! service manager that hangs does not block the port. The socket is connected before the sandbox
+//! is entered, from within which abstract sockets cannot be reached.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixDatagram;
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
 use log::warn;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with,
+};
 use sd_notify::NotifyState;
 
 /// Maximum wait, at the end of the process, for a service manager that does not read.
 const FINAL_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// The service manager's socket, or why it cannot be reached; `None` if there is none.
+static MANAGER: OnceLock<Option<io::Result<UnixDatagram>>> = OnceLock::new();
+
+/// Connects to the service manager's socket, if there is one and this was not done before.
+pub(crate) fn connect() -> Option<&'static io::Result<UnixDatagram>> {
+    let manager = MANAGER.get_or_init(|| {
+        let path = std::env::var_os("NOTIFY_SOCKET")?;
+        Some(connect_to(&path))
+    });
+    manager.as_ref()
+}
+
+fn connect_to(path: &OsStr) -> io::Result<UnixDatagram> {
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
+        path => SocketAddrUnix::new(path)?,
+    };
+    let (kind, flags) = (SocketType::DGRAM, SocketFlags::CLOEXEC);
+    let socket = socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    connect_socket(&socket, &address)?;
+    Ok(socket.into())
+}
+
 /// Notifies that the port serves its socket and has joined its segment.
 pub fn ready() {
-    notify(|| sd_notify::notify(&[NotifyState::Ready]));
+    notify(&NotifyState::Ready);
 }
 
 /// Environment variable of a supervisor that prints the reason when the port fails, as
@@ -29,23 +60,32 @@ const SUPERVISED: &str = "VIRTIO_INTER_SUPERVISED";
 pub fn failed(why: &str) -> bool {
     // In this protocol a line is an assignment.
     let why = why.replace('\n', " ");
-    let sent = notify(move || sd_notify::notify(&[NotifyState::Status(&why)]));
+    let sent = notify(&NotifyState::Status(&why));
     // Returns at once if no datagram is sent: the channel's other end is closed then.
     sent.recv_timeout(FINAL_TIMEOUT).is_ok() && std::env::var_os(SUPERVISED).is_some()
 }
 
 /// Sends a notification from a new thread. The returned channel gets a message when it is sent.
-fn notify(send: impl FnOnce() -> io::Result<()> + Send + 'static) -> Receiver<()> {
+fn notify(state: &NotifyState<'_>) -> Receiver<()> {
     let (done, sent) = channel();
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+    let Some(manager) = connect() else {
         return sent;
-    }
+    };
+    let text = format!("{state}\n");
     let thread = thread::Builder::new()
         .name("notify".to_owned())
-        .spawn(move || match send() {
-            // Fails after READY=1: its caller does not wait.
-            Ok(()) => drop(done.send(())),
-            Err(error) => warn!("Cannot notify the service manager: {error}"),
+        .spawn(move || {
+            let result = match manager {
+                Ok(socket) => socket
+                    .send(text.as_bytes())
+                    .map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match result {
+                // Fails after READY=1: its caller does not wait.
+                Ok(_) => drop(done.send(())),
+                Err(error) => warn!("Cannot notify the service manager: {error}"),
+            }
         });
     if let Err(error) = thread {
         warn!("Cannot notify the service manager: {error}");

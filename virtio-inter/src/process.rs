@@ -12,6 +12,7 @@ use crate::event_loop::EventLoop;
 use crate::fd_store::{self, FdStore};
 use crate::frontend_server::FrontendServer;
 use crate::lock_wait::LockWait;
+use crate::sandbox::{self, Access, MissingWalls, Mode, Report};
 use crate::shutdown_signals::ShutdownSignals;
 use crate::socket::SocketLock;
 use crate::status_socket::StatusSocket;
@@ -28,7 +29,7 @@ use crate::{notify, rlimits};
 pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     // First, while no other descriptor of this process has such a number.
     let stored = fd_store::take_stored();
-    forbid_dumps();
+    let sandbox = enter_sandbox(arguments.sandbox, Access::of_port(arguments))?;
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
     rlimits::prepare(arguments.ring_size);
@@ -73,6 +74,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     )
     .context("Cannot wait for events")?
     .with_uplink(uplink);
+    sandbox.log();
     info!(
         "Serving {} on segment {} as {}, {}, MTU {}, {} queue pair(s)",
         absolute(&arguments.socket).display(),
@@ -83,7 +85,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         local.queues
     );
     notify::ready();
-    event_loop.run()?;
+    event_loop.with_sandbox(sandbox).run()?;
     info!("Leaving {}", arguments.segment.display());
     Ok(())
 }
@@ -102,15 +104,25 @@ fn suggest_directory(error: anyhow::Error) -> anyhow::Error {
     error
 }
 
+/// Enters the sandbox. To be called before any other thread exists: before the first log line, too,
+/// for which there is one.
+pub(crate) fn enter_sandbox(mode: Mode, mut access: Access) -> Result<Report, MissingWalls> {
+    // From within, it cannot be reached if it is an abstract socket.
+    notify::connect();
+    access.may_dump = std::env::var_os(ALLOW_DUMPS).is_some();
+    let report = sandbox::enter(mode, &access)?;
+    if !access.may_dump {
+        forbid_dumps();
+    }
+    Ok(report)
+}
+
 /// Set for debugging: the port's own user may then trace the port, and it leaves core dumps.
 const ALLOW_DUMPS: &str = "VIRTIO_INTER_ALLOW_DUMPS";
 
 /// Frames of the guest and its peers are in this process's memory. The kernel then writes no core
 /// dump, and lets only processes with CAP_SYS_PTRACE trace it or read its memory.
-pub(crate) fn forbid_dumps() {
-    if std::env::var_os(ALLOW_DUMPS).is_some() {
-        return;
-    }
+fn forbid_dumps() {
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         warn!("Cannot forbid core dumps of this process: {error}");
     }

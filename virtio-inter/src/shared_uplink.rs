@@ -16,7 +16,8 @@ use crate::cli::UplinkArgs;
 use crate::event_loop::RunError;
 use crate::link_control::LinkControl;
 use crate::lock_wait::LockWait;
-use crate::process::forbid_dumps;
+use crate::process::enter_sandbox;
+use crate::sandbox::{Access, Report};
 use crate::shutdown_signals::ShutdownSignals;
 use crate::status::SharedUplinkStatus;
 use crate::status_socket::StatusSocket;
@@ -53,7 +54,7 @@ static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
 ///
 /// When it cannot run, in words for its user.
 pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
-    forbid_dumps();
+    let sandbox = enter_sandbox(arguments.sandbox, Access::of_uplink(arguments))?;
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
     rlimits::prepare(arguments.ring_size);
@@ -73,6 +74,7 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
         return Ok(());
     };
     let device = Port::relay(&local, arguments.busy_poll(), queues)?;
+    sandbox.log();
     info!(
         "Serving segment {} as uplink {} by tap device {}, priority {}, MTU {}",
         absolute(&arguments.segment).display(),
@@ -93,6 +95,7 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
         is_active: false,
         status,
         arguments: arguments.clone(),
+        sandbox,
         unexpected,
         signals,
     };
@@ -118,6 +121,7 @@ struct SharedUplink {
     is_active: bool,
     status: Option<StatusSocket>,
     arguments: UplinkArgs,
+    sandbox: Report,
     unexpected: UnexpectedSignals,
     signals: ShutdownSignals,
 }
@@ -277,7 +281,8 @@ impl SharedUplink {
                 self.peers.values(),
                 self.segment.refused(),
                 self.device.counters(),
-            );
+            )
+            .with_sandbox(&self.sandbox);
             // The document has no values that JSON cannot represent.
             let mut document = serde_json::to_vec(&now).unwrap_or_default();
             document.push(b'\n');

@@ -13,6 +13,7 @@ use virtio_inter_segment::{PeerInfo, RefusedPeer};
 use crate::cli::{PortArgs, UplinkArgs};
 use crate::diagnostics::Diagnostics;
 use crate::frontend_server::{FrontendServer, FrontendState};
+use crate::sandbox::Report;
 use crate::uplink::{Device, UplinkStatus};
 
 /// Version of the document. It increases when a field changes its meaning or is removed, not when
@@ -36,6 +37,7 @@ pub struct Status<'a> {
     warnings: Vec<Warning<'a>>,
     refused: Vec<Refused<'a>>,
     last_refused_source: Option<String>,
+    sandbox: Option<&'a Report>,
     counters: Vec<ByName<'a>>,
 }
 
@@ -54,6 +56,7 @@ pub struct SharedUplinkStatus<'a> {
     uplink: UplinkStatus<'a>,
     peers: Vec<Peer<'a>>,
     refused: Vec<Refused<'a>>,
+    sandbox: Option<&'a Report>,
     counters: Vec<ByName<'a>>,
 }
 
@@ -80,8 +83,16 @@ impl<'a> SharedUplinkStatus<'a> {
             uplink,
             peers: peers.map(Peer::from).collect(),
             refused: refused.iter().map(Refused::from).collect(),
+            sandbox: None,
             counters: counters.map(ByName).collect(),
         }
+    }
+
+    /// The same for a process in a sandbox.
+    #[must_use]
+    pub fn with_sandbox(mut self, sandbox: &'a Report) -> Self {
+        self.sandbox = Some(sandbox);
+        self
     }
 }
 
@@ -177,8 +188,16 @@ impl<'a> Status<'a> {
                 .collect(),
             refused: refused.iter().map(Refused::from).collect(),
             last_refused_source: diagnostics.last_refused_source().map(|mac| mac.to_string()),
+            sandbox: None,
             counters: device.counters().map(ByName).collect(),
         }
+    }
+
+    /// The same for a process in a sandbox.
+    #[must_use]
+    pub fn with_sandbox(mut self, sandbox: &'a Report) -> Self {
+        self.sandbox = Some(sandbox);
+        self
     }
 }
 

@@ -5,7 +5,8 @@
 //! occurs; the queues just stay empty.
 //!
 //! There are two checks. The first reads how the frontend's process maps the file. It is certain,
-//! but works only for a process of the same user and namespace. The second finds memory that is
+//! but works only for a process of the same user and namespace, and not within the sandbox, whose
+//! Landlock forbids it. The second finds memory that is
 //! blank from its first byte on while one of its queues is kicked: a guest that kicks a queue has
 //! written to its memory before. The number of kicks is no evidence: VMMs kick by themselves, at a
 //! queue's start and after a pause, and a driver whose requests are not seen may kick once only

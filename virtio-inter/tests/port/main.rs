@@ -11,6 +11,7 @@ mod many;
 mod memory;
 mod modes;
 mod process;
+mod sandbox;
 mod second;
 mod status;
 mod uplink;

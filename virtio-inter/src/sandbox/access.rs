@@ -1,0 +1,86 @@
+//! The files that a process of this program needs once it runs, from its command line.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode as FileMode;
+
+use crate::cli::{PortArgs, UplinkArgs};
+
+/// What a process may reach, and needs privileges for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// It makes and removes sockets and lock files there, and connects to sockets.
+    pub directories: Vec<PathBuf>,
+    /// It opens them to notice that one of `directories` is renamed. Names in them can be read.
+    pub parents: Vec<PathBuf>,
+    /// It attaches itself to a tap device again that was deleted.
+    pub opens_tap: bool,
+    /// It may leave a core dump in its working directory.
+    pub may_dump: bool,
+}
+
+impl Access {
+    /// For a port.
+    pub fn of_port(arguments: &PortArgs) -> Self {
+        let mut access = Self::default();
+        access.add_directory(&arguments.segment);
+        access.add_parent(&arguments.segment);
+        access.add_directory_of(&arguments.socket);
+        if let Some(socket) = &arguments.status_socket {
+            access.add_directory_of(socket);
+        }
+        access.opens_tap = arguments.uplink.is_some();
+        access
+    }
+
+    /// For an uplink that ports share.
+    pub fn of_uplink(arguments: &UplinkArgs) -> Self {
+        let mut access = Self::default();
+        access.add_directory(&arguments.segment);
+        access.add_parent(&arguments.segment);
+        if let Some(socket) = &arguments.status_socket {
+            access.add_directory_of(socket);
+        }
+        access.opens_tap = true;
+        access
+    }
+
+    fn add_directory(&mut self, path: &Path) {
+        if !self.directories.iter().any(|there| there == path) {
+            self.directories.push(path.to_owned());
+        }
+    }
+
+    fn add_directory_of(&mut self, file: &Path) {
+        self.add_directory(directory_of(file));
+    }
+
+    fn add_parent(&mut self, directory: &Path) {
+        // Like the segment: of the path as it is written.
+        if let Ok(path) = std::path::absolute(directory) {
+            self.parents.push(path.parent().unwrap_or(&path).to_owned());
+        }
+    }
+
+    /// Whether root needs no capability to use the directories: they are its own, and nobody
+    /// else puts files there. A directory that is not there is no use to anybody.
+    pub(super) fn is_roots_alone(&self) -> bool {
+        self.directories.iter().all(|path| {
+            rustix::fs::stat(path).is_ok_and(|stat| {
+                let mode = FileMode::from_raw_mode(stat.st_mode);
+                let own = FileMode::RUSR | FileMode::WUSR | FileMode::XUSR;
+                stat.st_uid == 0
+                    && mode.contains(own)
+                    && !mode.intersects(FileMode::WGRP | FileMode::WOTH)
+            })
+        })
+    }
+}
+
+/// The directory in which a file is.
+fn directory_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}

@@ -1,0 +1,100 @@
+//! Landlock (landlock(7)): the files, networks, sockets and processes that a thread, and those that
+//! it starts from then on, can reach.
+
+use std::path::Path;
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd,
+    RestrictionStatus, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError,
+    Scope,
+};
+
+use super::{Access, Report, Wall};
+
+/// The latest version of the interface of which this file makes use.
+const NEWEST: ABI = ABI::V6;
+
+/// The walls, with the version of the interface that brought each.
+const WALLS: [(Wall, ABI); 5] = [
+    (Wall::Files, ABI::V1),
+    (Wall::Tcp, ABI::V4),
+    (Wall::Devices, ABI::V5),
+    (Wall::AbstractSockets, ABI::V6),
+    (Wall::Signals, ABI::V6),
+];
+
+/// Restricts the calling thread as far as the kernel can. Notes each wall.
+pub(super) fn restrict(access: &Access, report: &mut Report) {
+    let status = match build(access).and_then(RulesetCreated::restrict_self) {
+        Ok(status) => status,
+        Err(error) => {
+            for (wall, _) in WALLS {
+                report.add(wall, Err(format!("Landlock: {error}")));
+            }
+            return;
+        }
+    };
+    for (wall, needs) in WALLS {
+        report.add(wall, has(&status, needs));
+    }
+}
+
+/// Whether the kernel's interface has at least this version.
+fn has(status: &RestrictionStatus, needs: ABI) -> Result<(), String> {
+    match status.landlock {
+        LandlockStatus::Available { effective_abi, .. } if effective_abi >= needs => Ok(()),
+        LandlockStatus::Available { effective_abi, .. } => Err(format!(
+            "this kernel's Landlock has ABI {}, and {} is needed",
+            effective_abi as i32, needs as i32
+        )),
+        LandlockStatus::NotEnabled => Err("Landlock is not enabled (lsm=)".to_owned()),
+        LandlockStatus::NotImplemented => Err("this kernel has no Landlock".to_owned()),
+    }
+}
+
+fn build(access: &Access) -> Result<RulesetCreated, RulesetError> {
+    let mut rules = Ruleset::default()
+        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        .scope(Scope::from_all(NEWEST))?
+        .create()?;
+    for path in &access.directories {
+        // Sockets and lock files.
+        let rights = AccessFs::ReadDir
+            | AccessFs::ReadFile
+            | AccessFs::WriteFile
+            | AccessFs::Truncate
+            | AccessFs::MakeReg
+            | AccessFs::MakeSock
+            | AccessFs::RemoveFile;
+        rules = allow(rules, path, rights)?;
+    }
+    for path in &access.parents {
+        rules = allow(rules, path, AccessFs::ReadDir)?;
+    }
+    // Busy polling (schedstat), whether another process is exiting (PID/stat, PID/status), and the
+    // signals that this one ignores.
+    rules = allow(rules, Path::new("/proc"), AccessFs::ReadFile)?;
+    if access.opens_tap {
+        let rights = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+        rules = allow(rules, Path::new("/dev/net/tun"), rights)?;
+    }
+    if access.may_dump {
+        let rights = AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg;
+        rules = allow(rules, Path::new("."), rights)?;
+    }
+    Ok(rules)
+}
+
+/// Allows access beneath a path. One that does not exist, or that this process cannot open, it
+/// cannot use either; its user says more about that.
+fn allow(
+    rules: RulesetCreated,
+    path: &Path,
+    rights: impl Into<BitFlags<AccessFs>>,
+) -> Result<RulesetCreated, RulesetError> {
+    match PathFd::new(path) {
+        Ok(fd) => rules.add_rule(PathBeneath::new(fd, rights)),
+        Err(_) => Ok(rules),
+    }
+}

@@ -1,0 +1,85 @@
+//! The calling thread gives up privileges: capabilities, and to gain any by executing a program.
+
+use std::io;
+
+use rustix::process::geteuid;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+};
+
+use super::Access;
+
+/// Needed by root where others own the directories or write to them: to make, give away and remove
+/// files there, and to connect to the sockets of other users' ports.
+const FILES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER);
+
+/// Needed to attach to a tap device that has another owner.
+const TAP: CapabilitySet = CapabilitySet::NET_ADMIN;
+
+/// No program that this thread or a descendant executes gains privileges from its file.
+pub(super) fn forbid_new() -> io::Result<()> {
+    Ok(set_no_new_privs(true)?)
+}
+
+/// Drops all capabilities but those that are needed for the directories and devices.
+pub(super) fn drop_capabilities(access: &Access) -> io::Result<()> {
+    let needed = needed(access, geteuid().is_root());
+    // Fails without CAP_SETPCAP, and for those that the kernel does not know. It is a second wall
+    // only: the set limits what a program gains that is executed, and there is none.
+    for capability in CapabilitySet::all().difference(needed).iter() {
+        let _ = remove_capability_from_bounding_set(capability);
+    }
+    let _ = clear_ambient_capability_set();
+    let kept = capabilities(None)?.permitted & needed;
+    Ok(set_capabilities(
+        None,
+        CapabilitySets {
+            effective: kept,
+            permitted: kept,
+            inheritable: CapabilitySet::empty(),
+        },
+    )?)
+}
+
+fn needed(access: &Access, is_root: bool) -> CapabilitySet {
+    let mut needed = CapabilitySet::empty();
+    if is_root && !access.is_roots_alone() {
+        needed |= FILES;
+    }
+    if access.opens_tap {
+        needed |= TAP;
+    }
+    needed
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn capabilities_are_kept_for_directories_of_others_only() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut access = Access {
+            directories: vec![temp.path().to_owned()],
+            ..Access::default()
+        };
+        fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
+        let own = if geteuid().is_root() {
+            CapabilitySet::empty()
+        } else {
+            FILES
+        };
+        assert_eq!(needed(&access, true), own);
+        fs::set_permissions(temp.path(), Permissions::from_mode(0o3770)).unwrap();
+        assert_eq!(needed(&access, true), FILES);
+        assert_eq!(needed(&access, false), CapabilitySet::empty());
+        access.opens_tap = true;
+        assert_eq!(needed(&access, false), TAP);
+    }
+}

@@ -1,0 +1,100 @@
+//! The walls that stand, and those that are missing, for the log and the status document.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::Mode;
+
+/// A part of the sandbox that the system may have or lack by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wall {
+    /// No program that this process executes can gain privileges (`PR_SET_NO_NEW_PRIVS`).
+    NoNewPrivileges,
+    /// The process has no capabilities but those that it needs.
+    Capabilities,
+    /// It reaches files of its own directories only (Landlock).
+    Files,
+    /// It controls no devices that it opens itself (Landlock, ABI 5).
+    Devices,
+    /// It has no TCP (Landlock, ABI 4).
+    Tcp,
+    /// It reaches no abstract Unix sockets of others (Landlock, ABI 6).
+    AbstractSockets,
+    /// It sends no signals to others (Landlock, ABI 6).
+    Signals,
+}
+
+impl fmt::Display for Wall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+/// A wall that does not stand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MissingWall {
+    /// The wall.
+    pub wall: Wall,
+    /// The reason.
+    pub reason: String,
+}
+
+/// The sandbox of this process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// As asked for.
+    pub mode: Mode,
+    /// The walls that stand.
+    pub walls: Vec<Wall>,
+    /// Those that do not.
+    pub missing: Vec<MissingWall>,
+}
+
+impl Report {
+    /// Notes whether a wall stands.
+    pub(super) fn add(&mut self, wall: Wall, result: Result<(), impl Into<String>>) {
+        match result {
+            Ok(()) => self.walls.push(wall),
+            Err(reason) => self.missing.push(MissingWall {
+                wall,
+                reason: reason.into(),
+            }),
+        }
+    }
+
+    /// The missing walls in words: "tcp (reason), signals (reason)".
+    pub(super) fn missing_text(&self) -> String {
+        let mut texts: Vec<(Vec<String>, &str)> = Vec::new();
+        for MissingWall { wall, reason } in &self.missing {
+            match texts.last_mut().filter(|(_, last)| last == reason) {
+                Some((walls, _)) => walls.push(wall.to_string()),
+                None => texts.push((vec![wall.to_string()], reason)),
+            }
+        }
+        let texts = texts
+            .iter()
+            .map(|(walls, reason)| format!("{} ({reason})", walls.join(", ")));
+        texts.collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_names_walls_of_one_reason_together() {
+        let mut report = Report::default();
+        report.add(Wall::Files, Ok::<(), String>(()));
+        report.add(Wall::Tcp, Err("no"));
+        report.add(Wall::AbstractSockets, Err("never"));
+        report.add(Wall::Signals, Err("never"));
+        assert_eq!(
+            report.missing_text(),
+            "tcp (no), abstract_sockets, signals (never)"
+        );
+        assert_eq!(report.walls, [Wall::Files]);
+    }
+}
