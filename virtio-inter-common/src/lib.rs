@@ -16,5 +16,5 @@ pub use epoll::{Epoll, Events, Timeout};
 pub use error_chain::ErrorChain;
 pub use log_limit::LogLimit;
 pub use mac::{MacAddr, MacError};
-pub use peer_credentials::{PeerCredentials, peer_pid, peer_uid};
+pub use peer_credentials::{PeerCredentials, peer_pid, peer_pid_and_uid, peer_uid};
 pub use port_id::{MAX_ID_LEN, MAX_QUEUE_PAIRS, PortId, PortIdError};

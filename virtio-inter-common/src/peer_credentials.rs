@@ -64,6 +64,17 @@ pub fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(peer_ids(socket)?.1)
 }
 
+/// Process and effective user at the other end of a connected Unix socket, as [`peer_pid`] and
+/// [`peer_uid`] return them.
+///
+/// # Errors
+///
+/// When the descriptor is not a connected Unix socket.
+pub fn peer_pid_and_uid(socket: BorrowedFd<'_>) -> io::Result<(Option<u32>, u32)> {
+    let (pid, uid, _) = peer_ids(socket)?;
+    Ok((pid, uid))
+}
+
 /// Process, effective user and effective group of the other end.
 fn peer_ids(socket: BorrowedFd<'_>) -> io::Result<(Option<u32>, u32, u32)> {
     let mut cred = [0u32; 3];

@@ -37,6 +37,8 @@ pub(crate) enum AttemptOutcome {
     Lost(Duration),
     /// No link, for a reason that may pass: peer busy, connection cut.
     Failed,
+    /// Too many connections wait at the peer: somebody floods it.
+    QueueFull,
     /// The peer let the time run out.
     TimedOut,
     /// The peer is at one of its limits, and does not say when that passes.
@@ -339,6 +341,8 @@ impl Target {
         self.silent = outcome == AttemptOutcome::TimedOut;
         let (pause, longest) = match outcome {
             AttemptOutcome::Lost(_) | AttemptOutcome::Failed => (self.pause, LAST_RETRY),
+            // The peer empties its queue now and then; an attempt costs little.
+            AttemptOutcome::QueueFull => (self.pause / 4, LAST_RETRY),
             AttemptOutcome::TimedOut => (self.pause, LAST_RETRY_SILENT),
             AttemptOutcome::Full => (self.pause.min(slow), slow),
             // Not the beginning of anything: the other pauses stay as they are.

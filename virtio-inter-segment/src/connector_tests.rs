@@ -82,6 +82,24 @@ fn connector_retries_refused_peers_rarely_and_dead_ones_never() {
 
 /// A limit may be reached for a moment or for good: the first retries come soon, later ones as
 /// rarely as after any refusal.
+/// The queue of a port that somebody flooded is emptied now and then: attempts at short intervals
+/// find it so.
+#[test]
+fn connector_tries_soon_where_a_queue_is_full() {
+    let (mut connector, [socket, _], mut now) =
+        (Connector::new(SLOW, 0), sockets(), Instant::now());
+    connector.seen(&id("b"), socket, now);
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        connector.take_due(now).unwrap();
+        connector.ended(&id("b"), AttemptOutcome::QueueFull, now);
+        let due = connector.next_due().unwrap();
+        pauses.push((due - now).as_millis());
+        now = due;
+    }
+    assert_eq!(pauses, [25, 50, 100, 200, 400, 800, 800, 800]);
+}
+
 #[test]
 fn connector_retries_a_full_peer_more_and_more_rarely() {
     let (mut connector, [socket, _], mut now) =

@@ -21,6 +21,8 @@ use crate::socket;
 
 /// Descriptors of one user that may wait to be closed before nothing more is taken from it.
 const MAX_PER_USER: usize = 256;
+/// Packets that are looked at before a socket is closed. A default send buffer holds fewer.
+const MAX_QUEUED: usize = 512;
 /// Users at a time whose descriptors are closed: that many threads.
 const MAX_USERS: usize = 64;
 
@@ -208,16 +210,31 @@ impl AsFd for DeferredFd {
     }
 }
 
+impl DeferredFd {
+    /// Closes the socket. Looks at so many packets in its queue at most; a thread closes one with
+    /// more. Returns their number.
+    pub(crate) fn close(mut self, most: usize) -> usize {
+        self.close_now(most)
+    }
+
+    fn close_now(&mut self, most: usize) -> usize {
+        let Some(fd) = self.fd.take() else {
+            return 0;
+        };
+        // The peer is to learn of it now, whenever it comes to be closed; and from here on its
+        // queue cannot fill any more.
+        let _ = rustix::net::shutdown(&fd, Shutdown::Both);
+        let drained = socket::drain(fd.as_fd(), most);
+        if !drained.is_empty {
+            self.closer.close(fd, self.owner);
+        }
+        drained.packets
+    }
+}
+
 impl Drop for DeferredFd {
     fn drop(&mut self) {
-        if let Some(fd) = self.fd.take() {
-            // The peer is to learn of it now, whenever it comes to be closed; and from here on its
-            // queue cannot fill any more.
-            let _ = rustix::net::shutdown(&fd, Shutdown::Both);
-            if !socket::drain(fd.as_fd()) {
-                self.closer.close(fd, self.owner);
-            }
-        }
+        self.close_now(MAX_QUEUED);
     }
 }
 

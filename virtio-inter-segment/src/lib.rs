@@ -20,6 +20,7 @@
 //! Why it is a crate of its own: decision 0002.
 
 mod access_rule;
+mod connect_rate;
 mod connection;
 mod connector;
 mod deferred_close;
@@ -36,6 +37,7 @@ mod refused;
 mod rings;
 mod segment;
 mod socket;
+mod token_bucket;
 mod wire;
 
 pub use join_error::{JoinError, MAX_SOCKET_PATH};

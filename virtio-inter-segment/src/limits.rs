@@ -19,6 +19,10 @@ pub struct Limits {
     /// Handshakes under way that peers began; 256, or 1/16 of `RLIMIT_NOFILE` if that is less. A
     /// further connection replaces the oldest of the process that has the most.
     pub max_accepting: usize,
+    /// Connections of one user that this port serves at once, 1024, …
+    pub connect_burst: u32,
+    /// … and in the long run, in a second; 128. Further ones are refused at once.
+    pub connects_per_second: u32,
     /// Handshakes under way that this port began; 64.
     pub max_connecting: usize,
     /// Peers at a time; 1024.
@@ -37,6 +41,8 @@ impl Default for Limits {
             slow_retry: Duration::from_secs(30),
             file_check: Duration::from_secs(30),
             max_accepting: 256,
+            connect_burst: 1024,
+            connects_per_second: 128,
             max_connecting: 64,
             max_peers: 1024,
             max_ring_bytes: 1 << 30,
@@ -72,4 +78,8 @@ pub struct SegmentStats {
     pub timeouts: u64,
     /// Half-open connections dropped for newer ones.
     pub crowded_out: u64,
+    /// Connections accepted, those refused at once included.
+    pub accepted: u64,
+    /// Connections refused at once, because their user makes too many.
+    pub rate_limited: u64,
 }

@@ -4,10 +4,13 @@
 
 use std::time::{Duration, Instant};
 
-/// Messages that a peer may send at once, …
-const BURST: u32 = 4096;
-/// … and in the long run, in messages a second.
-const PER_SECOND: u32 = 20_000;
+use crate::token_bucket::{Rate, TokenBucket};
+
+/// Messages that a peer may send at once, and in the long run.
+const RATE: Rate = Rate {
+    burst: 4096,
+    per_second: 20_000,
+};
 /// Messages that a LINK counts as: a region is opened and mapped for it.
 const LINK_COST: u32 = 64;
 /// Pause of a connection whose bucket is empty.
@@ -15,17 +18,11 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 
 /// What a peer may still send.
 #[derive(Debug)]
-pub(crate) struct Quota {
-    left: u32,
-    filled: Instant,
-}
+pub(crate) struct Quota(TokenBucket);
 
 impl Quota {
     pub(crate) fn new(now: Instant) -> Quota {
-        Quota {
-            left: BURST,
-            filled: now,
-        }
+        Quota(TokenBucket::new(RATE, now))
     }
 
     /// Whether a further message may be read now.
@@ -34,16 +31,7 @@ impl Quota {
     ///
     /// When to try again.
     pub(crate) fn check(&mut self, now: Instant) -> Result<(), Instant> {
-        if self.left >= LINK_COST {
-            return Ok(());
-        }
-        let passed = now.saturating_duration_since(self.filled);
-        let new = passed.as_micros() * u128::from(PER_SECOND) / 1_000_000;
-        if new != 0 {
-            self.filled = now;
-            self.left = BURST.min(self.left + u32::try_from(new).unwrap_or(BURST));
-        }
-        if self.left >= LINK_COST {
+        if self.0.tokens(RATE, now) >= LINK_COST {
             Ok(())
         } else {
             Err(now + PAUSE)
@@ -51,11 +39,11 @@ impl Quota {
     }
 
     pub(crate) fn spend_on_frame(&mut self) {
-        self.left = self.left.saturating_sub(1);
+        self.0.take(1);
     }
 
     pub(crate) fn spend_on_link(&mut self) {
-        self.left = self.left.saturating_sub(LINK_COST);
+        self.0.take(LINK_COST);
     }
 }
 
@@ -76,10 +64,10 @@ mod tests {
             count
         };
         let frames = take(&mut quota, start, Quota::spend_on_frame);
-        assert_eq!(frames, BURST - LINK_COST + 1);
+        assert_eq!(frames, RATE.burst - LINK_COST + 1);
         assert_eq!(quota.check(start), Err(start + PAUSE));
         let second = start + Duration::from_secs(1);
         let links = take(&mut quota, second, Quota::spend_on_link);
-        assert_eq!(links, BURST / LINK_COST);
+        assert_eq!(links, RATE.burst / LINK_COST);
     }
 }

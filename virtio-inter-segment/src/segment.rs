@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
 use virtio_inter_common::{LogLimit, PortId, log_limited};
 
+use crate::connect_rate::ConnectRate;
 use crate::connection::{Connection, End, Step};
 use crate::connector::{AttemptOutcome, Connector};
 use crate::deferred_close::Closer;
@@ -22,6 +23,7 @@ use crate::membership::Membership;
 use crate::poll::{Interest, Poll};
 use crate::port::{LocalPort, PeerInfo, PeerKey, SegmentEvent};
 use crate::refused::{RefusedPeer, RefusedPeers};
+use crate::token_bucket::Rate;
 
 mod admission;
 mod connections;
@@ -73,6 +75,9 @@ pub struct Segment {
     upkeep: Upkeep,
     /// When to accept connections and connect to peers again, after a pause.
     resume_at: Option<Instant>,
+    connect_rate: ConnectRate,
+    /// When to accept connections again, after too many.
+    accept_at: Option<Instant>,
     /// When to list the directory again.
     list_at: Option<Instant>,
     /// When that was done last, and how long to wait before the next time.
@@ -123,6 +128,10 @@ impl Segment {
         poll.add(membership.listener(), LISTENER)
             .map_err(JoinError::EventLoop)?;
         let now = Instant::now();
+        let connects = Rate {
+            burst: limits.connect_burst,
+            per_second: limits.connects_per_second,
+        };
         let mut segment = Segment {
             membership,
             local: Local {
@@ -141,6 +150,8 @@ impl Segment {
             window: ConnectWindow::new(now),
             upkeep: Upkeep::new(now + limits.file_check),
             resume_at: None,
+            connect_rate: ConnectRate::new(connects, now),
+            accept_at: None,
             list_at: None,
             listed_at: now,
             list_pause: PAUSE,
@@ -209,9 +220,7 @@ impl Segment {
         if self.list_at.is_some_and(|at| at <= now) {
             self.list_again(now);
         }
-        if self.resume_at.is_some_and(|at| at <= now) {
-            self.resume();
-        }
+        self.resume(now);
         if self.upkeep.retry_at.is_some_and(|at| at <= now) {
             self.keep_files(now);
         }
@@ -446,6 +455,7 @@ impl Segment {
             paused,
             attempt,
             self.resume_at,
+            self.accept_at,
             self.list_at,
             retry,
             check,

@@ -18,9 +18,6 @@ use crate::wire::{LINK_FDS, MAX_MESSAGE};
 /// Most descriptors beside one packet; the kernel's bound.
 const SCM_MAX_FD: usize = 253;
 
-/// Packets that are looked at before a socket is closed. A default send buffer holds fewer.
-const MAX_QUEUED: usize = 512;
-
 /// Makes a socket of the segment's kind.
 pub(crate) fn new() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -76,26 +73,38 @@ pub(crate) fn send_pieces(
     }
 }
 
+/// What was found in the queue of a socket that was shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Drained {
+    /// Nothing is left: the socket can be closed without waiting for anybody, as nothing can get
+    /// into the queue any more.
+    pub(crate) is_empty: bool,
+    /// Packets that were thrown away.
+    pub(crate) packets: usize,
+}
+
 /// Throws away what is in the queue of a socket that was shut down, up to the first packet with
-/// descriptors: those may take long to close. Tells whether the queue is empty, and so the socket
-/// can be closed without waiting for anybody; nothing can get into it any more.
-pub(crate) fn drain(socket: BorrowedFd<'_>) -> bool {
-    for _ in 0..MAX_QUEUED {
+/// descriptors, since those may take long to close, and so many packets at most.
+pub(crate) fn drain(socket: BorrowedFd<'_>, most: usize) -> Drained {
+    let mut packets = 0;
+    let is_empty = loop {
         match look(socket, RecvFlags::PEEK) {
-            Ok((_, true)) | Err(Errno::AGAIN) => return false,
-            Ok((0, false)) if is_at_end(socket) => return true,
+            Ok((_, true)) | Err(Errno::AGAIN) => break false,
+            Ok((0, false)) if is_at_end(socket) => break true,
+            Ok(_) if packets == most => break false,
             Ok(_) => {
                 // The one that was just looked at: nobody else reads.
                 if look(socket, RecvFlags::empty()).is_err() {
-                    return false;
+                    break false;
                 }
+                packets += 1;
             }
             // Told once, ahead of what the peer had sent.
             Err(Errno::CONNRESET | Errno::INTR) => {}
-            Err(_) => return false,
+            Err(_) => break false,
         }
-    }
-    false
+    };
+    Drained { is_empty, packets }
 }
 
 /// The first byte's presence, and whether something came beside the bytes. There is no room for

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 use rustix::io::Errno;
-use virtio_inter_common::{PeerCredentials, PortId, log_limited};
+use virtio_inter_common::{PeerCredentials, PortId, log_limited, peer_pid_and_uid};
+use zerocopy::IntoBytes;
 
 use super::links::fds;
 use super::{Banned, LISTENER, PAUSE, Segment};
 use crate::access_rule::AccessRule;
 use crate::connection::{Connection, End};
-use crate::deferred_close::Owner;
+use crate::deferred_close::{DeferredFd, Owner};
 use crate::directory::Directory;
 use crate::handshake::{Candidate, Refusal, Role};
 use crate::poll::Interest;
@@ -25,22 +26,64 @@ use crate::socket;
 
 /// Connections taken per call of [`Segment::process`].
 const ACCEPTS_PER_CALL: usize = 16;
+/// Packets in the queue of a connection that is refused at once that are looked at.
+const REFUSED_QUEUE: usize = 32;
 
 impl Segment {
     /// Takes new connections.
     pub(super) fn accept(&mut self, now: Instant) {
         for _ in 0..ACCEPTS_PER_CALL {
+            if !self.may_accept() {
+                return;
+            }
             if self.closer.is_full() {
                 return self.pause(&"too many descriptors wait to be closed", now);
             }
             match socket::accept(self.membership.listener()) {
-                Ok(socket) => self.start(Role::Acceptor, socket, now),
+                Ok(socket) => self.accepted(socket, now),
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 // The connection stays in the queue, and the listener readable: look away for a
                 // while instead of spinning.
                 Err(e) => return self.pause(&e, now),
             }
+        }
+    }
+
+    /// Starts the handshake on a connection that was accepted, unless its user makes too many.
+    fn accepted(&mut self, socket: OwnedFd, now: Instant) {
+        self.stats.accepted += 1;
+        // Where the kernel does not say, one bucket has to do for all.
+        let (pid, uid) = match peer_pid_and_uid(socket.as_fd()) {
+            Ok((pid, uid)) => (pid, Some(uid)),
+            Err(_) => (None, None),
+        };
+        if self.connect_rate.admit(uid, now) {
+            return self.start(Role::Acceptor, socket, now);
+        }
+        self.stats.rate_limited += 1;
+        let user = uid.map_or("unknown".to_owned(), |uid| uid.to_string());
+        let refusal = Refusal::Busy(format!(
+            "user {user} makes more than {} connections a second",
+            self.connect_rate.per_second()
+        ));
+        let process = pid.map_or(String::new(), |pid| format!(" (process {pid})"));
+        log_limited!(
+            self.crowds,
+            Level::Warn,
+            "Port {}: user {user}{process} makes too many connections: refuses all but {} a second",
+            self.local.port.id,
+            self.connect_rate.per_second()
+        );
+        // The peer may have closed already.
+        let _ = socket::send(socket.as_fd(), refusal.message().as_bytes(), &[]);
+        let socket = DeferredFd::new(socket, Owner { uid, pid }, &self.closer);
+        let packets = socket.close(REFUSED_QUEUE);
+        if let Some(until) = self.connect_rate.refused(packets, now) {
+            self.accept_at = Some(until);
+            self.watch_listener();
+            // Those whom the flood keeps out listen as well.
+            self.list_later(now);
         }
     }
 
@@ -54,17 +97,26 @@ impl Segment {
             PAUSE.as_millis()
         );
         self.resume_at = Some(now + PAUSE);
-        self.watch_listener(false);
+        self.watch_listener();
     }
 
-    pub(super) fn resume(&mut self) {
-        self.resume_at = None;
-        self.watch_listener(true);
+    /// Ends the pauses that are over.
+    pub(super) fn resume(&mut self, now: Instant) {
+        let is_over = |at: &mut Instant| *at <= now;
+        let resumed = self.resume_at.take_if(is_over).is_some();
+        if self.accept_at.take_if(is_over).is_some() || resumed {
+            self.watch_listener();
+        }
     }
 
-    pub(super) fn watch_listener(&mut self, watch: bool) {
+    fn may_accept(&self) -> bool {
+        self.resume_at.is_none() && self.accept_at.is_none()
+    }
+
+    /// Waits for connections, except during a pause.
+    pub(super) fn watch_listener(&mut self) {
         let interest = Interest {
-            read: watch,
+            read: self.may_accept(),
             write: false,
         };
         let listener = self.membership.listener();

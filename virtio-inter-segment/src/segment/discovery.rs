@@ -49,7 +49,8 @@ impl Segment {
                 // A dead port's file. Its successor will put another one in its place.
                 Err(Errno::CONNREFUSED) => AttemptOutcome::WaitForNewSocket,
                 Err(Errno::NOENT) => AttemptOutcome::Gone,
-                Err(Errno::AGAIN | Errno::INTR) => AttemptOutcome::Failed,
+                Err(Errno::AGAIN) => AttemptOutcome::QueueFull,
+                Err(Errno::INTR) => AttemptOutcome::Failed,
                 Err(e) => {
                     log_limited!(
                         self.refusals,
@@ -183,7 +184,7 @@ impl Segment {
 
     /// Has the directory listed again, the sooner the longer the last time is ago: who changes it
     /// without end is not to keep this port busy.
-    fn list_later(&mut self, now: Instant) {
+    pub(super) fn list_later(&mut self, now: Instant) {
         if self.list_at.is_some() {
             return;
         }

@@ -149,9 +149,7 @@ impl Segment {
         self.poll
             .add(self.membership.listener(), LISTENER)
             .map_err(JoinError::EventLoop)?;
-        if self.resume_at.is_some() {
-            self.watch_listener(false);
-        }
+        self.watch_listener();
         Ok(())
     }
 }

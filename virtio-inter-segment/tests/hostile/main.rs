@@ -5,6 +5,7 @@
 mod common;
 
 mod descriptors;
+mod flood;
 mod handshakes;
 mod limits;
 mod silence;
