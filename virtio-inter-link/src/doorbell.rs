@@ -84,6 +84,16 @@ impl Doorbell {
         signal_by_kernel(fd).is_some_and(|result| result.is_ok())
     }
 
+    /// Signals an eventfd that is no doorbell; never blocks, whatever another process does to it.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput`: it is no eventfd. Others: the kernel has no asynchronous I/O or no memory
+    /// for it.
+    pub fn signal_eventfd(fd: BorrowedFd<'_>) -> io::Result<()> {
+        signal_by_kernel(fd).unwrap_or_else(|| Err(io::ErrorKind::Unsupported.into()))
+    }
+
     /// Wakes the side that waits for this doorbell; never blocks, whatever the peer does to the
     /// eventfd, if [`Doorbell::never_blocks`].
     pub fn ring(&self) {

@@ -1,4 +1,5 @@
-//! SIGTERM, SIGINT and SIGHUP as events of the control loop; a repeated signal kills the port.
+//! SIGTERM, SIGINT and SIGHUP as events of the control loop. The port ends within 10 s after one,
+//! whatever blocks; a repeated signal kills it at once.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -7,13 +8,20 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::{Handle, Signals as SignalIterator};
-use signal_hook::low_level::emulate_default_handler;
+use signal_hook::iterator::backend::{Handle, SignalDelivery};
+use signal_hook::iterator::exfiltrator::SignalOnly;
+use signal_hook::low_level::{emulate_default_handler, signal_name};
 
 /// Time after the first signal from which the same signal kills. timeout(1), terminals and
 /// supervisors signal a process and then its group: the two come together and mean one.
 const KILL_AFTER: Duration = Duration::from_secs(1);
+
+/// Time after the first signal at which the port is killed if it has not ended by itself, which
+/// takes milliseconds. A VMM can block a worker, and so the control thread: its guest's memory may
+/// be a file whose pages it serves itself.
+const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// Readable once a signal asked this process to end. The same signal again, 1 s later or more,
 /// kills the process at once, whatever it waits for. A different signal does not: a supervisor's
@@ -32,30 +40,53 @@ impl ShutdownSignals {
     /// When there is no descriptor or thread for it.
     pub fn catch() -> io::Result<Self> {
         let (reader, writer) = UnixStream::pair()?;
-        let mut caught = SignalIterator::new([SIGTERM, SIGINT, SIGHUP])?;
+        let (caught, waker) = UnixStream::pair()?;
+        let caught =
+            SignalDelivery::with_pipe(caught, waker, SignalOnly, [SIGTERM, SIGINT, SIGHUP])?;
         let handle = caught.handle();
         // In a thread of its own, which still runs when all others are stuck.
         thread::Builder::new()
             .name("signals".to_owned())
-            .spawn(move || handle_signals(&mut caught, writer))?;
+            .spawn(move || handle_signals(caught, writer))?;
         Ok(Self { reader, handle })
     }
 }
 
-fn handle_signals(caught: &mut SignalIterator, mut writer: UnixStream) {
+fn handle_signals(mut caught: SignalDelivery<UnixStream, SignalOnly>, mut writer: UnixStream) {
+    let handle = caught.handle();
     let mut first: BTreeMap<i32, Instant> = BTreeMap::new();
-    for signal in caught.forever() {
-        match first.get(&signal) {
-            None => {
-                first.insert(signal, Instant::now());
-                // Fails if the port is exiting already and has closed the reader.
-                let _ = writer.write_all(&[0]);
+    loop {
+        let earliest = first.iter().min_by_key(|(_, at)| **at);
+        let end = earliest.map(|(signal, at)| (*signal, *at + END_WITHIN));
+        let left = end.map(|(_, end)| end.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut fds = [PollFd::new(caught.get_read(), PollFlags::IN)];
+        let ready = poll(&mut fds, timeout.as_ref());
+        if handle.is_closed() {
+            return;
+        }
+        if let (Ok(0), Some((signal, _))) = (&ready, end) {
+            log::error!(
+                "{} came {} s ago, and something blocks this port's end: killing it",
+                signal_name(signal).unwrap_or("A signal"),
+                END_WITHIN.as_secs()
+            );
+            virtio_inter_log::flush();
+            // Fails for unknown signals only.
+            let _ = emulate_default_handler(signal);
+        }
+        for signal in caught.pending() {
+            match first.get(&signal) {
+                None => {
+                    first.insert(signal, Instant::now());
+                    // Fails if the port is exiting already and has closed the reader.
+                    let _ = writer.write_all(&[0]);
+                }
+                Some(at) if at.elapsed() >= KILL_AFTER => {
+                    let _ = emulate_default_handler(signal);
+                }
+                Some(_) => {}
             }
-            Some(at) if at.elapsed() >= KILL_AFTER => {
-                // Fails for unknown signals only.
-                let _ = emulate_default_handler(signal);
-            }
-            Some(_) => {}
         }
     }
 }

@@ -10,11 +10,13 @@
 //! - `split.rs`: the state of a queue;
 //! - `chain.rs`: the buffers of a chain, and copying from and to them;
 //! - `prefetch.rs`: available entries that are read before their turn;
+//! - `interrupt.rs`: the descriptor that interrupts the driver;
 //! - `view.rs`: a queue for the time of one batch, which is what the handlers work on.
 
 mod chain;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod interrupt;
 mod prefetch;
 mod rings;
 mod split;

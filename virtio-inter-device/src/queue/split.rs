@@ -12,6 +12,7 @@ use virtio_inter_link::Access;
 use vm_memory::GuestAddress;
 
 use super::chain::DescriptorChain;
+use super::interrupt::{Interrupt, read_now};
 use super::prefetch::{BYTES, Prefetched};
 use super::rings::{RingAddresses, Rings};
 use super::violation::QueueViolation;
@@ -56,7 +57,7 @@ pub(crate) struct SplitQueue {
     /// The driver has made entries available since the queue was started.
     has_seen_entries: bool,
     kick: OwnedFd,
-    call: Option<OwnedFd>,
+    call: Option<Interrupt>,
 }
 
 impl SplitQueue {
@@ -86,7 +87,7 @@ impl SplitQueue {
             notification_enabled: !event_index,
             has_seen_entries: false,
             kick: setup.kick,
-            call: setup.call,
+            call: setup.call.map(Interrupt::new),
         })
     }
 
@@ -280,18 +281,16 @@ impl SplitQueue {
     /// Interrupts the driver.
     pub(crate) fn interrupt(&self) {
         if let Some(call) = &self.call {
-            // A full counter or pipe already holds an interrupt that the driver has not seen.
-            let _ = rustix::io::write(call, &1u64.to_ne_bytes());
+            call.signal();
         }
     }
 
     /// Forgets the kicks so far, so that only a new one is an event. The one time that a kick is
-    /// read; the VMM, which made it, can by a blocking descriptor only hold up its own port.
+    /// read.
     pub(crate) fn drain_kicks(&self) {
         let mut kick = [PollFd::new(&self.kick, PollFlags::IN)];
         if poll(&mut kick, Some(&Timespec::default())).is_ok_and(|ready| ready != 0) {
-            // If there is nothing to read any more, that is as good.
-            let _ = rustix::io::read(&self.kick, &mut [0; 8]);
+            read_now(self.kick());
         }
     }
 
@@ -307,7 +306,7 @@ impl SplitQueue {
 
     /// Replaces the interrupt.
     pub(crate) fn set_call(&mut self, call: Option<OwnedFd>) {
-        self.call = call;
+        self.call = call.map(Interrupt::new);
     }
 }
 

@@ -151,6 +151,11 @@ pub(crate) fn start_transmit_queue(socket: &UnixStream) -> (OwnedFd, OwnedFd) {
     (kick, call)
 }
 
+/// Gives queue 1 another interrupt.
+pub(crate) fn set_call(socket: &UnixStream, call: BorrowedFd<'_>) {
+    tell(socket, SET_VRING_CALL, &[1], &[call]);
+}
+
 /// Makes a frame of 60 bytes available in queue 1.
 pub(crate) fn transmit_one(memory: BorrowedFd<'_>) {
     let descriptor = [0x8000u64, 12 + 60].map(u64::to_ne_bytes).concat();

@@ -2,16 +2,18 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::Signal;
 
-use crate::frontends::{assert_served, connect, memory, share, start_transmit_queue, transmit_one};
-use crate::process::{Place, until};
+use crate::frontends::{
+    assert_served, connect, memory, set_call, share, start_transmit_queue, stop_queue, transmit_one,
+};
+use crate::process::{Place, Port, until};
 
 const FILES: [&str; 4] = [
     "a.vhost",
@@ -58,9 +60,9 @@ fn signal_that_comes_twice_at_once_leaves_nothing_behind() {
     }
 }
 
-/// Here it is an interrupt, which the VMM makes block: a queue that is to be stopped waits for it.
+/// A queue that is to be stopped would wait for an interrupt that blocks.
 #[test]
-fn second_signal_ends_what_the_first_could_not() {
+fn call_eventfd_that_is_full_and_blocking_does_not_keep_a_port() {
     let place = Place::new();
     let mut port = place.start("a");
     let frontend = connect(&port);
@@ -68,13 +70,54 @@ fn second_signal_ends_what_the_first_could_not() {
     share(&frontend, memory.as_fd());
     let (kick, call) = start_transmit_queue(&frontend);
     assert_served(&frontend);
-    // The queue is full.
     let _ = rustix::io::read(&call, &mut [0; 8]);
     rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-    let flags = fcntl_getfl(&call).unwrap();
-    fcntl_setfl(&call, flags - OFlags::NONBLOCK).unwrap();
+    clear_nonblock(&call);
     transmit_one(memory.as_fd());
     rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
+    // The frame's buffer comes back, and with it the interrupt.
+    let used = || {
+        let mut used = [0; 2];
+        rustix::io::pread(&memory, &mut used, 0x4002).unwrap();
+        u16::from_ne_bytes(used)
+    };
+    until("the frame is taken", || used() == 1);
+    stop_queue(&frontend);
+    port.signal(Signal::TERM);
+    assert_eq!(port.wait().code(), Some(0), "{}", port.log());
+    assert_eq!(place.files(), [""; 0]);
+}
+
+fn clear_nonblock(fd: &OwnedFd) {
+    let flags = fcntl_getfl(fd).unwrap();
+    fcntl_setfl(fd, flags - OFlags::NONBLOCK).unwrap();
+}
+
+/// A port whose worker waits for its VMM: here by an interrupt through a FIFO, which the kernel
+/// cannot write to without waiting, full and blocking.
+fn blocked_port(place: &Place) -> (Port, UnixStream, OwnedFd) {
+    let port = place.start("a");
+    let frontend = connect(&port);
+    let memory = memory();
+    share(&frontend, memory.as_fd());
+    let (kick, _) = start_transmit_queue(&frontend);
+    let path = place.path("fifo");
+    rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let fifo = rustix::fs::open(&path, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()).unwrap();
+    fs::remove_file(path).unwrap();
+    while rustix::io::write(&fifo, &[0; 4096]).is_ok() {}
+    set_call(&frontend, fifo.as_fd());
+    assert_served(&frontend);
+    clear_nonblock(&fifo);
+    transmit_one(memory.as_fd());
+    rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
+    (port, frontend, fifo)
+}
+
+#[test]
+fn second_signal_ends_what_the_first_could_not() {
+    let place = Place::new();
+    let (mut port, _frontend, _fifo) = blocked_port(&place);
     port.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(port.try_end(), None, "nothing blocked its end");
@@ -87,6 +130,23 @@ fn second_signal_ends_what_the_first_could_not() {
     assert_eq!(port.try_end(), None);
     port.signal(Signal::TERM);
     assert_eq!(port.wait().signal(), Some(Signal::TERM.as_raw()));
+}
+
+/// Nobody has to send a second one. The port has left its segment already.
+#[test]
+fn signal_ends_a_port_that_its_vmm_blocks() {
+    let place = Place::new();
+    let (mut port, _frontend, _fifo) = blocked_port(&place);
+    port.signal(Signal::TERM);
+    until("it has left the segment", || {
+        !place
+            .files()
+            .iter()
+            .any(|name| name.starts_with("segment/"))
+    });
+    assert_eq!(port.wait().signal(), Some(Signal::TERM.as_raw()));
+    let log = port.log();
+    assert!(log.contains("SIGTERM came 10 s ago"), "{log}");
 }
 
 #[test]
