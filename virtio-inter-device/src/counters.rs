@@ -54,7 +54,7 @@ counters! {
     drop tx_bad_length,
     /// From the guest: a GSO type that is unknown or was not negotiated.
     drop tx_bad_gso_type,
-    /// From the guest: a GSO size of zero.
+    /// From the guest: a GSO size of zero, or one that makes too many segments.
     drop tx_bad_gso_size,
     /// From the guest: a GSO frame whose `hdr_len` is longer than the frame.
     drop tx_bad_hdr_len,
@@ -89,7 +89,7 @@ counters! {
     drop rx_bad_length,
     /// From a peer: an unknown GSO type.
     drop rx_bad_gso_type,
-    /// From a peer: a GSO size of zero.
+    /// From a peer: a GSO size of zero, or one that makes too many segments.
     drop rx_bad_gso_size,
     /// From a peer: a GSO frame whose `hdr_len` is longer than the frame.
     drop rx_bad_hdr_len,

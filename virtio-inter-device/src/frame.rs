@@ -46,7 +46,7 @@ pub(crate) enum Invalid {
     Mtu,
     /// A GSO type that is unknown, or that the sender did not negotiate.
     GsoType,
-    /// A GSO size of zero.
+    /// A GSO size of zero, or one that makes too many segments.
     GsoSize,
     /// `hdr_len` is longer than the frame.
     HeaderLength,

@@ -14,6 +14,13 @@ const MAX_TCP_HEADER: usize = 60;
 /// bytes of extension headers, TCP.
 pub(crate) const MAX_HEADERS: usize = 512;
 
+/// Number of segments that a frame may ask for in any case. More UDP segments are refused, as by
+/// Linux (`UDP_MAX_SEGMENTS`).
+const MAX_SEGMENTS: usize = 128;
+/// Smallest payload in bytes of more TCP segments than that: the least that a Linux sender makes,
+/// whatever MSS and path MTU its peer names (`TCP_MIN_GSO_SIZE`). Decision 0030.
+const MIN_TCP_SEGMENT: usize = 8;
+
 /// Version of the Internet Protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ip {
@@ -49,12 +56,19 @@ impl Layout {
             .min(MAX_HEADERS)
     }
 
-    /// Parses the headers in a frame's first bytes ([`Layout::needs`] says how many).
+    /// Parses the headers in the first bytes of a frame of `frame_len` bytes ([`Layout::needs`]
+    /// says how many), and checks that it does not become too many segments.
     ///
     /// The lengths in the IP headers are ignored: segmentation sets them, and a sender may have
     /// written any value.
-    pub(crate) fn parse(frame: &[u8], gso: &Gso) -> Result<Layout, Invalid> {
-        find(frame, gso).ok_or(Invalid::GsoFrame)
+    pub(crate) fn parse(frame: &[u8], gso: &Gso, frame_len: usize) -> Result<Layout, Invalid> {
+        let layout = find(frame, gso).ok_or(Invalid::GsoFrame)?;
+        let (size, payload) = (usize::from(gso.size), frame_len - layout.payload_start);
+        let is_long_enough = layout.transport == Transport::Tcp && size >= MIN_TCP_SEGMENT;
+        if payload > size * MAX_SEGMENTS && !is_long_enough {
+            return Err(Invalid::GsoSize);
+        }
+        Ok(layout)
     }
 
     /// Length in bytes of the headers that an MTU counts.

@@ -121,7 +121,7 @@ impl SoftwareOffload {
         if let Ok(rest) = record.offset(FRAME_HEADER) {
             rest.copy_to(&mut headers[ETHERNET_HEADER..]);
         }
-        let layout = Layout::parse(headers, gso)?;
+        let layout = Layout::parse(headers, gso, header.frame_len())?;
         if header.frame_len() - layout.payload_start <= usize::from(gso.size) {
             // A single segment is no GSO frame, as in Linux's `virtio_net_hdr_to_skb`.
             header.clear_gso();

@@ -127,8 +127,9 @@ impl TxHandler {
         }
     }
 
-    /// Checks that a GSO frame is of the kind that its header says. Its receivers check that again,
-    /// but only here is it known that this guest was wrong, and not its port.
+    /// Checks that a GSO frame is of the kind that its header says, and asks for no more segments
+    /// than it may. Its receivers check that again, but only here is it known that this guest was
+    /// wrong, and not its port.
     fn check_layout(
         &self,
         queue: &TxQueue<'_>,
@@ -138,7 +139,8 @@ impl TxHandler {
         let mut bytes = [0; NET_HEADER + MAX_HEADERS];
         let needed = NET_HEADER + Layout::needs(gso, header.frame_len());
         queue.read_first(&self.chain, &mut bytes[..needed])?;
-        Ok(Layout::parse(&bytes[NET_HEADER..needed], gso).map(|_| ()))
+        let layout = Layout::parse(&bytes[NET_HEADER..needed], gso, header.frame_len());
+        Ok(layout.map(|_| ()))
     }
 
     /// Returns all available frames unsent, and asks for the next kick. Busy: the driver has made

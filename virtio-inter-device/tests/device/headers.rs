@@ -59,6 +59,36 @@ fn segmentation_needs_a_size() {
     expect_refused(u64::MAX, "tx_bad_gso_size", &bad);
 }
 
+/// Frames that ask for one segment too many, or for segments that are one byte too short.
+fn too_many_segments(plain: impl Fn(usize) -> Packet) -> Vec<Packet> {
+    let mut packets: Vec<_> = [1, 4, 0x81, 0x84]
+        .into_iter()
+        .flat_map(|gso_type| [1, 7].map(|size| plain(3000).segmented(gso_type, size)))
+        .collect();
+    packets.push(plain(42 + 100 * 128 + 1).segmented(5, 100));
+    packets.push(plain(60_000).segmented(5, 1));
+    packets
+}
+
+#[test]
+fn segmentation_into_very_many_is_refused() {
+    expect_refused(u64::MAX, "tx_bad_gso_size", &too_many_segments(outgoing));
+    // As many as may be, and few that are short.
+    let (mut node, mut peer) = node_and_peer(u64::MAX);
+    let good = [
+        outgoing(65_000).segmented(1, 8),
+        outgoing(54 + 128).segmented(1, 1),
+        outgoing(42 + 100 * 128).segmented(5, 100),
+        outgoing(54 + 6).segmented(1, 6),
+        outgoing(42 + 18).segmented(5, 18),
+    ];
+    for packet in good {
+        node.guest.tx[0].send(&packet);
+        assert_eq!(peer.receive(0), packet);
+    }
+    assert_eq!(node.drops(), []);
+}
+
 #[test]
 fn segmentation_needs_a_checksum_where_the_protocol_has_it() {
     let tcp = || outgoing(3000).segmented(1, 1448);
@@ -226,6 +256,7 @@ fn peers_bad_frames_are_not_delivered() {
             &[tcp().with(1, &[3]), tcp().with(1, &[0xff])],
         );
         expect("rx_bad_gso_size", &[tcp().with(4, &[0, 0])]);
+        expect("rx_bad_gso_size", &too_many_segments(incoming));
         expect("rx_bad_hdr_len", &[tcp().with(2, &[0xff, 0xff])]);
         expect("rx_bad_gso_frame", &contradictions(incoming));
         expect(
