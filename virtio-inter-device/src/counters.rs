@@ -102,8 +102,8 @@ counters! {
     drop rx_bad_address,
     /// From a peer: larger than the port's MTU, and it cannot be segmented to fit.
     drop rx_too_long,
-    /// From a peer: larger than the guest's buffer (without mergeable buffers), and not a TCP frame
-    /// that can be segmented to fit. Segments count one by one.
+    /// From a peer: larger than the guest's buffer, or than all mergeable ones that it has offered
+    /// for 100 ms, and not a TCP frame that can be segmented to fit. Segments count one by one.
     drop rx_small_buffer,
     /// Frames from peers that were segmented because the guest did not negotiate the offload or has
     /// too small buffers. The segments count in `rx_frames`.

@@ -15,6 +15,7 @@ use crate::device::DeviceError;
 use crate::features::Offloads;
 use crate::frame::FrameHeader;
 use crate::poller::Poller;
+use crate::rx::Wait;
 
 /// A frame that leaves a transmit queue, as the record of a link: net header and Ethernet frame.
 pub trait TxFrame {
@@ -109,6 +110,8 @@ pub struct RxProgress {
     /// Length in bytes of the longest frame that the guest's buffers hold, if they were too small
     /// for the record as it is: it is then segmented to fit. The segments must stay the same ones.
     pub(crate) frame_room: Option<usize>,
+    /// Its wait for more buffers than there are.
+    pub(crate) wait: Option<Wait>,
 }
 
 /// What becomes of a record that was delivered to a sink.
@@ -120,6 +123,9 @@ pub enum RxStatus {
     Retry,
     /// The record, or its rest, waits for buffers: deliver it again in the next batch, first.
     OutOfBuffers,
+    /// The same, but there are buffers, which may be enough for the records of other senders:
+    /// deliver those first.
+    TooFewBuffers,
     /// The batch is full. Deliver the record, or its rest, again in another batch, after those of
     /// others.
     BatchFull,
@@ -136,7 +142,8 @@ pub trait RxSink {
     /// are too few buffers. `read` returns the length of the record that it has written, also if
     /// that is longer than the room and was cut off; None: there is none.
     ///
-    /// The frame must be one that the guest takes as it is.
+    /// The frame must be one that the guest takes as it is. [`RxStatus::TooFewBuffers`]: there are
+    /// some, and a shorter one may fit.
     fn fill(
         &mut self,
         max_len: usize,
@@ -153,7 +160,8 @@ pub trait RxBackend {
     /// Returns the room of the records taken to their senders. Called when the guest can see them.
     fn release(&mut self);
 
-    /// Asks to be woken when there are records. True: there are none, and the worker can sleep.
+    /// Asks to be woken when there are records. True: there are none besides those that wait for
+    /// the guest's buffers, and the worker can sleep.
     fn enable_rx_notification(&mut self) -> bool;
 }
 
@@ -198,6 +206,11 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
     /// Whether the backends of a port serve the same senders, so that one whose receive queue is
     /// not in use leaves its records to another one: [`Backend::steer`] moves them.
     const STEERED: bool = false;
+
+    /// Whether nothing is given up because a guest has too few buffers: for tests.
+    fn is_patient(&self) -> bool {
+        false
+    }
 
     /// Has `poller` wake the worker for this backend. Called once, before anything else.
     ///

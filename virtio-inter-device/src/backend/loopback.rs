@@ -27,6 +27,8 @@ pub struct Loopback {
     free: Vec<Vec<u8>>,
     /// Of the first frame.
     progress: RxProgress,
+    /// It waits for the guest's buffers.
+    waits: bool,
 }
 
 impl Loopback {
@@ -64,6 +66,7 @@ impl TxBackend for Loopback {
 
 impl RxBackend for Loopback {
     fn receive<S: RxSink>(&mut self, sink: &mut S) {
+        self.waits = false;
         while let Some(frame) = self.frames.front_mut() {
             let record = RxRecord {
                 bytes: VolatileSlice::from(&mut frame[..]),
@@ -76,6 +79,10 @@ impl RxBackend for Loopback {
                     self.free.extend(self.frames.pop_front());
                 }
                 RxStatus::Retry => {}
+                RxStatus::TooFewBuffers => {
+                    self.waits = true;
+                    return;
+                }
                 RxStatus::OutOfBuffers | RxStatus::BatchFull => return,
             }
         }
@@ -84,7 +91,7 @@ impl RxBackend for Loopback {
     fn release(&mut self) {}
 
     fn enable_rx_notification(&mut self) -> bool {
-        self.frames.is_empty()
+        self.waits || self.frames.is_empty()
     }
 }
 

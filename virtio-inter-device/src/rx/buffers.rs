@@ -19,6 +19,8 @@ pub(super) enum Supply {
     Enough,
     /// Not yet.
     TooFew,
+    /// Not yet, for so long that the records of other senders go first. See `Shortage`.
+    TooFewForLong,
     /// Never: the guest's buffers are too small.
     TooSmall,
 }

@@ -3,17 +3,21 @@
 mod buffers;
 mod discard;
 mod segment;
+mod shortage;
 #[cfg(test)]
 mod tests;
 
 use buffers::{RxBuffers, Supply};
 use discard::Discard;
+use shortage::Shortage;
+pub(crate) use shortage::Wait;
 use smallvec::SmallVec;
+use std::time::Instant;
 use virtio_inter_common::MacAddr;
 use vm_memory::VolatileSlice;
 
 use crate::backend::{RxBackend, RxProgress, RxRecord, RxSink, RxStatus};
-use crate::batch::{BATCH, Pace, Rules};
+use crate::batch::{BATCH, Pace, Rest, Rules};
 use crate::counter::Counter;
 use crate::counters::Counters;
 use crate::features::Offloads;
@@ -35,18 +39,24 @@ const PIECES: usize = 64;
 pub(crate) struct RxHandler {
     buffers: RxBuffers,
     offload: SoftwareOffload,
-    /// A record waits for the guest's buffers.
+    shortage: Shortage,
+    /// A record waits for the guest's buffers, and all others with it.
     out_of_buffers: bool,
+    /// Some records wait for more buffers, and others go first.
+    short_of_buffers: bool,
     /// Records wait for another worker, which is to serve their links.
     held: bool,
 }
 
 impl RxHandler {
-    pub(crate) fn new() -> Self {
+    /// `patient`: no record is given up because there are too few buffers.
+    pub(crate) fn new(patient: bool) -> Self {
         RxHandler {
             buffers: RxBuffers::default(),
             offload: SoftwareOffload::new(),
+            shortage: Shortage::new(patient),
             out_of_buffers: false,
+            short_of_buffers: false,
             held: false,
         }
     }
@@ -67,14 +77,17 @@ impl RxHandler {
             queue.available(1)?;
         }
         self.buffers.begin_batch();
+        self.shortage.begin_batch();
         let mut batch = RxBatch {
             queue,
             buffers: &mut self.buffers,
             offload: &mut self.offload,
+            shortage: &mut self.shortage,
             left: BATCH,
             bytes: 0,
             uninterrupted: 0,
             out_of_buffers: false,
+            short_of_buffers: false,
             violation: None,
         };
         backend.receive(&mut batch);
@@ -82,12 +95,14 @@ impl RxHandler {
         // After a violation too: frames that were delivered before it are published.
         batch.queue.publish_and_interrupt()?;
         backend.release();
-        let was_out_of_buffers = self.out_of_buffers;
-        self.out_of_buffers = batch.out_of_buffers;
-        if self.out_of_buffers && !was_out_of_buffers {
+        let violation = batch.violation;
+        let waits = (batch.out_of_buffers, batch.short_of_buffers);
+        let has_waited = self.waits_for_buffers();
+        (self.out_of_buffers, self.short_of_buffers) = waits;
+        if self.waits_for_buffers() && !has_waited {
             rules.counters.rx_waits.add(1);
         }
-        match batch.violation {
+        match violation {
             Some(violation) => Err(violation),
             None if moved => Ok(Pace::Busy),
             None => Ok(Pace::Idle),
@@ -96,7 +111,7 @@ impl RxHandler {
 
     /// Takes and drops the backend's records: there is no guest that could get them.
     pub(crate) fn discard<B: RxBackend>(&mut self, backend: &mut B, counters: &Counters) -> Pace {
-        self.out_of_buffers = false;
+        self.end_wait();
         self.held = false;
         let mut discard = Discard::new(counters);
         backend.receive(&mut discard);
@@ -107,28 +122,40 @@ impl RxHandler {
     /// Leaves all records to another worker, which is to serve their links after a command of the
     /// control thread.
     pub(crate) fn hold(&mut self) {
-        self.out_of_buffers = false;
+        self.end_wait();
         self.held = true;
     }
 
-    /// Asks to be woken by what the worker waits for: the guest's buffers, or records. True: the
-    /// worker can sleep.
+    fn waits_for_buffers(&self) -> bool {
+        self.out_of_buffers || self.short_of_buffers
+    }
+
+    fn end_wait(&mut self) {
+        self.out_of_buffers = false;
+        self.short_of_buffers = false;
+        self.shortage.begin_batch();
+    }
+
+    /// Asks to be woken by what the worker waits for: the guest's buffers, or records.
     pub(crate) fn enable_notification<B: RxBackend>(
         &mut self,
         queue: Option<RxQueue<'_>>,
         backend: &mut B,
-    ) -> Result<bool, QueueViolation> {
-        let mut safe = true;
+    ) -> Result<Rest, QueueViolation> {
+        let mut rest = Rest {
+            safe: true,
+            until: self.shortage.retry_at(),
+        };
         if let Some(mut queue) = queue
-            && (self.out_of_buffers || !queue.has_seen_entries())
+            && (self.waits_for_buffers() || !queue.has_seen_entries())
         {
-            safe = queue.enable_notification()?;
+            rest.safe = queue.enable_notification()?;
         }
-        if self.out_of_buffers || self.held {
-            // Records are there already.
-            return Ok(safe);
+        // Else records are there already.
+        if !self.out_of_buffers && !self.held {
+            rest.safe &= backend.enable_rx_notification();
         }
-        Ok(safe & backend.enable_rx_notification())
+        Ok(rest)
     }
 }
 
@@ -137,6 +164,7 @@ struct RxBatch<'h, 'q> {
     queue: RxQueue<'q>,
     buffers: &'h mut RxBuffers,
     offload: &'h mut SoftwareOffload,
+    shortage: &'h mut Shortage,
     /// Number of frames that the batch has room for.
     left: usize,
     /// Number of bytes since used entries were published.
@@ -145,6 +173,8 @@ struct RxBatch<'h, 'q> {
     uninterrupted: usize,
     /// The batch ended because a record waits for buffers.
     out_of_buffers: bool,
+    /// Some records wait for more buffers.
+    short_of_buffers: bool,
     /// The batch ended because the driver violated the queue's rules.
     violation: Option<QueueViolation>,
 }
@@ -156,7 +186,9 @@ impl RxSink for RxBatch<'_, '_> {
             return RxStatus::BatchFull;
         }
         let result = self.deliver_record(record, progress);
-        self.end_frame(result)
+        let status = self.end_frame(result);
+        self.short_of_buffers |= status == RxStatus::TooFewBuffers;
+        status
     }
 
     fn fill(
@@ -232,6 +264,27 @@ impl RxBatch<'_, '_> {
         self.drop_record(|counters| &counters.rx_small_buffer)
     }
 
+    /// Collects buffers for a record of `len` bytes, or a segment of one. Some `frames` of that
+    /// length, this one included, are to be delivered.
+    #[inline]
+    fn collect(
+        &mut self,
+        len: usize,
+        frames: usize,
+        progress: &mut RxProgress,
+    ) -> Result<Supply, QueueViolation> {
+        let supply = self.buffers.collect(&mut self.queue, len, frames)?;
+        match supply {
+            Supply::Enough => self.shortage.end(len),
+            Supply::TooFew => {
+                let (room, now) = (self.buffers.room(), Instant::now());
+                return Ok(self.shortage.lack(&mut progress.wait, len, room, now));
+            }
+            _ => {}
+        }
+        Ok(supply)
+    }
+
     fn deliver_record(
         &mut self,
         record: &RxRecord<'_>,
@@ -271,12 +324,13 @@ impl RxBatch<'_, '_> {
             }
         };
         // If a former guest got a part of the record as segments, this one gets it whole.
-        *progress = RxProgress::default();
+        (progress.segments, progress.frame_room) = (0, None);
         let len = bytes.len();
         let frames = record.same_size_hint;
-        match self.buffers.collect(&mut self.queue, len, frames)? {
+        match self.collect(len, frames, progress)? {
             Supply::Enough => {}
             Supply::TooFew => return Ok(RxStatus::OutOfBuffers),
+            Supply::TooFewForLong => return Ok(RxStatus::TooFewBuffers),
             // The guest takes such frames, but its buffers have no room for one.
             Supply::TooSmall if header.is_gso() => {
                 progress.frame_room = Some(self.buffers.frame_room());
@@ -309,7 +363,11 @@ impl RxBatch<'_, '_> {
     ) -> Result<RxStatus, QueueViolation> {
         let supply = self.buffers.collect(&mut self.queue, max_len, 1)?;
         if supply == Supply::TooFew {
-            return Ok(RxStatus::OutOfBuffers);
+            // The record may be shorter, and there enough for it.
+            return Ok(match self.buffers.room() {
+                0 => RxStatus::OutOfBuffers,
+                _ => RxStatus::TooFewBuffers,
+            });
         }
         let room = self.buffers.room().min(max_len);
         let mut pieces = SmallVec::<[_; PIECES]>::new();

@@ -29,7 +29,7 @@ impl RxBatch<'_, '_> {
             let payload = segments.payload(index);
             let len = NET_HEADER + segments.headers_len() + payload.len();
             let frames = (segments.count() - index) as usize;
-            match self.buffers.collect(&mut self.queue, len, frames)? {
+            match self.collect(len, frames, progress)? {
                 Supply::Enough => {
                     let queue = &mut self.queue;
                     if complete_checksums {
@@ -45,6 +45,7 @@ impl RxBatch<'_, '_> {
                     self.count_frame(len);
                 }
                 Supply::TooFew => return Ok(RxStatus::OutOfBuffers),
+                Supply::TooFewForLong => return Ok(RxStatus::TooFewBuffers),
                 Supply::TooSmall
                     if index == 0 && progress.frame_room.is_none() && segments.can_be_smaller() =>
                 {
@@ -56,6 +57,7 @@ impl RxBatch<'_, '_> {
                 }
             }
             progress.segments += 1;
+            progress.wait = None;
         }
         counters.rx_segmented.add(1);
         Ok(RxStatus::Taken)

@@ -39,7 +39,7 @@ impl RxBackend for Records<'_> {
             match sink.deliver(&record, &mut RxProgress::default()) {
                 RxStatus::Taken => self.left -= 1,
                 RxStatus::Retry => {}
-                RxStatus::OutOfBuffers | RxStatus::BatchFull => return,
+                RxStatus::OutOfBuffers | RxStatus::TooFewBuffers | RxStatus::BatchFull => return,
             }
         }
     }
@@ -52,7 +52,7 @@ impl RxBackend for Records<'_> {
 }
 
 fn run(driver: &Driver, queue: &mut SplitQueue, records: &mut Records<'_>) -> Pace {
-    RxHandler::new()
+    RxHandler::new(false)
         .run(queue, &driver.memory, &driver.rules, records)
         .unwrap()
 }
@@ -105,7 +105,7 @@ fn rx_batch_is_published_every_64_kib_and_interrupts_every_256_kib() {
 #[test]
 fn rx_records_wait_for_buffers_and_are_dropped_without_a_guest() {
     let (mut driver, mut queue) = Driver::new();
-    let mut handler = RxHandler::new();
+    let mut handler = RxHandler::new(false);
     driver.add_buffer(100);
     let counters = Arc::clone(&driver.rules.counters);
     let mut records = Records::new(&driver, 72, 2000);

@@ -164,7 +164,7 @@ impl<B: Backend> Worker<B> {
             memory: None,
             rx_queue: QueueState::default(),
             tx_queue: QueueState::default(),
-            rx: RxHandler::new(),
+            rx: RxHandler::new(setup.backend.is_patient()),
             tx: TxHandler::default(),
             backend: setup.backend,
             commands: setup.commands,
@@ -310,13 +310,13 @@ impl<B: Backend> Worker<B> {
             self.tx_queue.set_broken(self.index * 2 + 1, violation);
             Rest::NONE
         });
-        let rx_is_safe = self.enable_rx_notification().unwrap_or_else(|violation| {
+        let rx = self.enable_rx_notification().unwrap_or_else(|violation| {
             self.rx_queue.set_broken(self.index * 2, violation);
-            false
+            Rest::NONE
         });
         Rest {
-            safe: tx.safe && rx_is_safe,
-            ..tx
+            safe: tx.safe && rx.safe,
+            until: tx.until.into_iter().chain(rx.until).min(),
         }
     }
 
@@ -328,7 +328,7 @@ impl<B: Backend> Worker<B> {
         self.tx.enable_notification(queue, &mut self.backend)
     }
 
-    fn enable_rx_notification(&mut self) -> Result<bool, QueueViolation> {
+    fn enable_rx_notification(&mut self) -> Result<Rest, QueueViolation> {
         let queue = match (self.rx_queue.usable(), &self.memory) {
             (Some(queue), Some(memory)) => Some(RxQueue::new(queue, memory, &self.rules)?),
             _ => None,

@@ -163,7 +163,7 @@ impl RxBackend for Wire {
                 }
                 Some(len)
             });
-            if matches!(status, RxStatus::OutOfBuffers | RxStatus::BatchFull) {
+            if status != RxStatus::Taken {
                 return;
             }
         }

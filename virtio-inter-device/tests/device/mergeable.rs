@@ -4,14 +4,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::driver::{
-    Feature, HEADER, Network, Node, PATIENCE, Packet, Peer, SetOnDrop, Shape, Spec, mac, until,
+    Feature, HEADER, LEAN, Network, Node, PATIENCE, Packet, Peer, SetOnDrop, Shape, Spec, adapted,
+    mac, until,
 };
 
-/// A node whose guest has no buffers yet and gives none again.
+/// A node whose guest has no buffers yet and gives none again. Its port waits for some as long as
+/// the machine stops the test.
 fn bare(features: u64) -> Spec {
     Spec {
         features,
         buffers: (0, 0),
+        stall_timeout: false,
         ..Spec::default()
     }
 }
@@ -190,6 +193,54 @@ fn frame_larger_than_a_ring_of_longer_chains_is_dropped() {
     peer.send(&fits.bytes());
     assert_eq!(node.guest.rx[0].receive(), fits.in_buffers(1));
     assert_eq!(node.drops(), [("rx_small_buffer", 1)]);
+}
+
+/// A guest with fewer buffers than the longest frame needs, and two peers.
+fn node_with_few_buffers() -> (Node, Peer, Peer) {
+    let spec = Spec {
+        buffers: (16, 2048),
+        ..Spec::default()
+    };
+    let mut node = Node::new(0, spec);
+    let first = Peer::attach(&mut node, 1, &Spec::default());
+    let second = Peer::attach(&mut node, 2, &Spec::default());
+    (node, first, second)
+}
+
+#[test]
+fn large_frame_for_too_few_buffers_is_dropped_after_others_went_first() {
+    let (mut node, mut large, mut small) = node_with_few_buffers();
+    large.send(&incoming(60_000, 1).bytes());
+    until("the large frame waits", || {
+        node.counters().rx_waits.get() != 0
+    });
+    for seed in 0..10 {
+        let packet = Packet::new(mac(2), mac(0), 1514, seed);
+        small.send(&packet.bytes());
+        assert_eq!(node.guest.rx[0].receive(), packet.in_buffers(1));
+    }
+    // Also those of the same peer, in the end.
+    for dropped in 1..=3 {
+        let packet = incoming(20_000, 1);
+        large.send(&packet.bytes());
+        assert_eq!(node.guest.rx[0].receive(), packet.in_buffers(10));
+        assert_eq!(node.drops(), [("rx_small_buffer", dropped)]);
+        large.send(&incoming(60_000, 1).bytes());
+    }
+}
+
+#[test]
+fn tso_frame_for_too_few_buffers_is_cut() {
+    let (mut node, mut peer, _other) = node_with_few_buffers();
+    for seed in 0..20 {
+        let packet = incoming(60_054, seed).segmented(1, 1448);
+        peer.send(&packet.bytes());
+        for expected in adapted(&packet, LEAN | Feature::GUEST_CSUM, 65_535) {
+            assert_eq!(node.guest.rx[0].receive(), expected.in_buffers(1));
+        }
+    }
+    assert_eq!(node.drops(), []);
+    assert_eq!(node.count("rx_segmented"), 20);
 }
 
 #[test]

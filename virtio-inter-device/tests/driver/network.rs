@@ -86,7 +86,7 @@ pub(crate) struct Spec {
     /// Where the rings' indices start.
     pub(crate) start: u16,
     pub(crate) busy_poll: BusyPollConfig,
-    /// The port drops frames for a peer that makes no progress.
+    /// The port drops frames for a peer that makes no progress, or a guest with too few buffers.
     pub(crate) stall_timeout: bool,
     /// Receive buffers given at first: how many (the size at most), and of how many bytes.
     pub(crate) buffers: (usize, usize),
@@ -309,7 +309,7 @@ fn port(number: usize, spec: &Spec) -> Port {
     if spec.stall_timeout {
         return Port::new(&local, spec.busy_poll).unwrap();
     }
-    let links = |setup| Links::new(setup).without_stall_timeout();
+    let links = |setup| Links::new(setup).without_timeouts();
     Port::with_links(&local, spec.busy_poll, links).unwrap()
 }
 

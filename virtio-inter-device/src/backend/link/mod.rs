@@ -33,6 +33,7 @@ pub struct Links {
     index: u16,
     tx: TxLinks,
     rx: RxLinks,
+    patient: bool,
 }
 
 impl Links {
@@ -42,14 +43,17 @@ impl Links {
             index: setup.index,
             tx: TxLinks::new(setup.mac, setup.counters),
             rx: RxLinks::default(),
+            patient: false,
         }
     }
 
-    /// The same, but a peer that takes nothing is waited for as long as that may be: for tests, on
-    /// machines that may stop a healthy port for longer than the stall timeout.
+    /// The same, but a peer that takes nothing, and a guest that has too few buffers, are waited
+    /// for as long as that may be: for tests, on machines that may stop a healthy port or guest for
+    /// longer than the timeouts.
     #[must_use]
-    pub fn without_stall_timeout(mut self) -> Self {
+    pub fn without_timeouts(mut self) -> Self {
         self.tx.set_timeouts(Timeouts::NO_STALL);
+        self.patient = true;
         self
     }
 
@@ -197,6 +201,10 @@ impl Backend for Links {
     type Answer = LinkAnswer;
 
     const STEERED: bool = true;
+
+    fn is_patient(&self) -> bool {
+        self.patient
+    }
 
     fn attach(&mut self, poller: &Poller) -> Result<(), DeviceError> {
         for doorbell in self.rx.doorbells() {

@@ -48,6 +48,8 @@ pub struct RxLink {
     finished: bool,
     /// Of the next record.
     progress: RxProgress,
+    /// It waits for more of the guest's buffers, and others go first.
+    waits: bool,
 }
 
 impl RxLink {
@@ -62,6 +64,7 @@ impl RxLink {
             dead: false,
             finished: false,
             progress: RxProgress::default(),
+            waits: false,
         }
     }
 
@@ -111,6 +114,7 @@ impl RxLink {
             },
             &mut self.progress,
         );
+        self.waits = status == RxStatus::TooFewBuffers;
         if status == RxStatus::Taken {
             record.consume();
             self.progress = RxProgress::default();
@@ -161,7 +165,7 @@ pub(super) struct RxLinks {
     /// Position of the link that had the last turn.
     turn: usize,
     /// That link keeps its turn: its record waits for buffers, which small records of other links
-    /// would otherwise take away from it for ever.
+    /// would otherwise take away from it.
     keeps_turn: bool,
     faults: Vec<LinkFault>,
 }
@@ -258,7 +262,7 @@ impl RxBackend for RxLinks {
                         return;
                     }
                     Ok(Some(RxStatus::BatchFull)) => return,
-                    Ok(None) => break,
+                    Ok(Some(RxStatus::TooFewBuffers) | None) => break,
                     Err(violation) => {
                         fail(&mut self.faults, link, violation);
                         break;
@@ -284,6 +288,9 @@ impl RxBackend for RxLinks {
     fn enable_rx_notification(&mut self) -> bool {
         let mut safe = true;
         for link in self.links.iter_mut().filter(|link| link.is_live()) {
+            if link.waits {
+                continue;
+            }
             if link.notification_enabled {
                 // No record was seen since, so the link still asks for its doorbell; it is rung if
                 // one has come.

@@ -68,7 +68,7 @@ impl TxLinks {
         }
     }
 
-    /// See [`Links::without_stall_timeout`](super::Links::without_stall_timeout).
+    /// See [`Links::without_timeouts`](super::Links::without_timeouts).
     pub(super) fn set_timeouts(&mut self, timeouts: Timeouts) {
         self.timeouts = timeouts;
     }

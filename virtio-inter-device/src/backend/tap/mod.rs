@@ -214,9 +214,10 @@ impl Tap {
         true
     }
 
-    /// Whether all frames were read when the worker looked last.
+    /// Whether all frames were read when the worker looked last, besides those that wait for more
+    /// of the guest's buffers.
     pub(super) fn is_idle(&self) -> bool {
-        !self.readers.iter().any(TapReader::has_work)
+        self.readers.iter().all(TapReader::is_idle)
     }
 
     /// Delivers frames. True: one waits for the guest's buffers, and is to be delivered first.
@@ -225,7 +226,7 @@ impl Tap {
             // Readers come and go.
             self.turn %= self.readers.len();
             match self.readers[self.turn].receive(&self.rules, sink) {
-                Turn::Empty => self.turn += 1,
+                Turn::Empty | Turn::TooFewBuffers => self.turn += 1,
                 Turn::Full => {
                     self.turn += 1;
                     return false;
@@ -321,6 +322,31 @@ mod tests {
         let turns = [[0, 1, 2, 3], [100, 101, 102, 103]];
         let again = [[4, 5, 6, 7], [104, 105, 106, 107]];
         assert_eq!(got, [turns, again].concat());
+    }
+
+    /// Buffers for 100 bytes: enough for some of the frames, whose lengths are not known before.
+    #[test]
+    fn tap_frame_without_enough_buffers_does_not_stop_other_queues() {
+        let (first, first_far) = queue();
+        let (second, second_far) = queue();
+        let mut tap = Tap::new(first, 0, address(0), 1500, Arc::default()).unwrap();
+        tap.readers.push(TapReader::new(second, 1));
+        let mut long = frame(0);
+        long.resize(101, 0);
+        first_far.send(&frame(1)).unwrap();
+        first_far.send(&long).unwrap();
+        first_far.send(&frame(2)).unwrap();
+        second_far.send(&frame(3)).unwrap();
+        let mut inbox = Inbox::of(10);
+        inbox.room = 100;
+        for _ in 0..2 {
+            assert!(!tap.receive(&mut inbox));
+            assert_eq!(inbox.seeds, [1, 3]);
+            assert!(tap.is_idle() && tap.is_due());
+        }
+        inbox.room = 101;
+        tap.receive(&mut inbox);
+        assert_eq!(inbox.seeds, [1, 3, 0, 2]);
     }
 
     #[test]

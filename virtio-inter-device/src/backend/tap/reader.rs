@@ -43,6 +43,8 @@ pub(super) enum Turn {
     Full,
     /// The next frame waits for the guest's buffers.
     OutOfBuffers,
+    /// The same, but those of others go first.
+    TooFewBuffers,
     /// The device is gone.
     Gone,
 }
@@ -76,6 +78,8 @@ pub struct TapReader {
     waiting: usize,
     /// Of that record.
     progress: RxProgress,
+    /// It waits for more of the guest's buffers, and others go first.
+    waits: bool,
 }
 
 impl TapReader {
@@ -90,6 +94,7 @@ impl TapReader {
             rest: vec![0; MAX_RECORD].into(),
             waiting: 0,
             progress: RxProgress::default(),
+            waits: false,
         }
     }
 
@@ -107,6 +112,11 @@ impl TapReader {
         self.may_read || self.waiting != 0
     }
 
+    /// Whether there is nothing to deliver without more of the guest's buffers.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waits || !self.has_work()
+    }
+
     /// Delivers frames.
     pub(super) fn receive<S: RxSink>(&mut self, rules: &TapRules, sink: &mut S) -> Turn {
         for _ in 0..TURN {
@@ -114,6 +124,7 @@ impl TapReader {
                 match self.deliver(sink) {
                     RxStatus::Taken | RxStatus::Retry => continue,
                     RxStatus::OutOfBuffers => return Turn::OutOfBuffers,
+                    RxStatus::TooFewBuffers => return Turn::TooFewBuffers,
                     RxStatus::BatchFull => return Turn::Full,
                 }
             }
@@ -124,8 +135,14 @@ impl TapReader {
             match sink.fill(self.room, |pieces| self.read(rules, pieces, &mut gone)) {
                 RxStatus::Taken | RxStatus::Retry => {}
                 // There may be enough for a short one.
-                RxStatus::OutOfBuffers if self.room > SHORT => self.room = SHORT,
+                RxStatus::OutOfBuffers | RxStatus::TooFewBuffers if self.room > SHORT => {
+                    self.room = SHORT;
+                }
                 RxStatus::OutOfBuffers => return Turn::OutOfBuffers,
+                // How many it needs is known when it is here.
+                RxStatus::TooFewBuffers => {
+                    self.read(rules, &[], &mut gone);
+                }
                 RxStatus::BatchFull => return Turn::Full,
             }
             if gone {
@@ -143,6 +160,7 @@ impl TapReader {
             same_size_hint: 1,
         };
         let status = sink.deliver(&record, &mut self.progress);
+        self.waits = status == RxStatus::TooFewBuffers;
         if status == RxStatus::Taken {
             self.waiting = 0;
             self.progress = RxProgress::default();
@@ -229,7 +247,7 @@ impl TapReader {
     /// Chooses the length for which buffers are collected from now on.
     fn expect(&mut self, len: usize, room: usize) {
         if len > room {
-            (self.room, self.short) = ((2 * len).min(MAX_RECORD), 0);
+            (self.room, self.short) = ((2 * len).clamp(SHORT, MAX_RECORD), 0);
         } else if len > self.room / 4 {
             self.short = 0;
         } else if self.room > SHORT {

@@ -34,6 +34,8 @@ pub(super) fn queue() -> (OwnedFd, UnixDatagram) {
 /// Takes a batch of frames.
 pub(super) struct Inbox {
     left: usize,
+    /// There are buffers for records of so many bytes.
+    pub(super) room: usize,
     /// Of the frames that came.
     pub(super) seeds: Vec<u8>,
 }
@@ -42,13 +44,21 @@ impl Inbox {
     /// For `left` frames.
     pub(super) fn of(left: usize) -> Self {
         let seeds = Vec::new();
-        Inbox { left, seeds }
+        let room = usize::MAX;
+        Inbox { left, room, seeds }
     }
 }
 
 impl RxSink for Inbox {
-    fn deliver(&mut self, _: &RxRecord<'_>, _: &mut RxProgress) -> RxStatus {
-        panic!("The frame fits");
+    fn deliver(&mut self, record: &RxRecord<'_>, _: &mut RxProgress) -> RxStatus {
+        if record.bytes.len() > self.room {
+            return RxStatus::TooFewBuffers;
+        }
+        let mut bytes = vec![0; record.bytes.len()];
+        record.bytes.copy_to(&mut bytes[..]);
+        self.left -= 1;
+        self.seeds.push(bytes[FRAME_HEADER]);
+        RxStatus::Taken
     }
 
     fn fill(
@@ -58,6 +68,9 @@ impl RxSink for Inbox {
     ) -> RxStatus {
         if self.left == 0 {
             return RxStatus::BatchFull;
+        }
+        if max_len > self.room {
+            return RxStatus::TooFewBuffers;
         }
         let mut buffer = vec![0; max_len];
         if read(&[VolatileSlice::from(&mut buffer[..])]).is_some() {
