@@ -16,6 +16,7 @@ use crate::join_error::JoinError;
 
 const SOCKET_SUFFIX: &str = ".sock";
 const LOCK_SUFFIX: &str = ".lock";
+const STATUS_SUFFIX: &str = ".status";
 
 /// Entries that a listing looks at. Who may write to the directory can fill it; that must not keep
 /// this process busy without end.
@@ -98,6 +99,10 @@ impl Directory {
 
     pub(crate) fn socket_path(&self, id: &PortId) -> PathBuf {
         self.path.join(format!("{id}{SOCKET_SUFFIX}"))
+    }
+
+    pub(crate) fn status_path(&self, id: &PortId) -> PathBuf {
+        self.path.join(format!("{id}{STATUS_SUFFIX}"))
     }
 
     /// The rule as owner and mode are now: a change holds for the next connection.

@@ -20,6 +20,7 @@
 //! Why it is a crate of its own: decision 0002.
 
 mod access_rule;
+mod bound_socket;
 mod connect_rate;
 mod connection;
 mod connector;
@@ -37,6 +38,7 @@ mod refused;
 mod rings;
 mod segment;
 mod socket;
+mod status_listener;
 mod token_bucket;
 mod wire;
 
@@ -48,4 +50,5 @@ pub use port::{
 };
 pub use refused::RefusedPeer;
 pub use segment::{Segment, WatchDirectory};
+pub use status_listener::StatusListener;
 pub use wire::{MAX_FRAME, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN};

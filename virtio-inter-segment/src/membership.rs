@@ -2,26 +2,23 @@
 //! on which it is found.
 //!
 //! For port `web`: `web.lock`, held by `flock` for as long as the port lives and holding its
-//! process id as text; `.web.new`, the socket until it listens; `web.sock`, the socket from then
-//! on. What a dead process left behind is taken over; what something else removes is made again.
+//! process id as text; `web.sock`, the socket. What a dead process left behind is taken over; what
+//! something else removes is made again.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{SocketAddrUnix, SocketType};
+use rustix::net::SocketType;
 use virtio_inter_common::PortId;
 use virtio_inter_common::liveness::{Listening, listening, lock_holder_stays};
 
 use crate::access_rule::AccessRule;
+use crate::bound_socket::{Access, BoundName, file_at, file_of, listen, remove};
 use crate::deferred_close::{Closer, DeferredFd, Owner};
 use crate::directory::Directory;
 use crate::join_error::{JoinError, MAX_SOCKET_PATH};
-use crate::socket;
-
-/// Connections that wait to be accepted; the kernel may allow fewer.
-const BACKLOG: i32 = 1024;
 
 /// How often the lock file may vanish between being opened and being locked. Each time another port
 /// of the same id has left in between.
@@ -111,7 +108,15 @@ fn bind(
         let id = id.clone();
         return Err(JoinError::IdTaken { id, pid, stays });
     }
-    let (name, listener) = listen(directory, id, rule).map_err(|source| {
+    let access = Access::of_members(rule);
+    let socket = listen(
+        directory,
+        id,
+        format!("{id}.sock"),
+        SocketType::SEQPACKET,
+        &access,
+    );
+    let (name, listener) = socket.map_err(|source| {
         use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
         match source.kind() {
             PermissionDenied | ReadOnlyFilesystem => JoinError::NotWritable {
@@ -123,76 +128,6 @@ fn bind(
     })?;
     let listener = DeferredFd::new(listener, Owner::default(), closer);
     Ok((name, listener))
-}
-
-/// Owner and permissions that let those connect whom the rule lets join, and no others.
-struct Access {
-    own_uid: u32,
-    mode: Mode,
-    owner: Option<Uid>,
-    group: Option<Gid>,
-}
-
-impl Access {
-    fn new(rule: &AccessRule) -> Access {
-        let mut mode = Mode::RUSR | Mode::WUSR;
-        if rule.group_writable {
-            mode |= Mode::RGRP | Mode::WGRP;
-        }
-        if rule.world_writable {
-            mode |= Mode::ROTH | Mode::WOTH;
-        }
-        Access {
-            own_uid: rule.own_uid,
-            mode,
-            // Only root can, and needs to: the directory's owner may join a segment that root is
-            // on.
-            owner: (rule.own_uid == 0).then(|| Uid::from_raw(rule.directory_uid)),
-            group: rule
-                .group_writable
-                .then(|| Gid::from_raw(rule.directory_gid)),
-        }
-    }
-
-    /// Sets them on a lock file that was just made.
-    ///
-    /// By its descriptor: the name may lead elsewhere already. Others may write to the directory,
-    /// and what root does to a name it could be made to do to any file.
-    fn apply_to_lock(&self, file: &OwnedFd) -> Result<(), Errno> {
-        self.give(file.as_fd());
-        rustix::fs::fchmod(file, self.mode)
-    }
-
-    /// Sets them on a socket file that was just bound, opened with `O_PATH`. Its mode is within the
-    /// wanted one already, less what the umask took.
-    fn apply_to_socket(&self, file: &OwnedFd, stat: &Stat) {
-        self.give(file.as_fd());
-        if Mode::from_raw_mode(stat.st_mode) != self.mode {
-            // There is no other way before Linux 6.6 to change the mode of a file that cannot be
-            // opened, by descriptor.
-            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            if let Err(e) = rustix::fs::chmod(path, self.mode) {
-                log::warn!(
-                    "Failed to set the mode of the port's socket, peers of other users may be \
-                     unable to connect: {e}"
-                );
-            }
-        }
-    }
-
-    /// Who is not in the directory's group cannot give files to it; the port works all the same.
-    fn give(&self, file: BorrowedFd<'_>) {
-        if self.owner.is_none() && self.group.is_none() {
-            return;
-        }
-        let given = rustix::fs::chownat(file, "", self.owner, self.group, AtFlags::EMPTY_PATH);
-        if let Err(e) = given {
-            log::warn!(
-                "Failed to give the port's files to the owner and group of the segment directory, \
-                 peers of other users may be unable to connect: {e}"
-            );
-        }
-    }
 }
 
 /// The lock file, locked.
@@ -285,7 +220,9 @@ fn open_lock(
             let mode = Mode::RUSR | Mode::WUSR;
             match rustix::fs::openat(directory.fd(), name, flags, mode) {
                 Ok(file) => {
-                    Access::new(rule).apply_to_lock(&file).map_err(fail)?;
+                    Access::of_members(rule)
+                        .apply_to_lock(&file)
+                        .map_err(fail)?;
                     file
                 }
                 Err(Errno::EXIST) => return Ok(None),
@@ -329,106 +266,6 @@ impl Drop for LockFile {
             remove(self.directory.as_fd(), &self.name);
         }
     }
-}
-
-/// A name in the directory that leads to our socket.
-#[derive(Debug)]
-struct BoundName {
-    directory: OwnedFd,
-    name: String,
-    /// Device and inode of the socket file.
-    file: (u64, u64),
-}
-
-impl BoundName {
-    fn is_ours(&self) -> bool {
-        file_at(self.directory.as_fd(), &self.name).is_ok_and(|file| file == self.file)
-    }
-}
-
-impl Drop for BoundName {
-    fn drop(&mut self) {
-        if self.is_ours() {
-            remove(self.directory.as_fd(), &self.name);
-        }
-    }
-}
-
-fn file_at(directory: BorrowedFd<'_>, name: &str) -> Result<(u64, u64), Errno> {
-    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| file_of(&stat))
-}
-
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "the fields' types differ by architecture"
-)]
-fn file_of(stat: &Stat) -> (u64, u64) {
-    (stat.st_dev as u64, stat.st_ino as u64)
-}
-
-fn remove(directory: BorrowedFd<'_>, name: &str) {
-    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(e) => log::warn!("Failed to remove {name} from the segment directory: {e}"),
-    }
-}
-
-/// Binds under a hidden name, listens, then renames: who sees the socket can connect to it.
-fn listen(
-    directory: &Directory,
-    id: &PortId,
-    rule: &AccessRule,
-) -> io::Result<(BoundName, OwnedFd)> {
-    // As long as the final name, so that whatever fits there fits here.
-    let hidden = format!(".{id}.new");
-    let name = format!("{id}.sock");
-    match rustix::fs::unlinkat(directory.fd(), &hidden, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(e) => return Err(e.into()),
-    }
-    let access = Access::new(rule);
-    let listener = socket::new()?;
-    // The file will have the mode of the socket less the umask: never more than is meant.
-    rustix::fs::fchmod(&listener, access.mode)?;
-    let address = SocketAddrUnix::new(directory.path().join(&hidden))?;
-    rustix::net::bind(&listener, &address)?;
-    match publish(directory, &listener, &hidden, name, &access) {
-        Ok(bound) => Ok((bound, listener)),
-        Err(e) => {
-            remove(directory.fd(), &hidden);
-            Err(e)
-        }
-    }
-}
-
-/// Gives a bound socket its owner, its mode, its ear and its name.
-fn publish(
-    directory: &Directory,
-    listener: &OwnedFd,
-    hidden: &str,
-    name: String,
-    access: &Access,
-) -> io::Result<BoundName> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory.fd(), hidden, flags, Mode::empty())?;
-    let stat = rustix::fs::fstat(&file)?;
-    // Not the file that we made, if somebody who may write to the directory has replaced it, with
-    // another socket of this user by a hard link perhaps.
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket
-        || stat.st_uid != access.own_uid
-        || stat.st_nlink != 1
-    {
-        return Err(Errno::STALE.into());
-    }
-    access.apply_to_socket(&file, &stat);
-    rustix::net::listen(listener, BACKLOG)?;
-    let bound = BoundName {
-        directory: directory.fd().try_clone_to_owned()?,
-        name,
-        file: file_of(&stat),
-    };
-    rustix::fs::renameat(directory.fd(), hidden, directory.fd(), &bound.name)?;
-    Ok(bound)
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ fn files_come_and_go_with_the_port() {
     assert!(member.is_in_place());
     let path = temp.path().join("web.sock");
     assert!(fs::metadata(&path).unwrap().file_type().is_socket());
-    socket::connect(&path).unwrap();
+    crate::socket::connect(&path).unwrap();
     drop(member);
     assert_eq!(names(temp.path()), [""; 0]);
 }
@@ -68,7 +68,7 @@ fn files_of_a_dead_port_are_taken_over() {
     assert_eq!(names(temp.path()), ["web.lock", "web.sock"]);
     let pid = fs::read_to_string(temp.path().join("web.lock")).unwrap();
     assert_eq!(pid, format!("{}\n", std::process::id()));
-    socket::connect(&temp.path().join("web.sock")).unwrap();
+    crate::socket::connect(&temp.path().join("web.sock")).unwrap();
     drop(member);
     assert_eq!(names(temp.path()), [""; 0]);
 }
@@ -136,7 +136,7 @@ fn path_that_is_too_long_is_measured() {
     let fits = temp.path().join("d".repeat(MAX_SOCKET_PATH - base - 1 - 7));
     fs::create_dir(&fits).unwrap();
     let member = join(&fits, "a").unwrap();
-    socket::connect(&fits.join("a.sock")).unwrap();
+    crate::socket::connect(&fits.join("a.sock")).unwrap();
     drop(member);
     let error = join(&fits, "ab").unwrap_err();
     let message = format!(

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -23,6 +23,7 @@ use crate::membership::Membership;
 use crate::poll::{Interest, Poll};
 use crate::port::{LocalPort, PeerInfo, PeerKey, SegmentEvent};
 use crate::refused::{RefusedPeer, RefusedPeers};
+use crate::status_listener::StatusListener;
 use crate::token_bucket::Rate;
 
 mod admission;
@@ -179,6 +180,20 @@ impl Segment {
     /// reading, level-triggered, and do nothing else with it.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.poll.fd()
+    }
+
+    /// Listens for readers of the port's status, in the segment's directory.
+    ///
+    /// # Errors
+    ///
+    /// When another process listens there, or the socket cannot be made.
+    pub fn listen_status(&self) -> io::Result<StatusListener> {
+        StatusListener::new(&self.directory, &self.local.port.id)
+    }
+
+    /// The path of the socket of [`Segment::listen_status`].
+    pub fn status_path(&self) -> PathBuf {
+        self.directory.status_path(&self.local.port.id)
     }
 
     /// Running counts.

@@ -18,17 +18,6 @@ use crate::wire::{LINK_FDS, MAX_MESSAGE};
 /// Most descriptors beside one packet; the kernel's bound.
 const SCM_MAX_FD: usize = 253;
 
-/// Makes a socket of the segment's kind.
-pub(crate) fn new() -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        flags,
-        None,
-    )?)
-}
-
 /// Connects to a listening socket, or says at once why not: `EAGAIN` when its queue is full,
 /// `ECONNREFUSED` when nobody listens any more.
 pub(crate) fn connect(path: &Path) -> Result<OwnedFd, Errno> {

@@ -13,6 +13,7 @@ use virtio_inter_args::{
 };
 use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, PortId};
 use virtio_inter_device::BusyPollConfig;
+use virtio_inter_host::args::{CheckArgs, ListArgs, ShowArgs};
 use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
 
 use crate::sandbox::Mode as SandboxMode;
@@ -43,7 +44,30 @@ pub enum Command {
     /// Connect a segment to another network, for its ports that have no uplink of their own
     #[command(after_help = UPLINK_HELP)]
     Uplink(UplinkArgs),
+    /// List the ports of this host, one per line
+    #[command(after_help = HOST_HELP)]
+    List(ListArgs),
+    /// Show the state of ports: warnings, VMM, features, peers, counters
+    #[command(after_help = HOST_HELP)]
+    Show(ShowArgs),
+    /// Look for what needs an operator: warnings, refusals, dead ports, directories, limits
+    #[command(after_help = CHECK_HELP)]
+    Check(CheckArgs),
 }
+
+/// One line for each paragraph: clap wraps them.
+const HOST_HELP: &str = "\
+A port answers root, its own user, the owner of its segment's directory, and the members of that \
+directory's group if the group may write there.
+
+States: running; no driver (the guest has not started its driver, or the VM is paused); no VMM; \
+active and standby (of an uplink); gone (killed, its files are left); silent (stopped); denied; \
+no status (of an older version).";
+
+/// One line for each paragraph: clap wraps them.
+const CHECK_HELP: &str = "\
+Exit status: 0 if nothing was found, 1 if something was or the check failed, 2 if the command line \
+is wrong.";
 
 /// One line for each paragraph: clap wraps them.
 const PORT_HELP: &str = "\

@@ -108,6 +108,17 @@ impl Diagnostics {
         self.warnings.raise(Code::FileLost, &path, 1, text);
     }
 
+    /// Sets or clears the warning that the port's status cannot be read in the segment's directory.
+    pub fn no_status(&mut self, path: &Path, why: Option<&str>) {
+        let path = path.display().to_string();
+        let Some(why) = why else {
+            self.warnings.clear(Code::FileLost, &path);
+            return;
+        };
+        let text = format!("Nobody finds this port's status at {path}, frames pass: {why}");
+        self.warnings.raise(Code::FileLost, &path, 1, text);
+    }
+
     /// Notes a new link with a peer.
     pub fn linked(&mut self, peer: &PeerInfo) {
         self.former.retain(|mac| *mac != peer.mac);

@@ -23,7 +23,6 @@ use crate::paths;
 use crate::restore_backoff::RestoreBackoff;
 use crate::sandbox::Report;
 use crate::shutdown_signals::ShutdownSignals;
-use crate::socket::{Listener, SocketError};
 use crate::status::Status;
 use crate::status_socket::StatusSocket;
 use crate::timer::Timer;
@@ -77,7 +76,7 @@ pub struct EventLoop {
     uplink_retry: Timer,
     /// The peers with links.
     peers: BTreeMap<PeerKey, PeerInfo>,
-    status: Option<StatusSocket>,
+    status: StatusSocket,
     diagnostics: Diagnostics,
     /// The next check of dropped frames. Set only after workers dropped some.
     drop_check: Timer,
@@ -105,7 +104,7 @@ impl EventLoop {
         frontends: FrontendServer,
         mut segment: Segment,
         device: Device,
-        status: Option<StatusSocket>,
+        status: StatusSocket,
     ) -> io::Result<Self> {
         let poll = Epoll::new()?;
         poll.add(&signals, SIGNALS)?;
@@ -124,9 +123,7 @@ impl EventLoop {
         let file_watch = FileWatch::new()?;
         poll.add(&file_watch, FILES)?;
         segment.watch_with(DirNotify::watch);
-        if let Some(status) = &status {
-            poll.add(status, STATUS)?;
-        }
+        poll.add(&status, STATUS)?;
         Ok(Self {
             poll,
             frontends,
@@ -170,12 +167,12 @@ impl EventLoop {
     /// When the kernel cannot watch descriptors any more, or an unexpected signal ends the port.
     pub fn run(mut self) -> Result<(), RunError> {
         let result = self.serve();
-        let (segment, status) = (self.segment, self.status);
+        let (status, segment) = (self.status, self.segment);
         // The next port waits while this one holds its lock and no longer listens (see
         // `lock_wait`).
         let lock = self
             .frontends
-            .close(&mut self.device, || drop((segment, status)));
+            .close(&mut self.device, || drop((status, segment)));
         log_counters(&self.device);
         // The next port opens the uplink as soon as it has the lock.
         drop(self.device);
@@ -222,10 +219,7 @@ impl EventLoop {
         if let Some(uplink) = &uplink {
             self.diagnostics.uplink(uplink);
         }
-        let Some(status) = &mut self.status else {
-            return Ok(());
-        };
-        status.process(|| {
+        self.status.process(|| {
             let peers = self.peers.values();
             let now = Status::new(
                 &self.arguments,
@@ -275,24 +269,27 @@ impl EventLoop {
             return Ok(());
         }
         let mut complete = true;
-        let mut report = |listener: &Listener, result: Result<(), SocketError>| {
-            let why = result.err().map(|error| ErrorChain(&error).to_string());
-            self.diagnostics.lost_file(listener.path(), why.as_deref());
-            complete &= why.is_none() && self.file_watch.add_files_of(listener);
-        };
         let mut result = Ok(());
         if !self.frontends.listener().is_in_place() {
             self.restore_backoff.restored();
             result = self.frontends.restore(&mut self.device);
         }
-        report(self.frontends.listener(), result);
-        if let Some(status) = &mut self.status {
-            let mut result = Ok(());
-            if !status.listener().is_in_place() {
-                self.restore_backoff.restored();
-                result = status.restore();
-            }
-            report(status.listener(), result);
+        let why = result.err().map(|error| ErrorChain(&error).to_string());
+        let listener = self.frontends.listener();
+        self.diagnostics.lost_file(listener.path(), why.as_deref());
+        complete &= why.is_none() && self.file_watch.add_files_of(listener);
+        if !self.status.is_in_place() {
+            self.restore_backoff.restored();
+        }
+        for (path, why) in self.status.restore(&self.segment) {
+            complete &= why.is_none();
+            // The warning of a lost segment says it all.
+            let is_news = self.segment.lost().is_none() || !path.starts_with(segment);
+            let why = why.filter(|_| is_news);
+            self.diagnostics.no_status(&path, why.as_deref());
+        }
+        if let Some(listener) = self.status.listener() {
+            complete &= self.file_watch.add_files_of(listener);
         }
         self.restore_backoff.end(complete)
     }

@@ -1,11 +1,14 @@
 //! The program `virtio-inter`: parses the command line, starts logging, runs the subcommand.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use log::{Level, error};
 use virtio_inter::cli::{self, Cli, Command};
 use virtio_inter::uplink::UplinkError;
 use virtio_inter::{notify, process, shared_uplink};
+use virtio_inter_host::args::CheckArgs;
 
 /// Exit status after a wrong command line, by convention.
 const USAGE: u8 = 2;
@@ -35,6 +38,13 @@ fn run() -> ExitCode {
     let result = match &cli.command {
         Command::Port(port) => process::run_port(port),
         Command::Uplink(uplink) => shared_uplink::run(uplink),
+        Command::List(list) => virtio_inter_host::list(list).and_then(|text| print(&text)),
+        Command::Show(show) => virtio_inter_host::show(show).and_then(|text| print(&text)),
+        Command::Check(check) => match run_check(check) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,6 +58,23 @@ fn run() -> ExitCode {
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Returns whether nothing was found.
+fn run_check(arguments: &CheckArgs) -> anyhow::Result<bool> {
+    let (text, is_clean) = virtio_inter_host::check(arguments)?;
+    print(&text)?;
+    Ok(is_clean)
+}
+
+/// Prints to standard output, whose reader may have gone, as `head` does.
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("Cannot write to standard output")
+        }
+        _ => Ok(()),
     }
 }
 

@@ -30,6 +30,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     // First, while no other descriptor of this process has such a number.
     let stored = fd_store::take_stored();
     let sandbox = enter_sandbox(arguments.sandbox, Access::of_port(arguments))?;
+    crate::status::process_start();
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
     rlimits::prepare(arguments.ring_size);
@@ -41,12 +42,9 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     let Some(lock) = wait.acquire(|| SocketLock::take(&arguments.socket))? else {
         return Ok(());
     };
-    let status = match arguments.status_socket.as_deref() {
-        None => None,
-        Some(path) => match wait.acquire(|| StatusSocket::listen(path))? {
-            Some(socket) => Some(socket),
-            None => return Ok(()),
-        },
+    let listen = || StatusSocket::listen(arguments.status_socket.as_deref());
+    let Some(mut status) = wait.acquire(listen)? else {
+        return Ok(());
     };
     let (uplink, queues) = match &arguments.uplink {
         None => (None, None),
@@ -59,6 +57,8 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     let Some(segment) = wait.acquire(join).map_err(suggest_directory)? else {
         return Ok(());
     };
+    // The event loop tries again and warns.
+    let _ = status.listen_in_segment(&segment);
     let mut device = Device::with_uplink(&local, arguments.busy_poll(), queues)?;
     let limits = SessionLimits {
         queue_size: arguments.queue_size,

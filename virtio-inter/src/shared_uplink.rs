@@ -17,6 +17,7 @@ use crate::event_loop::RunError;
 use crate::link_control::LinkControl;
 use crate::lock_wait::LockWait;
 use crate::process::enter_sandbox;
+use crate::restore_backoff::RestoreBackoff;
 use crate::sandbox::{Access, Report};
 use crate::shutdown_signals::ShutdownSignals;
 use crate::status::SharedUplinkStatus;
@@ -34,6 +35,7 @@ const STATUS: u64 = 4;
 const RETRY: u64 = 5;
 const SETTLED: u64 = 6;
 const IDLE_LINKS: u64 = 7;
+const STATUS_RETRY: u64 = 8;
 
 /// Time between attempts to open the device again.
 const UPLINK_RETRY: Duration = Duration::from_secs(1);
@@ -55,24 +57,24 @@ static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
 /// When it cannot run, in words for its user.
 pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
     let sandbox = enter_sandbox(arguments.sandbox, Access::of_uplink(arguments))?;
+    crate::status::process_start();
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
     rlimits::prepare(arguments.ring_size);
     check_right(&arguments.segment)?;
     let local = arguments.local_port();
     let wait = LockWait::new(&signals);
-    let status = match arguments.status_socket.as_deref() {
-        None => None,
-        Some(path) => match wait.acquire(|| StatusSocket::listen(path))? {
-            Some(socket) => Some(socket),
-            None => return Ok(()),
-        },
+    let listen = || StatusSocket::listen(arguments.status_socket.as_deref());
+    let Some(mut status) = wait.acquire(listen)? else {
+        return Ok(());
     };
     let (uplink, queues) = Uplink::open(&arguments.device(), local.queues, local.mtu)?;
     let join = || Segment::join(&arguments.segment, local.clone());
     let Some(segment) = wait.acquire(join)? else {
         return Ok(());
     };
+    // The event loop tries again and warns.
+    let _ = status.listen_in_segment(&segment);
     let device = Port::relay(&local, arguments.busy_poll(), queues)?;
     sandbox.log();
     info!(
@@ -94,6 +96,7 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
         links: LinkControl::new(LINK_IDLE).context("Cannot wait for events")?,
         is_active: false,
         status,
+        status_retry: RestoreBackoff::new().context("Cannot wait for events")?,
         arguments: arguments.clone(),
         sandbox,
         unexpected,
@@ -101,6 +104,7 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
     };
     uplink.watch().context("Cannot wait for events")?;
     uplink.choose_paths();
+    uplink.status_retry.check_soon()?;
     notify::ready();
     uplink.serve()?;
     info!("Leaving {}", arguments.segment.display());
@@ -119,7 +123,9 @@ struct SharedUplink {
     links: LinkControl,
     /// No other uplink has a higher priority.
     is_active: bool,
-    status: Option<StatusSocket>,
+    status: StatusSocket,
+    /// The next attempt to serve the status in the segment's directory.
+    status_retry: RestoreBackoff,
     arguments: UplinkArgs,
     sandbox: Report,
     unexpected: UnexpectedSignals,
@@ -138,10 +144,8 @@ impl SharedUplink {
         self.poll.add(self.device.events_fd(), DEVICE)?;
         self.poll.add(&self.retry, RETRY)?;
         self.poll.add(&self.links, IDLE_LINKS)?;
-        match &self.status {
-            Some(status) => self.poll.add(status, STATUS),
-            None => Ok(()),
-        }
+        self.poll.add(&self.status_retry, STATUS_RETRY)?;
+        self.poll.add(&self.status, STATUS)
     }
 
     fn serve(&mut self) -> Result<(), RunError> {
@@ -154,8 +158,9 @@ impl SharedUplink {
                             return Err(RunError::Signal(reason));
                         }
                     }
-                    SEGMENT => self.handle_segment(),
+                    SEGMENT => self.handle_segment()?,
                     STATUS => self.serve_status()?,
+                    STATUS_RETRY => self.restore_status()?,
                     IDLE_LINKS => self.links.close_quiet(&mut self.device)?,
                     RETRY => self.reopen()?,
                     SETTLED => {
@@ -168,12 +173,15 @@ impl SharedUplink {
         }
     }
 
-    fn handle_segment(&mut self) {
+    fn handle_segment(&mut self) -> io::Result<()> {
         for event in self.segment.process() {
             match event {
                 SegmentEvent::Up(peer) => self.add_peer(peer),
                 SegmentEvent::Down(key, _) => self.remove_peer(key),
-                SegmentEvent::FilesChanged => self.segment.check_files(),
+                SegmentEvent::FilesChanged => {
+                    self.segment.check_files();
+                    self.status_retry.check_soon()?;
+                }
                 // Other uplinks are unknown to the device, which takes nothing of them.
                 event => {
                     if let Err((peer, error)) = LinkControl::handle(&mut self.device, event) {
@@ -182,6 +190,30 @@ impl SharedUplink {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Restores the sockets by which readers find the status.
+    fn restore_status(&mut self) -> io::Result<()> {
+        if !self.status_retry.begin()? {
+            return Ok(());
+        }
+        if !self.status.is_in_place() {
+            self.status_retry.restored();
+        }
+        let mut complete = true;
+        for (path, why) in self.status.restore(&self.segment) {
+            if let Some(why) = why {
+                let path = path.display();
+                log_limited!(
+                    PEERS,
+                    Level::Warn,
+                    "Nobody finds the status at {path}: {why}"
+                );
+                complete = false;
+            }
+        }
+        self.status_retry.end(complete)
     }
 
     /// Serves a port. Never from uplink to uplink: another one is known, and gets no link.
@@ -270,10 +302,7 @@ impl SharedUplink {
     }
 
     fn serve_status(&mut self) -> io::Result<()> {
-        let Some(status) = &mut self.status else {
-            return Ok(());
-        };
-        status.process(|| {
+        self.status.process(|| {
             let now = SharedUplinkStatus::new(
                 &self.arguments,
                 self.is_active,

@@ -1,6 +1,7 @@
 //! The JSON document that a port serves on its status socket (docs/port-status.md).
 
 use std::borrow::Cow;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use serde::ser::SerializeMap;
@@ -24,6 +25,8 @@ pub const VERSION: u32 = 1;
 #[derive(Debug, Serialize)]
 pub struct Status<'a> {
     version: u32,
+    program_version: &'static str,
+    started: u64,
     pid: u32,
     id: &'a str,
     mac: String,
@@ -45,6 +48,8 @@ pub struct Status<'a> {
 #[derive(Debug, Serialize)]
 pub struct SharedUplinkStatus<'a> {
     version: u32,
+    program_version: &'static str,
+    started: u64,
     pid: u32,
     id: &'a str,
     mtu: u16,
@@ -72,6 +77,8 @@ impl<'a> SharedUplinkStatus<'a> {
     ) -> Self {
         Self {
             version: VERSION,
+            program_version: env!("CARGO_PKG_VERSION"),
+            started: unix_time(process_start()),
             pid: std::process::id(),
             id: arguments.id.as_str(),
             mtu: arguments.mtu,
@@ -166,6 +173,8 @@ impl<'a> Status<'a> {
     ) -> Self {
         Self {
             version: VERSION,
+            program_version: env!("CARGO_PKG_VERSION"),
+            started: unix_time(process_start()),
             pid: std::process::id(),
             id: arguments.id.as_str(),
             mac: arguments.mac.to_string(),
@@ -237,6 +246,12 @@ impl<'a> From<&'a RefusedPeer> for Refused<'a> {
             when: unix_time(refused.when),
         }
     }
+}
+
+/// When this process first asked; the event loop asks as it starts.
+pub(crate) fn process_start() -> SystemTime {
+    static START: OnceLock<SystemTime> = OnceLock::new();
+    *START.get_or_init(SystemTime::now)
 }
 
 /// Seconds since 1970.

@@ -1,15 +1,19 @@
-//! The status socket: sends one JSON document to each client, then closes the connection.
+//! Serves the status: sends one JSON document to each client, then closes the connection.
 //!
-//! The port reads nothing from clients. Only this user and root may connect. A client that does not
-//! read delays nobody: sends are non-blocking, and the oldest client gives way to a new one.
+//! The port listens in its segment's directory, for the members of that directory's group, and at
+//! the path of `--status-socket`, for this user and root only. It reads nothing from clients. A
+//! client that does not read delays nobody: sends are non-blocking, and the oldest client gives way
+//! to a new one.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
-use virtio_inter_common::{Epoll, Events, Timeout};
+use virtio_inter_common::{Epoll, ErrorChain, Events, Timeout};
+use virtio_inter_segment::{Segment, StatusListener};
 
 use crate::socket::{Listener, SocketError, SocketLock, WATCH, failed};
 
@@ -17,13 +21,18 @@ use crate::socket::{Listener, SocketError, SocketLock, WATCH, failed};
 /// one.
 const MAX_CLIENTS: usize = 8;
 
-const LISTENER: u64 = 0;
+const OWN_PATH: u64 = 0;
+const SEGMENT: u64 = 1;
+const FIRST_CLIENT: u64 = 2;
 
-/// The listening socket and its clients.
+/// The listening sockets and their clients.
 #[derive(Debug)]
 pub struct StatusSocket {
     poll: Epoll,
-    listener: Listener,
+    /// At the path of `--status-socket`.
+    listener: Option<Listener>,
+    /// In the segment's directory.
+    in_segment: Option<StatusListener>,
     clients: Vec<Client>,
     next_token: u64,
 }
@@ -32,49 +41,100 @@ pub struct StatusSocket {
 #[derive(Debug)]
 struct Client {
     token: u64,
-    stream: std::os::unix::net::UnixStream,
+    stream: UnixStream,
     document: Vec<u8>,
     sent: usize,
 }
 
 impl StatusSocket {
-    /// Listens on `path`, mode 0600 from the start.
+    /// Listens on `path`, if there is one, mode 0600 from the start.
     ///
     /// # Errors
     ///
     /// When a live port has the path, or it cannot be bound.
-    pub fn listen(path: &Path) -> Result<Self, SocketError> {
-        let listener = SocketLock::take(path)?.listen_private()?;
-        let poll = Epoll::new().map_err(failed(WATCH, path))?;
-        poll.add(&listener, LISTENER).map_err(failed(WATCH, path))?;
+    pub fn listen(path: Option<&Path>) -> Result<Self, SocketError> {
+        let place = path.unwrap_or(Path::new("of the status"));
+        let poll = Epoll::new().map_err(failed(WATCH, place))?;
+        let listener = match path {
+            None => None,
+            Some(path) => {
+                let listener = SocketLock::take(path)?.listen_private()?;
+                poll.add(&listener, OWN_PATH).map_err(failed(WATCH, path))?;
+                Some(listener)
+            }
+        };
         Ok(Self {
             poll,
             listener,
+            in_segment: None,
             clients: Vec::new(),
-            next_token: LISTENER + 1,
+            next_token: FIRST_CLIENT,
         })
     }
 
-    /// The listening socket and its files.
-    pub fn listener(&self) -> &Listener {
-        &self.listener
+    /// The socket at the path of `--status-socket`, and its files.
+    pub fn listener(&self) -> Option<&Listener> {
+        self.listener.as_ref()
     }
 
-    /// Restores files of the socket that something else removed.
+    /// Whether readers find all sockets.
+    pub fn is_in_place(&self) -> bool {
+        self.listener.as_ref().is_none_or(Listener::is_in_place) && self.is_in_segment()
+    }
+
+    /// Restores sockets that something else removed. Returns for each path why readers do not find
+    /// it; `None`: they do.
+    pub fn restore(&mut self, segment: &Segment) -> Vec<(PathBuf, Option<String>)> {
+        let mut paths = Vec::new();
+        if let Some(listener) = &self.listener {
+            let path = listener.path().to_owned();
+            let result = self.restore_own_path();
+            paths.push((
+                path,
+                result.err().map(|error| ErrorChain(&error).to_string()),
+            ));
+        }
+        let result = self.listen_in_segment(segment);
+        paths.push((
+            segment.status_path(),
+            result.err().map(|error| error.to_string()),
+        ));
+        paths
+    }
+
+    fn restore_own_path(&mut self) -> Result<(), SocketError> {
+        let Some(listener) = self.listener.as_mut().filter(|it| !it.is_in_place()) else {
+            return Ok(());
+        };
+        let path = listener.path().to_owned();
+        let watch = || failed(WATCH, &path);
+        self.poll.remove(&*listener).map_err(watch())?;
+        let result = listener.restore();
+        self.poll.add(&*listener, OWN_PATH).map_err(watch())?;
+        result
+    }
+
+    /// Listens in the segment's directory, if it does not yet.
     ///
     /// # Errors
     ///
-    /// When they cannot be made.
-    pub fn restore(&mut self) -> Result<(), SocketError> {
-        let path = self.listener.path().to_owned();
-        self.poll
-            .remove(&self.listener)
-            .map_err(failed(WATCH, &path))?;
-        let result = self.listener.restore();
-        self.poll
-            .add(&self.listener, LISTENER)
-            .map_err(failed(WATCH, &path))?;
-        result
+    /// When another process listens there, or the socket cannot be made.
+    pub fn listen_in_segment(&mut self, segment: &Segment) -> io::Result<()> {
+        if self.is_in_segment() {
+            return Ok(());
+        }
+        let listener = segment.listen_status()?;
+        if let Some(former) = self.in_segment.take() {
+            self.poll.remove(&former)?;
+        }
+        self.poll.add(&listener, SEGMENT)?;
+        self.in_segment = Some(listener);
+        Ok(())
+    }
+
+    fn is_in_segment(&self) -> bool {
+        let listener = self.in_segment.as_ref();
+        listener.is_some_and(StatusListener::is_in_place)
     }
 
     /// Accepts clients, and sends the document to them. Non-blocking.
@@ -84,22 +144,35 @@ impl StatusSocket {
     /// When the kernel cannot watch descriptors any more.
     pub fn process(&mut self, document: impl Fn() -> Vec<u8>) -> io::Result<()> {
         for token in self.poll.wait::<16>(Timeout::Now)? {
-            if token == LISTENER {
-                self.accept(&document)?;
-            } else if let Some(index) = self.clients.iter().position(|r| r.token == token)
-                && self.clients[index].send() != Sent::Some
-            {
-                self.forget(index)?;
+            match token {
+                OWN_PATH => {
+                    let accepted = self.listener.as_ref().map(Listener::accept);
+                    self.add_client(accepted, &document)?;
+                }
+                SEGMENT => {
+                    let accepted = self.in_segment.as_ref().map(StatusListener::accept);
+                    self.add_client(accepted, &document)?;
+                }
+                token => {
+                    if let Some(index) = self.clients.iter().position(|r| r.token == token)
+                        && self.clients[index].send() != Sent::Some
+                    {
+                        self.forget(index)?;
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    fn accept(&mut self, document: impl Fn() -> Vec<u8>) -> io::Result<()> {
-        let stream = match self.listener.accept() {
-            Ok(Some(stream)) => stream,
-            // The client is gone, or there is no descriptor for it: it can connect again.
-            Ok(None) | Err(_) => return Ok(()),
+    fn add_client(
+        &mut self,
+        accepted: Option<io::Result<Option<UnixStream>>>,
+        document: impl Fn() -> Vec<u8>,
+    ) -> io::Result<()> {
+        // Otherwise the client is gone, or there is no descriptor for it: it can connect again.
+        let Some(Ok(Some(stream))) = accepted else {
+            return Ok(());
         };
         let mut client = Client {
             token: self.next_token,

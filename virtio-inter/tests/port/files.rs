@@ -15,13 +15,14 @@ use virtio_inter_test_support::skip;
 use crate::process::{Place, Port, until};
 use crate::status::status;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "a.status",
     "a.status.lock",
     "a.vhost",
     "a.vhost.lock",
     "segment/a.lock",
     "segment/a.sock",
+    "segment/a.status",
 ];
 
 fn start(place: &Place) -> Port {

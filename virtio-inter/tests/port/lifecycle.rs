@@ -15,11 +15,12 @@ use crate::frontends::{
 };
 use crate::process::{Place, Port, until};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "a.vhost",
     "a.vhost.lock",
     "segment/a.lock",
     "segment/a.sock",
+    "segment/a.status",
 ];
 
 #[test]
@@ -195,7 +196,8 @@ fn lock_that_somebody_removed_is_not_taken_from_the_next() {
             "a.vhost",
             "a.vhost.lock",
             "segment/b.lock",
-            "segment/b.sock"
+            "segment/b.sock",
+            "segment/b.status"
         ]
     );
     second.end();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -55,7 +56,9 @@ fn limit_on_file_size_of_the_log_ends_nothing() {
         .command("a")
         .limited("ulimit -f 1")
         .spawn_onto(Stdio::null(), log);
-    until("the port serves", || port.socket.exists());
+    until("the port serves", || {
+        UnixStream::connect(&port.socket).is_ok()
+    });
     for _ in 0..40 {
         assert_served(&connect(&port));
     }

@@ -4,6 +4,7 @@ mod dumps;
 mod files;
 mod frontends;
 mod guest;
+mod host;
 mod lifecycle;
 mod limits;
 mod logging;

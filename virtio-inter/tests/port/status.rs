@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -143,4 +143,75 @@ fn notify_tells_a_service_manager_that_the_port_serves_or_why_not() {
     assert!(told.starts_with("STATUS=Port id a is taken"), "{told}");
     assert!(log.contains(told.trim().trim_start_matches("STATUS=")));
     port.end();
+}
+
+/// The mode of a port's status socket in a segment of this mode.
+fn mode_in_segment_of(mode: u32) -> u32 {
+    let place = Place::new();
+    std::fs::set_permissions(place.segment(), PermissionsExt::from_mode(mode)).unwrap();
+    let port = place.start("a");
+    let socket = place.segment().join("a.status");
+    assert_eq!(status(&socket)["id"], "a");
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    port.end();
+    assert_eq!(place.files(), [""; 0]);
+    mode & 0o777
+}
+
+#[test]
+fn status_in_the_segment_is_for_its_group_and_never_for_everybody() {
+    assert_eq!(mode_in_segment_of(0o700), 0o600);
+    assert_eq!(mode_in_segment_of(0o3770), 0o660);
+    assert_eq!(mode_in_segment_of(0o1777), 0o660);
+}
+
+#[test]
+fn status_in_the_segment_is_made_again() {
+    let place = Place::new();
+    let port = place.start("a");
+    let socket = place.segment().join("a.status");
+    std::fs::remove_file(&socket).unwrap();
+    until("the socket is there again", || socket.exists());
+    assert_eq!(status(&socket)["pid"], port.pid());
+    port.end();
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn status_name_that_another_process_has_keeps_no_port_from_its_work() {
+    let place = Place::new();
+    let name = place.segment().join("a.status");
+    let other = UnixListener::bind(&name).unwrap();
+    let own = place.path("own.status");
+    let port = place.command("a").with("--status-socket", &own).start();
+    let warnings = |code: &str| {
+        let now = status(&own);
+        let warnings = now["warnings"].as_array().unwrap();
+        warnings
+            .iter()
+            .filter(|warning| warning["code"] == code)
+            .count()
+    };
+    until("the warning", || warnings("file-lost") == 1);
+    drop(other);
+    until("its own socket", || {
+        UnixStream::connect(&name).is_ok() && warnings("file-lost") == 0
+    });
+    assert_eq!(status(&name)["pid"], port.pid());
+    port.end();
+}
+
+/// What is left of a port that was killed.
+#[test]
+fn status_of_a_dead_port_is_taken_over() {
+    let place = Place::new();
+    let port = place.start("a");
+    port.signal(rustix::process::Signal::KILL);
+    until("its end", || {
+        UnixStream::connect(place.segment().join("a.status")).is_err()
+    });
+    assert!(place.segment().join("a.status").exists());
+    let next = place.start("a");
+    assert_eq!(status(&place.segment().join("a.status"))["pid"], next.pid());
+    next.end();
 }

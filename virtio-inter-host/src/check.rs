@@ -1,0 +1,300 @@
+//! `virtio-inter check`: what an operator should mend, on all segments.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde::Serialize;
+
+use crate::document::Document;
+use crate::place::Place;
+use crate::reader::{Answer, Port};
+use crate::show::explain;
+use crate::text::safe;
+
+/// Warnings of ports that are one finding of their whole segment here.
+const OF_SEGMENTS: [&str; 2] = ["mtu-mismatch", "segment-not-sticky"];
+
+/// Share of a limit above which it is about to be reached, in percent.
+const NEARLY_USED: u64 = 90;
+
+/// Something to mend.
+#[derive(Debug, Serialize)]
+pub(crate) struct Finding {
+    /// Segment, or segment and port; empty: the host.
+    place: String,
+    /// Name of the kind; stable.
+    code: String,
+    text: String,
+}
+
+/// One line for each finding, and a summary.
+pub(crate) fn lines(findings: &[Finding], ports: &[Port]) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let Finding {
+            place,
+            code,
+            text: what,
+        } = finding;
+        let place = if place.is_empty() { "host" } else { place };
+        text += &format!("{}: {} ({})\n", safe(place), safe(what), safe(code));
+    }
+    text + &format!(
+        "{} port(s) checked, {} finding(s)\n",
+        ports.len(),
+        findings.len()
+    )
+}
+
+/// Looks for what should be mended.
+pub(crate) fn findings(places: &[Place], ports: &[Port]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let mut add = |place: String, code: &str, text: String| {
+        found.push(Finding {
+            place,
+            code: code.to_owned(),
+            text,
+        });
+    };
+    if let Some((code, text)) = host() {
+        add(String::new(), code, text);
+    }
+    for place in places {
+        if let Some((code, text)) = directory(place) {
+            add(place.name(), code, text);
+        }
+    }
+    for group in ports.chunk_by(|a, b| a.segment == b.segment) {
+        for (code, text) in segment(group) {
+            add(group[0].segment.clone(), code, text);
+        }
+        for port in group {
+            let name = format!("{}/{}", port.segment, port.id);
+            match port.status() {
+                None => add(name, code_of(&port.answer), explain(&port.answer)),
+                Some(status) => {
+                    for (code, text) in of_port(status) {
+                        add(name.clone(), &code, text);
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+fn code_of(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Status(..) => "port",
+        Answer::Gone => "port-gone",
+        Answer::Denied => "port-denied",
+        Answer::Silent => "port-silent",
+        Answer::None => "no-status",
+        Answer::Invalid(_) => "invalid-status",
+    }
+}
+
+fn of_port(status: &Document) -> Vec<(String, String)> {
+    let warnings = status.warnings.iter();
+    let mut found: Vec<(String, String)> = warnings
+        .filter(|warning| !OF_SEGMENTS.contains(&warning.code.as_str()))
+        .map(|warning| (warning.code.clone(), warning.text.clone()))
+        .collect();
+    for refused in &status.refused {
+        let peer = refused.peer.as_deref().unwrap_or("a peer");
+        let text = if refused.by_peer {
+            format!("Refused by {peer}: {}", refused.reason)
+        } else {
+            format!("Refuses {peer}: {}", refused.reason)
+        };
+        found.push(("refused".to_owned(), text));
+    }
+    let limit = status
+        .pid
+        .and_then(descriptors)
+        .filter(|(used, max)| nearly(*used, *max));
+    if let Some((used, max)) = limit {
+        let text = format!(
+            "The port has {used} open files of {max}: raise the limit (LimitNOFILE=, ulimit -n)"
+        );
+        found.push(("files-used-up".to_owned(), text));
+    }
+    found
+}
+
+/// What only all ports of a segment together show.
+fn segment(ports: &[Port]) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    let known = || ports.iter().filter_map(|port| Some((port, port.status()?)));
+    let macs = known().filter_map(|(port, status)| Some((status.mac.clone()?, port)));
+    for (mac, ports) in grouped(macs)
+        .into_iter()
+        .filter(|(_, ports)| ports.len() > 1)
+    {
+        let text = format!(
+            "Ports {} have one MAC address, {mac}: give each its own",
+            ports.join(", ")
+        );
+        found.push(("duplicate-mac", text));
+    }
+    let mtus = grouped(known().filter_map(|(port, status)| Some((status.mtu?, port))));
+    if mtus.len() > 1 {
+        let each: Vec<String> = mtus
+            .iter()
+            .map(|(mtu, ports)| format!("{mtu} ({})", ports.join(", ")))
+            .collect();
+        let text = format!(
+            "Ports have different MTUs: {}; give all the same",
+            each.join(", ")
+        );
+        found.push(("mtu-differs", text));
+    }
+    found
+}
+
+/// The names of the ports of each value.
+fn grouped<'a, K: Ord + Display>(
+    values: impl Iterator<Item = (K, &'a Port)>,
+) -> BTreeMap<K, Vec<String>> {
+    let mut groups: BTreeMap<K, Vec<String>> = BTreeMap::new();
+    for (value, port) in values {
+        groups.entry(value).or_default().push(port.id.to_string());
+    }
+    groups
+}
+
+/// Users who can do harm in a segment's directory.
+fn directory(place: &Place) -> Option<(&'static str, String)> {
+    let mode = fs::metadata(&place.segment).ok()?.permissions().mode() & 0o7777;
+    if mode & 0o022 != 0 && mode & 0o1000 == 0 {
+        let text = format!(
+            "Mode {mode:04o} lets users take the names of each other's ports: chmod +t {}",
+            place.segment.display()
+        );
+        return Some(("segment-not-sticky", text));
+    }
+    if mode & 0o002 != 0 {
+        let text = format!("Mode {mode:04o} lets every user of the host join the segment");
+        return Some(("segment-public", text));
+    }
+    None
+}
+
+/// Limits of the host.
+fn host() -> Option<(&'static str, String)> {
+    let read = |name: &str| -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/sys/fs/{name}")).ok()?;
+        text.trim().parse().ok()
+    };
+    let (used, max) = (read("aio-nr")?, read("aio-max-nr")?);
+    nearly(used, max).then(|| {
+        let text = format!(
+            "{used} of fs.aio-max-nr = {max} are used: ports that start later link with their own \
+             user and root only; raise it with sysctl"
+        );
+        ("aio-used-up", text)
+    })
+}
+
+fn nearly(used: u64, max: u64) -> bool {
+    used.saturating_mul(100) >= max.saturating_mul(NEARLY_USED)
+}
+
+/// Open files of a process, and their limit; `None` if this user may not see them.
+fn descriptors(pid: u32) -> Option<(u64, u64)> {
+    let used = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
+    let max = line.split_whitespace().next()?.parse().ok()?;
+    Some((u64::try_from(used).ok()?, max))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn port(id: &str, status: Value) -> Port {
+        let document = serde_json::from_value(status.clone()).unwrap();
+        Port {
+            segment: "web".to_owned(),
+            id: id.parse().unwrap(),
+            answer: Answer::Status(Box::new(document), status),
+        }
+    }
+
+    fn codes(ports: &[Port]) -> Vec<(String, String)> {
+        findings(&[], ports)
+            .into_iter()
+            .filter(|finding| !finding.place.is_empty())
+            .map(|finding| (finding.place, finding.code))
+            .collect()
+    }
+
+    fn found(place: &str, code: &str) -> (String, String) {
+        (place.to_owned(), code.to_owned())
+    }
+
+    #[test]
+    fn check_finds_nothing_where_all_is_well() {
+        let a = json!({"mac": "02:00:00:00:00:01", "mtu": 1500});
+        let b = json!({"mac": "02:00:00:00:00:02", "mtu": 1500});
+        assert_eq!(codes(&[port("a", a), port("b", b)]), []);
+    }
+
+    #[test]
+    fn check_finds_what_only_a_whole_segment_shows() {
+        let a = json!({"mac": "02:00:00:00:00:01", "mtu": 1500});
+        let b = json!({"mac": "02:00:00:00:00:01", "mtu": 9000});
+        assert_eq!(
+            codes(&[port("a", a), port("b", b)]),
+            [found("web", "duplicate-mac"), found("web", "mtu-differs")]
+        );
+    }
+
+    #[test]
+    fn check_finds_the_warnings_and_refusals_of_ports_and_ports_that_are_gone() {
+        let a = json!({
+            "warnings": [
+                {"code": "foreign-source", "text": "The guest …", "count": 3},
+                {"code": "mtu-mismatch", "text": "…", "count": 1},
+            ],
+            "refused": [{"peer": "c", "by_peer": true, "reason": "version"}],
+        });
+        let gone = Port {
+            answer: Answer::Gone,
+            ..port("b", json!({}))
+        };
+        assert_eq!(
+            codes(&[port("a", a), gone]),
+            [
+                found("web/a", "foreign-source"),
+                found("web/a", "refused"),
+                found("web/b", "port-gone")
+            ]
+        );
+    }
+
+    #[test]
+    fn check_looks_at_the_modes_of_directories() {
+        let temp = tempfile::tempdir().unwrap();
+        let code = |mode: u32| {
+            fs::set_permissions(temp.path(), PermissionsExt::from_mode(mode)).unwrap();
+            let places = crate::args::Places {
+                places: vec![temp.path().as_os_str().to_owned()],
+            };
+            let place = crate::place::find(&places).unwrap().remove(0);
+            directory(&place).map(|(code, _)| code)
+        };
+        assert_eq!(code(0o700), None);
+        assert_eq!(code(0o3770), None);
+        assert_eq!(code(0o2770), Some("segment-not-sticky"));
+        assert_eq!(code(0o777), Some("segment-not-sticky"));
+        assert_eq!(code(0o1777), Some("segment-public"));
+    }
+}

@@ -1,0 +1,66 @@
+//! The view of all ports of a host: the commands `list`, `show` and `check` of `virtio-inter`.
+//!
+//! There is no daemon: each port and uplink serves its status in its segment's directory
+//! ([`docs/port-status.md`](../../docs/port-status.md)), and these commands read all of them. They
+//! read only, and change nothing.
+//!
+//! [`place`] finds segments and ports, [`reader`] asks the ports, [`document`] is what they answer.
+//! A port may belong to another user and be hostile: its answer is bounded in time and size, and
+//! [`text`] makes it safe for a terminal.
+#![forbid(unsafe_code)]
+
+pub mod args;
+mod check;
+mod document;
+mod list;
+mod place;
+mod reader;
+mod show;
+mod text;
+
+use anyhow::Result;
+
+use crate::args::{CheckArgs, ListArgs, ShowArgs};
+
+/// Runs `virtio-inter list`. Returns what goes to standard output.
+///
+/// # Errors
+///
+/// When there is no such segment, or it cannot be read.
+pub fn list(arguments: &ListArgs) -> Result<String> {
+    let ports = reader::read(&place::find(&arguments.places)?);
+    if arguments.json {
+        return text::json(&ports);
+    }
+    Ok(list::table_of(&ports))
+}
+
+/// Runs `virtio-inter show`. Returns what goes to standard output.
+///
+/// # Errors
+///
+/// As [`list()`].
+pub fn show(arguments: &ShowArgs) -> Result<String> {
+    let ports = reader::read(&place::find(&arguments.places)?);
+    if arguments.json {
+        return text::json(&ports);
+    }
+    Ok(show::tree(&ports))
+}
+
+/// Runs `virtio-inter check`. Returns what goes to standard output, and whether nothing was found.
+///
+/// # Errors
+///
+/// As [`list()`].
+pub fn check(arguments: &CheckArgs) -> Result<(String, bool)> {
+    let places = place::find(&arguments.places)?;
+    let ports = reader::read(&places);
+    let findings = check::findings(&places, &ports);
+    let text = if arguments.json {
+        text::json(&findings)?
+    } else {
+        check::lines(&findings, &ports)
+    };
+    Ok((text, findings.is_empty()))
+}

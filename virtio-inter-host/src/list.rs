@@ -1,0 +1,61 @@
+//! `virtio-inter list`: one line for each port.
+
+use virtio_inter_device::Counters;
+
+use crate::document::Document;
+use crate::reader::{Port, process_name};
+use crate::text::{safe, table};
+
+/// All ports, with a header.
+pub(crate) fn table_of(ports: &[Port]) -> String {
+    let rows: Vec<[String; 10]> = ports.iter().map(row).collect();
+    let header = [
+        "SEGMENT", "PORT", "MAC", "MTU", "VMM", "STATE", "PEERS", "FRAMES", "DROPS", "WARNINGS",
+    ];
+    table(header, &rows)
+}
+
+fn row(port: &Port) -> [String; 10] {
+    let none = || "-".to_owned();
+    let of = |value: &dyn Fn(&Document) -> String| port.status().map_or_else(none, value);
+    [
+        safe(&port.segment),
+        port.id.to_string(),
+        of(&|status| status.mac.as_deref().map_or_else(none, safe)),
+        of(&|status| status.mtu.map_or_else(none, |mtu| mtu.to_string())),
+        of(&vmm),
+        port.state().to_owned(),
+        of(&|status| status.peers.len().to_string()),
+        of(&|status| frames(status).to_string()),
+        of(&|status| drops(status).to_string()),
+        of(&|status| (status.warnings.len() + status.refused.len()).to_string()),
+    ]
+}
+
+/// The frontend's process; for an uplink its tap device.
+pub(crate) fn vmm(status: &Document) -> String {
+    if status.is_shared_uplink() {
+        let tap = status.uplink.as_ref().map(|uplink| safe(&uplink.tap));
+        return tap.map_or("-".to_owned(), |tap| format!("tap {tap}"));
+    }
+    match status.frontend.as_ref().map(|frontend| frontend.pid) {
+        None => "-".to_owned(),
+        Some(None) => "?".to_owned(),
+        Some(Some(pid)) => match process_name(pid) {
+            Some(name) => format!("{} {pid}", safe(&name)),
+            None => pid.to_string(),
+        },
+    }
+}
+
+/// Frames that the port has carried, in both directions.
+fn frames(status: &Document) -> u64 {
+    status.total("tx_frames") + status.total("rx_frames")
+}
+
+/// Frames that were lost, for whatever reason.
+pub(crate) fn drops(status: &Document) -> u64 {
+    let each = status.counters.iter().flatten();
+    each.filter(|(name, _)| Counters::is_drop(name))
+        .fold(0, |sum, (_, value)| sum.saturating_add(*value))
+}

@@ -1,0 +1,170 @@
+//! `virtio-inter show`: a tree of segments, ports and their peers, warnings on top.
+
+use std::fmt::Write;
+
+use virtio_inter_device::Counters;
+
+use crate::document::Document;
+use crate::list::vmm;
+use crate::reader::{Answer, Port};
+use crate::text::safe;
+
+/// The tree.
+pub(crate) fn tree(ports: &[Port]) -> String {
+    let mut text = String::new();
+    let mut warnings = false;
+    for port in ports {
+        for warning in warnings_of(port) {
+            warnings = true;
+            let _ = writeln!(text, "! {}/{}: {warning}", safe(&port.segment), port.id);
+        }
+    }
+    if warnings {
+        text.push('\n');
+    }
+    for group in ports.chunk_by(|a, b| a.segment == b.segment) {
+        let _ = writeln!(text, "Segment {}", safe(&group[0].segment));
+        for port in group {
+            show_port(&mut text, port);
+        }
+    }
+    text
+}
+
+/// Everything about a port that needs an operator.
+fn warnings_of(port: &Port) -> Vec<String> {
+    let Some(status) = port.status() else {
+        return vec![explain(&port.answer)];
+    };
+    let warnings = status.warnings.iter().map(|warning| {
+        let Warning { code, text, count } = &Warning::from(warning);
+        format!("{text} ({code}, {count})")
+    });
+    let refused = status.refused.iter().map(|refused| {
+        let peer = refused.peer.as_deref().map_or("a peer".to_owned(), safe);
+        let reason = safe(&refused.reason);
+        if refused.by_peer {
+            format!("refused by {peer}: {reason}")
+        } else {
+            format!("refuses {peer}: {reason}")
+        }
+    });
+    warnings.chain(refused).collect()
+}
+
+/// A warning, safe to print.
+struct Warning {
+    code: String,
+    text: String,
+    count: u64,
+}
+
+impl From<&crate::document::Warning> for Warning {
+    fn from(warning: &crate::document::Warning) -> Self {
+        Self {
+            code: safe(&warning.code),
+            text: safe(&warning.text),
+            count: warning.count,
+        }
+    }
+}
+
+/// Why there is no status, and what to do.
+pub(crate) fn explain(answer: &Answer) -> String {
+    match answer {
+        Answer::Status(..) => "",
+        Answer::Gone => "nobody listens: the port was killed; start it again, or remove its files",
+        Answer::Denied => {
+            "not permitted: ask as root, as the port's user, or as the segment's group"
+        }
+        Answer::Silent => "no answer in time: the port is stopped or overloaded",
+        Answer::None => "no status socket in the segment: a port of an older version, or starting",
+        Answer::Invalid(why) => return format!("the answer is no status document: {}", safe(why)),
+    }
+    .to_owned()
+}
+
+fn show_port(text: &mut String, port: &Port) {
+    let kind = match port.status().is_some_and(Document::is_shared_uplink) {
+        true => "Uplink",
+        false => "Port",
+    };
+    let _ = writeln!(text, "    {kind} {} ({})", port.id, port.state());
+    let Some(status) = port.status() else {
+        return;
+    };
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "        {name}: {value}");
+    };
+    if let Some(mac) = &status.mac {
+        line("mac", safe(mac));
+    }
+    if let Some(mtu) = status.mtu {
+        line("mtu", mtu.to_string());
+    }
+    if let Some(pairs) = status.queue_pairs {
+        line("queue pairs", pairs.to_string());
+    }
+    if let Some(pid) = status.pid {
+        let version = status.program_version.as_deref().map(safe);
+        let version = version.map_or_else(String::new, |version| format!(", version {version}"));
+        line("process", format!("{pid}{version}"));
+    }
+    if let Some(socket) = &status.socket {
+        line("socket", safe(socket));
+    }
+    if let Some(frontend) = &status.frontend {
+        let running = frontend.queues_running;
+        line("vmm", format!("{}, {running} queues running", vmm(status)));
+        if let Some(features) = &frontend.features {
+            line("features", safe(&features.join(" ")));
+        }
+    }
+    if let Some(uplink) = &status.uplink {
+        let priority = status
+            .priority
+            .map_or_else(String::new, |priority| format!(", priority {priority}"));
+        let mtu = uplink
+            .mtu
+            .map_or_else(String::new, |mtu| format!(", MTU {mtu}"));
+        line(
+            "uplink",
+            format!(
+                "tap {} {}{mtu}{priority}",
+                safe(&uplink.tap),
+                safe(&uplink.state)
+            ),
+        );
+    }
+    let names: std::collections::BTreeSet<&String> = status
+        .counters
+        .iter()
+        .flat_map(|pair| pair.keys())
+        .collect();
+    let totals: Vec<String> = names
+        .into_iter()
+        .map(|name| (name, status.total(name)))
+        .filter(|(_, total)| *total != 0)
+        .map(|(name, total)| {
+            let mark = if Counters::is_drop(name) { "!" } else { "" };
+            format!("{}{mark} {total}", safe(name))
+        })
+        .collect();
+    if !totals.is_empty() {
+        line("counters", totals.join(", "));
+    }
+    for peer in &status.peers {
+        let role = peer.uplink_priority.map_or_else(String::new, |priority| {
+            format!(", uplink of priority {priority}")
+        });
+        line(
+            "peer",
+            format!(
+                "{} {}, MTU {}{role}",
+                safe(&peer.id),
+                safe(&peer.mac),
+                peer.mtu
+            ),
+        );
+    }
+}
