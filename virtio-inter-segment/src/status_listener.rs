@@ -5,6 +5,8 @@
 //! members of the directory's group connect, the directory's owner and root, and nobody else. A
 //! port works without it: another user may have taken the name where the directory lets everybody
 //! write.
+//!
+//! Why each port serves its own status: decision 0075.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
