@@ -5,13 +5,16 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::memory::Signal;
+use crate::ring_cost::RingCost;
 use crate::signal::{has_kernel_signals, signal, signal_by_kernel};
+use crate::violation::Violation;
 
 /// File system type of descriptors that are not files (linux/magic.h), eventfds among them.
 const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
@@ -36,6 +39,8 @@ pub enum DoorbellError {
 #[derive(Debug)]
 pub struct Doorbell {
     fd: OwnedFd,
+    /// How long rings take, if a peer has this eventfd, too.
+    cost: Option<Arc<RingCost>>,
 }
 
 impl Doorbell {
@@ -46,7 +51,16 @@ impl Doorbell {
     /// Whatever eventfd(2) says, such as too many open files.
     pub fn new() -> io::Result<Self> {
         let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { fd })
+        Ok(Self { fd, cost: None })
+    }
+
+    /// The same doorbell, for a peer: what its rings take counts.
+    #[must_use]
+    pub fn for_peer(self, cost: &Arc<RingCost>) -> Self {
+        Self {
+            cost: Some(Arc::clone(cost)),
+            ..self
+        }
     }
 
     /// Takes a doorbell that a peer made, and signals it once to find out whether it is one.
@@ -54,9 +68,19 @@ impl Doorbell {
     /// # Errors
     ///
     /// The descriptor is not an eventfd.
+    pub fn from_peer(fd: OwnedFd, cost: &Arc<RingCost>) -> Result<Self, DoorbellError> {
+        let doorbell = cost.measure(|| Self::from_fd(fd))?;
+        Ok(doorbell.for_peer(cost))
+    }
+
+    /// Takes a doorbell that was made elsewhere, and signals it once to find out whether it is one.
+    ///
+    /// # Errors
+    ///
+    /// The descriptor is not an eventfd.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, DoorbellError> {
         match signal_by_kernel(fd.as_fd()) {
-            Some(Ok(())) => return Ok(Self { fd }),
+            Some(Ok(())) => return Ok(Self { fd, cost: None }),
             Some(Err(e)) if e.kind() == io::ErrorKind::InvalidInput => {
                 return Err(DoorbellError::NotEventfd);
             }
@@ -69,7 +93,7 @@ impl Doorbell {
             return Err(DoorbellError::NotEventfd);
         }
         signal(fd.as_fd()).map_err(|_| DoorbellError::NotEventfd)?;
-        Ok(Self { fd })
+        Ok(Self { fd, cost: None })
     }
 
     /// Whether no peer can make [`Doorbell::ring`] block. False where the kernel gives this process
@@ -98,7 +122,10 @@ impl Doorbell {
     /// eventfd, if [`Doorbell::never_blocks`].
     pub fn ring(&self) {
         // `fd` is an eventfd, made or checked by the constructors: there is nothing to refuse.
-        let rung = signal(self.as_fd());
+        let rung = match &self.cost {
+            Some(cost) => cost.measure(|| signal(self.as_fd())),
+            None => signal(self.as_fd()),
+        };
         debug_assert!(rung.is_ok(), "{rung:?}");
     }
 
@@ -110,6 +137,7 @@ impl Doorbell {
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             fd: self.fd.try_clone()?,
+            cost: self.cost.clone(),
         })
     }
 }
@@ -121,7 +149,11 @@ impl AsFd for Doorbell {
 }
 
 impl Signal for Doorbell {
-    fn ring(&self) {
+    fn ring(&self) -> Result<(), Violation> {
         Doorbell::ring(self);
+        match &self.cost {
+            Some(cost) if cost.is_exceeded() => Err(Violation::SlowDoorbell),
+            _ => Ok(()),
+        }
     }
 }

@@ -84,6 +84,7 @@ mod pair;
 mod prefetch;
 mod receiver;
 mod region;
+mod ring_cost;
 #[cfg(not(loom))]
 mod schedstat;
 mod sender;
@@ -113,5 +114,6 @@ pub use pair::{PairError, pair, pair_with};
 pub use prefetch::{Access, NEXT as PREFETCH_NEXT, prefetch};
 pub use receiver::{Receiver, Record};
 pub use region::{ReceiverPage, Region, RegionError};
+pub use ring_cost::RingCost;
 pub use sender::{Sender, Slot};
 pub use violation::Violation;

@@ -7,6 +7,7 @@
 use vm_memory::VolatileSlice;
 
 use crate::layout::{ReceiverWords, SenderWords};
+use crate::violation::Violation;
 
 /// The shared words and a data area whose every record is contiguous.
 ///
@@ -41,5 +42,9 @@ pub trait Memory {
 /// Something that wakes the other side.
 pub trait Signal {
     /// Wakes the side that waits for this doorbell; never blocks.
-    fn ring(&self);
+    ///
+    /// # Errors
+    ///
+    /// The other side makes that take too long.
+    fn ring(&self) -> Result<(), Violation>;
 }

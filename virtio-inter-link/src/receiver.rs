@@ -191,7 +191,7 @@ impl<M: Memory, B: Signal> Receiver<M, B> {
             });
         }
         if before < target && target <= self.released {
-            self.space_doorbell.ring();
+            self.space_doorbell.ring()?;
         }
         Ok(())
     }

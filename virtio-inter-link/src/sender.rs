@@ -166,7 +166,7 @@ impl<M: Memory, B: Signal> Sender<M, B> {
         fence(Ordering::SeqCst);
         let target = self.read_data_target()?;
         if before < target && target <= word {
-            self.data_doorbell.ring();
+            self.data_doorbell.ring()?;
         }
         Ok(())
     }
@@ -178,7 +178,7 @@ impl<M: Memory, B: Signal> Sender<M, B> {
         fence(Ordering::SeqCst);
         let target = self.read_data_target()?;
         if target != 0 && target <= self.published | u64::from(self.closed) {
-            self.data_doorbell.ring();
+            self.data_doorbell.ring()?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use vm_memory::VolatileSlice;
 
 use crate::layout::{RECORD_ALIGN, RECORD_HEADER, ReceiverWords, SenderWords, footprint};
 use crate::memory::{Memory, Signal};
+use crate::violation::Violation;
 
 /// One end's handle of memory that two ends of a link share.
 ///
@@ -174,8 +175,9 @@ impl Counter {
 
 #[cfg(not(loom))]
 impl Signal for Counter {
-    fn ring(&self) {
+    fn ring(&self) -> Result<(), Violation> {
         self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -198,7 +200,8 @@ impl Edge {
 
 #[cfg(loom)]
 impl Signal for Edge {
-    fn ring(&self) {
+    fn ring(&self) -> Result<(), Violation> {
         self.0.notify();
+        Ok(())
     }
 }

@@ -2,7 +2,8 @@
 
 use thiserror::Error;
 
-/// The peer wrote something into the region that an honest one cannot have written.
+/// The peer wrote something into the region that an honest one cannot have written, or made its
+/// doorbell slow.
 ///
 /// Nothing was lost of what had been received before, but nothing more can be made of this link:
 /// its owner drops it.
@@ -47,6 +48,9 @@ pub enum Violation {
         /// Bytes published from there on, the record's header included.
         available: u64,
     },
+    /// Ringing the peer's doorbells takes too long.
+    #[error("Ringing its doorbells takes more than 200 µs each time: too many wait for them")]
+    SlowDoorbell,
     /// A record's reserved field is not zero.
     #[error("Reserved field of the record at {position:#x} is {value:#x}")]
     Reserved {

@@ -3,12 +3,18 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, epoll};
 use rustix::fs::OFlags;
 use rustix::time::{TimerfdClockId, TimerfdFlags};
-use virtio_inter_link::{Doorbell, DoorbellError};
+use virtio_inter_link::{
+    Doorbell, DoorbellError, MIN_CAPACITY, Receiver, ReceiverPage, Record, Region, Sender,
+    Violation,
+};
+use virtio_inter_test_support::epoll_watches::watch;
+use virtio_inter_test_support::skip;
 
 mod support;
 use support::Waiter;
@@ -91,4 +97,45 @@ fn doorbell_that_is_no_eventfd_is_refused() {
         assert_eq!(error.to_string(), "Doorbell's descriptor is not an eventfd");
     }
     Doorbell::from_fd(rustix::event::eventfd(0, EventfdFlags::empty()).unwrap()).unwrap();
+}
+
+/// Who has an eventfd can make each signal of it slow, by epoll watches.
+#[test]
+fn doorbell_with_many_watches_is_a_violation() {
+    let cost = Arc::default();
+    let region = Region::create(MIN_CAPACITY).unwrap();
+    let theirs = Region::open(region.fd().try_clone_to_owned().unwrap(), MIN_CAPACITY).unwrap();
+    let page = ReceiverPage::create().unwrap();
+    let answer = ReceiverPage::open(page.fd().try_clone_to_owned().unwrap()).unwrap();
+    let data_doorbell = Doorbell::new().unwrap();
+    let (theirs_data, bell) = (
+        data_doorbell.try_clone().unwrap(),
+        data_doorbell.try_clone().unwrap(),
+    );
+    let space_doorbell = || Doorbell::new().unwrap();
+    let mut receiver = Receiver::new(theirs, page, theirs_data, space_doorbell());
+    let mut sender = Sender::new(region, data_doorbell.for_peer(&cost), space_doorbell());
+    sender.attach(answer).unwrap();
+    let mut ring = |times: usize| {
+        for i in 0..times {
+            while receiver.peek().unwrap().map(Record::consume).is_some() {}
+            receiver.release().unwrap();
+            assert!(receiver.wait_for_data().unwrap());
+            sender.reserve(8).unwrap().unwrap().commit();
+            if let Err(violation) = sender.publish() {
+                return Err((i, violation));
+            }
+        }
+        Ok(())
+    };
+    assert_eq!(ring(1000), Ok(()));
+    let watches = match watch(bell.as_fd(), 400) {
+        Ok(watches) => watches,
+        Err(why) => return skip(&why),
+    };
+    let (rings, violation) = ring(100).unwrap_err();
+    assert_eq!(violation, Violation::SlowDoorbell);
+    // One, and then as many as count.
+    assert!((7..20).contains(&rings), "{rings}");
+    drop(watches);
 }

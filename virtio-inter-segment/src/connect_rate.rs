@@ -25,6 +25,9 @@ const REFUSALS: Rate = Rate {
     per_second: 10_000,
 };
 
+/// Connections that a violation on a link counts as: in the long run, a user has one in 8 s.
+const VIOLATION_COST: u32 = 1024;
+
 /// Packets in the queue of a refused connection that cost as much as the connection.
 const PACKETS_PER_TOKEN: usize = 4;
 
@@ -52,7 +55,22 @@ impl ConnectRate {
     /// Whether a connection of this user is served.
     pub(crate) fn admit(&mut self, uid: Option<u32>, now: Instant) -> bool {
         let rate = self.rate;
-        let mut uid = uid;
+        let bucket = self.bucket(uid, now);
+        let admitted = bucket.tokens(rate, now) != 0;
+        bucket.take(1);
+        admitted
+    }
+
+    /// A peer of this user broke a rule on a link, and may come back at once.
+    pub(crate) fn punish(&mut self, uid: Option<u32>, now: Instant) {
+        let rate = self.rate;
+        let bucket = self.bucket(uid, now);
+        bucket.tokens(rate, now);
+        bucket.take_in_advance(VIOLATION_COST, rate);
+    }
+
+    fn bucket(&mut self, mut uid: Option<u32>, now: Instant) -> &mut TokenBucket {
+        let rate = self.rate;
         if self.users.len() >= MAX_USERS && !self.users.contains_key(&uid) {
             if now.saturating_duration_since(self.forgotten) >= FORGET {
                 self.users.retain(|_, bucket| !bucket.is_full(rate, now));
@@ -63,10 +81,7 @@ impl ConnectRate {
             }
         }
         let new = || TokenBucket::new(rate, now);
-        let bucket = self.users.entry(uid).or_insert_with(new);
-        let admitted = bucket.tokens(rate, now) != 0;
-        bucket.take(1);
-        admitted
+        self.users.entry(uid).or_insert_with(new)
     }
 
     /// A connection was refused, with so many packets in its queue. Returns until when no further
@@ -105,6 +120,18 @@ mod tests {
         let later = start + Duration::from_secs(1);
         assert_eq!(admitted(&mut rate, 1, later), 4);
         assert_eq!(admitted(&mut rate, 3, later), 10);
+    }
+
+    #[test]
+    fn connect_rate_of_a_user_that_breaks_rules_is_used_up() {
+        let start = Instant::now();
+        let mut rate = ConnectRate::new(RATE, start);
+        rate.punish(Some(1), start);
+        assert!(!rate.admit(Some(1), start) && rate.admit(Some(2), start));
+        // A whole bucket in advance at most.
+        rate.punish(Some(1), start);
+        assert!(!rate.admit(Some(1), start + Duration::from_millis(2700)));
+        assert!(rate.admit(Some(1), start + Duration::from_millis(2800)));
     }
 
     #[test]

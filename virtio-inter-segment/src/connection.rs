@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use virtio_inter_common::PortId;
-use virtio_inter_link::{Doorbell, Receiver, ReceiverPage, Region};
+use virtio_inter_link::{Doorbell, Receiver, ReceiverPage, Region, RingCost, Violation};
 use zerocopy::IntoBytes;
 
 use crate::deferred_close::{Closer, DeferredFd, Owner};
@@ -61,6 +62,8 @@ struct Up {
     since: Instant,
     rings: Rings,
     quota: Quota,
+    /// How long it takes to ring the doorbells of its rings.
+    ring_cost: Arc<RingCost>,
     /// Messages that are still to be sent, with their descriptors.
     outgoing: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     /// The send buffer has got its size.
@@ -421,6 +424,7 @@ impl Connection {
             since: now,
             rings: Rings::default(),
             quota: Quota::new(now),
+            ring_cost: Arc::default(),
             outgoing: VecDeque::new(),
             has_send_buffer: false,
         }));
@@ -453,8 +457,13 @@ impl Connection {
         let no_room = || Refusal::Full("no descriptors are left for its ring".to_owned());
         let [region, data_doorbell, space_doorbell] = link.fds.ok_or_else(no_room)?;
         let region = Region::open(region, link.capacity).map_err(region_refusal)?;
-        let data_doorbell = Doorbell::from_fd(data_doorbell).map_err(Refusal::violation)?;
-        let space_doorbell = Doorbell::from_fd(space_doorbell).map_err(Refusal::violation)?;
+        let cost = self.ring_cost();
+        let doorbell = |fd| Doorbell::from_peer(fd, &cost).map_err(Refusal::violation);
+        let (data_doorbell, space_doorbell) = (doorbell(data_doorbell)?, doorbell(space_doorbell)?);
+        // They were rung in this thread.
+        if cost.is_exceeded() {
+            return Err(Refusal::violation(Violation::SlowDoorbell));
+        }
         let page = ReceiverPage::create().map_err(Refusal::resources)?;
         let answer = page.fd().try_clone_to_owned().map_err(Refusal::resources)?;
         if let Some(up) = self.up_mut() {
@@ -463,6 +472,12 @@ impl Connection {
                 .push_back((accept.as_bytes().to_vec(), vec![answer]));
         }
         Ok(Receiver::new(region, page, data_doorbell, space_doorbell))
+    }
+
+    /// What rings of the peer's doorbells cost.
+    pub(crate) fn ring_cost(&self) -> Arc<RingCost> {
+        let up = self.up();
+        up.map_or_else(Arc::default, |up| Arc::clone(&up.ring_cost))
     }
 
     /// Does not take a ring.

@@ -272,6 +272,7 @@ impl Segment {
         });
         connection.refuse(&Refusal::Violation(reason.to_owned()));
         let now = Instant::now();
+        self.connect_rate.punish(connection.owner.uid, now);
         self.connection_ended(&connection, AttemptOutcome::WaitForNewSocket, now);
     }
 

@@ -12,7 +12,8 @@ pub(crate) struct Rate {
 /// Tokens, refilled as time passes.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenBucket {
-    tokens: u32,
+    /// Below zero: nothing is there until so many have been added.
+    tokens: i64,
     /// Up to when tokens were added.
     filled: Instant,
 }
@@ -21,7 +22,7 @@ impl TokenBucket {
     /// A full bucket.
     pub(crate) fn new(rate: Rate, now: Instant) -> TokenBucket {
         TokenBucket {
-            tokens: rate.burst,
+            tokens: rate.burst.into(),
             filled: now,
         }
     }
@@ -30,24 +31,34 @@ impl TokenBucket {
     pub(crate) fn tokens(&mut self, rate: Rate, now: Instant) -> u32 {
         let passed = now.saturating_duration_since(self.filled);
         let new = passed.as_micros() * u128::from(rate.per_second) / 1_000_000;
-        let missing = rate.burst.saturating_sub(self.tokens);
-        match u32::try_from(new) {
-            Ok(new) if new < missing => {
+        match i64::try_from(new) {
+            Ok(new) if new < self.missing(rate) => {
                 self.tokens += new;
                 // What is left of a token's time counts for the next one.
                 self.filled += rate.time_for(new);
             }
             _ => {
-                self.tokens = rate.burst;
+                self.tokens = rate.burst.into();
                 self.filled = now;
             }
         }
-        self.tokens
+        u32::try_from(self.tokens).unwrap_or(0)
     }
 
     /// Takes so many tokens, or all that are there.
     pub(crate) fn take(&mut self, tokens: u32) {
-        self.tokens = self.tokens.saturating_sub(tokens);
+        if self.tokens > 0 {
+            self.tokens = (self.tokens - i64::from(tokens)).max(0);
+        }
+    }
+
+    /// Takes so many tokens, also those that come later: a whole bucket in advance at most.
+    pub(crate) fn take_in_advance(&mut self, tokens: u32, rate: Rate) {
+        self.tokens = (self.tokens - i64::from(tokens)).max(-i64::from(rate.burst));
+    }
+
+    fn missing(&self, rate: Rate) -> i64 {
+        i64::from(rate.burst) - self.tokens
     }
 
     /// Whether it is full.
@@ -57,15 +68,15 @@ impl TokenBucket {
 
     /// When it will be full, if nothing is taken.
     pub(crate) fn full_at(&self, rate: Rate) -> Instant {
-        let missing = rate.burst.saturating_sub(self.tokens);
         // Rounded up, so that it is full by then.
-        self.filled + rate.time_for(missing) + Duration::from_micros(1)
+        self.filled + rate.time_for(self.missing(rate)) + Duration::from_micros(1)
     }
 }
 
 impl Rate {
-    fn time_for(self, tokens: u32) -> Duration {
-        Duration::from_micros(u64::from(tokens) * 1_000_000 / u64::from(self.per_second.max(1)))
+    fn time_for(self, tokens: i64) -> Duration {
+        let micros = tokens.max(0).unsigned_abs().saturating_mul(1_000_000);
+        Duration::from_micros(micros / u64::from(self.per_second.max(1)))
     }
 }
 
@@ -99,5 +110,12 @@ mod tests {
         assert!(!bucket.is_full(rate, full - Duration::from_millis(1)));
         assert!(bucket.is_full(rate, full));
         assert_eq!(bucket.tokens(rate, full + Duration::from_secs(1000)), 10);
+        // In advance.
+        let now = full + Duration::from_secs(1000);
+        bucket.take_in_advance(13, rate);
+        assert_eq!(bucket.tokens(rate, now + Duration::from_secs(1)), 0);
+        assert_eq!(bucket.tokens(rate, now + Duration::from_secs(2)), 3);
+        bucket.take_in_advance(1000, rate);
+        assert_eq!(bucket.full_at(rate) - now, Duration::from_micros(8_666_667));
     }
 }

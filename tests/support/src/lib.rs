@@ -3,6 +3,7 @@
 //! it names in variables.
 #![forbid(unsafe_code)]
 
+pub mod epoll_watches;
 pub mod process;
 
 use std::fs::OpenOptions;

@@ -35,6 +35,9 @@ impl Segment {
             | DownReason::Socket(_) => AttemptOutcome::Lost(lived),
             DownReason::Refused(_) | DownReason::Violation(_) => AttemptOutcome::Refused,
         };
+        if matches!(reason, DownReason::Violation(_)) {
+            self.connect_rate.punish(connection.owner.uid, now);
+        }
         self.stats.down += 1;
         if let DownReason::Refused(text) = &reason {
             self.refused

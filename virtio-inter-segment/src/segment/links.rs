@@ -55,11 +55,12 @@ impl Segment {
         ];
         let connection = self.connections.get_mut(&peer.get());
         let connection = connection.ok_or(LinkError::NoPeer)?;
+        let cost = connection.ring_cost();
         let number = connection
             .open_link(queue, capacity, fds)
             .ok_or(LinkError::Busy)?;
         self.flush_later(peer);
-        let sender = Sender::new(region, data_doorbell, space_doorbell);
+        let sender = Sender::new(region, data_doorbell.for_peer(&cost), space_doorbell);
         Ok(OpenedLink { number, sender })
     }
 

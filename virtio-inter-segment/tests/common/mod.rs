@@ -26,10 +26,13 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two notifications of changes.
 const CHECK_PAUSE: Duration = Duration::from_millis(20);
 
-/// Limits for tests: slow retries that a test can wait for.
+/// Limits for tests: slow retries that a test can wait for, and as many connections and violations
+/// as it likes.
 pub fn limits() -> Limits {
     Limits {
         slow_retry: Duration::from_millis(300),
+        connect_burst: 1 << 30,
+        connects_per_second: 1 << 30,
         ..Limits::default()
     }
 }

@@ -4,9 +4,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use virtio_inter_link::{Doorbell, Region};
+use virtio_inter_segment::Limits;
+use virtio_inter_test_support::epoll_watches::watch;
+use virtio_inter_test_support::skip;
 
-use crate::common::PATIENCE;
 use crate::common::raw;
+use crate::common::{Net, PATIENCE, limits, local};
 use crate::{MIB, check_unharmed, net, provoke};
 
 #[test]
@@ -107,4 +110,44 @@ fn descriptors_that_do_not_close() {
     net.join("m");
     net.until_meshed();
     assert!(started.elapsed() < PATIENCE / 4, "{:?}", started.elapsed());
+}
+
+/// The control thread rings a peer's doorbells when it takes a ring: those that take long are a
+/// violation, and the peer's user has to wait before it may do so again.
+#[test]
+fn doorbells_with_many_watches_end_the_connection() {
+    let mut net = Net::new();
+    let limits = Limits {
+        connect_burst: 1024,
+        connects_per_second: 128,
+        ..limits()
+    };
+    net.join_with(local("m"), limits).unwrap();
+    let region = Region::create(MIB / 4).unwrap();
+    let doorbell = Doorbell::new().unwrap();
+    let _watches = match watch(doorbell.as_fd(), 400) {
+        Ok(watches) => watches,
+        Err(why) => return skip(&why),
+    };
+    let fds = [region.fd(), doorbell.as_fd(), doorbell.as_fd()];
+    let mut hello = raw::hello("a", 1);
+    hello[14] = 32; // queue pairs
+    let attack = |net: &mut Net| {
+        let socket = raw::connect(net, "m");
+        raw::send(&socket, &hello);
+        for queue in 0..32 {
+            let link = raw::link(queue, MIB / 4, u64::from(queue) + 1);
+            // m may have closed already.
+            let _ = raw::try_send(&socket, &link, &fds);
+        }
+        raw::until_closed(net, &socket).unwrap()
+    };
+    for _ in 0..2 {
+        let refusal = attack(&mut net);
+        assert!(refusal.text.contains("doorbells takes more"), "{refusal:?}");
+        let taken = net.ports["m"].segment.stats();
+        assert_eq!(taken.up, taken.down);
+    }
+    let refusal = attack(&mut net);
+    assert!(refusal.text.contains("connections a second"), "{refusal:?}");
 }

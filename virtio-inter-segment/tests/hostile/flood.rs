@@ -77,7 +77,7 @@ fn connect_flood_of_a_user_is_bounded_and_keeps_no_other_user_out() {
     }
     let mut net = Net::new();
     std::fs::set_permissions(net.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    net.join("m");
+    net.join_with(local("m"), Limits::default()).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let started = Instant::now();
     let flood = flood(&net, &stop);

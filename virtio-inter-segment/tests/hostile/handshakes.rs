@@ -9,7 +9,7 @@ use virtio_inter_link::{Doorbell, ReceiverPage, Region};
 use virtio_inter_segment::Limits;
 
 use crate::common::raw::{self, ACCEPT, REFUSE};
-use crate::common::{self, Net, PATIENCE, capture_log, limits, local, logged};
+use crate::common::{self, Net, PATIENCE, capture_log, local, logged};
 use crate::{MIB, check_unharmed, expect_hello, net, provoke};
 
 #[test]
@@ -343,11 +343,7 @@ fn region_of_another_format_is_refused() {
 fn handshake_survives_random_conversations() {
     // With the default time limit: the speed of the machine is to decide little.
     let mut net = Net::new();
-    let no_rate = Limits {
-        connect_burst: u32::MAX,
-        ..limits()
-    };
-    net.join_with(local("m"), no_rate).unwrap();
+    net.join("m");
     net.join("n");
     net.until_meshed();
     let region = Region::create(MIB / 4).unwrap();
