@@ -17,12 +17,12 @@ macro_rules! is_drop {
 }
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $kind:ident $name:ident),* $(,)?) => {
+    ($($(#[doc = $doc:literal])* $kind:ident $name:ident),* $(,)?) => {
         /// Counters of one worker since the port started, in frames unless it says otherwise.
         #[derive(Debug, Default)]
         #[repr(align(128))] // No other worker's counters on these cache lines.
         pub struct Counters {
-            $($(#[$doc])* pub $name: Counter,)*
+            $($(#[doc = $doc])* pub $name: Counter,)*
             /// The last frames that were dropped for reasons that an operator can remove.
             pub drops: Drops,
         }
@@ -31,6 +31,14 @@ macro_rules! counters {
             /// Each counter's name and value, in the order of their declaration.
             pub fn values(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.get()),)*]
+            }
+
+            /// The description of the counter of this name; `None` if no counter has it.
+            pub fn description(name: &str) -> Option<&'static str> {
+                match name {
+                    $(stringify!($name) => Some(concat!($($doc),*)),)*
+                    _ => None,
+                }
             }
 
             /// Whether the counter of this name counts frames that were lost. False for a name that

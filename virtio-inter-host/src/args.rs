@@ -1,8 +1,11 @@
 //! Options of the commands that look at all ports of a host.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::Args;
+
+use crate::exporter::ListenAddr;
 
 /// The segments and ports that a command is about.
 #[derive(Debug, Clone, Args)]
@@ -44,4 +47,28 @@ pub struct CheckArgs {
     /// Print JSON: a list of findings
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `virtio-inter exporter`.
+#[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("where").required(true).args(["listen", "textfile"]))]
+pub struct ExporterArgs {
+    /// The segments and ports.
+    #[command(flatten)]
+    pub places: Places,
+    /// Address on which to serve http://ADDR:PORT/metrics, or a Unix socket. There is no access
+    /// control on an IP address: choose one that only your Prometheus reaches
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH")]
+    pub listen: Option<ListenAddr>,
+    /// Directory of the node exporter's textfile collector: the file virtio-inter.prom in it is
+    /// replaced again and again
+    #[arg(long, value_name = "DIR")]
+    pub textfile: Option<PathBuf>,
+    /// Time in seconds between two versions of the file
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, conflicts_with = "listen",
+          value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub interval: u32,
+    /// Write the file once, and end
+    #[arg(long, conflicts_with_all = ["listen", "interval"])]
+    pub once: bool,
 }

@@ -1,4 +1,5 @@
-//! The view of all ports of a host: the commands `list`, `show` and `check` of `virtio-inter`.
+//! The view of all ports of a host: the commands `list`, `show`, `check` and `exporter` of
+//! `virtio-inter`.
 //!
 //! There is no daemon: each port and uplink serves its status in its segment's directory
 //! ([`docs/port-status.md`](../../docs/port-status.md)), and these commands read all of them. They
@@ -12,7 +13,9 @@
 pub mod args;
 mod check;
 mod document;
+pub mod exporter;
 mod list;
+mod metrics;
 mod place;
 mod reader;
 mod show;

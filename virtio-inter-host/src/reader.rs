@@ -17,8 +17,12 @@ use virtio_inter_common::PortId;
 use crate::document::Document;
 use crate::place::Place;
 
-/// Time within which all ports have to answer: a port answers at once, unless it is stopped.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// Time without any byte from any port after which the others are taken for stopped: a port answers
+/// at once, and a busy host answers slowly but goes on.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// Time for all answers: a hostile port could send a byte now and then.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Maximum size of a document in bytes: more than 1024 peers and 64 queue pairs need.
 const MAX_DOCUMENT: usize = 4 << 20;
@@ -120,7 +124,7 @@ pub(crate) fn read(places: &[Place]) -> Vec<Port> {
         some.iter_mut().for_each(Question::ask);
         while some.iter().any(|question| question.socket.is_some()) {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || !wait(some, left) {
+            if left.is_zero() || !wait(some, left.min(SILENCE)) {
                 break;
             }
         }
@@ -201,7 +205,7 @@ fn open(path: &Path) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Waits for answers, and reads them. Returns false when waiting is not possible.
+/// Waits for answers, and reads them. Returns false when none came, or waiting is not possible.
 fn wait(questions: &mut [Question], limit: Duration) -> bool {
     let mut waiting: Vec<&mut Question> = questions
         .iter_mut()
@@ -215,8 +219,9 @@ fn wait(questions: &mut [Question], limit: Duration) -> bool {
             .collect();
         let limit = Timespec::try_from(limit).ok();
         match poll(&mut fds, limit.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(_) => return false,
+            Err(Errno::INTR) => return true,
+            Ok(0) | Err(_) => return false,
+            Ok(_) => {}
         }
         fds.iter().map(|fd| !fd.revents().is_empty()).collect()
     };

@@ -13,7 +13,7 @@ use virtio_inter_args::{
 };
 use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, PortId};
 use virtio_inter_device::BusyPollConfig;
-use virtio_inter_host::args::{CheckArgs, ListArgs, ShowArgs};
+use virtio_inter_host::args::{CheckArgs, ExporterArgs, ListArgs, ShowArgs};
 use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
 
 use crate::sandbox::Mode as SandboxMode;
@@ -53,6 +53,8 @@ pub enum Command {
     /// Look for what needs an operator: warnings, refusals, dead ports, directories, limits
     #[command(after_help = CHECK_HELP)]
     Check(CheckArgs),
+    /// Serve or write metrics of all ports for Prometheus, as long as it runs
+    Exporter(ExporterArgs),
 }
 
 /// One line for each paragraph: clap wraps them.

@@ -40,6 +40,7 @@ fn run() -> ExitCode {
         Command::Uplink(uplink) => shared_uplink::run(uplink),
         Command::List(list) => virtio_inter_host::list(list).and_then(|text| print(&text)),
         Command::Show(show) => virtio_inter_host::show(show).and_then(|text| print(&text)),
+        Command::Exporter(exporter) => virtio_inter_host::exporter::run(exporter),
         Command::Check(check) => match run_check(check) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,

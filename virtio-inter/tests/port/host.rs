@@ -1,6 +1,9 @@
 //! `virtio-inter list`, `show` and `check` on running ports.
 
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Output};
 
 use rustix::process::Signal;
@@ -143,5 +146,143 @@ fn segment_or_port_that_is_not_there_is_told_with_the_nearest_name() {
             assert_eq!(log.lines().count(), 1, "{log}");
         }
     }
+    a.end();
+}
+
+/// An exporter and what it logged up to the line that says where it serves.
+struct Exporter {
+    process: std::process::Child,
+    serving: String,
+}
+
+impl Exporter {
+    fn start(place: &Place, option: &str, value: &str) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+            .args(["exporter", option, value])
+            .arg(place.segment())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut serving = String::new();
+        BufReader::new(process.stderr.take().unwrap())
+            .read_line(&mut serving)
+            .unwrap();
+        Self { process, serving }
+    }
+
+    /// Ends it as a service manager does.
+    fn end(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+        assert!(self.process.wait().unwrap().success());
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn get(mut stream: impl Read + Write, path: &str, accept: &str) -> String {
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn exporter_serves_both_formats_by_tcp_and_by_a_unix_socket() {
+    let place = Place::new();
+    let a = place.start("a");
+    let up = format!(
+        "virtio_inter_up{{segment=\"{}\",port=\"a\"}} 1\n",
+        place.segment().display()
+    );
+
+    let exporter = Exporter::start(&place, "--listen", "127.0.0.1:0");
+    let address = exporter.serving.split("http://").nth(1).unwrap();
+    let address = address.split('/').next().unwrap();
+    let connect = || TcpStream::connect(address).unwrap();
+    let text = get(connect(), "/metrics", "*/*");
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    assert!(
+        text.contains("content-type: text/plain; version=0.0.4"),
+        "{text}"
+    );
+    assert!(text.contains(&up), "{text}");
+    let text = get(
+        connect(),
+        "/metrics",
+        "application/openmetrics-text;version=1.0.0,*/*;q=0.1",
+    );
+    assert!(
+        text.contains("content-type: application/openmetrics-text"),
+        "{text}"
+    );
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert!(get(connect(), "/metric", "*/*").starts_with("HTTP/1.1 404"));
+
+    let (code, log) = {
+        let output = Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+            .args(["exporter", "--listen", address])
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    assert_eq!(code, Some(1), "{log}");
+    assert!(
+        log.contains(&format!("Cannot listen on {address}")),
+        "{log}"
+    );
+    // A silent client does not keep it from ending.
+    let silent = connect();
+    exporter.end();
+    drop(silent);
+
+    let socket = place.path("metrics");
+    let exporter = Exporter::start(&place, "--listen", &format!("unix:{}", socket.display()));
+    let text = get(UnixStream::connect(&socket).unwrap(), "/metrics", "*/*");
+    assert!(text.contains(&up), "{text}");
+    exporter.end();
+    assert!(!socket.exists());
+    a.end();
+}
+
+#[test]
+fn exporter_writes_a_whole_file_for_the_textfile_collector() {
+    let place = Place::new();
+    let a = place.start("a");
+    let run = |options: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+            .args(["exporter", "--once", "--textfile"])
+            .args(options)
+            .arg(place.segment())
+            .output()
+            .unwrap()
+    };
+    let directory = place.path("");
+    assert!(run(&[directory.to_str().unwrap()]).status.success());
+    let text = std::fs::read_to_string(place.path("virtio-inter.prom")).unwrap();
+    assert!(
+        text.contains("virtio_inter_transmit_packets_total{"),
+        "{text}"
+    );
+    assert!(text.ends_with('\n'));
+    let missing = run(&["/no/such/directory"]);
+    let log = String::from_utf8(missing.stderr).unwrap();
+    assert_eq!(missing.status.code(), Some(1), "{log}");
+    assert!(
+        log.contains("Cannot write /no/such/directory/virtio-inter.prom"),
+        "{log}"
+    );
     a.end();
 }

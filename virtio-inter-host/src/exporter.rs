@@ -1,0 +1,302 @@
+//! `virtio-inter exporter`: serves the metrics of all ports by HTTP, or writes them to a file for
+//! the textfile collector of Prometheus' node exporter.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ACCEPT, CONTENT_TYPE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio::time::{interval, timeout};
+
+use crate::args::{ExporterArgs, Places};
+use crate::metrics::{Format, text};
+use crate::{place, reader};
+
+/// Scrapes at a time; further ones wait.
+const MAX_CONNECTIONS: usize = 16;
+
+/// Time for one connection, whose client may be slow or silent.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Name of the file for the textfile collector.
+const FILE_NAME: &str = "virtio-inter.prom";
+
+/// Where the exporter listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddr {
+    /// An IP address and port.
+    Tcp(SocketAddr),
+    /// A Unix socket's path.
+    Unix(PathBuf),
+}
+
+impl FromStr for ListenAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = PathBuf::from(path);
+            virtio_inter_args::check_socket_path(&path).map_err(|error| error.to_string())?;
+            return Ok(Self::Unix(path));
+        }
+        text.parse().map(Self::Tcp).map_err(|_| {
+            "an IP address and port such as 127.0.0.1:9477 or [::1]:9477, or unix:PATH, is needed"
+                .to_owned()
+        })
+    }
+}
+
+/// Runs the exporter until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// When it cannot listen, or cannot write the file for the first time.
+pub fn run(arguments: &ExporterArgs) -> Result<()> {
+    // A segment that does not exist is an error now; later it is one that has gone.
+    place::find(&arguments.places)?;
+    if let Some(directory) = &arguments.textfile
+        && arguments.once
+    {
+        return write_file(&arguments.places, directory);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("Cannot wait for requests")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("Cannot catch signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("Cannot catch signals")?;
+        let work = async {
+            match (&arguments.listen, &arguments.textfile) {
+                (Some(ListenAddr::Tcp(address)), _) => serve_tcp(arguments, *address).await,
+                (Some(ListenAddr::Unix(path)), _) => serve_unix(arguments, path).await,
+                (None, Some(directory)) => write_files(arguments, directory).await,
+                // The command line requires one of the two.
+                (None, None) => Ok(()),
+            }
+        };
+        tokio::pin!(work);
+        std::future::poll_fn(|context| {
+            use std::task::Poll::{Pending, Ready};
+            if terminate.poll_recv(context).is_ready() || interrupt.poll_recv(context).is_ready() {
+                return Ready(Ok(()));
+            }
+            match work.as_mut().poll(context) {
+                Ready(result) => Ready(result),
+                Pending => Pending,
+            }
+        })
+        .await
+    })
+}
+
+async fn serve_tcp(arguments: &ExporterArgs, address: SocketAddr) -> Result<()> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("Cannot listen on {address}"))?;
+    // With port 0 the kernel chooses.
+    let address = listener.local_addr().unwrap_or(address);
+    log::info!("Serving metrics on http://{address}/metrics");
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let permit = room.clone().acquire_owned().await;
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let places = arguments.places.clone();
+                tokio::spawn(async move {
+                    serve_one(stream, places).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+async fn serve_unix(arguments: &ExporterArgs, path: &Path) -> Result<()> {
+    remove_stale(path).with_context(|| format!("Cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("Cannot listen on {}", path.display()))?;
+    let _socket = RemoveLater(path);
+    log::info!("Serving metrics on {}", path.display());
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let permit = room.clone().acquire_owned().await;
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let places = arguments.places.clone();
+                tokio::spawn(async move {
+                    serve_one(stream, places).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// Removes the socket at its end.
+struct RemoveLater<'a>(&'a Path);
+
+impl Drop for RemoveLater<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.0);
+    }
+}
+
+/// Removes the socket of an exporter that was killed.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => {}
+        _ => return Ok(()),
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        _ => Ok(()),
+    }
+}
+
+/// Without free descriptors, for example, accepting again at once would be a busy loop.
+async fn pause(error: &io::Error) {
+    log::warn!("Cannot accept a connection: {error}");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, places: Places) {
+    let service = service_fn(|request| {
+        let places = places.clone();
+        async move { Ok::<_, std::convert::Infallible>(answer(&request, places).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    // A client that hangs up or is silent ends only its own connection.
+    let _ = timeout(CONNECTION_TIMEOUT, connection).await;
+}
+
+async fn answer(request: &Request<Incoming>, places: Places) -> Response<Full<Bytes>> {
+    let (status, kind, body) = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            let (format, kind) = format_for(request);
+            // Reading waits for ports, up to 2 s.
+            match tokio::task::spawn_blocking(move || collect(&places, format)).await {
+                Ok(Ok(text)) => (StatusCode::OK, kind, text),
+                Ok(Err(error)) => failed(&format!("{error:#}")),
+                Err(error) => failed(&error.to_string()),
+            }
+        }
+        (&Method::GET | &Method::HEAD, "/") => (
+            StatusCode::OK,
+            "text/html; charset=utf-8",
+            "<title>virtio-inter</title><a href=\"/metrics\">Metrics</a>\n".to_owned(),
+        ),
+        (&Method::GET | &Method::HEAD, _) => (
+            StatusCode::NOT_FOUND,
+            PLAIN,
+            "There is only /metrics\n".to_owned(),
+        ),
+        _ => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            PLAIN,
+            "Use GET\n".to_owned(),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let kind = hyper::header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+fn failed(why: &str) -> (StatusCode, &'static str, String) {
+    log::warn!("Cannot collect metrics: {why}");
+    (StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{why}\n"))
+}
+
+/// The format that the client asks for.
+fn format_for(request: &Request<Incoming>) -> (Format, &'static str) {
+    let accepts = request.headers().get_all(ACCEPT).iter();
+    let mut texts = accepts.filter_map(|value| value.to_str().ok());
+    if texts.any(|text| text.contains("application/openmetrics-text")) {
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        (Format::OpenMetrics, kind)
+    } else {
+        (
+            Format::Prometheus,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )
+    }
+}
+
+fn collect(places: &Places, format: Format) -> Result<String> {
+    Ok(text(&reader::read(&place::find(places)?), format))
+}
+
+async fn write_files(arguments: &ExporterArgs, directory: &Path) -> Result<()> {
+    write_file(&arguments.places, directory)?;
+    let path = directory.join(FILE_NAME);
+    log::info!("Writing metrics to {}", path.display());
+    let mut ticks = interval(Duration::from_secs(arguments.interval.into()));
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        if let Err(error) = write_file(&arguments.places, directory) {
+            log::warn!("{error:#}");
+        }
+    }
+}
+
+/// Replaces the file at once: a collector never reads a part of it.
+fn write_file(places: &Places, directory: &Path) -> Result<()> {
+    let text = collect(places, Format::Prometheus)?;
+    let path = directory.join(FILE_NAME);
+    let hidden = directory.join(format!(".{FILE_NAME}.{}", std::process::id()));
+    let write = || {
+        fs::File::create(&hidden)?.write_all(text.as_bytes())?;
+        fs::rename(&hidden, &path)
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&hidden);
+        anyhow::Error::new(error).context(format!("Cannot write {}", path.display()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listen_address_is_an_ip_address_or_a_path() {
+        let parse = str::parse::<ListenAddr>;
+        assert_eq!(
+            parse("unix:/run/x").unwrap(),
+            ListenAddr::Unix("/run/x".into())
+        );
+        assert_eq!(
+            parse("[::1]:9477").unwrap(),
+            ListenAddr::Tcp("[::1]:9477".parse().unwrap())
+        );
+        for wrong in ["", "unix:", "localhost:9477", "9477", "127.0.0.1"] {
+            parse(wrong).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Metrics of all ports, in the text formats of OpenMetrics 1.0 and Prometheus 0.0.4.
+//!
+//! Names follow Prometheus' rules; transmit and receive are as the guest sees them. The reason of a
+//! lost frame is the name that it has in the status document.
+
+use std::collections::BTreeMap;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use virtio_inter_device::Counters;
+
+use crate::document::Document;
+use crate::reader::Port;
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Before each name.
+const PREFIX: &str = "virtio_inter";
+
+/// A format of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    OpenMetrics,
+    Prometheus,
+}
+
+/// All metrics of these ports.
+pub(crate) fn text(ports: &[Port], format: Format) -> String {
+    let mut registry = Registry::with_prefix(PREFIX);
+    let mut gauges = Gauges::new(&mut registry);
+    let mut counters = CounterFamilies::default();
+    for port in ports {
+        gauges.add(port);
+        if let Some(status) = port.status() {
+            counters.add(port, status);
+        }
+    }
+    counters.register(&mut registry);
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = encode(&mut text, &registry);
+    match format {
+        Format::OpenMetrics => text,
+        Format::Prometheus => prometheus(&text),
+    }
+}
+
+/// The labels of a port.
+fn labels(port: &Port) -> Labels {
+    vec![
+        ("segment", port.segment.clone()),
+        ("port", port.id.to_string()),
+    ]
+}
+
+/// What is so now.
+struct Gauges {
+    up: Family<Labels, Gauge>,
+    info: Family<Labels, Gauge>,
+    start: Family<Labels, Gauge>,
+    frontend: Family<Labels, Gauge>,
+    queues: Family<Labels, Gauge>,
+    peers: Family<Labels, Gauge>,
+    refused: Family<Labels, Gauge>,
+    warnings: Family<Labels, Gauge>,
+    uplink: Family<Labels, Gauge>,
+    active: Family<Labels, Gauge>,
+}
+
+impl Gauges {
+    fn new(registry: &mut Registry) -> Self {
+        let mut family = |name: &str, help: &str| {
+            let family = Family::<Labels, Gauge>::default();
+            registry.register(name, help, family.clone());
+            family
+        };
+        Self {
+            up: family("up", "Whether the port or uplink answered (1) or not (0)"),
+            info: family(
+                "port_info",
+                "Always 1; the labels describe the port or uplink",
+            ),
+            start: family("start_time_seconds", "Start of the process, since 1970"),
+            frontend: family("frontend_connected", "Whether a VMM is connected"),
+            queues: family("queues_running", "Virtqueues that the guest uses"),
+            peers: family("peers", "Ports with which frames can be exchanged"),
+            refused: family(
+                "refused_peers",
+                "Ports without a link, as one side refused it",
+            ),
+            warnings: family("warnings", "Conditions that an operator can end, by code"),
+            uplink: family("uplink_up", "Whether the uplink's tap device is up"),
+            active: family(
+                "uplink_active",
+                "Whether the shared uplink is active (1) or stands by (0)",
+            ),
+        }
+    }
+
+    fn add(&mut self, port: &Port) {
+        let set = |family: &Family<Labels, Gauge>, value: i64| {
+            family.get_or_create(&labels(port)).set(value);
+        };
+        let Some(status) = port.status() else {
+            return set(&self.up, 0);
+        };
+        set(&self.up, 1);
+        let mut description = labels(port);
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        description.push(("mac", text(&status.mac)));
+        description.push(("version", text(&status.program_version)));
+        description.push(("mtu", status.mtu.unwrap_or_default().to_string()));
+        self.info.get_or_create(&description).set(1);
+        if let Some(started) = status.started {
+            set(&self.start, number(started));
+        }
+        set(&self.peers, number(status.peers.len()));
+        set(&self.refused, number(status.refused.len()));
+        match status.active {
+            Some(active) => set(&self.active, active.into()),
+            None => {
+                let running = status
+                    .frontend
+                    .as_ref()
+                    .map(|frontend| frontend.queues_running);
+                set(&self.frontend, running.is_some().into());
+                set(&self.queues, number(running.unwrap_or_default()));
+            }
+        }
+        if let Some(uplink) = &status.uplink {
+            set(&self.uplink, (uplink.state == "up").into());
+        }
+        for warning in &status.warnings {
+            let mut labels = labels(port);
+            labels.push(("code", warning.code.clone()));
+            self.warnings.get_or_create(&labels).inc();
+        }
+    }
+}
+
+fn number(value: impl TryInto<i64>) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
+}
+
+/// What has been counted, one family for each name.
+#[derive(Default)]
+struct CounterFamilies(BTreeMap<String, (String, Family<Labels, Counter>)>);
+
+impl CounterFamilies {
+    fn add(&mut self, port: &Port, status: &Document) {
+        for (queue, counters) in status.counters.iter().enumerate() {
+            for (name, value) in counters {
+                // Only names that this version knows: a port's answer does not choose families.
+                let Some(description) = Counters::description(name) else {
+                    continue;
+                };
+                let mut labels = labels(port);
+                labels.push(("queue", queue.to_string()));
+                let (family, help) = if Counters::is_drop(name) {
+                    labels.push(("reason", name.clone()));
+                    let help = "Frames that were lost. tx is from the guest, rx is for it, as in \
+                                the status document";
+                    ("drop".to_owned(), help.to_owned())
+                } else {
+                    (family_of(name), help_of(description))
+                };
+                let (_, family) = self.0.entry(family).or_insert((help, Family::default()));
+                family.get_or_create(&labels).inc_by(*value);
+            }
+        }
+    }
+
+    fn register(self, registry: &mut Registry) {
+        for (name, (help, family)) in self.0 {
+            registry.register(name, help, family);
+        }
+    }
+}
+
+/// A counter's name by Prometheus' rules.
+fn family_of(counter: &str) -> String {
+    let (uplink, counter) = match counter.strip_prefix("uplink_") {
+        Some(counter) => ("uplink_", counter),
+        None => ("", counter),
+    };
+    let name = match counter.split_once('_') {
+        Some(("tx", what)) => format!("transmit_{what}"),
+        Some(("rx", what)) => format!("receive_{what}"),
+        _ => counter.to_owned(),
+    };
+    format!("{uplink}{}", name.replace("_frames", "_packets"))
+}
+
+/// A description without its full stop, which the format adds.
+fn help_of(description: &str) -> String {
+    description.trim().trim_end_matches('.').to_owned()
+}
+
+/// OpenMetrics as Prometheus' older format: there, a counter's name has its suffix in the comments,
+/// too.
+fn prometheus(text: &str) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for index in 0..lines.len() {
+        let Some(name) = lines[index]
+            .strip_prefix("# TYPE ")
+            .and_then(|rest| rest.strip_suffix(" counter"))
+            .map(str::to_owned)
+        else {
+            continue;
+        };
+        lines[index] = format!("# TYPE {name}_total counter");
+        // The description stands before it.
+        if let Some(help) = index.checked_sub(1).map(|before| &mut lines[before])
+            && let Some(rest) = help.strip_prefix(&format!("# HELP {name} "))
+        {
+            *help = format!("# HELP {name}_total {rest}");
+        }
+    }
+    lines.retain(|line| line != "# EOF");
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::reader::Answer;
+
+    fn ports() -> Vec<Port> {
+        let status = json!({
+            "mac": "02:00:00:00:00:01", "mtu": 1500, "program_version": "1.2.3",
+            "frontend": {"pid": 1, "queues_running": 2},
+            "warnings": [{"code": "foreign-source", "text": "", "count": 9}],
+            "counters": [
+                {"tx_frames": 5, "tx_spoofed": 2, "uplink_tx_bytes": 7, "made_up": 1},
+                {"tx_frames": 6, "wakeups": 3},
+            ],
+        });
+        let document = serde_json::from_value(status.clone()).unwrap();
+        let port = |id: &str, answer| Port {
+            segment: "web".to_owned(),
+            id: id.parse().unwrap(),
+            answer,
+        };
+        vec![
+            port("a", Answer::Status(Box::new(document), status)),
+            port("b", Answer::Gone),
+        ]
+    }
+
+    #[test]
+    fn metrics_have_the_names_of_the_rules_and_the_reasons_of_the_status() {
+        let text = text(&ports(), Format::OpenMetrics);
+        for line in [
+            r#"virtio_inter_transmit_packets_total{segment="web",port="a",queue="0"} 5"#,
+            r#"virtio_inter_transmit_packets_total{segment="web",port="a",queue="1"} 6"#,
+            r#"virtio_inter_drop_total{segment="web",port="a",queue="0",reason="tx_spoofed"} 2"#,
+            r#"virtio_inter_uplink_transmit_bytes_total{segment="web",port="a",queue="0"} 7"#,
+            r#"virtio_inter_wakeups_total{segment="web",port="a",queue="1"} 3"#,
+            r#"virtio_inter_up{segment="web",port="a"} 1"#,
+            r#"virtio_inter_up{segment="web",port="b"} 0"#,
+            r#"virtio_inter_queues_running{segment="web",port="a"} 2"#,
+            r#"virtio_inter_warnings{segment="web",port="a",code="foreign-source"} 1"#,
+            "# EOF",
+        ] {
+            assert!(
+                text.lines().any(|one| one == line),
+                "{line} is not in\n{text}"
+            );
+        }
+        assert!(!text.contains("made_up"), "{text}");
+    }
+
+    #[test]
+    fn metrics_of_the_older_format_name_counters_with_their_suffix() {
+        let text = text(&ports(), Format::Prometheus);
+        assert!(
+            text.contains("# HELP virtio_inter_wakeups_total Number of wake-ups"),
+            "{text}"
+        );
+        assert!(
+            text.contains("# TYPE virtio_inter_wakeups_total counter\n"),
+            "{text}"
+        );
+        assert!(text.contains("# TYPE virtio_inter_up gauge\n"), "{text}");
+        assert!(!text.contains("EOF"), "{text}");
+    }
+}
