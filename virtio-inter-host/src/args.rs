@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::exporter::ListenAddr;
+use crate::listen_addr::ListenAddr;
 
 /// The segments and ports that a command is about.
 #[derive(Debug, Clone, Args)]

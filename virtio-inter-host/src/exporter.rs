@@ -5,8 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{interval, timeout};
 
 use crate::args::{ExporterArgs, Places};
+use crate::listen_addr::ListenAddr;
 use crate::metrics::{Format, text};
 use crate::{place, reader};
 
@@ -36,31 +36,6 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Name of the file for the textfile collector.
 const FILE_NAME: &str = "virtio-inter.prom";
-
-/// Where the exporter listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ListenAddr {
-    /// An IP address and port.
-    Tcp(SocketAddr),
-    /// A Unix socket's path.
-    Unix(PathBuf),
-}
-
-impl FromStr for ListenAddr {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            let path = PathBuf::from(path);
-            virtio_inter_args::check_socket_path(&path).map_err(|error| error.to_string())?;
-            return Ok(Self::Unix(path));
-        }
-        text.parse().map(Self::Tcp).map_err(|_| {
-            "an IP address and port such as 127.0.0.1:9477 or [::1]:9477, or unix:PATH, is needed"
-                .to_owned()
-        })
-    }
-}
 
 /// Runs the exporter until SIGTERM or SIGINT.
 ///
@@ -278,25 +253,4 @@ fn write_file(places: &Places, directory: &Path) -> Result<()> {
         let _ = fs::remove_file(&hidden);
         anyhow::Error::new(error).context(format!("Cannot write {}", path.display()))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn listen_address_is_an_ip_address_or_a_path() {
-        let parse = str::parse::<ListenAddr>;
-        assert_eq!(
-            parse("unix:/run/x").unwrap(),
-            ListenAddr::Unix("/run/x".into())
-        );
-        assert_eq!(
-            parse("[::1]:9477").unwrap(),
-            ListenAddr::Tcp("[::1]:9477".parse().unwrap())
-        );
-        for wrong in ["", "unix:", "localhost:9477", "9477", "127.0.0.1"] {
-            parse(wrong).unwrap_err();
-        }
-    }
 }

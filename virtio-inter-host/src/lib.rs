@@ -15,6 +15,7 @@ mod check;
 mod document;
 pub mod exporter;
 mod list;
+pub mod listen_addr;
 mod metrics;
 mod place;
 mod reader;

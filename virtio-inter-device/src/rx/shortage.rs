@@ -1,8 +1,9 @@
 //! Records for which the guest has buffers, but too few.
 //!
-//! VIRTIO lets a driver offer fewer mergeable buffers than the longest frame needs, and such a guest
-//! may never offer more. Its port waits for a while, as a driver that is slow offers more soon, but
-//! neither for ever nor at the cost of records from other senders, for which there are enough.
+//! VIRTIO lets a driver offer fewer mergeable buffers than the longest frame needs, and such a
+//! guest may never offer more. Its port waits for a while, as a driver that is slow offers more
+//! soon, but neither for ever nor at the cost of records from other senders, for which there are
+//! enough: decision 0083.
 
 use std::time::{Duration, Instant};
 
