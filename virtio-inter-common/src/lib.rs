@@ -7,6 +7,7 @@ mod error_chain;
 pub mod liveness;
 pub mod log_limit;
 mod mac;
+mod mac_sets;
 mod peer_credentials;
 mod port_id;
 
@@ -16,5 +17,6 @@ pub use epoll::{Epoll, Events, Timeout};
 pub use error_chain::ErrorChain;
 pub use log_limit::LogLimit;
 pub use mac::{MacAddr, MacError};
+pub use mac_sets::{MAX_MAC_SETS, MacSet, MacSetError, MacSets};
 pub use peer_credentials::{PeerCredentials, peer_pid, peer_pid_and_uid, peer_uid};
 pub use port_id::{MAX_ID_LEN, MAX_QUEUE_PAIRS, PortId, PortIdError};

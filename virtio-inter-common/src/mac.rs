@@ -32,6 +32,11 @@ impl MacAddr {
         MacAddr(octets)
     }
 
+    /// Parses an address of any kind.
+    pub(crate) fn parse_any(text: &str) -> Option<MacAddr> {
+        parse(text)
+    }
+
     /// The six bytes.
     pub const fn octets(self) -> [u8; 6] {
         self.0
