@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use virtio_inter_common::{MacAddr, PortId};
+use virtio_inter_common::{MacAddr, MacSets, PortId};
 
 use crate::child;
 use crate::inter_vm::InterVm;
@@ -38,6 +38,8 @@ pub struct Device {
     pub status_socket: PathBuf,
     /// The tap device that is the port's uplink; None: there is none, or `tap_fds`.
     pub tap: Option<String>,
+    /// Addresses that the guest may use beside `mac`.
+    pub allow_mac: MacSets,
     /// Descriptors of it.
     pub tap_fds: Option<TapFds>,
     /// As with `--net`.
@@ -128,6 +130,7 @@ impl Device {
             socket,
             status_socket,
             tap: asked.tap,
+            allow_mac: asked.allow_mac,
             tap_fds: None,
             pci_segment: asked.pci_segment,
             pci_device_id: asked.pci_device_id,
@@ -197,6 +200,9 @@ impl Device {
         if let Some(tap) = &self.tap {
             arguments.push(format!("--uplink=tap={tap}").into());
         }
+        if !self.allow_mac.is_empty() {
+            arguments.push(format!("--allow-mac={}", self.allow_mac).into());
+        }
         arguments
     }
 }
@@ -241,7 +247,8 @@ mod tests {
 
     #[test]
     fn device_has_the_ports_arguments() {
-        let text = "segment=web,mtu=9000,num_queues=8,queue_size=64,tap=vm1";
+        let text = "segment=web,mtu=9000,num_queues=8,queue_size=64,tap=vm1,\
+                    allow_mac=[00:00:5e:00:01:*,02:00:00:00:00:07]";
         let arguments = device(text).port_arguments();
         assert_eq!(
             arguments,
@@ -255,6 +262,7 @@ mod tests {
                 "--mtu=9000",
                 "--queue-size=64",
                 "--uplink=tap=vm1",
+                "--allow-mac=00:00:5e:00:01:*,02:00:00:00:00:07",
             ]
         );
     }

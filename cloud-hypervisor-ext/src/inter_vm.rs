@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use virtio_inter_args::{SocketPathError, parse_size, segment_directory};
-use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, PortId};
+use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
 
 use crate::options::{OptionError, Options, quote};
 
@@ -22,7 +22,7 @@ pub struct Key {
 }
 
 /// All keys.
-pub const KEYS: [Key; 11] = [
+pub const KEYS: [Key; 12] = [
     Key {
         name: "segment",
         value: "<name_or_directory>",
@@ -67,6 +67,11 @@ pub const KEYS: [Key; 11] = [
         name: "fd",
         value: "<fd1,fd2,...>",
         help: "Descriptors of that device instead, one for each pair of virtqueues",
+    },
+    Key {
+        name: "allow_mac",
+        value: "<mac1,mac2,...>",
+        help: "Addresses that the guest may use beside mac, and prefixes such as 00:00:5e:00:01:*",
     },
     Key {
         name: "pci_segment",
@@ -130,6 +135,8 @@ pub struct InterVm {
     pub tap: Option<String>,
     /// Descriptors of it, by number.
     pub fds: Vec<RawFd>,
+    /// Addresses that the guest may use beside `mac`.
+    pub allow_mac: MacSets,
     /// As with `--net`.
     pub pci_segment: Option<u16>,
     /// As with `--net`.
@@ -159,6 +166,7 @@ impl InterVm {
             socket: options.get("socket").map(PathBuf::from),
             tap: options.get("tap"),
             fds: fds(&options)?,
+            allow_mac: mac_sets(&options)?,
             pci_segment: convert(&options, "pci_segment")?,
             pci_device_id: convert(&options, "pci_device_id")?,
         };
@@ -194,6 +202,11 @@ impl InterVm {
         }
         if self.tap.is_some() && !self.fds.is_empty() {
             return invalid("tap= and fd= are two ways to give one uplink".to_owned());
+        }
+        if let Some(mac) = self.mac
+            && self.allow_mac.exact().any(|allowed| allowed == mac)
+        {
+            return invalid(format!("allow_mac= lists {mac}, which is mac= already"));
         }
         let pairs = usize::from(self.num_queues.unwrap_or(2) / 2);
         if !self.fds.is_empty() && self.fds.len() != pairs {
@@ -263,7 +276,11 @@ impl fmt::Display for InterVm {
                 write!(f, ",{key}={}", quote(&value))?;
             }
         }
-        Ok(())
+        match self.allow_mac.iter().count() {
+            0 => Ok(()),
+            1 => write!(f, ",allow_mac={}", self.allow_mac),
+            _ => write!(f, ",allow_mac=[{}]", self.allow_mac),
+        }
     }
 }
 
@@ -337,6 +354,19 @@ fn fds(options: &Options) -> Result<Vec<RawFd>, InterVmError> {
         fds.push(number);
     }
     Ok(fds)
+}
+
+/// Addresses and prefixes, `[02:00:00:00:00:01,00:00:5e:00:01:*]` or one.
+fn mac_sets(options: &Options) -> Result<MacSets, InterVmError> {
+    let Some(text) = options.get("allow_mac") else {
+        return Ok(MacSets::default());
+    };
+    let list = text
+        .strip_prefix('[')
+        .and_then(|list| list.strip_suffix(']'));
+    list.unwrap_or(&text).parse().map_err(|error| {
+        InterVmError::Options(OptionError::Value(format!("allow_mac={text}: {error}")))
+    })
 }
 
 /// For types whose parse errors give a reason.
@@ -425,6 +455,8 @@ mod tests {
             "segment=\"/run/a,b\",mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,\
              queue_size=512,socket=\"/tmp/a,b\",tap=vm1,\
              pci_segment=1,pci_device_id=9",
+            "segment=/run/a,allow_mac=00:00:5e:00:01:*",
+            "segment=/run/a,allow_mac=[00:00:5e:00:01:*,02:00:00:00:00:07]",
         ] {
             let device = InterVm::parse(text).unwrap();
             assert_eq!(device.to_string(), text);
@@ -532,6 +564,19 @@ mod tests {
             ("fd=[3,3],num_queues=4", "fd=[3,3] lists 3 twice"),
             ("fd=[3,4]", "2 descriptor(s) for 1 pair(s)"),
             ("fd=3,tap=vm1", "two ways to give one uplink"),
+            (
+                "allow_mac=02:00",
+                "allow_mac=02:00: \"02:00\" is neither a MAC address nor",
+            ),
+            (
+                "allow_mac=[02:00:00:00:00:01,02:00:00:00:00:01]",
+                "is listed twice",
+            ),
+            ("allow_mac=33:33:00:*", "multicast"),
+            (
+                "mac=02:00:00:00:00:01,allow_mac=02:00:00:00:00:01",
+                "which is mac= already",
+            ),
         ] {
             let text = format!("segment=web,{text}");
             assert!(fails(&text).contains(part), "{}", fails(&text));

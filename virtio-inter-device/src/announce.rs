@@ -24,3 +24,9 @@ pub(crate) fn announcement(mac: MacAddr) -> [u8; ANNOUNCEMENT] {
     packet[18..24].copy_from_slice(&mac.octets());
     record
 }
+
+/// Whether this is an address of virtual routers (RFC 9568, 7.3; CARP has the same ones). Who has
+/// it at a time announces it, and nobody else.
+pub(crate) fn is_virtual_router(mac: MacAddr) -> bool {
+    matches!(mac.octets(), [0, 0, 0x5e, 0, 1 | 2, _])
+}

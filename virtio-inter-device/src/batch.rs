@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::{MacAddr, MacSets};
 
 use crate::counters::Counters;
 use crate::features::Negotiated;
@@ -55,6 +55,8 @@ impl Rest {
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub(crate) mac: MacAddr,
+    /// Addresses that the guest may use beside `mac`.
+    pub(crate) allowed: MacSets,
     pub(crate) mtu: u16,
     pub(crate) negotiated: Negotiated,
     pub(crate) counters: Arc<Counters>,

@@ -71,7 +71,7 @@ counters! {
     /// From the guest: a partial checksum outside of the frame, missing where GSO needs it, or not
     /// negotiated.
     drop tx_bad_csum,
-    /// From the guest: a source address that is not the port's.
+    /// From the guest: a source address that is neither the port's nor allowed, or another port's.
     drop tx_spoofed,
     /// From the guest: no peer has the destination address, and there is no uplink.
     drop tx_no_destination,
@@ -105,8 +105,8 @@ counters! {
     drop rx_bad_gso_frame,
     /// From a peer: a partial checksum outside of the frame, or missing where GSO needs it.
     drop rx_bad_csum,
-    /// From a peer: a source address that is not the peer's, or a destination that is not this
-    /// port's.
+    /// From a peer: a source address that is not one of the peer's, or a destination that is not
+    /// one of this port's.
     drop rx_bad_address,
     /// From a peer: larger than the port's MTU, and it cannot be segmented to fit.
     drop rx_too_long,
@@ -140,7 +140,7 @@ counters! {
     count uplink_rx_bytes,
     /// By the uplink: for another unicast address, as a switch floods it.
     count uplink_rx_other,
-    /// By the uplink: from the port's own address, returned by the network.
+    /// By the uplink: from an address of the guest, returned by the network.
     count uplink_rx_own,
     /// By the uplink: its device had an error in place of the frame.
     drop uplink_rx_failed,

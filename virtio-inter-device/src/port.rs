@@ -258,11 +258,9 @@ impl<B: Backend> Port<B> {
         mut make: impl FnMut(BackendSetup, Option<FloodEnd>) -> B,
     ) -> Result<Port<B>, DeviceError> {
         let doorbell = new_doorbell()?;
-        let (book, mut ends) = LinkBook::new(local.queues, &doorbell)?;
+        let (book, mut ends) = LinkBook::new(local, &doorbell)?;
         let make = |setup| make(setup, ends.next());
-        let mut port = Port::with_doorbell(local, busy_poll, doorbell, make)?;
-        port.book = book;
-        Ok(port)
+        Port::with_doorbell(local, busy_poll, doorbell, book, make)
     }
 
     /// Starts the workers, one for each queue pair, each with a backend that `make` makes.
@@ -275,13 +273,15 @@ impl<B: Backend> Port<B> {
         busy_poll: BusyPollConfig,
         make: impl FnMut(BackendSetup) -> B,
     ) -> Result<Port<B>, DeviceError> {
-        Port::with_doorbell(local, busy_poll, new_doorbell()?, make)
+        let book = LinkBook::without_floods(local);
+        Port::with_doorbell(local, busy_poll, new_doorbell()?, book, make)
     }
 
     fn with_doorbell(
         local: &LocalPort,
         busy_poll: BusyPollConfig,
         doorbell: OwnedFd,
+        book: LinkBook,
         mut make: impl FnMut(BackendSetup) -> B,
     ) -> Result<Port<B>, DeviceError> {
         let io = |action| move |source| DeviceError::Io { action, source };
@@ -295,14 +295,16 @@ impl<B: Backend> Port<B> {
             ready: Ready::default(),
             doorbell: Arc::new(doorbell),
             requests: Vec::new(),
-            book: LinkBook::default(),
+            book,
         };
         let in_use = Arc::new(InUse::default());
+        let learned = Arc::clone(port.book.learned());
         for index in 0..local.queues {
             let (commands, inbox) = mpsc::channel();
             let (poller, waker) = Poller::new().map_err(io("create an epoll instance"))?;
             let rules = Rules {
                 mac: local.mac,
+                allowed: local.allowed.clone(),
                 mtu: local.mtu,
                 negotiated: Negotiated::default(),
                 counters: Arc::new(Counters::default()),
@@ -311,6 +313,8 @@ impl<B: Backend> Port<B> {
             let mut backend = make(BackendSetup {
                 index,
                 mac: local.mac,
+                allowed: local.allowed.clone(),
+                learned: Arc::clone(&learned),
                 mtu: local.mtu,
                 counters: Arc::clone(&counters),
             });

@@ -15,6 +15,7 @@ fn local() -> Local {
             queues: 1,
             ring_capacity: MIN_CAPACITY,
             uplinks: Default::default(),
+            allowed: Default::default(),
         },
         incarnation: 1,
         pid: 1,
@@ -37,6 +38,7 @@ fn up() -> (Connection, OwnedFd) {
         queues: 1,
         ring_capacity: MIN_CAPACITY,
         uplinks: Default::default(),
+        allowed: Default::default(),
         incarnation: 1,
         pid: 1,
     };

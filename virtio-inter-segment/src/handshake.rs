@@ -4,13 +4,16 @@
 //! that does not want the other sends REFUSE and closes.
 
 use thiserror::Error;
-use virtio_inter_common::{ErrorChain, MacAddr, PortId, PortIdError};
+use virtio_inter_common::{
+    ErrorChain, MAX_MAC_SETS, MacAddr, MacSet, MacSetError, MacSets, PortId, PortIdError,
+};
 use virtio_inter_link::FORMAT_VERSION;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::port::{LocalPort, PortError, Uplinks, check_port};
 use crate::wire::{
-    Header, Hello, HelloHead, KIND_HELLO, REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC,
-    REASON_RESOURCES, REASON_TIMEOUT, REASON_UNKNOWN, Refuse, Versions, WireError,
+    AddressSet, Header, Hello, HelloHead, KIND_HELLO, REASON_DUPLICATE, REASON_FULL, REASON_ID,
+    REASON_MAC, REASON_RESOURCES, REASON_TIMEOUT, REASON_UNKNOWN, Refuse, Versions, WireError,
 };
 
 /// This port, and what tells this run of it from others.
@@ -39,6 +42,7 @@ pub(crate) struct Candidate {
     pub(crate) queues: u16,
     pub(crate) ring_capacity: u32,
     pub(crate) uplinks: Uplinks,
+    pub(crate) allowed: MacSets,
     pub(crate) incarnation: u64,
     /// As the peer says.
     pub(crate) pid: u32,
@@ -62,6 +66,10 @@ pub(crate) enum Refusal {
     BadNetwork(#[source] PortIdError),
     #[error("Name of the peer's network is not text")]
     NetworkEncoding,
+    #[error("List of the peer's further MAC addresses is not valid")]
+    BadAddresses(#[source] MacSetError),
+    #[error("List of the peer's further MAC addresses has {0} bytes")]
+    AddressesSize(usize),
     #[error("Peer has this port's own id {0}")]
     OwnId(PortId),
     #[error("Peer says that it is {got}, but its socket is that of {expected}")]
@@ -106,7 +114,11 @@ impl Refusal {
             | Refusal::WrongId { .. }
             | Refusal::IdTaken(_) => REASON_ID,
             Refusal::OwnMac(_) | Refusal::MacTaken { .. } => REASON_MAC,
-            Refusal::Parameters(_) | Refusal::BadNetwork(_) | Refusal::NetworkEncoding => 5,
+            Refusal::Parameters(_)
+            | Refusal::BadNetwork(_)
+            | Refusal::NetworkEncoding
+            | Refusal::BadAddresses(_)
+            | Refusal::AddressesSize(_) => 5,
             Refusal::Unauthorized(_) => 6,
             Refusal::Full(_) => REASON_FULL,
             Refusal::Banned(_) | Refusal::Violation(_) => 8,
@@ -178,6 +190,7 @@ impl Local {
             id: self.port.id.as_str().as_bytes().to_vec(),
             uplink_priority: self.port.uplinks.shared,
             network: network.map(|name| name.as_str().as_bytes().to_vec()),
+            addresses: addresses_field(&self.port.allowed),
         }
     }
 
@@ -200,6 +213,7 @@ impl Local {
                 network: hello.network.as_deref().map(parse_network).transpose()?,
                 shared: hello.uplink_priority,
             },
+            allowed: parse_addresses(hello.addresses.as_deref().unwrap_or_default())?,
             incarnation: head.incarnation.get(),
             pid: head.pid.get(),
         };
@@ -231,6 +245,28 @@ impl Local {
 fn parse_network(field: &[u8]) -> Result<PortId, Refusal> {
     let text = std::str::from_utf8(field).map_err(|_| Refusal::NetworkEncoding)?;
     text.parse().map_err(Refusal::BadNetwork)
+}
+
+/// The field of further addresses; None: there are none.
+fn addresses_field(allowed: &MacSets) -> Option<Vec<u8>> {
+    let entry = |set: MacSet| AddressSet {
+        octets: set.octets(),
+        address: set.address().octets(),
+    };
+    let entries: Vec<AddressSet> = allowed.iter().map(entry).collect();
+    (!entries.is_empty()).then(|| entries.as_bytes().to_vec())
+}
+
+/// The value of the field of further addresses.
+fn parse_addresses(field: &[u8]) -> Result<MacSets, Refusal> {
+    let entries =
+        <[AddressSet]>::ref_from_bytes(field).map_err(|_| Refusal::AddressesSize(field.len()))?;
+    if entries.len() > MAX_MAC_SETS {
+        return Err(Refusal::BadAddresses(MacSetError::TooMany(entries.len())));
+    }
+    let set = |entry: &AddressSet| MacSet::new(entry.octets, MacAddr::new(entry.address));
+    let sets: Result<MacSets, MacSetError> = entries.iter().map(set).collect();
+    sets.map_err(Refusal::BadAddresses)
 }
 
 /// The text of an id's field.

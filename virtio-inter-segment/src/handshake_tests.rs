@@ -13,6 +13,7 @@ fn local(id: &str, last_byte: u8) -> Local {
         queues: 2,
         ring_capacity: DEFAULT_CAPACITY,
         uplinks: Default::default(),
+        allowed: Default::default(),
     };
     Local {
         port,
@@ -53,6 +54,52 @@ fn handshake_checks_uplinks() {
     let error = judge(&hello).unwrap_err();
     assert!(matches!(error, Refusal::BadNetwork(_)), "{error}");
     assert_eq!(error.reason(), 5);
+}
+
+#[test]
+fn handshake_checks_further_addresses() {
+    let (a, mut b) = (local("a", 1), local("b", 2));
+    let judge = |hello: &Hello| a.judge(&Role::Acceptor, hello);
+    assert!(judge(&b.hello()).unwrap().allowed.is_empty());
+    b.port.allowed = "00:00:5e:00:01:*,02:00:00:00:00:07".parse().unwrap();
+    let mut hello = b.hello();
+    assert_eq!(judge(&hello).unwrap().allowed, b.port.allowed);
+    // As documented, to the byte.
+    let entries = [5, 0, 0, 0x5e, 0, 1, 0, 6, 2, 0, 0, 0, 0, 7];
+    assert_eq!(hello.addresses.as_deref(), Some(&entries[..]));
+    let mut error = |value: &[u8]| {
+        hello.addresses = Some(value.to_vec());
+        let error = judge(&hello).unwrap_err();
+        assert_eq!(error.reason(), 5);
+        ErrorChain(&error).to_string()
+    };
+    for (value, text) in [
+        (
+            &entries[..13],
+            "List of the peer's further MAC addresses has 13 bytes",
+        ),
+        (&[6, 1, 0, 0x5e, 0, 0, 1], "a multicast address"),
+        (&[6, 0, 0, 0, 0, 0, 0], "is zero"),
+        (
+            &[3, 0x33, 0x33, 0, 0, 0, 0],
+            "33:33:00:* is a set of multicast",
+        ),
+        (
+            &[2, 2, 0, 0, 0, 0, 0],
+            "Prefix of 2 bytes, allowed are 3 to 6",
+        ),
+        (
+            &entries[..7].repeat(65),
+            "65 addresses and prefixes are listed",
+        ),
+    ] {
+        assert!(error(value).contains(text), "{}", error(value));
+    }
+    hello.addresses = Some(entries[..7].repeat(64));
+    assert_eq!(
+        judge(&hello).unwrap().allowed.to_string(),
+        "00:00:5e:00:01:*"
+    );
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
-use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacError, PortId};
+use virtio_inter_common::{
+    MAX_MAC_SETS, MAX_QUEUE_PAIRS, MacAddr, MacError, MacSetError, MacSets, PortId,
+};
 use virtio_inter_link::{MAX_CAPACITY, MIN_CAPACITY, Receiver, ReceiverPage, RegionError, Sender};
 
 /// Smallest MTU: what every IPv4 host must be able to forward (RFC 791, section 3.2), in bytes.
@@ -38,6 +40,8 @@ pub struct LocalPort {
     pub ring_capacity: u32,
     /// Its uplinks.
     pub uplinks: Uplinks,
+    /// Addresses that its guest may use beside `mac`: at most [`MAX_MAC_SETS`] sets.
+    pub allowed: MacSets,
 }
 
 /// What is wrong with the description of a port, ours or a peer's.
@@ -58,6 +62,9 @@ pub enum PortError {
          {MAX_CAPACITY}"
     )]
     RingCapacity(u32),
+    /// Too many.
+    #[error("List of further MAC addresses is not valid")]
+    Allowed(#[source] MacSetError),
 }
 
 pub(crate) fn check_port(
@@ -81,7 +88,11 @@ pub(crate) fn check_port(
 
 impl LocalPort {
     pub(crate) fn check(&self) -> Result<(), PortError> {
-        check_port(self.mac, self.mtu, self.queues, self.ring_capacity)
+        check_port(self.mac, self.mtu, self.queues, self.ring_capacity)?;
+        match self.allowed.iter().count() {
+            count if count > MAX_MAC_SETS => Err(PortError::Allowed(MacSetError::TooMany(count))),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -126,6 +137,8 @@ pub struct PeerInfo {
     pub ring_capacity: u32,
     /// Its uplinks. A shared one is run by root or the owner of the segment's directory.
     pub uplinks: Uplinks,
+    /// Addresses that its guest may use beside `mac`, unless another port has one as its `mac`.
+    pub allowed: MacSets,
 }
 
 /// A ring that a queue pair of this port sends on.

@@ -156,6 +156,7 @@ mod tests {
             queues: 2,
             ring_capacity: MIN_CAPACITY,
             uplinks: Default::default(),
+            allowed: Default::default(),
             incarnation: 1,
             pid: 1,
         }

@@ -421,6 +421,7 @@ impl Segment {
             queues: peer.queues,
             ring_capacity: peer.ring_capacity,
             uplinks: peer.uplinks.clone(),
+            allowed: peer.allowed.clone(),
         }));
     }
 

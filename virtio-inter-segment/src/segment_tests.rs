@@ -18,6 +18,7 @@ fn local(id: &str, last: u8) -> LocalPort {
         queues: 1,
         ring_capacity: MIN_CAPACITY,
         uplinks: Default::default(),
+        allowed: Default::default(),
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) const FIELD_ID: u16 = FIELD_MUST | 1;
 pub(crate) const FIELD_ROLE: u16 = 2;
 /// Field of HELLO: name of the network that the port's uplink is on.
 pub(crate) const FIELD_NETWORK: u16 = 3;
+/// Field of HELLO: addresses that the port's guest may use beside its own.
+pub(crate) const FIELD_ADDRESSES: u16 = 4;
 /// A recipient that does not know a field whose type has this bit refuses the sender.
 pub(crate) const FIELD_MUST: u16 = 0x8000;
 
@@ -148,6 +150,8 @@ pub(crate) struct Hello {
     /// Of the uplink of other ports that this one is.
     pub(crate) uplink_priority: Option<u16>,
     pub(crate) network: Option<Vec<u8>>,
+    /// [`AddressSet`]s.
+    pub(crate) addresses: Option<Vec<u8>>,
 }
 
 /// Value of the field of the role.
@@ -156,6 +160,16 @@ pub(crate) struct Hello {
 struct RoleValue {
     role: U16,
     priority: U16,
+}
+
+/// An entry of the field of further addresses. 7 bytes.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct AddressSet {
+    /// Number of the address's bytes that count: 3 to 6.
+    pub(crate) octets: u8,
+    /// Its other bytes are zero when sent, and not checked.
+    pub(crate) address: [u8; 6],
 }
 
 /// The role of an uplink of other ports.
@@ -223,6 +237,7 @@ const _: () = {
     assert!(size_of::<HelloHead>() == 48);
     assert!(offset_of!(HelloHead, head_size) == 44);
     assert!(size_of::<Field>() == 4);
+    assert!(size_of::<AddressSet>() == 7);
     assert!(size_of::<Refuse>() == 192);
     assert!(size_of::<Link>() == 24);
     assert!(size_of::<Accept>() == 16);
@@ -292,7 +307,7 @@ impl Hello {
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut fields = Vec::new();
         let mut add = |kind: u16, value: &[u8]| {
-            let size = (value.len() as u16).into(); // At most 64.
+            let size = (value.len() as u16).into(); // At most 448: 64 addresses.
             let kind = kind.into();
             fields.extend_from_slice(Field { kind, size }.as_bytes());
             fields.extend_from_slice(value);
@@ -307,6 +322,9 @@ impl Hello {
         }
         if let Some(network) = &self.network {
             add(FIELD_NETWORK, network);
+        }
+        if let Some(addresses) = &self.addresses {
+            add(FIELD_ADDRESSES, addresses);
         }
         let head = HelloHead {
             header: Header::new(KIND_HELLO, size_of::<HelloHead>() + fields.len()),
@@ -539,7 +557,7 @@ fn parse_hello(packet: &[u8]) -> Result<Message<'_>, WireError> {
 
 /// The fields of a HELLO.
 fn parse_fields(head: HelloHead, mut rest: &[u8]) -> Result<Hello, WireError> {
-    let (mut id, mut role, mut network) = (None, None, None);
+    let (mut id, mut role, mut network, mut addresses) = (None, None, None, None);
     while !rest.is_empty() {
         let (field, values) = Field::read_from_prefix(rest).map_err(|_| WireError::FieldEnd)?;
         let size = usize::from(field.size.get());
@@ -553,6 +571,7 @@ fn parse_fields(head: HelloHead, mut rest: &[u8]) -> Result<Hello, WireError> {
             FIELD_ID => once(&mut id)?,
             FIELD_ROLE => once(&mut role)?,
             FIELD_NETWORK => once(&mut network)?,
+            FIELD_ADDRESSES => once(&mut addresses)?,
             kind if kind & FIELD_MUST != 0 => return Err(WireError::Field(kind)),
             _ => {}
         }
@@ -565,6 +584,7 @@ fn parse_fields(head: HelloHead, mut rest: &[u8]) -> Result<Hello, WireError> {
         id: id.ok_or(WireError::NoField(FIELD_ID))?,
         uplink_priority: role.map(|value| value.priority.get()),
         network,
+        addresses,
     })
 }
 

@@ -27,6 +27,7 @@ fn hello(min: u16, max: u16) -> Hello {
         id: b"web".to_vec(),
         uplink_priority: None,
         network: None,
+        addresses: None,
     }
 }
 
@@ -136,6 +137,10 @@ fn wire_hello_has_the_uplinks() {
     let parsed = parsed_hello(&bytes);
     assert_eq!(parsed.uplink_priority, Some(0x0102));
     assert_eq!(parsed.network, Some(b"lan".to_vec()));
+    hello.addresses = Some(b"1234567".to_vec());
+    let bytes = hello.to_bytes();
+    assert_eq!(bytes[70..], *b"\x04\0\x07\x001234567");
+    assert_eq!(parsed_hello(&bytes).addresses, hello.addresses);
     // Another role is none that this version knows.
     let fields = |role: &[u8]| [field(FIELD_ID, b"a"), field(FIELD_ROLE, role)].concat();
     for role in [&b"\x02\0\x04\0"[..], b"\x01\0", b""] {

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::{ArgAction, Args, Parser, Subcommand, value_parser};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, value_parser};
 use virtio_inter_args::{
     SocketPathError, absolute, check_socket_path, format_size, parse_size, segment_directory,
 };
-use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, PortId};
+use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
 use virtio_inter_device::BusyPollConfig;
 use virtio_inter_host::args::{CheckArgs, ExporterArgs, ListArgs, ShowArgs};
 use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
@@ -114,6 +114,11 @@ pub struct PortArgs {
     /// 52:54:00:00:00:01
     #[arg(long)]
     pub mac: MacAddr,
+    /// Addresses that the VM may use beside --mac, for a bridge, macvlan, containers or VRRP: up to
+    /// 64, separated by commas. 00:00:5e:00:01:* stands for all that begin like this; 3 to 5 bytes
+    /// are needed. An address that several ports list belongs to the last one that sends from it
+    #[arg(long, value_name = "LIST", value_parser = value_parser!(MacSets))]
+    pub allow_mac: Option<MacSets>,
     /// Maximum size of an IP packet, without the Ethernet header of 14 bytes: 68 to 65535. All
     /// ports of a segment should have the same
     #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = parse_mtu)]
@@ -181,6 +186,7 @@ impl PortArgs {
                 network: self.uplink.is_some().then(|| self.network.clone()),
                 shared: None,
             },
+            allowed: self.allow_mac.clone().unwrap_or_default(),
         }
     }
 
@@ -285,6 +291,7 @@ impl UplinkArgs {
             queues: self.queues,
             ring_capacity: self.ring_size,
             uplinks: self.uplinks(),
+            allowed: MacSets::default(),
         }
     }
 
@@ -307,7 +314,19 @@ fn parse_tap_fd(text: &str) -> Result<UplinkArg, String> {
 /// # Errors
 /// clap's errors; also for `--help` and `--version`, whose texts the caller prints.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(arguments)
+    let cli = Cli::try_parse_from(arguments)?;
+    if let Command::Port(port) = &cli.command
+        && let Some(allowed) = &port.allow_mac
+        && allowed.exact().any(|address| address == port.mac)
+    {
+        let text = format!(
+            "invalid value '{allowed}' for '--allow-mac <LIST>': {} is the port's own address \
+             (--mac)",
+            port.mac
+        );
+        return Err(Cli::command().error(ErrorKind::ValueValidation, text));
+    }
+    Ok(cli)
 }
 
 /// The text of an error; one line for a wrong value.
@@ -376,8 +395,6 @@ fn parse_power_of_two(text: &str, min: u32, max: u32) -> Result<u32, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     const GOOD: [&str; 10] = [

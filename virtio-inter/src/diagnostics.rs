@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::time::SystemTime;
 
-use virtio_inter_common::{MacAddr, PortId};
+use virtio_inter_common::{MacAddr, MacSets, PortId};
 use virtio_inter_device::DropReason;
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, RefusedPeer};
 
@@ -17,12 +17,14 @@ const MAX_FORMER: usize = 64;
 /// Maximum number of peers that a warning names.
 const MAX_NAMED: usize = 5;
 
+const ONE_LIST: &str = "Take it out of the list, or give that port another --mac";
 const ONE_MTU: &str = "Give all ports of the segment, and their guests, one MTU";
 
 /// The warnings of a port, and the state from which they are made.
 #[derive(Debug)]
 pub struct Diagnostics {
     mac: MacAddr,
+    allowed: MacSets,
     mtu: u16,
     warnings: Warnings,
     /// Drops seen so far, by queue pair and reason.
@@ -43,6 +45,7 @@ impl Diagnostics {
     pub fn new(local: &LocalPort) -> Self {
         Self {
             mac: local.mac,
+            allowed: local.allowed.clone(),
             mtu: local.mtu,
             warnings: Warnings::default(),
             seen: BTreeMap::new(),
@@ -167,8 +170,46 @@ impl Diagnostics {
         }
     }
 
+    /// Peers came or went: warns of what does not go together.
+    pub fn peers(&mut self, peers: &BTreeMap<PeerKey, PeerInfo>) {
+        self.mtus(peers.values());
+        self.allowed(peers.values());
+    }
+
+    /// Warns of addresses that ports list beside their own although they are another port's.
+    fn allowed<'a>(&mut self, peers: impl Iterator<Item = &'a PeerInfo> + Clone) {
+        let names = |peers: &mut dyn Iterator<Item = &'a PeerInfo>| {
+            let mut names: Vec<&str> = peers.map(|peer| peer.id.as_str()).collect();
+            names.sort_unstable();
+            (names.len() as u64, list(&names))
+        };
+        let own = self.allowed.clone();
+        let lists = |sets: &MacSets, mac| sets.exact().any(|listed| listed == mac);
+        let (count, ports) = names(&mut peers.clone().filter(|peer| lists(&own, peer.mac)));
+        let text = format!(
+            "This port's --allow-mac has the address of {ports}, which keeps it: frames of the \
+             guest from that address are dropped. {ONE_LIST}"
+        );
+        self.set(Code::AllowedMacTaken, "own", count, text);
+        let mac = self.mac;
+        let (count, ports) = names(&mut peers.filter(|peer| lists(&peer.allowed, mac)));
+        let text = format!(
+            "The --allow-mac of {ports} has this port's address {mac}, which stays here: frames \
+             of others from it are dropped. {ONE_LIST}"
+        );
+        self.set(Code::AllowedMacTaken, "peers", count, text);
+    }
+
+    /// Sets a warning of `count` peers, or clears it if that is 0.
+    fn set(&mut self, code: Code, subject: &str, count: u64, text: String) {
+        match count {
+            0 => self.warnings.clear(code, subject),
+            _ => self.warnings.raise(code, subject, count, text),
+        }
+    }
+
     /// Warns of peers with another MTU.
-    pub fn mtus<'a>(&mut self, peers: impl Iterator<Item = &'a PeerInfo>) {
+    fn mtus<'a>(&mut self, peers: impl Iterator<Item = &'a PeerInfo>) {
         let mut others: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
         for peer in peers.filter(|peer| peer.mtu != self.mtu) {
             others.entry(peer.mtu).or_default().push(peer.id.as_str());
@@ -255,12 +296,21 @@ impl Diagnostics {
         let text = match reason {
             DropReason::ForeignSource(source) => {
                 self.last_refused_source = Some(source);
-                format!(
-                    "The guest sends frames from {source}, but this port's address is {mac}: they \
-                     are dropped. Give the VM's device the port's address (mac=). A guest that has \
-                     others behind it reaches them by ipvlan or routing, not by a bridge or \
-                     macvlan; bonding needs fail_over_mac=active, VRRP no virtual MAC address"
-                )
+                match find(source) {
+                    Some(peer) if self.allowed.contains(source) => format!(
+                        "The guest sends frames from {source}, which is the address of port {}: \
+                         they are dropped, although --allow-mac has it. Give one of them another \
+                         address",
+                        peer.id
+                    ),
+                    _ => format!(
+                        "The guest sends frames from {source}, but this port's address is {mac}: \
+                         they are dropped. Give the VM's device the port's address (mac=), or \
+                         allow the others (--allow-mac), as with a bridge, macvlan or VRRP. \
+                         Without that, ipvlan or routing reaches what is behind a guest; bonding \
+                         needs fail_over_mac=active, VRRP no virtual MAC address"
+                    ),
+                }
             }
             // The log says when this peer left.
             DropReason::NoDestination(address) if self.former.contains(&address) => return,
@@ -270,8 +320,8 @@ impl Diagnostics {
                 self.lost_destination = Some(address);
                 format!(
                     "The guest sends frames to {address}, which no port of the segment has: they \
-                     are dropped. A guest is reached by its port's address only, not by one that \
-                     it chose or that is behind it"
+                     are dropped. A guest is reached by its port's address, and by one that it \
+                     chose or that is behind it only if its port's --allow-mac has that"
                 )
             }
             DropReason::PeerStalled(address) => format!(

@@ -360,7 +360,7 @@ impl EventLoop {
             Ok(()) => {
                 self.diagnostics.linked(&peer);
                 self.peers.insert(peer.key, peer);
-                self.diagnostics.mtus(self.peers.values());
+                self.diagnostics.peers(&self.peers);
             }
             // An error of this port, for which the segment must not refuse the peer.
             Err(error) => {
@@ -403,7 +403,7 @@ impl EventLoop {
     fn remove_peer(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.remove(&key) {
             self.diagnostics.left(&peer);
-            self.diagnostics.mtus(self.peers.values());
+            self.diagnostics.peers(&self.peers);
         }
         if let Err(error) = self.device.remove_peer(key) {
             log_limited!(

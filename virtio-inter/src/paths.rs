@@ -90,6 +90,7 @@ mod tests {
             queues: 1,
             ring_capacity: 1 << 18,
             uplinks: uplinks(network, shared),
+            allowed: Default::default(),
         };
         all.iter().map(peer).collect()
     }

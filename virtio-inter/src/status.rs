@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use virtio_inter_args::absolute;
-use virtio_inter_common::PortId;
+use virtio_inter_common::{MacSets, PortId};
 use virtio_inter_device::{Counters, FeatureNames};
 use virtio_inter_segment::{PeerInfo, RefusedPeer};
 
@@ -30,6 +30,7 @@ pub struct Status<'a> {
     pid: u32,
     id: &'a str,
     mac: String,
+    allow_mac: Vec<String>,
     mtu: u16,
     queue_pairs: u16,
     segment: String,
@@ -118,6 +119,8 @@ struct Peer<'a> {
     mac: String,
     mtu: u16,
     queue_pairs: u16,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allow_mac: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -178,6 +181,7 @@ impl<'a> Status<'a> {
             pid: std::process::id(),
             id: arguments.id.as_str(),
             mac: arguments.mac.to_string(),
+            allow_mac: arguments.allow_mac.as_ref().map(list).unwrap_or_default(),
             mtu: arguments.mtu,
             queue_pairs: arguments.queues,
             segment: absolute(&arguments.segment).display().to_string(),
@@ -229,6 +233,7 @@ impl<'a> From<&'a PeerInfo> for Peer<'a> {
             mac: peer.mac.to_string(),
             mtu: peer.mtu,
             queue_pairs: peer.queues,
+            allow_mac: list(&peer.allowed),
             network: peer.uplinks.network.as_ref().map(PortId::as_str),
             uplink_priority: peer.uplinks.shared,
         }
@@ -252,6 +257,11 @@ impl<'a> From<&'a RefusedPeer> for Refused<'a> {
 pub(crate) fn process_start() -> SystemTime {
     static START: OnceLock<SystemTime> = OnceLock::new();
     *START.get_or_init(SystemTime::now)
+}
+
+/// Each set as text.
+fn list(sets: &MacSets) -> Vec<String> {
+    sets.iter().map(|set| set.to_string()).collect()
 }
 
 /// Seconds since 1970.

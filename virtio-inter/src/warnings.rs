@@ -27,6 +27,8 @@ pub enum Code {
     MemoryNotShared,
     /// The guest sends with an address that is not the port's.
     ForeignSource,
+    /// `--allow-mac` lists an address that another port has.
+    AllowedMacTaken,
     /// The guest sends to an address that no peer has.
     NoDestination,
     /// A peer takes no frames.
@@ -55,6 +57,7 @@ impl Code {
         match self {
             Code::MemoryNotShared => "memory-not-shared",
             Code::ForeignSource => "foreign-source",
+            Code::AllowedMacTaken => "allowed-mac-taken",
             Code::NoDestination => "no-destination",
             Code::PeerStalled => "peer-stalled",
             Code::PacketTooLong => "packet-too-long",

@@ -48,6 +48,7 @@ impl Stage {
         let notify = temp.path().join("notify");
         let device = Device {
             tap: None,
+            allow_mac: Default::default(),
             tap_fds: None,
             id: "net0".parse().unwrap(),
             port_id: "vm.net0".parse().unwrap(),

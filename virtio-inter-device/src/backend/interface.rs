@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::{MacAddr, MacSets};
 use virtio_inter_link::Violation;
 use virtio_inter_segment::PeerKey;
 use vm_memory::VolatileSlice;
 
+use super::link::Learned;
 use super::ring_request::PlacedRequest;
+use super::source::RxSource;
 use super::steering::Ready;
 use crate::batch::Rest;
 use crate::counters::Counters;
@@ -76,6 +78,19 @@ pub trait TxBackend {
     /// the last frame offered is still held.
     fn enable_tx_notification(&mut self, held: bool) -> Rest;
 
+    /// Whether the guest may send from this address, which is one that its port has listed beside
+    /// its own: no other port has it as its own. It is then here.
+    fn claim_source(&mut self, source: MacAddr) -> bool {
+        let _ = source;
+        true
+    }
+
+    /// Whether such an address can be announced: no other port has it or lists it.
+    fn may_announce(&self, address: MacAddr) -> bool {
+        let _ = address;
+        true
+    }
+
     /// Sends a record of the port's own to everybody. Returns how many get it.
     fn announce(&mut self, record: &[u8]) -> usize {
         let _ = record;
@@ -94,8 +109,8 @@ pub trait TxBackend {
 pub struct RxRecord<'a> {
     /// Its bytes.
     pub bytes: VolatileSlice<'a>,
-    /// The only source address that its sender may use. None: any.
-    pub source: Option<MacAddr>,
+    /// The source addresses that its sender may use.
+    pub source: RxSource<'a>,
     /// Estimate of the number of waiting records of this length, this one included; 0 and 1: no
     /// other.
     pub same_size_hint: usize,
@@ -190,6 +205,10 @@ pub struct BackendSetup {
     pub index: u16,
     /// The port's address.
     pub mac: MacAddr,
+    /// Addresses that its guest may use beside that.
+    pub allowed: MacSets,
+    /// Where such addresses of all ports were heard.
+    pub(crate) learned: Arc<Learned>,
     /// The port's MTU in bytes.
     pub mtu: u16,
     /// The counters of the queue pair.

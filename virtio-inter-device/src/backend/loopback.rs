@@ -8,6 +8,7 @@ use vm_memory::VolatileSlice;
 use super::interface::{
     Backend, RxBackend, RxProgress, RxRecord, RxSink, RxStatus, TxBackend, TxFrame, TxStatus,
 };
+use super::source::RxSource;
 use crate::batch::Rest;
 use crate::device::DeviceError;
 use crate::frame::NET_HEADER;
@@ -70,7 +71,7 @@ impl RxBackend for Loopback {
         while let Some(frame) = self.frames.front_mut() {
             let record = RxRecord {
                 bytes: VolatileSlice::from(&mut frame[..]),
-                source: None,
+                source: RxSource::any(),
                 same_size_hint: 1,
             };
             match sink.deliver(&record, &mut self.progress) {

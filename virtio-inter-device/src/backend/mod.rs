@@ -24,6 +24,7 @@ mod network;
 mod null;
 mod relay;
 mod ring_request;
+mod source;
 pub(crate) mod steering;
 mod tap;
 
@@ -31,7 +32,9 @@ pub use interface::{
     Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxProgress, RxRecord, RxSink,
     RxStatus, TxBackend, TxFrame, TxStatus,
 };
-pub(crate) use link::{LinkAnswer, LinkCommand, RxLink, RxLinkId, RxRing};
+pub(crate) use link::{
+    Forwarding, Holder, Learned, LinkAnswer, LinkCommand, PeerAddresses, RxLink, RxLinkId, RxRing,
+};
 pub use link::{Links, Paths};
 pub use loopback::Loopback;
 pub use network::Network;
@@ -39,4 +42,5 @@ pub(crate) use network::NetworkCommand;
 pub use null::Null;
 pub use relay::Relay;
 pub(crate) use relay::RelayCommand;
+pub use source::RxSource;
 pub use tap::{MAX_INTERFACE_NAME, TapDevice, TapError, TapState};

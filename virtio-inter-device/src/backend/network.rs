@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use virtio_inter_common::MacAddr;
 use virtio_inter_link::Sender;
 
 use super::interface::{
@@ -102,13 +103,9 @@ impl Network {
     }
 
     fn tap(&self, queue: OwnedFd) -> io::Result<Tap> {
-        let BackendSetup {
-            index,
-            mac,
-            mtu,
-            counters,
-        } = self.setup.clone();
-        Tap::new(queue, index, mac, mtu, counters)
+        let mut tap = Tap::new(queue, &self.setup)?;
+        tap.set_listed(self.links.listed().clone());
+        Ok(tap)
     }
 
     fn set_uplink(&mut self, queue: OwnedFd, poller: &Poller) -> io::Result<()> {
@@ -161,6 +158,14 @@ impl TxBackend for Network {
             rest.until = Some(rest.until.map_or(again, |until| until.min(again)));
         }
         rest
+    }
+
+    fn claim_source(&mut self, source: MacAddr) -> bool {
+        self.links.claim_source(source)
+    }
+
+    fn may_announce(&self, address: MacAddr) -> bool {
+        self.links.may_announce(address)
     }
 
     fn announce(&mut self, record: &[u8]) -> usize {
@@ -247,10 +252,11 @@ impl Backend for Network {
     ) -> Result<NetworkAnswer, DeviceError> {
         match command {
             NetworkCommand::Link(command) => {
-                return self
-                    .links
-                    .handle_command(command, poller)
-                    .map(NetworkAnswer::Link);
+                let answer = self.links.handle_command(command, poller)?;
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.set_listed(self.links.listed().clone());
+                }
+                return Ok(NetworkAnswer::Link(answer));
             }
             NetworkCommand::SetUplink(queue) => self.set_uplink(queue, poller).map_err(watch)?,
             NetworkCommand::TakeMisplaced(ready) => {

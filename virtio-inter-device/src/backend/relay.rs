@@ -80,13 +80,7 @@ impl Relay {
     }
 
     fn set_tap(&mut self, queue: OwnedFd, poller: &Poller) -> io::Result<()> {
-        let BackendSetup {
-            index,
-            mac,
-            mtu,
-            counters,
-        } = self.setup.clone();
-        let mut tap = Tap::new(queue, index, mac, mtu, counters)?;
+        let mut tap = Tap::new(queue, &self.setup)?;
         tap.set_offloads(Offloads::ALL);
         tap.attach(poller)?;
         if let Some(former) = self.tap.replace(tap) {
@@ -139,7 +133,7 @@ impl Relay {
             return TxStatus::Dropped;
         }
         header.sanitize();
-        if let Destination::Peer(position) = self.links.destination(header.source())
+        if let Some(position) = self.links.hear_network(header.source())
             && self.links.takes_multicast(position)
         {
             // The network returns what a port without an uplink of its own has sent.
@@ -224,10 +218,7 @@ impl ToTap<'_> {
         let mut header = FrameHeader::default();
         header.read(&record.bytes, record.bytes.len())?;
         header.check(Offloads::ALL)?;
-        if record
-            .source
-            .is_some_and(|source| source != header.source())
-        {
+        if !record.source.admits(header.source()) {
             return Err(Invalid::Source);
         }
         if header.destination() == self.mac {
@@ -365,12 +356,16 @@ impl Backend for Relay {
                 takes_over = self.standby && !paths.standby;
                 self.standby = paths.standby;
             }
-            LinkCommand::AddPeer(_, mac) => added = Some(*mac),
+            LinkCommand::AddPeer(_, addresses) => added = Some(addresses.clone()),
             _ => {}
         }
         let answer = self.links.handle_command(command, poller)?;
         if takes_over || added.is_some() {
-            self.announce_ports(|mac| takes_over || Some(mac) == added);
+            let is_added = |mac| {
+                let added = added.as_ref();
+                added.is_some_and(|peer| peer.mac == mac || peer.allowed.contains(mac))
+            };
+            self.announce_ports(|mac| takes_over || is_added(mac));
         }
         Ok(answer)
     }

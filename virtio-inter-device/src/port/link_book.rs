@@ -7,14 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use virtio_inter_common::MacAddr;
 use virtio_inter_link::{
     Doorbell, PairError, Receiver, RegionError, SMALL_CAPACITY, Sender, pair, pair_with,
 };
-use virtio_inter_segment::PeerKey;
+use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
 
-use crate::backend::{RxLink, RxLinkId, RxRing};
+use crate::backend::{Forwarding, Holder, Learned, PeerAddresses, RxLink, RxLinkId, RxRing};
 use crate::device::DeviceError;
 
 /// Frames taken out of each flood before the control thread does something else.
@@ -55,20 +56,21 @@ pub enum LinkEvent {
 /// What the control thread knows of a peer.
 #[derive(Debug)]
 pub(super) struct Peer {
-    /// The only source address that it may use. None: any, as it is an uplink.
-    pub(super) source: Option<MacAddr>,
+    addresses: PeerAddresses,
     /// The queue pairs that have a ring to it, or wait for one: a bit set by index.
     pub(super) with_ring: u64,
 }
 
 /// The control thread's ends of the floods, and its view of who has a ring.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LinkBook {
     /// By worker.
     pub(super) floods: Vec<Receiver>,
     /// Brings multicast frames of peers without a ring to a worker.
     pub(super) inbound: Option<Sender>,
     pub(super) peers: BTreeMap<PeerKey, Peer>,
+    /// The same as each worker's.
+    forwarding: Forwarding,
     /// The peers that get no multicast frames by link.
     pub(super) elsewhere: BTreeSet<PeerKey>,
     /// Not told yet.
@@ -90,12 +92,14 @@ impl LinkBook {
     /// A book of no peers, and each worker's ends. `doorbell` is signalled when there is something
     /// in a flood. Without ends if RLIMIT_FSIZE prevents every ring.
     pub(super) fn new(
-        workers: u16,
+        local: &LocalPort,
         doorbell: &OwnedFd,
     ) -> Result<(LinkBook, FloodEnds), DeviceError> {
-        match Self::make(workers, doorbell) {
+        match Self::make(local, doorbell) {
             // No ring can be made to any peer, either. The guest is served all the same.
-            Err(error) if is_too_large(&error) => Ok(Default::default()),
+            Err(error) if is_too_large(&error) => {
+                Ok((Self::without_floods(local), Vec::new().into_iter()))
+            }
             made => made.map_err(|error| DeviceError::Io {
                 action: "create the rings for multicast frames",
                 source: io::Error::other(error),
@@ -103,7 +107,24 @@ impl LinkBook {
         }
     }
 
-    fn make(workers: u16, doorbell: &OwnedFd) -> Result<(LinkBook, FloodEnds), PairError> {
+    /// A book of no peers, for a port without links.
+    pub(super) fn without_floods(local: &LocalPort) -> LinkBook {
+        LinkBook {
+            floods: Vec::new(),
+            inbound: None,
+            peers: BTreeMap::new(),
+            forwarding: Forwarding::new(local.mac, local.allowed.clone(), Arc::default()),
+            elsewhere: BTreeSet::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Where further addresses were heard.
+    pub(super) fn learned(&self) -> &Arc<Learned> {
+        self.forwarding.learned()
+    }
+
+    fn make(local: &LocalPort, doorbell: &OwnedFd) -> Result<(LinkBook, FloodEnds), PairError> {
         let (inbound, receiver) = pair(SMALL_CAPACITY)?;
         let id = RxLinkId {
             peer: PeerKey::next(),
@@ -116,10 +137,10 @@ impl LinkBook {
         let mut receiver = Some(RxLink::new(id, None, ring, 0));
         let mut book = LinkBook {
             inbound: Some(inbound),
-            ..LinkBook::default()
+            ..Self::without_floods(local)
         };
         let mut ends = Vec::new();
-        for _ in 0..workers {
+        for _ in 0..local.queues {
             let doorbell = Doorbell::from_fd(doorbell.try_clone()?).map_err(io::Error::other)?;
             let (sender, mut flood) = pair_with(SMALL_CAPACITY, doorbell)?;
             flood.wait_for_data()?;
@@ -129,6 +150,56 @@ impl LinkBook {
         // To be one, the doorbell was signalled: nothing has happened.
         let _ = rustix::io::read(doorbell, &mut [0; 8]);
         Ok((book, ends.into_iter()))
+    }
+
+    /// Adds a peer, without rings.
+    pub(super) fn add(&mut self, peer: &PeerInfo) -> PeerAddresses {
+        let used: BTreeSet<Holder> = self
+            .peers
+            .values()
+            .map(|peer| peer.addresses.holder)
+            .collect();
+        let mut free = Holder::peers().filter(|holder| !used.contains(holder));
+        let addresses = PeerAddresses {
+            mac: peer.mac,
+            allowed: peer.allowed.clone(),
+            // There are never as many peers.
+            holder: free.next().unwrap_or(Holder::NETWORK),
+            is_uplink: peer.uplinks.shared.is_some(),
+        };
+        let new = Peer {
+            addresses: addresses.clone(),
+            with_ring: 0,
+        };
+        self.peers.insert(peer.key, new);
+        self.rebuild();
+        addresses
+    }
+
+    /// Removes a peer of which nothing is received any more.
+    pub(super) fn remove(&mut self, peer: PeerKey) {
+        if let Some(peer) = self.peers.remove(&peer) {
+            self.rebuild();
+            if !peer.addresses.allowed.is_empty() {
+                self.forwarding.learned().forget(peer.addresses.holder);
+            }
+        }
+    }
+
+    fn rebuild(&mut self) {
+        self.forwarding
+            .rebuild(self.peers.values().map(|peer| &peer.addresses));
+    }
+
+    /// The addresses of a peer.
+    pub(super) fn addresses(&self, peer: PeerKey) -> Option<&PeerAddresses> {
+        self.peers.get(&peer).map(|peer| &peer.addresses)
+    }
+
+    /// Whether a peer may send from this address, which is then where it is.
+    pub(super) fn admits(&self, peer: PeerKey, source: MacAddr) -> bool {
+        let peer = self.addresses(peer);
+        peer.is_some_and(|peer| self.forwarding.admits(peer, source))
     }
 
     pub(super) fn set_ring(&mut self, peer: PeerKey, queue: u16, with_ring: bool) {

@@ -5,7 +5,7 @@ use virtio_inter_link::{Receiver, ReceiverPage, Sender};
 use virtio_inter_segment::{PeerInfo, PeerKey};
 
 use super::Port;
-use super::link_book::{LinkEvent, Peer};
+use super::link_book::LinkEvent;
 use crate::backend::{
     Backend, LinkAnswer, LinkCommand, LinkRequest, Paths, RxLink, RxLinkId, RxRing,
 };
@@ -33,13 +33,9 @@ impl<B: LinkBackend> Port<B> {
     ///
     /// When a worker does not answer. No worker exchanges frames with the peer then.
     pub fn add_peer(&mut self, peer: &PeerInfo) -> Result<(), DeviceError> {
-        let new = Peer {
-            source: peer.uplinks.shared.is_none().then_some(peer.mac),
-            with_ring: 0,
-        };
-        self.book.peers.insert(peer.key, new);
-        let (key, mac) = (peer.key, peer.mac);
-        let added = self.ask_all(|| Command::Backend(LinkCommand::AddPeer(key, mac).into()));
+        let (key, addresses) = (peer.key, self.book.add(peer));
+        let command = || LinkCommand::AddPeer(key, addresses.clone());
+        let added = self.ask_all(|| Command::Backend(command().into()));
         if added.is_err() {
             self.remove_peer(peer.key)?;
         }
@@ -52,8 +48,10 @@ impl<B: LinkBackend> Port<B> {
     ///
     /// When a worker does not answer.
     pub fn remove_peer(&mut self, peer: PeerKey) -> Result<(), DeviceError> {
-        self.book.peers.remove(&peer);
-        self.ask_all(|| Command::Backend(LinkCommand::RemovePeer(peer).into()))
+        let removed = self.ask_all(|| Command::Backend(LinkCommand::RemovePeer(peer).into()));
+        // Now no worker learns of it any more.
+        self.book.remove(peer);
+        removed
     }
 
     /// Chooses the links of multicast frames and of frames for nobody, also for peers that are
@@ -157,13 +155,13 @@ impl<B: LinkBackend> Port<B> {
         number: u64,
         receiver: Receiver,
     ) -> Result<(), DeviceError> {
-        let Some(source) = self.book.peers.get(&peer).map(|peer| peer.source) else {
+        let Some(source) = self.book.addresses(peer).cloned() else {
             return Ok(());
         };
         // The peer's queue i feeds our queue i mod n, or one in use in its place.
         let home = queue % self.workers.len() as u16;
         let ring = RxRing { number, receiver };
-        let link = RxLink::new(RxLinkId { peer, queue }, source, ring, home);
+        let link = RxLink::new(RxLinkId { peer, queue }, Some(source), ring, home);
         let worker = link.serving(self.ready);
         self.ask_links(worker, LinkCommand::AddRxLinks(vec![link]))?;
         Ok(())
@@ -172,13 +170,8 @@ impl<B: LinkBackend> Port<B> {
     /// Delivers a record that a peer sent without a ring, or drops it.
     pub fn deliver(&mut self, peer: PeerKey, record: &[u8]) {
         let source = record.get(NET_HEADER + 6..NET_HEADER + 12);
-        let allowed = self.book.peers.get(&peer).map(|peer| peer.source);
-        let may_send = source.is_some_and(|source| match allowed {
-            Some(Some(mac)) => source == mac.octets(),
-            Some(None) => true,
-            None => false,
-        });
-        if may_send
+        let source = source.and_then(|source| <[u8; 6]>::try_from(source).ok());
+        if source.is_some_and(|source| self.book.admits(peer, source.into()))
             && let Some(inbound) = &mut self.book.inbound
             && let Ok(Some(slot)) = inbound.reserve(record.len())
         {

@@ -53,6 +53,7 @@ impl Driver {
         let queue = SplitQueue::start(&memory, setup, false).unwrap();
         let rules = Rules {
             mac: MAC,
+            allowed: Default::default(),
             mtu: 65535,
             negotiated: Negotiated::new(1 << VIRTIO_F_VERSION_1, offered(1)).unwrap(),
             counters: Arc::new(Counters::default()),

@@ -13,10 +13,9 @@ use shortage::Shortage;
 pub(crate) use shortage::Wait;
 use smallvec::SmallVec;
 use std::time::Instant;
-use virtio_inter_common::MacAddr;
 use vm_memory::VolatileSlice;
 
-use crate::backend::{RxBackend, RxProgress, RxRecord, RxSink, RxStatus};
+use crate::backend::{RxBackend, RxProgress, RxRecord, RxSink, RxSource, RxStatus};
 use crate::batch::{BATCH, Pace, Rest, Rules};
 use crate::counter::Counter;
 use crate::counters::Counters;
@@ -298,7 +297,7 @@ impl RxBatch<'_, '_> {
             frame_room: progress.frame_room,
         };
         let mut header = FrameHeader::default();
-        let action = read_header(bytes, record.source, rules.mac, &mut header)
+        let action = read_header(bytes, record.source, rules, &mut header)
             .and_then(|gso| self.offload.plan(&mut header, gso, bytes, limits));
         let checksum = match action {
             Ok(RxAction::PassThrough) => None,
@@ -389,21 +388,23 @@ impl RxBatch<'_, '_> {
     }
 }
 
-/// Reads and validates the header of a record from `source`, if that is the only address that the
-/// sender may use, to the port with address `mac`.
+/// Reads and validates the header of a record, whose sender may use the addresses `source`.
 #[inline]
 fn read_header(
     record: &VolatileSlice<'_>,
-    source: Option<MacAddr>,
-    mac: MacAddr,
+    source: RxSource<'_>,
+    rules: &Rules,
     header: &mut FrameHeader,
 ) -> Result<Option<Gso>, Invalid> {
     header.read(record, record.len())?;
-    if source.is_some_and(|source| source != header.source()) {
+    if !source.admits(header.source()) {
         return Err(Invalid::Source);
     }
     let destination = header.destination();
-    if destination != mac && !destination.is_multicast() {
+    if destination != rules.mac
+        && !destination.is_multicast()
+        && !rules.allowed.contains(destination)
+    {
         return Err(Invalid::Destination);
     }
     let gso = header.check(Offloads::ALL)?;

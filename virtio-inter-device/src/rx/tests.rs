@@ -33,7 +33,7 @@ impl RxBackend for Records<'_> {
             self.interrupts.push(counters.interrupts.get());
             let record = RxRecord {
                 bytes: VolatileSlice::from(&mut self.record[..]),
-                source: Some(PEER),
+                source: RxSource::only(PEER),
                 same_size_hint: self.left,
             };
             match sink.deliver(&record, &mut RxProgress::default()) {

@@ -6,6 +6,8 @@ mod frame;
 #[cfg(test)]
 mod tests;
 
+use virtio_inter_common::MacAddr;
+
 use crate::backend::{TxBackend, TxStatus};
 use crate::batch::{BATCH, Pace, Rest, Rules};
 use crate::counter::Counter;
@@ -84,7 +86,7 @@ impl TxHandler {
     ) -> Result<TxStatus, QueueViolation> {
         let counters = &*queue.rules.counters;
         let mut header = FrameHeader::default();
-        if let Err(invalid) = self.read_header(queue, &mut header)? {
+        if let Err(invalid) = self.read_header(queue, backend, &mut header)? {
             counter_of(invalid, counters).add(1);
             if invalid == Invalid::Source {
                 counters.drops.foreign_source(header.source());
@@ -106,9 +108,10 @@ impl TxHandler {
 
     /// Reads and validates the header of the frame in the chain.
     #[inline]
-    fn read_header(
+    fn read_header<B: TxBackend>(
         &self,
         queue: &TxQueue<'_>,
+        backend: &mut B,
         header: &mut FrameHeader,
     ) -> Result<Result<(), Invalid>, QueueViolation> {
         if let Err(invalid) = queue.read_header(&self.chain, header)? {
@@ -118,7 +121,8 @@ impl TxHandler {
             Ok(gso) => gso,
             Err(invalid) => return Ok(Err(invalid)),
         };
-        if header.source() != queue.rules.mac {
+        let source = header.source();
+        if source != queue.rules.mac && !may_send_from(source, queue.rules, backend) {
             return Ok(Err(Invalid::Source));
         }
         match gso {
@@ -184,6 +188,12 @@ impl TxHandler {
         }
         Ok(rest)
     }
+}
+
+/// Whether the guest may send from another address than its port's.
+#[inline(never)]
+fn may_send_from<B: TxBackend>(source: MacAddr, rules: &Rules, backend: &mut B) -> bool {
+    rules.allowed.contains(source) && backend.claim_source(source)
 }
 
 /// The counter of frames that are dropped for this reason.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::command::{Answer, Command};
 use super::{QueueState, Worker};
-use crate::announce::announcement;
+use crate::announce::{announcement, is_virtual_router};
 use crate::backend::Backend;
 use crate::batch::{BATCH, Direction, Pace};
 use crate::device::{DeviceError, QueueSetup};
@@ -45,8 +45,8 @@ impl<B: Backend> Worker<B> {
             }
             Command::Stop(direction) => return Ok(Answer::Index(self.stop(direction))),
             Command::Announce => {
-                let record = announcement(self.rules.mac);
-                return Ok(Answer::Peers(self.backend.announce(&record)));
+                let count = self.announce(|backend, record| backend.announce(record));
+                return Ok(Answer::Peers(count));
             }
             Command::Backend(command) => {
                 let answer = self.backend.handle_command(command, &self.poller)?;
@@ -54,6 +54,18 @@ impl<B: Backend> Worker<B> {
             }
         }
         Ok(Answer::Done)
+    }
+
+    /// Has the backend send an announcement of each address that is the guest's alone. Returns what
+    /// it says of the port's own.
+    pub(super) fn announce<T>(&mut self, mut send: impl FnMut(&mut B, &[u8]) -> T) -> T {
+        let result = send(&mut self.backend, &announcement(self.rules.mac));
+        for address in self.rules.allowed.exact() {
+            if !is_virtual_router(address) && self.backend.may_announce(address) {
+                send(&mut self.backend, &announcement(address));
+            }
+        }
+        result
     }
 
     fn state(&mut self, direction: Direction) -> &mut QueueState {

@@ -16,7 +16,6 @@ use virtio_inter_link::{BusyPoll, BusyPollConfig};
 
 pub(crate) use command::{Answer, Command, Request};
 
-use crate::announce::announcement;
 use crate::backend::steering::InUse;
 use crate::backend::{Backend, LinkFault, LinkRequest};
 use crate::batch::{Pace, Rest, Rules};
@@ -347,7 +346,7 @@ impl<B: Backend> Worker<B> {
             self.in_use.set(self.index, ready);
             if ready {
                 // The guest has started, or has moved here: the network learns where it is.
-                self.backend.announce_arrival(&announcement(self.rules.mac));
+                self.announce(|backend, record| backend.announce_arrival(record));
             }
             (self.report)(Report::Ready {
                 index: self.index,

@@ -4,6 +4,7 @@
 #[path = "../driver/mod.rs"]
 mod driver;
 
+mod allowed;
 mod back_pressure;
 mod backends;
 mod busy_poll;

@@ -90,6 +90,8 @@ pub(crate) struct Spec {
     pub(crate) stall_timeout: bool,
     /// Receive buffers given at first: how many (the size at most), and of how many bytes.
     pub(crate) buffers: (usize, usize),
+    /// Addresses that the guest may use beside its own, as on the command line.
+    pub(crate) allowed: &'static str,
 }
 
 impl Default for Spec {
@@ -105,6 +107,7 @@ impl Default for Spec {
             busy_poll: BusyPollConfig::default(),
             stall_timeout: true,
             buffers: (256, 2048),
+            allowed: "",
         }
     }
 }
@@ -336,6 +339,10 @@ fn local(number: usize, spec: &Spec) -> LocalPort {
         queues: spec.queues,
         ring_capacity: spec.capacity,
         uplinks: Default::default(),
+        allowed: match spec.allowed {
+            "" => Default::default(),
+            allowed => allowed.parse().unwrap(),
+        },
     }
 }
 
@@ -347,6 +354,7 @@ pub(crate) fn info(number: usize, spec: &Spec) -> PeerInfo {
         queues,
         ring_capacity,
         uplinks,
+        allowed,
     } = local(number, spec);
     PeerInfo {
         key: PeerKey::next(),
@@ -356,6 +364,7 @@ pub(crate) fn info(number: usize, spec: &Spec) -> PeerInfo {
         queues,
         ring_capacity,
         uplinks,
+        allowed,
     }
 }
 

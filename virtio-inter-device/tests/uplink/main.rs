@@ -134,6 +134,77 @@ fn uplink_does_not_deliver_what_is_for_others_or_returns() {
     assert_eq!(node.drops(), []);
 }
 
+/// Of a virtual router.
+const ROUTER: MacAddr = MacAddr::new([0, 0, 0x5e, 0, 1, 7]);
+
+#[test]
+fn uplink_gets_frames_for_an_allowed_address_unless_a_peer_has_it() {
+    let Some((mut node, mut host)) = uplinked(Spec::default()) else {
+        return;
+    };
+    let spec = Spec {
+        allowed: "00:00:5e:00:01:*",
+        ..Spec::default()
+    };
+    let mut peer = Peer::attach(&mut node, 1, &spec);
+    let to_router = |seed| Packet::new(mac(0), ROUTER, 100, seed);
+    node.guest.tx[0].send(&to_router(1));
+    assert_eq!(host.receive(), to_router(1));
+    // From the moment at which the peer sends from it, by link.
+    peer.send(&Packet::new(ROUTER, mac(0), 100, 2).bytes());
+    assert_eq!(node.guest.rx[0].receive().seed(), 2);
+    node.guest.tx[0].send(&to_router(3));
+    assert_eq!(peer.receive(0), to_router(3));
+    // When it has moved to another host, by the uplink: after a second in which what comes from
+    // there may be the peer's own frame that returns.
+    let moved = Packet::new(ROUTER, BROADCAST, 100, 4);
+    let mut by_link = 0;
+    until("the address is at the uplink", || {
+        host.send(&moved);
+        assert_eq!(node.guest.rx[0].receive().seed(), 4);
+        node.guest.tx[0].send(&to_router(5));
+        node.guest.tx[0].finish();
+        while !peer.is_empty(0) {
+            assert_eq!(peer.receive(0), to_router(5));
+            by_link += 1;
+        }
+        host.try_receive().is_some()
+    });
+    assert!(by_link > 0);
+    assert_eq!(node.drops(), []);
+}
+
+#[test]
+fn uplink_delivers_frames_for_the_guests_allowed_addresses() {
+    let spec = Spec {
+        allowed: "00:00:5e:00:01:*,02:00:00:00:01:01",
+        ..Spec::default()
+    };
+    let Some((mut node, mut host)) = uplinked(spec) else {
+        return;
+    };
+    let container = MacAddr::new([2, 0, 0, 0, 1, 1]);
+    // It arrives with both of its addresses.
+    assert_eq!(host.receive().source(), container);
+    for (seed, address) in [(1, container), (2, ROUTER)] {
+        let to = Packet::new(mac(7), address, 100, seed);
+        host.send(&to);
+        assert_eq!(node.guest.rx[0].receive(), to.in_buffers(1));
+        let from = Packet::new(address, mac(7), 100, seed);
+        node.guest.tx[0].send(&from);
+        assert_eq!(host.receive(), from);
+    }
+    host.send(&Packet::new(mac(7), mac(9), 100, 3));
+    host.send(&Packet::new(ROUTER, BROADCAST, 100, 4));
+    host.send(&Packet::new(mac(7), mac(0), 100, 5));
+    assert_eq!(node.guest.rx[0].receive().seed(), 5);
+    assert_eq!(
+        ["uplink_rx_other", "uplink_rx_own"].map(|name| node.count(name)),
+        [1, 1]
+    );
+    assert_eq!(node.drops(), []);
+}
+
 #[test]
 fn uplink_carries_frames_of_many_pieces() {
     let Some((mut node, mut host)) = uplinked(Spec {

@@ -50,6 +50,7 @@ pub fn local(id: &str) -> LocalPort {
         queues: 1,
         ring_capacity: MIN_CAPACITY,
         uplinks: Default::default(),
+        allowed: Default::default(),
     }
 }
 

@@ -415,6 +415,44 @@ fn uplink_that_is_shared_is_replaced_by_the_next_one() {
     });
 }
 
+/// Addresses beside the ports' own, which move between two ports as with VRRP.
+#[test]
+fn uplink_that_is_shared_serves_allowed_addresses_where_they_are() {
+    if !enter() {
+        return;
+    }
+    make_bridge(&["u0"]);
+    let place = Place::new();
+    let allowing = |id| place.command(id).with("--allow-mac", "00:00:5e:00:01:*");
+    let ports = ["a", "b"].map(|id| with_status(&place, id, allowing(id)));
+    let _uplink = with_status(&place, "u", place.uplink("u", "u0"));
+    for id in ["a", "b", "u"] {
+        until("all know each other", || knows(&place, id, 2));
+    }
+    until("it is active", || {
+        status(&place.path("u.status"))["active"] == true
+    });
+    let router = "00:00:5e:00:01:07";
+    ip(&format!("neigh add 10.0.0.1 lladdr {router} dev br0"));
+    let mut guests = ports.each_ref().map(|port| Guest::new(port, 1514));
+    let sent = || counter(&place, "u", "uplink_tx_frames");
+    until("the guests are announced", || sent() >= 2);
+    let received = |id: &str| counter(&place, id, "rx_frames");
+    for holder in [0, 1, 0] {
+        let (id, other) = (["a", "b"][holder], ["b", "a"][holder]);
+        let before = (sent(), received(other));
+        guests[holder].send(router, BROADCAST, 100);
+        until("all hear the router", || {
+            sent() > before.0 && received(other) > before.1
+        });
+        let before = (received(id), received(other));
+        let socket = UdpSocket::bind("10.0.0.254:0").unwrap();
+        socket.send_to(b"x", "10.0.0.1:9").unwrap();
+        until("a frame reaches the router", || received(id) > before.0);
+        assert_eq!(received(other), before.1, "{other} is not the router");
+    }
+}
+
 #[test]
 fn uplink_that_is_shared_is_for_root_and_the_owner() {
     if !enter() {

@@ -23,6 +23,27 @@ fn wrong_values_are_usage_errors() {
         ("--mac", "ff:ff:ff:ff:ff:ff", "multicast"),
         ("--mac", "00:00:00:00:00:00", "zero"),
         ("--mac", "52:54:00:00:00", "six pairs"),
+        ("--allow-mac", "", "neither a MAC address nor"),
+        ("--allow-mac", "*", "neither a MAC address nor"),
+        ("--allow-mac", "52:54:*", "neither a MAC address nor"),
+        ("--allow-mac", "01:00:5e:00:00:01", "multicast"),
+        ("--allow-mac", "33:33:00:*", "multicast"),
+        ("--allow-mac", "00:00:00:00:00:00", "zero"),
+        (
+            "--allow-mac",
+            "02:00:00:00:00:01,02:00:00:00:00:01",
+            "02:00:00:00:00:01 is listed twice",
+        ),
+        (
+            "--allow-mac",
+            &many_addresses(65),
+            "65 addresses and prefixes",
+        ),
+        (
+            "--allow-mac",
+            "00:00:5e:00:01:*,52:54:00:00:00:61",
+            "52:54:00:00:00:61 is the port's own address",
+        ),
         ("--mtu", "67", "67 is not in 68..=65535"),
         ("--mtu", "65536", "65536 is not in 68..=65535"),
         ("--id", "a/b", "'/'"),
@@ -36,6 +57,11 @@ fn wrong_values_are_usage_errors() {
         let text = complaint(&place, &place.command("a").with(option, value), 2);
         assert!(text.contains(reason) && text.contains(option), "{text}");
     }
+}
+
+fn many_addresses(count: u8) -> String {
+    let addresses = (0..count).map(|number| format!("02:00:00:00:00:{number:02x}"));
+    addresses.collect::<Vec<_>>().join(",")
 }
 
 #[test]

@@ -79,7 +79,14 @@ fn warning_of_a_foreign_source_address_names_both_and_ways_out() {
     a.wait_for("fail_over_mac=active");
     let (text, count) = wait_for_warning(&place, &a, "a", "foreign-source");
     assert_eq!(count, 1);
-    let ways = ["mac=", "ipvlan", "routing", "fail_over_mac=active", "VRRP"];
+    let ways = [
+        "mac=",
+        "--allow-mac",
+        "ipvlan",
+        "routing",
+        "fail_over_mac=active",
+        "VRRP",
+    ];
     assert_names(&text, &[NOBODY, A]);
     assert_names(&text, &ways);
     // However many there are and from wherever: one line.
@@ -99,6 +106,36 @@ fn warning_of_a_foreign_source_address_names_both_and_ways_out() {
     assert!(warnings(&place, "b", "foreign-source").is_empty());
     a.end();
     b.end();
+}
+
+#[test]
+fn warning_of_an_allowed_address_that_another_port_has_is_given_by_both() {
+    let place = Place::new();
+    let list = format!("00:00:5e:00:01:*,{B}");
+    let a = start(&place, "a", &[("--allow-mac", &list)]);
+    let b = start(&place, "b", &[]);
+    let (text, count) = wait_for_warning(&place, &a, "a", "allowed-mac-taken");
+    assert_names(&text, &["address of b", "--allow-mac", "--mac"]);
+    assert_eq!(count, 1);
+    let (text, _) = wait_for_warning(&place, &b, "b", "allowed-mac-taken");
+    assert_names(&text, &["--allow-mac of a", B]);
+    let listed = ["00:00:5e:00:01:*", B];
+    let now = status(&place.path("a.status"));
+    assert_eq!(now["allow_mac"], serde_json::json!(listed));
+    assert_eq!(now["peers"][0]["allow_mac"], Value::Null);
+    let now = status(&place.path("b.status"));
+    assert_eq!(now["allow_mac"], serde_json::json!([]));
+    assert_eq!(now["peers"][0]["allow_mac"], serde_json::json!(listed));
+    // What it says.
+    let mut guest = Guest::new(&a, 1514);
+    guest.send(B, BROADCAST, 60);
+    let (text, _) = wait_for_warning(&place, &a, "a", "foreign-source");
+    assert_names(&text, &[B, "address of port b", "--allow-mac"]);
+    b.end();
+    until("the warning is gone", || {
+        warnings(&place, "a", "allowed-mac-taken").is_empty()
+    });
+    a.end();
 }
 
 #[test]

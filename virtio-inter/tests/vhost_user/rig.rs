@@ -243,6 +243,7 @@ pub(crate) fn port(id: &str) -> Port {
         queues: 1,
         ring_capacity: virtio_inter_link::MIN_CAPACITY,
         uplinks: Default::default(),
+        allowed: Default::default(),
     };
     Port::new(&local, BusyPollConfig::default()).unwrap()
 }

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use virtio_inter_common::MacAddr;
 use virtio_inter_link::{ReceiverPage, Sender};
 use virtio_inter_segment::PeerKey;
 
+use super::forward::PeerAddresses;
 use super::rx::{FinishedRing, RxLink};
 use crate::backend::steering::Ready;
 
@@ -26,7 +26,7 @@ pub struct Paths {
 /// A change to the links of a worker.
 pub enum LinkCommand {
     /// Exchange frames with a peer.
-    AddPeer(PeerKey, MacAddr),
+    AddPeer(PeerKey, PeerAddresses),
     /// Close all links with a peer. Answered with [`LinkAnswer::Unused`].
     RemovePeer(PeerKey),
     /// Hand out the links that another worker is to serve. Answered with [`LinkAnswer::Links`].

@@ -1,7 +1,11 @@
-//! Forwarding table: the addresses that peers named in their handshakes. There is no learning and
-//! no ageing.
+//! Forwarding table: the addresses that peers named in their handshakes, and those of their further
+//! addresses from which they were heard.
 
-use virtio_inter_common::MacAddr;
+use std::sync::Arc;
+
+use virtio_inter_common::{MacAddr, MacSets};
+
+use super::learned::{Holder, Learned};
 
 /// The peers that a destination address stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,22 +18,83 @@ pub(crate) enum Destination {
     Nobody,
 }
 
-/// Peers' addresses, in order, each with the peer's position.
-#[derive(Debug, Default)]
-pub(super) struct Forwarding {
+/// The addresses of a peer.
+#[derive(Debug, Clone)]
+pub struct PeerAddresses {
+    /// Its own. No other port has it.
+    pub(crate) mac: MacAddr,
+    /// Those that it may use beside that.
+    pub(crate) allowed: MacSets,
+    /// Names it in [`Learned`].
+    pub(crate) holder: Holder,
+    /// It is an uplink: any address may be behind it.
+    pub(crate) is_uplink: bool,
+}
+
+/// Peers' addresses.
+#[derive(Debug)]
+pub(crate) struct Forwarding {
+    /// The port's own addresses.
+    mac: MacAddr,
+    own: MacSets,
+    /// The peers' own ones, in order, each with the peer's position.
     addresses: Vec<(MacAddr, usize)>,
     /// Entry of the last frame: frames come in trains.
     last: usize,
+    /// All further addresses of ports, this one included.
+    listed: MacSets,
+    /// Those that one peer alone has listed one by one, in order: they are there until they are
+    /// heard elsewhere.
+    fixed: Vec<(MacAddr, usize)>,
+    /// The peers that have further addresses, in order.
+    holders: Vec<(Holder, usize)>,
+    learned: Arc<Learned>,
 }
 
 impl Forwarding {
+    /// An empty table of a port with these addresses.
+    pub(crate) fn new(mac: MacAddr, own: MacSets, learned: Arc<Learned>) -> Self {
+        Forwarding {
+            mac,
+            listed: own.clone(),
+            own,
+            addresses: Vec::new(),
+            last: 0,
+            fixed: Vec::new(),
+            holders: Vec::new(),
+            learned,
+        }
+    }
+
     /// Rebuilds the table from the peers in the order of their positions.
-    pub(super) fn rebuild(&mut self, peers: impl Iterator<Item = MacAddr>) {
+    pub(crate) fn rebuild<'a>(&mut self, peers: impl Iterator<Item = &'a PeerAddresses> + Clone) {
+        let peers = peers.enumerate();
         self.addresses.clear();
         self.addresses
-            .extend(peers.enumerate().map(|(position, mac)| (mac, position)));
+            .extend(peers.clone().map(|(position, peer)| (peer.mac, position)));
         self.addresses.sort_unstable();
         self.last = 0;
+        let with_more = peers.filter(|(_, peer)| !peer.allowed.is_empty());
+        let sets = with_more.clone().flat_map(|(_, peer)| peer.allowed.iter());
+        self.listed = sets.chain(self.own.iter()).collect();
+        self.holders = with_more
+            .clone()
+            .map(|(position, peer)| (peer.holder, position))
+            .collect();
+        self.holders.sort_unstable();
+        self.fixed = with_more
+            .flat_map(|(position, peer)| peer.allowed.exact().map(move |mac| (mac, position)))
+            .collect();
+        self.fixed.sort_unstable();
+        let shared: Vec<MacAddr> = self
+            .fixed
+            .windows(2)
+            .filter(|pair| pair[0].0 == pair[1].0)
+            .map(|pair| pair[0].0)
+            .collect();
+        let own = &self.own;
+        self.fixed
+            .retain(|(mac, _)| shared.binary_search(mac).is_err() && !own.contains(*mac));
     }
 
     /// Looks up a destination address.
@@ -43,17 +108,109 @@ impl Forwarding {
         if address.is_multicast() {
             return Destination::All;
         }
-        match self
-            .addresses
-            .binary_search_by_key(&address, |&(mac, _)| mac)
-        {
-            Ok(entry) => {
+        match find(&self.addresses, address) {
+            Some(entry) => {
                 self.last = entry;
                 Destination::Peer(self.addresses[entry].1)
             }
-            Err(_) => Destination::Nobody,
+            None if self.listed.is_empty() => Destination::Nobody,
+            None => match self.further(address) {
+                Some(position) => Destination::Peer(position),
+                None => Destination::Nobody,
+            },
         }
     }
+
+    /// The peer that has a further address.
+    #[cold]
+    fn further(&self, address: MacAddr) -> Option<usize> {
+        if !self.listed.contains(address) || address == self.mac {
+            return None;
+        }
+        match self.learned.find(address) {
+            Some(holder) => self.position(holder),
+            None => {
+                let fixed = find(&self.fixed, address)?;
+                Some(self.fixed[fixed].1)
+            }
+        }
+    }
+
+    fn position(&self, holder: Holder) -> Option<usize> {
+        let entry = find(&self.holders, holder)?;
+        Some(self.holders[entry].1)
+    }
+
+    /// Whether a port has this address as its own.
+    pub(super) fn is_pinned(&self, address: MacAddr) -> bool {
+        address == self.mac || find(&self.addresses, address).is_some()
+    }
+
+    /// The guest sends from a further address of the port. False: it may not, because a peer has it
+    /// as its own.
+    pub(super) fn claim(&self, address: MacAddr) -> bool {
+        let is_free = !self.is_pinned(address);
+        if is_free {
+            self.learned.learn(Holder::OWN, address);
+        }
+        is_free
+    }
+
+    /// Whether a peer may send from this address, which is then where it is.
+    #[inline]
+    pub(crate) fn admits(&self, peer: &PeerAddresses, source: MacAddr) -> bool {
+        (peer.mac == source && !peer.is_uplink) || self.admits_further(peer, source)
+    }
+
+    #[inline(never)]
+    fn admits_further(&self, peer: &PeerAddresses, source: MacAddr) -> bool {
+        if peer.is_uplink {
+            if !self.listed.is_empty() {
+                self.hear_network(source);
+            }
+            return true;
+        }
+        let may_send = peer.allowed.contains(source) && !self.is_pinned(source);
+        if may_send {
+            self.learned.learn(peer.holder, source);
+        }
+        may_send
+    }
+
+    /// A frame from this address comes from the network. Returns the position of the peer that has
+    /// it nevertheless.
+    pub(super) fn hear_network(&self, source: MacAddr) -> Option<usize> {
+        if let Some(entry) = find(&self.addresses, source) {
+            return Some(self.addresses[entry].1);
+        }
+        if self.listed.is_empty() || !self.listed.contains(source) {
+            return None;
+        }
+        self.position(self.learned.hear_network(source))
+    }
+
+    /// Where further addresses were heard.
+    pub(crate) fn learned(&self) -> &Arc<Learned> {
+        &self.learned
+    }
+
+    /// The further addresses of all ports.
+    pub(super) fn listed(&self) -> &MacSets {
+        &self.listed
+    }
+
+    /// Addresses that one peer alone has listed one by one, with its position.
+    pub(super) fn fixed(&self) -> impl Iterator<Item = (MacAddr, usize)> {
+        self.fixed
+            .iter()
+            .copied()
+            .filter(|(mac, _)| !self.is_pinned(*mac))
+    }
+}
+
+/// The entry of a key in a list that is in order.
+fn find<K: Ord + Copy>(list: &[(K, usize)], key: K) -> Option<usize> {
+    list.binary_search_by_key(&key, |&(key, _)| key).ok()
 }
 
 #[cfg(test)]
@@ -64,11 +221,37 @@ mod tests {
         MacAddr::new([2, 0, 0, 0, 0, last])
     }
 
+    /// A peer with these further addresses; `last` also tells it from others.
+    fn peer(last: u8, allowed: &str) -> PeerAddresses {
+        PeerAddresses {
+            mac: mac(last),
+            allowed: sets(allowed),
+            holder: Holder::peers().nth(last.into()).unwrap(),
+            is_uplink: false,
+        }
+    }
+
+    fn sets(text: &str) -> MacSets {
+        match text {
+            "" => MacSets::default(),
+            text => text.parse().unwrap(),
+        }
+    }
+
+    fn table(own: &str) -> Forwarding {
+        Forwarding::new(mac(0), sets(own), Arc::default())
+    }
+
+    fn rebuild(table: &mut Forwarding, peers: impl Iterator<Item = MacAddr>) {
+        let peers: Vec<_> = peers.map(|mac| peer(mac.octets()[5], "")).collect();
+        table.rebuild(peers.iter());
+    }
+
     #[test]
     fn forwarding_finds_exact_addresses_broadcast_and_multicast() {
-        let mut table = Forwarding::default();
+        let mut table = table("");
         assert_eq!(table.destination(mac(1)), Destination::Nobody);
-        table.rebuild([mac(9), mac(3), mac(5)].into_iter());
+        rebuild(&mut table, [mac(9), mac(3), mac(5)].into_iter());
         for _ in 0..2 {
             assert_eq!(table.destination(mac(3)), Destination::Peer(1));
             assert_eq!(table.destination(mac(9)), Destination::Peer(0));
@@ -80,17 +263,18 @@ mod tests {
                 Destination::All
             );
         }
-        table.rebuild([mac(5)].into_iter());
+        rebuild(&mut table, [mac(5)].into_iter());
         assert_eq!(table.destination(mac(9)), Destination::Nobody);
         assert_eq!(table.destination(mac(5)), Destination::Peer(0));
     }
+
     #[test]
     fn forwarding_finds_each_of_many_peers_in_any_order() {
         let count: usize = 250;
         // Not in the order of their positions.
         let address = |position: usize| mac((position * 37 % 251) as u8);
-        let mut table = Forwarding::default();
-        table.rebuild((0..count).map(address));
+        let mut table = table("");
+        rebuild(&mut table, (0..count).map(address));
         for step in [1, 7, 100] {
             for i in 0..count {
                 let position = i * step % count;
@@ -102,5 +286,78 @@ mod tests {
                 assert_eq!(table.destination(mac(251)), Destination::Nobody);
             }
         }
+    }
+
+    const ROUTER: MacAddr = MacAddr::new([0, 0, 0x5e, 0, 1, 7]);
+
+    #[test]
+    fn forwarding_finds_further_addresses_where_they_were_heard_last() {
+        let mut table = table("");
+        let peers = [
+            peer(1, "00:00:5e:00:01:*,02:00:00:00:01:01"),
+            peer(2, "00:00:5e:00:01:*,02:00:00:00:01:02"),
+            peer(3, ""),
+        ];
+        table.rebuild(peers.iter());
+        let other = MacAddr::new([2, 0, 0, 0, 1, 1]);
+        // One by one: there from the beginning. Of a prefix: when it was heard.
+        assert_eq!(table.destination(other), Destination::Peer(0));
+        assert_eq!(table.destination(ROUTER), Destination::Nobody);
+        for position in [0, 1, 0] {
+            assert!(table.admits(&peers[position], ROUTER));
+            assert_eq!(table.destination(ROUTER), Destination::Peer(position));
+        }
+        // Not of a peer that has not listed it.
+        assert!(!table.admits(&peers[2], ROUTER) && !table.admits(&peers[1], other));
+        assert_eq!(table.destination(ROUTER), Destination::Peer(0));
+        assert_eq!(table.destination(other), Destination::Peer(0));
+        // The network has it, also one that was never heard.
+        assert_eq!(table.hear_network(other), None);
+        assert_eq!(table.destination(other), Destination::Nobody);
+        assert_eq!(table.hear_network(ROUTER), Some(0), "just heard there");
+        // Positions change.
+        table.rebuild(peers[1..].iter());
+        table.admits(&peers[1], ROUTER);
+        assert_eq!(table.destination(ROUTER), Destination::Peer(0));
+    }
+
+    #[test]
+    fn forwarding_never_gives_a_ports_own_address_to_another() {
+        let mut table = table("02:00:00:*");
+        let peers = [peer(1, "02:00:00:00:00:02,02:00:00:*"), peer(2, "")];
+        table.rebuild(peers.iter());
+        for taken in [mac(0), mac(2)] {
+            assert!(!table.admits(&peers[0], taken), "{taken}");
+            assert!(!table.claim(taken), "{taken}");
+        }
+        assert_eq!(table.destination(mac(2)), Destination::Peer(1));
+        assert_eq!(table.destination(mac(0)), Destination::Nobody);
+        assert_eq!(table.fixed().count(), 0);
+        // A port that comes has its address, whoever used it before.
+        assert!(table.admits(&peers[0], mac(3)));
+        assert_eq!(table.destination(mac(3)), Destination::Peer(0));
+        let more = [peers[0].clone(), peers[1].clone(), peer(3, "")];
+        table.rebuild(more.iter());
+        assert_eq!(table.destination(mac(3)), Destination::Peer(2));
+        assert!(!table.admits(&peers[0], mac(3)));
+    }
+
+    #[test]
+    fn forwarding_lets_an_address_move_between_the_guest_and_peers() {
+        let mut table = table("02:00:00:00:01:01");
+        let peers = [peer(1, "02:00:00:00:01:01,02:00:00:00:01:02")];
+        let both = [peers[0].clone(), peer(2, "02:00:00:00:01:02")];
+        table.rebuild(both.iter());
+        let address = |last| MacAddr::new([2, 0, 0, 0, 1, last]);
+        // Where two have listed one, nobody has it before one was heard.
+        assert_eq!(table.destination(address(1)), Destination::Nobody);
+        assert_eq!(table.destination(address(2)), Destination::Nobody);
+        assert!(table.admits(&peers[0], address(1)));
+        assert_eq!(table.destination(address(1)), Destination::Peer(0));
+        assert!(table.claim(address(1)));
+        assert_eq!(table.destination(address(1)), Destination::Nobody);
+        // It has another when the other one leaves.
+        table.rebuild(peers.iter());
+        assert_eq!(table.destination(address(2)), Destination::Peer(0));
     }
 }

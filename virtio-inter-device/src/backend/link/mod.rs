@@ -2,18 +2,20 @@
 
 mod command;
 mod forward;
+mod learned;
 mod rx;
 mod spill;
 mod tx;
 mod tx_link;
 
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::{MacAddr, MacSets};
 use virtio_inter_link::Sender;
 use virtio_inter_segment::PeerKey;
 
 pub use command::Paths;
 pub(crate) use command::{LinkAnswer, LinkCommand};
-pub(crate) use forward::Destination;
+pub(crate) use forward::{Destination, Forwarding, PeerAddresses};
+pub(crate) use learned::{Holder, Learned};
 
 use super::interface::{
     Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,
@@ -41,7 +43,7 @@ impl Links {
     pub fn new(setup: BackendSetup) -> Self {
         Links {
             index: setup.index,
-            tx: TxLinks::new(setup.mac, setup.counters),
+            tx: TxLinks::new(setup),
             rx: RxLinks::default(),
             patient: false,
         }
@@ -87,9 +89,21 @@ impl Links {
         self.tx.takes_multicast(position)
     }
 
-    /// Addresses of the peers that get multicast frames by link.
+    /// Addresses of the peers that get multicast frames by link, as far as they are known to be
+    /// there.
     pub(super) fn multicast_addresses(&self) -> impl Iterator<Item = MacAddr> {
         self.tx.multicast_addresses()
+    }
+
+    /// A frame from this address comes from the network. Returns the position of the peer that has
+    /// it nevertheless.
+    pub(super) fn hear_network(&self, source: MacAddr) -> Option<usize> {
+        self.tx.forwarding().hear_network(source)
+    }
+
+    /// The addresses that ports of the segment may use beside their own.
+    pub(super) fn listed(&self) -> &MacSets {
+        self.tx.forwarding().listed()
     }
 
     /// Whether the last frame offered waits for room in a link.
@@ -177,6 +191,14 @@ impl TxBackend for Links {
         self.tx.enable_tx_notification(held)
     }
 
+    fn claim_source(&mut self, source: MacAddr) -> bool {
+        self.tx.forwarding().claim(source)
+    }
+
+    fn may_announce(&self, address: MacAddr) -> bool {
+        self.tx.may_announce(address)
+    }
+
     fn announce(&mut self, record: &[u8]) -> usize {
         self.tx.announce(record)
     }
@@ -184,7 +206,7 @@ impl TxBackend for Links {
 
 impl RxBackend for Links {
     fn receive<S: RxSink>(&mut self, sink: &mut S) {
-        self.rx.receive(sink);
+        self.rx.receive(self.tx.forwarding(), sink);
     }
 
     fn release(&mut self) {
@@ -219,7 +241,7 @@ impl Backend for Links {
         poller: &Poller,
     ) -> Result<LinkAnswer, DeviceError> {
         match command {
-            LinkCommand::AddPeer(key, mac) => self.tx.add(key, mac),
+            LinkCommand::AddPeer(key, addresses) => self.tx.add(key, addresses),
             LinkCommand::RemovePeer(key) => {
                 let link = self.tx.remove(key);
                 if let Some(doorbell) = link.as_ref().and_then(|link| link.space_doorbell()) {

@@ -2,12 +2,12 @@
 //! with the next one, or ends.
 
 use std::os::fd::BorrowedFd;
-use virtio_inter_common::MacAddr;
-
 use virtio_inter_link::{Receiver, Violation};
 use virtio_inter_segment::PeerKey;
 
-use crate::backend::interface::{LinkFault, RxBackend, RxProgress, RxRecord, RxSink, RxStatus};
+use super::forward::{Forwarding, PeerAddresses};
+use crate::backend::interface::{LinkFault, RxProgress, RxRecord, RxSink, RxStatus};
+use crate::backend::source::RxSource;
 use crate::backend::steering::Ready;
 
 /// Number of records from one link before the next one's turn.
@@ -33,8 +33,8 @@ pub(crate) struct RxRing {
 /// The receiving end of one link.
 pub struct RxLink {
     pub(crate) id: RxLinkId,
-    /// The only source address that the peer may use. None: any, or that was checked before.
-    source: Option<MacAddr>,
+    /// The addresses that the peer may use. None: that was checked before.
+    source: Option<PeerAddresses>,
     ring: RxRing,
     /// What the peer sends on when it has closed the ring.
     next: Option<RxRing>,
@@ -53,7 +53,12 @@ pub struct RxLink {
 }
 
 impl RxLink {
-    pub(crate) fn new(id: RxLinkId, source: Option<MacAddr>, ring: RxRing, home: u16) -> Self {
+    pub(crate) fn new(
+        id: RxLinkId,
+        source: Option<PeerAddresses>,
+        ring: RxRing,
+        home: u16,
+    ) -> Self {
         RxLink {
             id,
             source,
@@ -89,6 +94,7 @@ impl RxLink {
     #[inline]
     fn deliver_next<S: RxSink>(
         &mut self,
+        forwarding: &Forwarding,
         sink: &mut S,
         finished: &mut Vec<FinishedRing>,
     ) -> Result<Option<RxStatus>, Violation> {
@@ -109,7 +115,10 @@ impl RxLink {
         let status = sink.deliver(
             &RxRecord {
                 bytes: record.slice(),
-                source: self.source,
+                source: match &self.source {
+                    Some(source) => RxSource::peer(source, forwarding),
+                    None => RxSource::any(),
+                },
                 same_size_hint: record.like_it(),
             },
             &mut self.progress,
@@ -242,8 +251,9 @@ impl RxLinks {
     }
 }
 
-impl RxBackend for RxLinks {
-    fn receive<S: RxSink>(&mut self, sink: &mut S) {
+impl RxLinks {
+    /// Delivers waiting records, whose sources `forwarding` knows and learns.
+    pub(super) fn receive<S: RxSink>(&mut self, forwarding: &Forwarding, sink: &mut S) {
         let count = self.links.len();
         // Links in a row that had no record.
         let mut idle = 0;
@@ -254,7 +264,7 @@ impl RxBackend for RxLinks {
             idle += 1;
             let link = &mut self.links[self.turn];
             for _ in 0..TURN {
-                match link.deliver_next(sink, &mut self.finished) {
+                match link.deliver_next(forwarding, sink, &mut self.finished) {
                     Ok(Some(RxStatus::Taken)) => idle = 0,
                     Ok(Some(RxStatus::Retry)) => {}
                     Ok(Some(RxStatus::OutOfBuffers)) => {
@@ -276,7 +286,7 @@ impl RxBackend for RxLinks {
         }
     }
 
-    fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         let links = self.links.iter_mut();
         for link in links.filter(|link| link.is_live() && !link.notification_enabled) {
             if let Err(violation) = link.ring.receiver.release() {
@@ -285,7 +295,7 @@ impl RxBackend for RxLinks {
         }
     }
 
-    fn enable_rx_notification(&mut self) -> bool {
+    pub(super) fn enable_rx_notification(&mut self) -> bool {
         let mut safe = true;
         for link in self.links.iter_mut().filter(|link| link.is_live()) {
             if link.waits {

@@ -9,9 +9,10 @@ use virtio_inter_link::{Sender, Violation};
 use virtio_inter_segment::{MAX_FRAME, PeerKey};
 
 use super::command::Paths;
-use super::forward::{Destination, Forwarding};
+use super::forward::{Destination, Forwarding, PeerAddresses};
 use super::tx_link::{Room, SendError, Timeouts, TxLink};
-use crate::backend::interface::{LinkFault, TxBackend, TxFrame, TxStatus};
+use crate::announce::is_virtual_router;
+use crate::backend::interface::{BackendSetup, LinkFault, TxBackend, TxFrame, TxStatus};
 use crate::backend::ring_request::PlacedRequest;
 use crate::batch::Rest;
 use crate::counters::Counters;
@@ -50,20 +51,20 @@ pub(super) struct TxLinks {
 }
 
 impl TxLinks {
-    pub(super) fn new(mac: MacAddr, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(setup: BackendSetup) -> Self {
         TxLinks {
-            mac,
+            mac: setup.mac,
             links: Vec::new(),
             active: Vec::new(),
             flood: None,
             requests: Vec::new(),
-            forwarding: Forwarding::default(),
+            forwarding: Forwarding::new(setup.mac, setup.allowed, setup.learned),
             waiting: None,
             has_uplink: false,
             paths: Paths::default(),
             default: None,
             timeouts: Timeouts::DEFAULT,
-            counters,
+            counters: setup.counters,
             faults: Vec::new(),
         }
     }
@@ -84,8 +85,8 @@ impl TxLinks {
     }
 
     /// Adds a peer, without a ring.
-    pub(super) fn add(&mut self, peer: PeerKey, mac: MacAddr) {
-        self.links.push(TxLink::new(peer, mac, self.timeouts));
+    pub(super) fn add(&mut self, peer: PeerKey, addresses: PeerAddresses) {
+        self.links.push(TxLink::new(peer, addresses, self.timeouts));
         self.rebuild();
     }
 
@@ -155,7 +156,7 @@ impl TxLinks {
 
     fn rebuild(&mut self) {
         self.forwarding
-            .rebuild(self.links.iter().map(|link| link.mac));
+            .rebuild(self.links.iter().map(|link| &link.addresses));
         self.waiting = None;
         self.choose_paths();
         self.find_active();
@@ -201,7 +202,23 @@ impl TxLinks {
 
     pub(super) fn multicast_addresses(&self) -> impl Iterator<Item = MacAddr> {
         let links = self.links.iter().filter(|link| link.takes_multicast());
-        links.map(|link| link.mac)
+        let fixed = self.forwarding.fixed();
+        let fixed = fixed
+            .filter(|(mac, position)| self.takes_multicast(*position) && !is_virtual_router(*mac));
+        links
+            .map(|link| link.addresses.mac)
+            .chain(fixed.map(|(mac, _)| mac))
+    }
+
+    /// Whether a further address of the port can be announced: no other port may have it.
+    pub(super) fn may_announce(&self, address: MacAddr) -> bool {
+        let mut links = self.links.iter();
+        !self.forwarding.is_pinned(address)
+            && !links.any(|link| link.addresses.allowed.contains(address))
+    }
+
+    pub(super) fn forwarding(&self) -> &Forwarding {
+        &self.forwarding
     }
 
     fn find_active(&mut self) {
@@ -332,7 +349,7 @@ impl TxLinks {
                 }
                 Ok(Room::NoLink) => no_link = true,
                 Ok(Room::Wait(_) | Room::Stalled) => {
-                    self.counters.drops.peer_stalled(link.mac);
+                    self.counters.drops.peer_stalled(link.addresses.mac);
                     stalled = true;
                 }
                 Err(SendError::Link(violation)) => fail(&mut self.faults, link, violation),
@@ -383,7 +400,7 @@ impl TxLinks {
                 TxStatus::Held
             }
             Room::Stalled => {
-                self.counters.drops.peer_stalled(link.mac);
+                self.counters.drops.peer_stalled(link.addresses.mac);
                 self.counters.tx_peer_stalled.add(1);
                 TxStatus::Dropped
             }

@@ -13,11 +13,11 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use virtio_inter_common::MacAddr;
 use virtio_inter_link::{ReceiverPage, SMALL_CAPACITY, Sender, Violation, max_record};
 use virtio_inter_segment::PeerKey;
 use vm_memory::VolatileSlice;
 
+use super::forward::PeerAddresses;
 use super::spill::Spill;
 use crate::backend::interface::TxFrame;
 use crate::backend::ring_request::RingRequest;
@@ -113,7 +113,7 @@ struct Ring {
 /// The link to one peer.
 pub(super) struct TxLink {
     pub(super) peer: PeerKey,
-    pub(super) mac: MacAddr,
+    pub(super) addresses: PeerAddresses,
     ring: Option<Ring>,
     /// A ring, or a larger one, has been asked for.
     is_requested: bool,
@@ -130,10 +130,10 @@ pub(super) struct TxLink {
 
 impl TxLink {
     /// A link without a ring.
-    pub(super) fn new(peer: PeerKey, mac: MacAddr, timeouts: Timeouts) -> Self {
+    pub(super) fn new(peer: PeerKey, addresses: PeerAddresses, timeouts: Timeouts) -> Self {
         TxLink {
             peer,
-            mac,
+            addresses,
             ring: None,
             is_requested: false,
             retry_at: None,
@@ -444,6 +444,9 @@ mod tests {
 
     use virtio_inter_link::{MIN_CAPACITY, Receiver};
 
+    use virtio_inter_common::MacAddr;
+
+    use super::super::learned::Holder;
     use super::*;
     use crate::frame::FrameHeader;
 
@@ -481,8 +484,13 @@ mod tests {
 
     fn link() -> (TxLink, Receiver) {
         let (sender, receiver) = virtio_inter_link::pair(MIN_CAPACITY).unwrap();
-        let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
-        let mut link = TxLink::new(PeerKey::next(), mac, Timeouts::DEFAULT);
+        let addresses = PeerAddresses {
+            mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
+            allowed: Default::default(),
+            holder: Holder::NETWORK,
+            is_uplink: false,
+        };
+        let mut link = TxLink::new(PeerKey::next(), addresses, Timeouts::DEFAULT);
         link.set_ring(1, sender).unwrap();
         (link, receiver)
     }

@@ -17,15 +17,14 @@ use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::MacSets;
 use vm_memory::VolatileSlice;
 
 pub use device::{MAX_INTERFACE_NAME, TapDevice, TapError, TapState};
 pub(super) use reader::TapReader;
 use reader::{TapRules, Turn};
 
-use super::interface::{RxSink, TxFrame, TxStatus};
-use crate::counters::Counters;
+use super::interface::{BackendSetup, RxSink, TxFrame, TxStatus};
 use crate::features::Offloads;
 use crate::frame::NET_HEADER;
 use crate::poller::Poller;
@@ -50,28 +49,25 @@ pub(super) struct Tap {
 }
 
 impl Tap {
-    /// Worker `index` writes to one queue of the device, and reads it until readers are moved.
+    /// A worker writes to one queue of the device, and reads it until readers are moved.
     ///
     /// # Errors
     ///
     /// When there is no descriptor for the second half.
-    pub(super) fn new(
-        queue: OwnedFd,
-        index: u16,
-        mac: MacAddr,
-        mtu: u16,
-        counters: Arc<Counters>,
-    ) -> io::Result<Self> {
-        let reader = TapReader::new(queue.try_clone()?, index);
+    pub(super) fn new(queue: OwnedFd, setup: &BackendSetup) -> io::Result<Self> {
+        let reader = TapReader::new(queue.try_clone()?, setup.index);
         Ok(Tap {
             writer: queue,
             readers: vec![reader],
             turn: 0,
             rules: TapRules {
-                mac,
-                mtu,
+                mac: setup.mac,
+                allowed: setup.allowed.clone(),
+                listed: setup.allowed.clone(),
+                learned: Arc::clone(&setup.learned),
+                mtu: setup.mtu,
                 takes: Offloads::ALL,
-                counters,
+                counters: Arc::clone(&setup.counters),
             },
             whole: Vec::new(),
             gone: false,
@@ -107,6 +103,11 @@ impl Tap {
             // Frames that the guest does not take are adapted when they are read.
             log::debug!("Cannot set the offloads of the tap device: {e}");
         }
+    }
+
+    /// Sets the addresses that ports of the segment may use beside their own.
+    pub(super) fn set_listed(&mut self, listed: MacSets) {
+        self.rules.listed = listed;
     }
 
     /// Writes a frame.
@@ -299,7 +300,7 @@ fn tun_offloads(takes: Offloads) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::testing::{Inbox, address, frame, queue};
+    use super::testing::{Inbox, frame, queue, setup};
     use super::*;
 
     /// Frames for the guest in the order in which a worker with batches of four reads them.
@@ -307,7 +308,7 @@ mod tests {
     fn tap_serves_its_readers_in_turn() {
         let (first, first_far) = queue();
         let (second, second_far) = queue();
-        let mut tap = Tap::new(first, 0, address(0), 1500, Arc::default()).unwrap();
+        let mut tap = Tap::new(first, &setup()).unwrap();
         tap.readers.push(TapReader::new(second, 1));
         for seed in 0..8 {
             first_far.send(&frame(seed)).unwrap();
@@ -329,7 +330,7 @@ mod tests {
     fn tap_frame_without_enough_buffers_does_not_stop_other_queues() {
         let (first, first_far) = queue();
         let (second, second_far) = queue();
-        let mut tap = Tap::new(first, 0, address(0), 1500, Arc::default()).unwrap();
+        let mut tap = Tap::new(first, &setup()).unwrap();
         tap.readers.push(TapReader::new(second, 1));
         let mut long = frame(0);
         long.resize(101, 0);
@@ -353,7 +354,7 @@ mod tests {
     fn tap_is_read_whole_from_its_queues_in_turn() {
         let (first, first_far) = queue();
         let (second, second_far) = queue();
-        let mut tap = Tap::new(first, 0, address(0), 1500, Arc::default()).unwrap();
+        let mut tap = Tap::new(first, &setup()).unwrap();
         tap.readers.push(TapReader::new(second, 1));
         for seed in 0..3 {
             first_far.send(&frame(seed)).unwrap();

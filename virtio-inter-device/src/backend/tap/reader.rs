@@ -5,11 +5,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::{MacAddr, MacSets};
 use vm_memory::VolatileSlice;
 
 use super::sys;
 use crate::backend::interface::{RxProgress, RxRecord, RxSink, RxStatus};
+use crate::backend::link::{Holder, Learned};
+use crate::backend::source::RxSource;
 use crate::counters::Counters;
 use crate::features::Offloads;
 use crate::frame::{FRAME_HEADER, FrameHeader, Invalid, MAX_RECORD, NET_HEADER, UDP_CHECKSUM};
@@ -29,9 +31,29 @@ const ERRORS: u32 = 64;
 /// What the readers of a worker have in common.
 pub(super) struct TapRules {
     pub(super) mac: MacAddr,
+    /// Addresses that the guest may use beside `mac`.
+    pub(super) allowed: MacSets,
+    /// Those of all ports of the segment.
+    pub(super) listed: MacSets,
+    /// Where these were heard.
+    pub(super) learned: Arc<Learned>,
     pub(super) mtu: u16,
     pub(super) takes: Offloads,
     pub(super) counters: Arc<Counters>,
+}
+
+impl TapRules {
+    fn is_for_guest(&self, destination: MacAddr) -> bool {
+        destination == self.mac || destination.is_multicast() || self.allowed.contains(destination)
+    }
+
+    /// Whether the guest has just sent from this address. Otherwise it is in the network now.
+    fn is_from_guest(&self, source: MacAddr) -> bool {
+        source == self.mac
+            || (!self.listed.is_empty()
+                && self.listed.contains(source)
+                && self.learned.hear_network(source) == Holder::OWN)
+    }
 }
 
 /// How a turn ended.
@@ -156,7 +178,7 @@ impl TapReader {
     fn deliver<S: RxSink>(&mut self, sink: &mut S) -> RxStatus {
         let record = RxRecord {
             bytes: VolatileSlice::from(&mut self.rest[..self.waiting]),
-            source: None,
+            source: RxSource::any(),
             same_size_hint: 1,
         };
         let status = sink.deliver(&record, &mut self.progress);
@@ -280,13 +302,12 @@ impl TapReader {
             // Dropped where that is counted.
             Err(_) => return Action::Adapt,
         }
-        let destination = header.destination();
-        if destination != rules.mac && !destination.is_multicast() {
+        if !rules.is_for_guest(header.destination()) {
             // A switch floods what it has not learnt yet.
             counters.uplink_rx_other.add(1);
             return Action::Ignore;
         }
-        if header.source() == rules.mac {
+        if rules.is_from_guest(header.source()) {
             // The network returns what this guest has sent.
             counters.uplink_rx_own.add(1);
             return Action::Ignore;
@@ -350,19 +371,14 @@ impl TapReader {
 mod tests {
     use std::net::UdpSocket;
 
-    use super::super::testing::{Inbox, address, frame};
+    use super::super::testing::{Inbox, frame, rules};
     use super::*;
 
     /// A UDP socket in place of a queue: an answer of the network that nobody listens becomes one
     /// error of its reader, before the frames that came later.
     #[test]
     fn tap_reader_goes_on_after_an_error() {
-        let rules = TapRules {
-            mac: address(0),
-            mtu: 1500,
-            takes: Offloads::ALL,
-            counters: Arc::default(),
-        };
+        let rules = rules();
         let queue = UdpSocket::bind("127.0.0.1:0").unwrap();
         let far = UdpSocket::bind("127.0.0.1:0").unwrap();
         let far_address = far.local_addr().unwrap();
@@ -386,12 +402,7 @@ mod tests {
     /// A directory cannot be read at all.
     #[test]
     fn tap_reader_rests_when_an_error_stays() {
-        let rules = TapRules {
-            mac: address(0),
-            mtu: 1500,
-            takes: Offloads::ALL,
-            counters: Arc::default(),
-        };
+        let rules = rules();
         let queue = std::fs::File::open("/").unwrap();
         let mut reader = TapReader::new(queue.into(), 0);
         let mut turns = 0;

@@ -2,11 +2,14 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
 
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::{MacAddr, MacSets};
 use vm_memory::VolatileSlice;
 
-use crate::backend::interface::{RxProgress, RxRecord, RxSink, RxStatus};
+use super::reader::TapRules;
+use crate::backend::interface::{BackendSetup, RxProgress, RxRecord, RxSink, RxStatus};
+use crate::features::Offloads;
 use crate::frame::{FRAME_HEADER, NET_HEADER};
 
 /// The address of port `number`.
@@ -22,6 +25,32 @@ pub(super) fn frame(seed: u8) -> Vec<u8> {
     record.extend([0x88, 0xb5, seed]);
     record.resize(72, 0);
     record
+}
+
+/// Of a worker of port 0.
+pub(super) fn setup() -> BackendSetup {
+    BackendSetup {
+        index: 0,
+        mac: address(0),
+        allowed: MacSets::default(),
+        learned: Arc::default(),
+        mtu: 1500,
+        counters: Arc::default(),
+    }
+}
+
+/// Its reader's.
+pub(super) fn rules() -> TapRules {
+    let setup = setup();
+    TapRules {
+        mac: setup.mac,
+        allowed: setup.allowed,
+        listed: MacSets::default(),
+        learned: setup.learned,
+        mtu: setup.mtu,
+        takes: Offloads::ALL,
+        counters: setup.counters,
+    }
 }
 
 /// A socket in place of a tap device's queue, and its far end.
