@@ -17,6 +17,7 @@ use virtio_inter_host::args::{CheckArgs, ExporterArgs, ListArgs, ShowArgs};
 use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
 
 use crate::sandbox::Mode as SandboxMode;
+use crate::socket_access::{SocketAccess, SocketGroup, SocketMode};
 use crate::uplink::UplinkArg;
 
 /// Most entries of a split virtqueue (VIRTIO 1.3, 2.7).
@@ -103,6 +104,14 @@ pub struct PortArgs {
     /// can take the socket's place there before the port starts, and gets the VM's memory
     #[arg(long)]
     pub allow_public_directory: bool,
+    /// Group of the socket, by name or number, whose members may run the VMM: the port and the VMM
+    /// then have different users. The port's user must be a member, or root
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<SocketGroup>,
+    /// Mode of the socket, octal, nothing for other users; by default what the umask leaves, and
+    /// 0660 with --socket-group
+    #[arg(long, value_name = "MODE")]
+    pub socket_mode: Option<SocketMode>,
     /// Segment to join: a name, for a directory of /run/virtio-inter, or a path with a '/' in it.
     /// The directory must exist; every user with write permission on it can join
     #[arg(long, value_name = "NAME|DIR", value_parser = segment_parser())]
@@ -174,6 +183,14 @@ pub struct PortArgs {
 }
 
 impl PortArgs {
+    /// The users that may connect to the socket.
+    pub fn socket_access(&self) -> SocketAccess {
+        SocketAccess {
+            group: self.socket_group,
+            mode: self.socket_mode,
+        }
+    }
+
     /// The port's properties for its segment.
     pub fn local_port(&self) -> LocalPort {
         LocalPort {

@@ -22,6 +22,7 @@ pub mod sandbox;
 pub mod shared_uplink;
 pub mod shutdown_signals;
 pub mod socket;
+pub mod socket_access;
 pub mod status;
 pub mod status_socket;
 mod timer;

@@ -64,8 +64,12 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         queue_size: arguments.queue_size,
         mtu: arguments.mtu,
     };
-    let mut frontends = FrontendServer::new(lock.listen()?, limits, FdStore::from_environment())
-        .context("Cannot watch the socket")?;
+    let mut frontends = FrontendServer::new(
+        lock.listen(arguments.socket_access())?,
+        limits,
+        FdStore::from_environment(),
+    )
+    .context("Cannot watch the socket")?;
     frontends
         .resume(stored, &mut device)
         .context("Cannot watch the frontend's connection")?;

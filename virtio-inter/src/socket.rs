@@ -21,6 +21,8 @@ use thiserror::Error;
 use virtio_inter_common::liveness::{Listening, listening, lock_holder_stays};
 use virtio_inter_common::{LogLimit, log_limited};
 
+use crate::socket_access::SocketAccess;
+
 /// How often a lock file may disappear between opening and locking it: each time another port has
 /// just exited.
 const LOCK_ATTEMPTS: usize = 8;
@@ -142,9 +144,9 @@ impl SocketLock {
     ///
     /// # Errors
     ///
-    /// When the socket cannot be made there.
-    pub fn listen(self) -> Result<Listener, SocketError> {
-        Listener::new(self, Access::Frontends)
+    /// When the socket cannot be made there, or not for these users.
+    pub fn listen(self, access: SocketAccess) -> Result<Listener, SocketError> {
+        Listener::new(self, Access::Frontends(access))
     }
 
     /// Listens on the path for this user and root only.
@@ -290,8 +292,8 @@ fn move_up(listener: UnixListener) -> UnixListener {
 /// The users that may connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
-    /// The users that the umask allows.
-    Frontends,
+    /// Those that the command line or the umask allows.
+    Frontends(SocketAccess),
     /// This user and root.
     Private,
 }
@@ -382,11 +384,20 @@ impl Socket {
         let bind = || {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            if access == Access::Private {
+            let (mode, access) = match access {
+                Access::Private => (Some(Mode::RUSR | Mode::WUSR), SocketAccess::default()),
+                Access::Frontends(access) => (access.mode_to_bind(), access),
+            };
+            if let Some(mode) = mode {
                 // bind(2) gives the file the socket's own mode: at no time may others connect.
-                fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+                fchmod(&socket, mode)?;
             }
             rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+            if let Err(error) = access.apply(path) {
+                // Best effort: its user hears of the first error.
+                let _ = fs::remove_file(path);
+                return Err(error);
+            }
             rustix::net::listen(&socket, BACKLOG)?;
             Ok::<_, io::Error>(UnixListener::from(socket))
         };
@@ -394,7 +405,7 @@ impl Socket {
         let bound = fs::symlink_metadata(path).map_err(failed("examine", path))?;
         Ok(Self {
             listener: match access {
-                Access::Frontends => move_up(listener),
+                Access::Frontends(_) => move_up(listener),
                 Access::Private => listener,
             },
             path: path.to_owned(),

@@ -15,6 +15,8 @@ pub struct Access {
     pub parents: Vec<PathBuf>,
     /// It attaches itself to a tap device again that was deleted.
     pub opens_tap: bool,
+    /// It gives its socket to a group.
+    pub gives_socket: bool,
     /// It may leave a core dump in its working directory.
     pub may_dump: bool,
 }
@@ -30,6 +32,7 @@ impl Access {
             access.add_directory_of(socket);
         }
         access.opens_tap = arguments.uplink.is_some();
+        access.gives_socket = arguments.socket_group.is_some();
         access
     }
 

@@ -49,6 +49,9 @@ fn needed(access: &Access, is_root: bool) -> CapabilitySet {
     if is_root && !access.is_roots_alone() {
         needed |= FILES;
     }
+    if is_root && access.gives_socket {
+        needed |= CapabilitySet::CHOWN;
+    }
     if access.opens_tap {
         needed |= TAP;
     }

@@ -1,9 +1,10 @@
 //! Directories and files that other users could turn against a port.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use serde_json::Value;
+use virtio_inter_test_support::skip;
 
 use crate::process::{Place, until};
 use crate::status::status;
@@ -11,6 +12,45 @@ use crate::usage::complaint;
 
 fn set_mode(place: &Place, directory: &str, mode: u32) {
     fs::set_permissions(place.path(directory), Permissions::from_mode(mode)).unwrap();
+}
+
+/// A VMM of another user, by a group of both.
+#[test]
+fn socket_is_for_its_group_alone() {
+    let place = Place::new();
+    let group = |path: &std::path::Path| {
+        let file = fs::metadata(path).unwrap();
+        (file.permissions().mode() & 0o777, file.gid())
+    };
+    let own = fs::metadata(place.path("")).unwrap().gid();
+    let port = place.command("a").with("--socket-mode", "0600").start();
+    assert_eq!(group(&port.socket), (0o600, own));
+    port.end();
+    if !rustix::process::geteuid().is_root() {
+        return skip("giving a socket to a group of which one is no member needs root");
+    }
+    let port = place.command("a").with("--socket-group", "12345").start();
+    assert_eq!(group(&port.socket), (0o660, 12345));
+    // Made again in the sandbox.
+    fs::remove_file(&port.socket).unwrap();
+    until("the socket", || {
+        port.socket.exists() && group(&port.socket) == (0o660, 12345)
+    });
+    port.end();
+    assert_eq!(place.files(), [""; 0]);
+}
+
+/// Its user is told, and nothing is left.
+#[test]
+fn socket_for_a_group_of_which_the_port_is_no_member_is_refused() {
+    let place = Place::new();
+    let command = place.command("a").with("--socket-group", "0");
+    let Some(command) = command.by_ordinary_user() else {
+        return skip("an ordinary user cannot run the program");
+    };
+    let (status, log) = command.fail();
+    assert_eq!(status, 1, "{log}");
+    assert!(log.contains("Cannot listen on socket"), "{log}");
 }
 
 #[test]

@@ -52,6 +52,8 @@ fn wrong_values_are_usage_errors() {
         ("--queues", "1000", "1000 is not in 1..="),
         ("--queue-size", "1000", "power of two"),
         ("--socket", &"s".repeat(108), "108 bytes"),
+        ("--socket-mode", "0666", "not for every user"),
+        ("--socket-group", "no-such-group", "no such group"),
     ] {
         let place = Place::new();
         let text = complaint(&place, &place.command("a").with(option, value), 2);

@@ -1,0 +1,134 @@
+//! The users that may connect to a port's socket for frontends: `--socket-group`, `--socket-mode`.
+//!
+//! A frontend hands its guest's memory to the port and gets nothing in return, but it keeps other
+//! frontends away. So every user can never be allowed.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::str::FromStr;
+
+use nix::unistd::Group;
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags};
+use rustix::io::Errno;
+
+/// Group and mode of a socket file; none: as the kernel makes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// The file's group.
+    pub group: Option<SocketGroup>,
+    /// The file's mode.
+    pub mode: Option<SocketMode>,
+}
+
+/// A group, from its name or number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketGroup(Gid);
+
+impl FromStr for SocketGroup {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A group may have a number for a name.
+        match Group::from_name(text) {
+            Ok(Some(group)) => return Ok(Self(Gid::from_raw(group.gid.as_raw()))),
+            Ok(None) => {}
+            Err(error) => return Err(format!("the group cannot be looked up: {error}")),
+        }
+        match text.parse::<u32>() {
+            // The last number means "no change" to chown(2).
+            Ok(number) if number != u32::MAX => Ok(Self(Gid::from_raw(number))),
+            _ => Err("there is no such group".to_owned()),
+        }
+    }
+}
+
+/// Permissions of the owner and the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketMode(Mode);
+
+impl FromStr for SocketMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bits = u32::from_str_radix(text, 8)
+            .ok()
+            .filter(|bits| *bits <= 0o777)
+            .ok_or("an octal mode such as 0660 is needed")?;
+        let mode = Mode::from_raw_mode(bits);
+        if !mode.contains(Mode::RUSR | Mode::WUSR) {
+            return Err("the port's own user needs to read and write: 06x0".to_owned());
+        }
+        if mode.intersects(Mode::RWXO) {
+            return Err("not for every user: 06x0; name a group with --socket-group".to_owned());
+        }
+        Ok(Self(mode))
+    }
+}
+
+impl SocketAccess {
+    /// Whether the kernel's choice is not what was asked for.
+    pub(crate) fn is_given(self) -> bool {
+        self != Self::default()
+    }
+
+    /// The mode that the socket needs before it is bound: no user may connect who may not later.
+    pub(crate) fn mode_to_bind(self) -> Option<Mode> {
+        self.is_given().then_some(Mode::RUSR | Mode::WUSR)
+    }
+
+    /// Gives a socket that was just bound at `path` to its group.
+    ///
+    /// # Errors
+    ///
+    /// When this user may not, or the path leads to another file by now.
+    pub(crate) fn apply(self, path: &Path) -> io::Result<()> {
+        if !self.is_given() {
+            return Ok(());
+        }
+        // By its descriptor: the path may lead elsewhere already.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&file)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_nlink != 1 {
+            return Err(Errno::STALE.into());
+        }
+        if let Some(SocketGroup(group)) = self.group {
+            rustix::fs::chownat(&file, "", None, Some(group), AtFlags::EMPTY_PATH)?;
+        }
+        let mode = match self.mode {
+            Some(SocketMode(mode)) => mode,
+            None => Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP,
+        };
+        // There is no other way before Linux 6.6 to change the mode of a file that cannot be
+        // opened, by descriptor.
+        let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(rustix::fs::chmod(descriptor, mode)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn socket_mode_is_never_for_everybody() {
+        let parse = str::parse::<SocketMode>;
+        for right in ["660", "0600", "0770"] {
+            parse(right).unwrap();
+        }
+        for wrong in ["", "666", "0060", "0400", "1777", "u=rw", "8"] {
+            parse(wrong).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn socket_group_is_a_name_or_a_number() {
+        let parse = str::parse::<SocketGroup>;
+        assert_eq!(parse("root").unwrap(), parse("0").unwrap());
+        assert_eq!(parse("1234").unwrap(), SocketGroup(Gid::from_raw(1234)));
+        for wrong in ["no-such-group", "-1", "4294967295", ""] {
+            parse(wrong).unwrap_err();
+        }
+    }
+}
