@@ -43,7 +43,7 @@ mod token_bucket;
 mod wire;
 
 pub use join_error::{JoinError, MAX_SOCKET_PATH};
-pub use limits::{Limits, SegmentStats};
+pub use limits::{Limits, SegmentStats, Usage, UsageOf};
 pub use port::{
     DownReason, LinkError, LocalPort, MIN_MTU, OpenedLink, PeerInfo, PeerKey, PortError,
     SegmentEvent, Uplinks,

@@ -32,6 +32,9 @@ pub struct Limits {
     /// Rings of all links, both directions; 8192. Each takes three of the mappings of which a
     /// process may have 65,530 by default.
     pub max_rings: usize,
+    /// Percentage that peers of one user may take of each of these three, and of the descriptors
+    /// for links; 98, so that one user keeps no other out.
+    pub user_share: u8,
 }
 
 impl Default for Limits {
@@ -47,17 +50,46 @@ impl Default for Limits {
             max_peers: 1024,
             max_ring_bytes: 1 << 30,
             max_rings: 8192,
+            user_share: 98,
         }
     }
 }
 
 impl Limits {
+    /// The part of a limit that peers of one user may take.
+    pub(crate) fn share_of(&self, limit: u64) -> u64 {
+        let share = (u128::from(limit) * u128::from(self.user_share.min(100))).div_ceil(100);
+        u64::try_from(share).unwrap_or(limit).max(1)
+    }
+
     /// Lowers what takes descriptors to what there are for this process.
     pub(crate) fn fit_descriptors(&mut self) {
         let nofile = rustix::process::getrlimit(Resource::Nofile).current;
         let few = nofile.map_or(u64::MAX, |limit| limit / 16).max(1);
         self.max_accepting = self.max_accepting.min(few.try_into().unwrap_or(usize::MAX));
     }
+}
+
+/// How much of a limit is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsageOf {
+    /// So much.
+    pub used: u64,
+    /// The limit.
+    pub max: u64,
+}
+
+/// What peers and their links take now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Peers.
+    pub peers: UsageOf,
+    /// Data bytes of the rings that this port sends on.
+    pub link_memory: UsageOf,
+    /// Rings, both directions.
+    pub rings: UsageOf,
+    /// Percentage of each that peers of one user may take.
+    pub user_share: u8,
 }
 
 /// What has happened on a segment since the port joined: running counts.

@@ -27,6 +27,7 @@ use crate::status_listener::StatusListener;
 use crate::token_bucket::Rate;
 
 mod admission;
+mod budget;
 mod connections;
 mod discovery;
 mod ends;
@@ -335,7 +336,7 @@ impl Segment {
                         self.window.answered(connection.started, now);
                     }
                     let may_join = self
-                        .room_for(&candidate, now)
+                        .room_for(&connection, &candidate, now)
                         .and_then(|()| self.check_uplink(&connection, &candidate))
                         .and_then(|()| self.settle_crossing(&connection.role, &candidate.id));
                     if let Err(refusal) = may_join {

@@ -16,6 +16,7 @@ use virtio_inter_device::BusyPollConfig;
 use virtio_inter_host::args::{CheckArgs, ExporterArgs, ListArgs, ShowArgs};
 use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
 
+use crate::limit_args::LimitArgs;
 use crate::sandbox::Mode as SandboxMode;
 use crate::socket_access::{SocketAccess, SocketGroup, SocketMode};
 use crate::uplink::UplinkArg;
@@ -150,6 +151,9 @@ pub struct PortArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, hide = true,
           value_parser = value_parser!(u32).range(1..))]
     pub link_idle: u32,
+    /// Limits of what peers and links may take.
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Maximum time in microseconds that a queue thread busy-polls before it sleeps, 0 to 200. It
     /// busy-polls only if frames have arrived within that time and, by /proc/schedstat, no other
     /// thread waits for its CPU. 0 turns it off; it is also off if that file does not exist
@@ -266,6 +270,9 @@ pub struct UplinkArgs {
     /// Size of the rings, as for a port
     #[arg(long, value_name = "BYTES", default_value = "512K", value_parser = parse_ring_size)]
     pub ring_size: u32,
+    /// Limits of what peers and links may take.
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Unix socket that serves the state of the uplink as JSON
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub status_socket: Option<PathBuf>,
@@ -412,6 +419,8 @@ fn parse_power_of_two(text: &str, min: u32, max: u32) -> Result<u32, String> {
 
 #[cfg(test)]
 mod tests {
+    use virtio_inter_segment::Limits;
+
     use super::*;
 
     const GOOD: [&str; 10] = [
@@ -449,6 +458,27 @@ mod tests {
         let port = parse_with(&[]).unwrap();
         assert_eq!((port.mtu, port.queues, port.queue_size), (1500, 1, 1024));
         assert_eq!(port.ring_size, virtio_inter_link::DEFAULT_CAPACITY);
+        // The segment's own.
+        let (limits, defaults) = (port.limits.limits(), Limits::default());
+        assert_eq!(format!("{limits:?}"), format!("{defaults:?}"));
+    }
+
+    #[test]
+    fn limit_options_are_the_segments_limits() {
+        let limits = |extra: &[&str]| parse_with(extra).unwrap().limits.limits();
+        let few = limits(&[
+            "--max-peers=3",
+            "--max-link-memory=2M",
+            "--max-user-share=50",
+        ]);
+        assert_eq!(
+            (few.max_peers, few.max_ring_bytes, few.user_share),
+            (3, 2 << 20, 50)
+        );
+        assert_eq!(few.max_rings, 8192);
+        // Each peer may have some.
+        assert_eq!(limits(&["--max-peers=2000"]).max_rings, 16_000);
+        assert_eq!(limits(&["--max-peers=65535"]).max_rings, 20_000);
     }
 
     #[test]
@@ -530,6 +560,10 @@ mod tests {
                 "a power of two from 2 to 32K is needed",
             ),
             ("--ring-size", "1000", "a power of two from"),
+            ("--max-peers", "0", "0 is not in 1..=65535"),
+            ("--max-link-memory", "32K", "64K or more are needed"),
+            ("--max-user-share", "0", "0 is not in 1..=100"),
+            ("--max-user-share", "101", "101 is not in 1..=100"),
         ] {
             let error = parse_with(&[option, value]).unwrap_err();
             assert!(error.contains(reason) && error.contains(option), "{error}");

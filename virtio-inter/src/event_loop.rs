@@ -230,7 +230,8 @@ impl EventLoop {
                 &self.diagnostics,
                 self.segment.refused(),
             )
-            .with_sandbox(&self.sandbox);
+            .with_sandbox(&self.sandbox)
+            .with_usage(self.segment.usage());
             // The document has no values that JSON cannot represent.
             let mut document = serde_json::to_vec(&now).unwrap_or_default();
             document.push(b'\n');

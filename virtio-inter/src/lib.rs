@@ -11,6 +11,7 @@ pub mod event_loop;
 pub mod fd_store;
 mod file_watch;
 pub mod frontend_server;
+pub mod limit_args;
 mod link_control;
 mod lock_wait;
 pub mod notify;

@@ -53,7 +53,10 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
             (Some(uplink), Some(queues))
         }
     };
-    let join = || Segment::join(&arguments.segment, local.clone());
+    let join = || {
+        let limits = arguments.limits.limits();
+        Segment::join_with(&arguments.segment, local.clone(), limits)
+    };
     let Some(segment) = wait.acquire(join).map_err(suggest_directory)? else {
         return Ok(());
     };

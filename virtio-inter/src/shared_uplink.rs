@@ -69,7 +69,10 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
         return Ok(());
     };
     let (uplink, queues) = Uplink::open(&arguments.device(), local.queues, local.mtu)?;
-    let join = || Segment::join(&arguments.segment, local.clone());
+    let join = || {
+        let limits = arguments.limits.limits();
+        Segment::join_with(&arguments.segment, local.clone(), limits)
+    };
     let Some(segment) = wait.acquire(join)? else {
         return Ok(());
     };
@@ -311,7 +314,8 @@ impl SharedUplink {
                 self.segment.refused(),
                 self.device.counters(),
             )
-            .with_sandbox(&self.sandbox);
+            .with_sandbox(&self.sandbox)
+            .with_usage(self.segment.usage());
             // The document has no values that JSON cannot represent.
             let mut document = serde_json::to_vec(&now).unwrap_or_default();
             document.push(b'\n');

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use virtio_inter_args::absolute;
 use virtio_inter_common::{MacSets, PortId};
 use virtio_inter_device::{Counters, FeatureNames};
-use virtio_inter_segment::{PeerInfo, RefusedPeer};
+use virtio_inter_segment::{PeerInfo, RefusedPeer, Usage, UsageOf};
 
 use crate::cli::{PortArgs, UplinkArgs};
 use crate::diagnostics::Diagnostics;
@@ -42,6 +42,7 @@ pub struct Status<'a> {
     refused: Vec<Refused<'a>>,
     last_refused_source: Option<String>,
     sandbox: Option<&'a Report>,
+    limits: Option<Limits>,
     counters: Vec<ByName<'a>>,
 }
 
@@ -63,6 +64,7 @@ pub struct SharedUplinkStatus<'a> {
     peers: Vec<Peer<'a>>,
     refused: Vec<Refused<'a>>,
     sandbox: Option<&'a Report>,
+    limits: Option<Limits>,
     counters: Vec<ByName<'a>>,
 }
 
@@ -92,6 +94,7 @@ impl<'a> SharedUplinkStatus<'a> {
             peers: peers.map(Peer::from).collect(),
             refused: refused.iter().map(Refused::from).collect(),
             sandbox: None,
+            limits: None,
             counters: counters.map(ByName).collect(),
         }
     }
@@ -100,6 +103,13 @@ impl<'a> SharedUplinkStatus<'a> {
     #[must_use]
     pub fn with_sandbox(mut self, sandbox: &'a Report) -> Self {
         self.sandbox = Some(sandbox);
+        self
+    }
+
+    /// The same with what peers and links take.
+    #[must_use]
+    pub fn with_usage(mut self, usage: Usage) -> Self {
+        self.limits = Some(usage.into());
         self
     }
 }
@@ -146,6 +156,37 @@ struct Refused<'a> {
     reason: &'a str,
     count: u64,
     when: u64,
+}
+
+/// What peers and links take of their limits.
+#[derive(Debug, Serialize)]
+struct Limits {
+    peers: Limit,
+    link_memory: Limit,
+    rings: Limit,
+    max_user_share: u8,
+}
+
+/// What is used of a limit.
+#[derive(Debug, Serialize)]
+struct Limit {
+    used: u64,
+    max: u64,
+}
+
+impl From<Usage> for Limits {
+    fn from(usage: Usage) -> Self {
+        let limit = |of: UsageOf| Limit {
+            used: of.used,
+            max: of.max,
+        };
+        Self {
+            peers: limit(usage.peers),
+            link_memory: limit(usage.link_memory),
+            rings: limit(usage.rings),
+            max_user_share: usage.user_share,
+        }
+    }
 }
 
 /// A worker's counters, in the order of their declaration.
@@ -202,6 +243,7 @@ impl<'a> Status<'a> {
             refused: refused.iter().map(Refused::from).collect(),
             last_refused_source: diagnostics.last_refused_source().map(|mac| mac.to_string()),
             sandbox: None,
+            limits: None,
             counters: device.counters().map(ByName).collect(),
         }
     }
@@ -210,6 +252,13 @@ impl<'a> Status<'a> {
     #[must_use]
     pub fn with_sandbox(mut self, sandbox: &'a Report) -> Self {
         self.sandbox = Some(sandbox);
+        self
+    }
+
+    /// The same with what peers and links take.
+    #[must_use]
+    pub fn with_usage(mut self, usage: Usage) -> Self {
+        self.limits = Some(usage.into());
         self
     }
 }

@@ -13,7 +13,6 @@ use rustix::io::Errno;
 use virtio_inter_common::{PeerCredentials, PortId, log_limited, peer_pid_and_uid};
 use zerocopy::IntoBytes;
 
-use super::links::fds;
 use super::{Banned, LISTENER, PAUSE, Segment};
 use crate::access_rule::AccessRule;
 use crate::connection::{Connection, End};
@@ -198,7 +197,12 @@ impl Segment {
     }
 
     /// Tells whether a peer that is valid as such can be let in beside the others.
-    pub(super) fn room_for(&mut self, peer: &Candidate, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn room_for(
+        &mut self,
+        connection: &Connection,
+        peer: &Candidate,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let banned = |b: &&Banned| b.id == peer.id && b.incarnation == peer.incarnation;
         if let Some(banned) = self.banned.iter().find(banned) {
             return Err(Refusal::Banned(banned.reason.clone()));
@@ -219,17 +223,7 @@ impl Segment {
                 holder: other.id.clone(),
             });
         }
-        let peers = self.connections.values().filter_map(Connection::peer);
-        let max_peers = self.limits.max_peers;
-        if peers.count() >= max_peers {
-            return Err(Refusal::Full(format!("more than {max_peers} peers")));
-        }
-        let max_fds = self.max_fds();
-        if fds(self.connections.values()) + 1 > max_fds {
-            let text = format!("more than {max_fds} descriptors for links");
-            return Err(Refusal::Full(text));
-        }
-        Ok(())
+        self.check_room_for_peer(connection)
     }
 
     /// Only root and the owner of the directory, who can read and change what passes between

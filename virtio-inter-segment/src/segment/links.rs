@@ -4,7 +4,6 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use log::Level;
-use rustix::process::Resource;
 use virtio_inter_common::log_limited;
 use virtio_inter_link::{Doorbell, Region, Sender};
 
@@ -12,11 +11,6 @@ use super::Segment;
 use crate::connection::{Connection, OfferedLink};
 use crate::handshake::Refusal;
 use crate::port::{LinkError, OpenedLink, PeerKey, SegmentEvent};
-
-/// Descriptors of an open ring: its doorbells.
-const FDS_PER_RING: u64 = 2;
-/// Descriptors that a ring has besides while it is handed over: its memfd.
-const FDS_OF_NEW_RING: u64 = 1;
 
 impl Segment {
     /// Makes a ring for a queue pair of this port to send to a peer on, and hands it to the peer.
@@ -39,13 +33,8 @@ impl Segment {
         let theirs = connection.and_then(Connection::peer);
         let largest = theirs.ok_or(LinkError::NoPeer)?.ring_capacity;
         let capacity = capacity.min(largest).min(self.local.port.ring_capacity);
-        let max = self.limits.max_ring_bytes;
-        let bytes: u64 = self.connections.values().map(Connection::sent_bytes).sum();
-        if bytes + u64::from(capacity) > max {
-            let what = "bytes of rings";
-            return Err(LinkError::Full { what, max });
-        }
-        self.check_room_for_ring(None)?;
+        let connection = connection.ok_or(LinkError::NoPeer)?;
+        self.check_room_to_send(connection, capacity.into())?;
         let region = Region::create(capacity)?;
         let (data_doorbell, space_doorbell) = (Doorbell::new()?, Doorbell::new()?);
         let fds = [
@@ -87,7 +76,7 @@ impl Segment {
         link: OfferedLink,
     ) -> Result<(), Refusal> {
         let (number, queue) = (link.number, link.queue);
-        let result = match self.check_room_for_ring(Some(connection)) {
+        let result = match self.check_room_to_receive(connection) {
             Ok(()) => connection.accept_link(link),
             Err(error) => Err(Refusal::resources(error)),
         };
@@ -113,32 +102,6 @@ impl Segment {
         self.flush(connection)
     }
 
-    /// Whether a new ring can be beside the others. `offered_by`: the connection in hand, whose
-    /// peer offers it, and which counts it already.
-    fn check_room_for_ring(&self, offered_by: Option<&Connection>) -> Result<(), LinkError> {
-        let new = usize::from(offered_by.is_none());
-        let connections = || self.connections.values().chain(offered_by);
-        let rings: usize = connections().map(Connection::ring_count).sum();
-        if rings + new > self.limits.max_rings {
-            let (what, max) = ("rings", self.limits.max_rings as u64);
-            return Err(LinkError::Full { what, max });
-        }
-        let max = self.max_fds();
-        let fds = fds(connections()) + FDS_PER_RING * new as u64;
-        if fds + FDS_OF_NEW_RING > max {
-            let what = "descriptors for links";
-            return Err(LinkError::Full { what, max });
-        }
-        Ok(())
-    }
-
-    /// Descriptors that links may take. A quarter is left to the rest of the process: guest memory,
-    /// kicks, interrupts, log.
-    pub(super) fn max_fds(&self) -> u64 {
-        let limit = rustix::process::getrlimit(Resource::Nofile).current;
-        limit.map_or(u64::MAX, |limit| limit / 4 * 3)
-    }
-
     /// Sends what a connection has to send. If that fails, the connection ends with an event soon.
     fn flush_later(&mut self, peer: PeerKey) {
         let Some(mut connection) = self.connections.remove(&peer.get()) else {
@@ -152,10 +115,4 @@ impl Segment {
             self.arm(now);
         }
     }
-}
-
-/// Descriptors of connections and their rings.
-pub(super) fn fds<'a>(connections: impl Iterator<Item = &'a Connection>) -> u64 {
-    let fds = |connection: &Connection| 1 + FDS_PER_RING * connection.ring_count() as u64;
-    connections.map(fds).sum()
 }

@@ -33,6 +33,7 @@ pub fn limits() -> Limits {
         slow_retry: Duration::from_millis(300),
         connect_burst: 1 << 30,
         connects_per_second: 1 << 30,
+        user_share: 100,
         ..Limits::default()
     }
 }

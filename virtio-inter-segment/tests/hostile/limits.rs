@@ -1,11 +1,14 @@
 //! How many, how much, and who: what a port's limits and the directory's mode allow.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use virtio_inter_link::{Doorbell, Region};
 use virtio_inter_segment::{Limits, LinkError, Segment};
 use virtio_inter_test_support::skip;
 
-use crate::common::raw;
+use crate::MIB;
+use crate::common::raw::{self, DONE};
 use crate::common::{Net, PATIENCE, capture_log, limits, local, logged};
 
 #[test]
@@ -69,6 +72,81 @@ fn limits_of_a_segment_hold() {
         net.ports["b"].done == [(1, true)]
     });
     assert_eq!(net.ports["m"].peers(), ["a", "b"]);
+}
+
+/// What peers of one user may take of a port: the rest is there for others.
+#[test]
+fn limits_leave_a_part_to_other_users() {
+    use std::os::unix::fs::PermissionsExt;
+    if !rustix::process::geteuid().is_root() {
+        skip("only root can connect as another user");
+        return;
+    }
+    let mut net = Net::new();
+    std::fs::set_permissions(net.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let shared = Limits {
+        max_peers: 4,
+        max_ring_bytes: 1 << 20,
+        max_rings: 8,
+        user_share: 50,
+        ..limits()
+    };
+    net.join_with(local("m"), shared).unwrap();
+    // Connected by another user, to whom they count whoever speaks.
+    let directory = net.path().to_owned();
+    let others: Vec<OwnedFd> = std::thread::spawn(move || {
+        let other = rustix::process::Uid::from_raw(65_533);
+        rustix::thread::set_thread_res_uid(other, other, other).unwrap();
+        let connect = |_| raw::try_connect_in(&directory, "m").unwrap();
+        (0..3).map(connect).collect()
+    })
+    .join()
+    .unwrap();
+    for (i, socket) in (0..).zip(&others[..2]) {
+        raw::send(socket, &raw::hello(&format!("x{i}"), i));
+    }
+    net.until("two", |net| net.ports["m"].links.len() == 2);
+    raw::send(&others[2], &raw::hello("x2", 2));
+    let refusal = raw::until_closed(&mut net, &others[2]).unwrap();
+    let words = (refusal.reason, refusal.text.as_str());
+    assert_eq!(words, (7, "No room: more than 2 peers of one user"));
+    // m has made a ring to each when it was up, of 256 KiB; no further one to this user.
+    let key = net.ports["m"].links["x0"].peer.key;
+    let port = net.ports.get_mut("m").unwrap();
+    let error = port.segment.open_link(key, 0, 1 << 18).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "No room: more than 524288 bytes of rings to peers of one user"
+    );
+    // Two rings of four that the peers open beside these two.
+    let region = Region::create(MIB / 4).unwrap();
+    let doorbell = Doorbell::new().unwrap();
+    let fds = [region.fd(), doorbell.as_fd(), doorbell.as_fd()];
+    for (number, socket) in [(1, &others[0]), (2, &others[0]), (1, &others[1])] {
+        let link = raw::link(0, MIB / 4, number);
+        raw::try_send(socket, &link, &fds).unwrap();
+    }
+    let mut declined = Vec::new();
+    net.until("an answer to the third", |_| {
+        while let Ok(Some(packet)) = raw::try_receive(&others[1]) {
+            declined.extend((packet[4] == DONE as u8).then(|| packet[16]));
+        }
+        !declined.is_empty()
+    });
+    assert_eq!(declined, [1]);
+    let usage = net.ports["m"].segment.usage();
+    assert_eq!((usage.peers.used, usage.peers.max), (2, 4));
+    assert_eq!(
+        (usage.link_memory.used, usage.link_memory.max),
+        (1 << 19, 1 << 20)
+    );
+    assert_eq!((usage.rings.used, usage.rings.max), (4, 8));
+    // There is room for others, rings included.
+    net.join("n");
+    net.until("n", |net| {
+        let links = &net.ports["m"].links;
+        links.get("n").is_some_and(|link| link.is_complete())
+    });
 }
 
 #[test]

@@ -8,10 +8,12 @@ use std::process::Stdio;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use serde_json::json;
 use virtio_inter_test_support::skip;
 
 use crate::frontends::{assert_served, connect, memory, share, start_queue, stop_queue, tell};
 use crate::process::{Place, until};
+use crate::status::status;
 
 const SET_MEM_TABLE: u32 = 5;
 
@@ -45,6 +47,40 @@ fn limit_on_file_size_prevents_rings_and_ends_nothing() {
         peer.end();
         assert_eq!(place.files(), NONE);
     }
+}
+
+/// The options, and what is used of them.
+#[test]
+fn limits_of_peers_and_memory_are_options_and_in_the_status() {
+    let place = Place::new();
+    let socket = place.path("a.status");
+    let port = place
+        .command("a")
+        .with("--max-peers", "1")
+        .with("--max-link-memory", "64K")
+        .with("--max-user-share", "60")
+        .with("--status-socket", &socket)
+        .start();
+    let limits = |peers: u64, memory: u64, rings: u64| {
+        json!({
+            "peers": {"used": peers, "max": 1},
+            "link_memory": {"used": memory, "max": 65536},
+            "rings": {"used": rings, "max": 8192},
+            "max_user_share": 60
+        })
+    };
+    assert_eq!(status(&socket)["limits"], limits(0, 0, 0));
+    let peer = place.start("b");
+    until("a link", || status(&socket)["limits"] == limits(1, 0, 0));
+    let third = place.start("c");
+    third.wait_for("more than 1 peers");
+    peer.end();
+    until("a link with the other", || {
+        let now = status(&socket);
+        now["peers"][0]["id"] == "c" && now["limits"] == limits(1, 0, 0)
+    });
+    third.end();
+    port.end();
 }
 
 #[test]
