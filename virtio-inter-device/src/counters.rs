@@ -75,7 +75,8 @@ counters! {
     drop tx_spoofed,
     /// From the guest: no peer has the destination address, and there is no uplink.
     drop tx_no_destination,
-    /// From the guest: the receiving port made no progress for the stall timeout.
+    /// From the guest: the link to the receiving port was full, and had held up frames for others
+    /// long enough, or was not read for a second.
     drop tx_peer_stalled,
     /// From the guest: no ring could be made to the peer.
     drop tx_no_link,
@@ -87,6 +88,8 @@ counters! {
     drop tx_disabled,
     /// Number of times that a full link held the transmit queue up.
     count tx_waits,
+    /// Time in microseconds for which frames for others waited behind one for a full link.
+    count tx_held_us,
     /// Frames copied aside for a slow peer so that frames for others could go on.
     count tx_spilled,
     /// Frames delivered to the guest.

@@ -70,6 +70,12 @@ pub trait TxBackend {
     /// When the frame cannot be read; it counts as not offered.
     fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error>;
 
+    /// The frame that was held is about to be offered again, if it is still there. `queued` says
+    /// whether a frame to an address that its argument is true of has come behind it meanwhile.
+    fn end_hold(&mut self, queued: impl FnOnce(&dyn Fn(MacAddr) -> bool) -> bool) {
+        let _ = queued;
+    }
+
     /// Passes on all frames that the backend has, as far as there is room. Called after each batch,
     /// and while there is no transmit queue.
     fn flush(&mut self);

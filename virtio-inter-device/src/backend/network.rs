@@ -143,6 +143,10 @@ impl TxBackend for Network {
         self.links.offer(frame)
     }
 
+    fn end_hold(&mut self, queued: impl FnOnce(&dyn Fn(MacAddr) -> bool) -> bool) {
+        self.links.end_hold(queued);
+    }
+
     fn flush(&mut self) {
         self.links.flush();
     }

@@ -55,6 +55,11 @@ impl<'q, const WRITE: bool> QueueView<'q, WRITE> {
         self.queue.is_blank(&self.rings)
     }
 
+    /// The available index of the next entry.
+    pub(crate) fn next_index(&self) -> u16 {
+        self.queue.next_index()
+    }
+
     /// Number of available entries. Reads the driver's index only if fewer than `wanted` are known.
     #[inline]
     pub(crate) fn available(&mut self, wanted: u16) -> Result<u16, QueueViolation> {

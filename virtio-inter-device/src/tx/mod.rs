@@ -3,6 +3,7 @@
 //! A used entry returns as soon as the backend has its frame (decision 0024).
 
 mod frame;
+mod look_ahead;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use crate::guest_memory::GuestMemory;
 use crate::offload::{Layout, MAX_HEADERS};
 use crate::queue::{DescriptorChain, QueueViolation, SplitQueue, TxQueue};
 use frame::GuestFrame;
+use look_ahead::LookAhead;
 
 /// The transmit half of a worker.
 #[derive(Default)]
@@ -25,6 +27,7 @@ pub(crate) struct TxHandler {
     chain: DescriptorChain,
     /// The backend has no room for the next frame.
     held: bool,
+    look_ahead: LookAhead,
 }
 
 impl TxHandler {
@@ -39,6 +42,10 @@ impl TxHandler {
         let mut queue = TxQueue::new(queue, memory, rules)?;
         queue.disable_notification()?;
         let was_held = std::mem::take(&mut self.held);
+        if was_held {
+            let look_ahead = &mut self.look_ahead;
+            backend.end_hold(|is_other| look_ahead.finds(&mut queue, is_other));
+        }
         let mut pace = Pace::Idle;
         let result = self.send_batch(&mut queue, backend, &mut pace);
         // After a violation too: frames that were sent before it go on, and their buffers return.
@@ -99,6 +106,9 @@ impl TxHandler {
             header: &header,
             chain: &self.chain,
         })?;
+        if status == TxStatus::Held {
+            self.look_ahead.begin(header.destination());
+        }
         if status == TxStatus::Sent {
             counters.tx_frames.add(1);
             counters.tx_bytes.add((header.len() - NET_HEADER) as u64);

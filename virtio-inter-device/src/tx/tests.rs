@@ -1,3 +1,7 @@
+use std::cell::Cell;
+
+use virtio_inter_common::MacAddr;
+
 use super::*;
 use crate::backend::{Null, TxFrame};
 use crate::queue::fixture::{Driver, LONGEST_CHAIN, MAC, PEER, record};
@@ -87,6 +91,50 @@ fn tx_frame_that_is_held_stays_in_the_queue_and_counts_once() {
     handler
         .enable_notification(Some(view), &mut backend)
         .unwrap();
+}
+
+#[test]
+fn tx_look_ahead_examines_each_frame_behind_the_held_one_once() {
+    const OTHER: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 3]);
+    let (mut driver, mut queue) = Driver::new();
+    let mut look_ahead = LookAhead::default();
+    look_ahead.begin(PEER);
+    // Whether there are frames for others, how many frames that took, and the number of frames to
+    // be taken from the queue after that.
+    let mut look = |driver: &Driver, taken: usize| {
+        let examined = Cell::new(0);
+        let is_other = |address| {
+            examined.set(examined.get() + 1);
+            address != PEER
+        };
+        let mut view = TxQueue::new(&mut queue, &driver.memory, &driver.rules).unwrap();
+        let found = look_ahead.finds(&mut view, &is_other);
+        for _ in 0..taken {
+            let head = view.next_head().unwrap();
+            view.add_used(head, 0).unwrap();
+        }
+        view.publish().unwrap();
+        (found, examined.get())
+    };
+    for _ in 0..100 {
+        driver.add_frame(&record(MAC, PEER, 72));
+    }
+    assert_eq!(look(&driver, 0), (false, 99));
+    assert_eq!(look(&driver, 10), (false, 0));
+    driver.add_frame(&record(MAC, PEER, 72));
+    driver.add_frame(&record(MAC, OTHER, 72));
+    driver.add_frame(&record(MAC, PEER, 72));
+    assert_eq!(look(&driver, 0), (true, 2));
+    // 90 are before it.
+    assert_eq!(look(&driver, 91), (true, 0));
+    // It is the next one itself, then it has gone.
+    assert_eq!(look(&driver, 1), (false, 1));
+    assert_eq!(look(&driver, 1), (false, 0));
+    assert_eq!(look(&driver, 0), (false, 0));
+    driver.add_frame(&record(MAC, PEER, 72));
+    // One that is too short to have an address.
+    driver.add_frame(&[0; 10]);
+    assert!(look(&driver, 0).0);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Back-pressure: slow receivers are waited for, and those that stand still harm nobody else.
 
+use std::time::{Duration, Instant};
+
 use virtio_inter_device::Device;
 
 use crate::driver::stream::{all_to_all, mixed};
@@ -115,6 +117,61 @@ fn receiver_that_stands_still_holds_nobody_up() {
     network.nodes[0].guest.tx[0].send(&packet);
     let received = network.nodes[1].guest.rx[0].receive();
     assert_eq!(received, packet.in_buffers(1));
+}
+
+/// A receiver takes the least that keeps frames for it coming: one when the third port has got
+/// nothing for 1 ms.
+#[test]
+fn receiver_that_is_slow_costs_a_third_port_a_tenth_of_the_time() {
+    const FRAMES: u64 = 20_000;
+    let mut node = Node::new(0, Spec::default());
+    let mut slow = Peer::attach(&mut node, 1, &Spec::default());
+    let mut third = Peer::attach(&mut node, 2, &Spec::default());
+    let (mut sent, mut received, mut taken) = (0, 0, 0);
+    let mut last = Instant::now();
+    while received < FRAMES {
+        for to in [1, 2] {
+            sent += u64::from(node.guest.tx[0].try_send(&Packet::new(mac(0), mac(to), 1514, sent)));
+        }
+        let before = received;
+        while !third.is_empty(0) {
+            third.receive(0);
+            received += 1;
+        }
+        if received != before {
+            last = Instant::now();
+        } else if last.elapsed() > Duration::from_millis(1) {
+            if !slow.is_empty(0) {
+                slow.receive(0);
+                taken += 1;
+                assert!(taken < FRAMES / 10, "Only {received} frames came meanwhile");
+            }
+            last = Instant::now();
+        } else {
+            std::thread::yield_now();
+        }
+    }
+    assert!(node.count("tx_peer_stalled") > 0);
+}
+
+/// The same slow receiver, but nothing is sent to others.
+#[test]
+fn receiver_that_is_slow_loses_nothing_while_there_are_no_frames_for_others() {
+    let mut node = Node::new(0, Spec::default());
+    let mut slow = Peer::attach(&mut node, 1, &Spec::default());
+    let _idle = Peer::attach(&mut node, 2, &Spec::default());
+    // More than ring and spill hold together.
+    for seed in 0..500 {
+        node.guest.tx[0].send(&Packet::new(mac(0), mac(1), 1514, seed));
+    }
+    for seed in 0..500 {
+        if seed < 100 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(slow.receive(0).seed(), seed);
+    }
+    assert_eq!(node.drops(), []);
+    assert_eq!(node.count("tx_held_us"), 0);
 }
 
 #[test]

@@ -121,6 +121,15 @@ impl Forwarding {
         }
     }
 
+    /// Position of the peer to which unicast frames for this address go.
+    pub(super) fn peer_of(&self, address: MacAddr) -> Option<usize> {
+        match find(&self.addresses, address) {
+            Some(entry) => Some(self.addresses[entry].1),
+            None if self.listed.is_empty() => None,
+            None => self.further(address),
+        }
+    }
+
     /// The peer that has a further address.
     #[cold]
     fn further(&self, address: MacAddr) -> Option<usize> {

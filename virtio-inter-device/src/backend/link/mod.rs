@@ -2,6 +2,7 @@
 
 mod command;
 mod forward;
+mod hold;
 mod learned;
 mod rx;
 mod spill;
@@ -27,7 +28,7 @@ use crate::poller::Poller;
 use rx::RxLinks;
 pub(crate) use rx::{RxLink, RxLinkId, RxRing};
 use tx::TxLinks;
-use tx_link::{Timeouts, TxLink};
+use tx_link::TxLink;
 
 /// The links of one queue pair: to every peer, and from those queue pairs of peers that it serves.
 pub struct Links {
@@ -54,7 +55,7 @@ impl Links {
     /// longer than the timeouts.
     #[must_use]
     pub fn without_timeouts(mut self) -> Self {
-        self.tx.set_timeouts(Timeouts::NO_STALL);
+        self.tx.remove_timeouts();
         self.patient = true;
         self
     }
@@ -181,6 +182,10 @@ impl TxBackend for Links {
     #[inline(always)]
     fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
         self.tx.offer(frame)
+    }
+
+    fn end_hold(&mut self, queued: impl FnOnce(&dyn Fn(MacAddr) -> bool) -> bool) {
+        self.tx.end_hold(queued);
     }
 
     fn flush(&mut self) {

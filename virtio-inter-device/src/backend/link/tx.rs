@@ -10,6 +10,7 @@ use virtio_inter_segment::{MAX_FRAME, PeerKey};
 
 use super::command::Paths;
 use super::forward::{Destination, Forwarding, PeerAddresses};
+use super::hold::HoldBudget;
 use super::tx_link::{Room, SendError, Timeouts, TxLink};
 use crate::announce::is_virtual_router;
 use crate::backend::interface::{BackendSetup, LinkFault, TxBackend, TxFrame, TxStatus};
@@ -22,8 +23,11 @@ use crate::frame::NET_HEADER;
 #[derive(Debug, Clone, Copy)]
 struct Waiting {
     peer: PeerKey,
+    /// The frame is for several peers.
+    multicast: bool,
     /// Length of the frame's record in bytes.
     len: usize,
+    since: Instant,
     /// When the frame is to be offered again at the latest.
     until: Instant,
 }
@@ -40,6 +44,8 @@ pub(super) struct TxLinks {
     requests: Vec<PlacedRequest>,
     forwarding: Forwarding,
     waiting: Option<Waiting>,
+    /// For full rings that hold up frames for others.
+    budget: HoldBudget,
     /// Frames also go by an uplink.
     has_uplink: bool,
     paths: Paths,
@@ -60,6 +66,7 @@ impl TxLinks {
             requests: Vec::new(),
             forwarding: Forwarding::new(setup.mac, setup.allowed, setup.learned),
             waiting: None,
+            budget: HoldBudget::default(),
             has_uplink: false,
             paths: Paths::default(),
             default: None,
@@ -70,8 +77,9 @@ impl TxLinks {
     }
 
     /// See [`Links::without_timeouts`](super::Links::without_timeouts).
-    pub(super) fn set_timeouts(&mut self, timeouts: Timeouts) {
-        self.timeouts = timeouts;
+    pub(super) fn remove_timeouts(&mut self) {
+        self.timeouts = Timeouts::NO_STALL;
+        self.budget = HoldBudget::unlimited();
     }
 
     /// Multicast frames for peers without a ring go here.
@@ -157,14 +165,14 @@ impl TxLinks {
     fn rebuild(&mut self) {
         self.forwarding
             .rebuild(self.links.iter().map(|link| &link.addresses));
-        self.waiting = None;
+        self.end_hold(|_| true);
         self.choose_paths();
         self.find_active();
     }
 
     pub(super) fn set_paths(&mut self, paths: Paths) {
         self.paths = paths;
-        self.waiting = None;
+        self.end_hold(|_| true);
         self.choose_paths();
     }
 
@@ -284,6 +292,25 @@ impl TxLinks {
         self.links.len() == 1 && !self.has_uplink
     }
 
+    /// Charges the budget for the time for which the last frame offered was held, if frames for
+    /// others are behind it now.
+    #[cold]
+    fn settle_hold(&mut self, queued: impl FnOnce(&dyn Fn(MacAddr) -> bool) -> bool) {
+        let Some(waiting) = self.waiting.take() else {
+            return;
+        };
+        let position = self.links.iter().position(|link| link.peer == waiting.peer);
+        let is_other = |address: MacAddr| {
+            address.is_multicast() || self.forwarding.peer_of(address).or(self.default) != position
+        };
+        if !self.is_alone() && (waiting.multicast || queued(&is_other)) {
+            let now = Instant::now();
+            let held = now - waiting.since;
+            self.budget.spend(held, now);
+            self.counters.tx_held_us.add(held.as_micros() as u64);
+        }
+    }
+
     /// Offers a multicast frame to the peers and to `uplink`. None of them gets it before all have
     /// room for it.
     pub(super) fn offer_multicast<F: TxFrame>(
@@ -291,7 +318,7 @@ impl TxLinks {
         frame: &F,
         uplink: impl FnOnce(&F) -> Result<TxStatus, F::Error>,
     ) -> Result<TxStatus, F::Error> {
-        self.waiting = None;
+        self.end_hold(|_| true);
         let len = frame.record_len();
         if let Some(waiting) = self.find_waiting(len, false) {
             self.waiting = Some(waiting);
@@ -317,12 +344,18 @@ impl TxLinks {
             if !link.takes_multicast() || (is_flooded && link.is_without_ring()) {
                 continue;
             }
-            match link.room(len, alone) {
+            match link.room(len, (!alone).then_some(&self.budget)) {
                 Ok(Room::Ring) => {}
                 Ok(Room::Wait(until)) => {
                     let peer = link.peer;
                     self.request(position, len);
-                    return Some(Waiting { peer, len, until });
+                    return Some(Waiting {
+                        peer,
+                        multicast: true,
+                        len,
+                        since: Instant::now(),
+                        until,
+                    });
                 }
                 Ok(_) => self.request(position, len),
                 Err(violation) => fail(&mut self.faults, link, violation),
@@ -341,7 +374,7 @@ impl TxLinks {
                 flood = true;
                 continue;
             }
-            match link.send_frame(frame, alone) {
+            match link.send_frame(frame, (!alone).then_some(&self.budget)) {
                 Ok(Room::Ring) => sent = true,
                 Ok(Room::Spill) => {
                     self.counters.tx_spilled.add(1);
@@ -396,7 +429,13 @@ impl TxLinks {
             }
             Room::Wait(until) => {
                 let peer = link.peer;
-                self.waiting = Some(Waiting { peer, len, until });
+                self.waiting = Some(Waiting {
+                    peer,
+                    multicast: false,
+                    len,
+                    since: Instant::now(),
+                    until,
+                });
                 TxStatus::Held
             }
             Room::Stalled => {
@@ -431,7 +470,7 @@ impl TxBackend for TxLinks {
     // memory it loads an address in other pieces than it was stored in (see `FrameHeader`).
     #[inline(always)]
     fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
-        self.waiting = None;
+        self.end_hold(|_| true);
         let alone = self.is_alone();
         let address = frame.header().destination();
         let position = match self.forwarding.destination(address) {
@@ -447,7 +486,7 @@ impl TxBackend for TxLinks {
             self.counters.tx_no_destination.add(1);
             return Ok(TxStatus::Dropped);
         }
-        match link.send_frame(frame, alone) {
+        match link.send_frame(frame, (!alone).then_some(&self.budget)) {
             Ok(Room::Ring) => Ok(TxStatus::Sent),
             Ok(room) => Ok(self.without_room(position, frame.record_len(), room)),
             Err(SendError::Link(violation)) => {
@@ -456,6 +495,13 @@ impl TxBackend for TxLinks {
                 Ok(TxStatus::Dropped)
             }
             Err(SendError::Frame(error)) => Err(error),
+        }
+    }
+
+    #[inline]
+    fn end_hold(&mut self, queued: impl FnOnce(&dyn Fn(MacAddr) -> bool) -> bool) {
+        if self.waiting.is_some() {
+            self.settle_hold(queued);
         }
     }
 

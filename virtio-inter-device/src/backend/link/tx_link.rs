@@ -6,9 +6,10 @@
 //! or that is too small for a frame, gets a larger successor. Decision 0082.
 //!
 //! A full ring holds the transmit queue up: the frame stays there. Where frames for other peers may
-//! wait behind it, a peer whose ring stays full for 1 ms gets its frames copied aside, and one that
-//! takes less than [`PROGRESS`] in 100 ms loses its own frames until it takes more. A peer that is
-//! alone delays nobody and gets 1 s. How the numbers were chosen: decision 0008.
+//! wait behind it, a peer whose ring stays full for 1 ms gets its frames copied aside. When there is
+//! no room for them either, the queue is held up as long as the queue's budget for that lasts; then
+//! frames for full rings are dropped. So are those for a peer that takes nothing for 1 s. Decision
+//! 0084.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use virtio_inter_segment::PeerKey;
 use vm_memory::VolatileSlice;
 
 use super::forward::PeerAddresses;
+use super::hold::HoldBudget;
 use super::spill::Spill;
 use crate::backend::interface::TxFrame;
 use crate::backend::ring_request::RingRequest;
@@ -25,32 +27,25 @@ use crate::backend::ring_request::RingRequest;
 /// How long a ring may be full.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
-    /// Longest time for which it holds the transmit queue up while there are other peers.
+    /// Time after which frames are copied aside if there are other peers. The least of the budget
+    /// for which it is worth while to hold the queue up.
     slow: Duration,
-    /// Stall timeout: a peer that makes no progress for this time loses frames. Longer than a busy
-    /// machine keeps a runnable thread waiting, or healthy ports would lose frames.
+    /// Stall timeout: a peer that takes nothing for this time loses frames.
     stall: Duration,
-    /// Stall timeout of the only peer.
-    stall_alone: Duration,
 }
 
 impl Timeouts {
     /// No peer loses frames in any time that matters.
     pub(super) const NO_STALL: Timeouts = Timeouts {
         stall: Duration::from_hours(24),
-        stall_alone: Duration::from_hours(24),
         ..Timeouts::DEFAULT
     };
     pub(super) const DEFAULT: Timeouts = Timeouts {
         slow: Duration::from_millis(1),
-        stall: Duration::from_millis(100),
-        stall_alone: Duration::from_secs(1),
+        stall: Duration::from_secs(1),
     };
 }
 
-/// Number of bytes that count as progress while others wait: a peer that takes a record now and
-/// then must not hold them up for ever.
-const PROGRESS: u64 = 64 * 1024;
 /// Number of committed bytes at which they are published, so that both sides copy at the same time.
 const PUBLISH_BYTES: usize = 32 * 1024;
 
@@ -70,7 +65,7 @@ pub(super) enum Room {
     Spill,
     /// None now: try again when the space doorbell rings, at this time at the latest.
     Wait(Instant),
-    /// None as long as the peer makes no progress: drop the frame.
+    /// None, and the frame must not wait: drop it.
     Stalled,
     /// None, as no ring could be made for it: drop the frame.
     NoLink,
@@ -95,10 +90,9 @@ impl<E> From<Violation> for SendError<E> {
 #[derive(Debug, Clone, Copy)]
 struct Full {
     since: Instant,
-    /// The peer's position at that time.
+    /// The peer's position, and since when it is that.
     consumed: u64,
-    /// The ring has been full for [`Timeouts::slow`].
-    slow: bool,
+    stands_since: Instant,
 }
 
 /// The ring of a link.
@@ -279,11 +273,12 @@ impl TxLink {
     }
 
     /// Sends a frame if there is room for it. Returns where it went, or why it did not.
-    /// `alone`: there is no other peer whose frames could wait behind it.
+    /// `budget`: of the time for which frames for others may wait behind it. None: there are no
+    /// others.
     pub(super) fn send_frame<F: TxFrame>(
         &mut self,
         frame: &F,
-        alone: bool,
+        budget: Option<&HoldBudget>,
     ) -> Result<Room, SendError<F::Error>> {
         let len = frame.record_len();
         if !self.spill.is_empty() {
@@ -302,7 +297,7 @@ impl TxLink {
             }
             return Ok(Room::Ring);
         }
-        let room = self.no_room(len, alone, Instant::now())?;
+        let room = self.no_room(len, budget, Instant::now())?;
         if room == Room::Spill {
             let mut copy = vec![0; len].into_boxed_slice();
             frame
@@ -333,7 +328,11 @@ impl TxLink {
     }
 
     /// Where [`TxLink::send_frame`] would put a record of `len` bytes now.
-    pub(super) fn room(&mut self, len: usize, alone: bool) -> Result<Room, Violation> {
+    pub(super) fn room(
+        &mut self,
+        len: usize,
+        budget: Option<&HoldBudget>,
+    ) -> Result<Room, Violation> {
         self.flush_spill()?;
         if self.spill.is_empty()
             && let Some(ring) = &mut self.ring
@@ -342,12 +341,17 @@ impl TxLink {
             self.full = None;
             return Ok(Room::Ring);
         }
-        self.no_room(len, alone, Instant::now())
+        self.no_room(len, budget, Instant::now())
     }
 
     /// What is to happen to a record for which the ring has no room.
     #[cold]
-    fn no_room(&mut self, len: usize, alone: bool, now: Instant) -> Result<Room, Violation> {
+    fn no_room(
+        &mut self,
+        len: usize,
+        budget: Option<&HoldBudget>,
+        now: Instant,
+    ) -> Result<Room, Violation> {
         let consumed = match &mut self.ring {
             Some(Ring { sender, .. }) => {
                 // The peer can only make room of records that it sees.
@@ -365,33 +369,31 @@ impl TxLink {
         let full = self.full.get_or_insert(Full {
             since: now,
             consumed,
-            slow: false,
+            stands_since: now,
         });
-        let (stall_timeout, progress) = if alone {
-            (self.timeouts.stall_alone, 1)
-        } else {
-            (self.timeouts.stall, PROGRESS)
-        };
-        if consumed - full.consumed >= progress {
-            *full = Full {
-                since: now,
-                consumed,
-                slow: full.slow,
-            };
+        if full.consumed != consumed {
+            (full.consumed, full.stands_since) = (consumed, now);
         }
-        let waited = now - full.since;
-        if waited >= stall_timeout {
+        let (slow_at, stalls_at) = (
+            full.since + self.timeouts.slow,
+            full.stands_since + self.timeouts.stall,
+        );
+        if now >= stalls_at {
             return Ok(Room::Stalled);
         }
-        full.slow |= waited >= self.timeouts.slow;
-        Ok(if alone {
-            Room::Wait(full.since + stall_timeout)
-        } else if !full.slow {
-            Room::Wait(full.since + self.timeouts.slow)
+        let Some(budget) = budget else {
+            return Ok(Room::Wait(stalls_at));
+        };
+        let left = budget.left(now);
+        let may_hold = left >= self.timeouts.slow;
+        Ok(if may_hold && now < slow_at {
+            Room::Wait(slow_at)
         } else if self.spill.has_room(len) {
             Room::Spill
+        } else if may_hold {
+            Room::Wait(stalls_at.min(now + left))
         } else {
-            Room::Wait(full.since + stall_timeout)
+            Room::Stalled
         })
     }
 
@@ -495,8 +497,8 @@ mod tests {
         (link, receiver)
     }
 
-    fn send(link: &mut TxLink, alone: bool) -> Room {
-        link.send_frame(&Frame(FrameHeader::default()), alone)
+    fn send(link: &mut TxLink) -> Room {
+        link.send_frame(&Frame(FrameHeader::default()), Some(&HoldBudget::default()))
             .map_err(|_| "violation")
             .unwrap()
     }
@@ -505,7 +507,7 @@ mod tests {
     fn full() -> (TxLink, Receiver) {
         let (mut link, receiver) = link();
         for _ in 0..FULL {
-            assert_eq!(send(&mut link, false), Room::Ring);
+            assert_eq!(send(&mut link), Room::Ring);
         }
         (link, receiver)
     }
@@ -521,68 +523,78 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
     const NS: Duration = Duration::from_nanos(1);
 
+    /// Fills the spill.
+    fn fill_spill(link: &mut TxLink) {
+        for _ in 0..64 {
+            link.spill.push(vec![0; 4096].into());
+        }
+    }
+
     #[test]
     fn full_ring_holds_the_queue_up_for_1_ms_if_there_are_other_peers() {
         let (mut link, _receiver) = full();
         let start = Instant::now();
+        let budget = HoldBudget::default();
+        let at = |link: &mut TxLink, at| link.no_room(LEN, Some(&budget), at);
         let wait = Room::Wait(start + MS);
-        assert_eq!(link.no_room(LEN, false, start), Ok(wait));
-        assert_eq!(link.no_room(LEN, false, start + MS - NS), Ok(wait));
-        assert_eq!(link.no_room(LEN, false, start + MS), Ok(Room::Spill));
+        assert_eq!(at(&mut link, start), Ok(wait));
+        assert_eq!(at(&mut link, start + MS - NS), Ok(wait));
+        assert_eq!(at(&mut link, start + MS), Ok(Room::Spill));
         // The spill holds 256 KiB, then the frame waits again.
-        for _ in 0..64 {
-            link.spill.push(vec![0; 4096].into());
+        fill_spill(&mut link);
+        let wait = Room::Wait(start + MS * 102);
+        assert_eq!(at(&mut link, start + MS * 2), Ok(wait));
+    }
+
+    #[test]
+    fn full_ring_holds_nobody_up_without_a_budget() {
+        let (mut link, mut receiver) = full();
+        let start = Instant::now();
+        let mut budget = HoldBudget::default();
+        budget.spend(MS * 100, start);
+        let at = |link: &mut TxLink, ms| link.no_room(LEN, Some(&budget), start + MS * ms);
+        assert_eq!(at(&mut link, 0), Ok(Room::Spill));
+        fill_spill(&mut link);
+        assert_eq!(at(&mut link, 1), Ok(Room::Stalled));
+        // What the peer takes makes no difference.
+        take(&mut receiver, 40);
+        assert_eq!(at(&mut link, 9), Ok(Room::Stalled));
+        assert_eq!(at(&mut link, 10), Ok(Room::Wait(start + MS * 11)));
+    }
+
+    #[test]
+    fn full_ring_stalls_when_nothing_is_taken_for_1_s() {
+        for budget in [None, Some(&HoldBudget::unlimited())] {
+            let (mut link, mut receiver) = full();
+            fill_spill(&mut link);
+            let start = Instant::now();
+            let mut at = |receiver: &mut Receiver, ms, taken| {
+                take(receiver, taken);
+                link.no_room(LEN, budget, start + MS * ms).unwrap()
+            };
+            assert_ne!(at(&mut receiver, 0, 0), Room::Stalled);
+            assert_eq!(at(&mut receiver, 999, 0), Room::Wait(start + MS * 1000));
+            assert_eq!(at(&mut receiver, 1000, 0), Room::Stalled);
+            // A single record is progress.
+            assert_eq!(at(&mut receiver, 1001, 1), Room::Wait(start + MS * 2001));
+            assert_eq!(at(&mut receiver, 2001, 0), Room::Stalled);
         }
-        let stalled = Room::Wait(start + MS * 100);
-        assert_eq!(link.no_room(LEN, false, start + MS * 2), Ok(stalled));
-    }
-
-    #[test]
-    fn full_ring_stalls_after_100_ms_without_progress() {
-        let (mut link, mut receiver) = full();
-        let start = Instant::now();
-        let mut at = |receiver: &mut Receiver, ms, taken| {
-            take(receiver, taken);
-            link.no_room(LEN, false, start + MS * ms).unwrap()
-        };
-        assert_ne!(at(&mut receiver, 0, 0), Room::Stalled);
-        // Less than 64 KiB is no progress.
-        assert_ne!(at(&mut receiver, 99, 15), Room::Stalled);
-        assert_eq!(at(&mut receiver, 100, 0), Room::Stalled);
-        assert_eq!(at(&mut receiver, 101, 0), Room::Stalled);
-        assert_eq!(at(&mut receiver, 102, 1), Room::Spill);
-        assert_ne!(at(&mut receiver, 201, 0), Room::Stalled);
-        assert_eq!(at(&mut receiver, 202, 0), Room::Stalled);
-    }
-
-    #[test]
-    fn full_ring_of_the_only_peer_stalls_after_1_s_without_any_progress() {
-        let (mut link, mut receiver) = full();
-        let start = Instant::now();
-        let mut at = |receiver: &mut Receiver, ms, taken| {
-            take(receiver, taken);
-            link.no_room(LEN, true, start + MS * ms).unwrap()
-        };
-        assert_eq!(at(&mut receiver, 0, 0), Room::Wait(start + MS * 1000));
-        assert_eq!(at(&mut receiver, 999, 0), Room::Wait(start + MS * 1000));
-        assert_eq!(at(&mut receiver, 1000, 0), Room::Stalled);
-        // A single record is progress.
-        assert_eq!(at(&mut receiver, 1001, 1), Room::Wait(start + MS * 2001));
-        assert_eq!(at(&mut receiver, 2001, 0), Room::Stalled);
     }
 
     #[test]
     fn frames_copied_aside_go_first_when_there_is_room() {
         let (mut link, mut receiver) = full();
         link.timeouts = Timeouts::NO_STALL;
-        link.no_room(LEN, false, Instant::now() - MS).unwrap();
-        assert_eq!(send(&mut link, false), Room::Spill);
+        let budget = HoldBudget::default();
+        link.no_room(LEN, Some(&budget), Instant::now() - MS)
+            .unwrap();
+        assert_eq!(send(&mut link), Room::Spill);
         assert_eq!(link.first_spilled(), Some(LEN));
         take(&mut receiver, 1);
         // The frame aside takes the room.
-        assert_eq!(send(&mut link, false), Room::Spill);
+        assert_eq!(send(&mut link), Room::Spill);
         take(&mut receiver, 2);
-        assert_eq!(send(&mut link, false), Room::Ring);
+        assert_eq!(send(&mut link), Room::Ring);
         assert_eq!(link.first_spilled(), None);
     }
 
@@ -590,7 +602,7 @@ mod tests {
     fn committed_records_are_published_at_32_kib() {
         let (mut link, mut receiver) = link();
         for sent in 1..=8 {
-            assert_eq!(send(&mut link, true), Room::Ring);
+            assert_eq!(send(&mut link), Room::Ring);
             assert_eq!(receiver.is_empty(), Ok(sent < 8), "{sent} records");
         }
     }

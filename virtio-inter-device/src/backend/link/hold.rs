@@ -1,0 +1,97 @@
+//! The time for which full rings may hold up frames for others.
+
+use std::time::{Duration, Instant};
+
+/// How long they may do so at once.
+const BURST: Duration = Duration::from_millis(100);
+/// The budget is refilled with the time that passes, divided by this: frames for others wait for a
+/// tenth of the time at most.
+const SHARE: u32 = 10;
+
+/// Budget of one transmit queue, for all peers together: many slow ones must not take more.
+#[derive(Debug)]
+pub(super) struct HoldBudget {
+    burst: Duration,
+    /// When it is full again. None: it is.
+    full_at: Option<Instant>,
+}
+
+impl Default for HoldBudget {
+    fn default() -> Self {
+        HoldBudget {
+            burst: BURST,
+            full_at: None,
+        }
+    }
+}
+
+impl HoldBudget {
+    /// One that is never spent: for tests.
+    pub(super) fn unlimited() -> Self {
+        HoldBudget {
+            burst: Duration::from_hours(24),
+            full_at: None,
+        }
+    }
+
+    /// What is left.
+    pub(super) fn left(&self, now: Instant) -> Duration {
+        let full_in = self
+            .full_at
+            .map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        self.burst.saturating_sub(full_in / SHARE)
+    }
+
+    /// Frames for others were held up for this time.
+    pub(super) fn spend(&mut self, held: Duration, now: Instant) {
+        let full_at = self.full_at.map_or(now, |at| at.max(now));
+        // Longer only if this process was stopped: others lost nothing by the peer in that time.
+        let held = held.min(self.burst);
+        self.full_at = Some(full_at + held * SHARE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn hold_budget_is_100_ms_and_refilled_at_a_tenth() {
+        let mut budget = HoldBudget::default();
+        let start = Instant::now();
+        assert_eq!(budget.left(start), MS * 100);
+        budget.spend(MS * 60, start);
+        assert_eq!(budget.left(start), MS * 40);
+        assert_eq!(budget.left(start + MS * 100), MS * 50);
+        budget.spend(MS * 55, start + MS * 100);
+        assert_eq!(budget.left(start + MS * 100), Duration::ZERO);
+        // What was held too long is paid first.
+        assert_eq!(budget.left(start + MS * 150), Duration::ZERO);
+        assert_eq!(budget.left(start + MS * 160), MS);
+        assert_eq!(budget.left(start + MS * 10_000), MS * 100);
+        // A process that was stopped for long pays for 100 ms.
+        budget.spend(Duration::from_hours(1), start + MS * 10_000);
+        assert_eq!(budget.left(start + MS * 10_500), MS * 50);
+    }
+
+    #[test]
+    fn hold_budget_gives_others_nine_tenths_of_the_time() {
+        let mut budget = HoldBudget::default();
+        let start = Instant::now();
+        let (mut now, mut held) = (start, Duration::ZERO);
+        while now < start + MS * 20_000 {
+            let left = budget.left(now);
+            if left >= MS {
+                now += left;
+                held += left;
+                budget.spend(left, now);
+            } else {
+                now += MS;
+            }
+        }
+        let others = now - start - held;
+        assert!(others >= (now - start - MS * 100) * 9 / 10 - MS, "{held:?}");
+    }
+}
