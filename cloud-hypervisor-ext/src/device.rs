@@ -11,6 +11,7 @@ use virtio_inter_common::{MacAddr, MacSets, PortId};
 use crate::child;
 use crate::inter_vm::InterVm;
 use crate::options::quote;
+use crate::port_limits::PortLimits;
 
 /// Default number of virtqueues, as with `--net`: one to receive, one to transmit.
 const DEFAULT_QUEUES: u16 = 2;
@@ -40,6 +41,8 @@ pub struct Device {
     pub tap: Option<String>,
     /// Addresses that the guest may use beside `mac`.
     pub allow_mac: MacSets,
+    /// What peers take of the port at most.
+    pub limits: PortLimits,
     /// Descriptors of it.
     pub tap_fds: Option<TapFds>,
     /// As with `--net`.
@@ -131,6 +134,7 @@ impl Device {
             status_socket,
             tap: asked.tap,
             allow_mac: asked.allow_mac,
+            limits: asked.limits,
             tap_fds: None,
             pci_segment: asked.pci_segment,
             pci_device_id: asked.pci_device_id,
@@ -203,6 +207,7 @@ impl Device {
         if !self.allow_mac.is_empty() {
             arguments.push(format!("--allow-mac={}", self.allow_mac).into());
         }
+        arguments.extend(self.limits.arguments().map(OsString::from));
         arguments
     }
 }
@@ -248,7 +253,8 @@ mod tests {
     #[test]
     fn device_has_the_ports_arguments() {
         let text = "segment=web,mtu=9000,num_queues=8,queue_size=64,tap=vm1,\
-                    allow_mac=[00:00:5e:00:01:*,02:00:00:00:00:07]";
+                    allow_mac=[00:00:5e:00:01:*,02:00:00:00:00:07],\
+                    max_link_memory=2M,max_user_share=50,max_peers=9";
         let arguments = device(text).port_arguments();
         assert_eq!(
             arguments,
@@ -263,6 +269,9 @@ mod tests {
                 "--queue-size=64",
                 "--uplink=tap=vm1",
                 "--allow-mac=00:00:5e:00:01:*,02:00:00:00:00:07",
+                "--max-peers=9",
+                "--max-link-memory=2097152",
+                "--max-user-share=50",
             ]
         );
     }

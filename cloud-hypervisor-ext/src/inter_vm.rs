@@ -10,8 +10,10 @@ use virtio_inter_args::{SocketPathError, parse_size, segment_directory};
 use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
 
 use crate::options::{OptionError, Options, quote};
+use crate::port_limits::{self, PortLimits};
 
 /// A key of the flag: its name, its value, and what it means.
+#[derive(Clone, Copy, Debug)]
 pub struct Key {
     /// The name before the `=`.
     pub name: &'static str,
@@ -21,8 +23,10 @@ pub struct Key {
     pub help: &'static str,
 }
 
+const LIMITS: [Key; 3] = port_limits::KEYS;
+
 /// All keys.
-pub const KEYS: [Key; 12] = [
+pub const KEYS: [Key; 15] = [
     Key {
         name: "segment",
         value: "<name_or_directory>",
@@ -73,6 +77,9 @@ pub const KEYS: [Key; 12] = [
         value: "<mac1,mac2,...>",
         help: "Addresses that the guest may use beside mac, and prefixes such as 00:00:5e:00:01:*",
     },
+    LIMITS[0],
+    LIMITS[1],
+    LIMITS[2],
     Key {
         name: "pci_segment",
         value: "<segment_id>",
@@ -137,6 +144,8 @@ pub struct InterVm {
     pub fds: Vec<RawFd>,
     /// Addresses that the guest may use beside `mac`.
     pub allow_mac: MacSets,
+    /// What peers take of the port at most.
+    pub limits: PortLimits,
     /// As with `--net`.
     pub pci_segment: Option<u16>,
     /// As with `--net`.
@@ -160,13 +169,14 @@ impl InterVm {
                 .map_err(|error| InterVmError::Invalid(format!("segment: {error}")))?,
             mac: parse_with_reason(&options, "mac")?,
             id: parse_with_reason(&options, "id")?,
-            mtu: size(&options, "mtu", MTU)?,
+            mtu: small(size(&options, "mtu", MTU)?),
             num_queues: convert(&options, "num_queues")?,
-            queue_size: size(&options, "queue_size", QUEUE_SIZE)?,
+            queue_size: small(size(&options, "queue_size", QUEUE_SIZE)?),
             socket: options.get("socket").map(PathBuf::from),
             tap: options.get("tap"),
             fds: fds(&options)?,
             allow_mac: mac_sets(&options)?,
+            limits: PortLimits::parse(&options)?,
             pci_segment: convert(&options, "pci_segment")?,
             pci_device_id: convert(&options, "pci_device_id")?,
         };
@@ -276,6 +286,9 @@ impl fmt::Display for InterVm {
                 write!(f, ",{key}={}", quote(&value))?;
             }
         }
+        for (key, limit) in self.limits.iter() {
+            write!(f, ",{key}={limit}")?;
+        }
         match self.allow_mac.iter().count() {
             0 => Ok(()),
             1 => write!(f, ",allow_mac={}", self.allow_mac),
@@ -300,11 +313,11 @@ pub fn check_socket_path(path: &Path, option: &str) -> Result<(), InterVmError> 
 }
 
 /// A number of bytes or entries, with or without a suffix.
-fn size(
+pub(crate) fn size(
     options: &Options,
     key: &str,
     range: std::ops::RangeInclusive<u64>,
-) -> Result<Option<u16>, InterVmError> {
+) -> Result<Option<u64>, InterVmError> {
     let Some(text) = options.get(key) else {
         return Ok(None);
     };
@@ -320,8 +333,12 @@ fn size(
             range.end()
         )));
     }
-    // Both ranges end below 65536.
-    Ok(u16::try_from(size).ok())
+    Ok(Some(size))
+}
+
+/// A size from a range that ends below 65536.
+fn small(size: Option<u64>) -> Option<u16> {
+    size.and_then(|size| size.try_into().ok())
 }
 
 fn convert<T: std::str::FromStr>(options: &Options, key: &str) -> Result<Option<T>, InterVmError> {
@@ -455,6 +472,7 @@ mod tests {
             "segment=\"/run/a,b\",mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,\
              queue_size=512,socket=\"/tmp/a,b\",tap=vm1,\
              pci_segment=1,pci_device_id=9",
+            "segment=/run/a,max_peers=9,max_link_memory=65536,max_user_share=50",
             "segment=/run/a,allow_mac=00:00:5e:00:01:*",
             "segment=/run/a,allow_mac=[00:00:5e:00:01:*,02:00:00:00:00:07]",
         ] {
@@ -573,6 +591,12 @@ mod tests {
                 "is listed twice",
             ),
             ("allow_mac=33:33:00:*", "multicast"),
+            ("max_peers=0", "max_peers=0 is not from 1 to 65535"),
+            ("max_link_memory=1K", "max_link_memory=1K is not from 65536"),
+            (
+                "max_user_share=101",
+                "max_user_share=101 is not from 1 to 100",
+            ),
             (
                 "mac=02:00:00:00:00:01,allow_mac=02:00:00:00:00:01",
                 "which is mac= already",

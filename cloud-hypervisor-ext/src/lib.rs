@@ -28,6 +28,7 @@ pub mod identity;
 pub mod inter_vm;
 pub mod options;
 pub mod port;
+pub mod port_limits;
 pub mod programs;
 pub mod report;
 pub mod restore_backoff;

@@ -49,6 +49,7 @@ impl Stage {
         let device = Device {
             tap: None,
             allow_mac: Default::default(),
+            limits: Default::default(),
             tap_fds: None,
             id: "net0".parse().unwrap(),
             port_id: "vm.net0".parse().unwrap(),
