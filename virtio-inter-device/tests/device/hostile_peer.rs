@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use virtio_inter_device::PortEvent;
 use virtio_inter_link::MIN_CAPACITY;
 
-use crate::driver::link::{CONSUMED, DATA, DATA_TARGET, PUBLISHED, SPACE_TARGET};
+use crate::driver::link::{CONSUMED, DATA, DATA_TARGET, PUBLISHED, SPACE_TARGET, link};
 use crate::driver::{Network, Node, Packet, Peer, Rng, SetOnDrop, Spec, mac};
 
 /// Breaks a link's rules, and makes the port look.
@@ -105,6 +105,24 @@ fn violation_is_told_and_harms_nobody_else() {
         check(&mut node, &mut reborn);
         assert!(node.port.events().is_empty(), "{name}");
     }
+}
+
+/// To unmap memory takes long: a ring that its worker has no use for any more is dropped by the
+/// control thread, also if the peer has spoilt its end.
+#[test]
+fn ring_of_a_hostile_peer_is_not_unmapped_by_the_worker() {
+    let mut node = Node::new(0, Spec::default());
+    let peer = Peer::attach(&mut node, 1, &Spec::default());
+    node.guest.tx[0].send(&Packet::new(mac(0), mac(1), 100, 1));
+    node.guest.tx[0].finish();
+    peer.from_port[0].poke(DATA_TARGET, u64::MAX);
+    let (larger, _receiver, _) = link(MIN_CAPACITY);
+    node.port.set_ring(peer.key, 0, 2, larger).unwrap();
+    assert!(matches!(node.wait_event(), PortEvent::LinkViolation { .. }));
+    let is_mapped = || peer.from_port[0].peek(PUBLISHED) != 0;
+    assert!(is_mapped());
+    node.port.remove_peer(peer.key).unwrap();
+    assert!(!is_mapped());
 }
 
 #[test]

@@ -151,12 +151,11 @@ impl Links {
         watch(poller, sender.space_doorbell())?;
         let mut sender = Some(sender);
         let former = self.tx.change(peer, |link| {
-            let Some(sender) = sender.take() else {
-                return Ok(None);
-            };
-            link.set_ring(number, sender)
+            link.close_ring()?;
+            let sender = sender.take();
+            Ok(sender.and_then(|sender| link.set_ring(number, sender)))
         });
-        // Or the peer has gone.
+        // Or the peer has gone, or has violated the link's rules.
         let unused = former.or(sender);
         if let Some(unused) = &unused {
             poller.remove(unused.space_doorbell());

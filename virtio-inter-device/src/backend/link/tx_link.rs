@@ -160,13 +160,18 @@ impl TxLink {
         self.ring.as_ref().map(|ring| ring.sender.space_doorbell())
     }
 
-    /// Sends on this ring from now on, behind what is in the former one. Returns that one, which is
-    /// closed.
-    pub(super) fn set_ring(
-        &mut self,
-        number: u64,
-        sender: Sender,
-    ) -> Result<Option<Sender>, Violation> {
+    /// Ends the ring: the peer goes on with the next one. After a violation too it stays here until
+    /// the link is removed: to unmap memory takes long, and is not this thread's work.
+    pub(super) fn close_ring(&mut self) -> Result<(), Violation> {
+        match &mut self.ring {
+            Some(ring) => ring.sender.close(),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends on this ring from now on, behind what is in the former one. Returns that one, which
+    /// [`TxLink::close_ring`] has closed.
+    pub(super) fn set_ring(&mut self, number: u64, sender: Sender) -> Option<Sender> {
         let former = self.ring.replace(Ring {
             number,
             sender,
@@ -175,11 +180,7 @@ impl TxLink {
         self.is_requested = false;
         self.retry_at = None;
         self.full = None;
-        let Some(mut former) = former else {
-            return Ok(None);
-        };
-        former.sender.close()?;
-        Ok(Some(former.sender))
+        former.map(|former| former.sender)
     }
 
     /// The ring that was asked for could not be made. Returns the number of frames that waited for
@@ -241,11 +242,8 @@ impl TxLink {
             return Ok(None);
         }
         self.full = None;
-        let Some(mut ring) = self.ring.take() else {
-            return Ok(None);
-        };
-        ring.sender.close()?;
-        Ok(Some(ring.sender))
+        self.close_ring()?;
+        Ok(self.ring.take().map(|ring| ring.sender))
     }
 
     /// The sending end, to be closed with the link.
@@ -493,7 +491,7 @@ mod tests {
             is_uplink: false,
         };
         let mut link = TxLink::new(PeerKey::next(), addresses, Timeouts::DEFAULT);
-        link.set_ring(1, sender).unwrap();
+        link.set_ring(1, sender);
         (link, receiver)
     }
 
