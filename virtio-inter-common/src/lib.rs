@@ -10,6 +10,7 @@ mod mac;
 mod mac_sets;
 mod peer_credentials;
 mod port_id;
+pub mod thread_role;
 
 pub use backoff::Backoff;
 pub use dir_notify::DirNotify;

@@ -61,6 +61,12 @@ pub fn start(default_level: &str) {
     builder.init();
 }
 
+/// Has `hook` called in the thread that writes, before it writes anything: a process may restrict
+/// it. To be called before the first line.
+pub fn on_thread_start(hook: fn()) {
+    stderr::on_start(hook);
+}
+
 /// Writes a text that is no log line, such as a usage error, after the lines before it.
 pub fn say(level: Level, text: &str) {
     let text = if journal::is_stderr() {

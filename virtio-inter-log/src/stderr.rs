@@ -1,5 +1,6 @@
 //! Writes the queue to standard error, in a thread of its own, as a write may block for ever.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -23,15 +24,26 @@ static QUEUE: Queue = Queue::new();
 /// Whether there is a thread that writes.
 static RUNNING: AtomicBool = AtomicBool::new(false);
 
+/// Called first in the thread that writes.
+static ON_START: OnceLock<fn()> = OnceLock::new();
+
+/// Has `hook` called first in the thread that writes, if it has not started yet.
+pub(crate) fn on_start(hook: fn()) {
+    let _ = ON_START.set(hook);
+}
+
 /// Queues lines, and has them written.
 pub(crate) fn push(lines: Vec<u8>) {
     QUEUE.push(lines);
     if RUNNING.swap(true, Ordering::Relaxed) {
         return;
     }
-    let thread = thread::Builder::new()
-        .name("log".to_owned())
-        .spawn(|| while write_next(true, &FOR_EVER) {});
+    let thread = thread::Builder::new().name("log".to_owned()).spawn(|| {
+        if let Some(hook) = ON_START.get() {
+            hook();
+        }
+        while write_next(true, &FOR_EVER) {}
+    });
     if thread.is_err() {
         // RLIMIT_NPROC, say. Another line may find room for it; `flush` does without.
         RUNNING.store(false, Ordering::Relaxed);

@@ -16,6 +16,7 @@ use std::thread;
 
 use rustix::net::Shutdown;
 use rustix::process::Resource;
+use virtio_inter_common::thread_role::{self, Role};
 
 use crate::socket;
 
@@ -126,7 +127,10 @@ impl Closer {
         let shared = Arc::clone(&self.queues);
         let spawned = thread::Builder::new()
             .name("segment-closer".to_owned())
-            .spawn(move || work(&shared, owner.uid));
+            .spawn(move || {
+                thread_role::enter(Role::Helper);
+                work(&shared, owner.uid);
+            });
         match spawned {
             Ok(_) => {
                 user.has_thread = true;

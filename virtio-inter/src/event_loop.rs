@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use log::Level;
@@ -62,6 +63,13 @@ pub enum RunError {
     /// A signal came that should not be sent to a port.
     #[error("{0}")]
     Signal(String),
+    /// The sandbox keeps the port from its files, and its supervisor can start it again.
+    #[error(
+        "Directory {} was replaced, and the sandbox confines this port to the former one: it ends \
+         to be started again",
+        .0.display()
+    )]
+    Directory(PathBuf),
 }
 
 /// The state of the control thread.
@@ -239,7 +247,7 @@ impl EventLoop {
         })
     }
 
-    fn handle_segment(&mut self) -> io::Result<()> {
+    fn handle_segment(&mut self) -> Result<(), RunError> {
         let mut files_changed = false;
         for event in self.segment.process() {
             match event {
@@ -258,7 +266,7 @@ impl EventLoop {
 
     /// Restores the socket and lock files that other programs need to find this port, and has the
     /// segment restore its own.
-    fn restore_files(&mut self) -> io::Result<()> {
+    fn restore_files(&mut self) -> Result<(), RunError> {
         self.file_watch.clear();
         self.poll.modify(&self.file_watch, Events::EPOLLIN, FILES)?;
         self.segment.check_files();
@@ -292,7 +300,13 @@ impl EventLoop {
         if let Some(listener) = self.status.listener() {
             complete &= self.file_watch.add_files_of(listener);
         }
-        self.restore_backoff.end(complete)
+        if !complete
+            && self.frontends.outlive_the_process()
+            && let Some(path) = self.sandbox.replaced_directory()
+        {
+            return Err(RunError::Directory(path.to_owned()));
+        }
+        Ok(self.restore_backoff.end(complete)?)
     }
 
     /// Checks which frames workers dropped, and sets the timer for the next check if there were

@@ -47,6 +47,11 @@ impl FdStore {
         Self { socket }
     }
 
+    /// Whether there is one.
+    pub fn exists(&self) -> bool {
+        self.socket.is_some()
+    }
+
     /// Stores a connection and the state of its session under a number. Returns false if that
     /// failed: the connection then ends with this process.
     pub fn store(&self, number: usize, connection: BorrowedFd<'_>, state: &StateFile) -> bool {

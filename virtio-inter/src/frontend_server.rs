@@ -216,6 +216,11 @@ impl FrontendServer {
         }
     }
 
+    /// Whether connections outlive this process: its supervisor keeps them.
+    pub fn outlive_the_process(&self) -> bool {
+        self.fd_store.exists()
+    }
+
     /// The listening socket and its files.
     pub fn listener(&self) -> &Listener {
         &self.listener

@@ -19,6 +19,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with,
 };
 use sd_notify::NotifyState;
+use virtio_inter_common::thread_role::{self, Role};
 
 /// Maximum wait, at the end of the process, for a service manager that does not read.
 const FINAL_TIMEOUT: Duration = Duration::from_millis(200);
@@ -75,6 +76,7 @@ fn notify(state: &NotifyState<'_>) -> Receiver<()> {
     let thread = thread::Builder::new()
         .name("notify".to_owned())
         .spawn(move || {
+            thread_role::enter(Role::Helper);
             let result = match manager {
                 Ok(socket) => socket
                     .send(text.as_bytes())

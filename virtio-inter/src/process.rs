@@ -117,20 +117,19 @@ pub(crate) fn enter_sandbox(mode: Mode, mut access: Access) -> Result<Report, Mi
     // From within, it cannot be reached if it is an abstract socket.
     notify::connect();
     access.may_dump = std::env::var_os(ALLOW_DUMPS).is_some();
+    let dumps = if access.may_dump {
+        Ok(())
+    } else {
+        // Frames of the guest and its peers are in this process's memory. The kernel then writes no
+        // core dump, and lets only processes with CAP_SYS_PTRACE trace it or read its memory.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+    };
     let report = sandbox::enter(mode, &access)?;
-    if !access.may_dump {
-        forbid_dumps();
+    if let Err(error) = dumps {
+        warn!("Cannot forbid core dumps of this process: {error}");
     }
     Ok(report)
 }
 
 /// Set for debugging: the port's own user may then trace the port, and it leaves core dumps.
 const ALLOW_DUMPS: &str = "VIRTIO_INTER_ALLOW_DUMPS";
-
-/// Frames of the guest and its peers are in this process's memory. The kernel then writes no core
-/// dump, and lets only processes with CAP_SYS_PTRACE trace it or read its memory.
-fn forbid_dumps() {
-    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        warn!("Cannot forbid core dumps of this process: {error}");
-    }
-}

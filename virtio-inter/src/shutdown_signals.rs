@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::backend::{Handle, SignalDelivery};
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use signal_hook::low_level::{emulate_default_handler, signal_name};
+use virtio_inter_common::thread_role::{self, Role};
 
 /// Time after the first signal from which the same signal kills. timeout(1), terminals and
 /// supervisors signal a process and then its group: the two come together and mean one.
@@ -47,7 +48,10 @@ impl ShutdownSignals {
         // In a thread of its own, which still runs when all others are stuck.
         thread::Builder::new()
             .name("signals".to_owned())
-            .spawn(move || handle_signals(caught, writer))?;
+            .spawn(move || {
+                thread_role::enter(Role::Helper);
+                handle_signals(caught, writer);
+            })?;
         Ok(Self { reader, handle })
     }
 }

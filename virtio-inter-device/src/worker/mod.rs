@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver as CommandReceiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use log::Level;
+use virtio_inter_common::thread_role::{self, Role};
 use virtio_inter_common::{LogLimit, log_limited};
 use virtio_inter_link::{BusyPoll, BusyPollConfig};
 
@@ -179,6 +180,7 @@ impl<B: Backend> Worker<B> {
     /// Runs until the port is dropped.
     pub(crate) fn run(mut self) {
         let mut busy_poll = BusyPoll::of_this_thread(self.busy_poll);
+        thread_role::enter(Role::Worker);
         loop {
             loop {
                 match self.commands.try_recv() {

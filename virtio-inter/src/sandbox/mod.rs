@@ -9,12 +9,14 @@ mod landlock;
 mod mode;
 mod privileges;
 mod report;
+pub mod seccomp;
 
 use log::{info, warn};
 use thiserror::Error;
 
 pub use self::access::Access;
 pub use self::mode::Mode;
+use self::report::Directory;
 pub use self::report::{MissingWall, Report, Wall};
 
 /// A wall is missing, and `--sandbox strict` is given.
@@ -29,8 +31,10 @@ pub struct MissingWalls(String);
 ///
 /// One is missing, and the mode is [`Mode::Strict`].
 pub fn enter(mode: Mode, access: &Access) -> Result<Report, MissingWalls> {
+    let directories = access.directories.iter();
     let mut report = Report {
         mode,
+        directories: directories.filter_map(|path| Directory::at(path)).collect(),
         ..Report::default()
     };
     if mode == Mode::Off {
@@ -41,6 +45,7 @@ pub fn enter(mode: Mode, access: &Access) -> Result<Report, MissingWalls> {
     let dropped = privileges::drop_capabilities(access).map_err(why);
     report.add(Wall::Capabilities, dropped);
     landlock::restrict(access, &mut report);
+    seccomp::restrict(mode, &mut report);
     if mode == Mode::Strict && !report.missing.is_empty() {
         return Err(MissingWalls(report.missing_text()));
     }

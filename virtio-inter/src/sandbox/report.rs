@@ -1,6 +1,7 @@
 //! The walls that stand, and those that are missing, for the log and the status document.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -24,6 +25,8 @@ pub enum Wall {
     AbstractSockets,
     /// It sends no signals to others (Landlock, ABI 6).
     Signals,
+    /// Each thread makes the system calls of its role only (seccomp).
+    SystemCalls,
 }
 
 impl fmt::Display for Wall {
@@ -50,9 +53,46 @@ pub struct Report {
     pub walls: Vec<Wall>,
     /// Those that do not.
     pub missing: Vec<MissingWall>,
+    /// The directories to which the wall of files confines the process.
+    #[serde(skip)]
+    pub(super) directories: Vec<Directory>,
+}
+
+/// A directory as it was when the sandbox was entered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Directory {
+    path: PathBuf,
+    /// Device and inode.
+    file: (u64, u64),
+}
+
+impl Directory {
+    /// The directory at a path, if there is one.
+    pub(super) fn at(path: &Path) -> Option<Self> {
+        Some(Self {
+            path: path.to_owned(),
+            file: file_at(path)?,
+        })
+    }
+}
+
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::stat(path).ok()?;
+    Some((stat.st_dev, stat.st_ino))
 }
 
 impl Report {
+    /// A directory of the process at the path of which is another one now: this process cannot make
+    /// files there, and the next one can.
+    pub fn replaced_directory(&self) -> Option<&Path> {
+        let confined = self.walls.contains(&Wall::Files);
+        let mut directories = self.directories.iter().filter(|_| confined);
+        let replaced = directories.find(|directory| {
+            file_at(&directory.path).is_some_and(|there| there != directory.file)
+        });
+        replaced.map(|directory| &*directory.path)
+    }
+
     /// Notes whether a wall stands.
     pub(super) fn add(&mut self, wall: Wall, result: Result<(), impl Into<String>>) {
         match result {

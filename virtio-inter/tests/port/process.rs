@@ -1,5 +1,6 @@
 //! A `virtio-inter port` of a test.
 
+use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::ops::{Deref, DerefMut};
@@ -7,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -14,6 +16,9 @@ use virtio_inter_test_support::process::Spawned;
 pub(crate) use virtio_inter_test_support::process::{TIMEOUT, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_virtio-inter");
+
+/// Names a directory for records of the system calls that ports make: see tests/sandbox/record.sh.
+const CALLS: &str = "VIRTIO_INTER_CALLS";
 
 /// A user that has nothing, by convention.
 const NOBODY: u32 = 65534;
@@ -192,6 +197,9 @@ impl PortCommand {
             }
             None => Command::new(PROGRAM),
         };
+        if let Some(directory) = env::var_os(CALLS) {
+            command = traced(command, Path::new(&directory));
+        }
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
@@ -237,6 +245,19 @@ impl PortCommand {
         let status = port.wait();
         (status.code().expect("an exit status"), port.log())
     }
+}
+
+/// The same command, recorded by strace, which is a grandchild and so changes no process id.
+fn traced(command: Command, directory: &Path) -> Command {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let mut strace = Command::new("strace");
+    strace
+        .args(["-D", "-f", "-qq", "--decode-pids=comm", "-s0", "-o"])
+        .arg(directory.join(format!("{}-{number}", std::process::id())))
+        .arg(command.get_program())
+        .args(command.get_args());
+    strace
 }
 
 pub(crate) struct Port {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixDatagram;
 
 use serde_json::Value;
 
@@ -94,4 +95,39 @@ fn sandbox_of_root_leaves_it_directories_of_others() {
     share(&frontend, std::os::fd::AsFd::as_fd(&memory()));
     assert_served(&frontend);
     port.end();
+}
+
+/// The next process of a supervised port is confined to the new directory, and has the connection.
+#[test]
+fn sandbox_of_a_directory_that_was_replaced_ends_a_supervised_port() {
+    for supervised in [true, false] {
+        let place = Place::new();
+        let directory = place.path("sockets");
+        fs::create_dir(&directory).unwrap();
+        let manager = UnixDatagram::bind(place.path("notify")).unwrap();
+        let command = place
+            .command("a")
+            .with("--socket", directory.join("a.vhost"));
+        let command = if supervised {
+            let command = command.notifying(&place.path("notify"));
+            command.env("FDSTORE", "8")
+        } else {
+            command
+        };
+        let mut port = command.start();
+        // The inode must not be used again.
+        fs::rename(&directory, place.path("aside")).unwrap();
+        fs::create_dir(&directory).unwrap();
+        if supervised {
+            assert_eq!(port.wait().code(), Some(1));
+            let log = port.log();
+            assert!(log.contains("sockets was replaced"), "{log}");
+        } else {
+            port.wait_for("It cannot be made again now");
+            port.end();
+        }
+        drop(manager);
+        // Either can be started again.
+        command.start().end();
+    }
 }

@@ -11,6 +11,8 @@ use virtio_inter_test_support::skip;
 
 /// In the environment of the process inside: the directory that is allowed to it.
 const INSIDE: &str = "VIRTIO_INTER_TEST_INSIDE";
+/// In its environment: what is to be tried.
+const CASE: &str = "VIRTIO_INTER_TEST_CASE";
 /// Printed by a process whose wall the kernel lacks, before the reason.
 const MISSING: &str = "WALL IS MISSING: ";
 
@@ -19,13 +21,19 @@ pub(crate) fn directory() -> Option<PathBuf> {
     env::var_os(INSIDE).map(PathBuf::from)
 }
 
-/// Enters the sandbox with nothing allowed but the given directory.
+/// Enters the sandbox with nothing allowed but the given directory. Forbidden system calls are only
+/// logged: other walls have to stand behind them.
 pub(crate) fn enter(directory: &Path) -> Report {
+    enter_mode(Mode::Log, directory)
+}
+
+/// The same in another mode.
+pub(crate) fn enter_mode(mode: Mode, directory: &Path) -> Report {
     let access = Access {
         directories: vec![directory.to_owned()],
         ..Access::default()
     };
-    sandbox::enter(Mode::On, &access).unwrap()
+    sandbox::enter(mode, &access).unwrap()
 }
 
 /// Runs `attempt` inside the sandbox, behind this wall. Skips the test if the kernel lacks it.
@@ -51,11 +59,22 @@ pub(crate) fn behind(wall: Wall, attempt: impl FnOnce(&Path)) {
 
 /// Runs this test again in another process, where [`directory`] is some directory.
 pub(crate) fn run_again() -> Output {
+    run_case("")
+}
+
+/// The case with which this process was started.
+pub(crate) fn case() -> String {
+    env::var(CASE).unwrap()
+}
+
+/// The same with a name for what is to be done there.
+pub(crate) fn run_case(case: &str) -> Output {
     let thread = std::thread::current();
     let directory = TempDir::with_prefix("vi").unwrap();
     Command::new(env::current_exe().unwrap())
         .args(["--exact", "--nocapture", thread.name().unwrap()])
         .env(INSIDE, directory.path())
+        .env(CASE, case)
         .output()
         .unwrap()
 }

@@ -1,6 +1,7 @@
 //! Tries from inside what the walls of the sandbox are there to prevent.
 #![allow(unsafe_code)] // ptrace(2) and ioctl(2) have no safe wrapper.
 
+mod calls;
 mod inside;
 
 use std::ffi::c_int;
