@@ -6,6 +6,8 @@ mod driver;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use virtio_inter_link::MAX_CAPACITY;
+
 use driver::{Network, Node, Packet, SetOnDrop, Spec, mac, until};
 
 fn entries(directory: &str) -> usize {
@@ -31,8 +33,41 @@ fn mappings() -> usize {
 /// One test, for what it counts is the process's.
 #[test]
 fn joins_and_leaves_leave_nothing_behind() {
+    links_of_a_peer_that_leaves_are_dropped_off_the_worker();
     peers_come_and_go_under_traffic();
     ports_come_and_go();
+}
+
+/// CPU time of all workers, in ms.
+fn workers_cpu_time() -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let nanos = tasks.filter_map(|task| {
+        let task = task.unwrap().path();
+        // One may end meanwhile.
+        let name = std::fs::read_to_string(task.join("comm")).ok()?;
+        let schedstat = std::fs::read_to_string(task.join("schedstat")).ok()?;
+        let used = schedstat.split(' ').next().unwrap().parse::<u64>().unwrap();
+        name.starts_with("queue-").then_some(used)
+    });
+    nanos.sum::<u64>() as f64 / 1e6
+}
+
+/// To unmap and free a ring of 64 MiB takes several ms. A worker has other peers to serve.
+fn links_of_a_peer_that_leaves_are_dropped_off_the_worker() {
+    const ROUNDS: usize = 10;
+    let spec = Spec {
+        capacity: MAX_CAPACITY,
+        ..Spec::default()
+    };
+    let mut network = Network::new(&[spec; 2]);
+    network.part(0, 1);
+    let before = workers_cpu_time();
+    for _ in 0..ROUNDS {
+        network.join(0, 1);
+        network.part(0, 1);
+    }
+    let used = workers_cpu_time() - before;
+    assert!(used < 10.0, "the workers used {used} ms of CPU time");
 }
 
 fn peers_come_and_go_under_traffic() {

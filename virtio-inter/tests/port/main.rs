@@ -7,6 +7,7 @@ mod guest;
 mod host;
 mod lifecycle;
 mod limits;
+mod link_memory;
 mod logging;
 mod many;
 mod memory;
