@@ -17,7 +17,7 @@ use crate::handshake::{Candidate, Local, Refusal, Role, parse_id};
 use crate::limits::Limits;
 use crate::poll::Interest;
 use crate::port::{DownReason, PeerKey};
-use crate::quota::Quota;
+use crate::quota::{Quota, UserQuota};
 use crate::rings::Rings;
 use crate::socket::{self, ReceiveError, Received};
 use crate::wire::{
@@ -418,12 +418,12 @@ impl Connection {
     }
 
     /// Lets the peer in.
-    pub(crate) fn admit(&mut self, peer: Candidate, now: Instant) {
+    pub(crate) fn admit(&mut self, peer: Candidate, user: UserQuota, now: Instant) {
         self.stage = Stage::Up(Box::new(Up {
             peer,
             since: now,
             rings: Rings::default(),
-            quota: Quota::new(now),
+            quota: Quota::new(user, now),
             ring_cost: Arc::default(),
             outgoing: VecDeque::new(),
             has_send_buffer: false,

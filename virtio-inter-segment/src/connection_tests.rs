@@ -42,7 +42,7 @@ fn up() -> (Connection, OwnedFd) {
         incarnation: 1,
         pid: 1,
     };
-    connection.admit(candidate, now);
+    connection.admit(candidate, UserQuota::new(now), now);
     let fds = [pipe(), pipe(), pipe()];
     assert_eq!(connection.open_link(0, MIN_CAPACITY, fds), Some(1));
     (connection, peer)

@@ -22,6 +22,7 @@ use crate::limits::{Limits, SegmentStats};
 use crate::membership::Membership;
 use crate::poll::{Interest, Poll};
 use crate::port::{LocalPort, PeerInfo, PeerKey, SegmentEvent};
+use crate::quota::UserQuotas;
 use crate::refused::{RefusedPeer, RefusedPeers};
 use crate::status_listener::StatusListener;
 use crate::token_bucket::Rate;
@@ -78,6 +79,7 @@ pub struct Segment {
     /// When to accept connections and connect to peers again, after a pause.
     resume_at: Option<Instant>,
     connect_rate: ConnectRate,
+    user_quotas: UserQuotas,
     /// When to accept connections again, after too many.
     accept_at: Option<Instant>,
     /// When to list the directory again.
@@ -153,6 +155,7 @@ impl Segment {
             upkeep: Upkeep::new(now + limits.file_check),
             resume_at: None,
             connect_rate: ConnectRate::new(connects, now),
+            user_quotas: UserQuotas::default(),
             accept_at: None,
             list_at: None,
             listed_at: now,
@@ -342,7 +345,8 @@ impl Segment {
                     if let Err(refusal) = may_join {
                         return self.end(connection, End::Refused(refusal), now);
                     }
-                    connection.admit(candidate, now);
+                    let user = self.user_quotas.of(connection.owner.uid, now);
+                    connection.admit(candidate, user, now);
                     self.up(&connection);
                     if let Err(refusal) = self.flush(&mut connection) {
                         return self.end(connection, End::Refused(refusal), now);
