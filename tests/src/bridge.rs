@@ -1,5 +1,5 @@
-//! The path that virtio-inter replaces: tap devices on a Linux bridge, in a network namespace of
-//! their own.
+//! The path that virtio-inter replaces: tap devices on a Linux bridge, or on Open vSwitch, in a
+//! network namespace of their own.
 //!
 //! The namespace keeps the host's addresses, firewall and other bridges out of it, and takes the
 //! devices with it when it is deleted. It needs root.
@@ -12,13 +12,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, bail};
 
 use crate::cleanup::{Action, Registration};
-use crate::{Process, Result};
+use crate::open_vswitch::{self, OpenVswitch};
+use crate::{Process, Result, Testbed};
+
+/// Bytes that VXLAN adds to a packet: Ethernet, IPv4, UDP and its own header.
+const VXLAN_OVERHEAD: u16 = 50;
 
 /// A bridge in its own network namespace, removed when dropped.
 pub struct Bridge {
     namespace: String,
     mtu: u16,
     taps: u32,
+    /// None: it is the kernel's bridge.
+    switch: Option<OpenVswitch>,
     _outside: Option<Registration>,
     _registration: Registration,
 }
@@ -38,21 +44,46 @@ impl Bridge {
     ///
     /// A user who is not root, a kernel without bridges.
     pub fn new(mtu: u16) -> Result<Self> {
+        let bridge = Self::without_bridge(mtu)?;
+        let mtu = mtu.to_string();
+        let namespace = &bridge.namespace;
+        ip(&[
+            "-n", namespace, "link", "add", "bridge", "mtu", &mtu, "type", "bridge",
+        ])?;
+        ip(&["-n", namespace, "link", "set", "bridge", "up"])?;
+        Ok(bridge)
+    }
+
+    /// Makes a bridge of Open vSwitch's userspace datapath instead. It completes no checksums of
+    /// what comes from a tap device: guests are to do that. None: there is no Open vSwitch.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Bridge::new`], and an Open vSwitch that fails.
+    pub fn of_open_vswitch(bed: &Testbed, mtu: u16) -> Result<Option<Self>> {
+        let Some(packages) = open_vswitch::Packages::find() else {
+            return Ok(None);
+        };
+        let mut bridge = Self::without_bridge(mtu)?;
+        let namespace = bridge.namespace.clone();
+        let enter = |command: &Command| enter_command(&namespace, command);
+        bridge.switch = Some(OpenVswitch::start(bed, packages, "bridge", enter)?);
+        ip(&["-n", &bridge.namespace, "link", "set", "bridge", "up"])?;
+        Ok(Some(bridge))
+    }
+
+    fn without_bridge(mtu: u16) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("virtio-inter-{}-{number}", id());
         // First, so that a signal between the two leaves no namespace.
         let registration = Registration::new(Action::DeleteNamespace(namespace.clone()));
         ip(&["netns", "add", &namespace])?;
-        let mtu_text = mtu.to_string();
-        ip(&[
-            "-n", &namespace, "link", "add", "bridge", "mtu", &mtu_text, "type", "bridge",
-        ])?;
-        ip(&["-n", &namespace, "link", "set", "bridge", "up"])?;
         Ok(Self {
             namespace,
             mtu,
             taps: 0,
+            switch: None,
             _outside: None,
             _registration: registration,
         })
@@ -70,14 +101,63 @@ impl Bridge {
         ip(&[
             "-n", &namespace, "tuntap", "add", "dev", &name, "mode", "tap",
         ])?;
-        ip(&[
-            "-n", &namespace, "link", "set", &name, "mtu", &mtu, "master", "bridge", "up",
-        ])?;
+        ip(&["-n", &namespace, "link", "set", &name, "mtu", &mtu, "up"])?;
+        self.attach(&name)?;
         Ok(Tap {
             name,
             namespace,
             mtu: self.mtu,
         })
+    }
+
+    /// Makes a device a port of the bridge.
+    fn attach(&self, name: &str) -> Result<()> {
+        match &self.switch {
+            Some(switch) => switch.set(&["add-port", "bridge", name]),
+            None => ip(&[
+                "-n",
+                &self.namespace,
+                "link",
+                "set",
+                name,
+                "master",
+                "bridge",
+            ]),
+        }
+    }
+
+    /// Joins two bridges, as of two hosts, by the kernel's VXLAN over a link between them.
+    ///
+    /// # Errors
+    ///
+    /// A kernel without VXLAN.
+    pub fn join_by_vxlan(&self, other: &Self) -> Result<()> {
+        let far = &other.namespace;
+        self.shell(&format!(
+            "ip link add under0 mtu {0} type veth peer name under0 netns {far} mtu {0}",
+            self.mtu + VXLAN_OVERHEAD
+        ))?;
+        for (bridge, own, peer) in [(self, 1, 2), (other, 2, 1)] {
+            bridge.shell(&format!(
+                "ip addr add 198.51.100.{own}/24 dev under0; ip link set under0 up
+                 ip link add vxlan0 mtu {} type vxlan id 42 dstport 4789 \
+                     local 198.51.100.{own} remote 198.51.100.{peer} dev under0
+                 ip link set vxlan0 up",
+                bridge.mtu
+            ))?;
+            bridge.attach("vxlan0")?;
+        }
+        Ok(())
+    }
+
+    /// Packets that a device of the bridge's host has carried, in both directions.
+    ///
+    /// # Errors
+    ///
+    /// No such device.
+    pub fn packets(&self, device: &str) -> Result<u64> {
+        let (rx, tx) = packets(&self.namespace, device)?;
+        Ok(rx + tx)
     }
 
     /// Runs a program on the bridge's host, to its end. Returns its standard output.
@@ -148,45 +228,55 @@ impl Tap {
     ///
     /// A device that is gone.
     pub fn packets(&self) -> Result<(u64, u64)> {
-        #[derive(serde::Deserialize)]
-        struct Count {
-            packets: u64,
-        }
-        #[derive(serde::Deserialize)]
-        struct Counts {
-            rx: Count,
-            tx: Count,
-        }
-        #[derive(serde::Deserialize)]
-        struct Link {
-            stats64: Counts,
-        }
-        let show = ["ip", "-json", "-statistics", "link", "show", &self.name];
-        let text = run(enter(&self.namespace, show.iter().map(OsStr::new)))?;
-        let links: Vec<Link> = serde_json::from_str(&text).context("Reading what ip says")?;
-        let link = links.first().context("No device")?;
-        Ok((link.stats64.rx.packets, link.stats64.tx.packets))
+        packets(&self.namespace, &self.name)
     }
 
     /// The same command, run where the device is.
     pub(crate) fn enter(&self, command: &Command) -> Command {
-        let words = [command.get_program()]
-            .into_iter()
-            .chain(command.get_args());
-        let mut inside = enter(&self.namespace, words);
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => inside.env(name, value),
-                None => inside.env_remove(name),
-            };
-        }
-        inside
+        enter_command(&self.namespace, command)
     }
 
     /// A command that runs `program` where the device is.
     pub(crate) fn command(&self, program: &std::ffi::OsStr) -> Command {
         enter(&self.namespace, [program])
     }
+}
+
+/// Packets that a device has received and sent.
+fn packets(namespace: &str, device: &str) -> Result<(u64, u64)> {
+    #[derive(serde::Deserialize)]
+    struct Count {
+        packets: u64,
+    }
+    #[derive(serde::Deserialize)]
+    struct Counts {
+        rx: Count,
+        tx: Count,
+    }
+    #[derive(serde::Deserialize)]
+    struct Link {
+        stats64: Counts,
+    }
+    let show = ["ip", "-json", "-statistics", "link", "show", device];
+    let text = run(enter(namespace, show.iter().map(OsStr::new)))?;
+    let links: Vec<Link> = serde_json::from_str(&text).context("Reading what ip says")?;
+    let link = links.first().context("No device")?;
+    Ok((link.stats64.rx.packets, link.stats64.tx.packets))
+}
+
+/// The same command, run in a namespace.
+fn enter_command(namespace: &str, command: &Command) -> Command {
+    let words = [command.get_program()]
+        .into_iter()
+        .chain(command.get_args());
+    let mut inside = enter(namespace, words);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => inside.env(name, value),
+            None => inside.env_remove(name),
+        };
+    }
+    inside
 }
 
 /// A command in a namespace.

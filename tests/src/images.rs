@@ -53,8 +53,7 @@ impl Image {
     }
 
     fn named(name: &str) -> Result<Self> {
-        let images = env::var_os(DIRECTORY).map(PathBuf::from);
-        let directory = images.unwrap_or_else(|| target().join("images")).join(name);
+        let directory = directory().join(name);
         let image = Self {
             kernel: directory.join("kernel"),
             initramfs: directory.join("initramfs"),
@@ -66,6 +65,12 @@ impl Image {
         );
         Ok(image)
     }
+}
+
+/// The directory of the images.
+pub(crate) fn directory() -> PathBuf {
+    let images = env::var_os(DIRECTORY).map(PathBuf::from);
+    images.unwrap_or_else(|| target().join("images"))
 }
 
 /// The workspace's target directory.

@@ -36,6 +36,8 @@ pub struct PortConfig {
     pub queue_size: u16,
     /// `--uplink`: the port runs where the device is.
     pub uplink: Option<Tap>,
+    /// `--allow-mac`; not given if empty.
+    pub allow_mac: String,
     /// CPUs to which the process is bound; all if empty.
     pub cpus: Vec<usize>,
     /// The program: if none, the one that `VIRTIO_INTER_BIN` names, else the later of the
@@ -54,6 +56,7 @@ impl PortConfig {
             queues: 1,
             queue_size: 256,
             uplink: None,
+            allow_mac: String::new(),
             cpus: Vec::new(),
             program: None,
         }
@@ -82,6 +85,15 @@ impl PortConfig {
     pub fn uplink(self, tap: &Tap) -> Self {
         Self {
             uplink: Some(tap.clone()),
+            ..self
+        }
+    }
+
+    /// The same with addresses beside its own.
+    #[must_use]
+    pub fn allow_mac(self, list: &str) -> Self {
+        Self {
+            allow_mac: list.to_owned(),
             ..self
         }
     }
@@ -203,14 +215,8 @@ impl Port {
     }
 
     fn status_text(&self) -> Result<String> {
-        let read = || -> Result<String> {
-            let mut stream = UnixStream::connect(&self.status).context("Connecting")?;
-            stream.set_read_timeout(Some(STATUS_LIMIT))?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text).context("Reading")?;
-            Ok(text)
-        };
-        read().with_context(|| format!("Asking port {} for its status", self.config.id))
+        read_status(&self.status)
+            .with_context(|| format!("Asking port {} for its status", self.config.id))
     }
 
     /// The socket on which it waits for a frontend.
@@ -278,7 +284,7 @@ impl Counters {
     }
 
     /// Reads a port's status.
-    fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Status {
             counters: Vec<BTreeMap<String, u64>>,
@@ -288,6 +294,15 @@ impl Counters {
             pairs: status.counters,
         })
     }
+}
+
+/// What a status socket says.
+pub(crate) fn read_status(socket: &Path) -> Result<String> {
+    let mut stream = UnixStream::connect(socket).context("Connecting")?;
+    stream.set_read_timeout(Some(STATUS_LIMIT))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).context("Reading")?;
+    Ok(text)
 }
 
 /// The command that runs a port with these flags.
@@ -312,6 +327,9 @@ fn command(config: &PortConfig, [socket, status]: [&Path; 2]) -> Result<Command>
         .args(["--queue-size", &config.queue_size.to_string()])
         // So that an ordinary user can look into its files in /proc.
         .env("VIRTIO_INTER_ALLOW_DUMPS", "1");
+    if !config.allow_mac.is_empty() {
+        command.args(["--allow-mac", &config.allow_mac]);
+    }
     if let Some(tap) = &config.uplink {
         command.arg("--uplink").arg(format!("tap={}", tap.name()));
         command = tap.enter(&command);

@@ -38,6 +38,7 @@ const USERLAND: &[&str] = &[
     "iperf3",
     "iproute2",
     "iputils-ping",
+    "keepalived",
     "netperf",
     "sockperf",
     "tcpdump",
@@ -47,6 +48,7 @@ const PROGRAMS: &[&str] = &[
     "ethtool",
     "ip",
     "iperf3",
+    "keepalived",
     "netperf",
     "netserver",
     "ping",
@@ -54,6 +56,9 @@ const PROGRAMS: &[&str] = &[
     "ss",
     "tcpdump",
 ];
+
+/// Files of packages without which their programs do not start.
+const FILES: &[&str] = &["etc/keepalived/keepalived.config-opts"];
 
 /// The inputs of one image.
 struct Recipe {
@@ -123,7 +128,7 @@ const RECIPES: &[Recipe] = &[
         package: "user-mode-linux",
         is_meta: false,
         is_uml: true,
-        modules: &["virtio_net", "ipv6"],
+        modules: &["virtio_net", "ipv6", "macvlan"],
     },
 ];
 
@@ -340,7 +345,18 @@ fn write_initramfs(
     let mut archive = Archive::new(BufWriter::new(file));
     let write = |archive: &mut Archive<BufWriter<File>>| -> Result<()> {
         for directory in [
-            "bin", "dev", "etc", "lib", LIBRARIES, "lib64", "modules", "proc", "run", "sys", "tmp",
+            "bin",
+            "dev",
+            "etc",
+            "etc/keepalived",
+            "lib",
+            LIBRARIES,
+            "lib64",
+            "modules",
+            "proc",
+            "run",
+            "sys",
+            "tmp",
         ] {
             archive.directory(directory)?;
         }
@@ -384,6 +400,9 @@ fn add_programs(archive: &mut Archive<impl Write>, userland: &Path) -> Result<()
             needed.insert(library.file_name().map(OsStr::to_owned), library);
         }
         archive.file(&format!("bin/{program}"), &read(&path)?)?;
+    }
+    for file in FILES {
+        archive.file(file, &read(&userland.join(file))?)?;
     }
     for (name, path) in &needed {
         let name = name

@@ -104,6 +104,8 @@ pub(crate) fn ensure_peers() {
         .iter()
         .filter(|(program, _)| !runs(program, "--version"));
     let mut packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    // The switch of some of them, unpacked: installed, it would start.
+    let _ = open_vswitch();
     // The package that has testpmd; that of the name `dpdk` has scripts only.
     if !virtio_inter_bench::testpmd::is_there() {
         packages.push("dpdk-dev");

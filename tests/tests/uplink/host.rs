@@ -1,0 +1,132 @@
+//! The host's side: a bridge with a DHCP server and an outside, and what guests do with it.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use virtio_inter_tests::{
+    Bridge, Frontend, Nic, Port, PortConfig, Process, Result, Segment, Tap, Testbed, Vm, VmConfig,
+    is_root, skip, tools, until,
+};
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+/// The bridge's own address, and what is behind it.
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// Whether a program can be run; if not, the test is skipped.
+pub(crate) fn has(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok();
+    if !there {
+        skip(&format!("{program} is not installed"));
+    }
+    there
+}
+
+/// Whether bridges and tap devices can be made; if not, the test is skipped.
+pub(crate) fn may_make_networks() -> bool {
+    if !is_root() {
+        skip("bridges and tap devices need root");
+    }
+    is_root()
+}
+
+/// Gives a bridge an address, a DHCP server and an outside.
+pub(crate) fn serve(bed: &Testbed, bridge: &mut Bridge) -> Result<Process> {
+    bridge.shell(&format!(
+        "ip addr add {HOST}/24 dev bridge; ip link set lo up"
+    ))?;
+    bridge.attach_outside()?;
+    let leases = format!("--dhcp-leasefile={}", bed.path("leases").display());
+    bridge.start(
+        &[
+            "dnsmasq",
+            "--no-daemon",
+            "--conf-file=/dev/null",
+            "--user=root",
+            "--port=0",
+            "--interface=bridge",
+            "--bind-interfaces",
+            "--dhcp-range=10.0.0.100,10.0.0.199,255.255.255.0,1h",
+            "--log-dhcp",
+            &leases,
+        ],
+        &bed.path("dnsmasq.log"),
+    )
+}
+
+/// Gets an address by DHCP, and uses it alone.
+pub(crate) fn dhcp(vm: &Vm) -> Result<Ipv4Addr> {
+    let interface = vm.interface(0)?;
+    vm.run(&["ip", "-4", "addr", "flush", "dev", &interface])?;
+    let client = [
+        "busybox",
+        "udhcpc",
+        "-n",
+        "-q",
+        "-t",
+        "10",
+        "-s",
+        "/bin/true",
+    ];
+    let output = vm.run_within(LIMIT, &[&client[..], &["-i", &interface]].concat())?;
+    let text = format!("{}{}", output.stdout, output.stderr);
+    let lease = text
+        .split("lease of ")
+        .nth(1)
+        .and_then(|rest| rest.split([' ', ',']).next())
+        .with_context(|| format!("No lease: {text}"))?;
+    let address: Ipv4Addr = lease.parse().context("Reading the lease")?;
+    let with_mask = format!("{address}/24");
+    vm.run(&["ip", "addr", "add", &with_mask, "dev", &interface])?;
+    let route = ["ip", "route", "add", "default", "via"];
+    vm.run(&[&route[..], &[&HOST.to_string()]].concat())?;
+    Ok(address)
+}
+
+/// Pings, each of which is answered once.
+pub(crate) fn reach(vm: &Vm, address: Ipv4Addr) -> Result<()> {
+    let how = tools::Ping::default();
+    let report = tools::ping(vm, address, how)?;
+    ensure!(
+        (report.received, report.sent) == (how.count, how.count),
+        "{address}: {report:?}"
+    );
+    Ok(())
+}
+
+/// Sum of the packets that the devices have carried.
+pub(crate) fn packets(taps: &[Tap]) -> Result<u64> {
+    let count = |tap: &Tap| tap.packets().map(|(rx, tx)| rx + tx);
+    taps.iter().map(count).sum()
+}
+
+/// A guest on another segment, whose port has an uplink.
+pub(crate) struct Remote {
+    pub(crate) vm: Vm,
+    pub(crate) port: Port,
+}
+
+impl Remote {
+    /// Starts it as host `host`; [`Vm::ready`] must come before any command.
+    pub(crate) fn start(bed: &Testbed, kind: Frontend, tap: &Tap, host: u8) -> Result<Self> {
+        let segment = Segment::new(bed, "remote")?;
+        let port = PortConfig::new(&segment, "remote", host).uplink(tap);
+        let port = Port::start(bed, port)?;
+        let nic = Nic::on_port(&port, host);
+        let vm = Vm::start(bed, VmConfig::new("remote", kind).nic(nic))?;
+        Ok(Self { vm, port })
+    }
+}
+
+/// Pings until an answer comes.
+pub(crate) fn wait_for_answer(vm: &Vm, address: Ipv4Addr) -> Result<()> {
+    let how = tools::Ping {
+        count: 1,
+        ..Default::default()
+    };
+    until(&format!("answer of {address}"), LIMIT, || {
+        Ok((tools::ping(vm, address, how)?.received != 0).then_some(()))
+    })
+}
