@@ -12,6 +12,7 @@ use crate::child;
 use crate::inter_vm::InterVm;
 use crate::options::quote;
 use crate::port_limits::PortLimits;
+use crate::sandbox_mode::SandboxMode;
 
 /// Default number of virtqueues, as with `--net`: one to receive, one to transmit.
 const DEFAULT_QUEUES: u16 = 2;
@@ -43,6 +44,8 @@ pub struct Device {
     pub allow_mac: MacSets,
     /// What peers take of the port at most.
     pub limits: PortLimits,
+    /// The port's sandbox; `None`: its default.
+    pub sandbox: Option<SandboxMode>,
     /// Descriptors of it.
     pub tap_fds: Option<TapFds>,
     /// As with `--net`.
@@ -135,6 +138,7 @@ impl Device {
             tap: asked.tap,
             allow_mac: asked.allow_mac,
             limits: asked.limits,
+            sandbox: asked.sandbox,
             tap_fds: None,
             pci_segment: asked.pci_segment,
             pci_device_id: asked.pci_device_id,
@@ -208,6 +212,9 @@ impl Device {
             arguments.push(format!("--allow-mac={}", self.allow_mac).into());
         }
         arguments.extend(self.limits.arguments().map(OsString::from));
+        if let Some(mode) = self.sandbox {
+            arguments.push(format!("--sandbox={mode}").into());
+        }
         arguments
     }
 }
@@ -254,7 +261,7 @@ mod tests {
     fn device_has_the_ports_arguments() {
         let text = "segment=web,mtu=9000,num_queues=8,queue_size=64,tap=vm1,\
                     allow_mac=[00:00:5e:00:01:*,02:00:00:00:00:07],\
-                    max_link_memory=2M,max_user_share=50,max_peers=9";
+                    max_link_memory=2M,max_user_share=50,max_peers=9,sandbox=strict";
         let arguments = device(text).port_arguments();
         assert_eq!(
             arguments,
@@ -272,6 +279,7 @@ mod tests {
                 "--max-peers=9",
                 "--max-link-memory=2097152",
                 "--max-user-share=50",
+                "--sandbox=strict",
             ]
         );
     }

@@ -11,6 +11,7 @@ use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
 
 use crate::options::{OptionError, Options, quote};
 use crate::port_limits::{self, PortLimits};
+use crate::sandbox_mode::{self, SandboxMode};
 
 /// A key of the flag: its name, its value, and what it means.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +27,7 @@ pub struct Key {
 const LIMITS: [Key; 3] = port_limits::KEYS;
 
 /// All keys.
-pub const KEYS: [Key; 15] = [
+pub const KEYS: [Key; 16] = [
     Key {
         name: "segment",
         value: "<name_or_directory>",
@@ -80,6 +81,7 @@ pub const KEYS: [Key; 15] = [
     LIMITS[0],
     LIMITS[1],
     LIMITS[2],
+    sandbox_mode::KEY,
     Key {
         name: "pci_segment",
         value: "<segment_id>",
@@ -146,6 +148,8 @@ pub struct InterVm {
     pub allow_mac: MacSets,
     /// What peers take of the port at most.
     pub limits: PortLimits,
+    /// The port's sandbox; `None`: its default.
+    pub sandbox: Option<SandboxMode>,
     /// As with `--net`.
     pub pci_segment: Option<u16>,
     /// As with `--net`.
@@ -177,6 +181,7 @@ impl InterVm {
             fds: fds(&options)?,
             allow_mac: mac_sets(&options)?,
             limits: PortLimits::parse(&options)?,
+            sandbox: SandboxMode::parse(&options)?,
             pci_segment: convert(&options, "pci_segment")?,
             pci_device_id: convert(&options, "pci_device_id")?,
         };
@@ -272,6 +277,7 @@ impl fmt::Display for InterVm {
                 self.socket.as_ref().map(|path| path.display().to_string()),
             ),
             ("tap", self.tap.clone()),
+            ("sandbox", self.sandbox.map(|mode| mode.to_string())),
             (
                 "pci_segment",
                 self.pci_segment.map(|number| number.to_string()),
@@ -470,7 +476,7 @@ mod tests {
         for text in [
             "segment=/run/a",
             "segment=\"/run/a,b\",mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,\
-             queue_size=512,socket=\"/tmp/a,b\",tap=vm1,\
+             queue_size=512,socket=\"/tmp/a,b\",tap=vm1,sandbox=log,\
              pci_segment=1,pci_device_id=9",
             "segment=/run/a,max_peers=9,max_link_memory=65536,max_user_share=50",
             "segment=/run/a,allow_mac=00:00:5e:00:01:*",
@@ -591,6 +597,10 @@ mod tests {
                 "is listed twice",
             ),
             ("allow_mac=33:33:00:*", "multicast"),
+            (
+                "sandbox=none",
+                "sandbox=none is not one of off, log, on, strict",
+            ),
             ("max_peers=0", "max_peers=0 is not from 1 to 65535"),
             ("max_link_memory=1K", "max_link_memory=1K is not from 65536"),
             (

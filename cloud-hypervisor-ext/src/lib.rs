@@ -32,6 +32,7 @@ pub mod port_limits;
 pub mod programs;
 pub mod report;
 pub mod restore_backoff;
+pub mod sandbox_mode;
 pub mod shared_memory;
 pub mod signals;
 pub mod snapshot;

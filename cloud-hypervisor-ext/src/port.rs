@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -368,7 +368,7 @@ impl Port {
             }
             _ => {}
         }
-        let reason = reason.unwrap_or_else(|| status.to_string());
+        let reason = reason.unwrap_or_else(|| describe(status));
         if !self.has_served {
             return Change::Failed(vec![self.start_error(), reason]);
         }
@@ -489,6 +489,17 @@ fn bind(notify: &Path) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::bind(notify)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// The end of a port that said nothing.
+fn describe(status: ExitStatus) -> String {
+    if status.signal() == Some(Signal::SYS.as_raw()) {
+        return format!(
+            "{status}: it made a system call that its sandbox forbids, which the kernel's log \
+             names; sandbox=log does without"
+        );
+    }
+    status.to_string()
 }
 
 fn spawn(

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use cloud_hypervisor_ext::control_protocol::PortState;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::harness::{Place, Running, is_alive, kill, until};
 
@@ -117,6 +117,27 @@ fn port_that_dies_is_started_again_again_and_again() {
     );
     running.end();
     assert_eq!(place.files(), [""; 0]);
+}
+
+/// SIGSYS is how the kernel ends a process that makes a forbidden system call.
+#[test]
+fn port_that_its_sandbox_ended_is_told_with_a_way_out() {
+    let place = Place::new();
+    let running = vm(&place);
+    let port = running.ports().remove(0);
+    let pid = Pid::from_raw(port.pid.unwrap().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, Signal::SYS).unwrap();
+    until("it serves again", || {
+        let now = running.ports().remove(0);
+        now.restarts == 1 && now.state == PortState::Serving
+    });
+    let log = running.log();
+    assert!(
+        log.contains("a system call that its sandbox forbids"),
+        "{log}"
+    );
+    assert!(log.contains("sandbox=log"), "{log}");
+    running.end();
 }
 
 #[test]

@@ -12,15 +12,16 @@ use landlock::{
 use super::{Access, Report, Wall};
 
 /// The latest version of the interface of which this file makes use.
-const NEWEST: ABI = ABI::V6;
+const NEWEST: ABI = ABI::V9;
 
 /// The walls, with the version of the interface that brought each.
-const WALLS: [(Wall, ABI); 5] = [
+const WALLS: [(Wall, ABI); 6] = [
     (Wall::Files, ABI::V1),
     (Wall::Tcp, ABI::V4),
     (Wall::Devices, ABI::V5),
     (Wall::AbstractSockets, ABI::V6),
     (Wall::Signals, ABI::V6),
+    (Wall::Sockets, ABI::V9),
 ];
 
 /// Restricts the calling thread as far as the kernel can. Notes each wall.
@@ -66,6 +67,7 @@ fn build(access: &Access) -> Result<RulesetCreated, RulesetError> {
             | AccessFs::Truncate
             | AccessFs::MakeReg
             | AccessFs::MakeSock
+            | AccessFs::ResolveUnix
             | AccessFs::RemoveFile;
         rules = allow(rules, path, rights)?;
     }

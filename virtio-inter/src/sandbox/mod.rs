@@ -11,7 +11,7 @@ mod privileges;
 mod report;
 pub mod seccomp;
 
-use log::{info, warn};
+use log::info;
 use thiserror::Error;
 
 pub use self::access::Access;
@@ -58,7 +58,7 @@ impl Report {
         if self.mode == Mode::Off {
             info!("No sandbox (--sandbox off)");
         } else if !self.missing.is_empty() {
-            warn!("Walls of the sandbox are missing: {}", self.missing_text());
+            info!("Walls of the sandbox are missing: {}", self.missing_text());
         }
     }
 }

@@ -25,6 +25,8 @@ pub enum Wall {
     AbstractSockets,
     /// It sends no signals to others (Landlock, ABI 6).
     Signals,
+    /// It connects to sockets in its own directories only (Landlock, ABI 9).
+    Sockets,
     /// Each thread makes the system calls of its role only (seccomp).
     SystemCalls,
 }

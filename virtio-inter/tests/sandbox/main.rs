@@ -94,6 +94,23 @@ fn abstract_sockets_of_others_cannot_be_reached() {
     });
 }
 
+/// Of another port, say.
+#[test]
+fn sockets_in_other_directories_cannot_be_reached() {
+    let name = |pid: u32| format!("/tmp/virtio-inter-sandbox-test-{pid}.sock");
+    let outside = directory().is_none();
+    let _listener = outside.then(|| UnixListener::bind(name(std::process::id())).unwrap());
+    behind(Wall::Sockets, |place| {
+        assert_errno(UnixStream::connect(name(parent_id())), libc::EACCES);
+        let own = place.join("socket");
+        let _listener = UnixListener::bind(&own).unwrap();
+        UnixStream::connect(own).unwrap();
+    });
+    if outside {
+        fs::remove_file(name(std::process::id())).unwrap();
+    }
+}
+
 #[test]
 fn processes_of_others_cannot_be_signalled() {
     behind(Wall::Signals, |_| {
@@ -191,6 +208,7 @@ fn sandbox_without_landlock_says_so_and_strict_refuses() {
         Wall::Devices,
         Wall::AbstractSockets,
         Wall::Signals,
+        Wall::Sockets,
     ];
     assert!(
         landlock.iter().all(|wall| walls.contains(wall)),
