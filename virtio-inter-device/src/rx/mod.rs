@@ -185,9 +185,7 @@ impl RxSink for RxBatch<'_, '_> {
             return RxStatus::BatchFull;
         }
         let result = self.deliver_record(record, progress);
-        let status = self.end_frame(result);
-        self.short_of_buffers |= status == RxStatus::TooFewBuffers;
-        status
+        self.end_frame(result)
     }
 
     fn fill(
@@ -220,6 +218,7 @@ impl RxBatch<'_, '_> {
         match result {
             Ok(status) => {
                 self.out_of_buffers = status == RxStatus::OutOfBuffers;
+                self.short_of_buffers |= status == RxStatus::TooFewBuffers;
                 status
             }
             Err(violation) => {

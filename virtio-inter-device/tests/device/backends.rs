@@ -94,7 +94,11 @@ const LONGEST: usize = NET_HEADER + 1514;
 
 /// A socket that keeps the boundaries of records, in place of a tap device: frames are written from
 /// the guest's memory and read into it.
-struct Wire(OwnedFd);
+struct Wire(
+    OwnedFd,
+    /// What is there waits for the guest's buffers.
+    bool,
+);
 
 impl Wire {
     /// Two ends.
@@ -102,7 +106,7 @@ impl Wire {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (one, other) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        (Wire(one), Wire(other))
+        (Wire(one, false), Wire(other, false))
     }
 
     fn is_ready(&self, flags: PollFlags) -> bool {
@@ -147,6 +151,7 @@ impl TxBackend for Wire {
 
 impl RxBackend for Wire {
     fn receive<S: RxSink>(&mut self, sink: &mut S) {
+        self.1 = false;
         let mut is_empty = false;
         while !is_empty {
             let status = sink.fill(LONGEST, |slices| {
@@ -163,6 +168,7 @@ impl RxBackend for Wire {
                 }
                 Some(len)
             });
+            self.1 = status == RxStatus::TooFewBuffers;
             if status != RxStatus::Taken {
                 return;
             }
@@ -172,7 +178,7 @@ impl RxBackend for Wire {
     fn release(&mut self) {}
 
     fn enable_rx_notification(&mut self) -> bool {
-        !self.is_ready(PollFlags::IN)
+        self.1 || !self.is_ready(PollFlags::IN)
     }
 }
 
