@@ -10,11 +10,10 @@ use virtio_inter_args::{SocketPathError, parse_size, segment_directory};
 use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
 
 use crate::options::{OptionError, Options, quote};
-use crate::port_limits::{self, PortLimits};
-use crate::sandbox_mode::{self, SandboxMode};
+use crate::port_limits::PortLimits;
+use crate::sandbox_mode::SandboxMode;
 
 /// A key of the flag: its name, its value, and what it means.
-#[derive(Clone, Copy, Debug)]
 pub struct Key {
     /// The name before the `=`.
     pub name: &'static str,
@@ -23,8 +22,6 @@ pub struct Key {
     /// Its description.
     pub help: &'static str,
 }
-
-const LIMITS: [Key; 3] = port_limits::KEYS;
 
 /// All keys.
 pub const KEYS: [Key; 16] = [
@@ -78,10 +75,26 @@ pub const KEYS: [Key; 16] = [
         value: "<mac1,mac2,...>",
         help: "Addresses that the guest may use beside mac, and prefixes such as 00:00:5e:00:01:*",
     },
-    LIMITS[0],
-    LIMITS[1],
-    LIMITS[2],
-    sandbox_mode::KEY,
+    Key {
+        name: "max_peers",
+        value: "<number_of_peers>",
+        help: "Most peers at a time. Default: 1024",
+    },
+    Key {
+        name: "max_link_memory",
+        value: "<bytes>",
+        help: "Most memory of the rings for frames to peers, 64K or more. Default: 1G",
+    },
+    Key {
+        name: "max_user_share",
+        value: "<percent>",
+        help: "Most of these two that peers of one user take. Default: 98",
+    },
+    Key {
+        name: "sandbox",
+        value: "off|log|on|strict",
+        help: "Walls around the port's process, as virtio-inter port --sandbox. Default: on",
+    },
     Key {
         name: "pci_segment",
         value: "<segment_id>",
@@ -180,8 +193,8 @@ impl InterVm {
             tap: options.get("tap"),
             fds: fds(&options)?,
             allow_mac: mac_sets(&options)?,
-            limits: PortLimits::parse(&options)?,
-            sandbox: SandboxMode::parse(&options)?,
+            limits: PortLimits::new(|key, range| size(&options, key, range))?,
+            sandbox: SandboxMode::parse(&options).map_err(InterVmError::Options)?,
             pci_segment: convert(&options, "pci_segment")?,
             pci_device_id: convert(&options, "pci_device_id")?,
         };
@@ -319,7 +332,7 @@ pub fn check_socket_path(path: &Path, option: &str) -> Result<(), InterVmError> 
 }
 
 /// A number of bytes or entries, with or without a suffix.
-pub(crate) fn size(
+fn size(
     options: &Options,
     key: &str,
     range: std::ops::RangeInclusive<u64>,

@@ -2,15 +2,7 @@
 
 use std::fmt;
 
-use crate::inter_vm::{InterVmError, Key};
 use crate::options::{OptionError, Options};
-
-/// The key.
-pub const KEY: Key = Key {
-    name: "sandbox",
-    value: "off|log|on|strict",
-    help: "Walls around the port's process, as virtio-inter port --sandbox. Default: on",
-};
 
 /// Its values.
 const MODES: [&str; 4] = ["off", "log", "on", "strict"];
@@ -20,8 +12,8 @@ const MODES: [&str; 4] = ["off", "log", "on", "strict"];
 pub struct SandboxMode(&'static str);
 
 impl SandboxMode {
-    pub(crate) fn parse(options: &Options) -> Result<Option<SandboxMode>, InterVmError> {
-        let Some(text) = options.get(KEY.name) else {
+    pub(crate) fn parse(options: &Options) -> Result<Option<SandboxMode>, OptionError> {
+        let Some(text) = options.get("sandbox") else {
             return Ok(None);
         };
         let mode = MODES.into_iter().find(|mode| *mode == text);
@@ -29,7 +21,7 @@ impl SandboxMode {
             let modes = MODES.join(", ");
             OptionError::Value(format!("sandbox={text} is not one of {modes}"))
         });
-        mode.map(Some).map_err(InterVmError::Options)
+        mode.map(Some)
     }
 }
 

@@ -121,10 +121,18 @@ impl Directory {
 
     /// The sockets of all ports except `own`, and whether there was too much to look at all of it.
     pub(crate) fn list(&self, own: &PortId) -> io::Result<(Vec<(PortId, SocketId)>, bool)> {
+        self.list_at_most(own, MAX_ENTRIES)
+    }
+
+    fn list_at_most(
+        &self,
+        own: &PortId,
+        entries: usize,
+    ) -> io::Result<(Vec<(PortId, SocketId)>, bool)> {
         let mut found = Vec::new();
         for (seen, entry) in Dir::read_from(&self.fd)?.enumerate() {
             let entry = entry?;
-            if seen == MAX_ENTRIES {
+            if seen == entries {
                 return Ok((found, true));
             }
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
@@ -183,6 +191,20 @@ mod tests {
             .collect();
         found.sort();
         assert_eq!(found, [id("a"), id("d")]);
+    }
+
+    #[test]
+    fn listing_reads_a_bounded_number_of_entries() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temp.path()).unwrap();
+        for i in 0..10 {
+            let _ = UnixListener::bind(temp.path().join(format!("{i}.sock"))).unwrap();
+        }
+        // Two of them are the directory and the one around it.
+        let (found, truncated) = directory.list_at_most(&id("c"), 7).unwrap();
+        assert!(truncated && (5..=7).contains(&found.len()));
+        let (found, truncated) = directory.list_at_most(&id("c"), 12).unwrap();
+        assert!(!truncated && found.len() == 10);
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! `cargo xtask style`: line widths, circles between source files, decision records, and links and
-//! file names in documents.
+//! `cargo xtask style`: line widths, circles between source files, decision records, the table of
+//! bounds in the threat model, and links and file names in documents.
 //!
 //! `cargo xtask test` runs it as a step. It reads the files that git tracks or would track, and
 //! reports each finding as `path:line: text`.
 
+mod bounds;
 mod circles;
 mod markdown;
 mod records;
@@ -52,6 +53,7 @@ pub(crate) fn findings(tree: &Tree) -> Vec<String> {
         found.extend(names(tree, path, text));
     }
     found.extend(records::findings(tree));
+    found.extend(bounds::findings(tree));
     found.extend(circles::findings(tree));
     found
 }

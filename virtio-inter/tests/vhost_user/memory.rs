@@ -120,6 +120,19 @@ fn refused_table_leaves_the_old_one() {
 }
 
 #[test]
+fn regions_beyond_256_are_refused() {
+    const PAGE: u64 = 0x1000;
+    let mut rig = Rig::new(2);
+    rig.negotiate();
+    let file = memfd(PAGE);
+    let mut add = |i: u64| {
+        let region = (GUEST + i * PAGE, PAGE, USER + i * PAGE, 0);
+        rig.ack(ADD_MEM_REG, &single(region), &[file.as_fd()])
+    };
+    assert_eq!((0..300).filter(|&i| add(i)).count(), 256);
+}
+
+#[test]
 fn memory_may_come_last() {
     let mut rig = Rig::new(2);
     rig.negotiate();

@@ -124,7 +124,7 @@ impl<'a> Record<'a> {
 }
 
 /// The names of all functions.
-fn functions(tree: &Tree) -> BTreeSet<&str> {
+pub(super) fn functions(tree: &Tree) -> BTreeSet<&str> {
     tree.ending(".rs")
         .flat_map(|(_, text)| text.lines())
         .filter_map(|line| {

@@ -49,3 +49,22 @@ impl Spill {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spill_has_room_for_256_kib() {
+        let mut spill = Spill::default();
+        for _ in 0..4 {
+            assert!(spill.has_room(64 << 10));
+            spill.push(vec![0; 64 << 10].into());
+        }
+        assert!(!spill.has_room(1));
+        spill.pop();
+        assert!(spill.has_room(64 << 10) && !spill.has_room((64 << 10) + 1));
+        assert_eq!(spill.clear(), 3);
+        assert!(spill.has_room(256 << 10));
+    }
+}
