@@ -12,7 +12,7 @@ use crate::process::{Place, Port};
 use crate::status::status;
 
 /// A field of the status of each thread (proc_pid_status(5)), by the thread's name.
-fn of_threads(port: &Port, field: &str) -> BTreeMap<String, String> {
+pub(crate) fn of_threads(port: &Port, field: &str) -> BTreeMap<String, String> {
     let threads = fs::read_dir(format!("/proc/{}/task", port.pid())).unwrap();
     let value = |text: &str, field: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(field));

@@ -14,6 +14,7 @@ use virtio_inter_test_support::skip;
 
 use crate::guest::Guest;
 use crate::process::{Place, Port, PortCommand, until};
+use crate::sandbox::of_threads;
 use crate::status::status;
 use crate::usage::complaint;
 
@@ -192,6 +193,22 @@ fn uplink_that_is_deleted_or_down_is_shown_and_comes_back() {
     let now = status(&place.path("a.status"));
     assert_eq!(warning(&now, "uplink-mtu"), None);
     assert_carries(&place, &port);
+    port.end();
+}
+
+/// It attaches to its device again, which may be another user's.
+#[test]
+fn uplink_keeps_the_capability_for_networks_alone() {
+    if !enter() {
+        return;
+    }
+    make_tap("up0", "");
+    let place = Place::new();
+    let port = uplinked(&place, "tap=up0").start();
+    let sets = of_threads(&port, "CapPrm");
+    // NET_ADMIN.
+    let network = |set: &String| set == "0000000000001000";
+    assert!(sets.values().all(network), "{sets:?}");
     port.end();
 }
 
