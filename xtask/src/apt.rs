@@ -61,6 +61,11 @@ impl Mirror {
         Self::select(codename, &sources)
     }
 
+    /// Base address of the archive.
+    pub(crate) fn archive(&self) -> &str {
+        &self.archive
+    }
+
     fn select(codename: String, sources: &[Source]) -> Result<Self> {
         let of = |suite: &str| {
             sources

@@ -1,4 +1,5 @@
-//! Developer commands: `cargo xtask setup | image | demo | bench | style | test | mutants | vm`.
+//! Developer commands: `cargo xtask setup | image | demo | bench | style | test | mutants | package |
+//! vm`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -12,6 +13,7 @@ mod demo;
 mod image;
 mod modules;
 mod mutants;
+mod package;
 mod root;
 mod setup;
 mod style;
@@ -47,6 +49,8 @@ enum Command {
     Style,
     /// Change the data path's code in small ways, and report the changes that no test notices.
     Mutants(mutants::Options),
+    /// Build a Debian package in target/package.
+    Package(package::Options),
     /// Boot one guest by hand and run commands in it.
     Vm(vm::Options),
 }
@@ -71,6 +75,7 @@ fn run(command: Command) -> Result<()> {
         Command::Style => test::style(),
         Command::Test(options) => test::run(options),
         Command::Mutants(options) => mutants::run(&options),
+        Command::Package(options) => package::run(&options),
         Command::Vm(options) => vm::run(options),
     }
 }

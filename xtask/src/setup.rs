@@ -159,6 +159,24 @@ pub(crate) fn ensure_for_tests() -> Result<()> {
     Ok(())
 }
 
+/// Installs what the check of a package needs. Returns the reason if that is not possible.
+pub(crate) fn ensure_for_packages() -> Option<String> {
+    let missing = |program: &&&str| !runs(program, "--version");
+    let packages: Vec<&str> = ["mmdebstrap", "lintian"]
+        .iter()
+        .filter(missing)
+        .copied()
+        .collect();
+    if !is_root() {
+        return Some("a clean Debian system needs root".to_owned());
+    }
+    if packages.is_empty() {
+        return None;
+    }
+    let error = install(&packages, false).err()?;
+    Some(format!("{}: {error:#}", packages.join(", ")))
+}
+
 /// Installs packages, from the backports where there are any and `may_be_newer`.
 fn install(packages: &[&str], may_be_newer: bool) -> Result<()> {
     eprintln!("Installing {}", packages.join(", "));

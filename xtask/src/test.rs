@@ -18,7 +18,7 @@ use clap::Args;
 
 use crate::root::root;
 use crate::style::{Tree, findings};
-use crate::{image, setup};
+use crate::{image, package, setup};
 
 /// Options that leave parts out.
 #[derive(Args)]
@@ -32,7 +32,7 @@ pub(crate) struct Options {
 }
 
 /// All steps, in their order.
-const STEPS: [&str; 11] = [
+const STEPS: [&str; 12] = [
     "format",
     "style",
     "clippy",
@@ -44,6 +44,7 @@ const STEPS: [&str; 11] = [
     "miri",
     "guest set-up",
     "guests",
+    "package",
 ];
 
 /// A word that no step's name contains would run nothing, and that would look like a pass.
@@ -248,6 +249,12 @@ impl Run {
                 &["--package", "virtio-inter-tests", "--features", "guests"],
                 &[("VIRTIO_INTER_BIN", &port.display().to_string())],
             )
+        });
+        self.step("package", |_| {
+            if let Some(reason) = setup::ensure_for_packages() {
+                return Ok(End::Skipped(reason));
+            }
+            package::run(&package::Options { check: true }).map(|()| End::Passed)
         });
     }
 
