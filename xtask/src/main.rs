@@ -1,5 +1,5 @@
-//! Developer commands: `cargo xtask setup | image | demo | bench | style | test | mutants | package |
-//! vm`.
+//! Developer commands: `cargo xtask setup | image | demo | bench | style | test | mutants | package
+//! | vm`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,

@@ -6,10 +6,10 @@
 //! or that is too small for a frame, gets a larger successor. Decision 0082.
 //!
 //! A full ring holds the transmit queue up: the frame stays there. Where frames for other peers may
-//! wait behind it, a peer whose ring stays full for 1 ms gets its frames copied aside. When there is
-//! no room for them either, the queue is held up as long as the queue's budget for that lasts; then
-//! frames for full rings are dropped. So are those for a peer that takes nothing for 1 s. Decision
-//! 0084.
+//! wait behind it, a peer whose ring stays full for 1 ms gets its frames copied aside. When there
+//! is no room for them either, the queue is held up as long as the queue's budget for that lasts;
+//! then frames for full rings are dropped. So are those for a peer that takes nothing for 1 s:
+//! decision 0084.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
