@@ -2,12 +2,11 @@
 //! `virtio-inter`.
 //!
 //! There is no daemon: each port and uplink serves its status in its segment's directory
-//! ([`docs/port-status.md`](../../docs/port-status.md)), and these commands read all of them. They
-//! read only, and change nothing.
+//! (`docs/port-status.md`), and these commands read all of them. They read only, and change nothing.
 //!
-//! [`place`] finds segments and ports, [`reader`] asks the ports, [`document`] is what they answer.
+//! `place` finds segments and ports, `reader` asks the ports, `document` is what they answer.
 //! A port may belong to another user and be hostile: its answer is bounded in time and size, and
-//! [`text`] makes it safe for a terminal.
+//! `text` makes it safe for a terminal.
 #![forbid(unsafe_code)]
 
 pub mod args;
