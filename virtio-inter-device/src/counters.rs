@@ -143,7 +143,7 @@ counters! {
     count uplink_rx_bytes,
     /// By the uplink: for another unicast address, as a switch floods it.
     count uplink_rx_other,
-    /// By the uplink: from an address of the guest, returned by the network.
+    /// By the uplink: from the port's own address, returned by the network.
     count uplink_rx_own,
     /// By the uplink: its device had an error in place of the frame.
     drop uplink_rx_failed,

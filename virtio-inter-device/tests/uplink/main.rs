@@ -195,12 +195,15 @@ fn uplink_delivers_frames_for_the_guests_allowed_addresses() {
         assert_eq!(host.receive(), from);
     }
     host.send(&Packet::new(mac(7), mac(9), 100, 3));
+    // Another router, of which the guest has to hear while it is the router itself.
     host.send(&Packet::new(ROUTER, BROADCAST, 100, 4));
     host.send(&Packet::new(mac(7), mac(0), 100, 5));
-    assert_eq!(node.guest.rx[0].receive().seed(), 5);
+    for seed in [4, 5] {
+        assert_eq!(node.guest.rx[0].receive().seed(), seed);
+    }
     assert_eq!(
         ["uplink_rx_other", "uplink_rx_own"].map(|name| node.count(name)),
-        [1, 1]
+        [1, 0]
     );
     assert_eq!(node.drops(), []);
 }

@@ -186,16 +186,17 @@ impl Forwarding {
         may_send
     }
 
-    /// A frame from this address comes from the network. Returns the position of the peer that has
-    /// it nevertheless.
+    /// A frame from this address comes from the network. Returns the position of the peer whose own
+    /// address it is: the frame is its own, on its way back. A further address may be another
+    /// one's now, also while a peer uses it: virtual routers find each other so.
     pub(super) fn hear_network(&self, source: MacAddr) -> Option<usize> {
         if let Some(entry) = find(&self.addresses, source) {
             return Some(self.addresses[entry].1);
         }
-        if self.listed.is_empty() || !self.listed.contains(source) {
-            return None;
+        if !self.listed.is_empty() && self.listed.contains(source) {
+            self.learned.hear_network(source);
         }
-        self.position(self.learned.hear_network(source))
+        None
     }
 
     /// Where further addresses were heard.
@@ -323,7 +324,13 @@ mod tests {
         // The network has it, also one that was never heard.
         assert_eq!(table.hear_network(other), None);
         assert_eq!(table.destination(other), Destination::Nobody);
-        assert_eq!(table.hear_network(ROUTER), Some(0), "just heard there");
+        assert_eq!(table.hear_network(ROUTER), None);
+        assert_eq!(
+            table.destination(ROUTER),
+            Destination::Peer(0),
+            "just heard there"
+        );
+        assert_eq!(table.hear_network(mac(3)), Some(2));
         // Positions change.
         table.rebuild(peers[1..].iter());
         table.admits(&peers[1], ROUTER);

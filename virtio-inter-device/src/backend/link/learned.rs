@@ -77,10 +77,9 @@ impl Learned {
         self.learn_at(by, address, now());
     }
 
-    /// An address comes from the network. Returns who has it now: a port that has just sent from it
-    /// keeps it.
-    pub(crate) fn hear_network(&self, address: MacAddr) -> Holder {
-        self.hear_network_at(address, now())
+    /// An address comes from the network. A port that has just sent from it keeps it.
+    pub(crate) fn hear_network(&self, address: MacAddr) {
+        self.hear_network_at(address, now());
     }
 
     /// Forgets everything of somebody who does not send any more.
@@ -109,19 +108,18 @@ impl Learned {
         self.add(bucket, by, wanted, now);
     }
 
-    fn hear_network_at(&self, address: MacAddr, now: u32) -> Holder {
+    fn hear_network_at(&self, address: MacAddr, now: u32) {
         let (bucket, bits) = self.bucket(address);
         for (slot, heard) in bucket.slots.iter().zip(&bucket.heard) {
             let word = slot.load(Ordering::Relaxed);
             if word & mask() == bits
-                && let Some(by) = holder(word).filter(|by| *by != Holder::NETWORK)
+                && holder(word).is_some_and(|by| by != Holder::NETWORK)
                 && now.wrapping_sub(heard.load(Ordering::Relaxed)) < HOLD
             {
-                return by;
+                return;
             }
         }
         self.learn_at(Holder::NETWORK, address, now);
-        Holder::NETWORK
     }
 
     /// Adds an address. If another worker adds one to the bucket at this moment, a later frame does
@@ -228,13 +226,16 @@ mod tests {
         let start = u32::MAX - 10;
         table.learn_at(A, mac(1), start);
         let later = start.wrapping_add(HOLD - 1);
-        assert_eq!(table.hear_network_at(mac(1), later), A);
+        let hear = |now| {
+            table.hear_network_at(mac(1), now);
+            table.find(mac(1))
+        };
+        assert_eq!(hear(later), Some(A));
         // Heard once more.
         table.learn_at(A, mac(1), later);
         let last = later.wrapping_add(HOLD);
-        assert_eq!(table.hear_network_at(mac(1), last - 1), A);
-        assert_eq!(table.hear_network_at(mac(1), last), Holder::NETWORK);
-        assert_eq!(table.find(mac(1)), Some(Holder::NETWORK));
+        assert_eq!(hear(last - 1), Some(A));
+        assert_eq!(hear(last), Some(Holder::NETWORK));
         table.learn_at(B, mac(1), last);
         assert_eq!(table.find(mac(1)), Some(B));
     }

@@ -96,8 +96,8 @@ impl Links {
         self.tx.multicast_addresses()
     }
 
-    /// A frame from this address comes from the network. Returns the position of the peer that has
-    /// it nevertheless.
+    /// A frame from this address comes from the network. Returns the position of the peer whose own
+    /// address it is.
     pub(super) fn hear_network(&self, source: MacAddr) -> Option<usize> {
         self.tx.forwarding().hear_network(source)
     }

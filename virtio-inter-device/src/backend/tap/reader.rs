@@ -10,7 +10,7 @@ use vm_memory::VolatileSlice;
 
 use super::sys;
 use crate::backend::interface::{RxProgress, RxRecord, RxSink, RxStatus};
-use crate::backend::link::{Holder, Learned};
+use crate::backend::link::Learned;
 use crate::backend::source::RxSource;
 use crate::counters::Counters;
 use crate::features::Offloads;
@@ -47,12 +47,11 @@ impl TapRules {
         destination == self.mac || destination.is_multicast() || self.allowed.contains(destination)
     }
 
-    /// Whether the guest has just sent from this address. Otherwise it is in the network now.
-    fn is_from_guest(&self, source: MacAddr) -> bool {
-        source == self.mac
-            || (!self.listed.is_empty()
-                && self.listed.contains(source)
-                && self.learned.hear_network(source) == Holder::OWN)
+    /// Learns that an address is in the network.
+    fn hear(&self, source: MacAddr) {
+        if !self.listed.is_empty() && self.listed.contains(source) {
+            self.learned.hear_network(source);
+        }
     }
 }
 
@@ -307,11 +306,13 @@ impl TapReader {
             counters.uplink_rx_other.add(1);
             return Action::Ignore;
         }
-        if rules.is_from_guest(header.source()) {
+        if header.source() == rules.mac {
             // The network returns what this guest has sent.
             counters.uplink_rx_own.add(1);
             return Action::Ignore;
         }
+        // One that the guest uses as well is for it to hear: virtual routers find each other so.
+        rules.hear(header.source());
         if !header.fits(rules.mtu) || header.check(rules.takes).is_err() {
             return Action::Adapt;
         }
