@@ -2,7 +2,7 @@
 //! `virtio-inter`.
 //!
 //! There is no daemon: each port and uplink serves its status in its segment's directory
-//! (`docs/port-status.md`), and these commands read all of them. They read only, and change nothing.
+//! (`docs/port-status.md`), and these commands read all of them. They change nothing.
 //!
 //! `place` finds segments and ports, `reader` asks the ports, `document` is what they answer.
 //! A port may belong to another user and be hostile: its answer is bounded in time and size, and
