@@ -103,8 +103,8 @@ fn virtual_router(group: &Group) -> Result<()> {
 /// Starts keepalived, which runs until it is ended.
 fn keepalived(vm: &Vm, priority: u8) -> Result<Job> {
     let interface = vm.interface(0)?;
-    // The interface below is not to answer for the address of the virtual one.
-    vm.shell("echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore")?;
+    // The interface below is not to answer for the address of the virtual one, or to ask from it.
+    vm.shell("cd /proc/sys/net/ipv4/conf/all; echo 1 > arp_ignore; echo 2 > arp_announce")?;
     let config = format!(
         "global_defs {{
     vrrp_garp_master_delay 1
