@@ -224,7 +224,7 @@ mod tests {
         Port {
             segment: "web".to_owned(),
             id: id.parse().unwrap(),
-            answer: Answer::Status(Box::new(document), status),
+            answer: Answer::Status(Box::new(document), status.to_string().into_bytes()),
         }
     }
 

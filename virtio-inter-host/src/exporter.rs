@@ -88,20 +88,7 @@ async fn serve_tcp(arguments: &ExporterArgs, address: SocketAddr) -> Result<()> 
     // With port 0 the kernel chooses.
     let address = listener.local_addr().unwrap_or(address);
     log::info!("Serving metrics on http://{address}/metrics");
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let permit = room.clone().acquire_owned().await;
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let places = arguments.places.clone();
-                tokio::spawn(async move {
-                    serve_one(stream, places).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => pause(&error).await,
-        }
-    }
+    serve(arguments, async || Ok(listener.accept().await?.0)).await
 }
 
 async fn serve_unix(arguments: &ExporterArgs, path: &Path) -> Result<()> {
@@ -110,11 +97,19 @@ async fn serve_unix(arguments: &ExporterArgs, path: &Path) -> Result<()> {
         UnixListener::bind(path).with_context(|| format!("Cannot listen on {}", path.display()))?;
     let _socket = RemoveLater(path);
     log::info!("Serving metrics on {}", path.display());
+    serve(arguments, async || Ok(listener.accept().await?.0)).await
+}
+
+/// Serves connections for ever.
+async fn serve<S>(arguments: &ExporterArgs, accept: impl AsyncFn() -> io::Result<S>) -> Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let permit = room.clone().acquire_owned().await;
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        match accept().await {
+            Ok(stream) => {
                 let places = arguments.places.clone();
                 tokio::spawn(async move {
                     serve_one(stream, places).await;

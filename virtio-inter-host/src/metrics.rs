@@ -247,7 +247,10 @@ mod tests {
             answer,
         };
         vec![
-            port("a", Answer::Status(Box::new(document), status)),
+            port(
+                "a",
+                Answer::Status(Box::new(document), status.to_string().into_bytes()),
+            ),
             port("b", Answer::Gone),
         ]
     }

@@ -42,8 +42,8 @@ pub(crate) struct Port {
 /// What a port answered.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// Its status: as the commands understand it, and as it is.
-    Status(Box<Document>, Value),
+    /// Its status: as the commands understand it, and the JSON text as it is.
+    Status(Box<Document>, Vec<u8>),
     /// Nobody listens: the port was killed, and left its files.
     Gone,
     /// This user may not ask.
@@ -91,10 +91,11 @@ impl Serialize for Port {
         port.serialize_field("port", self.id.as_str())?;
         port.serialize_field("state", self.state())?;
         let status = match &self.answer {
-            Answer::Status(_, status) => status,
-            _ => &Value::Null,
+            // A hostile port's unknown fields may be no value: they must not hide other ports.
+            Answer::Status(_, text) => serde_json::from_slice(text).unwrap_or_default(),
+            _ => Value::Null,
         };
-        port.serialize_field("status", status)?;
+        port.serialize_field("status", &status)?;
         port.end()
     }
 }
@@ -186,13 +187,11 @@ impl Question {
     fn complete(&mut self) {
         self.socket = None;
         let text = std::mem::take(&mut self.text);
-        let parsed = serde_json::from_slice::<Value>(&text)
-            .and_then(|value| Ok((Document::deserialize_from(&value)?, value)));
-        self.port.answer = match parsed {
+        self.port.answer = match serde_json::from_slice::<Document>(&text) {
             // It gave way to other readers, or ended meanwhile.
             Err(_) if text.is_empty() => Answer::Silent,
             Err(error) => Answer::Invalid(error.to_string()),
-            Ok((document, value)) => Answer::Status(Box::new(document), value),
+            Ok(document) => Answer::Status(Box::new(document), text),
         };
     }
 }
@@ -229,12 +228,6 @@ fn wait(questions: &mut [Question], limit: Duration) -> bool {
         question.receive();
     }
     true
-}
-
-impl Document {
-    fn deserialize_from(value: &Value) -> Result<Self, serde_json::Error> {
-        serde::Deserialize::deserialize(value)
-    }
 }
 
 /// The name of a process; `None` if it is gone.
