@@ -59,7 +59,7 @@ fn storm(bed: &Testbed) -> Result<()> {
     }
     let expected = (group.vms.len() - 1) * BROADCASTS;
     for vm in &group.vms {
-        // What is missing is told below, by name.
+        // `check_heard` names the broadcasts that are missing then.
         let _ = until("the last broadcasts", Duration::from_secs(20), || {
             let lines = vm.shell(&format!("wc -l < {HEARD}"))?;
             Ok((lines.trim().parse::<usize>()? >= expected).then_some(()))

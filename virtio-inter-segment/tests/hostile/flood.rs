@@ -12,8 +12,8 @@ use virtio_inter_test_support::skip;
 use crate::common::raw;
 use crate::common::{Net, capture_log, limits, local, logged};
 
-/// A user that makes too many connections is told so with the reason of a busy port, after which an
-/// honest one comes back soon; and is served again when some time has passed.
+/// The port refuses connections of a user that makes too many with the reason of a busy port, after
+/// which an honest connector tries again soon, and serves that user again some time later.
 #[test]
 fn connects_beyond_a_users_rate_are_refused_for_now() {
     capture_log();
@@ -50,7 +50,7 @@ fn connects_beyond_a_users_rate_are_refused_for_now() {
     net.until_meshed();
 }
 
-/// Connects to m as another user until it is told to stop; tells how often.
+/// Connects to m as another user until `stop` is set. Returns the number of connections.
 fn flood(net: &Net, stop: &Arc<AtomicBool>) -> thread::JoinHandle<usize> {
     let (directory, stop) = (net.path().to_owned(), Arc::clone(stop));
     thread::spawn(move || {

@@ -40,7 +40,7 @@ fn socket_is_for_its_group_alone() {
     assert_eq!(place.files(), [""; 0]);
 }
 
-/// Its user is told, and nothing is left.
+/// The port says why in its log, and exits.
 #[test]
 fn socket_for_a_group_of_which_the_port_is_no_member_is_refused() {
     let place = Place::new();
