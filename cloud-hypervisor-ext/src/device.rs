@@ -12,6 +12,7 @@ use crate::child;
 use crate::inter_vm::InterVm;
 use crate::options::quote;
 use crate::port_limits::PortLimits;
+use crate::rate_limits::DeviceRateLimits;
 use crate::sandbox_mode::SandboxMode;
 
 /// Default number of virtqueues, as with `--net`: one to receive, one to transmit.
@@ -44,6 +45,8 @@ pub struct Device {
     pub allow_mac: MacSets,
     /// What peers take of the port at most.
     pub limits: PortLimits,
+    /// What the guest may send and get.
+    pub rate_limits: DeviceRateLimits,
     /// The port's sandbox; `None`: its default.
     pub sandbox: Option<SandboxMode>,
     /// Descriptors of it.
@@ -138,6 +141,7 @@ impl Device {
             tap: asked.tap,
             allow_mac: asked.allow_mac,
             limits: asked.limits,
+            rate_limits: asked.rate_limits,
             sandbox: asked.sandbox,
             tap_fds: None,
             pci_segment: asked.pci_segment,
@@ -212,6 +216,7 @@ impl Device {
             arguments.push(format!("--allow-mac={}", self.allow_mac).into());
         }
         arguments.extend(self.limits.arguments().map(OsString::from));
+        arguments.extend(self.rate_limits.arguments().map(OsString::from));
         if let Some(mode) = self.sandbox {
             arguments.push(format!("--sandbox={mode}").into());
         }
@@ -261,7 +266,9 @@ mod tests {
     fn device_has_the_ports_arguments() {
         let text = "segment=web,mtu=9000,num_queues=8,queue_size=64,tap=vm1,\
                     allow_mac=[00:00:5e:00:01:*,02:00:00:00:00:07],\
-                    max_link_memory=2M,max_user_share=50,max_peers=9,sandbox=strict";
+                    max_link_memory=2M,max_user_share=50,max_peers=9,\
+                    bw_size=[0,125000],bw_refill_time=100,\
+                    ops_size=1K,ops_refill_time=1000,ops_one_time_burst=7,sandbox=strict";
         let arguments = device(text).port_arguments();
         assert_eq!(
             arguments,
@@ -279,6 +286,8 @@ mod tests {
                 "--max-peers=9",
                 "--max-link-memory=2097152",
                 "--max-user-share=50",
+                "--bandwidth=direction=rx,size=125000,refill_time=100",
+                "--packets=size=1024,refill_time=1000,one_time_burst=7",
                 "--sandbox=strict",
             ]
         );

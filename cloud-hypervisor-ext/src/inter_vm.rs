@@ -11,6 +11,7 @@ use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
 
 use crate::options::{OptionError, Options, quote};
 use crate::port_limits::PortLimits;
+use crate::rate_limits::DeviceRateLimits;
 use crate::sandbox_mode::SandboxMode;
 
 /// A key of the flag: its name, its value, and what it means.
@@ -24,7 +25,7 @@ pub struct Key {
 }
 
 /// All keys.
-pub const KEYS: [Key; 16] = [
+pub const KEYS: [Key; 22] = [
     Key {
         name: "segment",
         value: "<name_or_directory>",
@@ -89,6 +90,36 @@ pub const KEYS: [Key; 16] = [
         name: "max_user_share",
         value: "<percent>",
         help: "Most of these two that peers of one user take. Default: 98",
+    },
+    Key {
+        name: "bw_size",
+        value: "<bytes>",
+        help: "As with --net, and [sent,received]: bytes of frames in bw_refill_time. 0: no limit",
+    },
+    Key {
+        name: "bw_one_time_burst",
+        value: "<bytes>",
+        help: "As with --net: bytes beside those, once",
+    },
+    Key {
+        name: "bw_refill_time",
+        value: "<ms>",
+        help: "As with --net, 10 to 3600000",
+    },
+    Key {
+        name: "ops_size",
+        value: "<frames>",
+        help: "The same for the number of frames",
+    },
+    Key {
+        name: "ops_one_time_burst",
+        value: "<frames>",
+        help: "The same",
+    },
+    Key {
+        name: "ops_refill_time",
+        value: "<ms>",
+        help: "The same",
     },
     Key {
         name: "sandbox",
@@ -161,6 +192,8 @@ pub struct InterVm {
     pub allow_mac: MacSets,
     /// What peers take of the port at most.
     pub limits: PortLimits,
+    /// What the guest may send and get.
+    pub rate_limits: DeviceRateLimits,
     /// The port's sandbox; `None`: its default.
     pub sandbox: Option<SandboxMode>,
     /// As with `--net`.
@@ -194,6 +227,10 @@ impl InterVm {
             fds: fds(&options)?,
             allow_mac: mac_sets(&options)?,
             limits: PortLimits::new(|key, range| size(&options, key, range))?,
+            rate_limits: DeviceRateLimits::new(
+                |key| each_direction(&options, key),
+                InterVmError::Invalid,
+            )?,
             sandbox: SandboxMode::parse(&options).map_err(InterVmError::Options)?,
             pci_segment: convert(&options, "pci_segment")?,
             pci_device_id: convert(&options, "pci_device_id")?,
@@ -308,6 +345,9 @@ impl fmt::Display for InterVm {
         for (key, limit) in self.limits.iter() {
             write!(f, ",{key}={limit}")?;
         }
+        for (key, value) in self.rate_limits.iter() {
+            write!(f, ",{key}={value}")?;
+        }
         match self.allow_mac.iter().count() {
             0 => Ok(()),
             1 => write!(f, ",allow_mac={}", self.allow_mac),
@@ -353,6 +393,31 @@ fn size(
         )));
     }
     Ok(Some(size))
+}
+
+/// One number for both directions, or `[2,1]`: for what the guest sends and for what it gets.
+fn each_direction(options: &Options, key: &str) -> Result<Option<[u64; 2]>, InterVmError> {
+    let Some(text) = options.get(key) else {
+        return Ok(None);
+    };
+    let list = text
+        .strip_prefix('[')
+        .and_then(|list| list.strip_suffix(']'));
+    let numbers = match list {
+        Some(list) => list.split_once(',').map(|(sent, got)| [sent, got]),
+        None => Some([text.as_str(); 2]),
+    };
+    let numbers = numbers.and_then(|[sent, got]| {
+        let number = |text: &str| parse_size(text.trim()).ok();
+        Some([number(sent)?, number(got)?])
+    });
+    let conversion = || OptionError::Conversion {
+        key: key.to_owned(),
+        value: text.clone(),
+    };
+    numbers
+        .map(Some)
+        .ok_or_else(|| InterVmError::Options(conversion()))
 }
 
 /// A size from a range that ends below 65536.
@@ -492,6 +557,9 @@ mod tests {
              queue_size=512,socket=\"/tmp/a,b\",tap=vm1,sandbox=log,\
              pci_segment=1,pci_device_id=9",
             "segment=/run/a,max_peers=9,max_link_memory=65536,max_user_share=50",
+            "segment=/run/a,bw_size=1000,bw_refill_time=100",
+            "segment=/run/a,bw_size=[0,9],bw_one_time_burst=[0,5],bw_refill_time=10,\
+             ops_size=[1,2],ops_refill_time=[10,20]",
             "segment=/run/a,allow_mac=00:00:5e:00:01:*",
             "segment=/run/a,allow_mac=[00:00:5e:00:01:*,02:00:00:00:00:07]",
         ] {
@@ -620,6 +688,24 @@ mod tests {
                 "max_user_share=101",
                 "max_user_share=101 is not from 1 to 100",
             ),
+            (
+                "bw_size=1000",
+                "bw_size= and bw_refill_time= belong together",
+            ),
+            (
+                "ops_one_time_burst=5",
+                "ops_size= and ops_refill_time= belong",
+            ),
+            (
+                "bw_size=1,bw_refill_time=5",
+                "bw_refill_time=5 is not in 10..=3600000 ms",
+            ),
+            (
+                "ops_size=100G,ops_refill_time=1000",
+                "ops_size=107374182400 in 1000 ms is more than 64G a second",
+            ),
+            ("bw_size=[1,2,3]", "Unable to convert [1,2,3] for bw_size"),
+            ("bw_size=[1]", "Unable to convert [1] for bw_size"),
             (
                 "mac=02:00:00:00:00:01,allow_mac=02:00:00:00:00:01",
                 "which is mac= already",

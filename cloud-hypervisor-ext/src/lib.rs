@@ -30,6 +30,7 @@ pub mod options;
 pub mod port;
 pub mod port_limits;
 pub mod programs;
+pub mod rate_limits;
 pub mod report;
 pub mod restore_backoff;
 pub mod sandbox_mode;

@@ -38,6 +38,8 @@ pub struct PortConfig {
     pub uplink: Option<Tap>,
     /// `--allow-mac`; not given if empty.
     pub allow_mac: String,
+    /// Further arguments.
+    pub more: Vec<String>,
     /// CPUs to which the process is bound; all if empty.
     pub cpus: Vec<usize>,
     /// The program: if none, the one that `VIRTIO_INTER_BIN` names, else the later of the
@@ -57,6 +59,7 @@ impl PortConfig {
             queue_size: 256,
             uplink: None,
             allow_mac: String::new(),
+            more: Vec::new(),
             cpus: Vec::new(),
             program: None,
         }
@@ -94,6 +97,15 @@ impl PortConfig {
     pub fn allow_mac(self, list: &str) -> Self {
         Self {
             allow_mac: list.to_owned(),
+            ..self
+        }
+    }
+
+    /// The same with further arguments.
+    #[must_use]
+    pub fn more(self, arguments: &[&str]) -> Self {
+        Self {
+            more: arguments.iter().map(ToString::to_string).collect(),
             ..self
         }
     }
@@ -330,6 +342,7 @@ fn command(config: &PortConfig, [socket, status]: [&Path; 2]) -> Result<Command>
     if !config.allow_mac.is_empty() {
         command.args(["--allow-mac", &config.allow_mac]);
     }
+    command.args(&config.more);
     if let Some(tap) = &config.uplink {
         command.arg("--uplink").arg(format!("tap={}", tap.name()));
         command = tap.enter(&command);

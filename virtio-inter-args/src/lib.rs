@@ -3,8 +3,8 @@
 //!
 //! A value that one of them accepts means the same to the others: sizes with a suffix
 //! ([`parse_size`]), segments by name or directory ([`segment_directory`]), paths of Unix sockets
-//! ([`check_socket_path`]). Paths in logs, errors and status documents are [`absolute`], because
-//! their readers have another working directory.
+//! ([`check_socket_path`]), rate limits ([`RateLimitArg`]). Paths in logs, errors and status
+//! documents are [`absolute`], because their readers have another working directory.
 //!
 //! The crate knows strings and paths. It opens no file and depends on no other crate of the
 //! workspace.
@@ -12,12 +12,14 @@
 
 mod nearest;
 mod path;
+mod rate_limit;
 mod segment;
 mod size;
 mod socket;
 
 pub use nearest::{is_typing_error, nearest};
 pub use path::absolute;
+pub use rate_limit::{ByDirection, Direction, RateLimitArg, RateLimitError, TokenBucket};
 pub use segment::{SEGMENTS, SegmentArgError, segment_directory};
 pub use size::{SizeError, format_size, parse_size};
 pub use socket::{MAX_SOCKET_PATH, SocketPathError, check_socket_path};

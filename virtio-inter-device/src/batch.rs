@@ -7,6 +7,7 @@ use virtio_inter_common::{MacAddr, MacSets};
 
 use crate::counters::Counters;
 use crate::features::Negotiated;
+use crate::rate_limit::RateLimiter;
 
 /// Number of frames that one half of a worker moves before the other half's turn.
 pub(crate) const BATCH: usize = 64;
@@ -49,6 +50,11 @@ impl Rest {
         safe: false,
         until: None,
     };
+
+    /// The same, with work at this time at the latest.
+    pub(crate) fn wake_at(&mut self, at: Instant) {
+        self.until = Some(self.until.map_or(at, |until| until.min(at)));
+    }
 }
 
 /// What both halves of a worker know of their port and driver.
@@ -59,5 +65,9 @@ pub(crate) struct Rules {
     pub(crate) allowed: MacSets,
     pub(crate) mtu: u16,
     pub(crate) negotiated: Negotiated,
+    /// For frames of the guest. None: there is no limit.
+    pub(crate) tx_limit: Option<Arc<RateLimiter>>,
+    /// For frames to the guest.
+    pub(crate) rx_limit: Option<Arc<RateLimiter>>,
     pub(crate) counters: Arc<Counters>,
 }

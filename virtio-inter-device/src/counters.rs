@@ -88,6 +88,8 @@ counters! {
     drop tx_disabled,
     /// Number of times that a full link held the transmit queue up.
     count tx_waits,
+    /// Number of times that the port's rate limits held the transmit queue up.
+    count tx_limited,
     /// Time in microseconds for which frames for others waited behind one for a full link.
     count tx_held_us,
     /// Frames copied aside for a slow peer so that frames for others could go on.
@@ -128,6 +130,8 @@ counters! {
     drop rx_no_guest,
     /// Number of times that frames had to wait for the guest's buffers.
     count rx_waits,
+    /// Number of times that frames had to wait for the port's rate limits.
+    count rx_limited,
     /// Frames of the guest, and announcements of its address, that were sent by the uplink. Those
     /// of the guest count in `tx_frames` as well.
     count uplink_tx_frames,

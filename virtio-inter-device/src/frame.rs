@@ -31,6 +31,9 @@ const CSUM_START: usize = 6;
 const CSUM_OFFSET: usize = 8;
 pub(crate) const NUM_BUFFERS: usize = 10;
 
+/// Sizes of a TCP header without options (RFC 9293, 3.1) and of a UDP header (RFC 768), in bytes.
+const TCP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
 /// Offsets of the checksum in a TCP header (RFC 9293, 3.1) and in a UDP header (RFC 768), in bytes.
 const TCP_CHECKSUM: usize = 16;
 pub(crate) const UDP_CHECKSUM: usize = 6;
@@ -91,6 +94,17 @@ pub(crate) struct Gso {
     pub(crate) size: u16,
     /// Offset of the TCP or UDP header in the frame, in bytes: where the checksum starts.
     pub(crate) transport: usize,
+}
+
+impl Gso {
+    /// Length of the headers that each segment has, without TCP's options, in bytes.
+    pub(crate) fn headers_len(&self) -> usize {
+        self.transport
+            + match self.kind {
+                GsoKind::Tcp4 | GsoKind::Tcp6 => TCP_HEADER,
+                GsoKind::Udp => UDP_HEADER,
+            }
+    }
 }
 
 /// Number of words that hold a header. The last one is not full.

@@ -24,11 +24,14 @@ use crate::features::{Negotiated, offered};
 use crate::guest_memory::GuestMemory;
 use crate::poller::{Poller, Waker};
 use crate::queue::check_setup;
+use crate::rate_limit::{RateLimiter, RateLimits};
 use crate::worker::{Answer, Command, Report, Request, Worker, WorkerSetup};
 
+mod config;
 mod link_book;
 mod links;
 
+pub use config::PortConfig;
 pub use link_book::LinkEvent;
 use link_book::{FloodEnd, LinkBook};
 pub use links::LinkBackend;
@@ -118,9 +121,9 @@ impl Port {
     /// # Errors
     ///
     /// When a thread or a descriptor cannot be created.
-    pub fn new(local: &LocalPort, busy_poll: BusyPollConfig) -> Result<Port, DeviceError> {
+    pub fn new(local: &LocalPort, config: impl Into<PortConfig>) -> Result<Port, DeviceError> {
         take_doorbell_resource()?;
-        Port::with_links(local, busy_poll, Links::new)
+        Port::with_links(local, config, Links::new)
     }
 
     /// The same, with links that `make` makes.
@@ -130,10 +133,10 @@ impl Port {
     /// As [`Port::new`].
     pub fn with_links(
         local: &LocalPort,
-        busy_poll: BusyPollConfig,
+        config: impl Into<PortConfig>,
         mut make: impl FnMut(BackendSetup) -> Links,
     ) -> Result<Port, DeviceError> {
-        Port::with_flood(local, busy_poll, |setup, flood| {
+        Port::with_flood(local, config, |setup, flood| {
             let mut links = make(setup);
             if let Some((sender, receiver)) = flood {
                 links.set_flood(sender, receiver);
@@ -170,7 +173,7 @@ impl Port<Network> {
     /// When a thread or a descriptor cannot be created.
     pub fn with_uplink(
         local: &LocalPort,
-        busy_poll: BusyPollConfig,
+        config: impl Into<PortConfig>,
         uplink: Option<Vec<OwnedFd>>,
     ) -> Result<Port<Network>, DeviceError> {
         take_doorbell_resource()?;
@@ -184,7 +187,7 @@ impl Port<Network> {
                 Network::without_uplink(setup)
             }
         };
-        let port = Port::with_flood(local, busy_poll, |setup, flood| {
+        let port = Port::with_flood(local, config, |setup, flood| {
             let mut network = network(setup);
             if let Some((sender, receiver)) = flood {
                 network.set_flood(sender, receiver);
@@ -254,13 +257,13 @@ impl<B: Backend> Port<B> {
     /// Starts the workers, each with a backend that `make` makes of its ends of the floods.
     fn with_flood(
         local: &LocalPort,
-        busy_poll: BusyPollConfig,
+        config: impl Into<PortConfig>,
         mut make: impl FnMut(BackendSetup, Option<FloodEnd>) -> B,
     ) -> Result<Port<B>, DeviceError> {
         let doorbell = new_doorbell()?;
         let (book, mut ends) = LinkBook::new(local, &doorbell)?;
         let make = |setup| make(setup, ends.next());
-        Port::with_doorbell(local, busy_poll, doorbell, book, make)
+        Port::with_doorbell(local, config.into(), doorbell, book, make)
     }
 
     /// Starts the workers, one for each queue pair, each with a backend that `make` makes.
@@ -270,16 +273,16 @@ impl<B: Backend> Port<B> {
     /// When a thread or a descriptor cannot be created.
     pub fn with_backend(
         local: &LocalPort,
-        busy_poll: BusyPollConfig,
+        config: impl Into<PortConfig>,
         make: impl FnMut(BackendSetup) -> B,
     ) -> Result<Port<B>, DeviceError> {
         let book = LinkBook::without_floods(local);
-        Port::with_doorbell(local, busy_poll, new_doorbell()?, book, make)
+        Port::with_doorbell(local, config.into(), new_doorbell()?, book, make)
     }
 
     fn with_doorbell(
         local: &LocalPort,
-        busy_poll: BusyPollConfig,
+        config: PortConfig,
         doorbell: OwnedFd,
         book: LinkBook,
         mut make: impl FnMut(BackendSetup) -> B,
@@ -299,6 +302,8 @@ impl<B: Backend> Port<B> {
         };
         let in_use = Arc::new(InUse::default());
         let learned = Arc::clone(port.book.learned());
+        let RateLimits { transmit, receive } = config.rate_limits;
+        let (tx_limit, rx_limit) = (RateLimiter::new(transmit), RateLimiter::new(receive));
         for index in 0..local.queues {
             let (commands, inbox) = mpsc::channel();
             let (poller, waker) = Poller::new().map_err(io("create an epoll instance"))?;
@@ -307,6 +312,8 @@ impl<B: Backend> Port<B> {
                 allowed: local.allowed.clone(),
                 mtu: local.mtu,
                 negotiated: Negotiated::default(),
+                tx_limit: tx_limit.clone(),
+                rx_limit: rx_limit.clone(),
                 counters: Arc::new(Counters::default()),
             };
             let counters = Arc::clone(&rules.counters);
@@ -327,7 +334,7 @@ impl<B: Backend> Port<B> {
                 commands: inbox,
                 poller,
                 in_use: Arc::clone(&in_use),
-                busy_poll,
+                busy_poll: config.busy_poll,
                 report: Box::new(move |report| {
                     // While the port is dropped, nobody receives reports any more.
                     let _ = reporter.send(report);

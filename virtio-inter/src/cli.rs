@@ -12,11 +12,12 @@ use virtio_inter_args::{
     SocketPathError, absolute, check_socket_path, format_size, parse_size, segment_directory,
 };
 use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
-use virtio_inter_device::BusyPollConfig;
+use virtio_inter_device::{BusyPollConfig, PortConfig};
 use virtio_inter_host::args::{CheckArgs, ExporterArgs, ListArgs, ShowArgs};
 use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
 
 use crate::limit_args::LimitArgs;
+use crate::rate_limit_args::RateLimitArgs;
 use crate::sandbox::Mode as SandboxMode;
 use crate::socket_access::{SocketAccess, SocketGroup, SocketMode};
 use crate::uplink::UplinkArg;
@@ -154,6 +155,9 @@ pub struct PortArgs {
     /// Limits of what peers and links may take.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// Limits of what the VM sends and gets.
+    #[command(flatten)]
+    pub rate_limits: RateLimitArgs,
     /// Maximum time in microseconds that a queue thread busy-polls before it sleeps, 0 to 200. It
     /// busy-polls only if frames have arrived within that time and, by /proc/schedstat, no other
     /// thread waits for its CPU. 0 turns it off; it is also off if that file does not exist
@@ -216,11 +220,14 @@ impl PortArgs {
         Duration::from_secs(self.link_idle.into())
     }
 
-    /// The configuration of busy-polling.
-    pub fn busy_poll(&self) -> BusyPollConfig {
-        BusyPollConfig {
-            limit: Duration::from_micros(self.busy_poll.into()),
-            ..BusyPollConfig::default()
+    /// The configuration of the device's workers.
+    pub fn config(&self) -> PortConfig {
+        PortConfig {
+            busy_poll: BusyPollConfig {
+                limit: Duration::from_micros(self.busy_poll.into()),
+                ..BusyPollConfig::default()
+            },
+            rate_limits: self.rate_limits.limits(),
         }
     }
 }
@@ -340,6 +347,12 @@ fn parse_tap_fd(text: &str) -> Result<UplinkArg, String> {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let cli = Cli::try_parse_from(arguments)?;
     if let Command::Port(port) = &cli.command
+        && let Err((option, reason)) = port.rate_limits.check()
+    {
+        let text = format!("invalid values for '{option}': {reason}");
+        return Err(Cli::command().error(ErrorKind::ValueValidation, text));
+    }
+    if let Command::Port(port) = &cli.command
         && let Some(allowed) = &port.allow_mac
         && allowed.exact().any(|address| address == port.mac)
     {
@@ -419,6 +432,7 @@ fn parse_power_of_two(text: &str, min: u32, max: u32) -> Result<u32, String> {
 
 #[cfg(test)]
 mod tests {
+    use virtio_inter_device::TokenBucketConfig;
     use virtio_inter_segment::Limits;
 
     use super::*;
@@ -479,6 +493,33 @@ mod tests {
         // Each peer may have some.
         assert_eq!(limits(&["--max-peers=2000"]).max_rings, 16_000);
         assert_eq!(limits(&["--max-peers=65535"]).max_rings, 20_000);
+    }
+
+    #[test]
+    fn rate_limit_options_are_for_both_directions_or_for_each() {
+        let limits = |extra: &[&str]| {
+            let port = parse_with(extra)?;
+            let limits = port.config().rate_limits;
+            let sizes = [limits.transmit, limits.receive].map(|limit| {
+                let size = |bucket: Option<TokenBucketConfig>| bucket.map_or(0, |b| b.size);
+                (size(limit.bandwidth), size(limit.packets))
+            });
+            Ok::<_, String>(sizes)
+        };
+        assert_eq!(limits(&[]), Ok([(0, 0); 2]));
+        let both = "--bandwidth=size=1M,refill_time=1000";
+        assert_eq!(limits(&[both]), Ok([(1 << 20, 0); 2]));
+        let transmit = "--packets=direction=tx,size=5,refill_time=10";
+        let receive = "--packets=direction=rx,size=6,refill_time=10";
+        assert_eq!(limits(&[transmit]), Ok([(0, 5), (0, 0)]));
+        assert_eq!(
+            limits(&[both, transmit, receive]),
+            Ok([(1 << 20, 5), (1 << 20, 6)])
+        );
+        let error = limits(&[receive, transmit, receive]).unwrap_err();
+        assert!(error.contains("--packets"), "{error}");
+        assert!(error.contains("what the VM gets has two limits"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
     }
 
     #[test]
@@ -564,6 +605,8 @@ mod tests {
             ("--max-link-memory", "32K", "64K or more are needed"),
             ("--max-user-share", "0", "0 is not in 1..=100"),
             ("--max-user-share", "101", "101 is not in 1..=100"),
+            ("--bandwidth", "10M", "'10M' is not KEY=VALUE"),
+            ("--packets", "size=9", "refill_time is missing"),
         ] {
             let error = parse_with(&[option, value]).unwrap_err();
             assert!(error.contains(reason) && error.contains(option), "{error}");

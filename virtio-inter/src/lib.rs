@@ -17,6 +17,7 @@ mod lock_wait;
 pub mod notify;
 pub mod paths;
 pub mod process;
+pub mod rate_limit_args;
 mod restore_backoff;
 pub mod rlimits;
 pub mod sandbox;

@@ -62,7 +62,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     };
     // The event loop tries again and warns.
     let _ = status.listen_in_segment(&segment);
-    let mut device = Device::with_uplink(&local, arguments.busy_poll(), queues)?;
+    let mut device = Device::with_uplink(&local, arguments.config(), queues)?;
     let limits = SessionLimits {
         queue_size: arguments.queue_size,
         mtu: arguments.mtu,

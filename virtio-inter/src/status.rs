@@ -14,6 +14,7 @@ use virtio_inter_segment::{PeerInfo, RefusedPeer, Usage, UsageOf};
 use crate::cli::{PortArgs, UplinkArgs};
 use crate::diagnostics::Diagnostics;
 use crate::frontend_server::{FrontendServer, FrontendState};
+use crate::rate_limit_args::RateLimitStatus;
 use crate::sandbox::Report;
 use crate::uplink::{Device, UplinkStatus};
 
@@ -43,6 +44,7 @@ pub struct Status<'a> {
     last_refused_source: Option<String>,
     sandbox: Option<&'a Report>,
     limits: Option<Limits>,
+    rate_limits: RateLimitStatus,
     counters: Vec<ByName<'a>>,
 }
 
@@ -244,6 +246,7 @@ impl<'a> Status<'a> {
             last_refused_source: diagnostics.last_refused_source().map(|mac| mac.to_string()),
             sandbox: None,
             limits: None,
+            rate_limits: arguments.rate_limits.status(),
             counters: device.counters().map(ByName).collect(),
         }
     }

@@ -50,6 +50,7 @@ impl Stage {
             tap: None,
             allow_mac: Default::default(),
             limits: Default::default(),
+            rate_limits: Default::default(),
             sandbox: None,
             tap_fds: None,
             id: "net0".parse().unwrap(),

@@ -158,8 +158,7 @@ impl TxBackend for Network {
             && let Some(uplink) = &self.uplink
         {
             rest.safe &= !uplink.is_writable();
-            let again = Instant::now() + TRY_AGAIN;
-            rest.until = Some(rest.until.map_or(again, |until| until.min(again)));
+            rest.wake_at(Instant::now() + TRY_AGAIN);
         }
         rest
     }

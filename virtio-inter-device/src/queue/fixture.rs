@@ -56,6 +56,8 @@ impl Driver {
             allowed: Default::default(),
             mtu: 65535,
             negotiated: Negotiated::new(1 << VIRTIO_F_VERSION_1, offered(1)).unwrap(),
+            tx_limit: None,
+            rx_limit: None,
             counters: Arc::new(Counters::default()),
         };
         let driver = Driver {

@@ -24,6 +24,7 @@ use crate::frame::{ETHERNET_HEADER, FrameHeader, Gso, Invalid, NET_HEADER};
 use crate::guest_memory::GuestMemory;
 use crate::offload::{RxAction, RxLimits, SoftwareOffload};
 use crate::queue::{QueueViolation, RxQueue, SplitQueue};
+use crate::rate_limit::{Allowance, Cost, Throttle};
 
 /// Number of bytes after which used entries are published in mid-batch.
 const PUBLISH_BYTES: usize = 64 * 1024;
@@ -45,6 +46,8 @@ pub(crate) struct RxHandler {
     short_of_buffers: bool,
     /// Records wait for another worker, which is to serve their links.
     held: bool,
+    /// By the port's rate limits.
+    throttle: Throttle,
 }
 
 impl RxHandler {
@@ -57,6 +60,7 @@ impl RxHandler {
             out_of_buffers: false,
             short_of_buffers: false,
             held: false,
+            throttle: Throttle::default(),
         }
     }
 
@@ -75,6 +79,16 @@ impl RxHandler {
             // Also if there is no record: this is how the queue is found to be in use.
             queue.available(1)?;
         }
+        let Ok(limit) = self.throttle.begin_batch(rules.rx_limit.as_deref()) else {
+            return Ok(Pace::Idle);
+        };
+        if let Some(limit) = &limit
+            && !limit.admits()
+        {
+            // Also if there is no record: the first of a batch is always admitted.
+            self.throttle.hold(limit);
+            return Ok(Pace::Idle);
+        }
         self.buffers.begin_batch();
         self.shortage.begin_batch();
         let mut batch = RxBatch {
@@ -87,6 +101,8 @@ impl RxHandler {
             uninterrupted: 0,
             out_of_buffers: false,
             short_of_buffers: false,
+            limit,
+            limited: false,
             violation: None,
         };
         backend.receive(&mut batch);
@@ -95,11 +111,16 @@ impl RxHandler {
         batch.queue.publish_and_interrupt()?;
         backend.release();
         let violation = batch.violation;
+        let limited = batch.limited;
         let waits = (batch.out_of_buffers, batch.short_of_buffers);
         let has_waited = self.waits_for_buffers();
         (self.out_of_buffers, self.short_of_buffers) = waits;
         if self.waits_for_buffers() && !has_waited {
             rules.counters.rx_waits.add(1);
+        }
+        if limited && let Some(limit) = &limit {
+            self.throttle.hold(limit);
+            rules.counters.rx_limited.add(1);
         }
         match violation {
             Some(violation) => Err(violation),
@@ -133,6 +154,7 @@ impl RxHandler {
         self.out_of_buffers = false;
         self.short_of_buffers = false;
         self.shortage.begin_batch();
+        self.throttle.end();
     }
 
     /// Asks to be woken by what the worker waits for: the guest's buffers, or records.
@@ -150,8 +172,10 @@ impl RxHandler {
         {
             rest.safe = queue.enable_notification()?;
         }
-        // Else records are there already.
-        if !self.out_of_buffers && !self.held {
+        if let Some(at) = self.throttle.until() {
+            rest.wake_at(at);
+        } else if !self.out_of_buffers && !self.held {
+            // Else records are there already.
             rest.safe &= backend.enable_rx_notification();
         }
         Ok(rest)
@@ -174,6 +198,9 @@ struct RxBatch<'h, 'q> {
     out_of_buffers: bool,
     /// Some records wait for more buffers.
     short_of_buffers: bool,
+    limit: Option<Allowance<'h>>,
+    /// The batch ended because the limit admits no more.
+    limited: bool,
     /// The batch ended because the driver violated the queue's rules.
     violation: Option<QueueViolation>,
 }
@@ -202,8 +229,14 @@ impl RxSink for RxBatch<'_, '_> {
 }
 
 impl RxBatch<'_, '_> {
-    fn is_full(&self) -> bool {
-        self.left == 0 || self.buffers.batch_is_long()
+    #[inline]
+    fn is_full(&mut self) -> bool {
+        if let Some(limit) = &self.limit
+            && !limit.admits()
+        {
+            self.limited = true;
+        }
+        self.left == 0 || self.buffers.batch_is_long() || self.limited
     }
 
     /// Publishes used entries if there are many.
@@ -246,6 +279,9 @@ impl RxBatch<'_, '_> {
         counters.rx_bytes.add((len - NET_HEADER) as u64);
         self.bytes += len;
         self.left -= 1;
+        if let Some(limit) = &self.limit {
+            limit.take(Cost::of_frame(len));
+        }
     }
 
     /// Drops a record.

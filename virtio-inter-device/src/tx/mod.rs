@@ -17,6 +17,7 @@ use crate::frame::{FrameHeader, Gso, Invalid, NET_HEADER};
 use crate::guest_memory::GuestMemory;
 use crate::offload::{Layout, MAX_HEADERS};
 use crate::queue::{DescriptorChain, QueueViolation, SplitQueue, TxQueue};
+use crate::rate_limit::{Allowance, Cost, Throttle};
 use frame::GuestFrame;
 use look_ahead::LookAhead;
 
@@ -28,6 +29,8 @@ pub(crate) struct TxHandler {
     /// The backend has no room for the next frame.
     held: bool,
     look_ahead: LookAhead,
+    /// By the port's rate limits.
+    throttle: Throttle,
 }
 
 impl TxHandler {
@@ -39,6 +42,11 @@ impl TxHandler {
         rules: &Rules,
         backend: &mut B,
     ) -> Result<Pace, QueueViolation> {
+        let Ok(limit) = self.throttle.begin_batch(rules.tx_limit.as_deref()) else {
+            // Frames that the backend has go on.
+            backend.flush();
+            return Ok(Pace::Idle);
+        };
         let mut queue = TxQueue::new(queue, memory, rules)?;
         queue.disable_notification()?;
         let was_held = std::mem::take(&mut self.held);
@@ -47,7 +55,7 @@ impl TxHandler {
             backend.end_hold(|is_other| look_ahead.finds(&mut queue, is_other));
         }
         let mut pace = Pace::Idle;
-        let result = self.send_batch(&mut queue, backend, &mut pace);
+        let result = self.send_batch(&mut queue, limit, backend, &mut pace);
         // After a violation too: frames that were sent before it go on, and their buffers return.
         backend.flush();
         queue.publish_and_interrupt()?;
@@ -61,6 +69,7 @@ impl TxHandler {
     fn send_batch<B: TxBackend>(
         &mut self,
         queue: &mut TxQueue<'_>,
+        limit: Option<Allowance<'_>>,
         backend: &mut B,
         pace: &mut Pace,
     ) -> Result<(), QueueViolation> {
@@ -69,13 +78,20 @@ impl TxHandler {
             if self.chain.batch_is_long() || queue.available(1)? == 0 {
                 return Ok(());
             }
+            if let Some(limit) = &limit
+                && !limit.admits()
+            {
+                self.throttle.hold(limit);
+                queue.rules.counters.tx_limited.add(1);
+                return Ok(());
+            }
             queue.prefetch(0, left);
             self.chain.clear();
             let (head, _) = queue.parse_chain(0, &mut self.chain)?;
             // The next frame, which is probably as long, arrives in the cache while this one is
             // copied.
             queue.prefetch_next(1, self.chain.len() as usize);
-            if self.send_frame(queue, backend)? == TxStatus::Held {
+            if self.send_frame(queue, limit.as_ref(), backend)? == TxStatus::Held {
                 self.held = true;
                 return Ok(());
             }
@@ -89,17 +105,24 @@ impl TxHandler {
     fn send_frame<B: TxBackend>(
         &mut self,
         queue: &TxQueue<'_>,
+        limit: Option<&Allowance<'_>>,
         backend: &mut B,
     ) -> Result<TxStatus, QueueViolation> {
         let counters = &*queue.rules.counters;
         let mut header = FrameHeader::default();
-        if let Err(invalid) = self.read_header(queue, backend, &mut header)? {
-            counter_of(invalid, counters).add(1);
-            if invalid == Invalid::Source {
-                counters.drops.foreign_source(header.source());
+        let gso = match self.read_header(queue, backend, &mut header)? {
+            Ok(gso) => gso,
+            Err(invalid) => {
+                counter_of(invalid, counters).add(1);
+                if invalid == Invalid::Source {
+                    counters.drops.foreign_source(header.source());
+                }
+                if let Some(limit) = limit {
+                    limit.take(Cost::of_frame(header.len()));
+                }
+                return Ok(TxStatus::Dropped);
             }
-            return Ok(TxStatus::Dropped);
-        }
+        };
         header.sanitize();
         let status = backend.offer(&GuestFrame {
             queue,
@@ -108,6 +131,8 @@ impl TxHandler {
         })?;
         if status == TxStatus::Held {
             self.look_ahead.begin(header.destination());
+        } else if let Some(limit) = limit {
+            limit.take(Cost::of_segments(&header, gso.as_ref()));
         }
         if status == TxStatus::Sent {
             counters.tx_frames.add(1);
@@ -123,7 +148,7 @@ impl TxHandler {
         queue: &TxQueue<'_>,
         backend: &mut B,
         header: &mut FrameHeader,
-    ) -> Result<Result<(), Invalid>, QueueViolation> {
+    ) -> Result<Result<Option<Gso>, Invalid>, QueueViolation> {
         if let Err(invalid) = queue.read_header(&self.chain, header)? {
             return Ok(Err(invalid));
         }
@@ -135,10 +160,11 @@ impl TxHandler {
         if source != queue.rules.mac && !may_send_from(source, queue.rules, backend) {
             return Ok(Err(Invalid::Source));
         }
-        match gso {
-            Some(gso) => self.check_layout(queue, header, &gso),
-            None => Ok(Ok(())),
-        }
+        let checked = match &gso {
+            Some(gso) => self.check_layout(queue, header, gso)?,
+            None => Ok(()),
+        };
+        Ok(checked.map(|()| gso))
     }
 
     /// Checks that a GSO frame is of the kind that its header says, and asks for no more segments
@@ -190,8 +216,13 @@ impl TxHandler {
     ) -> Result<Rest, QueueViolation> {
         // A frame that was held left with its queue.
         self.held &= queue.is_some();
+        if queue.is_none() {
+            self.throttle.end();
+        }
         let mut rest = backend.enable_tx_notification(self.held);
-        if let Some(mut queue) = queue
+        if let Some(at) = self.throttle.until() {
+            rest.wake_at(at);
+        } else if let Some(mut queue) = queue
             && !self.held
         {
             rest.safe &= queue.enable_notification()?;

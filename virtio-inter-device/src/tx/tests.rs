@@ -1,10 +1,12 @@
 use std::cell::Cell;
+use std::time::Duration;
 
 use virtio_inter_common::MacAddr;
 
 use super::*;
 use crate::backend::{Null, TxFrame};
 use crate::queue::fixture::{Driver, LONGEST_CHAIN, MAC, PEER, record};
+use crate::rate_limit::{RateLimit, RateLimiter, TokenBucketConfig};
 
 #[test]
 fn tx_batch_ends_after_64_frames() {
@@ -148,4 +150,55 @@ fn tx_frame_in_pieces_is_its_header_and_the_rest() {
             .unwrap();
         assert_eq!(backend.pieces, pieces, "{len}");
     }
+}
+
+#[test]
+fn tx_rate_limit_leaves_frames_in_the_queue() {
+    const FRAME: usize = 1000;
+    let (mut driver, mut queue) = Driver::new();
+    driver.rules.tx_limit = RateLimiter::new(RateLimit {
+        bandwidth: Some(TokenBucketConfig {
+            size: 10 * FRAME as u64,
+            refill_time: Duration::from_hours(1),
+            one_time_burst: 0,
+        }),
+        packets: None,
+    });
+    for _ in 0..30 {
+        driver.add_frame(&record(MAC, PEER, NET_HEADER + FRAME));
+    }
+    let mut handler = TxHandler::default();
+    for (pace, sent) in [(Pace::Busy, 10), (Pace::Idle, 10)] {
+        let run = handler.run(&mut queue, &driver.memory, &driver.rules, &mut Null);
+        assert_eq!((run, driver.used_index()), (Ok(pace), sent));
+        assert_eq!(driver.rules.counters.tx_limited.get(), 1);
+    }
+    let view = TxQueue::new(&mut queue, &driver.memory, &driver.rules).unwrap();
+    let rest = handler.enable_notification(Some(view), &mut Null).unwrap();
+    assert!(rest.safe && rest.until.is_some());
+    // Nothing is waited for without a queue, or the worker would never sleep.
+    let rest = handler.enable_notification(None, &mut Null).unwrap();
+    assert_eq!(rest, Rest::SAFE);
+}
+
+#[test]
+fn tx_rate_limit_counts_dropped_frames() {
+    let (mut driver, mut queue) = Driver::new();
+    driver.rules.tx_limit = RateLimiter::new(RateLimit {
+        bandwidth: None,
+        packets: Some(TokenBucketConfig {
+            size: 5,
+            refill_time: Duration::from_hours(1),
+            one_time_burst: 2,
+        }),
+    });
+    for _ in 0..10 {
+        driver.add_frame(&record(PEER, MAC, 72));
+    }
+    let mut handler = TxHandler::default();
+    for pace in [Pace::Busy, Pace::Idle] {
+        let run = handler.run(&mut queue, &driver.memory, &driver.rules, &mut Null);
+        assert_eq!((run, driver.used_index()), (Ok(pace), 7));
+    }
+    assert_eq!(driver.rules.counters.tx_spoofed.get(), 7);
 }

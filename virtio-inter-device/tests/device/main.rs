@@ -23,6 +23,7 @@ mod model;
 mod multi_queue;
 mod notifications;
 mod offload;
+mod rate_limits;
 mod resume;
 mod rings;
 mod small_buffers;

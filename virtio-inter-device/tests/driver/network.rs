@@ -12,7 +12,9 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use virtio_inter_common::MacAddr;
 use virtio_inter_device::backend::{self, Backend, BackendSetup, Links};
-use virtio_inter_device::{BusyPollConfig, Counters, Device, Port, PortEvent, QueueSetup};
+use virtio_inter_device::{
+    BusyPollConfig, Counters, Device, Port, PortConfig, PortEvent, QueueSetup, RateLimits,
+};
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
 
@@ -92,6 +94,16 @@ pub(crate) struct Spec {
     pub(crate) buffers: (usize, usize),
     /// Addresses that the guest may use beside its own, as on the command line.
     pub(crate) allowed: &'static str,
+    pub(crate) rate_limits: RateLimits,
+}
+
+impl Spec {
+    fn config(&self) -> PortConfig {
+        PortConfig {
+            busy_poll: self.busy_poll,
+            rate_limits: self.rate_limits,
+        }
+    }
 }
 
 impl Default for Spec {
@@ -108,6 +120,7 @@ impl Default for Spec {
             stall_timeout: true,
             buffers: (256, 2048),
             allowed: "",
+            rate_limits: RateLimits::default(),
         }
     }
 }
@@ -184,7 +197,7 @@ impl Node<backend::Network> {
     /// A node whose port has an uplink: these queues of a tap device.
     pub(crate) fn with_uplink(number: usize, spec: Spec, queues: Vec<OwnedFd>) -> Self {
         let local = local(number, &spec);
-        let port = Port::with_uplink(&local, spec.busy_poll, Some(queues)).unwrap();
+        let port = Port::with_uplink(&local, spec.config(), Some(queues)).unwrap();
         Node::with_port(number, spec, port)
     }
 }
@@ -196,7 +209,7 @@ impl<B: Backend> Node<B> {
         spec: Spec,
         make: impl FnMut(BackendSetup) -> B,
     ) -> Self {
-        let port = Port::with_backend(&local(number, &spec), spec.busy_poll, make).unwrap();
+        let port = Port::with_backend(&local(number, &spec), spec.config(), make).unwrap();
         Node::with_port(number, spec, port)
     }
 
@@ -310,10 +323,10 @@ impl<B: Backend> Node<B> {
 fn port(number: usize, spec: &Spec) -> Port {
     let local = local(number, spec);
     if spec.stall_timeout {
-        return Port::new(&local, spec.busy_poll).unwrap();
+        return Port::new(&local, spec.config()).unwrap();
     }
     let links = |setup| Links::new(setup).without_timeouts();
-    Port::with_links(&local, spec.busy_poll, links).unwrap()
+    Port::with_links(&local, spec.config(), links).unwrap()
 }
 
 /// A guest that has accepted `features`, with empty queues.

@@ -49,6 +49,29 @@ fn limit_on_file_size_prevents_rings_and_ends_nothing() {
     }
 }
 
+/// Limits of what the VM sends and gets.
+#[test]
+fn rate_limits_are_in_the_status() {
+    let place = Place::new();
+    let socket = place.path("a.status");
+    let port = place
+        .command("a")
+        .with("--bandwidth", "direction=tx,size=125000,refill_time=100")
+        .with("--packets", "size=1K,refill_time=1000,one_time_burst=9")
+        .with("--status-socket", &socket)
+        .start();
+    let packets = json!({"size": 1024, "refill_time": 1000, "one_time_burst": 9});
+    let expected = json!({
+        "bandwidth": {
+            "tx": {"size": 125000, "refill_time": 100, "one_time_burst": 0},
+            "rx": null
+        },
+        "packets": {"tx": packets, "rx": packets}
+    });
+    assert_eq!(status(&socket)["rate_limits"], expected);
+    port.end();
+}
+
 /// The options, and what is used of them.
 #[test]
 fn limits_of_peers_and_memory_are_options_and_in_the_status() {

@@ -134,6 +134,8 @@ fn help_in_each_form_is_no_error() {
             "--max-peers",
             "--max-link-memory",
             "--max-user-share",
+            "--bandwidth",
+            "--packets",
             "--status-socket",
             "68 to 65535",
             "Exit status",
