@@ -99,10 +99,22 @@ pub(super) fn set_offloads(fd: &impl AsFd, offloads: u32) -> io::Result<()> {
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
 }
 
+/// The requests that a socket answers, in the type that ioctl(2) has in each C library.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the constants' types differ by C library"
+)]
+const GET_FLAGS: libc::Ioctl = libc::SIOCGIFFLAGS as libc::Ioctl;
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the constants' types differ by C library"
+)]
+const GET_MTU: libc::Ioctl = libc::SIOCGIFMTU as libc::Ioctl;
+
 /// Flags of an interface (`IFF_…`), asked for by any socket of its network namespace.
 pub(super) fn interface_flags(socket: &impl AsFd, name: &str) -> io::Result<c_int> {
     let mut request = request(name, |_| {});
-    with_request(socket, libc::SIOCGIFFLAGS, &mut request)?;
+    with_request(socket, GET_FLAGS, &mut request)?;
     // SAFETY: the kernel has filled in the flags.
     Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags } as u16))
 }
@@ -110,7 +122,7 @@ pub(super) fn interface_flags(socket: &impl AsFd, name: &str) -> io::Result<c_in
 /// MTU of an interface in bytes, asked for in the same way.
 pub(super) fn interface_mtu(socket: &impl AsFd, name: &str) -> io::Result<c_int> {
     let mut request = request(name, |_| {});
-    with_request(socket, libc::SIOCGIFMTU, &mut request)?;
+    with_request(socket, GET_MTU, &mut request)?;
     // SAFETY: the kernel has filled in the MTU.
     Ok(unsafe { request.ifr_ifru.ifru_mtu })
 }
