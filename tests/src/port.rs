@@ -217,6 +217,17 @@ impl Port {
         Counters::parse(&self.status_text()?)
     }
 
+    /// Number of peers with which it can exchange frames.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Port::status`].
+    pub fn peers(&self) -> Result<usize> {
+        let status = self.status()?;
+        let peers = status.get("peers").and_then(serde_json::Value::as_array);
+        Ok(peers.context("A status without peers")?.len())
+    }
+
     /// What it says of itself: the document of docs/port-status.md.
     ///
     /// # Errors
