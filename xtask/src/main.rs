@@ -1,5 +1,5 @@
 //! Developer commands: `cargo xtask setup | image | demo | bench | style | test | mutants | package
-//! | vm`.
+//! | book | vm`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -9,6 +9,7 @@
 
 mod apt;
 mod bench;
+mod book;
 mod demo;
 mod image;
 mod modules;
@@ -18,6 +19,7 @@ mod root;
 mod setup;
 mod style;
 mod test;
+mod tools;
 mod vm;
 
 use std::process::ExitCode;
@@ -51,6 +53,8 @@ enum Command {
     Mutants(mutants::Options),
     /// Build a Debian package in target/package.
     Package(package::Options),
+    /// Make a book of the documents in target/book, with a search.
+    Book,
     /// Boot one guest by hand and run commands in it.
     Vm(vm::Options),
 }
@@ -76,6 +80,10 @@ fn run(command: Command) -> Result<()> {
         Command::Test(options) => test::run(options),
         Command::Mutants(options) => mutants::run(&options),
         Command::Package(options) => package::run(&options),
+        Command::Book => {
+            println!("{}", book::make()?.display());
+            Ok(())
+        }
         Command::Vm(options) => vm::run(options),
     }
 }

@@ -5,7 +5,7 @@
 //! tries them in random order, so that a run of limited time is a sample.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::root::root;
+use crate::tools::Tool;
 
 /// Options of the run.
 #[derive(Args)]
@@ -62,6 +63,12 @@ const PARTS: [Part; 2] = [
     },
 ];
 
+const CARGO_MUTANTS: Tool = Tool {
+    name: "cargo-mutants",
+    version: &["mutants", "--version"],
+    install: &[],
+};
+
 /// Files that hold tests and what they need.
 const TEST_FILES: [&str; 3] = ["fixture.rs", "tests.rs", "_tests.rs"];
 
@@ -94,7 +101,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    let program = cargo_mutants()?;
+    let program = CARGO_MUTANTS.program()?;
     let end = Instant::now() + Duration::from_secs(options.minutes.saturating_mul(60));
     let mut survivors = Vec::new();
     for (rest, (part, files)) in (1..=parts.len() as u32).rev().zip(&parts) {
@@ -117,34 +124,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         println!("  {survivor}");
     }
     Ok(())
-}
-
-/// The program `cargo-mutants`: that of this user, else one below `target/`, installed if need be.
-fn cargo_mutants() -> Result<PathBuf> {
-    let runs = |program: &Path| {
-        let mut command = Command::new(program);
-        command.args(["mutants", "--version"]);
-        let output = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        output.is_ok_and(|status| status.success())
-    };
-    let tools = root().join("target").join("tools");
-    let own = tools.join("bin").join("cargo-mutants");
-    for program in [PathBuf::from("cargo-mutants"), own.clone()] {
-        if runs(&program) {
-            return Ok(program);
-        }
-    }
-    eprintln!("Installing cargo-mutants below {}", tools.display());
-    let status = Command::new("cargo")
-        .args(["install", "--locked", "cargo-mutants", "--root"])
-        .arg(&tools)
-        .status()
-        .context("Cannot run cargo")?;
-    ensure!(
-        status.success() && runs(&own),
-        "Cannot install cargo-mutants: cargo install ended with {status}"
-    );
-    Ok(own)
 }
 
 /// The files of a part whose paths contain one of these texts, or all files if there is no text.

@@ -9,9 +9,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::apt::Mirror;
 use crate::root::root;
+use crate::tools::Tool;
 
-/// The tool that makes the package, built from crates.io once.
-const CARGO_DEB: &str = "3.8.0";
+/// The tool that makes the package.
+const CARGO_DEB: Tool = Tool {
+    name: "cargo-deb",
+    version: &["--version"],
+    install: &["--quiet", "--version", "3.8.0"],
+};
 
 /// Options of `cargo xtask package`.
 #[derive(clap::Args)]
@@ -71,21 +76,7 @@ fn build() -> Result<PathBuf> {
     let version = env!("CARGO_PKG_VERSION");
     fs::write(place.join("changelog"), changelog(version)?)?;
     fs::write(place.join("copyright"), copyright()?)?;
-    let tools = root().join("target/tools");
-    let tool = tools.join("bin/cargo-deb");
-    if !tool.is_file() {
-        let directory = tools.display().to_string();
-        cargo(&[
-            "install",
-            "--quiet",
-            "--locked",
-            "--root",
-            &directory,
-            "cargo-deb",
-            "--version",
-            CARGO_DEB,
-        ])?;
-    }
+    let tool = CARGO_DEB.program()?;
     run_in_root(
         &tool.display().to_string(),
         &[
@@ -265,6 +256,7 @@ fn try_package(system: &System) -> Result<()> {
         "usr/bin/ch-remote-ext",
         "usr/lib/systemd/system/virtio-inter-port@.service",
         "usr/lib/systemd/system/virtio-inter-uplink@.service",
+        "usr/lib/systemd/system/virtio-inter-exporter.service",
         "usr/share/man/man1/virtio-inter-port.1.gz",
         "usr/share/bash-completion/completions/virtio-inter",
         "run/virtio-inter/default",
@@ -277,9 +269,14 @@ fn try_package(system: &System) -> Result<()> {
         "{owner}"
     );
     system.run(
-        "systemd-analyze verify --man=no virtio-inter-port@x.service virtio-inter-uplink@x.service",
+        "systemd-analyze verify --man=no virtio-inter-port@x.service virtio-inter-uplink@x.service \
+         virtio-inter-exporter.service",
     )?;
-    for unit in ["virtio-inter-port@.service", "virtio-inter-uplink@.service"] {
+    for unit in [
+        "virtio-inter-port@.service",
+        "virtio-inter-uplink@.service",
+        "virtio-inter-exporter.service",
+    ] {
         let command = format!(
             "systemd-analyze security --offline=true --threshold=15 /usr/lib/systemd/system/{unit}"
         );

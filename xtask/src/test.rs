@@ -18,7 +18,7 @@ use clap::Args;
 
 use crate::root::root;
 use crate::style::{Tree, findings};
-use crate::{image, package, setup};
+use crate::{book, image, package, setup};
 
 /// Options that leave parts out.
 #[derive(Args)]
@@ -32,12 +32,13 @@ pub(crate) struct Options {
 }
 
 /// All steps, in their order.
-const STEPS: [&str; 12] = [
+const STEPS: [&str; 13] = [
     "format",
     "style",
     "clippy",
     "dependencies",
     "documentation",
+    "book",
     "unit and property tests",
     "doc tests",
     "loom",
@@ -172,6 +173,7 @@ impl Run {
                 &[("RUSTDOCFLAGS", "-D warnings")],
             )
         });
+        self.step("book", |_| book::make().map(|_| End::Passed));
         self.step("unit and property tests", |run| {
             run.tests(
                 "unit",
