@@ -1,6 +1,7 @@
 //! Paths of the guest images and of the programs under test.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -71,6 +72,24 @@ impl Image {
 pub(crate) fn directory() -> PathBuf {
     let images = env::var_os(DIRECTORY).map(PathBuf::from);
     images.unwrap_or_else(|| target().join("images"))
+}
+
+/// Where the programs of a Debian package may be: installed, and as `cargo xtask test` has unpacked
+/// it in a directory whose name ends like this.
+pub(crate) fn roots_of_package(suffix: &str) -> Vec<PathBuf> {
+    let unpacked = fs::read_dir(directory().join("packages"));
+    let unpacked = unpacked.into_iter().flatten().flatten();
+    let unpacked = unpacked.filter(|entry| entry.file_name().to_string_lossy().ends_with(suffix));
+    let unpacked = unpacked.map(|entry| entry.path());
+    [PathBuf::from("/")].into_iter().chain(unpacked).collect()
+}
+
+/// Prometheus' `promtool`, which checks metrics; `None`: this machine has none.
+pub fn promtool() -> Option<PathBuf> {
+    let roots = roots_of_package("-prometheus").into_iter();
+    roots
+        .map(|root| root.join("usr/bin/promtool"))
+        .find(|program| program.is_file())
 }
 
 /// The workspace's target directory.

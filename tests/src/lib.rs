@@ -48,7 +48,7 @@ pub use bridge::{Bridge, Tap};
 pub use cleanup::stop_here_if_ending;
 pub use control_group::{ControlGroup, ControlGroups, Hierarchy};
 pub use group::Group;
-pub use images::{Kernel, port_program};
+pub use images::{Kernel, port_program, promtool};
 pub use inside::is_inside;
 pub use mac::Mac;
 pub use machine::{Machine, Supplies, cloud_hypervisor_test};

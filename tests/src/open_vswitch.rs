@@ -30,14 +30,8 @@ pub(crate) struct Packages {
 impl Packages {
     /// None: this machine has none that run.
     pub(crate) fn find() -> Option<Self> {
-        let unpacked = fs::read_dir(images::directory().join("packages"));
-        let unpacked = unpacked.into_iter().flatten().flatten();
-        let unpacked = unpacked.map(|entry| entry.path());
-        let is_it = |path: &PathBuf| path.display().to_string().ends_with("-openvswitch");
-        let roots = [PathBuf::from("/")]
+        images::roots_of_package("-openvswitch")
             .into_iter()
-            .chain(unpacked.filter(is_it));
-        roots
             .flat_map(|root| SWITCHES.map(|switch| (root.clone(), root.join(switch))))
             .map(|(root, switch)| Self { root, switch })
             .find(|packages| {

@@ -4,6 +4,7 @@
 //! lost frame is the name that it has in the status document.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -145,9 +146,18 @@ fn number(value: impl TryInto<i64>) -> i64 {
     value.try_into().unwrap_or(i64::MAX)
 }
 
+/// Counters of one name, with a description.
+type CounterFamily<C> = BTreeMap<String, (String, Family<Labels, C>)>;
+
+/// A counter of seconds.
+type Seconds = Counter<f64, AtomicU64>;
+
 /// What has been counted, one family for each name.
 #[derive(Default)]
-struct CounterFamilies(BTreeMap<String, (String, Family<Labels, Counter>)>);
+struct CounterFamilies {
+    numbers: CounterFamily<Counter>,
+    times: CounterFamily<Seconds>,
+}
 
 impl CounterFamilies {
     fn add(&mut self, port: &Port, status: &Document) {
@@ -159,6 +169,16 @@ impl CounterFamilies {
                 };
                 let mut labels = labels(port);
                 labels.push(("queue", queue.to_string()));
+                if let Some(name) = name.strip_suffix("_us") {
+                    let family = format!("{}_seconds", family_of(name));
+                    let help = help_of(&description.replace("Time in microseconds", "Time"));
+                    let (_, family) = self
+                        .times
+                        .entry(family)
+                        .or_insert((help, Family::default()));
+                    family.get_or_create(&labels).inc_by(*value as f64 / 1e6);
+                    continue;
+                }
                 let (family, help) = if Counters::is_drop(name) {
                     labels.push(("reason", name.clone()));
                     let help = "Frames that were lost. tx is from the guest, rx is for it, as in \
@@ -167,14 +187,20 @@ impl CounterFamilies {
                 } else {
                     (family_of(name), help_of(description))
                 };
-                let (_, family) = self.0.entry(family).or_insert((help, Family::default()));
+                let (_, family) = self
+                    .numbers
+                    .entry(family)
+                    .or_insert((help, Family::default()));
                 family.get_or_create(&labels).inc_by(*value);
             }
         }
     }
 
     fn register(self, registry: &mut Registry) {
-        for (name, (help, family)) in self.0 {
+        for (name, (help, family)) in self.numbers {
+            registry.register(name, help, family);
+        }
+        for (name, (help, family)) in self.times {
             registry.register(name, help, family);
         }
     }
@@ -236,7 +262,8 @@ mod tests {
             "frontend": {"pid": 1, "queues_running": 2},
             "warnings": [{"code": "foreign-source", "text": "", "count": 9}],
             "counters": [
-                {"tx_frames": 5, "tx_spoofed": 2, "uplink_tx_bytes": 7, "made_up": 1},
+                {"tx_frames": 5, "tx_spoofed": 2, "uplink_tx_bytes": 7, "made_up": 1,
+                 "tx_held_us": 2_500_000},
                 {"tx_frames": 6, "wakeups": 3},
             ],
         });
@@ -264,6 +291,7 @@ mod tests {
             r#"virtio_inter_drop_total{segment="web",port="a",queue="0",reason="tx_spoofed"} 2"#,
             r#"virtio_inter_uplink_transmit_bytes_total{segment="web",port="a",queue="0"} 7"#,
             r#"virtio_inter_wakeups_total{segment="web",port="a",queue="1"} 3"#,
+            r#"virtio_inter_transmit_held_seconds_total{segment="web",port="a",queue="0"} 2.5"#,
             r#"virtio_inter_up{segment="web",port="a"} 1"#,
             r#"virtio_inter_up{segment="web",port="b"} 0"#,
             r#"virtio_inter_queues_running{segment="web",port="a"} 2"#,
@@ -276,6 +304,37 @@ mod tests {
             );
         }
         assert!(!text.contains("made_up"), "{text}");
+    }
+
+    #[test]
+    fn dashboard_in_the_documentation_has_metrics_that_exist() {
+        let counters: BTreeMap<_, _> = Counters::default().values().into_iter().collect();
+        let warning = json!({"code": "foreign-source", "text": "", "count": 1});
+        let status = json!({"warnings": [warning], "counters": [counters]});
+        let port = Port {
+            segment: "web".to_owned(),
+            id: "a".parse().unwrap(),
+            answer: Answer::Status(
+                Box::new(serde_json::from_value(status.clone()).unwrap()),
+                status.to_string().into_bytes(),
+            ),
+        };
+        let metrics = text(&[port], Format::Prometheus);
+        let dashboard = include_str!("../../docs/grafana-dashboard.json");
+        let names: Vec<&str> = dashboard
+            .split("virtio_inter_")
+            .skip(1)
+            .map(|rest| {
+                &rest[..rest
+                    .find(|c: char| !c.is_alphanumeric() && c != '_')
+                    .unwrap()]
+            })
+            .collect();
+        assert!(names.len() > 8, "{names:?}");
+        for name in names {
+            let type_of = format!("# TYPE virtio_inter_{name} ");
+            assert!(metrics.contains(&type_of), "{name} is not in\n{metrics}");
+        }
     }
 
     #[test]

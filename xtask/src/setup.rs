@@ -106,6 +106,7 @@ pub(crate) fn ensure_peers() {
     let mut packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
     // The switch of some of them, unpacked: installed, it would start.
     let _ = open_vswitch();
+    unpack_promtool();
     // The package that has testpmd; that of the name `dpdk` has scripts only.
     if !virtio_inter_bench::testpmd::is_there() {
         packages.push("dpdk-dev");
@@ -146,6 +147,19 @@ pub(crate) fn open_vswitch() -> Option<PathBuf> {
         eprintln!("Installing libunbound8: {error:#}");
     }
     starts().then_some(place)
+}
+
+/// Prometheus' promtool, unpacked and not installed, so that no server is started.
+fn unpack_promtool() {
+    let unpacked = Mirror::of_this_machine().and_then(|mirror| {
+        let name = format!("{}-prometheus", mirror.codename);
+        image::unpacked(&name, |apt, directory| {
+            apt.download("prometheus", directory)
+        })
+    });
+    if let Err(error) = unpacked {
+        eprintln!("Getting prometheus: {error:#}");
+    }
 }
 
 /// Installs what is missing, for any command.
