@@ -6,10 +6,11 @@
 //! ([`check_socket_path`]), rate limits ([`RateLimitArg`]). Paths in logs, errors and status
 //! documents are [`absolute`], because their readers have another working directory.
 //!
-//! The crate knows strings and paths. It opens no file and depends on no other crate of the
-//! workspace.
+//! The crate knows strings and paths, and looks up groups. It opens no other file and depends on no
+//! other crate of the workspace.
 #![forbid(unsafe_code)]
 
+mod group;
 mod nearest;
 mod path;
 mod rate_limit;
@@ -17,6 +18,7 @@ mod segment;
 mod size;
 mod socket;
 
+pub use group::Group;
 pub use nearest::{is_typing_error, nearest};
 pub use path::absolute;
 pub use rate_limit::{ByDirection, Direction, RateLimitArg, RateLimitError, TokenBucket};

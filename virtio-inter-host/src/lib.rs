@@ -1,8 +1,8 @@
-//! The view of all ports of a host: the commands `list`, `show`, `check` and `exporter` of
-//! `virtio-inter`.
+//! The view of all ports of a host: the commands `list`, `show`, `check`, `top`, `ping` and
+//! `exporter` of `virtio-inter`, and `segment`, which makes and removes segments.
 //!
 //! There is no daemon: each port and uplink serves its status in its segment's directory
-//! (`docs/port-status.md`), and these commands read all of them. They change nothing.
+//! (`docs/port-status.md`), and these commands read all of them. Only `segment` changes anything.
 //!
 //! `place` finds segments and ports, `reader` asks the ports, `document` is what they answer.
 //! A port may belong to another user and be hostile: its answer is bounded in time and size, and
@@ -16,10 +16,16 @@ pub mod exporter;
 mod list;
 pub mod listen_addr;
 mod metrics;
+pub mod ping;
 mod place;
+mod rates;
 mod reader;
+mod screen;
+pub mod segment;
+mod segment_mode;
 mod show;
 mod text;
+pub mod top;
 
 use anyhow::Result;
 

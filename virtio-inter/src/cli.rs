@@ -9,17 +9,19 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, value_parser};
 use virtio_inter_args::{
-    SocketPathError, absolute, check_socket_path, format_size, parse_size, segment_directory,
+    Group, SocketPathError, absolute, check_socket_path, format_size, parse_size, segment_directory,
 };
 use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
 use virtio_inter_device::{BusyPollConfig, PortConfig};
-use virtio_inter_host::args::{CheckArgs, ExporterArgs, ListArgs, ShowArgs};
+use virtio_inter_host::args::{
+    CheckArgs, ExporterArgs, ListArgs, PingArgs, SegmentCommand, ShowArgs, TopArgs,
+};
 use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
 
 use crate::limit_args::LimitArgs;
 use crate::rate_limit_args::RateLimitArgs;
 use crate::sandbox::Mode as SandboxMode;
-use crate::socket_access::{SocketAccess, SocketGroup, SocketMode};
+use crate::socket_access::{SocketAccess, SocketMode};
 use crate::uplink::UplinkArg;
 
 /// Most entries of a split virtqueue (VIRTIO 1.3, 2.7).
@@ -56,6 +58,14 @@ pub enum Command {
     /// Look for what needs an operator: warnings, refusals, dead ports, directories, limits
     #[command(after_help = CHECK_HELP)]
     Check(CheckArgs),
+    /// Show the rates of ports again and again
+    Top(TopArgs),
+    /// Look whether a port answers, and whether its guest takes frames
+    #[command(after_help = PING_HELP)]
+    Ping(PingArgs),
+    /// Make, remove or list segments
+    #[command(subcommand)]
+    Segment(SegmentCommand),
     /// Serve or write metrics of all ports for Prometheus, as long as it runs
     Exporter(ExporterArgs),
 }
@@ -73,6 +83,14 @@ no status (of an older version).";
 const CHECK_HELP: &str = "\
 Exit status: 0 if nothing was found, 1 if something was or the check failed, 2 if the command line \
 is wrong.";
+
+/// One line for each paragraph: clap wraps them.
+const PING_HELP: &str = "\
+The question goes to the port's process and not to the guest: nothing is sent on the segment. \
+Whether the guest takes frames shows by those that others send to it between two questions.
+
+Exit status: 0 if the last answer was good, 1 if there was none, or the guest takes no frames, 2 \
+if the command line is wrong.";
 
 /// One line for each paragraph: clap wraps them.
 const PORT_HELP: &str = "\
@@ -109,7 +127,7 @@ pub struct PortArgs {
     /// Group of the socket, by name or number, whose members may run the VMM: the port and the VMM
     /// then have different users. The port's user must be a member, or root
     #[arg(long, value_name = "GROUP")]
-    pub socket_group: Option<SocketGroup>,
+    pub socket_group: Option<Group>,
     /// Mode of the socket, octal, nothing for other users; by default what the umask leaves, and
     /// 0660 with --socket-group
     #[arg(long, value_name = "MODE")]
@@ -126,16 +144,17 @@ pub struct PortArgs {
     #[arg(long)]
     pub mac: MacAddr,
     /// Addresses that the VM may use beside --mac, for a bridge, macvlan, containers or VRRP: up to
-    /// 64, separated by commas. 00:00:5e:00:01:* stands for all that begin like this; 3 to 5 bytes
-    /// are needed. An address that several ports list belongs to the last one that sends from it
+    /// 64, separated by commas. 00:00:5e:00:01:* allows all addresses with these first bytes, of
+    /// which 3 to 5 must be given. Where several ports list an address, it belongs to the port that
+    /// sent from it last
     #[arg(long, value_name = "LIST", value_parser = value_parser!(MacSets))]
     pub allow_mac: Option<MacSets>,
     /// Maximum size of an IP packet, without the Ethernet header of 14 bytes: 68 to 65535. All
     /// ports of a segment should have the same
     #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = parse_mtu)]
     pub mtu: u16,
-    /// Number of queue pairs offered to the VM, 1 to 64. Each pair is served by a thread of its
-    /// own. User Mode Linux supports only 1
+    /// Number of queue pairs offered to the VM, 1 to 64. A thread serves each pair. User Mode Linux
+    /// supports only 1
     #[arg(long, value_name = "PAIRS", default_value_t = 1,
           value_parser = value_parser!(u16).range(1..=i64::from(MAX_QUEUE_PAIRS)))]
     pub queues: u16,
@@ -143,12 +162,12 @@ pub struct PortArgs {
     /// 32K
     #[arg(long, value_name = "ENTRIES", default_value = "1K", value_parser = parse_queue_size)]
     pub queue_size: u16,
-    /// Largest ring that a queue pair makes for its frames to one peer, and that the port accepts
-    /// from a peer: a power of two from 256K to 64M. Rings begin with 64K
+    /// Maximum size of a ring, the shared memory that carries frames from one queue pair to one
+    /// peer, in either direction: a power of two from 256K to 64M. A ring starts with 64K and grows
+    /// when it fills
     #[arg(long, value_name = "BYTES", default_value = "512K", value_parser = parse_ring_size)]
     pub ring_size: u32,
-    /// Time in seconds after which the port gives back the ring to a peer to which nothing was sent
-    /// meanwhile
+    /// Time in seconds without frames to a peer after which the port gives back the ring to it
     #[arg(long, value_name = "SECONDS", default_value_t = 60, hide = true,
           value_parser = value_parser!(u32).range(1..))]
     pub link_idle: u32,
@@ -170,24 +189,17 @@ pub struct PortArgs {
     /// device keeps its place on its bridge or switch. Its MTU must not be smaller than the port's
     #[arg(long, value_name = "tap=NAME|tap-fd=N[:N...]")]
     pub uplink: Option<UplinkArg>,
-    /// Name of the network that the uplink is on, by the same rules as a port's. Ports whose
-    /// uplinks are on one network hear each other's broadcasts there, all others by shared memory
+    /// Name of the network behind the uplink, in the syntax of --id. Ports whose uplinks are on one
+    /// network receive each other's broadcasts by it, and all others by shared memory
     #[arg(long, value_name = "NAME", default_value = DEFAULT_NETWORK)]
     pub network: PortId,
     /// Unix socket that serves the state of the port as JSON: frontend, peers, counters. Only this
     /// user and root can connect
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub status_socket: Option<PathBuf>,
-    /// Walls around the process: on takes all that the system has, and says which are missing;
-    /// strict does not run without one; log has the kernel log forbidden system calls instead of
-    /// ending the process; off has none
-    #[arg(
-        long,
-        value_name = "MODE",
-        default_value = "on",
-        hide_possible_values = true
-    )]
-    pub sandbox: SandboxMode,
+    /// What the process gives up when it starts.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 impl PortArgs {
@@ -232,15 +244,31 @@ impl PortArgs {
     }
 }
 
+/// The option `--sandbox` of every command that serves a segment.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct SandboxArgs {
+    /// Restrict the process to the files and system calls that it needs (Landlock, seccomp, no
+    /// capabilities). on: as far as the kernel can, and log what it cannot; strict: do not start if
+    /// anything is missing; log: the kernel logs a forbidden system call instead of killing the
+    /// process; off: no restriction
+    #[arg(
+        long = "sandbox",
+        value_name = "MODE",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    pub mode: SandboxMode,
+}
+
 /// Network of an uplink that names none.
 const DEFAULT_NETWORK: &str = "default";
 
 /// One line for each paragraph: clap wraps them.
 const UPLINK_HELP: &str = "\
-Ports without an uplink send through it what no port of the segment is the destination of, and \
-broadcasts; it delivers to them what comes for their addresses. Of several uplinks of a segment, \
-the one with the highest priority is active, and the others stand by for its end. Only root and \
-the owner of the segment's directory may run one.
+Ports without an uplink of their own send through it broadcasts, and all frames to addresses that \
+no port of the segment has. A frame that arrives by it goes to the port with its address. If a \
+segment has several uplinks, the one with the highest priority is active, and another takes over \
+when it ends. Only root and the owner of the segment's directory may run one.
 
 Exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 if the uplink cannot run, 2 if the command line \
 is wrong.";
@@ -258,14 +286,15 @@ pub struct UplinkArgs {
     #[arg(long, value_name = "NAME", value_parser = parse_tap,
           required_unless_present = "tap_fd", conflicts_with = "tap_fd")]
     pub tap: Option<UplinkArg>,
-    /// Descriptors of that device instead, one for each queue
+    /// Descriptors that are attached to the tap device, one for each queue, instead of its name
     #[arg(long, value_name = "N[:N...]", value_parser = parse_tap_fd)]
     pub tap_fd: Option<UplinkArg>,
-    /// Number of queues of the device, 1 to 64. Each is served by a thread of its own
+    /// Number of queues of the device, 1 to 64. A thread serves each
     #[arg(long, value_name = "QUEUES", default_value_t = 1,
           value_parser = value_parser!(u16).range(1..=i64::from(MAX_QUEUE_PAIRS)))]
     pub queues: u16,
-    /// Of several uplinks, that of the highest priority is active; of equals the first by name
+    /// The uplink with the highest priority on the segment is active; among equals, the first by
+    /// name
     #[arg(long, default_value_t = 100)]
     pub priority: u16,
     /// Name of the network, as for a port
@@ -283,16 +312,9 @@ pub struct UplinkArgs {
     /// Unix socket that serves the state of the uplink as JSON
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub status_socket: Option<PathBuf>,
-    /// Walls around the process: on takes all that the system has, and says which are missing;
-    /// strict does not run without one; log has the kernel log forbidden system calls instead of
-    /// ending the process; off has none
-    #[arg(
-        long,
-        value_name = "MODE",
-        default_value = "on",
-        hide_possible_values = true
-    )]
-    pub sandbox: SandboxMode,
+    /// What the process gives up when it starts.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 impl UplinkArgs {

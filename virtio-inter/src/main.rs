@@ -8,7 +8,6 @@ use log::{Level, error};
 use virtio_inter::cli::{self, Cli, Command};
 use virtio_inter::uplink::UplinkError;
 use virtio_inter::{notify, process, shared_uplink};
-use virtio_inter_host::args::CheckArgs;
 
 /// Exit status after a wrong command line, by convention.
 const USAGE: u8 = 2;
@@ -35,20 +34,9 @@ fn run() -> ExitCode {
         }
     };
     virtio_inter_log::start(log_level(&cli));
-    let result = match &cli.command {
-        Command::Port(port) => process::run_port(port),
-        Command::Uplink(uplink) => shared_uplink::run(uplink),
-        Command::List(list) => virtio_inter_host::list(list).and_then(|text| print(&text)),
-        Command::Show(show) => virtio_inter_host::show(show).and_then(|text| print(&text)),
-        Command::Exporter(exporter) => virtio_inter_host::exporter::run(exporter),
-        Command::Check(check) => match run_check(check) {
-            Ok(true) => Ok(()),
-            Ok(false) => return ExitCode::FAILURE,
-            Err(error) => Err(error),
-        },
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    match execute(&cli.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             let why = format!("{error:#}");
             if !notify::failed(&why) {
@@ -62,11 +50,25 @@ fn run() -> ExitCode {
     }
 }
 
-/// Returns whether nothing was found.
-fn run_check(arguments: &CheckArgs) -> anyhow::Result<bool> {
-    let (text, is_clean) = virtio_inter_host::check(arguments)?;
-    print(&text)?;
-    Ok(is_clean)
+/// Runs a command. Returns false if its answer is a bad one, as that of a check that finds
+/// something.
+fn execute(command: &Command) -> anyhow::Result<bool> {
+    match command {
+        Command::Port(port) => process::run_port(port)?,
+        Command::Uplink(uplink) => shared_uplink::run(uplink)?,
+        Command::List(list) => print(&virtio_inter_host::list(list)?)?,
+        Command::Show(show) => print(&virtio_inter_host::show(show)?)?,
+        Command::Top(top) => virtio_inter_host::top::run(top)?,
+        Command::Ping(ping) => return virtio_inter_host::ping::run(ping),
+        Command::Segment(segment) => print(&virtio_inter_host::segment::run(segment)?)?,
+        Command::Exporter(exporter) => virtio_inter_host::exporter::run(exporter)?,
+        Command::Check(check) => {
+            let (text, is_clean) = virtio_inter_host::check(check)?;
+            print(&text)?;
+            return Ok(is_clean);
+        }
+    }
+    Ok(true)
 }
 
 /// Prints to standard output, whose reader may have gone, as `head` does.

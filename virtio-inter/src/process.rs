@@ -29,7 +29,7 @@ use crate::{notify, rlimits};
 pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     // First, while no other descriptor of this process has such a number.
     let stored = fd_store::take_stored();
-    let sandbox = enter_sandbox(arguments.sandbox, Access::of_port(arguments))?;
+    let sandbox = enter_sandbox(arguments.sandbox.mode, Access::of_port(arguments))?;
     crate::status::process_start();
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;

@@ -56,7 +56,7 @@ static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
 ///
 /// When it cannot run, in words for its user.
 pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
-    let sandbox = enter_sandbox(arguments.sandbox, Access::of_uplink(arguments))?;
+    let sandbox = enter_sandbox(arguments.sandbox.mode, Access::of_uplink(arguments))?;
     crate::status::process_start();
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;

@@ -1,8 +1,8 @@
 //! `cargo xtask book`: the documents as one book with a search, in `target/book`.
 //!
-//! `docs/SUMMARY.md` has the chapters. mdBook (<https://rust-lang.github.io/mdBook/>) makes pages of
-//! a copy in which each document has the place that it has in the project: links lead to the same
-//! documents as there.
+//! `docs/SUMMARY.md` has the chapters. mdBook (<https://rust-lang.github.io/mdBook/>) makes pages
+//! of a copy in which each document has the place that it has in the project: links lead to the
+//! same documents as there.
 
 use std::fs;
 use std::path::{Path, PathBuf};

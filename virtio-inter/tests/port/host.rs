@@ -286,3 +286,69 @@ fn exporter_writes_a_whole_file_for_the_textfile_collector() {
     );
     a.end();
 }
+
+#[test]
+fn ping_says_whether_a_port_answers_and_has_a_guest() {
+    let place = Place::new();
+    let a = place.start("a");
+    let port = place.segment().join("a");
+    let ping = || run("ping", port.as_os_str(), &["--count", "1"]);
+    // There is no VMM.
+    let answer = ping();
+    assert_eq!(answer.status.code(), Some(1));
+    let said = text(&answer);
+    assert!(
+        said.contains("/a: number=1 time=") && said.contains("no VMM"),
+        "{said}"
+    );
+
+    a.signal(Signal::KILL);
+    until("it is gone", || text(&ping()).contains("nobody listens"));
+    let answer = run("ping", place.segment().as_os_str(), &[]);
+    assert_eq!(answer.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&answer.stderr).into_owned();
+    assert!(error.contains("name a port of it, SEGMENT/PORT"), "{error}");
+}
+
+#[test]
+fn top_prints_lines_for_programs_and_else_needs_a_terminal() {
+    let place = Place::new();
+    let a = place.start("a");
+    let segment = place.segment();
+    let lines = text(&run("top", segment.as_os_str(), &["--json", "--count=2"]));
+    let lines: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(lines[1]["ports"][0]["port"], "a");
+    assert_eq!(lines[1]["ports"][0]["rates"]["tx_frames"], 0.0);
+
+    let answer = run("top", segment.as_os_str(), &[]);
+    assert_eq!(answer.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&answer.stderr).into_owned();
+    assert!(error.contains("must be a terminal; --json"), "{error}");
+    a.end();
+}
+
+#[test]
+fn segment_is_created_for_a_port_and_deleted_after_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let segment = temp.path().join("web");
+    let command = |verb: &str| {
+        Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+            .args(["segment", verb])
+            .arg(&segment)
+            .output()
+            .unwrap()
+    };
+    // The line of tmpfiles.d(5).
+    let line = text(&command("create"));
+    let expected = format!("d {} 0700 ", segment.display());
+    assert!(line.starts_with(&expected), "{line}");
+    assert!(!command("create").status.success());
+    assert!(command("delete").status.success());
+    assert!(!segment.exists());
+    let error = String::from_utf8_lossy(&command("delete").stderr).into_owned();
+    assert!(error.contains("There is no segment"), "{error}");
+}

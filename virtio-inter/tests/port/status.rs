@@ -52,6 +52,70 @@ fn status_has_peers_frontend_and_counters() {
     assert_eq!(place.files(), [""; 0]);
 }
 
+/// The schema in `docs/`, which here also forbids fields that it does not have.
+fn schema() -> Value {
+    fn close(part: &mut Value) {
+        if let Value::Object(fields) = part {
+            if fields.contains_key("properties") {
+                fields.insert("additionalProperties".to_owned(), false.into());
+            }
+            fields.values_mut().for_each(close);
+        } else if let Value::Array(parts) = part {
+            parts.iter_mut().for_each(close);
+        }
+    }
+    let text = include_str!("../../../docs/port-status.schema.json");
+    let mut schema = serde_json::from_str(text).unwrap();
+    close(&mut schema);
+    schema
+}
+
+/// Asserts that a document is as the schema says, in all its fields.
+pub(crate) fn assert_documented(document: &Value) {
+    let schema = schema();
+    let part = match document["active"].is_boolean() {
+        true => "shared_uplink",
+        false => "port",
+    };
+    // The errors of one part say more than that none fits.
+    let schema = json!({"$ref": format!("#/$defs/{part}"), "$defs": schema["$defs"]});
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors = validator.iter_errors(document);
+    let errors: Vec<String> = errors
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    assert!(errors.is_empty(), "{errors:#?}\n{document:#}");
+}
+
+#[test]
+fn status_is_as_its_schema_says() {
+    let place = Place::new();
+    let port = place
+        .command("a")
+        .with("--allow-mac", "00:00:5e:00:01:*,52:54:00:00:00:99")
+        .start();
+    // Another MTU is a warning, and the same address is refused.
+    let peer = place.command("b").with("--mtu", "9000").start();
+    let twin = place
+        .command("c")
+        .with("--mac", "52:54:00:00:00:61")
+        .start();
+    let frontend = UnixStream::connect(&port.socket).unwrap();
+    let socket = place.segment().join("a.status");
+    until("the status has something in each list", || {
+        let now = status(&socket);
+        let lists = ["peers", "warnings", "refused", "allow_mac", "counters"];
+        let is_full = |list: &str| now[list].as_array().is_some_and(|list| !list.is_empty());
+        lists.into_iter().all(is_full) && !now["frontend"].is_null()
+    });
+    assert_documented(&status(&socket));
+    assert_documented(&status(&place.segment().join("b.status")));
+    drop(frontend);
+    for port in [port, peer, twin] {
+        port.end();
+    }
+}
+
 /// Readers of the document and the log may have another working directory.
 #[test]
 fn status_and_log_have_absolute_paths() {

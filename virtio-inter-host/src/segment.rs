@@ -1,0 +1,279 @@
+//! `virtio-inter segment`: makes, removes and lists the directories of segments.
+
+use std::fmt::Write;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use virtio_inter_args::{Group, SEGMENTS, segment_directory};
+
+use crate::args::{CreateArgs, DeleteArgs, Places, SegmentCommand, SegmentListArgs};
+use crate::place::{self, Place};
+use crate::segment_mode::SegmentMode;
+use crate::text::{json, safe, table};
+
+/// Mode of the directory above all segments: every user may look for a segment.
+const MODE_OF_ALL: u32 = 0o755;
+
+/// Runs `virtio-inter segment`. Returns what goes to standard output.
+///
+/// # Errors
+///
+/// When the directory cannot be made, ports live on the segment, or it has files of others.
+pub fn run(command: &SegmentCommand) -> Result<String> {
+    match command {
+        SegmentCommand::Create(arguments) => create(arguments),
+        SegmentCommand::Delete(arguments) => delete(arguments),
+        SegmentCommand::List(arguments) => list(arguments),
+    }
+}
+
+fn create(arguments: &CreateArgs) -> Result<String> {
+    let path = segment_directory(&arguments.segment)?;
+    let mode = arguments.mode.unwrap_or(match arguments.group {
+        Some(_) => SegmentMode::GROUP,
+        None => SegmentMode::OWNER,
+    });
+    let mode = mode.bits();
+    if path.starts_with(SEGMENTS) && path != Path::new(SEGMENTS) {
+        make_directory_of_all()?;
+    }
+    // Nobody else may enter before it has its group.
+    let made = fs::DirBuilder::new().mode(0o700).create(&path);
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            bail!("{} exists already", path.display())
+        }
+        made => made.with_context(|| format!("Cannot make {}", path.display()))?,
+    }
+    if let Err(error) = give(&path, arguments.group, mode) {
+        // It is empty: nothing is lost.
+        let _ = fs::remove_dir(&path);
+        return Err(error);
+    }
+    // The same for systemd-tmpfiles, as /run does not outlive a boot.
+    let metadata =
+        fs::metadata(&path).with_context(|| format!("Cannot read {}", path.display()))?;
+    let (uid, gid) = (metadata.uid(), metadata.gid());
+    Ok(format!("d {} {mode:04o} {uid} {gid}\n", path.display()))
+}
+
+fn make_directory_of_all() -> Result<()> {
+    match fs::DirBuilder::new().mode(MODE_OF_ALL).create(SEGMENTS) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.with_context(|| format!("Cannot make {SEGMENTS}")),
+    }
+}
+
+fn give(path: &Path, group: Option<Group>, mode: u32) -> Result<()> {
+    if let Some(group) = group {
+        std::os::unix::fs::chown(path, None, Some(group.id())).with_context(|| {
+            format!(
+                "Cannot give {} to group {}: only its members can",
+                path.display(),
+                group.id()
+            )
+        })?;
+    }
+    // After chown, which takes the set-group-ID bit away; exact, whatever the umask is.
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("Cannot set the mode of {}", path.display()))
+}
+
+fn delete(arguments: &DeleteArgs) -> Result<String> {
+    let segment = segment_directory(&arguments.segment)?;
+    ensure!(
+        segment != Path::new(SEGMENTS),
+        "{SEGMENTS} is not a segment"
+    );
+    let place = place::find(&Places {
+        places: vec![segment.as_os_str().to_owned()],
+    })?;
+    let [place] = place.as_slice() else {
+        bail!("There is no segment {}", segment.display());
+    };
+    let files = leftovers(place)?;
+    for file in &files {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("Cannot remove {}", file.display()));
+            }
+            _ => {}
+        }
+    }
+    fs::remove_dir(&segment).with_context(|| format!("Cannot remove {}", segment.display()))?;
+    Ok(String::new())
+}
+
+/// The files of ports that were killed.
+///
+/// # Errors
+///
+/// When a port lives, or there are files of another kind. Nothing is removed then.
+fn leftovers(place: &Place) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for (id, suffixes) in &place.ports {
+        let lock = place.segment.join(format!("{id}.lock"));
+        ensure!(
+            !is_locked(&lock)?,
+            "Port {id} is on segment {}: end it first",
+            place.name()
+        );
+        files.extend(
+            suffixes
+                .iter()
+                .map(|suffix| place.segment.join(format!("{id}.{suffix}"))),
+        );
+    }
+    let failed = || format!("Cannot read {}", place.segment.display());
+    for entry in fs::read_dir(&place.segment).with_context(failed)? {
+        let path = entry.with_context(failed)?.path();
+        ensure!(
+            files.contains(&path),
+            "{} is not a port's file: remove it first",
+            path.display()
+        );
+    }
+    Ok(files)
+}
+
+/// Whether a port holds the lock, as each does while it lives.
+fn is_locked(lock: &Path) -> Result<bool> {
+    let failed = || format!("Cannot look whether {} is locked", lock.display());
+    let file = match fs::File::open(lock) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened.with_context(failed)?,
+    };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(error).with_context(failed),
+    }
+}
+
+/// A segment.
+#[derive(Debug, Serialize)]
+struct Segment {
+    /// Name, or directory.
+    segment: String,
+    /// Four octal digits.
+    mode: String,
+    uid: u32,
+    gid: u32,
+    /// Ports whose files are there, also of those that were killed.
+    ports: usize,
+}
+
+fn list(arguments: &SegmentListArgs) -> Result<String> {
+    let places = place::find(&Places { places: Vec::new() })?;
+    let segments: Vec<Segment> = places.iter().filter_map(of_place).collect();
+    if arguments.json {
+        return json(&segments);
+    }
+    let mut text = String::new();
+    let rows: Vec<[String; 5]> = segments.iter().map(row).collect();
+    let _ = write!(
+        text,
+        "{}",
+        table(["SEGMENT", "MODE", "UID", "GID", "PORTS"], &rows)
+    );
+    Ok(text)
+}
+
+/// `None`: it was removed meanwhile.
+fn of_place(place: &Place) -> Option<Segment> {
+    let metadata = fs::metadata(&place.segment).ok()?;
+    Some(Segment {
+        segment: place.name(),
+        mode: format!("{:04o}", metadata.mode() & 0o7777),
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        ports: place.ports.len(),
+    })
+}
+
+fn row(segment: &Segment) -> [String; 5] {
+    [
+        safe(&segment.segment),
+        segment.mode.clone(),
+        segment.uid.to_string(),
+        segment.gid.to_string(),
+        segment.ports.to_string(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn create_in(temp: &tempfile::TempDir, mode: Option<&str>) -> Result<PathBuf> {
+        let path = temp.path().join("web");
+        create(&CreateArgs {
+            segment: path.clone().into_os_string(),
+            group: None,
+            mode: mode.map(|mode| mode.parse().unwrap()),
+        })?;
+        Ok(path)
+    }
+
+    fn delete_of(path: &Path) -> Result<String> {
+        delete(&DeleteArgs {
+            segment: path.as_os_str().to_owned(),
+        })
+    }
+
+    fn mode_of(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn segment_is_the_owners_alone_unless_a_mode_is_given() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = create_in(&temp, None).unwrap();
+        assert_eq!(mode_of(&path), 0o700);
+        let error = create_in(&temp, None).unwrap_err().to_string();
+        assert!(error.ends_with("/web exists already"), "{error}");
+        delete_of(&path).unwrap();
+        let path = create_in(&temp, Some("3770")).unwrap();
+        assert_eq!(mode_of(&path), 0o3770);
+    }
+
+    #[test]
+    fn segment_with_a_live_port_or_other_files_stays_as_it_is() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = create_in(&temp, None).unwrap();
+        for file in ["a.sock", "a.lock", "a.status", "note"] {
+            fs::write(path.join(file), "").unwrap();
+        }
+        let lock = fs::File::open(path.join("a.lock")).unwrap();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let error = delete_of(&path).unwrap_err().to_string();
+        assert!(error.contains("Port a is on segment"), "{error}");
+
+        flock(&lock, FlockOperation::Unlock).unwrap();
+        let error = delete_of(&path).unwrap_err().to_string();
+        assert!(
+            error.ends_with("/note is not a port's file: remove it first"),
+            "{error}"
+        );
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 4);
+
+        fs::remove_file(path.join("note")).unwrap();
+        delete_of(&path).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn segment_that_does_not_exist_is_told_with_the_nearest_name() {
+        let temp = tempfile::tempdir().unwrap();
+        create_in(&temp, None).unwrap();
+        let error = delete_of(&temp.path().join("webb"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.ends_with("did you mean web?"), "{error}");
+    }
+}
