@@ -78,7 +78,7 @@ counters! {
     /// From the guest: the link to the receiving port was full, and had held up frames for others
     /// long enough, or was not read for a second.
     drop tx_peer_stalled,
-    /// From the guest: no ring could be made to the peer.
+    /// From the guest: no ring could be made to the peer, or it did not take the ring.
     drop tx_no_link,
     /// From the guest: multicast for peers without a ring of which there was too much.
     drop tx_flood_lost,

@@ -2,9 +2,10 @@
 //!
 //! Nothing is read from the eventfds: each signal on an edge-triggered eventfd is an event of its
 //! own. That saves a system call per wake-up, and no peer that shares a descriptor can make a read
-//! block. A worker polls all of its queues and links after each wake-up, so most events carry no
-//! data. Kicks do: while the transmit queue is disabled, only a kick may make the worker access it,
-//! and a kick on a blank ring is reported. Decision 0004.
+//! block. A worker polls its queues after each wake-up, so most events carry no data. Kicks do:
+//! while the transmit queue is disabled, only a kick may make the worker access it, and a kick on a
+//! blank ring is reported. So do doorbells of links to receive on: of many links, only those that
+//! were rung for are read. Decision 0004.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
+use smallvec::SmallVec;
 use virtio_inter_common::{Epoll, Events, Timeout};
 
 use crate::batch::Direction;
@@ -32,9 +34,14 @@ const TRANSMIT_KICK: u64 = 1;
 const RECEIVE_KICK: u64 = 2;
 const SOURCE: u64 = 3;
 const OTHER: u64 = 0;
+/// Data of an event of a link's doorbell: this and the link's token.
+const LINKS: u64 = 1 << 32;
+
+/// Number of events that are taken at a time.
+const EVENTS: usize = 16;
 
 /// What woke a worker, as far as it matters.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Woken {
     /// The transmit queue was kicked.
     pub(crate) transmit_kicked: bool,
@@ -42,6 +49,8 @@ pub(crate) struct Woken {
     pub(crate) receive_kicked: bool,
     /// A source of the backend has frames.
     pub(crate) source_ready: bool,
+    /// Tokens of links whose doorbells were rung.
+    pub(crate) links: SmallVec<[u64; EVENTS]>,
 }
 
 /// The epoll instance of one worker.
@@ -99,6 +108,12 @@ impl Poller {
         self.watch(fd, Events::EPOLLIN, SOURCE)
     }
 
+    /// The same for the doorbell of a link to receive on, and the backend learns its token:
+    /// [`Backend::wake_links`](crate::backend::Backend::wake_links).
+    pub(crate) fn add_link(&self, fd: &impl AsFd, token: u64) -> io::Result<()> {
+        self.watch(fd, Events::EPOLLIN, LINKS + token)
+    }
+
     /// The same for a queue's kick, which [`Poller::wait`] reports.
     pub(crate) fn add_kick(&self, fd: &impl AsFd, direction: Direction) -> io::Result<()> {
         let data = match direction {
@@ -123,12 +138,13 @@ impl Poller {
     pub(crate) fn wait(&self, until: Option<Instant>) -> Woken {
         let timeout = until.map_or(Timeout::Never, Timeout::At);
         let mut woken = Woken::default();
-        match self.epoll.wait::<16>(timeout) {
+        match self.epoll.wait::<EVENTS>(timeout) {
             Ok(events) => {
                 for data in events {
                     woken.transmit_kicked |= data == TRANSMIT_KICK;
                     woken.receive_kicked |= data == RECEIVE_KICK;
                     woken.source_ready |= data == SOURCE;
+                    woken.links.extend(data.checked_sub(LINKS));
                 }
             }
             Err(e) => log::error!("Cannot wait for events: {e}"),

@@ -93,6 +93,8 @@ mod sync;
 mod violation;
 
 #[cfg(all(test, loom))]
+mod loom_life_tests;
+#[cfg(all(test, loom))]
 mod loom_tests;
 #[cfg(all(test, not(loom)))]
 mod model_tests;

@@ -184,6 +184,11 @@ impl Mapping {
         self.page = Some(page);
     }
 
+    /// Whether the receiver's words are known.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.page.is_some()
+    }
+
     /// Reads the region's description, which the peer may be changing: check the copy, use the
     /// copy.
     pub(crate) fn read_geometry(&self) -> Geometry {

@@ -58,6 +58,12 @@ impl Sender {
         self.wake_receiver()
     }
 
+    /// Whether it has been [attached](Self::attach). A link that was closed before has still to be:
+    /// its receiver may sleep.
+    pub fn is_attached(&self) -> bool {
+        self.memory.is_attached()
+    }
+
     /// The doorbell to wait for (`EPOLLIN | EPOLLET`, never read) after
     /// [`wait_for_space`](Self::wait_for_space) returned true.
     pub fn space_doorbell(&self) -> BorrowedFd<'_> {
@@ -259,6 +265,19 @@ impl<M: Memory, B: Signal> Sender<M, B> {
         Ok(self.consumed == self.committed)
     }
 
+    /// Number of records that the receiver has not consumed, as far as this side knows. Reads the
+    /// header of each.
+    pub fn unread(&self) -> u64 {
+        let (mut count, mut position) = (0, self.consumed);
+        while position < self.committed {
+            // The length, which nobody else can have written.
+            let length = self.memory.read_header(position) as u32;
+            position += footprint(length as usize);
+            count += 1;
+        }
+        count
+    }
+
     /// Position behind the last record committed, in bytes of the data area since the beginning.
     #[inline]
     pub fn committed(&self) -> u64 {
@@ -294,6 +313,11 @@ impl<B: Signal> Sender<crate::test_memory::Heap, B> {
     pub(crate) fn attach_heap(&mut self) {
         self.memory.attach();
         self.wake_receiver().unwrap();
+    }
+
+    /// As [`Sender::is_attached`].
+    pub(crate) fn has_heap_attached(&self) -> bool {
+        self.memory.is_attached()
     }
 }
 

@@ -91,6 +91,12 @@ impl Heap {
         self.attached = true;
     }
 
+    /// Whether they can be.
+    #[cfg(loom)]
+    pub(crate) fn is_attached(&self) -> bool {
+        self.attached
+    }
+
     fn record(&self, position: u64) -> *mut u8 {
         let offset = position as usize & (self.shared.capacity - 1) & !(RECORD_ALIGN - 1);
         // SAFETY: `offset < capacity`, and the data holds twice that.

@@ -255,6 +255,12 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
     /// The worker was woken by a descriptor of [`Poller::add_source`].
     fn wake(&mut self) {}
 
+    /// The worker slept. The doorbells of the links with these tokens were rung; there may be more,
+    /// which the next call names.
+    fn wake_links(&mut self, rung: &[u64]) {
+        let _ = rung;
+    }
+
     /// Carries out a command.
     ///
     /// # Errors

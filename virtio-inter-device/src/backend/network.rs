@@ -248,6 +248,10 @@ impl Backend for Network {
         }
     }
 
+    fn wake_links(&mut self, rung: &[u64]) {
+        self.links.wake_links(rung);
+    }
+
     fn handle_command(
         &mut self,
         command: NetworkCommand,

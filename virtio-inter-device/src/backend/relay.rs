@@ -334,6 +334,10 @@ impl Backend for Relay {
         }
     }
 
+    fn wake_links(&mut self, rung: &[u64]) {
+        self.links.wake_links(rung);
+    }
+
     fn handle_command(
         &mut self,
         command: RelayCommand,

@@ -231,12 +231,13 @@ impl<B: Backend> Worker<B> {
             if woken.source_ready {
                 self.backend.wake();
             }
-            self.report_blank_rings(woken);
+            self.backend.wake_links(&woken.links);
+            self.report_blank_rings(&woken);
         }
     }
 
     /// Reports the queues that were kicked but whose rings are blank.
-    fn report_blank_rings(&mut self, woken: Woken) {
+    fn report_blank_rings(&mut self, woken: &Woken) {
         let memory = self.memory.as_deref();
         let queues = [
             (woken.receive_kicked, &mut self.rx_queue),

@@ -1,11 +1,14 @@
 //! Rings are made when frames are to be sent, replaced by larger ones, given back and made again,
 //! without a frame being lost or overtaken; multicast goes without them.
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use virtio_inter_common::MacAddr;
 use virtio_inter_device::{LinkEvent, PortEvent};
-use virtio_inter_link::{MIN_CAPACITY, Receiver, SMALL_CAPACITY, pair};
+use virtio_inter_link::{
+    Doorbell, MIN_CAPACITY, Receiver, ReceiverPage, Region, SMALL_CAPACITY, Sender, pair,
+};
 use virtio_inter_segment::PeerKey;
 
 use crate::driver::{Node, PATIENCE, Packet, Spec, info, mac, until, wait_readable};
@@ -187,6 +190,54 @@ fn ring_that_was_full_is_replaced_by_a_larger_one_in_order() {
     assert!(node.drops().is_empty(), "{:?}", node.drops());
 }
 
+/// A ring as it is before its receiver has answered, and the answer.
+fn unanswered(capacity: u32) -> (Sender, Receiver, ReceiverPage) {
+    let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+    let region = Region::create(capacity).unwrap();
+    let page = ReceiverPage::create().unwrap();
+    let theirs = Region::open(copy(region.fd()), capacity).unwrap();
+    let answer = ReceiverPage::open(copy(page.fd())).unwrap();
+    let (data, space) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+    let clone = |doorbell: &Doorbell| doorbell.try_clone().unwrap();
+    let sender = Sender::new(region, clone(&data), clone(&space));
+    (sender, Receiver::new(theirs, page, data, space), answer)
+}
+
+/// The peer reads a ring at once, sleeps on it, and its answer comes when the ring has been
+/// replaced. Nobody can have woken it before.
+#[test]
+fn ring_that_was_replaced_before_its_peer_had_answered_wakes_the_peer() {
+    for answer in [true, false] {
+        let (mut node, peers) = node_with_peers(1);
+        node.guest.tx[0].send(&packet(1, 0));
+        wanted(&mut node, peers[0]);
+        let (sender, mut small, page) = unanswered(SMALL_CAPACITY);
+        node.port.set_ring(peers[0], 0, 1, sender).unwrap();
+        assert_eq!(next(&mut small), packet(1, 0));
+        assert_eq!(small.wait_for_data(), Ok(true), "there is nothing more");
+        let long = Packet::new(mac(0), mac(1), 40_000, 1);
+        node.guest.tx[0].send(&long);
+        assert_eq!(wanted(&mut node, peers[0]), u32::MAX);
+        let mut large = make(&mut node, peers[0], 2, MIN_CAPACITY);
+        assert_eq!(next(&mut large), long);
+        if answer {
+            node.port.attach(peers[0], 0, 1, page).unwrap();
+            let deadline = Instant::now() + PATIENCE;
+            let is_woken = wait_readable(small.data_doorbell(), deadline);
+            assert!(is_woken, "The peer sleeps on");
+            assert!(small.is_empty().unwrap() && small.is_finished());
+        } else {
+            node.port.set_declined(peers[0], 0, 1).unwrap();
+        }
+        // The other one is still used.
+        node.guest.tx[0].send(&packet(1, 2));
+        assert_eq!(next(&mut large), packet(1, 2));
+        // Who declines a ring has read nothing of it.
+        let lost = u64::from(!answer);
+        assert_eq!(node.counters().tx_no_link.get(), lost);
+    }
+}
+
 /// A frame that is too long for a small ring.
 #[test]
 fn ring_that_is_too_small_for_a_frame_is_replaced() {
@@ -233,12 +284,18 @@ fn ring_that_is_declined_is_asked_for_again_later() {
     let (mut node, peers) = node_with_peers(1);
     node.guest.tx[0].send(&packet(1, 0));
     wanted(&mut node, peers[0]);
-    let receiver = make(&mut node, peers[0], 1, SMALL_CAPACITY);
+    let mut receiver = make(&mut node, peers[0], 1, SMALL_CAPACITY);
+    node.guest.tx[0].send(&packet(1, 1));
+    until("both frames to be there", || {
+        node.counters().tx_frames.get() == 2 && !receiver.is_empty().unwrap()
+    });
     drop(receiver);
     node.port.set_declined(peers[0], 0, 1).unwrap();
+    let lost = node.counters().tx_no_link.get();
+    assert_eq!(lost, 2, "what was in the ring");
     node.guest.tx[0].send(&packet(1, 1));
     until("the frame to be dropped", || {
-        node.counters().tx_no_link.get() == 1
+        node.counters().tx_no_link.get() == 3
     });
     std::thread::sleep(Duration::from_millis(1100));
     node.guest.tx[0].send(&packet(1, 2));

@@ -57,7 +57,7 @@ pub enum LinkAnswer {
     /// Links handed out.
     Links(Vec<RxLink>),
     /// To be dropped.
-    Unused(Option<Sender>, Vec<RxLink>),
+    Unused(Vec<Sender>, Vec<RxLink>),
     /// A page that is of no use.
     UnusedPage(ReceiverPage),
     /// A former ring to be dropped, the position of the flood at which the change was made, and

@@ -4,10 +4,14 @@ mod command;
 mod forward;
 mod hold;
 mod learned;
+mod positions;
 mod rx;
 mod spill;
 mod tx;
 mod tx_link;
+
+use std::io;
+use std::os::fd::BorrowedFd;
 
 use virtio_inter_common::{MacAddr, MacSets};
 use virtio_inter_link::Sender;
@@ -28,7 +32,7 @@ use crate::poller::Poller;
 use rx::RxLinks;
 pub(crate) use rx::{RxLink, RxLinkId, RxRing};
 use tx::TxLinks;
-use tx_link::TxLink;
+use tx_link::{TxLink, Unused};
 
 /// The links of one queue pair: to every peer, and from those queue pairs of peers that it serves.
 pub struct Links {
@@ -134,8 +138,9 @@ impl Links {
     }
 
     fn add_rx_link(&mut self, link: RxLink, poller: &Poller) -> Result<(), DeviceError> {
+        let token = self.rx.token(link.id);
         for doorbell in link.doorbells() {
-            watch(poller, doorbell)?;
+            watch_link(poller, doorbell, token)?;
         }
         self.rx.add(link);
         Ok(())
@@ -170,11 +175,20 @@ fn remove_doorbells(poller: &Poller, links: &[RxLink]) {
     }
 }
 
-fn watch(poller: &Poller, doorbell: std::os::fd::BorrowedFd<'_>) -> Result<(), DeviceError> {
-    poller.add(&doorbell).map_err(|source| DeviceError::Io {
+fn watch(poller: &Poller, doorbell: BorrowedFd<'_>) -> Result<(), DeviceError> {
+    poller.add(&doorbell).map_err(unwatched)
+}
+
+/// The same for a link to receive on, which [`RxLinks::wake`] then learns of.
+fn watch_link(poller: &Poller, doorbell: BorrowedFd<'_>, token: u64) -> Result<(), DeviceError> {
+    poller.add_link(&doorbell, token).map_err(unwatched)
+}
+
+fn unwatched(source: io::Error) -> DeviceError {
+    DeviceError::Io {
         action: "watch a link's doorbell",
         source,
-    })
+    }
 }
 
 impl TxBackend for Links {
@@ -233,10 +247,14 @@ impl Backend for Links {
     }
 
     fn attach(&mut self, poller: &Poller) -> Result<(), DeviceError> {
-        for doorbell in self.rx.doorbells() {
-            watch(poller, doorbell)?;
+        for (doorbell, token) in self.rx.doorbells() {
+            watch_link(poller, doorbell, token)?;
         }
         Ok(())
+    }
+
+    fn wake_links(&mut self, rung: &[u64]) {
+        self.rx.wake(rung);
     }
 
     fn handle_command(
@@ -248,13 +266,13 @@ impl Backend for Links {
             LinkCommand::AddPeer(key, addresses) => self.tx.add(key, addresses),
             LinkCommand::RemovePeer(key) => {
                 let link = self.tx.remove(key);
-                if let Some(doorbell) = link.as_ref().and_then(|link| link.space_doorbell()) {
+                for doorbell in link.iter().flat_map(TxLink::space_doorbells) {
                     poller.remove(doorbell);
                 }
                 let links = self.rx.remove(key);
                 remove_doorbells(poller, &links);
-                let sender = link.and_then(TxLink::into_sender);
-                return Ok(LinkAnswer::Unused(sender, links));
+                let senders = link.map_or_else(Vec::new, TxLink::into_senders);
+                return Ok(LinkAnswer::Unused(senders, links));
             }
             LinkCommand::TakeMisplaced(ready) => {
                 let links = self.rx.take_misplaced(self.index, ready);
@@ -284,17 +302,24 @@ impl Backend for Links {
                     Some(page) => link.attach(number, page),
                     None => Ok(None),
                 });
-                if let Some(page) = unused.or(page) {
-                    return Ok(LinkAnswer::UnusedPage(page));
+                match unused.or(page.map(Unused::Page)) {
+                    Some(Unused::Page(page)) => return Ok(LinkAnswer::UnusedPage(page)),
+                    Some(Unused::Sender(sender)) => {
+                        poller.remove(sender.space_doorbell());
+                        return Ok(LinkAnswer::Unused(vec![sender], Vec::new()));
+                    }
+                    None => {}
                 }
             }
             LinkCommand::SetDeclined(key, number) => {
                 let former = self.tx.change(key, |link| Ok(link.set_declined(number)));
-                if former.is_some() {
-                    self.tx.drop_waiting(key);
-                }
+                let has_ring = self.tx.link_mut(key).is_some_and(|link| link.has_ring());
                 if let Some(former) = &former {
+                    self.tx.count_without_link(former.unread());
                     poller.remove(former.space_doorbell());
+                    if !has_ring {
+                        self.tx.drop_waiting(key);
+                    }
                 }
                 return Ok(self.placed(key, former));
             }

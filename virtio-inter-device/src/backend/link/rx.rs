@@ -1,11 +1,18 @@
 //! The receiving ends of links: serves them in turn. A link whose sender closes its ring goes on
 //! with the next one, or ends.
+//!
+//! A link that had no record when its worker went to sleep *sleeps*: it is read again when its
+//! doorbell was rung. So peers that send nothing cost nothing for each frame of others, although
+//! they have rings. A worker that has no time to sleep does not learn of doorbells, and looks at
+//! all links once in [`LOOK`] batches. Decision 0098.
 
 use std::os::fd::BorrowedFd;
+
 use virtio_inter_link::{Receiver, Violation};
 use virtio_inter_segment::PeerKey;
 
 use super::forward::{Forwarding, PeerAddresses};
+use super::positions::Positions;
 use crate::backend::interface::{LinkFault, RxProgress, RxRecord, RxSink, RxStatus};
 use crate::backend::source::RxSource;
 use crate::backend::steering::Ready;
@@ -14,6 +21,8 @@ use crate::backend::steering::Ready;
 const TURN: usize = 16;
 /// Number of bytes after which a sender gets its room back in mid-batch.
 const RELEASE_BYTES: usize = 64 * 1024;
+/// Number of batches without sleep after which links that sleep are looked at.
+const LOOK: u32 = 8;
 
 /// Which link it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +49,8 @@ pub struct RxLink {
     next: Option<RxRing>,
     /// The worker that serves it if that worker's receive queue is in use.
     home: u16,
-    /// The link asks for its doorbell, and no record has been seen since.
-    notification_enabled: bool,
+    /// Names it among the links of its worker, in the order of their positions.
+    token: u64,
     /// The peer violated the link's rules: the link is not read any more.
     dead: bool,
     /// The peer has closed the ring, all is read, and there is no other ring.
@@ -65,7 +74,7 @@ impl RxLink {
             ring,
             next: None,
             home,
-            notification_enabled: false,
+            token: 0,
             dead: false,
             finished: false,
             progress: RxProgress::default(),
@@ -83,6 +92,12 @@ impl RxLink {
     /// Whether there is something to read, or there may be.
     fn is_live(&self) -> bool {
         !self.dead && !self.finished
+    }
+
+    /// Whether something has come, read without waiting for it.
+    fn has_news(&mut self) -> Result<bool, Violation> {
+        let receiver = &mut self.ring.receiver;
+        Ok(!receiver.is_empty()? || receiver.is_finished())
     }
 
     /// The worker that is to serve the link.
@@ -111,7 +126,6 @@ impl RxLink {
         let Some(record) = self.ring.receiver.peek()? else {
             return Ok(None);
         };
-        self.notification_enabled = false;
         let status = sink.deliver(
             &RxRecord {
                 bytes: record.slice(),
@@ -134,7 +148,6 @@ impl RxLink {
     /// The ring is read to its end: goes on with the next one. False: there is none.
     #[cold]
     fn finish_ring(&mut self, finished: &mut Vec<FinishedRing>) -> bool {
-        self.notification_enabled = false;
         let peer = self.id.peer;
         match self.next.take() {
             Some(next) => {
@@ -167,8 +180,17 @@ pub struct FinishedRing {
 /// The links that a worker serves.
 #[derive(Default)]
 pub(super) struct RxLinks {
+    /// In the order of their tokens.
     links: Vec<RxLink>,
+    next_token: u64,
+    /// Those that do not sleep. One that sleeps asks for its doorbell, and no record of it has been
+    /// seen since.
+    awake: Positions,
+    /// Number of batches since the worker slept, or since all links were looked at.
+    batches: u32,
     finished: Vec<FinishedRing>,
+    /// Links are finished as well.
+    has_ended: bool,
     /// It was said that rings are finished.
     finished_reported: bool,
     /// Position of the link that had the last turn.
@@ -180,33 +202,78 @@ pub(super) struct RxLinks {
 }
 
 impl RxLinks {
-    /// Adds a link, or another ring to the link that it is.
-    pub(super) fn add(&mut self, mut link: RxLink) {
-        let same = self.links.iter_mut().find(|same| same.id == link.id);
-        if let Some(same) = same.filter(|same| !same.dead) {
-            if same.finished {
-                same.finished = false;
-                let ring = std::mem::replace(&mut same.ring, link.ring);
-                let peer = same.id.peer;
-                self.finished.push(FinishedRing { peer, ring });
-            } else {
-                same.next = Some(link.ring);
-            }
-            // The doorbell may have been rung before.
-            same.notification_enabled = false;
-            return;
-        }
-        link.notification_enabled = false;
-        self.links.push(link);
+    /// Position of a link to which another ring can be added.
+    fn position(&self, id: RxLinkId) -> Option<usize> {
+        let is_same = |link: &RxLink| link.id == id && !link.dead;
+        self.links.iter().position(is_same)
     }
 
-    pub(super) fn doorbells(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.links.iter().flat_map(RxLink::doorbells)
+    /// What names a link in [`RxLinks::wake`] when it is [added](RxLinks::add).
+    pub(super) fn token(&self, id: RxLinkId) -> u64 {
+        let position = self.position(id);
+        position.map_or(self.next_token, |position| self.links[position].token)
+    }
+
+    /// Adds a link, or another ring to the link that it is.
+    pub(super) fn add(&mut self, mut link: RxLink) {
+        // It does not sleep: its doorbell may have been rung before.
+        let Some(position) = self.position(link.id) else {
+            link.token = self.next_token;
+            self.next_token += 1;
+            self.links.push(link);
+            self.awake.grow(self.links.len());
+            self.awake.insert(self.links.len() - 1);
+            return;
+        };
+        self.awake.insert(position);
+        let same = &mut self.links[position];
+        if same.finished {
+            same.finished = false;
+            let ring = std::mem::replace(&mut same.ring, link.ring);
+            let peer = same.id.peer;
+            self.finished.push(FinishedRing { peer, ring });
+        } else {
+            same.next = Some(link.ring);
+        }
+    }
+
+    /// All doorbells, each with its link's token.
+    pub(super) fn doorbells(&self) -> impl Iterator<Item = (BorrowedFd<'_>, u64)> {
+        let links = self.links.iter();
+        links.flat_map(|link| link.doorbells().map(move |doorbell| (doorbell, link.token)))
+    }
+
+    /// The worker slept, and was woken by the doorbells of the links with these tokens.
+    pub(super) fn wake(&mut self, rung: &[u64]) {
+        self.batches = 0;
+        for token in rung {
+            let links = &self.links;
+            if let Ok(position) = links.binary_search_by_key(token, |link| link.token) {
+                self.awake.insert(position);
+            }
+        }
+    }
+
+    /// Wakes the links that sleep and have something to read.
+    #[cold]
+    fn look_at_all(&mut self) {
+        self.batches = 0;
+        for (position, link) in self.links.iter_mut().enumerate() {
+            if self.awake.contains(position) || !link.is_live() {
+                continue;
+            }
+            match link.has_news() {
+                Ok(true) => self.awake.insert(position),
+                Ok(false) => {}
+                Err(violation) => fail(&mut self.faults, link, violation),
+            }
+        }
     }
 
     /// Takes out what is read to its end.
     pub(super) fn take_finished(&mut self) -> Vec<FinishedRing> {
         self.finished_reported = false;
+        self.has_ended = false;
         let mut finished = std::mem::take(&mut self.finished);
         let ended = self.extract(|link| link.finished);
         finished.extend(ended.into_iter().map(|link| FinishedRing {
@@ -219,8 +286,7 @@ impl RxLinks {
     /// Whether there is something for [`RxLinks::take_finished`] that was not said yet.
     pub(super) fn has_finished(&mut self) -> bool {
         !self.finished_reported && {
-            self.finished_reported =
-                !self.finished.is_empty() || self.links.iter().any(|link| link.finished);
+            self.finished_reported = !self.finished.is_empty() || self.has_ended;
             self.finished_reported
         }
     }
@@ -238,7 +304,12 @@ impl RxLinks {
     fn extract(&mut self, which: impl Fn(&RxLink) -> bool) -> Vec<RxLink> {
         self.turn = 0;
         self.keeps_turn = false;
-        self.links.extract_if(.., |link| which(link)).collect()
+        let extracted: Vec<RxLink> = self.links.extract_if(.., |link| which(link)).collect();
+        if !extracted.is_empty() {
+            // Positions have changed.
+            self.awake.fill(self.links.len());
+        }
+        extracted
     }
 
     /// Whether the last record delivered waits for the guest's buffers.
@@ -254,12 +325,20 @@ impl RxLinks {
 impl RxLinks {
     /// Delivers waiting records, whose sources `forwarding` knows and learns.
     pub(super) fn receive<S: RxSink>(&mut self, forwarding: &Forwarding, sink: &mut S) {
-        let count = self.links.len();
+        self.batches += 1;
+        if self.batches >= LOOK {
+            self.look_at_all();
+        }
+        let count = self.awake.count();
         // Links in a row that had no record.
         let mut idle = 0;
         while idle < count {
             if !std::mem::take(&mut self.keeps_turn) {
-                self.turn = (self.turn + 1) % count;
+                let next = self.awake.next(self.turn + 1);
+                let Some(next) = next.or_else(|| self.awake.next(0)) else {
+                    return;
+                };
+                self.turn = next;
             }
             idle += 1;
             let link = &mut self.links[self.turn];
@@ -272,7 +351,11 @@ impl RxLinks {
                         return;
                     }
                     Ok(Some(RxStatus::BatchFull)) => return,
-                    Ok(Some(RxStatus::TooFewBuffers) | None) => break,
+                    Ok(Some(RxStatus::TooFewBuffers)) => break,
+                    Ok(None) => {
+                        self.has_ended |= link.finished;
+                        break;
+                    }
                     Err(violation) => {
                         fail(&mut self.faults, link, violation);
                         break;
@@ -287,37 +370,41 @@ impl RxLinks {
     }
 
     pub(super) fn release(&mut self) {
-        let links = self.links.iter_mut();
-        for link in links.filter(|link| link.is_live() && !link.notification_enabled) {
-            if let Err(violation) = link.ring.receiver.release() {
+        let mut next = self.awake.next(0);
+        while let Some(position) = next {
+            let link = &mut self.links[position];
+            if link.is_live()
+                && let Err(violation) = link.ring.receiver.release()
+            {
                 fail(&mut self.faults, link, violation);
             }
+            next = self.awake.next(position + 1);
         }
     }
 
+    /// Has the links sleep that have no record: their doorbells are rung when one comes. True: all
+    /// others wait for the guest's buffers.
     pub(super) fn enable_rx_notification(&mut self) -> bool {
         let mut safe = true;
-        for link in self.links.iter_mut().filter(|link| link.is_live()) {
-            if link.waits {
-                continue;
-            }
-            if link.notification_enabled {
-                // No record was seen since, so the link still asks for its doorbell; it is rung if
-                // one has come.
-                continue;
-            }
-            match link.ring.receiver.wait_for_data() {
-                Ok(enabled) => {
+        let mut next = self.awake.next(0);
+        while let Some(position) = next {
+            let link = &mut self.links[position];
+            if !link.is_live() {
+                self.awake.remove(position);
+            } else if !link.waits {
+                match link.ring.receiver.wait_for_data() {
                     // A ring that was closed meanwhile is finished with the next batch.
-                    let enabled = enabled && !link.ring.receiver.is_finished();
-                    link.notification_enabled = enabled;
-                    safe &= enabled;
-                }
-                Err(violation) => {
-                    fail(&mut self.faults, link, violation);
-                    safe = false;
+                    Ok(enabled) if enabled && !link.ring.receiver.is_finished() => {
+                        self.awake.remove(position);
+                    }
+                    Ok(_) => safe = false,
+                    Err(violation) => {
+                        fail(&mut self.faults, link, violation);
+                        safe = false;
+                    }
                 }
             }
+            next = self.awake.next(position + 1);
         }
         safe
     }
@@ -330,3 +417,7 @@ fn fail(faults: &mut Vec<LinkFault>, link: &mut RxLink, violation: Violation) {
         violation,
     });
 }
+
+#[cfg(test)]
+#[path = "rx_tests.rs"]
+mod tests;

@@ -11,6 +11,7 @@ use virtio_inter_segment::{MAX_FRAME, PeerKey};
 use super::command::Paths;
 use super::forward::{Destination, Forwarding, PeerAddresses};
 use super::hold::HoldBudget;
+use super::positions::Positions;
 use super::tx_link::{Room, SendError, Timeouts, TxLink};
 use crate::announce::is_virtual_router;
 use crate::backend::interface::{BackendSetup, LinkFault, TxBackend, TxFrame, TxStatus};
@@ -37,8 +38,9 @@ pub(super) struct TxLinks {
     /// The port's address.
     mac: MacAddr,
     links: Vec<TxLink>,
-    /// Positions of those that have a ring.
-    active: Vec<usize>,
+    /// Positions of those that were sent to since the last flush, or that have frames aside: no
+    /// other has anything to publish.
+    touched: Positions,
     /// Takes multicast frames for the peers without a ring to the control thread.
     flood: Option<Sender>,
     requests: Vec<PlacedRequest>,
@@ -61,7 +63,7 @@ impl TxLinks {
         TxLinks {
             mac: setup.mac,
             links: Vec::new(),
-            active: Vec::new(),
+            touched: Positions::default(),
             flood: None,
             requests: Vec::new(),
             forwarding: Forwarding::new(setup.mac, setup.allowed, setup.learned),
@@ -110,12 +112,10 @@ impl TxLinks {
         change: impl FnOnce(&mut TxLink) -> Result<Option<T>, Violation>,
     ) -> Option<T> {
         let link = self.links.iter_mut().find(|link| link.peer == peer)?;
-        let result = change(link).unwrap_or_else(|violation| {
+        change(link).unwrap_or_else(|violation| {
             fail(&mut self.faults, link, violation);
             None
-        });
-        self.find_active();
-        result
+        })
     }
 
     /// No ring could be made for a peer.
@@ -124,6 +124,11 @@ impl TxLinks {
             let lost = link.set_no_ring();
             self.counters.tx_no_link.add(lost as u64);
         }
+    }
+
+    /// Counts frames that are lost because their peer has no ring.
+    pub(super) fn count_without_link(&self, count: u64) {
+        self.counters.tx_no_link.add(count);
     }
 
     /// Drops the frames that wait for a peer's ring.
@@ -144,13 +149,13 @@ impl TxLinks {
                 Err(violation) => fail(&mut self.faults, link, violation),
             }
         }
-        self.find_active();
         closed
     }
 
     /// Whether any peer has a ring.
     pub(super) fn has_rings(&self) -> bool {
-        !self.active.is_empty()
+        let mut links = self.links.iter();
+        links.any(|link| link.has_ring() && !link.dead)
     }
 
     /// Removes the link to a peer. None: there is none.
@@ -167,7 +172,8 @@ impl TxLinks {
             .rebuild(self.links.iter().map(|link| &link.addresses));
         self.end_hold(|_| true);
         self.choose_paths();
-        self.find_active();
+        // Positions have changed.
+        self.touched.fill(self.links.len());
     }
 
     pub(super) fn set_paths(&mut self, paths: Paths) {
@@ -196,6 +202,7 @@ impl TxLinks {
         if link.dead || link.is_without_ring() {
             return false;
         }
+        self.touched.insert(position);
         link.send_record(record).unwrap_or_else(|violation| {
             fail(&mut self.faults, link, violation);
             false
@@ -227,13 +234,6 @@ impl TxLinks {
 
     pub(super) fn forwarding(&self) -> &Forwarding {
         &self.forwarding
-    }
-
-    fn find_active(&mut self) {
-        let links = self.links.iter().enumerate();
-        let with_ring = links.filter(|(_, link)| link.has_ring() && !link.dead);
-        self.active.clear();
-        self.active.extend(with_ring.map(|(position, _)| position));
     }
 
     /// The next wish for a ring.
@@ -369,11 +369,15 @@ impl TxLinks {
     fn send_to_all<F: TxFrame>(&mut self, frame: &F, alone: bool) -> Result<bool, F::Error> {
         let is_flooded = self.is_flooded(frame.record_len());
         let (mut sent, mut stalled, mut no_link, mut flood) = (false, false, false, false);
-        for link in self.links.iter_mut().filter(|link| link.takes_multicast()) {
+        for (position, link) in self.links.iter_mut().enumerate() {
+            if !link.takes_multicast() {
+                continue;
+            }
             if is_flooded && link.is_without_ring() {
                 flood = true;
                 continue;
             }
+            self.touched.insert(position);
             match link.send_frame(frame, (!alone).then_some(&self.budget)) {
                 Ok(Room::Ring) => sent = true,
                 Ok(Room::Spill) => {
@@ -486,6 +490,7 @@ impl TxBackend for TxLinks {
             self.counters.tx_no_destination.add(1);
             return Ok(TxStatus::Dropped);
         }
+        self.touched.insert(position);
         match link.send_frame(frame, (!alone).then_some(&self.budget)) {
             Ok(Room::Ring) => Ok(TxStatus::Sent),
             Ok(room) => Ok(self.without_room(position, frame.record_len(), room)),
@@ -506,13 +511,18 @@ impl TxBackend for TxLinks {
     }
 
     fn flush(&mut self) {
-        for &position in &self.active {
+        let mut next = self.touched.next(0);
+        while let Some(position) = next {
             let link = &mut self.links[position];
             if !link.dead
                 && let Err(violation) = link.flush()
             {
                 fail(&mut self.faults, link, violation);
             }
+            if link.dead || link.first_spilled().is_none() {
+                self.touched.remove(position);
+            }
+            next = self.touched.next(position + 1);
         }
         if let Some(flood) = &mut self.flood {
             // The other end is in this process.
@@ -529,7 +539,14 @@ impl TxBackend for TxLinks {
             safe: true,
             until: self.waiting.map(|waiting| waiting.until),
         };
-        for &position in &self.active {
+        let waiting = self.waiting.map(|waiting| waiting.peer);
+        let is_waiting = |link: &TxLink| Some(link.peer) == waiting;
+        if let Some(position) = self.links.iter().position(is_waiting) {
+            self.touched.insert(position);
+        }
+        let mut next = self.touched.next(0);
+        while let Some(position) = next {
+            next = self.touched.next(position + 1);
             let link = &mut self.links[position];
             if link.dead {
                 continue;
@@ -553,11 +570,15 @@ impl TxBackend for TxLinks {
     fn announce(&mut self, record: &[u8]) -> usize {
         let mut count = 0;
         let (mut flood, is_flooded) = (0, self.is_flooded(record.len()));
-        for link in self.links.iter_mut().filter(|link| link.takes_multicast()) {
+        for (position, link) in self.links.iter_mut().enumerate() {
+            if !link.takes_multicast() {
+                continue;
+            }
             if is_flooded && link.is_without_ring() {
                 flood += 1;
                 continue;
             }
+            self.touched.insert(position);
             match link.send_record(record) {
                 Ok(sent) => count += usize::from(sent),
                 Err(violation) => fail(&mut self.faults, link, violation),
@@ -588,4 +609,59 @@ fn fail(faults: &mut Vec<LinkFault>, link: &mut TxLink, violation: Violation) {
         peer: link.peer,
         violation,
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_inter_link::{SMALL_CAPACITY, pair};
+
+    use super::*;
+    use crate::backend::link::Holder;
+
+    #[test]
+    fn links_that_were_not_sent_to_are_not_flushed() {
+        const PEERS: u8 = 200;
+        const RINGS: usize = 150;
+        let mut links = TxLinks::new(BackendSetup {
+            index: 0,
+            mac: MacAddr::new([2, 0, 0, 0, 0, 0]),
+            allowed: Default::default(),
+            learned: Default::default(),
+            mtu: 1500,
+            counters: Default::default(),
+        });
+        let peers: Vec<PeerKey> = (0..PEERS).map(|_| PeerKey::next()).collect();
+        for (peer, last) in peers.iter().zip(0..) {
+            let addresses = PeerAddresses {
+                mac: MacAddr::new([2, 0, 0, 0, 1, last]),
+                allowed: Default::default(),
+                holder: Holder::NETWORK,
+                is_uplink: false,
+            };
+            links.add(*peer, addresses);
+        }
+        let mut receivers = Vec::new();
+        for peer in &peers[..RINGS] {
+            let (sender, receiver) = pair(SMALL_CAPACITY).unwrap();
+            links.change(*peer, |link| Ok(link.set_ring(1, sender)));
+            receivers.push(receiver);
+        }
+        links.flush();
+        assert_eq!(links.touched.count(), 0);
+        assert_eq!(links.announce(&[0; 100]), peers.len());
+        assert_eq!(links.touched.count(), peers.len());
+        links.flush();
+        // To the others it waits aside for a ring.
+        assert_eq!(links.touched.next(0), Some(RINGS));
+        assert_eq!(links.touched.count(), peers.len() - RINGS);
+        let (sender, mut receiver) = pair(SMALL_CAPACITY).unwrap();
+        links.change(peers[RINGS], |link| Ok(link.set_ring(1, sender)));
+        links.flush();
+        assert_eq!(receiver.is_empty(), Ok(false));
+        assert_eq!(links.touched.next(0), Some(RINGS + 1));
+        // Positions change when a peer leaves.
+        links.remove(peers[0]);
+        links.flush();
+        assert_eq!(links.touched.next(0), Some(RINGS));
+    }
 }

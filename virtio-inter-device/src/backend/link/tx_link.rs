@@ -104,11 +104,23 @@ struct Ring {
     quiet: (u64, u8),
 }
 
+/// What is left of a change, to be unmapped elsewhere.
+#[derive(Debug)]
+pub(super) enum Unused {
+    /// A page of a ring that is not used any more.
+    Page(ReceiverPage),
+    /// A ring that was closed.
+    Sender(Sender),
+}
+
 /// The link to one peer.
 pub(super) struct TxLink {
     pub(super) peer: PeerKey,
     pub(super) addresses: PeerAddresses,
     ring: Option<Ring>,
+    /// The former ring, if it was closed before the peer had taken it: the peer may sleep since,
+    /// and has to be woken as soon as its words are known.
+    closing: Option<Ring>,
     /// A ring, or a larger one, has been asked for.
     is_requested: bool,
     /// Not to be asked for again before that time.
@@ -129,6 +141,7 @@ impl TxLink {
             peer,
             addresses,
             ring: None,
+            closing: None,
             is_requested: false,
             retry_at: None,
             spill: Spill::default(),
@@ -156,8 +169,10 @@ impl TxLink {
         self.ring.is_none() && !self.is_requested
     }
 
-    pub(super) fn space_doorbell(&self) -> Option<BorrowedFd<'_>> {
-        self.ring.as_ref().map(|ring| ring.sender.space_doorbell())
+    /// The doorbells of its rings.
+    pub(super) fn space_doorbells(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let rings = self.ring.iter().chain(&self.closing);
+        rings.map(|ring| ring.sender.space_doorbell())
     }
 
     /// Ends the ring: the peer goes on with the next one. After a violation too it stays here until
@@ -170,7 +185,7 @@ impl TxLink {
     }
 
     /// Sends on this ring from now on, behind what is in the former one. Returns that one, which
-    /// [`TxLink::close_ring`] has closed.
+    /// [`TxLink::close_ring`] has closed, unless the peer has still to learn of it.
     pub(super) fn set_ring(&mut self, number: u64, sender: Sender) -> Option<Sender> {
         let former = self.ring.replace(Ring {
             number,
@@ -180,7 +195,11 @@ impl TxLink {
         self.is_requested = false;
         self.retry_at = None;
         self.full = None;
-        former.map(|former| former.sender)
+        let unused = match former {
+            Some(former) if !former.sender.is_attached() => self.closing.replace(former),
+            former => former,
+        };
+        unused.map(|ring| ring.sender)
     }
 
     /// The ring that was asked for could not be made. Returns the number of frames that waited for
@@ -201,21 +220,29 @@ impl TxLink {
         self.spill.clear()
     }
 
-    /// The peer reads this ring, and writes to this page. Returns the page if the ring is not used
-    /// any more.
+    /// The peer reads this ring, and writes to this page.
     pub(super) fn attach(
         &mut self,
         number: u64,
         page: ReceiverPage,
-    ) -> Result<Option<ReceiverPage>, Violation> {
-        match self.ring.as_mut().filter(|ring| ring.number == number) {
-            Some(ring) => ring.sender.attach(page).map(|()| None),
-            None => Ok(Some(page)),
+    ) -> Result<Option<Unused>, Violation> {
+        let is_it = |ring: &&mut Ring| ring.number == number;
+        if let Some(ring) = self.ring.as_mut().filter(is_it) {
+            return ring.sender.attach(page).map(|()| None);
         }
+        let Some(ring) = self.closing.as_mut().filter(is_it) else {
+            return Ok(Some(Unused::Page(page)));
+        };
+        ring.sender.attach(page)?;
+        let closed = self.closing.take();
+        Ok(closed.map(|ring| Unused::Sender(ring.sender)))
     }
 
     /// The peer does not take this ring. What is in it is lost.
     pub(super) fn set_declined(&mut self, number: u64) -> Option<Sender> {
+        if let Some(ring) = self.closing.take_if(|ring| ring.number == number) {
+            return Some(ring.sender);
+        }
         let ring = self.ring.take_if(|ring| ring.number == number)?;
         self.full = None;
         self.retry_at = Some(Instant::now() + RETRY_DECLINED);
@@ -235,6 +262,7 @@ impl TxLink {
         }
         ring.quiet.1 = (ring.quiet.1 + 1).min(QUIET_TICKS);
         let is_quiet = ring.quiet.1 == QUIET_TICKS
+            && ring.sender.is_attached()
             && !self.is_requested
             && self.spill.is_empty()
             && ring.sender.is_drained()?;
@@ -246,9 +274,10 @@ impl TxLink {
         Ok(self.ring.take().map(|ring| ring.sender))
     }
 
-    /// The sending end, to be closed with the link.
-    pub(super) fn into_sender(self) -> Option<Sender> {
-        self.ring.map(|ring| ring.sender)
+    /// The sending ends, to be closed with the link.
+    pub(super) fn into_senders(self) -> Vec<Sender> {
+        let rings = self.ring.into_iter().chain(self.closing);
+        rings.map(|ring| ring.sender).collect()
     }
 
     /// A wish for a ring that arose from frames: to be passed on once.
