@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use log::warn;
 use rustix::fs::{Mode, fchmod};
@@ -21,6 +22,9 @@ use crate::control_protocol::{MAX_LINE, Reply, Request};
 /// Maximum number of connections; the oldest gives way to a new one.
 const MAX_CONNECTIONS: usize = 16;
 
+/// Time without `accept` after it failed: descriptors do not become free at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Identifies a connection; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientId(u64);
@@ -29,6 +33,9 @@ pub struct ClientId(u64);
 #[derive(Debug)]
 pub struct Control {
     listener: Option<Listener>,
+    /// When `accept` is to be tried again that failed. The listener is not watched before: it stays
+    /// readable.
+    accept_again: Option<Instant>,
     path: PathBuf,
     connections: Vec<Connection>,
     next: u64,
@@ -60,6 +67,7 @@ impl Control {
     pub fn listen(path: &Path) -> io::Result<Self> {
         Ok(Self {
             listener: Some(Listener::bind(path)?),
+            accept_again: None,
             path: path.to_owned(),
             connections: Vec::new(),
             next: 0,
@@ -95,8 +103,14 @@ impl Control {
             .map(|connection| (connection.stream.as_fd(), !connection.output.is_empty()));
         let listener = self.listener.iter();
         listener
+            .filter(|_| self.accept_again.is_none())
             .map(|listener| (listener.socket.as_fd(), false))
             .chain(connections)
+    }
+
+    /// When [`Control::process`] is to be called although nothing is readable.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.accept_again
     }
 
     /// Accepts connections and reads requests. Non-blocking.
@@ -128,10 +142,23 @@ impl Control {
     }
 
     fn accept(&mut self) {
+        let failed_before = self.accept_again.take().is_some();
         let Some(listener) = &self.listener else {
             return;
         };
-        while let Ok((stream, _)) = listener.socket.accept() {
+        loop {
+            let stream = match listener.socket.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    if !is_passing(&error) {
+                        if !failed_before {
+                            warn!("Cannot accept a control connection: {error}");
+                        }
+                        self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                    }
+                    return;
+                }
+            };
             // Root has access anyway; the modes of directory and socket exclude other users.
             let ours = rustix::process::geteuid().as_raw();
             match peer_uid(stream.as_fd()) {
@@ -177,6 +204,14 @@ impl Control {
         connection.output.push(b'\n');
         connection.send();
     }
+}
+
+/// Whether there is just nothing to accept.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+    )
 }
 
 impl Connection {
@@ -243,5 +278,39 @@ impl Drop for Listener {
             // Removed with its directory at the latest.
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+    use std::thread;
+
+    use rustix::process::{Resource, getrlimit, setrlimit};
+
+    use super::*;
+
+    /// Limits this process, which nextest starts for this test alone.
+    #[test]
+    fn control_connection_waits_for_a_descriptor_and_keeps_nobody_busy() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control");
+        let mut control = Control::listen(&path).unwrap();
+        let _client = UnixStream::connect(&path).unwrap();
+        let enough = getrlimit(Resource::Nofile);
+        // The kernel hands out the smallest number that is free.
+        let free = File::open("/dev/null").unwrap().as_raw_fd();
+        let mut none = enough;
+        none.current = Some(free.try_into().unwrap());
+        setrlimit(Resource::Nofile, none).unwrap();
+        control.process();
+        let watched = control.watched().count();
+        setrlimit(Resource::Nofile, enough).unwrap();
+        assert_eq!(watched, 0, "the listener stays readable");
+        let again = control.deadline().unwrap();
+        thread::sleep(again.saturating_duration_since(Instant::now()));
+        control.process();
+        assert_eq!((control.watched().count(), control.deadline()), (2, None));
     }
 }

@@ -214,7 +214,9 @@ impl Supervisor {
             .ports
             .iter()
             .filter_map(|supervised| supervised.port.deadline());
-        let deadline = ports.chain(self.restore_backoff.deadline()).min();
+        let control = self.control.as_ref().and_then(Control::deadline);
+        let others = self.restore_backoff.deadline().into_iter().chain(control);
+        let deadline = ports.chain(others).min();
         let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         match poll(&mut fds, timeout.map(timespec).as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),

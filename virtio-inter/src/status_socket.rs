@@ -25,6 +25,10 @@ const OWN_PATH: u64 = 0;
 const SEGMENT: u64 = 1;
 const FIRST_CLIENT: u64 = 2;
 
+/// How sockets that listen are watched: without a descriptor for a client, its connection stays,
+/// and to be notified of that again and again would be a busy loop.
+const LISTENING: Events = Events::EPOLLIN.union(Events::EPOLLET);
+
 /// The listening sockets and their clients.
 #[derive(Debug)]
 pub struct StatusSocket {
@@ -59,7 +63,8 @@ impl StatusSocket {
             None => None,
             Some(path) => {
                 let listener = SocketLock::take(path)?.listen_private()?;
-                poll.add(&listener, OWN_PATH).map_err(failed(WATCH, path))?;
+                poll.add_with(&listener, LISTENING, OWN_PATH)
+                    .map_err(failed(WATCH, path))?;
                 Some(listener)
             }
         };
@@ -110,7 +115,9 @@ impl StatusSocket {
         let watch = || failed(WATCH, &path);
         self.poll.remove(&*listener).map_err(watch())?;
         let result = listener.restore();
-        self.poll.add(&*listener, OWN_PATH).map_err(watch())?;
+        self.poll
+            .add_with(&*listener, LISTENING, OWN_PATH)
+            .map_err(watch())?;
         result
     }
 
@@ -127,7 +134,7 @@ impl StatusSocket {
         if let Some(former) = self.in_segment.take() {
             self.poll.remove(&former)?;
         }
-        self.poll.add(&listener, SEGMENT)?;
+        self.poll.add_with(&listener, LISTENING, SEGMENT)?;
         self.in_segment = Some(listener);
         Ok(())
     }
@@ -137,7 +144,8 @@ impl StatusSocket {
         listener.is_some_and(StatusListener::is_in_place)
     }
 
-    /// Accepts clients, and sends the document to them. Non-blocking.
+    /// Accepts clients, and sends the document to them. Non-blocking. A client for which there is
+    /// no descriptor is served after the next one that connects when there is.
     ///
     /// # Errors
     ///
@@ -146,12 +154,20 @@ impl StatusSocket {
         for token in self.poll.wait::<16>(Timeout::Now)? {
             match token {
                 OWN_PATH => {
-                    let accepted = self.listener.as_ref().map(Listener::accept);
-                    self.add_client(accepted, &document)?;
+                    if let Some(listener) = &self.listener
+                        && let Ok(stream) = listener.accept()
+                    {
+                        self.poll.modify(listener, LISTENING, OWN_PATH)?;
+                        self.add_client(stream, &document)?;
+                    }
                 }
                 SEGMENT => {
-                    let accepted = self.in_segment.as_ref().map(StatusListener::accept);
-                    self.add_client(accepted, &document)?;
+                    if let Some(listener) = &self.in_segment
+                        && let Ok(stream) = listener.accept()
+                    {
+                        self.poll.modify(listener, LISTENING, SEGMENT)?;
+                        self.add_client(stream, &document)?;
+                    }
                 }
                 token => {
                     if let Some(index) = self.clients.iter().position(|r| r.token == token)
@@ -167,11 +183,10 @@ impl StatusSocket {
 
     fn add_client(
         &mut self,
-        accepted: Option<io::Result<Option<UnixStream>>>,
+        accepted: Option<UnixStream>,
         document: impl Fn() -> Vec<u8>,
     ) -> io::Result<()> {
-        // Otherwise the client is gone, or there is no descriptor for it: it can connect again.
-        let Some(Ok(Some(stream))) = accepted else {
+        let Some(stream) = accepted else {
             return Ok(());
         };
         let mut client = Client {
