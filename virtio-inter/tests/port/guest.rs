@@ -94,6 +94,17 @@ impl Guest {
 
     /// Sends a frame, and waits until its buffer is back.
     pub(crate) fn send_frame(&mut self, frame: &[u8]) {
+        self.post(frame);
+        until("the frame is taken", || self.used(TRANSMIT) == self.sent);
+    }
+
+    /// Whether there is a buffer for another frame.
+    pub(crate) fn can_post(&self) -> bool {
+        self.sent.wrapping_sub(self.used(TRANSMIT)) < ENTRIES
+    }
+
+    /// Sends a frame, for which there has to be a buffer, and does not wait.
+    pub(crate) fn post(&mut self, frame: &[u8]) {
         let at = TRANSMIT * QUEUE;
         let mut record = vec![0; NET_HEADER as usize];
         record.extend(frame);
@@ -104,12 +115,16 @@ impl Guest {
         self.offer(TRANSMIT, self.sent, record.len() as u64, 0);
         self.sent = self.sent.wrapping_add(1);
         rustix::io::write(&self.kicks[1], &1u64.to_ne_bytes()).unwrap();
-        until("the frame is taken", || self.used(TRANSMIT) == self.sent);
+    }
+
+    /// Whether there is a frame to receive.
+    pub(crate) fn has_frame(&self) -> bool {
+        self.used(RECEIVE) != self.received
     }
 
     /// A frame that has been received. Its buffer is made available again.
     pub(crate) fn receive(&mut self) -> Option<Vec<u8>> {
-        if self.used(RECEIVE) == self.received {
+        if !self.has_frame() {
             return None;
         }
         let (at, entry) = (RECEIVE * QUEUE, u64::from(self.received % ENTRIES));
