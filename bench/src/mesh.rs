@@ -1,5 +1,6 @@
 //! Many ports of one segment that start at once: time and CPU until each has met each, and what
-//! each costs at rest, after some have talked, and after these have been quiet.
+//! each costs at rest, after some have talked, and after these have been quiet; then a third is
+//! killed and returns.
 
 use std::fs;
 use std::path::Path;
@@ -51,6 +52,9 @@ pub fn measure(count: u32, program: Option<&Path>) -> Result<Measured> {
     let talked = mesh.footprint()?;
     thread::sleep(QUIET);
     let quiet = mesh.footprint()?;
+    mesh.talk_with_the_first(&mut guests)?;
+    let with_rings = mesh.sparse_frames(&mut guests)?;
+    let returned = mesh.kill_a_third(&bed)?;
     let of_pairs = |now: f64, before: f64| ((now - before) / f64::from(pairs)).max(0.0);
     let measured = Measured::one("mesh", "s from the first start", joined.as_secs_f64())
         .and("mesh_join_work", "ms of CPU a port", join_cpu)
@@ -77,7 +81,17 @@ pub fn measure(count: u32, program: Option<&Path>) -> Result<Measured> {
             "KiB a port, a quiet time after that",
             quiet.kib,
         )
-        .and("mesh_sparse", "µs of CPU a frame, both ports", sparse);
+        .and("mesh_sparse", "µs of CPU a frame, both ports", sparse)
+        .and(
+            "mesh_sparse_rings",
+            "µs of CPU a frame, both ports",
+            with_rings,
+        )
+        .and(
+            "mesh_return",
+            "s from the first start again",
+            returned.as_secs_f64(),
+        );
     measured.check()?;
     Ok(measured)
 }
@@ -171,6 +185,41 @@ impl Mesh {
             self.send(guest, from, (from + 1) % count)?;
         }
         Ok(u32::try_from(count)?)
+    }
+
+    /// Each other guest sends a frame to the first, and gets one: all these have rings.
+    fn talk_with_the_first(&self, guests: &mut [MockGuest]) -> Result<()> {
+        for other in 1..guests.len() {
+            self.send(&mut guests[other], other, 0)?;
+            self.send(&mut guests[0], 0, other)?;
+            guests[0].recycle()?;
+        }
+        Ok(())
+    }
+
+    /// Kills every third port, and starts these again. Time from then on until each is joined with
+    /// each.
+    fn kill_a_third(&mut self, bed: &Testbed) -> Result<Duration> {
+        for port in self.0.iter_mut().step_by(3) {
+            port.process().kill()?;
+        }
+        let start = Instant::now();
+        for port in self.0.iter_mut().step_by(3) {
+            *port = Port::spawn(bed, port.config().clone())?;
+        }
+        // One that was started again has links with all only if these have one with it.
+        let peers = self.0.len() - 1;
+        let mut waiting: Vec<&Port> = self.0.iter().collect();
+        while !waiting.is_empty() {
+            waiting.retain(|port| port.peers().map_or(true, |linked| linked < peers));
+            ensure!(
+                start.elapsed() < JOINED_WITHIN,
+                "{} ports lack peers {JOINED_WITHIN:?} after a third was killed",
+                waiting.len()
+            );
+            thread::sleep(LOOK);
+        }
+        Ok(start.elapsed())
     }
 
     /// CPU time of the two ports for each of many frames, with a pause behind each, in

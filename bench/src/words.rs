@@ -29,6 +29,8 @@ pub(crate) fn metric_name(metric: &str) -> String {
         "mesh_pair_maps" => "mappings of a pair that talks".to_owned(),
         "mesh_quiet_memory" => "memory after talk and a quiet time".to_owned(),
         "mesh_sparse" => "a frame to one of many peers".to_owned(),
+        "mesh_sparse_rings" => "a frame to one of many peers that have rings".to_owned(),
+        "mesh_return" => "a third of the ports is killed: time until all return".to_owned(),
         other => match other.strip_prefix("batch_") {
             Some(batch) => format!("batches of {batch}"),
             None => other.to_owned(),

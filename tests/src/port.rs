@@ -242,6 +242,17 @@ impl Port {
             .with_context(|| format!("Asking port {} for its status", self.config.id))
     }
 
+    /// Number of rings that it has now, those of its peers included.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Port::status`].
+    pub fn rings(&self) -> Result<u64> {
+        let status = self.status()?;
+        let rings = status["limits"]["rings"]["used"].as_u64();
+        rings.context("No number of rings in the status")
+    }
+
     /// The socket on which it waits for a frontend.
     pub fn socket(&self) -> &Path {
         &self.socket
