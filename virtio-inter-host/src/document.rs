@@ -17,6 +17,7 @@ pub(crate) struct Document {
     pub(crate) mtu: Option<u16>,
     pub(crate) queue_pairs: Option<u16>,
     pub(crate) socket: Option<String>,
+    pub(crate) client: Option<Client>,
     pub(crate) frontend: Option<Frontend>,
     pub(crate) uplink: Option<Uplink>,
     /// Of an uplink that ports share.
@@ -26,6 +27,14 @@ pub(crate) struct Document {
     pub(crate) warnings: Vec<Warning>,
     pub(crate) refused: Vec<Refused>,
     pub(crate) counters: Vec<BTreeMap<String, u64>>,
+}
+
+/// The VMM to which the port connects.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Client {
+    pub(crate) state: String,
+    pub(crate) error: Option<String>,
 }
 
 /// The VMM that the port serves.

@@ -113,6 +113,11 @@ fn show_port(text: &mut String, port: &Port) {
     if let Some(socket) = &status.socket {
         line("socket", safe(socket));
     }
+    if let Some(client) = &status.client {
+        let error = client.error.as_deref().map(safe);
+        let error = error.map_or_else(String::new, |error| format!(": {error}"));
+        line("client", format!("{}{error}", safe(&client.state)));
+    }
     if let Some(frontend) = &status.frontend {
         let running = frontend.queues_running;
         line("vmm", format!("{}, {running} queues running", vmm(status)));

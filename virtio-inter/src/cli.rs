@@ -1,8 +1,9 @@
 //! The command line: subcommands, options and their values, and error messages.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, RandomState};
-use std::path::PathBuf;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -116,12 +117,27 @@ wrong.";
 /// Options of `virtio-inter port`.
 #[derive(Debug, Clone, Args)]
 pub struct PortArgs {
-    /// Unix socket on which the port waits for the VMM (vhost-user). At most 107 bytes; abstract
-    /// sockets are not supported
-    #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
-    pub socket: PathBuf,
+    /// Unix socket on which the port waits for the VMM (vhost-user), or the VMM for the port
+    /// (--client). At most 107 bytes; abstract sockets are not supported
+    #[arg(long, visible_alias = "socket-path", value_name = "PATH",
+          value_parser = socket_path_parser(), required_unless_present = "fd")]
+    pub socket: Option<PathBuf>,
+    /// Descriptor with which the port is started, instead of --socket: a Unix socket that listens,
+    /// as that of a systemd socket unit, which is the first one, 3; or the connection to the VMM,
+    /// with whose end the port ends
+    #[arg(long, value_name = "N", value_parser = parse_fd, conflicts_with_all =
+          ["socket", "client", "allow_public_directory", "socket_group", "socket_mode"])]
+    pub fd: Option<RawFd>,
+    /// Print what QEMU's conventions of vhost-user back-ends ask for, and do nothing else
+    #[arg(long, exclusive = true)]
+    pub print_capabilities: bool,
+    /// Connect to the VMM, which listens on --socket (QEMU: server=on; libvirt: mode='server';
+    /// Cloud Hypervisor: vhost_mode=server), again and again until it does, and when it has ended
+    #[arg(long, conflicts_with_all = ["socket_group", "socket_mode"])]
+    pub client: bool,
     /// Accept a --socket in a directory to which every user can write, such as /tmp. Any local user
-    /// can take the socket's place there before the port starts, and gets the VM's memory
+    /// can take the socket's place there before the port starts, and gets the VM's memory; with
+    /// --client its place on the segment
     #[arg(long)]
     pub allow_public_directory: bool,
     /// Group of the socket, by name or number, whose members may run the VMM: the port and the VMM
@@ -203,6 +219,11 @@ pub struct PortArgs {
 }
 
 impl PortArgs {
+    /// The path on which the port itself listens.
+    pub fn own_socket(&self) -> Option<&Path> {
+        self.socket.as_deref().filter(|_| !self.client)
+    }
+
     /// The users that may connect to the socket.
     pub fn socket_access(&self) -> SocketAccess {
         SocketAccess {
@@ -367,7 +388,7 @@ fn parse_tap_fd(text: &str) -> Result<UplinkArg, String> {
 /// # Errors
 /// clap's errors; also for `--help` and `--version`, whose texts the caller prints.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let cli = Cli::try_parse_from(arguments)?;
+    let cli = Cli::try_parse_from(with_subcommand(arguments))?;
     if let Command::Port(port) = &cli.command
         && let Err((option, reason)) = port.rate_limits.check()
     {
@@ -386,6 +407,23 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap:
         return Err(Cli::command().error(ErrorKind::ValueValidation, text));
     }
     Ok(cli)
+}
+
+/// The name of a link to the program that is `virtio-inter port`: management software that follows
+/// QEMU's conventions of vhost-user back-ends knows no subcommands.
+const PORT_PROGRAM: &str = "virtio-inter-port";
+
+/// The command line of `virtio-inter port`, if the program was called by that link.
+fn with_subcommand(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> impl Iterator<Item = OsString> {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next();
+    let name = program
+        .as_ref()
+        .and_then(|path| Path::new(path).file_name());
+    let subcommand = (name == Some(OsStr::new(PORT_PROGRAM))).then(|| "port".into());
+    program.into_iter().chain(subcommand).chain(arguments)
 }
 
 /// The text of an error; one line for a wrong value.
@@ -417,6 +455,11 @@ fn socket_path_parser() -> impl TypedValueParser<Value = PathBuf> {
 
 fn segment_parser() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().try_map(|text| segment_directory(&text))
+}
+
+fn parse_fd(text: &str) -> Result<RawFd, String> {
+    let number = text.parse().ok().filter(|number| *number > 2);
+    number.ok_or_else(|| "a descriptor from 3 on is needed".to_owned())
 }
 
 fn parse_mtu(text: &str) -> Result<u16, String> {
@@ -583,6 +626,49 @@ mod tests {
         let long = "x".repeat(107);
         let port = parse_with(&["--status-socket", &long]).unwrap();
         assert_eq!(port.status_socket, Some(long.into()));
+    }
+
+    /// They are about a socket that the port makes.
+    #[test]
+    fn client_option_excludes_those_of_a_socket_of_the_ports_own() {
+        assert!(parse_with(&["--client"]).unwrap().client);
+        for option in ["--socket-group=0", "--socket-mode=0660"] {
+            let error = parse_with(&["--client", option]).unwrap_err();
+            assert!(error.contains("cannot be used with"), "{error}");
+        }
+    }
+
+    #[test]
+    fn fd_option_takes_the_place_of_the_socket_option() {
+        let parse_line = |line: &str| {
+            let cli = parse(line.split(' ').map(OsString::from));
+            cli.map(|cli| match cli.command {
+                Command::Port(port) => port,
+                _ => unreachable!("it is the command of a port"),
+            })
+            .map_err(|error| explain(&error))
+        };
+        let rest = "--segment /run/s --id a --mac 52:54:00:00:00:01";
+        let port = parse_line(&format!("virtio-inter port --fd 3 {rest}")).unwrap();
+        assert_eq!((port.fd, port.socket), (Some(3), None));
+        let error = parse_line(&format!("virtio-inter port {rest}")).unwrap_err();
+        assert!(error.contains("--socket <PATH>"), "{error}");
+        for option in [
+            "--client",
+            "--socket-group=0",
+            "--socket-mode=0660",
+            "--socket=/run/a",
+        ] {
+            let error = parse_line(&format!("virtio-inter port --fd 3 {option} {rest}"));
+            let error = error.unwrap_err();
+            assert!(error.contains("cannot be used with"), "{error}");
+        }
+        let error = parse_line(&format!("virtio-inter port --fd 2 {rest}")).unwrap_err();
+        assert!(error.contains("from 3 on"), "{error}");
+        // As QEMU's conventions have it.
+        let link = "/usr/bin/virtio-inter-port --socket-path=/run/a";
+        let port = parse_line(&format!("{link} {rest}")).unwrap();
+        assert_eq!(port.socket, Some("/run/a".into()));
     }
 
     #[test]

@@ -10,26 +10,39 @@ use thiserror::Error;
 /// A socket's directory that every user can write to.
 #[derive(Debug, Error)]
 #[error(
-    "Every user can write to {}: whoever puts a socket there first gets the memory of the VM that \
-     connects to it; use a directory that only the port's user can write to (chmod 0700), or \
-     --allow-public-directory",
-    .0.display()
+    "Every user can write to {}: whoever puts a socket there first {}; use a directory that only \
+     the {}'s user can write to (chmod 0700), or --allow-public-directory",
+    directory.display(),
+    if *client {
+        "takes the VM's place on the segment"
+    } else {
+        "gets the memory of the VM that connects to it"
+    },
+    if *client { "VMM" } else { "port" }
 )]
-pub(crate) struct PublicDirectory(PathBuf);
+pub(crate) struct PublicDirectory {
+    directory: PathBuf,
+    /// Whether the VMM's socket is there, and not the port's.
+    client: bool,
+}
 
-/// Checks that not every user can write to the directory of a socket.
+/// Checks that not every user can write to the directory of a socket: of the port's, or of the
+/// VMM's to which the port connects as a client.
 ///
 /// # Errors
 ///
 /// Everybody can. A directory that cannot be examined passes: binding the socket says more.
-pub(crate) fn check_socket_directory(socket: &Path) -> Result<(), PublicDirectory> {
+pub(crate) fn check_socket_directory(socket: &Path, client: bool) -> Result<(), PublicDirectory> {
     let directory = match socket.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
         Some(parent) => parent,
         None => return Ok(()),
     };
     match mode(directory) {
-        Some(mode) if mode.contains(Mode::WOTH) => Err(PublicDirectory(directory.to_owned())),
+        Some(mode) if mode.contains(Mode::WOTH) => Err(PublicDirectory {
+            directory: directory.to_owned(),
+            client,
+        }),
         _ => Ok(()),
     }
 }

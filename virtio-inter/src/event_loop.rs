@@ -29,6 +29,7 @@ use crate::status_socket::StatusSocket;
 use crate::timer::Timer;
 use crate::unexpected_signals::UnexpectedSignals;
 use crate::uplink::{Device, Uplink};
+use crate::watchdog::Watchdog;
 
 const SIGNALS: u64 = 0;
 const FRONTENDS: u64 = 1;
@@ -41,6 +42,7 @@ const RESTORE: u64 = 7;
 const UPLINK: u64 = 8;
 const FILES: u64 = 9;
 const IDLE_LINKS: u64 = 10;
+const WATCHDOG: u64 = 11;
 
 /// Time from the first dropped frame to the check of the reasons: ports that start together link
 /// meanwhile.
@@ -91,6 +93,7 @@ pub struct EventLoop {
     restore_backoff: RestoreBackoff,
     file_watch: FileWatch,
     links: LinkControl,
+    watchdog: Watchdog,
     arguments: PortArgs,
     sandbox: Report,
     unexpected: UnexpectedSignals,
@@ -126,6 +129,8 @@ impl EventLoop {
         poll.add(&uplink_retry, UPLINK)?;
         let links = LinkControl::new(arguments.link_idle())?;
         poll.add(&links, IDLE_LINKS)?;
+        let watchdog = Watchdog::from_environment()?;
+        poll.add(&watchdog, WATCHDOG)?;
         let restore_backoff = RestoreBackoff::new()?;
         poll.add(&restore_backoff, RESTORE)?;
         let file_watch = FileWatch::new()?;
@@ -146,6 +151,7 @@ impl EventLoop {
             restore_backoff,
             file_watch,
             links,
+            watchdog,
             arguments: arguments.clone(),
             sandbox: Report::default(),
             unexpected,
@@ -203,6 +209,12 @@ impl EventLoop {
                     FRONTENDS => {
                         self.frontends.process(&mut self.device)?;
                         self.diagnostics.memory(self.frontends.unshared_memory());
+                        if self.frontends.is_forbidden_to_connect() {
+                            self.check_directories()?;
+                        }
+                        if self.frontends.is_finished() {
+                            return Ok(());
+                        }
                     }
                     SEGMENT => self.handle_segment()?,
                     STATUS => self.serve_status()?,
@@ -215,6 +227,7 @@ impl EventLoop {
                         self.restore_backoff.check_soon()?;
                     }
                     IDLE_LINKS => self.links.close_quiet(&mut self.device)?,
+                    WATCHDOG => self.watchdog.process()?,
                     _ => self.handle_device()?,
                 }
             }
@@ -279,14 +292,16 @@ impl EventLoop {
         }
         let mut complete = true;
         let mut result = Ok(());
-        if !self.frontends.listener().is_in_place() {
+        let listener = self.frontends.listener();
+        if listener.is_some_and(|listener| !listener.is_in_place()) {
             self.restore_backoff.restored();
             result = self.frontends.restore(&mut self.device);
         }
         let why = result.err().map(|error| ErrorChain(&error).to_string());
-        let listener = self.frontends.listener();
-        self.diagnostics.lost_file(listener.path(), why.as_deref());
-        complete &= why.is_none() && self.file_watch.add_files_of(listener);
+        if let Some(listener) = self.frontends.listener() {
+            self.diagnostics.lost_file(listener.path(), why.as_deref());
+            complete &= why.is_none() && self.file_watch.add_files_of(listener);
+        }
         if !self.status.is_in_place() {
             self.restore_backoff.restored();
         }
@@ -300,13 +315,21 @@ impl EventLoop {
         if let Some(listener) = self.status.listener() {
             complete &= self.file_watch.add_files_of(listener);
         }
-        if !complete
-            && self.frontends.outlive_the_process()
+        if !complete {
+            self.check_directories()?;
+        }
+        Ok(self.restore_backoff.end(complete)?)
+    }
+
+    /// Ends the process if a directory was replaced that it needs, and its supervisor can start it
+    /// again: the next one is confined to the new directory, and has the connections.
+    fn check_directories(&self) -> Result<(), RunError> {
+        if self.frontends.outlive_the_process()
             && let Some(path) = self.sandbox.replaced_directory()
         {
             return Err(RunError::Directory(path.to_owned()));
         }
-        Ok(self.restore_backoff.end(complete)?)
+        Ok(())
     }
 
     /// Checks which frames workers dropped, and sets the timer for the next check if there were

@@ -5,7 +5,7 @@
 //! supervisor keeps the connection open, Cloud Hypervisor notices nothing, and the next process
 //! answers on it. The interface is the file descriptor store of systemd (`FDSTORE=1` of
 //! sd_notify(3), and sd_listen_fds(3)), which `cloud-hypervisor-ext` implements, too.
-#![allow(unsafe_code)] // Two functions take over descriptors that this process was started with.
+#![allow(unsafe_code)] // Some functions take over descriptors that this process was started with.
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -140,12 +140,18 @@ pub(crate) fn duplicate(number: RawFd) -> Option<OwnedFd> {
     fcntl_dupfd_cloexec(fd, FIRST).ok()
 }
 
+/// Closes a descriptor that this process was started with, and that nothing in it owns.
+pub(crate) fn close(number: RawFd) {
+    drop(take(number));
+}
+
 /// Takes ownership of a descriptor that this process was started with; `None` if it is not open.
 fn take(number: RawFd) -> Option<OwnedFd> {
     // SAFETY: only for this call, which fails for a number that is not open.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl_setfd(fd, FdFlags::CLOEXEC).ok()?;
-    // SAFETY: it is open, and nobody else's: the environment says that it was passed to this
-    // process, where whatever was opened since has another number, and each is taken once.
+    // SAFETY: it is open, and nobody else's: the environment or the command line says that it was
+    // passed to this process, where whatever was opened since has another number, and each is
+    // taken once.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -1,30 +1,35 @@
-//! Accepts frontends on the port's socket and decides which of them drives the device.
+//! Accepts frontends on the port's socket, or connects to the one that listens, and decides which
+//! of them drives the device.
 //!
 //! Two frontends are served at a time, each in a slot; one of them has the device. The other may
 //! negotiate meanwhile. Its requests that need the device are deferred until none of the first
 //! one's queues runs, or until that one hangs up. So a guest moves between two VMMs on one port
 //! (QEMU's destination asks for features before anything is moved), and a restarted VMM may
 //! connect before the port has seen the end of its old connection. A third frontend waits until
-//! one of the two hangs up. A frontend that has sent no request gives way to a waiting one.
+//! one of the two hangs up. A frontend that has sent no request gives way to a waiting one. Of
+//! frontends that listen there is one at a time.
 //!
-//! See decision 0013.
+//! See decisions 0013 and 0097.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use log::{Level, debug, info};
 use virtio_inter_common::{Epoll, ErrorChain, Events, LogLimit, Timeout, log_limited, peer_pid};
 use virtio_inter_device::Device;
 
+use crate::connector::Connector;
 use crate::fd_store::{FdStore, StoredConnection};
+use crate::frontend_source::FrontendSource;
 use crate::socket::{Listener, SocketError, SocketLock, WATCH, failed};
 use crate::timer::Timer;
 use crate::vhost_user::frontend::{Disconnect, Frontend};
 use crate::vhost_user::session::SessionLimits;
 
-const LISTENER: u64 = 0;
+const SOURCE: u64 = 0;
 const ACCEPT_AGAIN: u64 = 1;
 const REFUSED: u64 = 2;
 /// The token of the first slot; the next slot has the next token.
@@ -54,11 +59,20 @@ pub struct FrontendState {
     pub features: Option<u64>,
 }
 
-/// The port's listening socket and its frontends.
+/// The VMM to which the port connects, for the status document.
+#[derive(Debug)]
+pub struct ClientState {
+    /// Whether it is connected.
+    pub is_connected: bool,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+}
+
+/// The source of connections and the frontends.
 #[derive(Debug)]
 pub struct FrontendServer {
     poll: Epoll,
-    listener: Listener,
+    source: FrontendSource,
     limits: SessionLimits,
     fd_store: FdStore,
     slots: [Option<Frontend>; SLOTS],
@@ -66,7 +80,8 @@ pub struct FrontendServer {
     stored: [bool; SLOTS],
     /// An accepted connection for which there is no slot yet.
     waiting: Option<UnixStream>,
-    /// Whether the listener is polled: not while a connection waits, nor after a failure.
+    /// Whether the source is polled: not while a connection waits, nor after a failure, nor while
+    /// the only possible one is there.
     accepting: bool,
     /// Set after `accept` failed, until it is tried again.
     accept_pause: Timer,
@@ -82,15 +97,19 @@ impl FrontendServer {
     /// # Errors
     ///
     /// When the process has no descriptors left.
-    pub fn new(listener: Listener, limits: SessionLimits, fd_store: FdStore) -> io::Result<Self> {
+    pub fn new(
+        source: FrontendSource,
+        limits: SessionLimits,
+        fd_store: FdStore,
+    ) -> io::Result<Self> {
         let poll = Epoll::new()?;
         let (accept_pause, refused) = (Timer::new()?, Timer::new()?);
-        poll.add(&listener, LISTENER)?;
+        poll.add(&source, SOURCE)?;
         poll.add(&accept_pause, ACCEPT_AGAIN)?;
         poll.add(&refused, REFUSED)?;
         Ok(Self {
             poll,
-            listener,
+            source,
             limits,
             fd_store,
             slots: [None, None],
@@ -167,20 +186,52 @@ impl FrontendServer {
                 }
             }
         }
-        if ready.contains(&LISTENER) {
+        if ready.contains(&SOURCE) && self.wants_another() {
             self.accept()?;
         }
         self.admit(device)?;
-        let accepting = self.waiting.is_none() && !self.accept_pause.is_set();
+        let accepting = self.wants_another() && !self.accept_pause.is_set();
         if accepting != self.accepting {
             if accepting {
-                self.poll.add(&self.listener, LISTENER)?;
+                self.poll.add(&self.source, SOURCE)?;
             } else {
-                self.poll.remove(&self.listener)?;
+                self.poll.remove(&self.source)?;
             }
             self.accepting = accepting;
         }
         Ok(())
+    }
+
+    /// Whether there may be one more connection.
+    fn wants_another(&self) -> bool {
+        let is_alone = self.slots.iter().all(Option::is_none);
+        self.waiting.is_none() && (is_alone || self.source.has_several())
+    }
+
+    /// The path of the socket, the port's or the VMM's, if it is known.
+    pub fn socket(&self) -> Option<&Path> {
+        self.source.path()
+    }
+
+    /// Whether the only connection has ended that the port was started with.
+    pub fn is_finished(&self) -> bool {
+        let is_unused = self.waiting.is_none() && self.slots.iter().all(Option::is_none);
+        is_unused && self.source.is_used_up()
+    }
+
+    /// The VMM to which the port connects; `None` if the port listens.
+    pub fn client(&self) -> Option<ClientState> {
+        let connector = self.source.connector()?;
+        Some(ClientState {
+            is_connected: self.slots.iter().any(Option::is_some),
+            error: connector.error().map(ToString::to_string),
+        })
+    }
+
+    /// Whether this process may not connect to the VMM's socket.
+    pub fn is_forbidden_to_connect(&self) -> bool {
+        let error = self.source.connector().and_then(Connector::error);
+        error.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
     }
 
     /// The state of the frontend that has the device, or else of the one that is connected.
@@ -221,9 +272,9 @@ impl FrontendServer {
         self.fd_store.exists()
     }
 
-    /// The listening socket and its files.
-    pub fn listener(&self) -> &Listener {
-        &self.listener
+    /// The listening socket and its files, if the port listens.
+    pub fn listener(&self) -> Option<&Listener> {
+        self.source.listener()
     }
 
     /// Restores files of the socket that something else removed.
@@ -232,18 +283,22 @@ impl FrontendServer {
     ///
     /// When they cannot be made.
     pub fn restore(&mut self, device: &mut dyn Device) -> Result<(), SocketError> {
-        let path = self.listener.path().to_owned();
+        let Some(listener) = self.source.listener() else {
+            return Ok(());
+        };
+        let path = listener.path().to_owned();
         // Accept connections that were made before the file was removed.
         self.process(device).map_err(failed(WATCH, &path))?;
         if self.accepting {
             self.poll
-                .remove(&self.listener)
+                .remove(&self.source)
                 .map_err(failed(WATCH, &path))?;
         }
-        let result = self.listener.restore();
+        let listener = self.source.listener_mut();
+        let result = listener.map_or(Ok(()), Listener::restore);
         if self.accepting {
             self.poll
-                .add(&self.listener, LISTENER)
+                .add(&self.source, SOURCE)
                 .map_err(failed(WATCH, &path))?;
         }
         result
@@ -253,8 +308,8 @@ impl FrontendServer {
     /// frontend that sees its connection end and connects again at once must find no socket, not a
     /// connection that is reset. Returns the lock of the socket's path; another port can take the
     /// path when it is dropped.
-    pub fn close(self, device: &mut dyn Device, then: impl FnOnce()) -> SocketLock {
-        let lock = self.listener.stop();
+    pub fn close(self, device: &mut dyn Device, then: impl FnOnce()) -> Option<SocketLock> {
+        let lock = self.source.stop();
         then();
         for frontend in self.slots.into_iter().flatten() {
             frontend.close(device);
@@ -303,7 +358,7 @@ impl FrontendServer {
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        match self.listener.accept() {
+        match self.source.next_connection() {
             Ok(Some(stream)) if self.waiting.is_none() => {
                 if self.free_slot().is_none() {
                     log_limited!(
@@ -315,7 +370,7 @@ impl FrontendServer {
                 }
                 self.waiting = Some(stream);
             }
-            // The listener is not polled while a connection waits (see `accepting`).
+            // The source is not polled while a connection waits (see `accepting`).
             Ok(_) => {}
             Err(error) => {
                 log_limited!(
@@ -392,6 +447,7 @@ impl FrontendServer {
                     "Cannot serve {process}: {}",
                     ErrorChain(&error)
                 );
+                self.source.ended(false)?;
             }
         }
         Ok(())
@@ -452,6 +508,7 @@ impl FrontendServer {
             log_limited!(CONNECTIONS, level, "{}", ErrorChain(why));
         }
         self.poll.remove(&frontend)?;
+        self.source.ended(frontend.has_sent_request())?;
         frontend.end(device);
         if std::mem::take(&mut self.stored[slot]) {
             self.fd_store.remove(slot);

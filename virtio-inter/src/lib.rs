@@ -4,13 +4,17 @@
 //! vhost-user protocol. `virtio-inter-device` has queues and frames, `virtio-inter-segment` peers
 //! and links.
 
+pub mod capabilities;
 pub mod cli;
+pub mod connector;
 pub mod diagnostics;
 mod directory_modes;
 pub mod event_loop;
 pub mod fd_store;
 mod file_watch;
 pub mod frontend_server;
+pub mod frontend_source;
+pub mod inherited;
 pub mod limit_args;
 mod link_control;
 mod lock_wait;
@@ -32,3 +36,4 @@ pub mod unexpected_signals;
 pub mod uplink;
 pub mod vhost_user;
 pub mod warnings;
+mod watchdog;

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use log::{Level, error};
 use virtio_inter::cli::{self, Cli, Command};
+use virtio_inter::inherited::InheritedError;
 use virtio_inter::uplink::UplinkError;
-use virtio_inter::{notify, process, shared_uplink};
+use virtio_inter::{capabilities, notify, process, shared_uplink};
 
 /// Exit status after a wrong command line, by convention.
 const USAGE: u8 = 2;
@@ -24,7 +25,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
-    let cli = match cli::parse(std::env::args_os()) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if capabilities::is_asked_for(&arguments) {
+        let printed = print(capabilities::CAPABILITIES);
+        return printed.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let cli = match cli::parse(arguments) {
         Ok(cli) => cli,
         // The user asked for --help or --version, which go to standard output.
         Err(asked) if !asked.use_stderr() => asked.exit(),
@@ -42,7 +48,7 @@ fn run() -> ExitCode {
             if !notify::failed(&why) {
                 error!("{why}");
             }
-            if error.is::<UplinkError>() {
+            if error.is::<UplinkError>() || error.is::<InheritedError>() {
                 return ExitCode::from(USAGE);
             }
             ExitCode::FAILURE

@@ -14,9 +14,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use log::warn;
+use log::{debug, warn};
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with,
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket,
+    send, socket_with,
 };
 use sd_notify::NotifyState;
 use virtio_inter_common::thread_role::{self, Role};
@@ -50,6 +51,18 @@ fn connect_to(path: &OsStr) -> io::Result<UnixDatagram> {
 /// Notifies that the port serves its socket and has joined its segment.
 pub fn ready() {
     notify(&NotifyState::Ready);
+}
+
+/// Notifies that this process still works. Never blocks, and needs no thread: a service manager
+/// that hangs does not count the time.
+pub(crate) fn alive() {
+    if let Some(Ok(manager)) = connect() {
+        let text = format!("{}\n", NotifyState::Watchdog);
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        if let Err(error) = send(manager, text.as_bytes(), flags) {
+            debug!("Cannot notify the service manager: {error}");
+        }
+    }
 }
 
 /// Environment variable of a supervisor that prints the reason when the port fails, as

@@ -1,16 +1,19 @@
 //! The process of one port: acquires its resources, runs until a signal, and cleans up.
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use log::{info, warn};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use virtio_inter_args::{SEGMENTS, absolute};
 use virtio_inter_segment::{JoinError, Segment};
 
 use crate::cli::PortArgs;
+use crate::connector::Connector;
 use crate::directory_modes::check_socket_directory;
 use crate::event_loop::EventLoop;
 use crate::fd_store::{self, FdStore};
 use crate::frontend_server::FrontendServer;
+use crate::frontend_source::FrontendSource;
+use crate::inherited::Inherited;
 use crate::lock_wait::LockWait;
 use crate::sandbox::{self, Access, MissingWalls, Mode, Report};
 use crate::shutdown_signals::ShutdownSignals;
@@ -28,6 +31,7 @@ use crate::{notify, rlimits};
 /// When it cannot run, in words for its user. No file is left behind then either.
 pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     // First, while no other descriptor of this process has such a number.
+    let inherited = arguments.fd.map(Inherited::take).transpose()?;
     let stored = fd_store::take_stored();
     let sandbox = enter_sandbox(arguments.sandbox.mode, Access::of_port(arguments))?;
     crate::status::process_start();
@@ -35,13 +39,19 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
     rlimits::prepare(arguments.ring_size);
     let local = arguments.local_port();
-    if !arguments.allow_public_directory {
-        check_socket_directory(&arguments.socket)?;
+    if let Some(socket) = &arguments.socket
+        && !arguments.allow_public_directory
+    {
+        check_socket_directory(socket, arguments.client)?;
     }
     let wait = LockWait::new(&signals);
-    let Some(lock) = wait.acquire(|| SocketLock::take(&arguments.socket))? else {
-        return Ok(());
-    };
+    let mut lock = None;
+    if let Some(socket) = arguments.own_socket() {
+        let Some(taken) = wait.acquire(|| SocketLock::take(socket))? else {
+            return Ok(());
+        };
+        lock = Some(taken);
+    }
     let listen = || StatusSocket::listen(arguments.status_socket.as_deref());
     let Some(mut status) = wait.acquire(listen)? else {
         return Ok(());
@@ -67,12 +77,16 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         queue_size: arguments.queue_size,
         mtu: arguments.mtu,
     };
-    let mut frontends = FrontendServer::new(
-        lock.listen(arguments.socket_access())?,
-        limits,
-        FdStore::from_environment(),
-    )
-    .context("Cannot watch the socket")?;
+    // Whoever passed the connection on keeps it for the next process, or ends this one with it.
+    let is_connection = inherited.as_ref().is_some_and(Inherited::is_connection);
+    let fd_store = match is_connection {
+        true => FdStore::default(),
+        false => FdStore::from_environment(),
+    };
+    let source = open_source(arguments, inherited, lock)?;
+    let described = describe(arguments, &source);
+    let mut frontends =
+        FrontendServer::new(source, limits, fd_store).context("Cannot watch the socket")?;
     frontends
         .resume(stored, &mut device)
         .context("Cannot watch the frontend's connection")?;
@@ -83,8 +97,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     .with_uplink(uplink);
     sandbox.log();
     info!(
-        "Serving {} on segment {} as {}, {}, MTU {}, {} queue pair(s)",
-        absolute(&arguments.socket).display(),
+        "Serving {described} on segment {} as {}, {}, MTU {}, {} queue pair(s)",
         arguments.segment.display(),
         local.id,
         local.mac,
@@ -95,6 +108,35 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     event_loop.with_sandbox(sandbox).run()?;
     info!("Leaving {}", arguments.segment.display());
     Ok(())
+}
+
+/// Opens the source of connections.
+fn open_source(
+    arguments: &PortArgs,
+    inherited: Option<Inherited>,
+    lock: Option<SocketLock>,
+) -> anyhow::Result<FrontendSource> {
+    Ok(match (inherited, lock, &arguments.socket) {
+        (Some(inherited), ..) => FrontendSource::Inherited(inherited),
+        (None, Some(lock), _) => FrontendSource::Listener(lock.listen(arguments.socket_access())?),
+        (None, None, Some(socket)) => {
+            FrontendSource::Connector(Connector::new(socket).context("Cannot set a timer")?)
+        }
+        (None, None, None) => bail!("--socket or --fd is needed"),
+    })
+}
+
+/// The socket, for the log.
+fn describe(arguments: &PortArgs, source: &FrontendSource) -> String {
+    let path = source
+        .path()
+        .map(|path| absolute(path).display().to_string());
+    match (arguments.fd, path) {
+        (Some(number), None) => format!("descriptor {number}"),
+        (Some(number), Some(path)) => format!("descriptor {number} ({path})"),
+        (None, path) if arguments.client => format!("the VMM at {}", path.unwrap_or_default()),
+        (None, path) => path.unwrap_or_default(),
+    }
 }
 
 /// Suggests `./NAME` for a missing segment whose name is a directory of the working directory.

@@ -25,6 +25,7 @@ use crate::status_socket::StatusSocket;
 use crate::timer::Timer;
 use crate::unexpected_signals::UnexpectedSignals;
 use crate::uplink::{Uplink, UplinkState, check_right};
+use crate::watchdog::Watchdog;
 use crate::{notify, paths, rlimits};
 
 const SIGNALS: u64 = 0;
@@ -36,6 +37,7 @@ const RETRY: u64 = 5;
 const SETTLED: u64 = 6;
 const IDLE_LINKS: u64 = 7;
 const STATUS_RETRY: u64 = 8;
+const WATCHDOG: u64 = 9;
 
 /// Time between attempts to open the device again.
 const UPLINK_RETRY: Duration = Duration::from_secs(1);
@@ -97,6 +99,7 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
         settling: Some(Timer::new().context("Cannot wait for events")?),
         peers: BTreeMap::new(),
         links: LinkControl::new(LINK_IDLE).context("Cannot wait for events")?,
+        watchdog: Watchdog::from_environment().context("Cannot wait for events")?,
         is_active: false,
         status,
         status_retry: RestoreBackoff::new().context("Cannot wait for events")?,
@@ -124,6 +127,7 @@ struct SharedUplink {
     settling: Option<Timer>,
     peers: BTreeMap<PeerKey, PeerInfo>,
     links: LinkControl,
+    watchdog: Watchdog,
     /// No other uplink has a higher priority.
     is_active: bool,
     status: StatusSocket,
@@ -147,6 +151,7 @@ impl SharedUplink {
         self.poll.add(self.device.events_fd(), DEVICE)?;
         self.poll.add(&self.retry, RETRY)?;
         self.poll.add(&self.links, IDLE_LINKS)?;
+        self.poll.add(&self.watchdog, WATCHDOG)?;
         self.poll.add(&self.status_retry, STATUS_RETRY)?;
         self.poll.add(&self.status, STATUS)
     }
@@ -165,6 +170,7 @@ impl SharedUplink {
                     STATUS => self.serve_status()?,
                     STATUS_RETRY => self.restore_status()?,
                     IDLE_LINKS => self.links.close_quiet(&mut self.device)?,
+                    WATCHDOG => self.watchdog.process()?,
                     RETRY => self.reopen()?,
                     SETTLED => {
                         self.settling = None;

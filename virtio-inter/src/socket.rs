@@ -274,7 +274,7 @@ fn is_at(path: &Path, file: &File) -> io::Result<bool> {
 /// frontend sees its connection end, and the frontend's next attempt to connect fails at once. If
 /// the dying listener's queue took that connection, it would be reset, from which Cloud Hypervisor
 /// 53 never recovers.
-fn move_up(listener: UnixListener) -> UnixListener {
+pub(crate) fn move_up(listener: UnixListener) -> UnixListener {
     // Small enough for the table of descriptors, and higher than the number of connections and
     // memory regions.
     const HIGH: u64 = 4096;
@@ -367,15 +367,23 @@ impl Listener {
     /// # Errors
     /// When it cannot be accepted, for example without free descriptors.
     pub fn accept(&self) -> io::Result<Option<UnixStream>> {
-        match self.socket.listener.accept() {
-            Ok((stream, _)) => Ok(Some(stream)),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock
-                | io::ErrorKind::Interrupted
-                | io::ErrorKind::ConnectionAborted => Ok(None),
-                _ => Err(error),
-            },
-        }
+        accept(&self.socket.listener)
+    }
+}
+
+/// The next connection of a non-blocking socket; `None` when none waits.
+///
+/// # Errors
+/// When it cannot be accepted, for example without free descriptors.
+pub(crate) fn accept(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
+    match listener.accept() {
+        Ok((stream, _)) => Ok(Some(stream)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::WouldBlock
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::ConnectionAborted => Ok(None),
+            _ => Err(error),
+        },
     }
 }
 

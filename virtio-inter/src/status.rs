@@ -13,7 +13,7 @@ use virtio_inter_segment::{PeerInfo, RefusedPeer, Usage, UsageOf};
 
 use crate::cli::{PortArgs, UplinkArgs};
 use crate::diagnostics::Diagnostics;
-use crate::frontend_server::{FrontendServer, FrontendState};
+use crate::frontend_server::{ClientState, FrontendServer, FrontendState};
 use crate::rate_limit_args::RateLimitStatus;
 use crate::sandbox::Report;
 use crate::uplink::{Device, UplinkStatus};
@@ -35,7 +35,8 @@ pub struct Status<'a> {
     mtu: u16,
     queue_pairs: u16,
     segment: String,
-    socket: String,
+    socket: Option<String>,
+    client: Option<Client>,
     frontend: Option<Frontend>,
     uplink: Option<UplinkStatus<'a>>,
     peers: Vec<Peer<'a>>,
@@ -114,6 +115,13 @@ impl<'a> SharedUplinkStatus<'a> {
         self.limits = Some(usage.into());
         self
     }
+}
+
+/// The VMM to which the port connects.
+#[derive(Debug, Serialize)]
+struct Client {
+    state: &'static str,
+    error: Option<String>,
 }
 
 /// The frontend that the port serves.
@@ -228,7 +236,10 @@ impl<'a> Status<'a> {
             mtu: arguments.mtu,
             queue_pairs: arguments.queues,
             segment: absolute(&arguments.segment).display().to_string(),
-            socket: absolute(&arguments.socket).display().to_string(),
+            socket: frontends
+                .socket()
+                .map(|path| absolute(path).display().to_string()),
+            client: frontends.client().map(Client::from),
             frontend: frontends.frontend().map(Frontend::from),
             uplink,
             peers: peers.map(Peer::from).collect(),
@@ -263,6 +274,18 @@ impl<'a> Status<'a> {
     pub fn with_usage(mut self, usage: Usage) -> Self {
         self.limits = Some(usage.into());
         self
+    }
+}
+
+impl From<ClientState> for Client {
+    fn from(client: ClientState) -> Self {
+        Self {
+            state: match client.is_connected {
+                true => "connected",
+                false => "waiting",
+            },
+            error: client.error,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -73,6 +74,7 @@ fn build() -> Result<PathBuf> {
         "ch-remote-ext",
         "control a VM that cloud-hypervisor-ext started",
     )?;
+    link_for_qemu(&place)?;
     let version = env!("CARGO_PKG_VERSION");
     fs::write(place.join("changelog"), changelog(version)?)?;
     fs::write(place.join("copyright"), copyright()?)?;
@@ -93,6 +95,17 @@ fn build() -> Result<PathBuf> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension() == Some(OsStr::new("deb")));
     packages.next().context("cargo-deb made no package")
+}
+
+/// Makes the link `virtio-inter-port`, by which the program is a back-end of QEMU's conventions: it
+/// has no subcommands then.
+fn link_for_qemu(place: &Path) -> Result<()> {
+    let directory = place.join("bin");
+    fs::create_dir(&directory).context("Making target/package/bin")?;
+    // Beside what it names, as a link to nothing is not found.
+    let program = root().join("target/release/virtio-inter");
+    fs::hard_link(&program, directory.join("virtio-inter")).context("Linking the program")?;
+    symlink("virtio-inter", directory.join("virtio-inter-port")).context("Making a link")
 }
 
 /// Writes the man page of a program that is not clap's alone: its help, as it is.
@@ -209,6 +222,11 @@ impl System {
 const USE: &str = "
     cd /
     virtio-inter --version
+    # What management software does by QEMU's conventions.
+    files=/usr/share/qemu/vhost-user/*-virtio-inter-net.json
+    backend=$(sed -n 's/.*\"binary\": \"\\(.*\\)\".*/\\1/p' $files)
+    \"$backend\" --print-capabilities | grep -q '\"type\": \"net\"'
+    \"$backend\" --socket-path=/run/x.sock 2>&1 | grep -q -e --segment
     install -d -m 0700 /run/vm1 /run/vm2
     for vm in 1 2; do
         virtio-inter port --socket /run/vm$vm/net --segment default --id vm$vm \\
@@ -259,6 +277,7 @@ fn try_package(system: &System) -> Result<()> {
         "usr/lib/systemd/system/virtio-inter-exporter.service",
         "usr/share/man/man1/virtio-inter-port.1.gz",
         "usr/share/bash-completion/completions/virtio-inter",
+        "usr/share/qemu/vhost-user/50-virtio-inter-net.json",
         "run/virtio-inter/default",
     ] {
         ensure!(system.has(file), "The installed package has no {file}");

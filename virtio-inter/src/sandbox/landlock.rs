@@ -71,6 +71,9 @@ fn build(access: &Access) -> Result<RulesetCreated, RulesetError> {
             | AccessFs::RemoveFile;
         rules = allow(rules, path, rights)?;
     }
+    for path in &access.connects {
+        rules = allow(rules, path, AccessFs::ResolveUnix)?;
+    }
     for path in &access.parents {
         rules = allow(rules, path, AccessFs::ReadDir)?;
     }

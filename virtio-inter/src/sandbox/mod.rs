@@ -31,10 +31,14 @@ pub struct MissingWalls(String);
 ///
 /// One is missing, and the mode is [`Mode::Strict`].
 pub fn enter(mode: Mode, access: &Access) -> Result<Report, MissingWalls> {
-    let directories = access.directories.iter();
+    let files = access.directories.iter().map(|path| (path, Wall::Files));
+    let sockets = access.connects.iter().map(|path| (path, Wall::Sockets));
+    let directories = files.chain(sockets);
     let mut report = Report {
         mode,
-        directories: directories.filter_map(|path| Directory::at(path)).collect(),
+        directories: directories
+            .map(|(path, wall)| Directory::at(path, wall))
+            .collect(),
         ..Report::default()
     };
     if mode == Mode::Off {

@@ -16,6 +16,9 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER);
 
+/// Needed by root to connect to the socket of another user's VMM.
+const CONNECT: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
+
 /// Needed to attach to a tap device that has another owner.
 const TAP: CapabilitySet = CapabilitySet::NET_ADMIN;
 
@@ -48,6 +51,9 @@ fn needed(access: &Access, is_root: bool) -> CapabilitySet {
     let mut needed = CapabilitySet::empty();
     if is_root && !access.is_roots_alone() {
         needed |= FILES;
+    }
+    if is_root && !access.connects_to_root() {
+        needed |= CONNECT;
     }
     if is_root && access.gives_socket {
         needed |= CapabilitySet::CHOWN;
@@ -84,5 +90,24 @@ mod tests {
         assert_eq!(needed(&access, false), CapabilitySet::empty());
         access.opens_tap = true;
         assert_eq!(needed(&access, false), TAP);
+    }
+
+    #[test]
+    fn capability_to_connect_is_kept_for_the_directory_of_another_users_vmm_only() {
+        let temp = tempfile::tempdir().unwrap();
+        let access = Access {
+            connects: vec![temp.path().to_owned()],
+            ..Access::default()
+        };
+        fs::set_permissions(temp.path(), Permissions::from_mode(0o700)).unwrap();
+        let own = if geteuid().is_root() {
+            CapabilitySet::empty()
+        } else {
+            CONNECT
+        };
+        assert_eq!(needed(&access, true), own);
+        fs::set_permissions(temp.path(), Permissions::from_mode(0o770)).unwrap();
+        assert_eq!(needed(&access, true), CONNECT);
+        assert_eq!(needed(&access, false), CapabilitySet::empty());
     }
 }

@@ -55,7 +55,7 @@ pub struct Report {
     pub walls: Vec<Wall>,
     /// Those that do not.
     pub missing: Vec<MissingWall>,
-    /// The directories to which the wall of files confines the process.
+    /// The directories to which walls confine the process.
     #[serde(skip)]
     pub(super) directories: Vec<Directory>,
 }
@@ -63,18 +63,21 @@ pub struct Report {
 /// A directory as it was when the sandbox was entered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Directory {
+    /// The wall that confines the process to it.
+    wall: Wall,
     path: PathBuf,
-    /// Device and inode.
-    file: (u64, u64),
+    /// Device and inode. `None`: there was none.
+    file: Option<(u64, u64)>,
 }
 
 impl Directory {
-    /// The directory at a path, if there is one.
-    pub(super) fn at(path: &Path) -> Option<Self> {
-        Some(Self {
+    /// The directory at a path.
+    pub(super) fn at(path: &Path, wall: Wall) -> Self {
+        Self {
+            wall,
             path: path.to_owned(),
-            file: file_at(path)?,
-        })
+            file: file_at(path),
+        }
     }
 }
 
@@ -85,12 +88,11 @@ fn file_at(path: &Path) -> Option<(u64, u64)> {
 
 impl Report {
     /// A directory of the process at the path of which is another one now: this process cannot make
-    /// files there, and the next one can.
+    /// files or use sockets there, and the next one can.
     pub fn replaced_directory(&self) -> Option<&Path> {
-        let confined = self.walls.contains(&Wall::Files);
-        let mut directories = self.directories.iter().filter(|_| confined);
-        let replaced = directories.find(|directory| {
-            file_at(&directory.path).is_some_and(|there| there != directory.file)
+        let replaced = self.directories.iter().find(|directory| {
+            self.walls.contains(&directory.wall)
+                && file_at(&directory.path).is_some_and(|there| Some(there) != directory.file)
         });
         replaced.map(|directory| &*directory.path)
     }
@@ -138,5 +140,30 @@ mod tests {
             "tcp (no), abstract_sockets, signals (never)"
         );
         assert_eq!(report.walls, [Wall::Files]);
+    }
+
+    /// A VMM's directory may be made after the port has started, or again.
+    #[test]
+    fn report_finds_the_directory_that_was_replaced_behind_its_wall() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("vm");
+        let directory = |wall| Directory::at(&path, wall);
+        let mut report = Report {
+            directories: vec![directory(Wall::Sockets)],
+            ..Report::default()
+        };
+        report.add(Wall::Sockets, Ok::<(), String>(()));
+        assert_eq!(report.replaced_directory(), None);
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(report.replaced_directory(), Some(&*path));
+        // Where the wall is missing, it confines the process to no directory.
+        report.walls = vec![Wall::Files];
+        assert_eq!(report.replaced_directory(), None);
+        report.directories = vec![directory(Wall::Files)];
+        assert_eq!(report.replaced_directory(), None);
+        // The former one stays, so that the new one is another inode.
+        std::fs::rename(&path, place.path().join("aside")).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(report.replaced_directory(), Some(&*path));
     }
 }

@@ -93,6 +93,19 @@ fn show_of_one_port_has_its_peers_and_warnings_on_top() {
 }
 
 #[test]
+fn show_of_a_client_says_why_it_waits_for_the_vmm() {
+    let place = Place::new();
+    let a = place.command("a").flag("--client").start();
+    let port = place.segment().join("a");
+    let show = || text(&run("show", port.as_os_str(), &[]));
+    until("the reason", || {
+        show().contains("        client: waiting: No such file or directory")
+    });
+    assert!(show().contains("    Port a (no VMM)\n"), "{}", show());
+    a.end();
+}
+
+#[test]
 fn check_ends_with_the_status_that_monitoring_needs() {
     let place = Place::new();
     let a = place.start("a");

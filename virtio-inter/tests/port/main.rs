@@ -1,6 +1,8 @@
 //! The real program: its command line, its files, its signals, and what connects to it.
 
+mod client;
 mod dumps;
+mod fds;
 mod files;
 mod frontends;
 mod guest;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use virtio_inter_test_support::process::Spawned;
 pub(crate) use virtio_inter_test_support::process::{TIMEOUT, until};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_virtio-inter");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_virtio-inter");
 
 /// Names a directory for records of the system calls that ports make: see tests/sandbox/record.sh.
 const CALLS: &str = "VIRTIO_INTER_CALLS";
@@ -125,6 +125,12 @@ impl PortCommand {
     pub(crate) fn with(mut self, option: &'static str, value: impl AsRef<OsStr>) -> Self {
         self.options.retain(|(name, _)| *name != option);
         self.options.push((option, value.as_ref().to_owned()));
+        self
+    }
+
+    /// Leaves an option out.
+    pub(crate) fn without(mut self, option: &str) -> Self {
+        self.options.retain(|(name, _)| *name != option);
         self
     }
 

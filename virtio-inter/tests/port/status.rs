@@ -1,10 +1,12 @@
 //! The status socket of a running port, and its notifications to a service manager.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::process::{Place, TIMEOUT, until};
@@ -206,6 +208,45 @@ fn notify_tells_a_service_manager_that_the_port_serves_or_why_not() {
     let told = hear();
     assert!(told.starts_with("STATUS=Port id a is taken"), "{told}");
     assert!(log.contains(told.trim().trim_start_matches("STATUS=")));
+    port.end();
+}
+
+/// As systemd does with `WatchdogSec=`.
+#[test]
+fn watchdog_hears_of_the_port_as_long_as_it_works() {
+    let place = Place::new();
+    let manager = UnixDatagram::bind(place.path("notify")).unwrap();
+    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let hear = || {
+        let mut text = [0; 100];
+        let size = manager.recv(&mut text)?;
+        Ok::<_, std::io::Error>(String::from_utf8(text[..size].to_vec()).unwrap())
+    };
+    let command = || place.command("a").notifying(&place.path("notify"));
+    let port = command().env("WATCHDOG_USEC", "400000").start();
+    let mut heard = Vec::new();
+    while heard.iter().filter(|text| *text == "WATCHDOG=1\n").count() < 4 {
+        heard.push(hear().unwrap());
+    }
+    assert!(heard.iter().any(|text| text == "READY=1\n"), "{heard:?}");
+    port.signal(Signal::STOP);
+    manager.set_nonblocking(true).unwrap();
+    // What it had sent before.
+    while hear().is_ok() {}
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(hear().unwrap_err().kind(), ErrorKind::WouldBlock);
+    port.signal(Signal::CONT);
+    until("it is heard again", || hear().is_ok());
+    port.end();
+    // One that is for another process, such as the launcher of the port.
+    while hear().is_ok() {}
+    let port = command()
+        .env("WATCHDOG_USEC", "400000")
+        .env("WATCHDOG_PID", "1")
+        .start();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(hear().unwrap(), "READY=1\n");
+    assert_eq!(hear().unwrap_err().kind(), ErrorKind::WouldBlock);
     port.end();
 }
 
