@@ -74,7 +74,7 @@ impl Testbed {
     }
 
     /// The logs and what is in them.
-    fn logs(&self) -> Vec<(String, String)> {
+    pub(crate) fn logs(&self) -> Vec<(String, String)> {
         let entries = fs::read_dir(&self.directory).into_iter().flatten();
         let mut logs = Vec::new();
         for entry in entries.flatten() {

@@ -1,5 +1,5 @@
-//! Developer commands: `cargo xtask setup | image | demo | bench | style | test | mutants | package
-//! | book | vm`.
+//! Developer commands: `cargo xtask setup | image | demo | bench | style | test | mutants | soak
+//! | package | book | vm`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -17,6 +17,7 @@ mod mutants;
 mod package;
 mod root;
 mod setup;
+mod soak;
 mod style;
 mod test;
 mod tools;
@@ -51,6 +52,8 @@ enum Command {
     Style,
     /// Change the data path's code in small ways, and report the changes that no test notices.
     Mutants(mutants::Options),
+    /// Kill, stop and starve ports, VMMs and guests under hashed traffic.
+    Soak(soak::Options),
     /// Build a Debian package in target/package.
     Package(package::Options),
     /// Make a book of the documents in target/book, with a search.
@@ -79,6 +82,7 @@ fn run(command: Command) -> Result<()> {
         Command::Style => test::style(),
         Command::Test(options) => test::run(options),
         Command::Mutants(options) => mutants::run(&options),
+        Command::Soak(options) => soak::run(&options),
         Command::Package(options) => package::run(&options),
         Command::Book => {
             println!("{}", book::make()?.display());
