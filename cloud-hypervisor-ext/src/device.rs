@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use virtio_inter_common::{MacAddr, MacSets, PortId};
+use virtio_inter_common::{Guard, MacAddr, MacSets, PortId};
 
 use crate::child;
 use crate::inter_vm::InterVm;
@@ -43,6 +43,8 @@ pub struct Device {
     pub tap: Option<String>,
     /// Addresses that the guest may use beside `mac`.
     pub allow_mac: MacSets,
+    /// What the guest must not send.
+    pub guard: Guard,
     /// What peers take of the port at most.
     pub limits: PortLimits,
     /// What the guest may send and get.
@@ -140,6 +142,7 @@ impl Device {
             status_socket,
             tap: asked.tap,
             allow_mac: asked.allow_mac,
+            guard: asked.guard,
             limits: asked.limits,
             rate_limits: asked.rate_limits,
             sandbox: asked.sandbox,
@@ -215,6 +218,12 @@ impl Device {
         if !self.allow_mac.is_empty() {
             arguments.push(format!("--allow-mac={}", self.allow_mac).into());
         }
+        if !self.guard.ips.is_empty() {
+            arguments.push(format!("--ip={}", self.guard.ips).into());
+        }
+        if self.guard.no_dhcp_server {
+            arguments.push("--no-dhcp-server".into());
+        }
         arguments.extend(self.limits.arguments().map(OsString::from));
         arguments.extend(self.rate_limits.arguments().map(OsString::from));
         if let Some(mode) = self.sandbox {
@@ -267,6 +276,7 @@ mod tests {
         let text = "segment=web,mtu=9000,num_queues=8,queue_size=64,tap=vm1,\
                     allow_mac=[00:00:5e:00:01:*,02:00:00:00:00:07],\
                     max_link_memory=2M,max_user_share=50,max_peers=9,\
+                    ip=[10.0.0.7,fd00::/64],no_dhcp_server=on,\
                     bw_size=[0,125000],bw_refill_time=100,\
                     ops_size=1K,ops_refill_time=1000,ops_one_time_burst=7,sandbox=strict";
         let arguments = device(text).port_arguments();
@@ -283,6 +293,8 @@ mod tests {
                 "--queue-size=64",
                 "--uplink=tap=vm1",
                 "--allow-mac=00:00:5e:00:01:*,02:00:00:00:00:07",
+                "--ip=10.0.0.7,fd00::/64",
+                "--no-dhcp-server",
                 "--max-peers=9",
                 "--max-link-memory=2097152",
                 "--max-user-share=50",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use virtio_inter_args::{SocketPathError, parse_size, segment_directory};
-use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
+use virtio_inter_common::{Guard, MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
 
 use crate::options::{OptionError, Options, quote};
 use crate::port_limits::PortLimits;
@@ -25,7 +25,7 @@ pub struct Key {
 }
 
 /// All keys.
-pub const KEYS: [Key; 22] = [
+pub const KEYS: [Key; 24] = [
     Key {
         name: "segment",
         value: "<name_or_directory>",
@@ -75,6 +75,16 @@ pub const KEYS: [Key; 22] = [
         name: "allow_mac",
         value: "<mac1,mac2,...>",
         help: "Addresses that the guest may use beside mac, and prefixes such as 00:00:5e:00:01:*",
+    },
+    Key {
+        name: "ip",
+        value: "<ip1,ip2,...>",
+        help: "IP addresses and prefixes that the guest may have; others are dropped. Default: any",
+    },
+    Key {
+        name: "no_dhcp_server",
+        value: "on|off",
+        help: "Drop what only DHCP servers and routers send. Default: off",
     },
     Key {
         name: "max_peers",
@@ -190,6 +200,8 @@ pub struct InterVm {
     pub fds: Vec<RawFd>,
     /// Addresses that the guest may use beside `mac`.
     pub allow_mac: MacSets,
+    /// What the guest must not send.
+    pub guard: Guard,
     /// What peers take of the port at most.
     pub limits: PortLimits,
     /// What the guest may send and get.
@@ -225,7 +237,14 @@ impl InterVm {
             socket: options.get("socket").map(PathBuf::from),
             tap: options.get("tap"),
             fds: fds(&options)?,
-            allow_mac: mac_sets(&options)?,
+            allow_mac: list(&options, "allow_mac")?,
+            guard: Guard {
+                ips: list(&options, "ip")?,
+                no_dhcp_server: options
+                    .toggle("no_dhcp_server")
+                    .map_err(InterVmError::Options)?
+                    .unwrap_or(false),
+            },
             limits: PortLimits::new(|key, range| size(&options, key, range))?,
             rate_limits: DeviceRateLimits::new(
                 |key| each_direction(&options, key),
@@ -348,11 +367,24 @@ impl fmt::Display for InterVm {
         for (key, value) in self.rate_limits.iter() {
             write!(f, ",{key}={value}")?;
         }
-        match self.allow_mac.iter().count() {
-            0 => Ok(()),
-            1 => write!(f, ",allow_mac={}", self.allow_mac),
-            _ => write!(f, ",allow_mac=[{}]", self.allow_mac),
+        if self.guard.no_dhcp_server {
+            f.write_str(",no_dhcp_server=on")?;
         }
+        for (key, count, list) in [
+            (
+                "ip",
+                self.guard.ips.iter().count(),
+                &self.guard.ips as &dyn fmt::Display,
+            ),
+            ("allow_mac", self.allow_mac.iter().count(), &self.allow_mac),
+        ] {
+            match count {
+                0 => {}
+                1 => write!(f, ",{key}={list}")?,
+                _ => write!(f, ",{key}=[{list}]")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -458,15 +490,18 @@ fn fds(options: &Options) -> Result<Vec<RawFd>, InterVmError> {
 }
 
 /// Addresses and prefixes, `[02:00:00:00:00:01,00:00:5e:00:01:*]` or one.
-fn mac_sets(options: &Options) -> Result<MacSets, InterVmError> {
-    let Some(text) = options.get("allow_mac") else {
-        return Ok(MacSets::default());
+fn list<T>(options: &Options, key: &str) -> Result<T, InterVmError>
+where
+    T: std::str::FromStr<Err: fmt::Display> + Default,
+{
+    let Some(text) = options.get(key) else {
+        return Ok(T::default());
     };
     let list = text
         .strip_prefix('[')
         .and_then(|list| list.strip_suffix(']'));
-    list.unwrap_or(&text).parse().map_err(|error| {
-        InterVmError::Options(OptionError::Value(format!("allow_mac={text}: {error}")))
+    list.unwrap_or(&text).parse().map_err(|error: T::Err| {
+        InterVmError::Options(OptionError::Value(format!("{key}={text}: {error}")))
     })
 }
 
@@ -561,6 +596,8 @@ mod tests {
             "segment=/run/a,bw_size=[0,9],bw_one_time_burst=[0,5],bw_refill_time=10,\
              ops_size=[1,2],ops_refill_time=[10,20]",
             "segment=/run/a,allow_mac=00:00:5e:00:01:*",
+            "segment=/run/a,no_dhcp_server=on,ip=10.0.0.7",
+            "segment=/run/a,ip=[10.0.0.0/8,fd00::7],allow_mac=00:00:5e:00:01:*",
             "segment=/run/a,allow_mac=[00:00:5e:00:01:*,02:00:00:00:00:07]",
         ] {
             let device = InterVm::parse(text).unwrap();
@@ -688,6 +725,11 @@ mod tests {
                 "max_user_share=101",
                 "max_user_share=101 is not from 1 to 100",
             ),
+            (
+                "ip=10.0.0",
+                "ip=10.0.0: \"10.0.0\" is neither an IP address",
+            ),
+            ("no_dhcp_server=x", "Unable to convert x for no_dhcp_server"),
             (
                 "bw_size=1000",
                 "bw_size= and bw_refill_time= belong together",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use virtio_inter_common::{MacAddr, MacSets};
+use virtio_inter_common::{Guard, MacAddr, MacSets};
 
 use crate::counters::Counters;
 use crate::features::Negotiated;
@@ -63,6 +63,8 @@ pub(crate) struct Rules {
     pub(crate) mac: MacAddr,
     /// Addresses that the guest may use beside `mac`.
     pub(crate) allowed: MacSets,
+    /// What the guest must not send.
+    pub(crate) guard: Guard,
     pub(crate) mtu: u16,
     pub(crate) negotiated: Negotiated,
     /// For frames of the guest. None: there is no limit.

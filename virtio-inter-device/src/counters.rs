@@ -5,6 +5,7 @@
 
 use crate::counter::Counter;
 use crate::drops::Drops;
+use crate::forbidden::Forbidden;
 use crate::frame::Invalid;
 
 macro_rules! is_drop {
@@ -73,6 +74,15 @@ counters! {
     drop tx_bad_csum,
     /// From the guest: a source address that is neither the port's nor allowed, or another port's.
     drop tx_spoofed,
+    /// From the guest: an IP address that its port does not list (`--ip`), as source, or in ARP or
+    /// Neighbour Discovery, or such an address at another hardware address than the frame's.
+    drop tx_ip_spoofed,
+    /// From the guest: a reply of a DHCP server, or a router's advertisement or redirect, which its
+    /// port forbids (`--no-dhcp-server`).
+    drop tx_dhcp_server,
+    /// From the guest: what these two cannot examine, or a protocol that carries no address that is
+    /// listed.
+    drop tx_unexamined,
     /// From the guest: no peer has the destination address, and there is no uplink.
     drop tx_no_destination,
     /// From the guest: the link to the receiving port was full, and had held up frames for others
@@ -113,6 +123,12 @@ counters! {
     /// From a peer: a source address that is not one of the peer's, or a destination that is not
     /// one of this port's.
     drop rx_bad_address,
+    /// From a peer whose port says that it lets no such frame pass: as `tx_ip_spoofed`.
+    drop rx_ip_spoofed,
+    /// The same: as `tx_dhcp_server`.
+    drop rx_dhcp_server,
+    /// The same: as `tx_unexamined`.
+    drop rx_unexamined,
     /// From a peer: larger than the port's MTU, and it cannot be segmented to fit.
     drop rx_too_long,
     /// From a peer: larger than the guest's buffer, or than all mergeable ones that it has offered
@@ -169,6 +185,11 @@ impl Counters {
             Invalid::GsoFrame => &self.rx_bad_gso_frame,
             Invalid::Checksum => &self.rx_bad_csum,
             Invalid::Source | Invalid::Destination => &self.rx_bad_address,
+            Invalid::Guard(Forbidden::Address(_) | Forbidden::HardwareAddress(_)) => {
+                &self.rx_ip_spoofed
+            }
+            Invalid::Guard(Forbidden::Server) => &self.rx_dhcp_server,
+            Invalid::Guard(Forbidden::Unknown) => &self.rx_unexamined,
         }
     }
 }
@@ -186,7 +207,7 @@ mod tests {
                 .filter(|(name, _)| name.starts_with(prefix) && Counters::is_drop(name))
                 .count()
         };
-        assert_eq!([drops("tx_"), drops("rx_"), drops("uplink_")], [13, 11, 3]);
+        assert_eq!([drops("tx_"), drops("rx_"), drops("uplink_")], [16, 14, 3]);
         for name in [
             "tx_frames",
             "rx_segmented",

@@ -7,17 +7,29 @@
 //! ([`Port::watch_drops`](crate::Port::watch_drops)), so that no number of dropped frames keeps it
 //! busy.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use virtio_inter_common::MacAddr;
 
 use crate::counter::Counter;
+use crate::forbidden::Forbidden;
 
 /// Why a frame was dropped, in the values of the last such frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropReason {
     /// From the guest, with a source address that is not the port's.
     ForeignSource(MacAddr),
+    /// From the guest, claiming an IP address that its port does not list.
+    ForeignIp(IpAddr),
+    /// From the guest, claiming an IP address for another hardware address than the frame's source.
+    ForeignNeighbor(MacAddr),
+    /// From the guest: a reply of a DHCP server, or an advertisement of a router.
+    DhcpServer,
+    /// From the guest: what the port's guard cannot examine.
+    Unexamined,
+    /// From a peer with this address, whose port should have dropped it for one of these reasons.
+    PeerGuard(MacAddr),
     /// From the guest, to a unicast address that no peer has, while there are peers.
     NoDestination(MacAddr),
     /// From the guest, to a peer that takes nothing.
@@ -45,12 +57,19 @@ pub enum DropReason {
 struct Last {
     count: Counter,
     value: AtomicU64,
+    /// Of a value that is longer: what is in front.
+    high: AtomicU64,
 }
 
 /// Drops of one worker, since the port started.
 #[derive(Debug, Default)]
 pub struct Drops {
     foreign_source: Last,
+    foreign_ip: Last,
+    foreign_neighbor: Last,
+    dhcp_server: Last,
+    unexamined: Last,
+    peer_guard: Last,
     no_destination: Last,
     peer_stalled: Last,
     uplink_down: Last,
@@ -72,6 +91,30 @@ impl Drops {
 
     pub(crate) fn foreign_source(&self, address: MacAddr) {
         self.note(&self.foreign_source, bits(address));
+    }
+
+    /// The guard forbids a frame of the guest.
+    pub(crate) fn forbidden(&self, forbidden: Forbidden) {
+        match forbidden {
+            Forbidden::Address(address) => {
+                let bits = match address {
+                    IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+                    IpAddr::V6(v6) => v6,
+                };
+                let bits = bits.to_bits();
+                let high = (bits >> 64) as u64;
+                self.foreign_ip.high.store(high, Ordering::Relaxed);
+                self.note(&self.foreign_ip, bits as u64);
+            }
+            Forbidden::HardwareAddress(mac) => self.note(&self.foreign_neighbor, bits(mac)),
+            Forbidden::Server => self.note(&self.dhcp_server, 0),
+            Forbidden::Unknown => self.note(&self.unexamined, 0),
+        }
+    }
+
+    /// The guard of a peer with this address forbids a frame of it.
+    pub(crate) fn peer_guard(&self, from: MacAddr) {
+        self.note(&self.peer_guard, bits(from));
     }
 
     pub(crate) fn no_destination(&self, address: MacAddr) {
@@ -121,10 +164,22 @@ impl Drops {
             let [.., a, b, c, d, e, f] = value.to_be_bytes();
             MacAddr::new([a, b, c, d, e, f])
         };
-        let all: [(&Last, &dyn Fn(u64) -> DropReason); 6] = [
+        let high = self.foreign_ip.high.load(Ordering::Relaxed);
+        let foreign_ip = |low: u64| {
+            let bits = u128::from(high) << 64 | u128::from(low);
+            DropReason::ForeignIp(IpAddr::from(Ipv6Addr::from_bits(bits)).to_canonical())
+        };
+        let all: [(&Last, &dyn Fn(u64) -> DropReason); 11] = [
             (&self.foreign_source, &|v| {
                 DropReason::ForeignSource(address(v))
             }),
+            (&self.foreign_ip, &foreign_ip),
+            (&self.foreign_neighbor, &|v| {
+                DropReason::ForeignNeighbor(address(v))
+            }),
+            (&self.dhcp_server, &|_| DropReason::DhcpServer),
+            (&self.unexamined, &|_| DropReason::Unexamined),
+            (&self.peer_guard, &|v| DropReason::PeerGuard(address(v))),
             (&self.no_destination, &|v| {
                 DropReason::NoDestination(address(v))
             }),
@@ -177,6 +232,28 @@ mod tests {
         assert_eq!(
             seen,
             [(DropReason::ForeignSource(MAC), 2), (long, 1), (small, 1)]
+        );
+    }
+
+    #[test]
+    fn drops_keep_what_a_guard_forbade() {
+        let drops = Drops::default();
+        let (v4, v6) = ("10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap());
+        for (address, count) in [(v4, 1), (v6, 2)] {
+            drops.forbidden(Forbidden::Address(address));
+            let seen: Vec<_> = drops.iter().collect();
+            assert_eq!(seen, [(DropReason::ForeignIp(address), count)]);
+        }
+        drops.forbidden(Forbidden::HardwareAddress(MAC));
+        drops.forbidden(Forbidden::Server);
+        drops.forbidden(Forbidden::Unknown);
+        drops.peer_guard(MAC);
+        let seen: Vec<_> = drops.iter().skip(1).map(|(reason, _)| reason).collect();
+        let neighbor = DropReason::ForeignNeighbor(MAC);
+        let (server, unexamined) = (DropReason::DhcpServer, DropReason::Unexamined);
+        assert_eq!(
+            seen,
+            [neighbor, server, unexamined, DropReason::PeerGuard(MAC)]
         );
     }
 

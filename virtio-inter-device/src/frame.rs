@@ -9,6 +9,7 @@ use virtio_inter_common::MacAddr;
 use vm_memory::{VolatileMemory, VolatileSlice};
 
 use crate::features::Offloads;
+use crate::forbidden::Forbidden;
 
 /// Size of `struct virtio_net_hdr_v1` in bytes: flags, gso_type, hdr_len, gso_size, csum_start,
 /// csum_offset, num_buffers, little-endian (VIRTIO 1.3, 5.1.6).
@@ -61,6 +62,8 @@ pub(crate) enum Invalid {
     Source,
     /// The destination address is not this port's.
     Destination,
+    /// The sender's guard forbids it.
+    Guard(Forbidden),
 }
 
 /// Protocols of a GSO frame.

@@ -310,6 +310,7 @@ impl<B: Backend> Port<B> {
             let rules = Rules {
                 mac: local.mac,
                 allowed: local.allowed.clone(),
+                guard: local.guard.clone(),
                 mtu: local.mtu,
                 negotiated: Negotiated::default(),
                 tx_limit: tx_limit.clone(),

@@ -16,6 +16,7 @@ fn local() -> Local {
             ring_capacity: MIN_CAPACITY,
             uplinks: Default::default(),
             allowed: Default::default(),
+            guard: Default::default(),
         },
         incarnation: 1,
         pid: 1,
@@ -39,6 +40,7 @@ fn up() -> (Connection, OwnedFd) {
         ring_capacity: MIN_CAPACITY,
         uplinks: Default::default(),
         allowed: Default::default(),
+        guard: Default::default(),
         incarnation: 1,
         pid: 1,
     };

@@ -3,17 +3,21 @@
 //! The connector sends HELLO; the acceptor answers with HELLO once it has accepted that one. A side
 //! that does not want the other sends REFUSE and closes.
 
+use std::net::IpAddr;
+
 use thiserror::Error;
 use virtio_inter_common::{
-    ErrorChain, MAX_MAC_SETS, MacAddr, MacSet, MacSetError, MacSets, PortId, PortIdError,
+    ErrorChain, Guard, IpSet, IpSetError, MAX_IP_SETS, MAX_MAC_SETS, MacAddr, MacSet, MacSetError,
+    MacSets, PortId, PortIdError,
 };
 use virtio_inter_link::FORMAT_VERSION;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::port::{LocalPort, PortError, Uplinks, check_port};
 use crate::wire::{
-    AddressSet, Header, Hello, HelloHead, KIND_HELLO, REASON_DUPLICATE, REASON_FULL, REASON_ID,
-    REASON_MAC, REASON_RESOURCES, REASON_TIMEOUT, REASON_UNKNOWN, Refuse, Versions, WireError,
+    AddressSet, GUARD_NO_DHCP_SERVER, GuardHead, Header, Hello, HelloHead, IpEntry, KIND_HELLO,
+    REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES, REASON_TIMEOUT,
+    REASON_UNKNOWN, Refuse, Versions, WireError,
 };
 
 /// This port, and what tells this run of it from others.
@@ -43,6 +47,7 @@ pub(crate) struct Candidate {
     pub(crate) ring_capacity: u32,
     pub(crate) uplinks: Uplinks,
     pub(crate) allowed: MacSets,
+    pub(crate) guard: Guard,
     pub(crate) incarnation: u64,
     /// As the peer says.
     pub(crate) pid: u32,
@@ -70,6 +75,12 @@ pub(crate) enum Refusal {
     BadAddresses(#[source] MacSetError),
     #[error("List of the peer's further MAC addresses has {0} bytes")]
     AddressesSize(usize),
+    #[error("List of the peer's IP addresses is not valid")]
+    BadIps(#[source] IpSetError),
+    #[error("Guard of the peer has {0} bytes")]
+    GuardSize(usize),
+    #[error("Guard of the peer has an address of IP version {0}")]
+    IpVersion(u8),
     #[error("Peer has this port's own id {0}")]
     OwnId(PortId),
     #[error("Peer says that it is {got}, but its socket is that of {expected}")]
@@ -118,7 +129,10 @@ impl Refusal {
             | Refusal::BadNetwork(_)
             | Refusal::NetworkEncoding
             | Refusal::BadAddresses(_)
-            | Refusal::AddressesSize(_) => 5,
+            | Refusal::AddressesSize(_)
+            | Refusal::BadIps(_)
+            | Refusal::GuardSize(_)
+            | Refusal::IpVersion(_) => 5,
             Refusal::Unauthorized(_) => 6,
             Refusal::Full(_) => REASON_FULL,
             Refusal::Banned(_) | Refusal::Violation(_) => 8,
@@ -191,6 +205,7 @@ impl Local {
             uplink_priority: self.port.uplinks.shared,
             network: network.map(|name| name.as_str().as_bytes().to_vec()),
             addresses: addresses_field(&self.port.allowed),
+            guard: guard_field(&self.port.guard),
         }
     }
 
@@ -214,6 +229,10 @@ impl Local {
                 shared: hello.uplink_priority,
             },
             allowed: parse_addresses(hello.addresses.as_deref().unwrap_or_default())?,
+            guard: hello
+                .guard
+                .as_deref()
+                .map_or_else(|| Ok(Guard::default()), parse_guard)?,
             incarnation: head.incarnation.get(),
             pid: head.pid.get(),
         };
@@ -267,6 +286,60 @@ fn parse_addresses(field: &[u8]) -> Result<MacSets, Refusal> {
     let set = |entry: &AddressSet| MacSet::new(entry.octets, MacAddr::new(entry.address));
     let sets: Result<MacSets, MacSetError> = entries.iter().map(set).collect();
     sets.map_err(Refusal::BadAddresses)
+}
+
+/// The field of the guard; None: there is none.
+fn guard_field(guard: &Guard) -> Option<Vec<u8>> {
+    let flags = match guard.no_dhcp_server {
+        true => GUARD_NO_DHCP_SERVER,
+        false => 0,
+    };
+    let head = GuardHead {
+        flags: flags.into(),
+    };
+    let entry = |set: IpSet| {
+        let mut address = [0; 16];
+        let version = match set.address() {
+            IpAddr::V4(v4) => {
+                address[..4].copy_from_slice(&v4.octets());
+                4
+            }
+            IpAddr::V6(v6) => {
+                address = v6.octets();
+                6
+            }
+        };
+        IpEntry {
+            version,
+            prefix: set.prefix(),
+            address,
+        }
+    };
+    let entries: Vec<IpEntry> = guard.ips.iter().map(entry).collect();
+    (!guard.is_off()).then(|| [head.as_bytes(), entries.as_bytes()].concat())
+}
+
+/// The value of the field of the guard.
+fn parse_guard(field: &[u8]) -> Result<Guard, Refusal> {
+    let wrong_size = || Refusal::GuardSize(field.len());
+    let (head, rest) = GuardHead::read_from_prefix(field).map_err(|_| wrong_size())?;
+    let entries = <[IpEntry]>::ref_from_bytes(rest).map_err(|_| wrong_size())?;
+    if entries.len() > MAX_IP_SETS {
+        return Err(Refusal::BadIps(IpSetError::TooMany(entries.len())));
+    }
+    let set = |entry: &IpEntry| {
+        let [a, b, c, d, ..] = entry.address;
+        let address = match entry.version {
+            4 => IpAddr::from([a, b, c, d]),
+            6 => IpAddr::from(entry.address),
+            other => return Err(Refusal::IpVersion(other)),
+        };
+        IpSet::new(address, entry.prefix).map_err(Refusal::BadIps)
+    };
+    Ok(Guard {
+        ips: entries.iter().map(set).collect::<Result<_, _>>()?,
+        no_dhcp_server: head.flags.get() & GUARD_NO_DHCP_SERVER != 0,
+    })
 }
 
 /// The text of an id's field.

@@ -14,6 +14,7 @@ fn local(id: &str, last_byte: u8) -> Local {
         ring_capacity: DEFAULT_CAPACITY,
         uplinks: Default::default(),
         allowed: Default::default(),
+        guard: Default::default(),
     };
     Local {
         port,
@@ -100,6 +101,49 @@ fn handshake_checks_further_addresses() {
         judge(&hello).unwrap().allowed.to_string(),
         "00:00:5e:00:01:*"
     );
+}
+
+#[test]
+fn handshake_checks_the_guard() {
+    let (a, mut b) = (local("a", 1), local("b", 2));
+    let judge = |hello: &Hello| a.judge(&Role::Acceptor, hello);
+    assert!(judge(&b.hello()).unwrap().guard.is_off());
+    b.port.guard.no_dhcp_server = true;
+    assert_eq!(b.hello().guard.as_deref(), Some(&[1, 0][..]));
+    b.port.guard.ips = "10.1.0.0/16,fd00::7".parse().unwrap();
+    let mut hello = b.hello();
+    assert_eq!(judge(&hello).unwrap().guard, b.port.guard);
+    // As documented, to the byte.
+    let mut field = vec![1, 0, 4, 16, 10, 1];
+    field.resize(2 + 18, 0);
+    field.extend([6, 128, 0xfd, 0]);
+    field.resize(2 + 2 * 18 - 1, 0);
+    field.push(7);
+    assert_eq!(hello.guard.as_ref(), Some(&field));
+    let mut error = |value: &[u8]| {
+        hello.guard = Some(value.to_vec());
+        let error = judge(&hello).unwrap_err();
+        assert_eq!(error.reason(), 5);
+        ErrorChain(&error).to_string()
+    };
+    let entry = |version: u8, prefix: u8, first: u8| {
+        let mut field = vec![0, 0, version, prefix, first];
+        field.resize(20, 0);
+        field
+    };
+    let many = [&[0, 0][..], &field[2..20].repeat(17)].concat();
+    for (value, text) in [
+        (&field[..19], "Guard of the peer has 19 bytes"),
+        (&field[..1], "Guard of the peer has 1 bytes"),
+        (&[], "Guard of the peer has 0 bytes"),
+        (&entry(5, 8, 10), "an address of IP version 5"),
+        (&entry(4, 33, 10), "/33 is longer than the address 10.0.0.0"),
+        (&entry(4, 4, 10), "bits behind its prefix"),
+        (&entry(6, 8, 0xff), "not a unicast address"),
+        (&many, "17 IP addresses and prefixes are listed"),
+    ] {
+        assert!(error(value).contains(text), "{}", error(value));
+    }
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 use virtio_inter_common::{
-    MAX_MAC_SETS, MAX_QUEUE_PAIRS, MacAddr, MacError, MacSetError, MacSets, PortId,
+    Guard, IpSetError, MAX_IP_SETS, MAX_MAC_SETS, MAX_QUEUE_PAIRS, MacAddr, MacError, MacSetError,
+    MacSets, PortId,
 };
 use virtio_inter_link::{MAX_CAPACITY, MIN_CAPACITY, Receiver, ReceiverPage, RegionError, Sender};
 
@@ -42,6 +43,8 @@ pub struct LocalPort {
     pub uplinks: Uplinks,
     /// Addresses that its guest may use beside `mac`: at most [`MAX_MAC_SETS`] sets.
     pub allowed: MacSets,
+    /// What its guest must not send; at most [`MAX_IP_SETS`] sets of IP addresses.
+    pub guard: Guard,
 }
 
 /// What is wrong with the description of a port, ours or a peer's.
@@ -65,6 +68,9 @@ pub enum PortError {
     /// Too many.
     #[error("List of further MAC addresses is not valid")]
     Allowed(#[source] MacSetError),
+    /// Too many.
+    #[error("List of IP addresses is not valid")]
+    Ips(#[source] IpSetError),
 }
 
 pub(crate) fn check_port(
@@ -90,7 +96,13 @@ impl LocalPort {
     pub(crate) fn check(&self) -> Result<(), PortError> {
         check_port(self.mac, self.mtu, self.queues, self.ring_capacity)?;
         match self.allowed.iter().count() {
-            count if count > MAX_MAC_SETS => Err(PortError::Allowed(MacSetError::TooMany(count))),
+            count if count > MAX_MAC_SETS => {
+                return Err(PortError::Allowed(MacSetError::TooMany(count)));
+            }
+            _ => {}
+        }
+        match self.guard.ips.iter().count() {
+            count if count > MAX_IP_SETS => Err(PortError::Ips(IpSetError::TooMany(count))),
             _ => Ok(()),
         }
     }
@@ -139,6 +151,8 @@ pub struct PeerInfo {
     pub uplinks: Uplinks,
     /// Addresses that its guest may use beside `mac`, unless another port has one as its `mac`.
     pub allowed: MacSets,
+    /// What its guest must not send, as it says.
+    pub guard: Guard,
 }
 
 /// A ring that a queue pair of this port sends on.

@@ -157,6 +157,7 @@ mod tests {
             ring_capacity: MIN_CAPACITY,
             uplinks: Default::default(),
             allowed: Default::default(),
+            guard: Default::default(),
             incarnation: 1,
             pid: 1,
         }

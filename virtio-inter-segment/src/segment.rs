@@ -427,6 +427,7 @@ impl Segment {
             ring_capacity: peer.ring_capacity,
             uplinks: peer.uplinks.clone(),
             allowed: peer.allowed.clone(),
+            guard: peer.guard.clone(),
         }));
     }
 

@@ -19,6 +19,7 @@ fn local(id: &str, last: u8) -> LocalPort {
         ring_capacity: MIN_CAPACITY,
         uplinks: Default::default(),
         allowed: Default::default(),
+        guard: Default::default(),
     }
 }
 

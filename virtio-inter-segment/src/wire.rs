@@ -46,6 +46,8 @@ pub(crate) const FIELD_ROLE: u16 = 2;
 pub(crate) const FIELD_NETWORK: u16 = 3;
 /// Field of HELLO: addresses that the port's guest may use beside its own.
 pub(crate) const FIELD_ADDRESSES: u16 = 4;
+/// Field of HELLO: what the port's guest must not send.
+pub(crate) const FIELD_GUARD: u16 = 5;
 /// A recipient that does not know a field whose type has this bit refuses the sender.
 pub(crate) const FIELD_MUST: u16 = 0x8000;
 
@@ -152,6 +154,8 @@ pub(crate) struct Hello {
     pub(crate) network: Option<Vec<u8>>,
     /// [`AddressSet`]s.
     pub(crate) addresses: Option<Vec<u8>>,
+    /// A [`GuardHead`] and [`IpEntry`]s.
+    pub(crate) guard: Option<Vec<u8>>,
 }
 
 /// Value of the field of the role.
@@ -170,6 +174,29 @@ pub(crate) struct AddressSet {
     pub(crate) octets: u8,
     /// Its other bytes are zero when sent, and not checked.
     pub(crate) address: [u8; 6],
+}
+
+/// The start of the field of the guard; the IP addresses that the guest may claim follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct GuardHead {
+    /// [`GUARD_NO_DHCP_SERVER`]; others are zero when sent, and not checked.
+    pub(crate) flags: U16,
+}
+
+/// Flag of a guard: the guest is neither a DHCP server nor a router.
+pub(crate) const GUARD_NO_DHCP_SERVER: u16 = 1;
+
+/// An entry of the field of the guard. 18 bytes.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct IpEntry {
+    /// Version of IP: 4 or 6.
+    pub(crate) version: u8,
+    /// Number of the address's bits that count.
+    pub(crate) prefix: u8,
+    /// One of version 4 is in the first four bytes; the others are zero when sent, and not checked.
+    pub(crate) address: [u8; 16],
 }
 
 /// The role of an uplink of other ports.
@@ -238,6 +265,8 @@ const _: () = {
     assert!(offset_of!(HelloHead, head_size) == 44);
     assert!(size_of::<Field>() == 4);
     assert!(size_of::<AddressSet>() == 7);
+    assert!(size_of::<GuardHead>() == 2);
+    assert!(size_of::<IpEntry>() == 18);
     assert!(size_of::<Refuse>() == 192);
     assert!(size_of::<Link>() == 24);
     assert!(size_of::<Accept>() == 16);
@@ -325,6 +354,9 @@ impl Hello {
         }
         if let Some(addresses) = &self.addresses {
             add(FIELD_ADDRESSES, addresses);
+        }
+        if let Some(guard) = &self.guard {
+            add(FIELD_GUARD, guard);
         }
         let head = HelloHead {
             header: Header::new(KIND_HELLO, size_of::<HelloHead>() + fields.len()),
@@ -557,7 +589,8 @@ fn parse_hello(packet: &[u8]) -> Result<Message<'_>, WireError> {
 
 /// The fields of a HELLO.
 fn parse_fields(head: HelloHead, mut rest: &[u8]) -> Result<Hello, WireError> {
-    let (mut id, mut role, mut network, mut addresses) = (None, None, None, None);
+    let (mut id, mut role, mut network) = (None, None, None);
+    let (mut addresses, mut guard) = (None, None);
     while !rest.is_empty() {
         let (field, values) = Field::read_from_prefix(rest).map_err(|_| WireError::FieldEnd)?;
         let size = usize::from(field.size.get());
@@ -572,6 +605,7 @@ fn parse_fields(head: HelloHead, mut rest: &[u8]) -> Result<Hello, WireError> {
             FIELD_ROLE => once(&mut role)?,
             FIELD_NETWORK => once(&mut network)?,
             FIELD_ADDRESSES => once(&mut addresses)?,
+            FIELD_GUARD => once(&mut guard)?,
             kind if kind & FIELD_MUST != 0 => return Err(WireError::Field(kind)),
             _ => {}
         }
@@ -585,6 +619,7 @@ fn parse_fields(head: HelloHead, mut rest: &[u8]) -> Result<Hello, WireError> {
         uplink_priority: role.map(|value| value.priority.get()),
         network,
         addresses,
+        guard,
     })
 }
 

@@ -28,6 +28,7 @@ fn hello(min: u16, max: u16) -> Hello {
         uplink_priority: None,
         network: None,
         addresses: None,
+        guard: None,
     }
 }
 

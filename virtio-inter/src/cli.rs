@@ -12,7 +12,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, value_parser};
 use virtio_inter_args::{
     Group, SocketPathError, absolute, check_socket_path, format_size, parse_size, segment_directory,
 };
-use virtio_inter_common::{MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
+use virtio_inter_common::{Guard, IpSets, MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
 use virtio_inter_device::{BusyPollConfig, PortConfig};
 use virtio_inter_host::args::{
     CheckArgs, ExporterArgs, ListArgs, PingArgs, SegmentCommand, ShowArgs, TopArgs,
@@ -165,6 +165,16 @@ pub struct PortArgs {
     /// sent from it last
     #[arg(long, value_name = "LIST", value_parser = value_parser!(MacSets))]
     pub allow_mac: Option<MacSets>,
+    /// IP addresses that the VM may have, as in 10.0.0.7,fd00::/64: up to 16 addresses and
+    /// prefixes, separated by commas. Frames that claim others are dropped, by their source, in ARP
+    /// or in Neighbour Discovery, and so are other protocols than IPv4, IPv6 and ARP. Beside IPv6
+    /// addresses the link-local one is allowed that is made of the MAC address
+    #[arg(long, value_name = "LIST", value_parser = value_parser!(IpSets))]
+    pub ip: Option<IpSets>,
+    /// Drop what only DHCP servers and routers send: replies of DHCP and DHCPv6 servers, and router
+    /// advertisements and redirects
+    #[arg(long)]
+    pub no_dhcp_server: bool,
     /// Maximum size of an IP packet, without the Ethernet header of 14 bytes: 68 to 65535. All
     /// ports of a segment should have the same
     #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = parse_mtu)]
@@ -245,6 +255,10 @@ impl PortArgs {
                 shared: None,
             },
             allowed: self.allow_mac.clone().unwrap_or_default(),
+            guard: Guard {
+                ips: self.ip.clone().unwrap_or_default(),
+                no_dhcp_server: self.no_dhcp_server,
+            },
         }
     }
 
@@ -366,6 +380,7 @@ impl UplinkArgs {
             ring_capacity: self.ring_size,
             uplinks: self.uplinks(),
             allowed: MacSets::default(),
+            guard: Guard::default(),
         }
     }
 
@@ -714,6 +729,7 @@ mod tests {
             ("--max-user-share", "0", "0 is not in 1..=100"),
             ("--max-user-share", "101", "101 is not in 1..=100"),
             ("--bandwidth", "10M", "'10M' is not KEY=VALUE"),
+            ("--ip", "10.0.0.7/24", "10.0.0.0/24 has none"),
             ("--packets", "size=9", "refill_time is missing"),
         ] {
             let error = parse_with(&[option, value]).unwrap_err();

@@ -312,6 +312,30 @@ impl Diagnostics {
                     ),
                 }
             }
+            DropReason::ForeignIp(address) => format!(
+                "The guest claims the IP address {address}, which --ip does not list: its frames \
+                 with that one are dropped. Add it to the list if the guest may have it; a \
+                 link-local IPv6 address has to be listed unless it is made of the MAC address"
+            ),
+            DropReason::ForeignNeighbor(address) => format!(
+                "The guest says by ARP or Neighbour Discovery that an IP address is at {address}, \
+                 but the frame is from another address: such frames are dropped (--ip)"
+            ),
+            DropReason::DhcpServer => "The guest answers as a DHCP server, or advertises itself \
+                                       as a router: such frames are dropped (--no-dhcp-server). \
+                                       Start the port without that if the guest is to be one"
+                .to_owned(),
+            DropReason::Unexamined => "The guest sends frames that cannot be examined, or of a \
+                                       protocol without a listed address: they are dropped. With \
+                                       --ip, only IPv4, IPv6 and ARP pass, behind at most two \
+                                       VLAN tags"
+                .to_owned(),
+            DropReason::PeerGuard(address) => format!(
+                "The port of {} says that it guards its guest (--ip, --no-dhcp-server), but passes \
+                 on what that forbids: such frames are dropped here. Is the port's process \
+                 compromised?",
+                name(address)
+            ),
             // The log says when this peer left.
             DropReason::NoDestination(address) if self.former.contains(&address) => return,
             // The peer has joined since.
@@ -360,6 +384,11 @@ fn describe(peer: &RefusedPeer) -> String {
 fn code(reason: DropReason) -> Code {
     match reason {
         DropReason::ForeignSource(_) => Code::ForeignSource,
+        DropReason::ForeignIp(_) => Code::ForeignIp,
+        DropReason::ForeignNeighbor(_) => Code::ForeignNeighbor,
+        DropReason::DhcpServer => Code::DhcpServer,
+        DropReason::Unexamined => Code::NotExamined,
+        DropReason::PeerGuard(_) => Code::PeerGuard,
         DropReason::NoDestination(_) => Code::NoDestination,
         DropReason::PeerStalled(_) => Code::PeerStalled,
         DropReason::UplinkDown => Code::UplinkDown,

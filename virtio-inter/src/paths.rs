@@ -91,6 +91,7 @@ mod tests {
             ring_capacity: 1 << 18,
             uplinks: uplinks(network, shared),
             allowed: Default::default(),
+            guard: Default::default(),
         };
         all.iter().map(peer).collect()
     }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use virtio_inter_args::absolute;
-use virtio_inter_common::{MacSets, PortId};
+use virtio_inter_common::{IpSets, MacSets, PortId};
 use virtio_inter_device::{Counters, FeatureNames};
 use virtio_inter_segment::{PeerInfo, RefusedPeer, Usage, UsageOf};
 
@@ -32,6 +32,8 @@ pub struct Status<'a> {
     id: &'a str,
     mac: String,
     allow_mac: Vec<String>,
+    ip: Vec<String>,
+    no_dhcp_server: bool,
     mtu: u16,
     queue_pairs: u16,
     segment: String,
@@ -141,6 +143,10 @@ struct Peer<'a> {
     queue_pairs: u16,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     allow_mac: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ip: Vec<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    no_dhcp_server: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -233,6 +239,8 @@ impl<'a> Status<'a> {
             id: arguments.id.as_str(),
             mac: arguments.mac.to_string(),
             allow_mac: arguments.allow_mac.as_ref().map(list).unwrap_or_default(),
+            ip: arguments.ip.as_ref().map(ips).unwrap_or_default(),
+            no_dhcp_server: arguments.no_dhcp_server,
             mtu: arguments.mtu,
             queue_pairs: arguments.queues,
             segment: absolute(&arguments.segment).display().to_string(),
@@ -309,6 +317,8 @@ impl<'a> From<&'a PeerInfo> for Peer<'a> {
             mtu: peer.mtu,
             queue_pairs: peer.queues,
             allow_mac: list(&peer.allowed),
+            ip: ips(&peer.guard.ips),
+            no_dhcp_server: peer.guard.no_dhcp_server,
             network: peer.uplinks.network.as_ref().map(PortId::as_str),
             uplink_priority: peer.uplinks.shared,
         }
@@ -336,6 +346,11 @@ pub(crate) fn process_start() -> SystemTime {
 
 /// Each set as text.
 fn list(sets: &MacSets) -> Vec<String> {
+    sets.iter().map(|set| set.to_string()).collect()
+}
+
+/// The same.
+fn ips(sets: &IpSets) -> Vec<String> {
     sets.iter().map(|set| set.to_string()).collect()
 }
 

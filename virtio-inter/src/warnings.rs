@@ -29,6 +29,16 @@ pub enum Code {
     ForeignSource,
     /// `--allow-mac` lists an address that another port has.
     AllowedMacTaken,
+    /// The guest claims an IP address that its port does not list.
+    ForeignIp,
+    /// The guest claims an IP address for another hardware address.
+    ForeignNeighbor,
+    /// The guest answers as a DHCP server or a router.
+    DhcpServer,
+    /// The guest sends what the port's guard cannot examine.
+    NotExamined,
+    /// A peer's port does not keep its guest from what it says that it does.
+    PeerGuard,
     /// The guest sends to an address that no peer has.
     NoDestination,
     /// A peer takes no frames.
@@ -58,6 +68,11 @@ impl Code {
             Code::MemoryNotShared => "memory-not-shared",
             Code::ForeignSource => "foreign-source",
             Code::AllowedMacTaken => "allowed-mac-taken",
+            Code::ForeignIp => "foreign-ip",
+            Code::ForeignNeighbor => "foreign-neighbor",
+            Code::DhcpServer => "dhcp-server",
+            Code::NotExamined => "not-examined",
+            Code::PeerGuard => "peer-guard",
             Code::NoDestination => "no-destination",
             Code::PeerStalled => "peer-stalled",
             Code::PacketTooLong => "packet-too-long",

@@ -49,6 +49,7 @@ impl Stage {
         let device = Device {
             tap: None,
             allow_mac: Default::default(),
+            guard: Default::default(),
             limits: Default::default(),
             rate_limits: Default::default(),
             sandbox: None,

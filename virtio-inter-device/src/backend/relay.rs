@@ -24,6 +24,7 @@ use crate::counters::Counters;
 use crate::device::DeviceError;
 use crate::features::Offloads;
 use crate::frame::{FRAME_HEADER, FrameHeader, Invalid, MAX_RECORD, NET_HEADER};
+use crate::guard;
 use crate::poller::Poller;
 
 /// Time after which a frame is offered to a full device again in any case.
@@ -40,6 +41,8 @@ pub struct Relay {
     buffer: Box<[u8]>,
     /// Length in bytes of the one that waits there for room in a link; 0: none.
     waiting: usize,
+    /// A record of a link that a guard examines.
+    whole: Vec<u8>,
     /// A record of a link waits for room in the device.
     waits_for_tap: bool,
 }
@@ -70,6 +73,7 @@ impl Relay {
             standby: true,
             buffer: vec![0; MAX_RECORD].into(),
             waiting: 0,
+            whole: Vec::new(),
             waits_for_tap: false,
         }
     }
@@ -208,6 +212,8 @@ struct ToTap<'a> {
     /// The relay's own address, of which the network is to see nothing.
     mac: MacAddr,
     tap: Option<&'a mut Tap>,
+    /// Copies of records that a guard examines.
+    whole: &'a mut Vec<u8>,
     counters: &'a Counters,
     standby: bool,
     left: usize,
@@ -216,7 +222,19 @@ struct ToTap<'a> {
 impl ToTap<'_> {
     fn write(&mut self, record: &RxRecord<'_>) -> Result<TxStatus, Invalid> {
         let mut header = FrameHeader::default();
-        header.read(&record.bytes, record.bytes.len())?;
+        let guard = record.source.guard();
+        let mut bytes = record.bytes;
+        if let Some(guard) = guard {
+            // What is checked is what is sent, whatever the peer does meanwhile.
+            self.whole.resize(record.bytes.len(), 0);
+            record.bytes.copy_to(&mut self.whole[..]);
+            let source = self.whole.get(NET_HEADER + 6..);
+            let source = source.and_then(|source| source.first_chunk());
+            let source = MacAddr::new(*source.ok_or(Invalid::Short)?);
+            guard::check_record(guard, source, self.whole).map_err(Invalid::Guard)?;
+            bytes = VolatileSlice::from(&mut self.whole[..]);
+        }
+        header.read(&bytes, bytes.len())?;
         header.check(Offloads::ALL)?;
         if !record.source.admits(header.source()) {
             return Err(Invalid::Source);
@@ -225,10 +243,7 @@ impl ToTap<'_> {
             return Err(Invalid::Destination);
         }
         header.sanitize();
-        let rest = record
-            .bytes
-            .offset(FRAME_HEADER)
-            .map_err(|_| Invalid::Short)?;
+        let rest = bytes.offset(FRAME_HEADER).map_err(|_| Invalid::Short)?;
         let frame = RecordFrame {
             header: &header,
             rest,
@@ -297,6 +312,7 @@ impl RxBackend for Relay {
         let mut to_tap = ToTap {
             mac: self.setup.mac,
             tap: self.tap.as_mut(),
+            whole: &mut self.whole,
             counters: &self.setup.counters,
             standby: self.standby,
             left: BATCH,

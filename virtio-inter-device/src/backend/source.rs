@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::{Guard, MacAddr};
 
 use super::link::{Forwarding, PeerAddresses};
 
@@ -40,6 +40,15 @@ impl<'a> RxSource<'a> {
             Source::Any => true,
             Source::Only(address) => address == source,
             Source::Peer(peer, table) => table.admits(peer, source),
+        }
+    }
+
+    /// What the sender must not send. None: nothing is forbidden, or it was checked before.
+    #[inline]
+    pub(crate) fn guard(&self) -> Option<&'a Guard> {
+        match self.0 {
+            Source::Peer(peer, _) if !peer.guard.is_off() => Some(&peer.guard),
+            _ => None,
         }
     }
 }

@@ -17,6 +17,8 @@ use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
 
 use crate::backend::{Forwarding, Holder, Learned, PeerAddresses, RxLink, RxLinkId, RxRing};
 use crate::device::DeviceError;
+use crate::frame::NET_HEADER;
+use crate::guard;
 
 /// Frames taken out of each flood before the control thread does something else.
 const FLOOD_BATCH: usize = 64;
@@ -163,6 +165,7 @@ impl LinkBook {
         let addresses = PeerAddresses {
             mac: peer.mac,
             allowed: peer.allowed.clone(),
+            guard: peer.guard.clone(),
             // There are never as many peers.
             holder: free.next().unwrap_or(Holder::NETWORK),
             is_uplink: peer.uplinks.shared.is_some(),
@@ -196,10 +199,17 @@ impl LinkBook {
         self.peers.get(&peer).map(|peer| &peer.addresses)
     }
 
-    /// Whether a peer may send from this address, which is then where it is.
-    pub(super) fn admits(&self, peer: PeerKey, source: MacAddr) -> bool {
-        let peer = self.addresses(peer);
-        peer.is_some_and(|peer| self.forwarding.admits(peer, source))
+    /// Whether a peer may send this record. Its source address is then where the peer is.
+    pub(super) fn admits(&self, peer: PeerKey, record: &[u8]) -> bool {
+        let source = record
+            .get(NET_HEADER + 6..)
+            .and_then(|source| source.first_chunk());
+        let (Some(peer), Some(source)) = (self.addresses(peer), source) else {
+            return false;
+        };
+        let source = MacAddr::new(*source);
+        self.forwarding.admits(peer, source)
+            && (peer.guard.is_off() || guard::check_record(&peer.guard, source, record).is_ok())
     }
 
     pub(super) fn set_ring(&mut self, peer: PeerKey, queue: u16, with_ring: bool) {

@@ -10,7 +10,6 @@ use crate::backend::{
     Backend, LinkAnswer, LinkCommand, LinkRequest, Paths, RxLink, RxLinkId, RxRing,
 };
 use crate::device::DeviceError;
-use crate::frame::NET_HEADER;
 use crate::worker::Command;
 
 /// A backend with links to peers.
@@ -169,9 +168,7 @@ impl<B: LinkBackend> Port<B> {
 
     /// Delivers a record that a peer sent without a ring, or drops it.
     pub fn deliver(&mut self, peer: PeerKey, record: &[u8]) {
-        let source = record.get(NET_HEADER + 6..NET_HEADER + 12);
-        let source = source.and_then(|source| <[u8; 6]>::try_from(source).ok());
-        if source.is_some_and(|source| self.book.admits(peer, source.into()))
+        if self.book.admits(peer, record)
             && let Some(inbound) = &mut self.book.inbound
             && let Ok(Some(slot)) = inbound.reserve(record.len())
         {

@@ -54,6 +54,7 @@ impl Driver {
         let rules = Rules {
             mac: MAC,
             allowed: Default::default(),
+            guard: Default::default(),
             mtu: 65535,
             negotiated: Negotiated::new(1 << VIRTIO_F_VERSION_1, offered(1)).unwrap(),
             tx_limit: None,

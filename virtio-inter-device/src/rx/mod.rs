@@ -13,6 +13,7 @@ use shortage::Shortage;
 pub(crate) use shortage::Wait;
 use smallvec::SmallVec;
 use std::time::Instant;
+use virtio_inter_common::Guard;
 use vm_memory::VolatileSlice;
 
 use crate::backend::{RxBackend, RxProgress, RxRecord, RxSink, RxSource, RxStatus};
@@ -20,7 +21,8 @@ use crate::batch::{BATCH, Pace, Rest, Rules};
 use crate::counter::Counter;
 use crate::counters::Counters;
 use crate::features::Offloads;
-use crate::frame::{ETHERNET_HEADER, FrameHeader, Gso, Invalid, NET_HEADER};
+use crate::frame::{ETHERNET_HEADER, FRAME_HEADER, FrameHeader, Gso, Invalid, NET_HEADER};
+use crate::guard::{self, Checked};
 use crate::guest_memory::GuestMemory;
 use crate::offload::{RxAction, RxLimits, SoftwareOffload};
 use crate::queue::{QueueViolation, RxQueue, SplitQueue};
@@ -48,6 +50,10 @@ pub(crate) struct RxHandler {
     held: bool,
     /// By the port's rate limits.
     throttle: Throttle,
+    /// What a guard has seen of the record at hand.
+    checked: Checked,
+    /// A copy of a record that a guard has checked and that is not passed through.
+    whole: Vec<u8>,
 }
 
 impl RxHandler {
@@ -61,6 +67,8 @@ impl RxHandler {
             short_of_buffers: false,
             held: false,
             throttle: Throttle::default(),
+            checked: Checked::default(),
+            whole: Vec::new(),
         }
     }
 
@@ -103,6 +111,8 @@ impl RxHandler {
             short_of_buffers: false,
             limit,
             limited: false,
+            checked: &mut self.checked,
+            whole: &mut self.whole,
             violation: None,
         };
         backend.receive(&mut batch);
@@ -201,6 +211,8 @@ struct RxBatch<'h, 'q> {
     limit: Option<Allowance<'h>>,
     /// The batch ended because the limit admits no more.
     limited: bool,
+    checked: &'h mut Checked,
+    whole: &'h mut Vec<u8>,
     /// The batch ended because the driver violated the queue's rules.
     violation: Option<QueueViolation>,
 }
@@ -332,8 +344,16 @@ impl RxBatch<'_, '_> {
             frame_room: progress.frame_room,
         };
         let mut header = FrameHeader::default();
-        let action = read_header(bytes, record.source, rules, &mut header)
-            .and_then(|gso| self.offload.plan(&mut header, gso, bytes, limits));
+        let gso = read_header(bytes, record.source, rules, &mut header);
+        let guard = record.source.guard();
+        let gso = match (gso, guard) {
+            (Ok(gso), Some(guard)) => self.check_guard(guard, &header, bytes).map(|()| gso),
+            (gso, _) => gso,
+        };
+        let action = gso.and_then(|gso| self.offload.plan(&mut header, gso, bytes, limits));
+        if guard.is_some() && action.is_ok_and(|action| !matches!(action, RxAction::PassThrough)) {
+            return self.deliver_copy(record, progress);
+        }
         let checksum = match action {
             Ok(RxAction::PassThrough) => None,
             Ok(RxAction::CompleteChecksum { start, offset }) => Some((start, offset)),
@@ -350,9 +370,13 @@ impl RxBatch<'_, '_> {
                 );
             }
             Err(invalid) => {
-                if invalid == Invalid::Mtu {
-                    let packet = header.frame_len() - ETHERNET_HEADER;
-                    rules.counters.drops.too_long(header.source(), packet);
+                match invalid {
+                    Invalid::Mtu => {
+                        let packet = header.frame_len() - ETHERNET_HEADER;
+                        rules.counters.drops.too_long(header.source(), packet);
+                    }
+                    Invalid::Guard(_) => rules.counters.drops.peer_guard(header.source()),
+                    _ => {}
                 }
                 return Ok(self.drop_record(|counters| counters.of_bad_record(invalid)));
             }
@@ -381,12 +405,58 @@ impl RxBatch<'_, '_> {
             let rest = VolatileSlice::from(&mut [][..]);
             self.buffers.fill(&mut self.queue, bytes, &rest)?;
             rules.counters.rx_csum_completed.add(1);
+        } else if guard.is_some() {
+            let first = self.checked.bytes_mut();
+            first[..FRAME_HEADER].copy_from_slice(&header.bytes());
+            let nothing = VolatileSlice::from(&mut [][..]);
+            let rest = bytes.offset(first.len()).unwrap_or(nothing);
+            self.buffers.fill(&mut self.queue, first, &rest)?;
         } else {
             self.buffers
                 .fill_record(&mut self.queue, &mut header, bytes)?;
         }
         self.count_frame(len);
         Ok(RxStatus::Taken)
+    }
+
+    /// Checks what the guard of a record's sender forbids, in a copy of the record's start that is
+    /// delivered in its place.
+    #[inline(never)]
+    fn check_guard(
+        &mut self,
+        guard: &Guard,
+        header: &FrameHeader,
+        record: &VolatileSlice<'_>,
+    ) -> Result<(), Invalid> {
+        let first = self.checked.prepare(record.len());
+        record.copy_to(&mut *first);
+        // The peer may have changed it since it was read.
+        first[..FRAME_HEADER].copy_from_slice(&header.bytes());
+        let result = guard::check(guard, header.source(), &first[NET_HEADER..]);
+        result.map_err(Invalid::Guard)
+    }
+
+    /// Delivers a record whose start was checked, and with which something is to be done, from a
+    /// copy that its peer cannot change.
+    #[cold]
+    fn deliver_copy(
+        &mut self,
+        record: &RxRecord<'_>,
+        progress: &mut RxProgress,
+    ) -> Result<RxStatus, QueueViolation> {
+        let mut whole = std::mem::take(self.whole);
+        whole.resize(record.bytes.len(), 0);
+        record.bytes.copy_to(&mut whole[..]);
+        let first = self.checked.bytes();
+        whole[..first.len()].copy_from_slice(first);
+        let copy = RxRecord {
+            bytes: VolatileSlice::from(&mut whole[..]),
+            source: RxSource::any(),
+            same_size_hint: record.same_size_hint,
+        };
+        let status = self.deliver_record(&copy, progress);
+        *self.whole = whole;
+        status
     }
 
     /// Has `read` write a record of up to `max_len` bytes into the guest's buffers.

@@ -13,7 +13,9 @@ use crate::backend::{TxBackend, TxStatus};
 use crate::batch::{BATCH, Pace, Rest, Rules};
 use crate::counter::Counter;
 use crate::counters::Counters;
-use crate::frame::{FrameHeader, Gso, Invalid, NET_HEADER};
+use crate::forbidden::Forbidden;
+use crate::frame::{FRAME_HEADER, FrameHeader, Gso, Invalid, NET_HEADER};
+use crate::guard::{self, Checked};
 use crate::guest_memory::GuestMemory;
 use crate::offload::{Layout, MAX_HEADERS};
 use crate::queue::{DescriptorChain, QueueViolation, SplitQueue, TxQueue};
@@ -29,6 +31,8 @@ pub(crate) struct TxHandler {
     /// The backend has no room for the next frame.
     held: bool,
     look_ahead: LookAhead,
+    /// What the guard has seen of the frame at hand.
+    checked: Checked,
     /// By the port's rate limits.
     throttle: Throttle,
 }
@@ -114,8 +118,10 @@ impl TxHandler {
             Ok(gso) => gso,
             Err(invalid) => {
                 counter_of(invalid, counters).add(1);
-                if invalid == Invalid::Source {
-                    counters.drops.foreign_source(header.source());
+                match invalid {
+                    Invalid::Source => counters.drops.foreign_source(header.source()),
+                    Invalid::Guard(forbidden) => counters.drops.forbidden(forbidden),
+                    _ => {}
                 }
                 if let Some(limit) = limit {
                     limit.take(Cost::of_frame(header.len()));
@@ -128,6 +134,7 @@ impl TxHandler {
             queue,
             header: &header,
             chain: &self.chain,
+            checked: self.checked.bytes(),
         })?;
         if status == TxStatus::Held {
             self.look_ahead.begin(header.destination());
@@ -144,7 +151,7 @@ impl TxHandler {
     /// Reads and validates the header of the frame in the chain.
     #[inline]
     fn read_header<B: TxBackend>(
-        &self,
+        &mut self,
         queue: &TxQueue<'_>,
         backend: &mut B,
         header: &mut FrameHeader,
@@ -164,7 +171,27 @@ impl TxHandler {
             Some(gso) => self.check_layout(queue, header, gso)?,
             None => Ok(()),
         };
-        Ok(checked.map(|()| gso))
+        let guarded = match checked {
+            Ok(()) if !queue.rules.guard.is_off() => self.check_guard(queue, header)?,
+            result => result,
+        };
+        Ok(guarded.map(|()| gso))
+    }
+
+    /// Checks what the port's guard forbids, in a copy of the frame's start that is sent in its
+    /// place.
+    #[inline(never)]
+    fn check_guard(
+        &mut self,
+        queue: &TxQueue<'_>,
+        header: &FrameHeader,
+    ) -> Result<Result<(), Invalid>, QueueViolation> {
+        let first = self.checked.prepare(header.len());
+        queue.read_first(&self.chain, first)?;
+        // The guest may have changed it since it was read.
+        first[..FRAME_HEADER].copy_from_slice(&header.bytes());
+        let result = guard::check(&queue.rules.guard, header.source(), &first[NET_HEADER..]);
+        Ok(result.map_err(Invalid::Guard))
     }
 
     /// Checks that a GSO frame is of the kind that its header says, and asks for no more segments
@@ -247,6 +274,11 @@ fn counter_of(invalid: Invalid, counters: &Counters) -> &Counter {
         Invalid::GsoFrame => &counters.tx_bad_gso_frame,
         Invalid::Checksum => &counters.tx_bad_csum,
         Invalid::Source => &counters.tx_spoofed,
+        Invalid::Guard(Forbidden::Address(_) | Forbidden::HardwareAddress(_)) => {
+            &counters.tx_ip_spoofed
+        }
+        Invalid::Guard(Forbidden::Server) => &counters.tx_dhcp_server,
+        Invalid::Guard(Forbidden::Unknown) => &counters.tx_unexamined,
         Invalid::Destination => &counters.tx_no_destination,
     }
 }

@@ -2,6 +2,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use virtio_inter_common::MacAddr;
+use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
 use super::*;
 use crate::backend::{Null, TxFrame};
@@ -201,4 +202,66 @@ fn tx_rate_limit_counts_dropped_frames() {
         assert_eq!((run, driver.used_index()), (Ok(pace), 7));
     }
     assert_eq!(driver.rules.counters.tx_spoofed.get(), 7);
+}
+
+/// Changes each frame after it was examined, and keeps what it gets of it in either way.
+struct Late<'a> {
+    memory: &'a GuestMemory,
+    /// Where the IP address is that a frame claims.
+    address: GuestAddress,
+    records: Vec<Vec<u8>>,
+}
+
+impl TxBackend for Late<'_> {
+    fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
+        self.memory
+            .write_slice(&[10, 0, 0, 1], self.address)
+            .unwrap();
+        let mut record = vec![0; frame.record_len()];
+        frame.write_to(&VolatileSlice::from(&mut record[..]))?;
+        self.records.push(record);
+        let record = frame.with_slices(|slices| {
+            let mut record = vec![0; frame.record_len()];
+            let mut rest = VolatileSlice::from(&mut record[..]);
+            for slice in slices {
+                slice.copy_to_volatile_slice(rest);
+                rest = rest.offset(slice.len()).unwrap();
+            }
+            record
+        })?;
+        self.records.push(record);
+        Ok(TxStatus::Sent)
+    }
+
+    fn flush(&mut self) {}
+
+    fn enable_tx_notification(&mut self, _held: bool) -> Rest {
+        Rest::SAFE
+    }
+}
+
+#[test]
+fn tx_frame_is_sent_as_the_guard_has_seen_it() {
+    // Shorter than what is examined, as long, and longer.
+    for len in [42, 320, 321, 1000] {
+        let (mut driver, mut queue) = Driver::new();
+        driver.rules.guard.ips = "10.0.0.7".parse().unwrap();
+        let mut sent = record(MAC, PEER, NET_HEADER + len);
+        let packet = &mut sent[NET_HEADER + 12..];
+        packet[..10].copy_from_slice(&[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 2]);
+        packet[10..16].copy_from_slice(&MAC.octets());
+        packet[16..20].copy_from_slice(&[10, 0, 0, 7]);
+        sent[NET_HEADER + len - 1] = 0x77;
+        driver.add_frame(&sent);
+        let start: u64 = driver.memory.read_obj(GuestAddress(0)).unwrap();
+        let mut backend = Late {
+            memory: &driver.memory,
+            address: GuestAddress(start + (NET_HEADER + 28) as u64),
+            records: Vec::new(),
+        };
+        let mut handler = TxHandler::default();
+        let run = handler.run(&mut queue, &driver.memory, &driver.rules, &mut backend);
+        assert_eq!(run, Ok(Pace::Busy));
+        assert_eq!(backend.records, [sent.clone(), sent], "{len} bytes");
+    }
 }

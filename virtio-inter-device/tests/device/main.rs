@@ -14,6 +14,7 @@ mod disabled;
 mod drops;
 mod features;
 mod forwarding;
+mod guard;
 mod headers;
 mod hostile_driver;
 mod hostile_peer;

@@ -10,7 +10,7 @@ use virtio_bindings::bindings::virtio_net as net;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::{Guard, MacAddr};
 use virtio_inter_device::backend::{self, Backend, BackendSetup, Links};
 use virtio_inter_device::{
     BusyPollConfig, Counters, Device, Port, PortConfig, PortEvent, QueueSetup, RateLimits,
@@ -94,6 +94,10 @@ pub(crate) struct Spec {
     pub(crate) buffers: (usize, usize),
     /// Addresses that the guest may use beside its own, as on the command line.
     pub(crate) allowed: &'static str,
+    /// IP addresses that it may have, likewise; any if empty.
+    pub(crate) ip: &'static str,
+    /// It may not answer as a DHCP server.
+    pub(crate) no_dhcp_server: bool,
     pub(crate) rate_limits: RateLimits,
 }
 
@@ -120,6 +124,8 @@ impl Default for Spec {
             stall_timeout: true,
             buffers: (256, 2048),
             allowed: "",
+            ip: "",
+            no_dhcp_server: false,
             rate_limits: RateLimits::default(),
         }
     }
@@ -356,6 +362,13 @@ fn local(number: usize, spec: &Spec) -> LocalPort {
             "" => Default::default(),
             allowed => allowed.parse().unwrap(),
         },
+        guard: Guard {
+            ips: match spec.ip {
+                "" => Default::default(),
+                ips => ips.parse().unwrap(),
+            },
+            no_dhcp_server: spec.no_dhcp_server,
+        },
     }
 }
 
@@ -368,6 +381,7 @@ pub(crate) fn info(number: usize, spec: &Spec) -> PeerInfo {
         ring_capacity,
         uplinks,
         allowed,
+        guard,
     } = local(number, spec);
     PeerInfo {
         key: PeerKey::next(),
@@ -378,6 +392,7 @@ pub(crate) fn info(number: usize, spec: &Spec) -> PeerInfo {
         ring_capacity,
         uplinks,
         allowed,
+        guard,
     }
 }
 

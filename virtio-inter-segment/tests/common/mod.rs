@@ -52,6 +52,7 @@ pub fn local(id: &str) -> LocalPort {
         ring_capacity: MIN_CAPACITY,
         uplinks: Default::default(),
         allowed: Default::default(),
+        guard: Default::default(),
     }
 }
 

@@ -72,6 +72,32 @@ fn rate_limits_are_in_the_status() {
     port.end();
 }
 
+/// What a port keeps its guest from, in its own status and in that of its peers.
+#[test]
+fn guard_is_in_the_status_of_both_ends() {
+    let place = Place::new();
+    let sockets = [place.path("a.status"), place.path("b.status")];
+    let guarded = place
+        .command("a")
+        .with("--ip", "fd00::/64,10.0.0.7")
+        .flag("--no-dhcp-server")
+        .with("--status-socket", &sockets[0])
+        .start();
+    let other = place.command("b").with("--status-socket", &sockets[1]);
+    let other = other.start();
+    until("a link", || status(&sockets[1])["peers"][0]["id"] == "a");
+    let ips = json!(["10.0.0.7", "fd00::/64"]);
+    for seen in [&status(&sockets[0]), &status(&sockets[1])["peers"][0]] {
+        assert_eq!(seen["ip"], ips, "{seen}");
+        assert_eq!(seen["no_dhcp_server"], true, "{seen}");
+    }
+    let seen = status(&sockets[0]);
+    assert_eq!(seen["peers"][0]["ip"], json!(null), "{seen}");
+    for port in [guarded, other] {
+        port.end();
+    }
+}
+
 /// The options, and what is used of them.
 #[test]
 fn limits_of_peers_and_memory_are_options_and_in_the_status() {

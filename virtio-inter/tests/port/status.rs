@@ -95,6 +95,8 @@ fn status_is_as_its_schema_says() {
     let port = place
         .command("a")
         .with("--allow-mac", "00:00:5e:00:01:*,52:54:00:00:00:99")
+        .with("--ip", "10.0.0.7,fd00::/64")
+        .flag("--no-dhcp-server")
         .start();
     // Another MTU is a warning, and the same address is refused.
     let peer = place.command("b").with("--mtu", "9000").start();

@@ -244,6 +244,7 @@ pub(crate) fn port(id: &str) -> Port {
         ring_capacity: virtio_inter_link::MIN_CAPACITY,
         uplinks: Default::default(),
         allowed: Default::default(),
+        guard: Default::default(),
     };
     Port::new(&local, BusyPollConfig::default()).unwrap()
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use virtio_inter_common::{MacAddr, MacSets};
+use virtio_inter_common::{Guard, MacAddr, MacSets};
 
 use super::learned::{Holder, Learned};
 
@@ -25,6 +25,8 @@ pub struct PeerAddresses {
     pub(crate) mac: MacAddr,
     /// Those that it may use beside that.
     pub(crate) allowed: MacSets,
+    /// What it must not send.
+    pub(crate) guard: Guard,
     /// Names it in [`Learned`].
     pub(crate) holder: Holder,
     /// It is an uplink: any address may be behind it.
@@ -236,6 +238,7 @@ mod tests {
         PeerAddresses {
             mac: mac(last),
             allowed: sets(allowed),
+            guard: Guard::default(),
             holder: Holder::peers().nth(last.into()).unwrap(),
             is_uplink: false,
         }

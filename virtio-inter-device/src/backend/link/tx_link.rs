@@ -516,6 +516,7 @@ mod tests {
         let addresses = PeerAddresses {
             mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
             allowed: Default::default(),
+            guard: Default::default(),
             holder: Holder::NETWORK,
             is_uplink: false,
         };
