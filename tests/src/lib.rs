@@ -20,6 +20,7 @@ mod images;
 mod inside;
 mod kvm;
 mod launcher;
+pub mod libvirt;
 mod mac;
 mod machine;
 mod migration;

@@ -38,6 +38,8 @@ pub struct PortConfig {
     pub uplink: Option<Tap>,
     /// `--allow-mac`; not given if empty.
     pub allow_mac: String,
+    /// `--client`: the VMM listens on the port's socket.
+    pub client: bool,
     /// Further arguments.
     pub more: Vec<String>,
     /// CPUs to which the process is bound; all if empty.
@@ -59,6 +61,7 @@ impl PortConfig {
             queue_size: 256,
             uplink: None,
             allow_mac: String::new(),
+            client: false,
             more: Vec::new(),
             cpus: Vec::new(),
             program: None,
@@ -106,6 +109,15 @@ impl PortConfig {
     pub fn more(self, arguments: &[&str]) -> Self {
         Self {
             more: arguments.iter().map(ToString::to_string).collect(),
+            ..self
+        }
+    }
+
+    /// The same that connects to its VMM.
+    #[must_use]
+    pub fn client(self) -> Self {
+        Self {
+            client: true,
             ..self
         }
     }
@@ -361,6 +373,9 @@ fn command(config: &PortConfig, [socket, status]: [&Path; 2]) -> Result<Command>
         .args(["--queue-size", &config.queue_size.to_string()])
         // So that an ordinary user can look into its files in /proc.
         .env("VIRTIO_INTER_ALLOW_DUMPS", "1");
+    if config.client {
+        command.arg("--client");
+    }
     if !config.allow_mac.is_empty() {
         command.args(["--allow-mac", &config.allow_mac]);
     }

@@ -162,6 +162,23 @@ fn unpack_promtool() {
     }
 }
 
+/// libvirt and its QEMU, with all that they need, unpacked and not installed: installed, a daemon of
+/// it would be started, and the machine's network be changed.
+fn unpack_libvirt() {
+    const PACKAGES: [&str; 4] = [
+        "libvirt-daemon",
+        "libvirt-daemon-driver-qemu",
+        "libvirt-clients",
+        "qemu-system-x86",
+    ];
+    let unpacked = image::unpacked("trixie-libvirt", |apt, directory| {
+        apt.download_with_dependencies(&PACKAGES, directory)
+    });
+    if let Err(error) = unpacked {
+        eprintln!("Getting libvirt: {error:#}");
+    }
+}
+
 /// Installs what is missing, for any command.
 ///
 /// # Errors
@@ -170,6 +187,9 @@ fn unpack_promtool() {
 pub(crate) fn ensure_for_tests() -> Result<()> {
     ensure()?;
     ensure_peers();
+    if is_root() {
+        unpack_libvirt();
+    }
     Ok(())
 }
 
