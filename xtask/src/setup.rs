@@ -162,8 +162,8 @@ fn unpack_promtool() {
     }
 }
 
-/// libvirt and its QEMU, with all that they need, unpacked and not installed: installed, a daemon of
-/// it would be started, and the machine's network be changed.
+/// libvirt and its QEMU, with all that they need, unpacked and not installed: installed, a daemon
+/// of it would be started, and the machine's network be changed.
 fn unpack_libvirt() {
     const PACKAGES: [&str; 4] = [
         "libvirt-daemon",
