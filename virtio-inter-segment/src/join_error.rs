@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 use virtio_inter_common::PortId;
 
+use crate::pins_error::PinsError;
 use crate::port::PortError;
 
 /// Longest path of a Unix socket, in bytes: `sun_path` less its final zero.
@@ -54,6 +55,9 @@ pub enum JoinError {
         #[source]
         source: io::Error,
     },
+    /// The file that says what ports there may be does not let this one in, or cannot be used.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     /// A port of this id is on the segment already.
     #[error("Port id {id} is taken by {}", holder(*.pid, *.stays))]
     IdTaken {

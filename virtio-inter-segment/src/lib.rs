@@ -31,6 +31,8 @@ mod handshake;
 mod join_error;
 mod limits;
 mod membership;
+mod pins;
+mod pins_error;
 mod poll;
 mod port;
 mod quota;
@@ -44,6 +46,7 @@ mod wire;
 
 pub use join_error::{JoinError, MAX_SOCKET_PATH};
 pub use limits::{Limits, SegmentStats, Usage, UsageOf};
+pub use pins_error::PinsError;
 pub use port::{
     DownReason, LinkError, LocalPort, MIN_MTU, OpenedLink, PeerInfo, PeerKey, PortError,
     SegmentEvent, Uplinks,

@@ -20,6 +20,7 @@ use crate::handshake::{Local, Refusal, Role};
 use crate::join_error::JoinError;
 use crate::limits::{Limits, SegmentStats};
 use crate::membership::Membership;
+use crate::pins;
 use crate::poll::{Interest, Poll};
 use crate::port::{LocalPort, PeerInfo, PeerKey, SegmentEvent};
 use crate::quota::UserQuotas;
@@ -123,6 +124,7 @@ impl Segment {
         port.check()?;
         limits.fit_descriptors();
         let directory = Directory::open(directory)?;
+        pins::check_own(&directory, &port)?;
         let poll = Poll::new().map_err(JoinError::EventLoop)?;
         let closer = Closer::new();
         let incarnation = random().map_err(|e| JoinError::EventLoop(e.into()))?;
@@ -341,6 +343,7 @@ impl Segment {
                     let may_join = self
                         .room_for(&connection, &candidate, now)
                         .and_then(|()| self.check_uplink(&connection, &candidate))
+                        .and_then(|()| self.check_pin(&connection, &candidate))
                         .and_then(|()| self.settle_crossing(&connection.role, &candidate.id));
                     if let Err(refusal) = may_join {
                         return self.end(connection, End::Refused(refusal), now);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 use rustix::io::Errno;
-use virtio_inter_common::{PeerCredentials, PortId, log_limited, peer_pid_and_uid};
+use virtio_inter_common::{ErrorChain, PeerCredentials, PortId, log_limited, peer_pid_and_uid};
 use zerocopy::IntoBytes;
 
 use super::{Banned, LISTENER, PAUSE, Segment};
@@ -19,6 +19,7 @@ use crate::connection::{Connection, End};
 use crate::deferred_close::{DeferredFd, Owner};
 use crate::directory::Directory;
 use crate::handshake::{Candidate, Refusal, Role};
+use crate::pins::Pins;
 use crate::poll::Interest;
 use crate::port::PeerKey;
 use crate::socket;
@@ -247,6 +248,24 @@ impl Segment {
                 )))
             }
         }
+    }
+
+    /// Checks that the segment's owner lets a port of this name have its address and its user.
+    pub(super) fn check_pin(
+        &self,
+        connection: &Connection,
+        peer: &Candidate,
+    ) -> Result<(), Refusal> {
+        // Without pins that hold nobody is let in.
+        let pins = Pins::read(&self.directory);
+        let pins = pins.map_err(|error| {
+            Refusal::Unauthorized(format!("Pins of the segment: {}", ErrorChain(&error)))
+        })?;
+        let Some(pins) = pins else {
+            return Ok(());
+        };
+        pins.check(&peer.id, peer.mac, &peer.allowed, connection.owner.uid)
+            .map_err(|reason| Refusal::Unauthorized(format!("Pins of the segment: {reason}")))
     }
 
     /// Of two attempts of one pair that cross, that of the smaller id (compared bytewise) is used.
