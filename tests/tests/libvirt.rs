@@ -44,7 +44,7 @@ fn libvirt_test(test: impl FnOnce(&Testbed, &Libvirt) -> Result<()>) {
 /// Plugs one more interface in, uses it and takes it out again.
 fn plug_and_unplug(bed: &Testbed, libvirt: &Libvirt, vm: &Vm, number: u8) -> Result<()> {
     let segment = Segment::new(bed, &format!("plug{number}"))?;
-    let is_client = number % 2 == 0;
+    let is_client = number.is_multiple_of(2);
     let id = format!("plug{number}");
     let config = config(&segment, &id, 10 + number);
     let config = if is_client { config.client() } else { config };
