@@ -1,5 +1,5 @@
 //! Processor time of a port's worker for each frame, from a transmit queue into a link and from a
-//! link into a receive queue.
+//! link into a receive queue; each without and with a capture of the first 256 bytes.
 //!
 //! `cargo bench -p virtio-inter-device --bench frames [BYTES…]`. Each figure is the median of
 //! [`ROUNDS`] rounds. Time is that of the worker's thread, so that a busy machine changes it
@@ -11,8 +11,9 @@ mod driver;
 
 use std::time::Duration;
 
-use driver::{Node, Packet, Peer, Shape, Spec, mac, until};
-use virtio_inter_device::BusyPollConfig;
+use driver::{Node, Packet, Peer, Shape, Spec, link, mac, until};
+use virtio_inter_device::{BusyPollConfig, CaptureOptions, CaptureRing, Direction};
+use virtio_inter_link::{MIN_CAPACITY, Receiver};
 
 const ROUNDS: usize = 15;
 /// Number of bursts in a round.
@@ -23,16 +24,18 @@ const BURST: (usize, usize) = (1_300_000, 900);
 const BUFFER: usize = 2048;
 
 fn main() {
-    println!("frame            transmit ns   receive ns");
+    println!("frame            transmit ns     captured   receive ns     captured");
     let wanted: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
     for len in [60, 1514, 9014, 65_000] {
         if !wanted.is_empty() && !wanted.contains(&len) {
             continue;
         }
         println!(
-            "{len:>6} bytes {:>13.0} {:>12.0}",
-            transmit(len),
-            receive(len)
+            "{len:>6} bytes {:>13.0} {:>12.0} {:>12.0} {:>12.0}",
+            transmit(len, false),
+            transmit(len, true),
+            receive(len, false),
+            receive(len, true)
         );
     }
 }
@@ -56,8 +59,31 @@ fn burst(len: usize) -> usize {
     (BURST.0 / len).min(BURST.1)
 }
 
-fn transmit(len: usize) -> f64 {
+/// The reading end of a capture of these frames.
+fn capture(node: &mut Node, direction: Direction) -> Receiver {
+    let (sender, receiver, _) = link(8 * MIN_CAPACITY);
+    let options = CaptureOptions {
+        snaplen: 256,
+        losses_only: false,
+    };
+    let ring = CaptureRing::new(sender, options);
+    let started = node.port.start_capture(vec![(0, direction, ring)]);
+    started.unwrap();
+    receiver
+}
+
+/// Reads what was captured of a burst: all of it.
+fn read(captured: &mut Receiver, frames: usize) {
+    for _ in 0..frames {
+        let record = captured.peek().unwrap();
+        record.expect("A frame was not captured").consume();
+    }
+    captured.release().unwrap();
+}
+
+fn transmit(len: usize, captured: bool) -> f64 {
     let mut node = Node::new(0, spec());
+    let mut captured = captured.then(|| capture(&mut node, Direction::Transmit));
     let mut peer = Peer::attach(&mut node, 1, &spec());
     let packet = Packet::new(mac(0), mac(1), len, 1);
     let frames = burst(len);
@@ -75,6 +101,9 @@ fn transmit(len: usize) -> f64 {
             });
             until("the worker sleeps", || !worker_runs());
             spent += worker_time() - before;
+            if let Some(captured) = &mut captured {
+                read(captured, frames);
+            }
             for _ in 0..frames {
                 peer.receive(0);
             }
@@ -84,8 +113,9 @@ fn transmit(len: usize) -> f64 {
     })
 }
 
-fn receive(len: usize) -> f64 {
+fn receive(len: usize, captured: bool) -> f64 {
     let mut node = Node::new(0, spec());
+    let mut captured = captured.then(|| capture(&mut node, Direction::Receive));
     let mut peer = Peer::attach(&mut node, 1, &spec());
     let bytes = Packet::new(mac(1), mac(0), len, 1).bytes();
     let frames = burst(len).min(1024 / (len / BUFFER + 1));
@@ -106,6 +136,9 @@ fn receive(len: usize) -> f64 {
             });
             until("the worker sleeps", || !worker_runs());
             spent += worker_time() - before;
+            if let Some(captured) = &mut captured {
+                read(captured, frames);
+            }
             while node.guest.rx[0].try_receive().is_some() {}
         }
         spent.as_nanos() as f64 / (frames * BURSTS) as f64

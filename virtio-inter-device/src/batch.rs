@@ -14,7 +14,7 @@ pub(crate) const BATCH: usize = 64;
 
 /// A queue of the pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Direction {
+pub enum Direction {
     /// Even indices: frames to the guest.
     Receive,
     /// Odd indices: frames from the guest.

@@ -3,6 +3,8 @@
 //! Each is a `drop` (frames that were lost) or a `count` (of anything else). Tests and tools ask
 //! [`Counters::is_drop`], so the kind stands here alone.
 
+use std::ptr;
+
 use crate::counter::Counter;
 use crate::drops::Drops;
 use crate::forbidden::Forbidden;
@@ -28,7 +30,35 @@ macro_rules! counters {
             pub drops: Drops,
         }
 
+        /// Number of counters of lost frames.
+        pub(crate) const LOSSES: usize = 0 $(+ (if is_drop!($kind) { 1 } else { 0 }))*;
+
         impl Counters {
+            /// The names of the counters of lost frames, in the order of their declaration.
+            pub fn losses() -> impl Iterator<Item = &'static str> {
+                let all = [$((stringify!($name), is_drop!($kind)),)*];
+                all.into_iter().filter(|(_, is_drop)| *is_drop).map(|(name, _)| name)
+            }
+
+            /// Their values, in the same order.
+            pub(crate) fn loss_values(&self) -> [u64; LOSSES] {
+                let mut values = [0; LOSSES];
+                let all = [$((&self.$name, is_drop!($kind)),)*];
+                let losses = all.iter().filter(|(_, is_drop)| *is_drop);
+                for (value, (counter, _)) in values.iter_mut().zip(losses) {
+                    *value = counter.get();
+                }
+                values
+            }
+
+            /// The position of one of these counters among them. None: it counts something else.
+            pub(crate) fn loss_of(&self, counter: &Counter) -> Option<u8> {
+                let all = [$((&self.$name, is_drop!($kind)),)*];
+                let mut losses = all.iter().filter(|(_, is_drop)| *is_drop);
+                let position = losses.position(|(loss, _)| ptr::eq(*loss, counter));
+                position.map(|position| position as u8)
+            }
+
             /// Each counter's name and value, in the order of their declaration.
             pub fn values(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.get()),)*]
@@ -208,6 +238,13 @@ mod tests {
                 .count()
         };
         assert_eq!([drops("tx_"), drops("rx_"), drops("uplink_")], [16, 14, 3]);
+        assert_eq!(Counters::losses().count(), LOSSES);
+        let counters = Counters::default();
+        counters.rx_no_guest.add(5);
+        let at = counters.loss_of(&counters.rx_no_guest).unwrap();
+        assert_eq!(Counters::losses().nth(at.into()), Some("rx_no_guest"));
+        assert_eq!(counters.loss_values()[usize::from(at)], 5);
+        assert_eq!(counters.loss_of(&counters.rx_frames), None);
         for name in [
             "tx_frames",
             "rx_segmented",

@@ -19,6 +19,7 @@
 mod announce;
 pub mod backend;
 mod batch;
+mod capture;
 mod config;
 mod counter;
 mod counters;
@@ -39,7 +40,10 @@ mod rx;
 mod tx;
 mod worker;
 
-pub use batch::Rest;
+pub use batch::{Direction, Rest};
+pub use capture::{
+    CAPTURE_HEADER, CaptureCounts, CaptureOptions, CaptureRing, CapturedFrame, MIN_SNAPLEN,
+};
 pub use config::CONFIG_SIZE;
 pub use counter::Counter;
 pub use counters::Counters;

@@ -27,6 +27,7 @@ use crate::queue::check_setup;
 use crate::rate_limit::{RateLimiter, RateLimits};
 use crate::worker::{Answer, Command, Report, Request, Worker, WorkerSetup};
 
+mod capture;
 mod config;
 mod link_book;
 mod links;

@@ -1,14 +1,23 @@
 //! Options of the commands that look at all ports of a host.
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use virtio_inter_args::Group;
+use virtio_inter_device::MIN_SNAPLEN;
 
 use crate::listen_addr::ListenAddr;
 use crate::segment_mode::SegmentMode;
+
+/// Bytes of the longest frame: Ethernet header, two VLAN tags, and a packet of the largest MTU.
+pub(crate) const MAX_FRAME: u32 = 65_557;
+/// Bytes of a frame that can be asked for.
+const SNAPLENS: RangeInclusive<i64> = MIN_SNAPLEN as i64..=MAX_FRAME as i64;
+/// Bytes of each frame that are captured: the headers, as far as there are usual ones.
+pub(crate) const DEFAULT_SNAPLEN: u32 = 256;
 
 /// The segments and ports that a command is about.
 #[derive(Debug, Clone, Args)]
@@ -132,6 +141,19 @@ pub struct SegmentListArgs {
     pub json: bool,
 }
 
+/// Options of `virtio-inter events`.
+#[derive(Debug, Clone, Args)]
+pub struct EventsArgs {
+    /// The segments and ports.
+    #[command(flatten)]
+    pub places: Places,
+    /// Time in milliseconds between two questions to all ports: what is over by the next one is not
+    /// seen
+    #[arg(long, value_name = "MS", default_value_t = 1000,
+          value_parser = clap::value_parser!(u32).range(10..=3_600_000))]
+    pub interval: u32,
+}
+
 /// Options of `virtio-inter exporter`.
 #[derive(Debug, Clone, Args)]
 #[command(group = clap::ArgGroup::new("where").required(true).args(["listen", "textfile"]))]
@@ -154,4 +176,99 @@ pub struct ExporterArgs {
     /// Write the file once, and end
     #[arg(long, conflicts_with_all = ["listen", "interval"])]
     pub once: bool,
+}
+
+/// Options of `virtio-inter capture`.
+#[derive(Debug, Clone, Args)]
+pub struct CaptureArgs {
+    /// Port whose frames are captured. Those of several ports come into one file, in the order of
+    /// time
+    #[arg(value_name = "SEGMENT/PORT", required = true)]
+    pub ports: Vec<OsString>,
+    /// File to write, in the format pcapng; - for standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub write: PathBuf,
+    /// Bytes of each frame that are captured, from its Ethernet header on. More slow the port down
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SNAPLEN,
+          value_parser = clap::value_parser!(u32).range(SNAPLENS))]
+    pub snaplen: u32,
+    /// Capture only frames that this expression is true of, as in pcap-filter(7): tcpdump
+    /// translates it. Or a program as `tcpdump -ddd` prints it, with commas in place of line ends
+    #[arg(long, value_name = "EXPRESSION")]
+    pub filter: Option<String>,
+    /// Capture only frames from the guest (tx) or for it (rx)
+    #[arg(long, value_enum, default_value_t = CaptureDirection::Both)]
+    pub direction: CaptureDirection,
+    /// Capture only frames that were lost, with the reason
+    #[arg(long)]
+    pub drops: bool,
+    /// End after so many frames
+    #[arg(short, long, value_name = "FRAMES",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+/// Which frames are captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CaptureDirection {
+    /// All.
+    Both,
+    /// From the guest.
+    Tx,
+    /// For the guest.
+    Rx,
+}
+
+impl CaptureDirection {
+    /// Whether frames from the guest are captured.
+    pub fn has_transmit(self) -> bool {
+        self != CaptureDirection::Rx
+    }
+
+    /// Whether frames for the guest are captured.
+    pub fn has_receive(self) -> bool {
+        self != CaptureDirection::Tx
+    }
+}
+
+/// Options of `virtio-inter extcap`, as Wireshark gives them.
+#[derive(Debug, Clone, Args)]
+pub struct ExtcapArgs {
+    /// The segments and ports to offer.
+    #[command(flatten)]
+    pub places: Places,
+    /// Print the ports
+    #[arg(long)]
+    pub extcap_interfaces: bool,
+    /// Version of Wireshark; of no consequence
+    #[arg(long, value_name = "VERSION")]
+    pub extcap_version: Option<String>,
+    /// The port: SEGMENT/PORT
+    #[arg(long, value_name = "SEGMENT/PORT")]
+    pub extcap_interface: Option<OsString>,
+    /// Print the type of its frames
+    #[arg(long)]
+    pub extcap_dlts: bool,
+    /// Print the options of a capture
+    #[arg(long)]
+    pub extcap_config: bool,
+    /// Capture
+    #[arg(long, requires_all = ["fifo", "extcap_interface"])]
+    pub capture: bool,
+    /// Where the frames go
+    #[arg(long, value_name = "PATH")]
+    pub fifo: Option<PathBuf>,
+    /// As --filter of `virtio-inter capture`; without --capture, it is only checked
+    #[arg(long, value_name = "EXPRESSION")]
+    pub extcap_capture_filter: Option<String>,
+    /// As for `virtio-inter capture`
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SNAPLEN,
+          value_parser = clap::value_parser!(u32).range(SNAPLENS))]
+    pub snaplen: u32,
+    /// As for `virtio-inter capture`
+    #[arg(long, value_enum, default_value_t = CaptureDirection::Both)]
+    pub direction: CaptureDirection,
+    /// As for `virtio-inter capture`
+    #[arg(long)]
+    pub drops: bool,
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 /// The document.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Document {
     pub(crate) version: u32,
@@ -20,6 +20,7 @@ pub(crate) struct Document {
     pub(crate) client: Option<Client>,
     pub(crate) frontend: Option<Frontend>,
     pub(crate) uplink: Option<Uplink>,
+    pub(crate) capture: Option<Capture>,
     /// Of an uplink that ports share.
     pub(crate) active: Option<bool>,
     pub(crate) priority: Option<u16>,
@@ -30,7 +31,7 @@ pub(crate) struct Document {
 }
 
 /// The VMM to which the port connects.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Client {
     pub(crate) state: String,
@@ -38,7 +39,7 @@ pub(crate) struct Client {
 }
 
 /// The VMM that the port serves.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Frontend {
     pub(crate) pid: Option<u32>,
@@ -46,8 +47,15 @@ pub(crate) struct Frontend {
     pub(crate) features: Option<Vec<String>>,
 }
 
+/// The process that captures frames.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Capture {
+    pub(crate) pid: Option<u32>,
+}
+
 /// The tap device.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Uplink {
     pub(crate) tap: String,
@@ -56,7 +64,7 @@ pub(crate) struct Uplink {
 }
 
 /// A peer with which frames can be exchanged.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Peer {
     pub(crate) id: String,
@@ -66,7 +74,7 @@ pub(crate) struct Peer {
 }
 
 /// A condition that an operator can end.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Warning {
     pub(crate) code: String,
@@ -75,12 +83,13 @@ pub(crate) struct Warning {
 }
 
 /// A peer without a link.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Refused {
     pub(crate) peer: Option<String>,
     pub(crate) by_peer: bool,
     pub(crate) reason: String,
+    pub(crate) count: u64,
 }
 
 impl Document {

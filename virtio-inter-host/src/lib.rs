@@ -1,8 +1,9 @@
-//! The view of all ports of a host: the commands `list`, `show`, `check`, `top`, `ping` and
-//! `exporter` of `virtio-inter`, and `segment`, which makes and removes segments.
+//! The view of all ports of a host: the commands `list`, `show`, `check`, `top`, `ping`, `events`,
+//! `exporter` and `capture` of `virtio-inter`, and `segment`, which makes and removes segments.
 //!
 //! There is no daemon: each port and uplink serves its status in its segment's directory
-//! (`docs/port-status.md`), and these commands read all of them. Only `segment` changes anything.
+//! (`docs/port-status.md`), and these commands read all of them. Only `segment` changes anything;
+//! `capture` has ports copy frames while it runs.
 //!
 //! `place` finds segments and ports, `reader` asks the ports, `document` is what they answer.
 //! A port may belong to another user and be hostile: its answer is bounded in time and size, and
@@ -10,8 +11,10 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod capture;
 mod check;
 mod document;
+pub mod events;
 pub mod exporter;
 mod list;
 pub mod listen_addr;

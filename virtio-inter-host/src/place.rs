@@ -57,7 +57,7 @@ pub(crate) struct Place {
     pub(crate) segment: PathBuf,
     /// Only this port was asked for.
     pub(crate) port: Option<PortId>,
-    /// The ports, with the suffixes of their files: `sock`, `lock`, `status`.
+    /// The ports, with the suffixes of their files: `sock`, `lock`, `status`, `capture`.
     pub(crate) ports: BTreeMap<PortId, BTreeSet<String>>,
 }
 
@@ -110,7 +110,7 @@ impl Place {
 /// The port and the suffix of a port's file.
 fn port_file(name: &OsStr) -> Option<(PortId, &str)> {
     let (id, suffix) = name.to_str()?.rsplit_once('.')?;
-    let known = ["sock", "lock", "status"].contains(&suffix);
+    let known = ["sock", "lock", "status", "capture"].contains(&suffix);
     Some((id.parse().ok().filter(|_| known)?, suffix))
 }
 

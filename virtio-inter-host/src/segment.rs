@@ -246,7 +246,7 @@ mod tests {
     fn segment_with_a_live_port_or_other_files_stays_as_it_is() {
         let temp = tempfile::tempdir().unwrap();
         let path = create_in(&temp, None).unwrap();
-        for file in ["a.sock", "a.lock", "a.status", "note"] {
+        for file in ["a.sock", "a.lock", "a.status", "a.capture", "note"] {
             fs::write(path.join(file), "").unwrap();
         }
         let lock = fs::File::open(path.join("a.lock")).unwrap();
@@ -260,7 +260,7 @@ mod tests {
             error.ends_with("/note is not a port's file: remove it first"),
             "{error}"
         );
-        assert_eq!(fs::read_dir(&path).unwrap().count(), 4);
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 5);
 
         fs::remove_file(path.join("note")).unwrap();
         delete_of(&path).unwrap();

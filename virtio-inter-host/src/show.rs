@@ -125,6 +125,10 @@ fn show_port(text: &mut String, port: &Port) {
             line("features", safe(&features.join(" ")));
         }
     }
+    if let Some(capture) = &status.capture {
+        let pid = capture.pid.map_or("?".to_owned(), |pid| pid.to_string());
+        line("captured", format!("by process {pid}"));
+    }
     if let Some(uplink) = &status.uplink {
         let priority = status
             .priority

@@ -27,6 +27,12 @@ const SEALS: SealFlags = SealFlags::SHRINK
     .union(SealFlags::FUTURE_WRITE)
     .union(SealFlags::SEAL);
 
+/// Seals of a page that its sender makes and its receiver writes to: the size stays as it is. Who
+/// punches a hole into it gives its memory back, and finds zeros there.
+const PAGE_SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::SEAL);
+
 /// Why a region could not be made or was not accepted.
 #[derive(Debug, Error)]
 pub enum RegionError {
@@ -130,7 +136,7 @@ impl Region {
         let mapping = Mapping::new(fd.as_fd(), data_offset, capacity_bytes, Rights::Write)
             .map_err(RegionError::Map)?;
         mapping.write_geometry(geometry(capacity, data_offset));
-        seal(fd.as_fd())?;
+        seal(fd.as_fd(), SEALS)?;
         Ok(Self {
             fd,
             mapping,
@@ -147,7 +153,7 @@ impl Region {
     /// holes, another format version, another geometry.
     pub fn open(fd: OwnedFd, capacity: u32) -> Result<Self, RegionError> {
         let (data_offset, size) = dimensions(capacity)?;
-        check_file(fd.as_fd(), size)?;
+        check_file(fd.as_fd(), size, SEALS)?;
         let capacity_bytes = capacity as usize;
         let mapping = Mapping::new(fd.as_fd(), data_offset, capacity_bytes, Rights::Read)
             .map_err(RegionError::Map)?;
@@ -189,6 +195,25 @@ impl ReceiverPage {
     ///
     /// The kernel refuses the memory.
     pub fn create() -> Result<Self, RegionError> {
+        Self::create_with(SEALS)
+    }
+
+    /// Makes a page for a receiver in another process, which opens it with
+    /// [`ReceiverPage::open_to_write`]. A sender that makes it takes no descriptor from there.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the memory.
+    pub fn create_for_receiver() -> Result<Self, RegionError> {
+        let page = Self::create_with(PAGE_SEALS)?;
+        // This side only reads.
+        let size = rustix::param::page_size();
+        let mapping =
+            PageMapping::new(page.fd.as_fd(), size, Rights::Read).map_err(RegionError::Map)?;
+        Ok(Self { mapping, ..page })
+    }
+
+    fn create_with(seals: SealFlags) -> Result<Self, RegionError> {
         let size = rustix::param::page_size();
         let fd = allocate(c"virtio-inter-receiver", size as u64)?;
         let mapping =
@@ -198,7 +223,7 @@ impl ReceiverPage {
             version: FORMAT_VERSION,
             reserved: [0; 3],
         });
-        seal(fd.as_fd())?;
+        seal(fd.as_fd(), seals)?;
         Ok(Self { fd, mapping })
     }
 
@@ -208,9 +233,22 @@ impl ReceiverPage {
     ///
     /// As [`Region::open`].
     pub fn open(fd: OwnedFd) -> Result<Self, RegionError> {
+        Self::open_with(fd, SEALS, Rights::Read)
+    }
+
+    /// Opens the page that the sender has made for this side, to write to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::open`], but others may be able to write to the page.
+    pub fn open_to_write(fd: OwnedFd) -> Result<Self, RegionError> {
+        Self::open_with(fd, PAGE_SEALS, Rights::Write)
+    }
+
+    fn open_with(fd: OwnedFd, seals: SealFlags, rights: Rights) -> Result<Self, RegionError> {
         let size = rustix::param::page_size();
-        check_file(fd.as_fd(), size as u64)?;
-        let mapping = PageMapping::new(fd.as_fd(), size, Rights::Read).map_err(RegionError::Map)?;
+        check_file(fd.as_fd(), size as u64, seals)?;
+        let mapping = PageMapping::new(fd.as_fd(), size, rights).map_err(RegionError::Map)?;
         let found = mapping.read_geometry();
         check_magic(found.magic, PAGE_MAGIC, found.version)?;
         Ok(Self { fd, mapping })
@@ -268,27 +306,27 @@ fn allocate(name: &CStr, size: u64) -> Result<OwnedFd, RegionError> {
 }
 
 /// Seals a memfd of our own. Mappings that exist stay writable.
-fn seal(fd: BorrowedFd<'_>) -> Result<(), RegionError> {
-    rustix::fs::fcntl_add_seals(fd, SEALS).map_err(|e| RegionError::Seal(e.into()))
+fn seal(fd: BorrowedFd<'_>, seals: SealFlags) -> Result<(), RegionError> {
+    rustix::fs::fcntl_add_seals(fd, seals).map_err(|e| RegionError::Seal(e.into()))
 }
 
 /// Checks what the kernel knows of the file: none of it can change once it has passed.
-fn check_file(fd: BorrowedFd<'_>, size: u64) -> Result<(), RegionError> {
+fn check_file(fd: BorrowedFd<'_>, size: u64, needed: SealFlags) -> Result<(), RegionError> {
     let inspect = |e: Errno| RegionError::Inspect(e.into());
     let file_system = rustix::fs::fstatfs(fd).map_err(inspect)?.f_type as u64;
     if file_system != TMPFS_MAGIC {
         return Err(RegionError::NotMemfd(file_system));
     }
-    let seals = match rustix::fs::fcntl_get_seals(fd) {
+    let found = match rustix::fs::fcntl_get_seals(fd) {
         Ok(seals) => seals,
         // A directory or a socket on tmpfs.
         Err(Errno::INVAL) => return Err(RegionError::NotMemfd(file_system)),
         Err(e) => return Err(inspect(e)),
     };
-    if !seals.contains(SEALS) {
+    if !found.contains(needed) {
         return Err(RegionError::Seals {
-            found: seals.bits(),
-            needed: SEALS.bits(),
+            found: found.bits(),
+            needed: needed.bits(),
         });
     }
     let stat = rustix::fs::fstat(fd).map_err(inspect)?;

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use virtio_inter_link::{
     DEFAULT_CAPACITY, Doorbell, FORMAT_VERSION, MAX_CAPACITY, MIN_CAPACITY, Receiver, ReceiverPage,
-    Region, RegionError, SMALL_CAPACITY, Sender, max_record, pair,
+    Region, RegionError, SMALL_CAPACITY, Sender, Violation, max_record, pair,
 };
 
 mod support;
@@ -187,6 +187,38 @@ fn region_wakes_a_receiver_that_slept_before_its_answer_came() {
     assert!(!waiter.wait(Duration::ZERO));
     sender.attach(ReceiverPage::open(answer).unwrap()).unwrap();
     assert!(waiter.wait(Duration::ZERO));
+}
+
+/// The receiver, in another process, may do to such a page what it likes.
+#[test]
+fn page_that_its_sender_makes_can_lose_its_memory_but_not_its_size() {
+    let page_file = ReceiverPage::create_for_receiver().unwrap();
+    let fd = page_file.fd().try_clone_to_owned().unwrap();
+    let region = Region::create(SMALL_CAPACITY).unwrap();
+    let theirs = Region::open(region.fd().try_clone_to_owned().unwrap(), SMALL_CAPACITY).unwrap();
+    let doorbell = || Doorbell::new().unwrap();
+    let mut sender = Sender::new(region, doorbell(), doorbell());
+    sender.attach(page_file).unwrap();
+    let written = ReceiverPage::open_to_write(fd.try_clone().unwrap()).unwrap();
+    let mut receiver = Receiver::new(theirs, written, doorbell(), doorbell());
+    sender.reserve(8).unwrap().unwrap().commit();
+    sender.publish().unwrap();
+    receiver.peek().unwrap().unwrap().consume();
+    receiver.release().unwrap();
+    assert_eq!(sender.consumed(), Ok(64));
+    for len in [0, page() - 1, page() + 1] {
+        assert_eq!(rustix::fs::ftruncate(&fd, len), Err(Errno::PERM));
+    }
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&fd, punch, 0, page()).unwrap();
+    let consumed = sender.consumed();
+    assert!(
+        matches!(consumed, Err(Violation::Consumed { value: 0, .. })),
+        "{consumed:?}"
+    );
+    // It is no page of a receiver that the sender takes from elsewhere.
+    let error = ReceiverPage::open(fd).unwrap_err();
+    assert!(matches!(error, RegionError::Seals { .. }), "{error:?}");
 }
 
 /// Every way to change a file that its maker has handed over, by whoever has the descriptor.

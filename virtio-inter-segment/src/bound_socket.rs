@@ -55,6 +55,16 @@ impl Access {
         access
     }
 
+    /// Those of the port's own user and root alone.
+    pub(crate) fn of_owner(rule: &AccessRule) -> Access {
+        Access {
+            own_uid: rule.own_uid,
+            mode: Mode::RUSR | Mode::WUSR,
+            owner: None,
+            group: None,
+        }
+    }
+
     /// Sets them on a lock file that was just made.
     ///
     /// By its descriptor: the name may lead elsewhere already. Others may write to the directory,

@@ -17,6 +17,7 @@ use crate::join_error::JoinError;
 const SOCKET_SUFFIX: &str = ".sock";
 const LOCK_SUFFIX: &str = ".lock";
 const STATUS_SUFFIX: &str = ".status";
+const CAPTURE_SUFFIX: &str = ".capture";
 
 /// Entries that a listing looks at. Who may write to the directory can fill it; that must not keep
 /// this process busy without end.
@@ -103,6 +104,10 @@ impl Directory {
 
     pub(crate) fn status_path(&self, id: &PortId) -> PathBuf {
         self.path.join(format!("{id}{STATUS_SUFFIX}"))
+    }
+
+    pub(crate) fn capture_path(&self, id: &PortId) -> PathBuf {
+        self.path.join(format!("{id}{CAPTURE_SUFFIX}"))
     }
 
     /// The rule as owner and mode are now: a change holds for the next connection.

@@ -39,8 +39,8 @@ mod quota;
 mod refused;
 mod rings;
 mod segment;
+mod service_listener;
 mod socket;
-mod status_listener;
 mod token_bucket;
 mod wire;
 
@@ -53,5 +53,5 @@ pub use port::{
 };
 pub use refused::RefusedPeer;
 pub use segment::{Segment, WatchDirectory};
-pub use status_listener::StatusListener;
+pub use service_listener::ServiceListener;
 pub use wire::{MAX_FRAME, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN};

@@ -25,7 +25,7 @@ use crate::poll::{Interest, Poll};
 use crate::port::{LocalPort, PeerInfo, PeerKey, SegmentEvent};
 use crate::quota::UserQuotas;
 use crate::refused::{RefusedPeer, RefusedPeers};
-use crate::status_listener::StatusListener;
+use crate::service_listener::ServiceListener;
 use crate::token_bucket::Rate;
 
 mod admission;
@@ -193,13 +193,27 @@ impl Segment {
     /// # Errors
     ///
     /// When another process listens there, or the socket cannot be made.
-    pub fn listen_status(&self) -> io::Result<StatusListener> {
-        StatusListener::new(&self.directory, &self.local.port.id)
+    pub fn listen_status(&self) -> io::Result<ServiceListener> {
+        ServiceListener::status(&self.directory, &self.local.port.id)
     }
 
     /// The path of the socket of [`Segment::listen_status`].
     pub fn status_path(&self) -> PathBuf {
         self.directory.status_path(&self.local.port.id)
+    }
+
+    /// Listens for processes that capture this port's frames, in the segment's directory.
+    ///
+    /// # Errors
+    ///
+    /// When another process listens there, or the socket cannot be made.
+    pub fn listen_capture(&self) -> io::Result<ServiceListener> {
+        ServiceListener::capture(&self.directory, &self.local.port.id)
+    }
+
+    /// The path of the socket of [`Segment::listen_capture`].
+    pub fn capture_path(&self) -> PathBuf {
+        self.directory.capture_path(&self.local.port.id)
     }
 
     /// Running counts.

@@ -15,7 +15,8 @@ use virtio_inter_args::{
 use virtio_inter_common::{Guard, IpSets, MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
 use virtio_inter_device::{BusyPollConfig, PortConfig};
 use virtio_inter_host::args::{
-    CheckArgs, ExporterArgs, ListArgs, PingArgs, SegmentCommand, ShowArgs, TopArgs,
+    CaptureArgs, CheckArgs, EventsArgs, ExporterArgs, ExtcapArgs, ListArgs, PingArgs,
+    SegmentCommand, ShowArgs, TopArgs,
 };
 use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
 
@@ -67,8 +68,17 @@ pub enum Command {
     /// Make, remove or list segments
     #[command(subcommand)]
     Segment(SegmentCommand),
+    /// Print what happens to ports, as it happens: JSON, one object on each line
+    #[command(after_help = HOST_HELP)]
+    Events(EventsArgs),
     /// Serve or write metrics of all ports for Prometheus, as long as it runs
     Exporter(ExporterArgs),
+    /// Capture frames of ports into a pcapng file, for Wireshark and tshark
+    #[command(after_help = CAPTURE_HELP)]
+    Capture(CaptureArgs),
+    /// Offer ports to Wireshark as interfaces: for a script in its extcap directory
+    #[command(after_help = EXTCAP_HELP)]
+    Extcap(ExtcapArgs),
 }
 
 /// One line for each paragraph: clap wraps them.
@@ -92,6 +102,24 @@ Whether the guest takes frames shows by those that others send to it between two
 
 Exit status: 0 if the last answer was good, 1 if there was none, or the guest takes no frames, 2 \
 if the command line is wrong.";
+
+/// One line for each paragraph: clap wraps them.
+const CAPTURE_HELP: &str = "\
+Live: virtio-inter capture web/vm1 | wireshark -k -i -
+
+A port lets root and its own user capture, one at a time. It never waits for the capture: frames \
+that it has no room for are counted, and the count is in the file. Each frame has its direction, \
+queue and verdict; in comments, the reason of a loss (a counter of the status document) and the \
+state of its offloads.
+
+Exit status: 0 after SIGTERM, SIGINT or SIGHUP, after --count frames, or when nobody reads \
+standard output any more; 1 if a port cannot be captured or ended, or the file cannot be written; \
+2 if the command line is wrong.";
+
+/// One line for each paragraph: clap wraps them.
+const EXTCAP_HELP: &str = "\
+Wireshark starts all programs in its extcap directories, which `tshark -G folders` lists. A script \
+there makes ports interfaces: exec virtio-inter extcap \"$@\"";
 
 /// One line for each paragraph: clap wraps them.
 const PORT_HELP: &str = "\

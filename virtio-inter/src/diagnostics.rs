@@ -113,12 +113,21 @@ impl Diagnostics {
 
     /// Sets or clears the warning that the port's status cannot be read in the segment's directory.
     pub fn no_status(&mut self, path: &Path, why: Option<&str>) {
+        self.no_socket(path, "Nobody finds this port's status", why);
+    }
+
+    /// Sets or clears the warning that the port's frames cannot be captured.
+    pub fn no_capture(&mut self, path: &Path, why: Option<&str>) {
+        self.no_socket(path, "Nobody can capture this port's frames", why);
+    }
+
+    fn no_socket(&mut self, path: &Path, effect: &str, why: Option<&str>) {
         let path = path.display().to_string();
         let Some(why) = why else {
             self.warnings.clear(Code::FileLost, &path);
             return;
         };
-        let text = format!("Nobody finds this port's status at {path}, frames pass: {why}");
+        let text = format!("{effect} at {path}, frames pass: {why}");
         self.warnings.raise(Code::FileLost, &path, 1, text);
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use log::Level;
@@ -14,6 +14,7 @@ use virtio_inter_common::{DirNotify, Epoll, ErrorChain, Events, LogLimit, Timeou
 use virtio_inter_device::PortEvent;
 use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
 
+use crate::capture_socket::CaptureSocket;
 use crate::cli::PortArgs;
 use crate::diagnostics::Diagnostics;
 use crate::directory_modes::lets_others_remove;
@@ -43,6 +44,7 @@ const UPLINK: u64 = 8;
 const FILES: u64 = 9;
 const IDLE_LINKS: u64 = 10;
 const WATCHDOG: u64 = 11;
+const CAPTURE: u64 = 12;
 
 /// Time from the first dropped frame to the check of the reasons: ports that start together link
 /// meanwhile.
@@ -87,6 +89,7 @@ pub struct EventLoop {
     /// The peers with links.
     peers: BTreeMap<PeerKey, PeerInfo>,
     status: StatusSocket,
+    capture: CaptureSocket,
     diagnostics: Diagnostics,
     /// The next check of dropped frames. Set only after workers dropped some.
     drop_check: Timer,
@@ -137,6 +140,10 @@ impl EventLoop {
         poll.add(&file_watch, FILES)?;
         segment.watch_with(DirNotify::watch);
         poll.add(&status, STATUS)?;
+        let mut capture = CaptureSocket::new()?;
+        // If that fails, the loop tries again and warns.
+        let _ = capture.listen(&segment);
+        poll.add(&capture, CAPTURE)?;
         Ok(Self {
             poll,
             frontends,
@@ -146,6 +153,7 @@ impl EventLoop {
             uplink_retry,
             peers: BTreeMap::new(),
             status,
+            capture,
             diagnostics: Diagnostics::new(&arguments.local_port()),
             drop_check,
             restore_backoff,
@@ -181,12 +189,14 @@ impl EventLoop {
     /// When the kernel cannot watch descriptors any more, or an unexpected signal ends the port.
     pub fn run(mut self) -> Result<(), RunError> {
         let result = self.serve();
-        let (status, segment) = (self.status, self.segment);
+        // The capturing process gets what there is; it may also be that which ended the loop.
+        let _ = self.capture.end(&mut self.device);
+        let (status, capture, segment) = (self.status, self.capture, self.segment);
         // The next port waits while this one holds its lock and no longer listens (see
         // `lock_wait`).
         let lock = self
             .frontends
-            .close(&mut self.device, || drop((status, segment)));
+            .close(&mut self.device, || drop((status, capture, segment)));
         log_counters(&self.device);
         // The next port opens the uplink as soon as it has the lock.
         drop(self.device);
@@ -218,6 +228,7 @@ impl EventLoop {
                     }
                     SEGMENT => self.handle_segment()?,
                     STATUS => self.serve_status()?,
+                    CAPTURE => self.capture.process(&mut self.device)?,
                     DROPS => self.check_drops()?,
                     RESTORE => self.restore_files()?,
                     UPLINK => self.reopen_uplink()?,
@@ -252,6 +263,7 @@ impl EventLoop {
                 self.segment.refused(),
             )
             .with_sandbox(&self.sandbox)
+            .with_capture(self.capture.active())
             .with_usage(self.segment.usage());
             // The document has no values that JSON cannot represent.
             let mut document = serde_json::to_vec(&now).unwrap_or_default();
@@ -302,16 +314,21 @@ impl EventLoop {
             self.diagnostics.lost_file(listener.path(), why.as_deref());
             complete &= why.is_none() && self.file_watch.add_files_of(listener);
         }
-        if !self.status.is_in_place() {
+        if !self.status.is_in_place() || !self.capture.is_in_place() {
             self.restore_backoff.restored();
         }
+        // The warning of a lost segment says it all.
+        let is_lost = self.segment.lost().is_some();
+        let is_news = |path: &Path| !is_lost || !path.starts_with(segment);
         for (path, why) in self.status.restore(&self.segment) {
             complete &= why.is_none();
-            // The warning of a lost segment says it all.
-            let is_news = self.segment.lost().is_none() || !path.starts_with(segment);
-            let why = why.filter(|_| is_news);
+            let why = why.filter(|_| is_news(&path));
             self.diagnostics.no_status(&path, why.as_deref());
         }
+        let (path, why) = self.capture.restore(&self.segment);
+        complete &= why.is_none();
+        let why = why.filter(|_| is_news(&path));
+        self.diagnostics.no_capture(&path, why.as_deref());
         if let Some(listener) = self.status.listener() {
             complete &= self.file_watch.add_files_of(listener);
         }

@@ -5,6 +5,7 @@
 //! and links.
 
 pub mod capabilities;
+pub mod capture_socket;
 pub mod cli;
 pub mod connector;
 pub mod diagnostics;

@@ -9,6 +9,7 @@ use virtio_inter::cli::{self, Cli, Command};
 use virtio_inter::inherited::InheritedError;
 use virtio_inter::uplink::UplinkError;
 use virtio_inter::{capabilities, notify, process, shared_uplink};
+use virtio_inter_host::capture::UsageError as CaptureUsageError;
 
 /// Exit status after a wrong command line, by convention.
 const USAGE: u8 = 2;
@@ -48,7 +49,10 @@ fn run() -> ExitCode {
             if !notify::failed(&why) {
                 error!("{why}");
             }
-            if error.is::<UplinkError>() || error.is::<InheritedError>() {
+            let is_usage = error.is::<UplinkError>()
+                || error.is::<InheritedError>()
+                || error.is::<CaptureUsageError>();
+            if is_usage {
                 return ExitCode::from(USAGE);
             }
             ExitCode::FAILURE
@@ -67,6 +71,9 @@ fn execute(command: &Command) -> anyhow::Result<bool> {
         Command::Top(top) => virtio_inter_host::top::run(top)?,
         Command::Ping(ping) => return virtio_inter_host::ping::run(ping),
         Command::Segment(segment) => print(&virtio_inter_host::segment::run(segment)?)?,
+        Command::Events(events) => virtio_inter_host::events::run(events)?,
+        Command::Capture(capture) => virtio_inter_host::capture::run(capture)?,
+        Command::Extcap(extcap) => print(&virtio_inter_host::capture::extcap(extcap)?)?,
         Command::Exporter(exporter) => virtio_inter_host::exporter::run(exporter)?,
         Command::Check(check) => {
             let (text, is_clean) = virtio_inter_host::check(check)?;

@@ -41,6 +41,7 @@ pub struct Status<'a> {
     client: Option<Client>,
     frontend: Option<Frontend>,
     uplink: Option<UplinkStatus<'a>>,
+    capture: Option<Capture>,
     peers: Vec<Peer<'a>>,
     warnings: Vec<Warning<'a>>,
     refused: Vec<Refused<'a>>,
@@ -132,6 +133,12 @@ struct Frontend {
     pid: Option<u32>,
     queues_running: usize,
     features: Option<Vec<Cow<'static, str>>>,
+}
+
+/// The process that captures frames.
+#[derive(Debug, Serialize)]
+struct Capture {
+    pid: Option<u32>,
 }
 
 /// A peer with a link.
@@ -250,6 +257,7 @@ impl<'a> Status<'a> {
             client: frontends.client().map(Client::from),
             frontend: frontends.frontend().map(Frontend::from),
             uplink,
+            capture: None,
             peers: peers.map(Peer::from).collect(),
             warnings: diagnostics
                 .warnings()
@@ -268,6 +276,13 @@ impl<'a> Status<'a> {
             rate_limits: arguments.rate_limits.status(),
             counters: device.counters().map(ByName).collect(),
         }
+    }
+
+    /// The same while a process, whose id may not be known, captures frames.
+    #[must_use]
+    pub fn with_capture(mut self, process: Option<Option<u32>>) -> Self {
+        self.capture = process.map(|pid| Capture { pid });
+        self
     }
 
     /// The same for a process in a sandbox.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use virtio_inter_common::{Epoll, ErrorChain, Events, Timeout};
-use virtio_inter_segment::{Segment, StatusListener};
+use virtio_inter_segment::{Segment, ServiceListener};
 
 use crate::socket::{Listener, SocketError, SocketLock, WATCH, failed};
 
@@ -27,7 +27,7 @@ const FIRST_CLIENT: u64 = 2;
 
 /// How sockets that listen are watched: without a descriptor for a client, its connection stays,
 /// and to be notified of that again and again would be a busy loop.
-const LISTENING: Events = Events::EPOLLIN.union(Events::EPOLLET);
+pub(crate) const LISTENING: Events = Events::EPOLLIN.union(Events::EPOLLET);
 
 /// The listening sockets and their clients.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub struct StatusSocket {
     /// At the path of `--status-socket`.
     listener: Option<Listener>,
     /// In the segment's directory.
-    in_segment: Option<StatusListener>,
+    in_segment: Option<ServiceListener>,
     clients: Vec<Client>,
     next_token: u64,
 }
@@ -141,7 +141,7 @@ impl StatusSocket {
 
     fn is_in_segment(&self) -> bool {
         let listener = self.in_segment.as_ref();
-        listener.is_some_and(StatusListener::is_in_place)
+        listener.is_some_and(ServiceListener::is_in_place)
     }
 
     /// Accepts clients, and sends the document to them. Non-blocking. A client for which there is
@@ -166,7 +166,7 @@ impl StatusSocket {
                         && let Ok(stream) = listener.accept()
                     {
                         self.poll.modify(listener, LISTENING, SEGMENT)?;
-                        self.add_client(stream, &document)?;
+                        self.add_client(stream.map(UnixStream::from), &document)?;
                     }
                 }
                 token => {

@@ -92,12 +92,28 @@ pub(crate) fn ensure() -> Result<()> {
     Ok(())
 }
 
+/// Installs the readers of captures. Where they cannot be installed, tests that need them are
+/// skipped, by name.
+pub(crate) fn ensure_readers() {
+    if !is_root() {
+        return;
+    }
+    for package in ["tcpdump", "tshark"] {
+        if !runs(package, "--version")
+            && let Err(error) = install(&[package], false)
+        {
+            eprintln!("Installing {package}: {error:#}");
+        }
+    }
+}
+
 /// Installs packages that only some tests and some of the bench's comparisons need. Where they
 /// cannot be installed, those tests and comparisons are skipped, by name.
 pub(crate) fn ensure_peers() {
     if !is_root() {
         return;
     }
+    ensure_readers();
     // The networks of tests with uplinks, without any service that would start by itself.
     let networks = [("dnsmasq", "dnsmasq-base"), ("nft", "nftables")];
     let missing = networks

@@ -176,6 +176,7 @@ impl Run {
         });
         self.step("book", |_| book::make().map(|_| End::Passed));
         self.step("unit and property tests", |run| {
+            setup::ensure_readers();
             run.tests(
                 "unit",
                 &["--workspace", "--exclude", "virtio-inter-tests"],

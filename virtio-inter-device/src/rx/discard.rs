@@ -4,6 +4,7 @@ use vm_memory::VolatileSlice;
 
 use crate::backend::{RxProgress, RxRecord, RxSink, RxStatus};
 use crate::batch::Pace;
+use crate::capture::{CaptureRing, write_pieces};
 use crate::counters::Counters;
 use crate::frame::NET_HEADER;
 
@@ -13,13 +14,15 @@ const BATCH: usize = 1024;
 /// A batch of records that are dropped.
 pub(super) struct Discard<'a> {
     counters: &'a Counters,
+    capture: Option<&'a mut CaptureRing>,
     left: usize,
 }
 
 impl<'a> Discard<'a> {
-    pub(super) fn new(counters: &'a Counters) -> Self {
+    pub(super) fn new(counters: &'a Counters, capture: Option<&'a mut CaptureRing>) -> Self {
         Discard {
             counters,
+            capture,
             left: BATCH,
         }
     }
@@ -33,19 +36,26 @@ impl<'a> Discard<'a> {
         }
     }
 
-    fn count(&mut self) -> RxStatus {
-        self.counters.rx_no_guest.add(1);
+    /// Counts a record of `len` bytes of which these are here.
+    fn count(&mut self, len: usize, bytes: &VolatileSlice<'_>) -> RxStatus {
+        let counter = &self.counters.rx_no_guest;
+        counter.add(1);
+        if let Some(capture) = &mut self.capture {
+            capture.lost(len, counter, self.counters, |head| {
+                write_pieces(&[*bytes], head);
+            });
+        }
         self.left -= 1;
         RxStatus::Taken
     }
 }
 
 impl RxSink for Discard<'_> {
-    fn deliver(&mut self, _record: &RxRecord<'_>, _progress: &mut RxProgress) -> RxStatus {
+    fn deliver(&mut self, record: &RxRecord<'_>, _progress: &mut RxProgress) -> RxStatus {
         if self.left == 0 {
             return RxStatus::BatchFull;
         }
-        self.count()
+        self.count(record.bytes.len(), &record.bytes)
     }
 
     fn fill(
@@ -58,8 +68,9 @@ impl RxSink for Discard<'_> {
         }
         // The rest of the frame is cut off.
         let mut room = [0; NET_HEADER];
-        match read(&[VolatileSlice::from(&mut room[..])]) {
-            Some(_) => self.count(),
+        let room = VolatileSlice::from(&mut room[..]);
+        match read(&[room]) {
+            Some(len) => self.count(len, &room),
             None => RxStatus::Taken,
         }
     }

@@ -18,6 +18,7 @@ use vm_memory::VolatileSlice;
 
 use crate::backend::{RxBackend, RxProgress, RxRecord, RxSink, RxSource, RxStatus};
 use crate::batch::{BATCH, Pace, Rest, Rules};
+use crate::capture::{CaptureRing, write_pieces, write_with};
 use crate::counter::Counter;
 use crate::counters::Counters;
 use crate::features::Offloads;
@@ -54,6 +55,8 @@ pub(crate) struct RxHandler {
     checked: Checked,
     /// A copy of a record that a guard has checked and that is not passed through.
     whole: Vec<u8>,
+    /// Gets the heads of the frames.
+    pub(crate) capture: Option<Box<CaptureRing>>,
 }
 
 impl RxHandler {
@@ -69,6 +72,7 @@ impl RxHandler {
             throttle: Throttle::default(),
             checked: Checked::default(),
             whole: Vec::new(),
+            capture: None,
         }
     }
 
@@ -99,8 +103,12 @@ impl RxHandler {
         }
         self.buffers.begin_batch();
         self.shortage.begin_batch();
+        if let Some(capture) = &mut self.capture {
+            capture.begin_batch(&rules.counters);
+        }
         let mut batch = RxBatch {
             queue,
+            capture: self.capture.as_deref_mut(),
             buffers: &mut self.buffers,
             offload: &mut self.offload,
             shortage: &mut self.shortage,
@@ -116,6 +124,9 @@ impl RxHandler {
             violation: None,
         };
         backend.receive(&mut batch);
+        if let Some(capture) = &mut batch.capture {
+            capture.end_batch();
+        }
         let moved = batch.left != BATCH;
         // After a violation too: frames that were delivered before it are published.
         batch.queue.publish_and_interrupt()?;
@@ -143,10 +154,17 @@ impl RxHandler {
     pub(crate) fn discard<B: RxBackend>(&mut self, backend: &mut B, counters: &Counters) -> Pace {
         self.end_wait();
         self.held = false;
-        let mut discard = Discard::new(counters);
+        if let Some(capture) = &mut self.capture {
+            capture.begin_batch(counters);
+        }
+        let mut discard = Discard::new(counters, self.capture.as_deref_mut());
         backend.receive(&mut discard);
         backend.release();
-        discard.pace()
+        let pace = discard.pace();
+        if let Some(capture) = &mut self.capture {
+            capture.end_batch();
+        }
+        pace
     }
 
     /// Leaves all records to another worker, which is to serve their links after a command of the
@@ -195,6 +213,7 @@ impl RxHandler {
 /// A batch of records on their way into the receive queue.
 struct RxBatch<'h, 'q> {
     queue: RxQueue<'q>,
+    capture: Option<&'h mut CaptureRing>,
     buffers: &'h mut RxBuffers,
     offload: &'h mut SoftwareOffload,
     shortage: &'h mut Shortage,
@@ -296,18 +315,28 @@ impl RxBatch<'_, '_> {
         }
     }
 
-    /// Drops a record.
-    fn drop_record(&mut self, counter: impl FnOnce(&Counters) -> &Counter) -> RxStatus {
-        counter(&self.queue.rules.counters).add(1);
+    /// Drops a record of `len` bytes that begins with these `pieces`.
+    fn drop_record(
+        &mut self,
+        len: usize,
+        pieces: &[VolatileSlice<'_>],
+        counter: impl FnOnce(&Counters) -> &Counter,
+    ) -> RxStatus {
+        let counters = &*self.queue.rules.counters;
+        let counter = counter(counters);
+        counter.add(1);
+        if let Some(capture) = &mut self.capture {
+            capture.lost(len, counter, counters, |head| write_pieces(pieces, head));
+        }
         self.left -= 1;
         RxStatus::Taken
     }
 
     /// Drops a record of `len` bytes, or a segment of one, for which the buffers are too small.
-    fn drop_too_small(&mut self, len: usize) -> RxStatus {
+    fn drop_too_small(&mut self, len: usize, pieces: &[VolatileSlice<'_>]) -> RxStatus {
         let (frame, room) = (len - NET_HEADER, self.buffers.frame_room());
         self.queue.rules.counters.drops.small_buffer(frame, room);
-        self.drop_record(|counters| &counters.rx_small_buffer)
+        self.drop_record(len, pieces, |counters| &counters.rx_small_buffer)
     }
 
     /// Collects buffers for a record of `len` bytes, or a segment of one. Some `frames` of that
@@ -378,7 +407,9 @@ impl RxBatch<'_, '_> {
                     Invalid::Guard(_) => rules.counters.drops.peer_guard(header.source()),
                     _ => {}
                 }
-                return Ok(self.drop_record(|counters| counters.of_bad_record(invalid)));
+                return Ok(self.drop_record(bytes.len(), &[*bytes], |counters| {
+                    counters.of_bad_record(invalid)
+                }));
             }
         };
         // If a former guest got a part of the record as segments, this one gets it whole.
@@ -394,7 +425,7 @@ impl RxBatch<'_, '_> {
                 progress.frame_room = Some(self.buffers.frame_room());
                 return Ok(RxStatus::Retry);
             }
-            Supply::TooSmall => return Ok(self.drop_too_small(len)),
+            Supply::TooSmall => return Ok(self.drop_too_small(len, &[*bytes])),
         }
         if frames > 1 {
             // The buffer of the next frame arrives in the cache while this one is copied.
@@ -405,15 +436,25 @@ impl RxBatch<'_, '_> {
             let rest = VolatileSlice::from(&mut [][..]);
             self.buffers.fill(&mut self.queue, bytes, &rest)?;
             rules.counters.rx_csum_completed.add(1);
+            if let Some(capture) = &mut self.capture {
+                capture.passed(len, |head| head.copy_from(bytes));
+            }
         } else if guard.is_some() {
             let first = self.checked.bytes_mut();
             first[..FRAME_HEADER].copy_from_slice(&header.bytes());
             let nothing = VolatileSlice::from(&mut [][..]);
             let rest = bytes.offset(first.len()).unwrap_or(nothing);
             self.buffers.fill(&mut self.queue, first, &rest)?;
+            if let Some(capture) = &mut self.capture {
+                let first = VolatileSlice::from(first);
+                capture.passed(len, |head| write_pieces(&[first, rest], head));
+            }
         } else {
             self.buffers
                 .fill_record(&mut self.queue, &mut header, bytes)?;
+            if let Some(capture) = &mut self.capture {
+                capture.passed(len, |head| write_with(&header, bytes, head));
+            }
         }
         self.count_frame(len);
         Ok(RxStatus::Taken)
@@ -479,11 +520,14 @@ impl RxBatch<'_, '_> {
             .for_each_slice(&self.queue, room, |piece| pieces.push(piece))?;
         match read(&pieces) {
             Some(len) if len < NET_HEADER => {
-                Ok(self.drop_record(|counters| &counters.rx_bad_length))
+                Ok(self.drop_record(len, &pieces, |counters| &counters.rx_bad_length))
             }
-            Some(len) if len > room => Ok(self.drop_too_small(len)),
+            Some(len) if len > room => Ok(self.drop_too_small(len, &pieces)),
             Some(len) => {
                 self.buffers.finish(&mut self.queue, &pieces, len)?;
+                if let Some(capture) = &mut self.capture {
+                    capture.passed(len, |head| write_pieces(&pieces, head));
+                }
                 self.count_frame(len);
                 Ok(RxStatus::Taken)
             }

@@ -5,6 +5,7 @@ use vm_memory::VolatileSlice;
 use super::RxBatch;
 use super::buffers::Supply;
 use crate::backend::{RxProgress, RxStatus};
+use crate::capture::write_pieces;
 use crate::frame::{FrameHeader, NET_HEADER};
 use crate::offload::GsoSegments;
 use crate::queue::QueueViolation;
@@ -36,11 +37,18 @@ impl RxBatch<'_, '_> {
                         let bytes = self.offload.segment(header, segments, index, record);
                         self.buffers.fill(queue, bytes, &nothing)?;
                         counters.rx_csum_completed.add(1);
+                        if let Some(capture) = &mut self.capture {
+                            capture.passed(len, |head| head.copy_from(bytes));
+                        }
                     } else {
                         let first = self.offload.segment_headers(header, segments, index);
                         let rest = record.subslice(NET_HEADER + payload.start, payload.len());
-                        self.buffers
-                            .fill(queue, first, rest.as_ref().unwrap_or(&nothing))?;
+                        let rest = rest.as_ref().unwrap_or(&nothing);
+                        self.buffers.fill(queue, first, rest)?;
+                        if let Some(capture) = &mut self.capture {
+                            let first = VolatileSlice::from(first);
+                            capture.passed(len, |head| write_pieces(&[first, *rest], head));
+                        }
                     }
                     self.count_frame(len);
                 }
@@ -53,7 +61,7 @@ impl RxBatch<'_, '_> {
                     return Ok(RxStatus::Retry);
                 }
                 Supply::TooSmall => {
-                    self.drop_too_small(len);
+                    self.drop_too_small(len, &[*record]);
                 }
             }
             progress.segments += 1;

@@ -8,9 +8,11 @@ mod look_ahead;
 mod tests;
 
 use virtio_inter_common::MacAddr;
+use vm_memory::VolatileSlice;
 
 use crate::backend::{TxBackend, TxStatus};
 use crate::batch::{BATCH, Pace, Rest, Rules};
+use crate::capture::CaptureRing;
 use crate::counter::Counter;
 use crate::counters::Counters;
 use crate::forbidden::Forbidden;
@@ -35,6 +37,8 @@ pub(crate) struct TxHandler {
     checked: Checked,
     /// By the port's rate limits.
     throttle: Throttle,
+    /// Gets the heads of the frames.
+    pub(crate) capture: Option<Box<CaptureRing>>,
 }
 
 impl TxHandler {
@@ -58,8 +62,14 @@ impl TxHandler {
             let look_ahead = &mut self.look_ahead;
             backend.end_hold(|is_other| look_ahead.finds(&mut queue, is_other));
         }
+        if let Some(capture) = &mut self.capture {
+            capture.begin_batch(&rules.counters);
+        }
         let mut pace = Pace::Idle;
         let result = self.send_batch(&mut queue, limit, backend, &mut pace);
+        if let Some(capture) = &mut self.capture {
+            capture.end_batch();
+        }
         // After a violation too: frames that were sent before it go on, and their buffers return.
         backend.flush();
         queue.publish_and_interrupt()?;
@@ -126,6 +136,7 @@ impl TxHandler {
                 if let Some(limit) = limit {
                     limit.take(Cost::of_frame(header.len()));
                 }
+                self.capture_invalid(queue, invalid);
                 return Ok(TxStatus::Dropped);
             }
         };
@@ -145,7 +156,42 @@ impl TxHandler {
             counters.tx_frames.add(1);
             counters.tx_bytes.add((header.len() - NET_HEADER) as u64);
         }
+        if self.capture.is_some() && status != TxStatus::Held {
+            self.capture_offered(queue, &header, status);
+        }
         Ok(status)
+    }
+
+    /// Captures the frame in the chain, which the backend has sent or dropped.
+    #[cold]
+    #[inline(never)]
+    fn capture_offered(&mut self, queue: &TxQueue<'_>, header: &FrameHeader, status: TxStatus) {
+        let chain = &self.chain;
+        let Some(capture) = &mut self.capture else {
+            return;
+        };
+        let copy = |head: &VolatileSlice<'_>| {
+            let _ = queue.gather(chain, head);
+            let _ = header.write(head);
+        };
+        // A multicast frame may be sent, and be lost for some peers.
+        if status == TxStatus::Sent && !header.destination().is_multicast() {
+            capture.passed(header.len(), copy);
+        } else {
+            capture.dealt_with(header.len(), &queue.rules.counters, copy);
+        }
+    }
+
+    /// Captures the frame in the chain, which is dropped for this reason.
+    #[cold]
+    fn capture_invalid(&mut self, queue: &TxQueue<'_>, invalid: Invalid) {
+        let (chain, counters) = (&self.chain, &*queue.rules.counters);
+        if let Some(capture) = &mut self.capture {
+            let counter = counter_of(invalid, counters);
+            capture.lost(chain.len() as usize, counter, counters, |head| {
+                let _ = queue.gather(chain, head);
+            });
+        }
     }
 
     /// Reads and validates the header of the frame in the chain.

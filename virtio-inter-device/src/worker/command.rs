@@ -6,6 +6,7 @@ use std::sync::mpsc::SyncSender;
 
 use crate::backend::Backend;
 use crate::batch::Direction;
+use crate::capture::{CaptureCounts, CaptureRing};
 use crate::device::{DeviceError, QueueSetup};
 use crate::features::Negotiated;
 use crate::guest_memory::GuestMemory;
@@ -22,6 +23,10 @@ pub(crate) enum Command<B: Backend> {
     Stop(Direction),
     /// Announce the port's address to all peers. Answered with [`Answer::Peers`].
     Announce,
+    /// Copy the heads of a queue's frames from now on.
+    Capture(Direction, Box<CaptureRing>),
+    /// Copy none any more. Answered with [`Answer::Captured`].
+    EndCapture,
     /// Answered with [`Answer::Backend`].
     Backend(B::Command),
 }
@@ -34,6 +39,8 @@ pub(crate) enum Answer<B: Backend> {
     Index(u16),
     /// Number of peers.
     Peers(usize),
+    /// What was captured of both queues.
+    Captured(CaptureCounts),
     /// The backend's answer.
     Backend(B::Answer),
 }

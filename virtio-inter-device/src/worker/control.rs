@@ -8,6 +8,7 @@ use super::{QueueState, Worker};
 use crate::announce::{announcement, is_virtual_router};
 use crate::backend::Backend;
 use crate::batch::{BATCH, Direction, Pace};
+use crate::capture::CaptureCounts;
 use crate::device::{DeviceError, QueueSetup};
 use crate::queue::SplitQueue;
 
@@ -47,6 +48,16 @@ impl<B: Backend> Worker<B> {
             Command::Announce => {
                 let count = self.announce(|backend, record| backend.announce(record));
                 return Ok(Answer::Peers(count));
+            }
+            Command::Capture(Direction::Receive, ring) => self.rx.capture = Some(ring),
+            Command::Capture(Direction::Transmit, ring) => self.tx.capture = Some(ring),
+            Command::EndCapture => {
+                let rings = [self.rx.capture.take(), self.tx.capture.take()];
+                let rings = rings.into_iter().flatten();
+                let counts = rings.map(|ring| ring.close());
+                return Ok(Answer::Captured(
+                    counts.fold(CaptureCounts::default(), CaptureCounts::with),
+                ));
             }
             Command::Backend(command) => {
                 let answer = self.backend.handle_command(command, &self.poller)?;

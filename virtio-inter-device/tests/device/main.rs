@@ -8,6 +8,7 @@ mod allowed;
 mod back_pressure;
 mod backends;
 mod busy_poll;
+mod capture;
 mod delivery;
 mod dirty_log;
 mod disabled;

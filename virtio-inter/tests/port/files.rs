@@ -15,11 +15,12 @@ use virtio_inter_test_support::skip;
 use crate::process::{Place, Port, until};
 use crate::status::status;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "a.status",
     "a.status.lock",
     "a.vhost",
     "a.vhost.lock",
+    "segment/a.capture",
     "segment/a.lock",
     "segment/a.sock",
     "segment/a.status",

@@ -365,3 +365,52 @@ fn segment_is_created_for_a_port_and_deleted_after_it() {
     let error = String::from_utf8_lossy(&command("delete").stderr).into_owned();
     assert!(error.contains("There is no segment"), "{error}");
 }
+
+#[test]
+fn events_are_printed_as_they_happen() {
+    let place = Place::new();
+    let a = place.start("a");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+        .arg("events")
+        .arg(place.segment())
+        .args(["--interval", "20"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It has seen what there is.
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("Watching 1 ports") {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).unwrap(), 0);
+    }
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut next = |event: &str, port: &str| -> Value {
+        loop {
+            let mut line = String::new();
+            assert_ne!(
+                output.read_line(&mut line).unwrap(),
+                0,
+                "no {event} of {port}"
+            );
+            let value: Value = serde_json::from_str(&line).unwrap();
+            if value["event"] == event && value["port"] == port {
+                return value;
+            }
+        }
+    };
+    let b = place.start("b");
+    assert_eq!(next("port-up", "b")["pid"], b.pid());
+    let frontend = connect(&a);
+    let connected = next("frontend-connected", "a");
+    assert_eq!(connected["pid"], std::process::id());
+    drop(frontend);
+    next("frontend-disconnected", "a");
+    b.end();
+    assert_eq!(next("link-down", "a")["peer"], "b");
+    // Nobody reads any more.
+    drop(output);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    a.end();
+}

@@ -15,9 +15,10 @@ use crate::frontends::{
 };
 use crate::process::{Place, Port, until};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "a.vhost",
     "a.vhost.lock",
+    "segment/a.capture",
     "segment/a.lock",
     "segment/a.sock",
     "segment/a.status",
@@ -195,6 +196,7 @@ fn lock_that_somebody_removed_is_not_taken_from_the_next() {
         [
             "a.vhost",
             "a.vhost.lock",
+            "segment/b.capture",
             "segment/b.lock",
             "segment/b.sock",
             "segment/b.status"

@@ -1,5 +1,6 @@
 //! The real program: its command line, its files, its signals, and what connects to it.
 
+mod capture;
 mod client;
 mod dumps;
 mod fds;
