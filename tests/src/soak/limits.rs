@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
@@ -94,7 +95,8 @@ fn set(process: &Process, resource: Resource, limit: Rlimit) -> Result<()> {
         .with_context(|| format!("Limiting {resource:?} of process {pid:?}"))
 }
 
-/// A control group with a limit on its memory, removed when dropped.
+/// A control group with a limit on its memory, removed when dropped. For one process: the limit of a
+/// group that holds more cannot be lowered.
 #[derive(Debug)]
 pub(super) struct MemoryGroup {
     directory: PathBuf,
@@ -106,6 +108,7 @@ pub(super) struct MemoryGroup {
 impl MemoryGroup {
     /// Makes a group; `None` where that cannot be.
     pub(super) fn new() -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let hierarchies = [
             ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "-1"),
             ("/sys/fs/cgroup", "memory.max", "max"),
@@ -114,7 +117,9 @@ impl MemoryGroup {
             .into_iter()
             .find_map(|(home, limit, unlimited)| {
                 let home = Path::new(home);
-                let directory = home.join(format!("virtio-inter-soak-{}", std::process::id()));
+                let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+                let name = format!("virtio-inter-soak-{}-{number}", std::process::id());
+                let directory = home.join(name);
                 fs::create_dir(&directory).ok()?;
                 let group = Self {
                     directory: directory.clone(),

@@ -101,7 +101,7 @@ impl<'a> Soak<'a> {
             segment,
             visitor: None,
             disk: None,
-            group: MemoryGroup::new(),
+            group: None,
             summary: Summary::new(options.seed),
         })
     }
@@ -234,13 +234,16 @@ impl<'a> Soak<'a> {
             }
             Fault::NoDescriptors => limits::limit_descriptors(station.port_process()?),
             Fault::NoAddressSpace => limits::limit_address_space(station.port_process()?),
-            Fault::NoMemory => match &self.group {
-                Some(group) => group.limit(station.port_process()?),
-                None => {
-                    self.summary.left_out.insert("lacks of memory");
-                    Ok(())
+            Fault::NoMemory => {
+                self.group = MemoryGroup::new();
+                match &self.group {
+                    Some(group) => group.limit(station.port_process()?)?,
+                    None => {
+                        self.summary.left_out.insert("lacks of memory");
+                    }
                 }
-            },
+                Ok(())
+            }
         }
     }
 
@@ -276,7 +279,7 @@ impl<'a> Soak<'a> {
                 }
                 Ok(())
             }
-            Fault::NoMemory => self.group.as_ref().map_or(Ok(()), MemoryGroup::unlimit),
+            Fault::NoMemory => self.group.take().map_or(Ok(()), |group| group.unlimit()),
         }
     }
 
