@@ -275,9 +275,10 @@ fn descriptor_limit_with_clients_that_wait_keeps_no_port_busy() {
     waiting.set_read_timeout(Some(TIMEOUT)).unwrap();
     let _frontend = UnixStream::connect(&port.socket).unwrap();
     let before = cpu_time(port.pid());
-    thread::sleep(Duration::from_millis(600));
+    thread::sleep(Duration::from_secs(1));
     let used = cpu_time(port.pid()) - before;
-    assert!(used < 200, "{used} ms of CPU time in 600 ms");
+    // A busy loop takes all that other processes leave, which may be little.
+    assert!(used < 50, "{used} ms of CPU time in 1 s");
     members[0].limit_descriptors(limit);
     assert_eq!(members[0].status()["id"], members::name(0));
     let mut text = String::new();
