@@ -494,6 +494,9 @@ fn capture_socket_survives_its_clients() {
         connect(&socket, &address).unwrap();
         socket
     };
+    // A ring, with its descriptors, is made for the first frame.
+    guest_a.send(A, B, 100);
+    receive(&mut guest_b);
     let descriptors = a.descriptors();
     let mut clients = Vec::new();
     let long = vec![b'['; 60_000];
