@@ -16,6 +16,7 @@ mod check;
 mod document;
 pub mod events;
 pub mod exporter;
+mod extcap;
 mod list;
 pub mod listen_addr;
 mod metrics;
@@ -31,6 +32,8 @@ mod text;
 pub mod top;
 
 use anyhow::Result;
+
+pub use crate::extcap::extcap;
 
 use crate::args::{CheckArgs, ListArgs, ShowArgs};
 

@@ -73,7 +73,7 @@ fn execute(command: &Command) -> anyhow::Result<bool> {
         Command::Segment(segment) => print(&virtio_inter_host::segment::run(segment)?)?,
         Command::Events(events) => virtio_inter_host::events::run(events)?,
         Command::Capture(capture) => virtio_inter_host::capture::run(capture)?,
-        Command::Extcap(extcap) => print(&virtio_inter_host::capture::extcap(extcap)?)?,
+        Command::Extcap(extcap) => print(&virtio_inter_host::extcap(extcap)?)?,
         Command::Exporter(exporter) => virtio_inter_host::exporter::run(exporter)?,
         Command::Check(check) => {
             let (text, is_clean) = virtio_inter_host::check(check)?;

@@ -1,16 +1,13 @@
 //! `virtio-inter capture`: the frames of ports, into a pcapng file (decision 0099).
 //!
 //! `session` is the capture of one port, `protocol` what it says to the port, `filter` chooses
-//! among the frames, `file` writes them, `extcap` is what Wireshark starts. Nobody wakes this
-//! process: it looks for frames by itself, so that a capture costs ports no system call.
+//! among the frames, `file` writes them; `extcap` beside it is what Wireshark starts. Nobody wakes
+//! this process: it looks for frames by itself, so that a capture costs ports no system call.
 
-mod extcap;
 mod file;
-mod filter;
+pub(crate) mod filter;
 pub mod protocol;
 mod session;
-
-pub use extcap::extcap;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

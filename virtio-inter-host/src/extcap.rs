@@ -6,8 +6,9 @@ use std::fmt::Write;
 use anyhow::Result;
 use virtio_inter_device::MIN_SNAPLEN;
 
-use super::filter::Filter;
 use crate::args::{CaptureArgs, DEFAULT_SNAPLEN, ExtcapArgs, MAX_FRAME};
+use crate::capture;
+use crate::capture::filter::Filter;
 use crate::document::Document;
 use crate::place;
 use crate::reader::{self, Port};
@@ -17,7 +18,7 @@ use crate::text::safe;
 ///
 /// # Errors
 ///
-/// As [`run`](super::run); a port that is not there is no error of the list.
+/// As [`run`](capture::run); a port that is not there is no error of the list.
 pub fn extcap(arguments: &ExtcapArgs) -> Result<String> {
     if arguments.extcap_interfaces {
         return Ok(interfaces(&reader::read(&place::find(&arguments.places)?)));
@@ -41,7 +42,7 @@ pub fn extcap(arguments: &ExtcapArgs) -> Result<String> {
             _ => String::new(),
         });
     };
-    super::run(&CaptureArgs {
+    capture::run(&CaptureArgs {
         ports: vec![port.clone()],
         write: fifo.clone(),
         snaplen: arguments.snaplen,
