@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use virtio_inter_tests::tools::{self, Iperf3};
-use virtio_inter_tests::{Frontend, Group, PortConfig, Result, Vm, guest_test, until};
+use virtio_inter_tests::{Frontend, Group, PortConfig, Result, Vm, guest_test, note, until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -37,10 +37,10 @@ fn rate_limit_of_a_guest_is_what_tcp_gets() {
         let [limited, other] = [&group.vms[0], &group.vms[1]];
         for (from, to, what) in [(limited, other, "sent"), (other, limited, "received")] {
             let (rate, again) = stream(from, to)?;
-            eprintln!(
+            note(&format!(
                 "FIGURE {what}: {:.3} Mbit/s, {again:.2} of 1000 segments again",
                 rate / 1e6
-            );
+            ));
             // Headers count as well; a machine that is busy may give less.
             assert!(rate < RATE * 1.01, "{what}: {rate}");
             assert!(rate > RATE * 0.7, "{what}: {rate}");
