@@ -18,7 +18,7 @@ use clap::Args;
 
 use crate::root::root;
 use crate::style::{Tree, findings};
-use crate::{book, image, package, setup, soak};
+use crate::{book, image, package, setup};
 
 /// Options that leave parts out.
 #[derive(Args)]
@@ -32,7 +32,7 @@ pub(crate) struct Options {
 }
 
 /// All steps, in their order.
-const STEPS: [&str; 14] = [
+const STEPS: [&str; 13] = [
     "format",
     "style",
     "clippy",
@@ -43,7 +43,6 @@ const STEPS: [&str; 14] = [
     "doc tests",
     "loom",
     "miri",
-    "soak",
     "guest set-up",
     "guests",
     "package",
@@ -217,9 +216,6 @@ impl Run {
                     ("CARGO_TARGET_DIR", "target/miri"),
                 ],
             )
-        });
-        self.step("soak", |_| {
-            soak::run(&soak::Options::of_test()).map(|()| End::Passed)
         });
         if self.options.no_guests {
             let end = End::Skipped("asked for by --no-guests".into());
@@ -510,7 +506,7 @@ mod tests {
     fn word_that_no_step_has_is_refused() {
         assert_eq!(part_of_a_step("guest"), Ok("guest".into()));
         let error = part_of_a_step("cloud").unwrap_err();
-        assert!(error.contains("loom, miri, soak, guest set-up"), "{error}");
+        assert!(error.contains("loom, miri, guest set-up"), "{error}");
     }
 
     #[test]

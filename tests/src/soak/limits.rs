@@ -95,8 +95,8 @@ fn set(process: &Process, resource: Resource, limit: Rlimit) -> Result<()> {
         .with_context(|| format!("Limiting {resource:?} of process {pid:?}"))
 }
 
-/// A control group with a limit on its memory, removed when dropped. For one process: the limit of a
-/// group that holds more cannot be lowered.
+/// A control group with a limit on its memory, removed when dropped. For one process: the limit of
+/// a group that holds more cannot be lowered.
 #[derive(Debug)]
 pub(super) struct MemoryGroup {
     directory: PathBuf,
