@@ -16,7 +16,8 @@ const PORTS: usize = 128;
 /// A few seconds on two idle processors; this is for debug builds on busy ones.
 const LINKED_WITHIN: Duration = Duration::from_secs(100);
 
-/// Another number of ports that are killed and return, up to 256.
+/// Another number than half of that, of ports of which a third is killed: up to 256. The bench has
+/// 256 (`mesh_return`).
 const KILLED_PORTS: &str = "VIRTIO_INTER_TEST_PORTS";
 
 fn spawn(place: &Place, i: usize) -> Port {
@@ -74,7 +75,7 @@ fn ports_that_start_together_are_linked_before_long() {
 #[test]
 fn ports_of_which_a_third_is_killed_and_returns_are_all_linked_again() {
     let wanted = env::var(KILLED_PORTS).map(|count| count.parse().unwrap());
-    let count: usize = wanted.unwrap_or(PORTS);
+    let count: usize = wanted.unwrap_or(PORTS / 2);
     let is_killed = |i: usize| i.is_multiple_of(3);
     let killed = (0..count).filter(|&i| is_killed(i)).count();
     let place = Place::new();
