@@ -3,9 +3,10 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
-use std::sync::Arc;
 
 use thiserror::Error;
+
+use crate::set_list::SetList;
 
 /// Most sets that a port may list.
 pub const MAX_IP_SETS: usize = 16;
@@ -157,7 +158,7 @@ impl fmt::Display for IpSet {
 
 /// A list of sets, in order, each once. Clones share it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IpSets(Arc<[IpSet]>);
+pub struct IpSets(SetList<IpSet>);
 
 impl IpSets {
     /// Whether the list has nothing.
@@ -178,17 +179,14 @@ impl IpSets {
 
     /// The sets.
     pub fn iter(&self) -> impl Iterator<Item = IpSet> {
-        self.0.iter().copied()
+        self.0.iter()
     }
 }
 
 /// All sets, without duplicates.
 impl FromIterator<IpSet> for IpSets {
     fn from_iter<I: IntoIterator<Item = IpSet>>(sets: I) -> Self {
-        let mut sets: Vec<IpSet> = sets.into_iter().collect();
-        sets.sort_unstable();
-        sets.dedup();
-        IpSets(sets.into())
+        IpSets(sets.into_iter().collect())
     }
 }
 
@@ -197,17 +195,11 @@ impl FromStr for IpSets {
     type Err = IpSetError;
 
     fn from_str(text: &str) -> Result<IpSets, IpSetError> {
-        let mut sets = Vec::new();
-        for item in text.split(',') {
-            let set: IpSet = item.trim().parse()?;
-            if sets.contains(&set) {
-                return Err(IpSetError::Twice(set));
-            }
-            sets.push(set);
-        }
-        match sets.len() {
+        let sets = SetList::parse(text, IpSetError::Twice, |_| Ok(()))?;
+        // The faults of single sets come first.
+        match sets.as_slice().len() {
             count if count > MAX_IP_SETS => Err(IpSetError::TooMany(count)),
-            _ => Ok(sets.into_iter().collect()),
+            _ => Ok(IpSets(sets)),
         }
     }
 }
@@ -215,11 +207,7 @@ impl FromStr for IpSets {
 /// The format that is parsed.
 impl fmt::Display for IpSets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (position, set) in self.iter().enumerate() {
-            let separator = if position == 0 { "" } else { "," };
-            write!(f, "{separator}{set}")?;
-        }
-        Ok(())
+        self.0.fmt(f)
     }
 }
 

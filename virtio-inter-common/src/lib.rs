@@ -12,6 +12,7 @@ mod mac;
 mod mac_sets;
 mod peer_credentials;
 mod port_id;
+mod set_list;
 pub mod thread_role;
 
 pub use backoff::Backoff;

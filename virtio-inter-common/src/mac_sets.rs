@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use thiserror::Error;
 
 use crate::mac::{MacAddr, MacError};
+use crate::set_list::SetList;
 
 /// Most sets that a port may list.
 pub const MAX_MAC_SETS: usize = 64;
@@ -139,7 +139,7 @@ impl fmt::Display for MacSet {
 
 /// A list of sets, in order, each once. Clones share it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MacSets(Arc<[MacSet]>);
+pub struct MacSets(SetList<MacSet>);
 
 impl MacSets {
     /// Whether the list has nothing.
@@ -155,13 +155,13 @@ impl MacSets {
                 octets,
                 address: masked(address, octets),
             };
-            self.0.binary_search(&set).is_ok()
+            self.0.as_slice().binary_search(&set).is_ok()
         })
     }
 
     /// The sets.
     pub fn iter(&self) -> impl Iterator<Item = MacSet> {
-        self.0.iter().copied()
+        self.0.iter()
     }
 
     /// The sets of one address.
@@ -173,10 +173,7 @@ impl MacSets {
 /// All sets, however many, without duplicates.
 impl FromIterator<MacSet> for MacSets {
     fn from_iter<I: IntoIterator<Item = MacSet>>(sets: I) -> Self {
-        let mut sets: Vec<MacSet> = sets.into_iter().collect();
-        sets.sort_unstable();
-        sets.dedup();
-        MacSets(sets.into())
+        MacSets(sets.into_iter().collect())
     }
 }
 
@@ -185,29 +182,18 @@ impl FromStr for MacSets {
     type Err = MacSetError;
 
     fn from_str(text: &str) -> Result<MacSets, MacSetError> {
-        let mut sets = Vec::new();
-        for item in text.split(',') {
-            let set: MacSet = item.trim().parse()?;
-            if sets.contains(&set) {
-                return Err(MacSetError::Twice(set));
-            }
-            sets.push(set);
-            if sets.len() > MAX_MAC_SETS {
-                return Err(MacSetError::TooMany(text.split(',').count()));
-            }
-        }
-        Ok(sets.into_iter().collect())
+        let check = |count| match count {
+            ..=MAX_MAC_SETS => Ok(()),
+            _ => Err(MacSetError::TooMany(text.split(',').count())),
+        };
+        SetList::parse(text, MacSetError::Twice, check).map(MacSets)
     }
 }
 
 /// The format that is parsed.
 impl fmt::Display for MacSets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (position, set) in self.iter().enumerate() {
-            let separator = if position == 0 { "" } else { "," };
-            write!(f, "{separator}{set}")?;
-        }
-        Ok(())
+        self.0.fmt(f)
     }
 }
 
