@@ -22,9 +22,9 @@ use virtio_inter_device::{
 };
 use virtio_inter_host::capture::protocol::{Answer, End, MAX_PACKET, Request, VERSION};
 use virtio_inter_link::{Doorbell, MIN_CAPACITY, ReceiverPage, Region, Sender};
-use virtio_inter_segment::{Segment, ServiceListener};
+use virtio_inter_segment::Segment;
 
-use crate::status_socket::LISTENING;
+use crate::service_socket::ServiceSocket;
 use crate::uplink::Device;
 
 /// Maximum number of clients that have not said what they want.
@@ -44,7 +44,7 @@ static CAPTURES: LogLimit = LogLimit::new(Duration::from_secs(10), 10);
 #[derive(Debug)]
 pub struct CaptureSocket {
     poll: Epoll,
-    listener: Option<ServiceListener>,
+    socket: ServiceSocket,
     /// Those that have not said what they want.
     clients: Vec<Client>,
     /// The one for which frames are captured.
@@ -86,7 +86,7 @@ impl CaptureSocket {
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             poll: Epoll::new()?,
-            listener: None,
+            socket: ServiceSocket::new(LISTENER),
             clients: Vec::new(),
             active: None,
             next_token: FIRST_CLIENT,
@@ -95,8 +95,7 @@ impl CaptureSocket {
 
     /// Whether clients find the socket.
     pub fn is_in_place(&self) -> bool {
-        let listener = self.listener.as_ref();
-        listener.is_some_and(ServiceListener::is_in_place)
+        self.socket.is_in_place()
     }
 
     /// Listens in the segment's directory, if it does not yet. Returns the path, and why clients do
@@ -113,16 +112,8 @@ impl CaptureSocket {
     ///
     /// When another process listens there, or the socket cannot be made.
     pub fn listen(&mut self, segment: &Segment) -> io::Result<()> {
-        if self.is_in_place() {
-            return Ok(());
-        }
-        let listener = segment.listen_capture()?;
-        if let Some(former) = self.listener.take() {
-            self.poll.remove(&former)?;
-        }
-        self.poll.add_with(&listener, LISTENING, LISTENER)?;
-        self.listener = Some(listener);
-        Ok(())
+        let listen = || segment.listen_capture();
+        self.socket.restore(&self.poll, listen)
     }
 
     /// The process for which frames are captured, which may have no id here. `None`: none are.
@@ -151,15 +142,7 @@ impl CaptureSocket {
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        let Some(listener) = &self.listener else {
-            return Ok(());
-        };
-        // Otherwise there is no descriptor for the client: it is served after the next one.
-        let Ok(accepted) = listener.accept() else {
-            return Ok(());
-        };
-        self.poll.modify(listener, LISTENING, LISTENER)?;
-        let Some(connection) = accepted else {
+        let Some(connection) = self.socket.accept(&self.poll)? else {
             return Ok(());
         };
         let Ok((pid, user)) = peer_pid_and_uid(connection.as_fd()) else {

@@ -26,6 +26,7 @@ pub mod rate_limit_args;
 mod restore_backoff;
 pub mod rlimits;
 pub mod sandbox;
+mod service_socket;
 pub mod shared_uplink;
 pub mod shutdown_signals;
 pub mod socket;

@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use virtio_inter_common::{Epoll, ErrorChain, Events, Timeout};
-use virtio_inter_segment::{Segment, ServiceListener};
+use virtio_inter_segment::Segment;
 
+use crate::service_socket::{LISTENING, ServiceSocket};
 use crate::socket::{Listener, SocketError, SocketLock, WATCH, failed};
 
 /// Maximum number of clients that have not read the whole document; the oldest gives way to a new
@@ -25,10 +26,6 @@ const OWN_PATH: u64 = 0;
 const SEGMENT: u64 = 1;
 const FIRST_CLIENT: u64 = 2;
 
-/// How sockets that listen are watched: without a descriptor for a client, its connection stays,
-/// and to be notified of that again and again would be a busy loop.
-pub(crate) const LISTENING: Events = Events::EPOLLIN.union(Events::EPOLLET);
-
 /// The listening sockets and their clients.
 #[derive(Debug)]
 pub struct StatusSocket {
@@ -36,7 +33,7 @@ pub struct StatusSocket {
     /// At the path of `--status-socket`.
     listener: Option<Listener>,
     /// In the segment's directory.
-    in_segment: Option<ServiceListener>,
+    in_segment: ServiceSocket,
     clients: Vec<Client>,
     next_token: u64,
 }
@@ -71,7 +68,7 @@ impl StatusSocket {
         Ok(Self {
             poll,
             listener,
-            in_segment: None,
+            in_segment: ServiceSocket::new(SEGMENT),
             clients: Vec::new(),
             next_token: FIRST_CLIENT,
         })
@@ -84,7 +81,7 @@ impl StatusSocket {
 
     /// Whether readers find all sockets.
     pub fn is_in_place(&self) -> bool {
-        self.listener.as_ref().is_none_or(Listener::is_in_place) && self.is_in_segment()
+        self.listener.as_ref().is_none_or(Listener::is_in_place) && self.in_segment.is_in_place()
     }
 
     /// Restores sockets that something else removed. Returns for each path why readers do not find
@@ -127,21 +124,8 @@ impl StatusSocket {
     ///
     /// When another process listens there, or the socket cannot be made.
     pub fn listen_in_segment(&mut self, segment: &Segment) -> io::Result<()> {
-        if self.is_in_segment() {
-            return Ok(());
-        }
-        let listener = segment.listen_status()?;
-        if let Some(former) = self.in_segment.take() {
-            self.poll.remove(&former)?;
-        }
-        self.poll.add_with(&listener, LISTENING, SEGMENT)?;
-        self.in_segment = Some(listener);
-        Ok(())
-    }
-
-    fn is_in_segment(&self) -> bool {
-        let listener = self.in_segment.as_ref();
-        listener.is_some_and(ServiceListener::is_in_place)
+        let listen = || segment.listen_status();
+        self.in_segment.restore(&self.poll, listen)
     }
 
     /// Accepts clients, and sends the document to them. Non-blocking. A client for which there is
@@ -162,12 +146,8 @@ impl StatusSocket {
                     }
                 }
                 SEGMENT => {
-                    if let Some(listener) = &self.in_segment
-                        && let Ok(stream) = listener.accept()
-                    {
-                        self.poll.modify(listener, LISTENING, SEGMENT)?;
-                        self.add_client(stream.map(UnixStream::from), &document)?;
-                    }
+                    let accepted = self.in_segment.accept(&self.poll)?;
+                    self.add_client(accepted.map(UnixStream::from), &document)?;
                 }
                 token => {
                     if let Some(index) = self.clients.iter().position(|r| r.token == token)
