@@ -220,12 +220,7 @@ mod tests {
     use super::*;
 
     fn port(id: &str, status: Value) -> Port {
-        let document = serde_json::from_value(status.clone()).unwrap();
-        Port {
-            segment: "web".to_owned(),
-            id: id.parse().unwrap(),
-            answer: Answer::Status(Box::new(document), status.to_string().into_bytes()),
-        }
+        Port::answering(id, &status)
     }
 
     fn codes(ports: &[Port]) -> Vec<(String, String)> {

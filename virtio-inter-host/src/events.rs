@@ -4,7 +4,7 @@
 //! time is not seen.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,7 @@ use signal_hook::flag::register;
 
 use crate::args::EventsArgs;
 use crate::document::{Document, Peer, Refused, Warning};
+use crate::output;
 use crate::place;
 use crate::reader::{self, Answer, Port};
 
@@ -55,13 +56,8 @@ pub fn run(arguments: &EventsArgs) -> Result<()> {
         for event in update(&mut known, reader::read(&places)) {
             lines += &format!("{event}\n");
         }
-        let mut output = io::stdout().lock();
-        match output
-            .write_all(lines.as_bytes())
-            .and_then(|()| output.flush())
-        {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            result => result.context("Cannot write to standard output")?,
+        if !output::print(&lines)? {
+            return Ok(());
         }
     }
 }

@@ -20,6 +20,7 @@ mod extcap;
 mod list;
 pub mod listen_addr;
 mod metrics;
+pub mod output;
 pub mod ping;
 mod place;
 mod rates;

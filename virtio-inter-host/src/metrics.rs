@@ -267,19 +267,11 @@ mod tests {
                 {"tx_frames": 6, "wakeups": 3},
             ],
         });
-        let document = serde_json::from_value(status.clone()).unwrap();
-        let port = |id: &str, answer| Port {
-            segment: "web".to_owned(),
-            id: id.parse().unwrap(),
-            answer,
+        let gone = Port {
+            answer: Answer::Gone,
+            ..Port::answering("b", &json!({}))
         };
-        vec![
-            port(
-                "a",
-                Answer::Status(Box::new(document), status.to_string().into_bytes()),
-            ),
-            port("b", Answer::Gone),
-        ]
+        vec![Port::answering("a", &status), gone]
     }
 
     #[test]
@@ -311,14 +303,7 @@ mod tests {
         let counters: BTreeMap<_, _> = Counters::default().values().into_iter().collect();
         let warning = json!({"code": "foreign-source", "text": "", "count": 1});
         let status = json!({"warnings": [warning], "counters": [counters]});
-        let port = Port {
-            segment: "web".to_owned(),
-            id: "a".parse().unwrap(),
-            answer: Answer::Status(
-                Box::new(serde_json::from_value(status.clone()).unwrap()),
-                status.to_string().into_bytes(),
-            ),
-        };
+        let port = Port::answering("a", &status);
         let metrics = text(&[port], Format::Prometheus);
         let dashboard = include_str!("../../docs/grafana-dashboard.json");
         let names: Vec<&str> = dashboard

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use serde::Serialize;
 
 use crate::args::{PingArgs, Places};
 use crate::document::Document;
+use crate::output;
 use crate::place;
 use crate::reader::{self, Port};
 use crate::show::explain;
@@ -99,9 +99,8 @@ pub fn run(arguments: &PingArgs) -> Result<bool> {
             true => serde_json::to_string(&reply)? + "\n",
             false => reply.line(),
         };
-        match io::stdout().write_all(line.as_bytes()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
-            written => written.context("Cannot write to standard output")?,
+        if !output::print(&line)? {
+            break;
         }
         before = Some(port);
         if number < arguments.count {

@@ -80,14 +80,13 @@ pub(crate) fn rates(before: &[Port], after: &[Port], time: Duration) -> Vec<Port
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::reader::Answer;
 
     /// A port of segment `web` that sent so many frames of 100 bytes and lost one in ten.
-    pub(crate) fn port(id: &str, pid: u32, frames: u64) -> Port {
+    fn port(id: &str, pid: u32, frames: u64) -> Port {
         let status = json!({
             "pid": pid,
             "frontend": {"pid": 1, "queues_running": 2},
@@ -96,14 +95,7 @@ pub(crate) mod tests {
                 {"tx_frames": frames / 2, "tx_bytes": frames * 50, "tx_no_link": frames / 10},
             ],
         });
-        Port {
-            segment: "web".to_owned(),
-            id: id.parse().unwrap(),
-            answer: Answer::Status(
-                Box::new(serde_json::from_value(status.clone()).unwrap()),
-                status.to_string().into_bytes(),
-            ),
-        }
+        Port::answering(id, &status)
     }
 
     #[test]

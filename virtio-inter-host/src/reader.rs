@@ -84,6 +84,19 @@ impl Port {
     }
 }
 
+#[cfg(test)]
+impl Port {
+    /// A port of segment `web` that answers with this document.
+    pub(crate) fn answering(id: &str, status: &Value) -> Self {
+        let document = serde_json::from_value(status.clone()).unwrap();
+        Self {
+            segment: "web".to_owned(),
+            id: id.parse().unwrap(),
+            answer: Answer::Status(Box::new(document), status.to_string().into_bytes()),
+        }
+    }
+}
+
 impl Serialize for Port {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut port = serializer.serialize_struct("Port", 4)?;

@@ -1,6 +1,5 @@
 //! `virtio-inter segment`: makes, removes and lists the directories of segments.
 
-use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -174,14 +173,8 @@ fn list(arguments: &SegmentListArgs) -> Result<String> {
     if arguments.json {
         return json(&segments);
     }
-    let mut text = String::new();
     let rows: Vec<[String; 5]> = segments.iter().map(row).collect();
-    let _ = write!(
-        text,
-        "{}",
-        table(["SEGMENT", "MODE", "UID", "GID", "PORTS"], &rows)
-    );
-    Ok(text)
+    Ok(table(["SEGMENT", "MODE", "UID", "GID", "PORTS"], &rows))
 }
 
 /// `None`: it was removed meanwhile.

@@ -1,6 +1,6 @@
 //! `virtio-inter top`: the rates of all ports, again and again, in a terminal or as JSON lines.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,6 +11,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, Ke
 use serde::Serialize;
 
 use crate::args::{Places, TopArgs};
+use crate::output;
 use crate::place;
 use crate::rates::{PortRates, rates};
 use crate::reader::{self, Port};
@@ -93,16 +94,7 @@ fn print_lines(arguments: &TopArgs) -> Result<()> {
             return Ok(true);
         }
         let line = serde_json::to_string(&reading)? + "\n";
-        let mut output = io::stdout().lock();
-        match output
-            .write_all(line.as_bytes())
-            .and_then(|()| output.flush())
-        {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-            written => written
-                .map(|()| true)
-                .context("Cannot write to standard output"),
-        }
+        output::print(&line)
     };
     let wait = |time| {
         thread::sleep(time);

@@ -1,15 +1,14 @@
 //! The program `virtio-inter`: parses the command line, starts logging, runs the subcommand.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use log::{Level, error};
 use virtio_inter::cli::{self, Cli, Command};
 use virtio_inter::inherited::InheritedError;
 use virtio_inter::uplink::UplinkError;
 use virtio_inter::{capabilities, notify, process, shared_uplink};
 use virtio_inter_host::capture::UsageError as CaptureUsageError;
+use virtio_inter_host::output;
 
 /// Exit status after a wrong command line, by convention.
 const USAGE: u8 = 2;
@@ -84,14 +83,9 @@ fn execute(command: &Command) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Prints to standard output, whose reader may have gone, as `head` does.
+/// Prints what somebody may read, or not.
 fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(error).context("Cannot write to standard output")
-        }
-        _ => Ok(()),
-    }
+    output::print(text).map(drop)
 }
 
 /// Log levels have the meanings of Cloud Hypervisor's. error: the process cannot continue; warn: a

@@ -350,7 +350,7 @@ fn receive(connection: &OwnedFd) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
                 packet.truncate(len);
                 return Ok((len != 0).then_some((packet, fds)));
             }
-            // The last one is told once, ahead of what the port has sent.
+            // The kernel reports the last one once, ahead of what the port has sent.
             Err(Errno::INTR | Errno::AGAIN | Errno::CONNRESET) => {}
             Err(error) => return Err(io::Error::from(error).into()),
         }
