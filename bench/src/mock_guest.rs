@@ -2,8 +2,7 @@
 //! frame at a time.
 
 use std::fs::File;
-use std::io::{IoSlice, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -14,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use virtio_inter_tests::mock_vm::send_request;
 
 /// Guest memory, and where it lies in the frontend.
 const SIZE: u64 = 0x4_0000;
@@ -158,21 +157,7 @@ impl MockGuest {
         Ok(self.memory.write_all_at(bytes, at)?)
     }
 
-    /// Sends a request of vhost-user, in its version 1.
     fn request(&self, code: u32, body: &[u64], fds: &[BorrowedFd<'_>]) -> Result<()> {
-        let size = u32::try_from(size_of_val(body))?;
-        let words = [code, 1, size].into_iter().flat_map(u32::to_ne_bytes);
-        let body = body.iter().flat_map(|word| word.to_ne_bytes());
-        let bytes: Vec<u8> = words.chain(body).collect();
-        if fds.is_empty() {
-            return Ok((&self.socket).write_all(&bytes)?);
-        }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(fds));
-        let packet = [IoSlice::new(&bytes)];
-        let sent = sendmsg(&self.socket, &packet, &mut control, SendFlags::NOSIGNAL)?;
-        ensure!(sent == bytes.len(), "A request was cut");
-        Ok(())
+        send_request(&self.socket, code, body, fds)
     }
 }

@@ -100,22 +100,8 @@ impl Frontend {
         Ok(())
     }
 
-    /// Sends a request of vhost-user, in its version 1.
     fn tell(&self, code: u32, body: &[u64], fds: &[BorrowedFd<'_>]) -> Result<()> {
-        let size = u32::try_from(size_of_val(body))?;
-        let words = [code, 1, size].into_iter().flat_map(u32::to_ne_bytes);
-        let body = body.iter().flat_map(|word| word.to_ne_bytes());
-        let bytes: Vec<u8> = words.chain(body).collect();
-        if fds.is_empty() {
-            return Ok((&self.socket).write_all(&bytes)?);
-        }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(fds));
-        let packet = [IoSlice::new(&bytes)];
-        let sent = sendmsg(&self.socket, &packet, &mut control, SendFlags::NOSIGNAL)?;
-        ensure!(sent == bytes.len(), "A request was cut");
-        Ok(())
+        send_request(&self.socket, code, body, fds)
     }
 
     /// Sends a request, and reads the answer: a number.
@@ -131,4 +117,32 @@ impl Frontend {
         );
         Ok(u64::from_ne_bytes(answer[12..].try_into()?))
     }
+}
+
+/// Sends a request of vhost-user, in its version 1.
+///
+/// # Errors
+///
+/// Those of the socket.
+pub fn send_request(
+    socket: &UnixStream,
+    code: u32,
+    body: &[u64],
+    fds: &[BorrowedFd<'_>],
+) -> Result<()> {
+    let size = u32::try_from(size_of_val(body))?;
+    let words = [code, 1, size].into_iter().flat_map(u32::to_ne_bytes);
+    let body = body.iter().flat_map(|word| word.to_ne_bytes());
+    let bytes: Vec<u8> = words.chain(body).collect();
+    if fds.is_empty() {
+        let mut socket = socket;
+        return Ok(socket.write_all(&bytes)?);
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(fds));
+    let packet = [IoSlice::new(&bytes)];
+    let sent = sendmsg(socket, &packet, &mut control, SendFlags::NOSIGNAL)?;
+    ensure!(sent == bytes.len(), "A request was cut");
+    Ok(())
 }

@@ -26,6 +26,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::time::{ClockId, clock_gettime};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
+pub use self::frontend::send_request;
 use self::frontend::{F_PROTOCOL, Frontend};
 pub use self::progress::{MAX_VMS, PeerProgress, Progress};
 use self::queue::Queue;
@@ -202,7 +203,7 @@ impl<'a> Running<'a> {
             while let Some((line, rest)) = input.split_once('\n') {
                 let line = command(line)?;
                 input = rest.to_owned();
-                self.obey(line)?;
+                self.execute(line)?;
             }
         }
     }
@@ -298,7 +299,7 @@ impl<'a> Running<'a> {
         Ok(len != 0)
     }
 
-    fn obey(&mut self, command: Command) -> Result<()> {
+    fn execute(&mut self, command: Command) -> Result<()> {
         match command {
             Command::Disconnect(time) => {
                 self.frontend = None;

@@ -300,8 +300,7 @@ impl TxBackend for Relay {
             && let Some(tap) = &self.tap
         {
             rest.safe &= !tap.is_writable();
-            let again = Instant::now() + TRY_AGAIN;
-            rest.until = Some(rest.until.map_or(again, |until| until.min(again)));
+            rest.wake_at(Instant::now() + TRY_AGAIN);
         }
         rest
     }

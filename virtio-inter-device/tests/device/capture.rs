@@ -204,13 +204,7 @@ fn capture_has_frames_as_the_guest_gets_them() {
 
 #[test]
 fn capture_names_the_reason_of_a_loss() {
-    let small = Spec {
-        mtu: 1500,
-        features: !Feature::MRG_RXBUF,
-        buffers: (8, 1000),
-        ..Spec::default()
-    };
-    let mut network = Network::new(&[Spec::default(), small]);
+    let mut network = Network::new(&[Spec::default(), Spec::with_small_buffers()]);
     let (a, b) = network.pair();
     let (mut of_a, mut of_b) = (Capture::of(a, ALL), Capture::of(b, ALL));
     let spoofed = Packet::new(mac(9), mac(1), 100, 1);

@@ -2,7 +2,7 @@
 
 use virtio_inter_device::{DropReason, PortEvent};
 
-use crate::driver::{Feature, Network, Node, Packet, Spec, mac, until};
+use crate::driver::{Network, Node, Packet, Spec, mac, until};
 
 fn last(node: &Node) -> Vec<(DropReason, u64)> {
     node.counters().drops.iter().collect()
@@ -53,13 +53,7 @@ fn drops_for_want_of_a_destination_count_while_there_are_peers() {
 
 #[test]
 fn drops_of_frames_that_do_not_fit_name_their_sizes() {
-    let small = Spec {
-        mtu: 1500,
-        features: !Feature::MRG_RXBUF,
-        buffers: (8, 1000),
-        ..Spec::default()
-    };
-    let mut network = Network::new(&[Spec::default(), small]);
+    let mut network = Network::new(&[Spec::default(), Spec::with_small_buffers()]);
     let (a, b) = network.pair();
     a.guest.tx[0].send(&Packet::new(mac(0), mac(1), 9014, 1));
     expect_told(b);

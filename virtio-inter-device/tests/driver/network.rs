@@ -110,6 +110,18 @@ impl Spec {
     }
 }
 
+impl Spec {
+    /// A guest whose few buffers are smaller than frames of its MTU.
+    pub(crate) fn with_small_buffers() -> Self {
+        Spec {
+            mtu: 1500,
+            features: !Feature::MRG_RXBUF,
+            buffers: (8, 1000),
+            ..Spec::default()
+        }
+    }
+}
+
 impl Default for Spec {
     fn default() -> Self {
         Spec {

@@ -69,14 +69,12 @@ pub(crate) fn inherited() -> Option<Vec<OwnedFd>> {
     // However the parent ends, no child is left.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
     let number = |text: &str| text.parse::<RawFd>().unwrap();
-    // SAFETY: `Process::spawn` left exactly these descriptors open for this process, and nobody
-    // else here knows of them.
-    Some(
-        numbers
-            .split(',')
-            .map(|text| unsafe { OwnedFd::from_raw_fd(number(text)) })
-            .collect(),
-    )
+    let owned = |text: &str| {
+        // SAFETY: `Process::spawn` left exactly these descriptors open for this process, and
+        // nobody else here knows of them.
+        unsafe { OwnedFd::from_raw_fd(number(text)) }
+    };
+    Some(numbers.split(',').map(owned).collect())
 }
 
 /// Waits for one doorbell, as users do: edge-triggered, never read.

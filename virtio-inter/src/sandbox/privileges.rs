@@ -71,6 +71,15 @@ mod tests {
 
     use super::*;
 
+    /// What a user needs for a directory of its own: root nothing, and others what is asked for.
+    fn for_own(capabilities: CapabilitySet) -> CapabilitySet {
+        if geteuid().is_root() {
+            CapabilitySet::empty()
+        } else {
+            capabilities
+        }
+    }
+
     #[test]
     fn capabilities_are_kept_for_directories_of_others_only() {
         let temp = tempfile::tempdir().unwrap();
@@ -79,12 +88,7 @@ mod tests {
             ..Access::default()
         };
         fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
-        let own = if geteuid().is_root() {
-            CapabilitySet::empty()
-        } else {
-            FILES
-        };
-        assert_eq!(needed(&access, true), own);
+        assert_eq!(needed(&access, true), for_own(FILES));
         fs::set_permissions(temp.path(), Permissions::from_mode(0o3770)).unwrap();
         assert_eq!(needed(&access, true), FILES);
         assert_eq!(needed(&access, false), CapabilitySet::empty());
@@ -100,12 +104,7 @@ mod tests {
             ..Access::default()
         };
         fs::set_permissions(temp.path(), Permissions::from_mode(0o700)).unwrap();
-        let own = if geteuid().is_root() {
-            CapabilitySet::empty()
-        } else {
-            CONNECT
-        };
-        assert_eq!(needed(&access, true), own);
+        assert_eq!(needed(&access, true), for_own(CONNECT));
         fs::set_permissions(temp.path(), Permissions::from_mode(0o770)).unwrap();
         assert_eq!(needed(&access, true), CONNECT);
         assert_eq!(needed(&access, false), CapabilitySet::empty());
