@@ -126,11 +126,12 @@ counters! {
     drop tx_flood_peer_full,
     /// From the guest: returned unsent because the queue was disabled.
     drop tx_disabled,
-    /// Number of times that a full link held the transmit queue up.
+    /// Number of times that a full link, or a full uplink, held the transmit queue up.
     count tx_waits,
     /// Number of times that the port's rate limits held the transmit queue up.
     count tx_limited,
-    /// Time in microseconds for which frames for others waited behind one for a full link.
+    /// Time in microseconds for which frames for others waited behind one for a full link or
+    /// uplink.
     count tx_held_us,
     /// Frames copied aside for a slow peer so that frames for others could go on.
     count tx_spilled,
@@ -187,6 +188,9 @@ counters! {
     drop uplink_tx_down,
     /// From the guest, for the uplink: its device refused the frame.
     drop uplink_tx_refused,
+    /// From the guest, for the uplink: its device was full, and had held up frames for others long
+    /// enough, or took nothing for a second.
+    drop uplink_tx_full,
     /// Frames for the guest that came by the uplink, before they were segmented or dropped.
     count uplink_rx_frames,
     /// Their bytes, without the virtio header.
@@ -237,7 +241,7 @@ mod tests {
                 .filter(|(name, _)| name.starts_with(prefix) && Counters::is_drop(name))
                 .count()
         };
-        assert_eq!([drops("tx_"), drops("rx_"), drops("uplink_")], [16, 14, 3]);
+        assert_eq!([drops("tx_"), drops("rx_"), drops("uplink_")], [16, 14, 4]);
         assert_eq!(Counters::losses().count(), LOSSES);
         let counters = Counters::default();
         counters.rx_no_guest.add(5);

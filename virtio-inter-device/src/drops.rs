@@ -36,6 +36,8 @@ pub enum DropReason {
     PeerStalled(MacAddr),
     /// From the guest, for the uplink, whose device is down or gone.
     UplinkDown,
+    /// From the guest, for the uplink, whose device takes nothing, or too little.
+    UplinkFull,
     /// From a peer, larger than this port's MTU.
     TooLong {
         /// The peer's address.
@@ -73,6 +75,7 @@ pub struct Drops {
     no_destination: Last,
     peer_stalled: Last,
     uplink_down: Last,
+    uplink_full: Last,
     too_long: Last,
     small_buffer: Last,
     /// Something was noted since the worker last asked whether the control thread is to be told.
@@ -129,6 +132,10 @@ impl Drops {
         self.note(&self.uplink_down, 0);
     }
 
+    pub(crate) fn uplink_full(&self) {
+        self.note(&self.uplink_full, 0);
+    }
+
     pub(crate) fn too_long(&self, from: MacAddr, packet: usize) {
         let packet = packet.min(usize::from(u16::MAX)) as u64;
         self.note(&self.too_long, bits(from) | packet << 48);
@@ -169,7 +176,7 @@ impl Drops {
             let bits = u128::from(high) << 64 | u128::from(low);
             DropReason::ForeignIp(IpAddr::from(Ipv6Addr::from_bits(bits)).to_canonical())
         };
-        let all: [(&Last, &dyn Fn(u64) -> DropReason); 11] = [
+        let all: [(&Last, &dyn Fn(u64) -> DropReason); 12] = [
             (&self.foreign_source, &|v| {
                 DropReason::ForeignSource(address(v))
             }),
@@ -185,6 +192,7 @@ impl Drops {
             }),
             (&self.peer_stalled, &|v| DropReason::PeerStalled(address(v))),
             (&self.uplink_down, &|_| DropReason::UplinkDown),
+            (&self.uplink_full, &|_| DropReason::UplinkFull),
             (&self.too_long, &|v| DropReason::TooLong {
                 from: address(v),
                 packet: (v >> 48) as u16,

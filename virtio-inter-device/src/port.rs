@@ -177,6 +177,20 @@ impl Port<Network> {
         config: impl Into<PortConfig>,
         uplink: Option<Vec<OwnedFd>>,
     ) -> Result<Port<Network>, DeviceError> {
+        Port::with_network(local, config, uplink, |network| network)
+    }
+
+    /// The same, with the network side of each queue pair changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Port::with_uplink`].
+    pub fn with_network(
+        local: &LocalPort,
+        config: impl Into<PortConfig>,
+        uplink: Option<Vec<OwnedFd>>,
+        change: impl Fn(Network) -> Network,
+    ) -> Result<Port<Network>, DeviceError> {
         take_doorbell_resource()?;
         let mut queues = uplink.into_iter().flatten();
         // Before there are threads.
@@ -189,7 +203,7 @@ impl Port<Network> {
             }
         };
         let port = Port::with_flood(local, config, |setup, flood| {
-            let mut network = network(setup);
+            let mut network = change(network(setup));
             if let Some((sender, receiver)) = flood {
                 network.set_flood(sender, receiver);
             }

@@ -364,6 +364,10 @@ impl Diagnostics {
             ),
             // `uplink` warns of it, with this count.
             DropReason::UplinkDown => return,
+            DropReason::UplinkFull => "The tap device of the uplink takes no frames, or very \
+                few: those for it are dropped. Is its queueing discipline stopped, or its send \
+                buffer (TUNSETSNDBUF) too small?"
+                .to_owned(),
             DropReason::TooLong { from, packet } => format!(
                 "A packet of {packet} bytes from {} is larger than this port's MTU {mtu} and not \
                  to be segmented: such packets are dropped, and their sender is not told. \
@@ -401,6 +405,7 @@ fn code(reason: DropReason) -> Code {
         DropReason::NoDestination(_) => Code::NoDestination,
         DropReason::PeerStalled(_) => Code::PeerStalled,
         DropReason::UplinkDown => Code::UplinkDown,
+        DropReason::UplinkFull => Code::UplinkFull,
         DropReason::TooLong { .. } => Code::PacketTooLong,
         DropReason::SmallBuffer { .. } => Code::BufferTooSmall,
     }

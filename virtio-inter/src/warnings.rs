@@ -57,6 +57,8 @@ pub enum Code {
     SegmentNotSticky,
     /// The uplink is down or gone.
     UplinkDown,
+    /// The uplink takes no frames, or too few.
+    UplinkFull,
     /// The uplink's MTU is smaller than this port's.
     UplinkMtu,
 }
@@ -82,6 +84,7 @@ impl Code {
             Code::FileLost => "file-lost",
             Code::SegmentNotSticky => "segment-not-sticky",
             Code::UplinkDown => "uplink-down",
+            Code::UplinkFull => "uplink-full",
             Code::UplinkMtu => "uplink-mtu",
         }
     }

@@ -35,8 +35,6 @@ pub struct Network {
     takes: Offloads,
     /// Whose turn it is: the uplink's or the links'.
     uplink_first: bool,
-    /// The frame that is held waits for the uplink.
-    waits_for_uplink: bool,
 }
 
 /// A change to the network side of a worker.
@@ -93,7 +91,15 @@ impl Network {
             setup,
             takes: Offloads::ALL,
             uplink_first: false,
-            waits_for_uplink: false,
+        }
+    }
+
+    /// As [`Links::without_timeouts`], and an uplink that is full is waited for too: for tests.
+    #[must_use]
+    pub fn without_timeouts(self) -> Self {
+        Network {
+            links: self.links.without_timeouts(),
+            ..self
         }
     }
 
@@ -124,21 +130,20 @@ impl TxBackend for Network {
     #[inline(always)]
     fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
         if let Some(uplink) = &mut self.uplink {
-            self.waits_for_uplink = false;
             let header = frame.header();
-            let status = match self.links.destination(header.destination()) {
-                Destination::Peer(_) => return self.links.offer(frame),
+            return match self.links.destination(header.destination()) {
+                Destination::Peer(_) => self.links.offer(frame),
                 // The links drop what is for the guest itself.
                 Destination::Nobody if header.destination() == self.setup.mac => {
-                    return self.links.offer(frame);
+                    self.links.offer(frame)
                 }
-                Destination::Nobody => uplink.send(frame)?,
+                Destination::Nobody => self
+                    .links
+                    .offer_to_uplink(frame, |frame| uplink.send(frame)),
                 Destination::All => self
                     .links
-                    .offer_multicast(frame, |frame| uplink.send(frame))?,
+                    .offer_multicast(frame, |frame| uplink.send(frame)),
             };
-            self.waits_for_uplink = status == TxStatus::Held && !self.links.is_waiting();
-            return Ok(status);
         }
         self.links.offer(frame)
     }
@@ -153,8 +158,7 @@ impl TxBackend for Network {
 
     fn enable_tx_notification(&mut self, held: bool) -> Rest {
         let mut rest = self.links.enable_tx_notification(held);
-        self.waits_for_uplink &= held;
-        if self.waits_for_uplink
+        if self.links.waits_for_uplink()
             && let Some(uplink) = &self.uplink
         {
             rest.safe &= !uplink.is_writable();

@@ -215,7 +215,12 @@ impl Node<backend::Network> {
     /// A node whose port has an uplink: these queues of a tap device.
     pub(crate) fn with_uplink(number: usize, spec: Spec, queues: Vec<OwnedFd>) -> Self {
         let local = local(number, &spec);
-        let port = Port::with_uplink(&local, spec.config(), Some(queues)).unwrap();
+        let patient = !spec.stall_timeout;
+        let change = |network: backend::Network| match patient {
+            true => network.without_timeouts(),
+            false => network,
+        };
+        let port = Port::with_network(&local, spec.config(), Some(queues), change).unwrap();
         Node::with_port(number, spec, port)
     }
 }

@@ -6,6 +6,7 @@ mod driver;
 mod host;
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use virtio_inter_common::MacAddr;
@@ -354,34 +355,40 @@ fn uplink_and_links_share_a_receive_queue() {
 }
 
 /// A device has a limit of what it sends at a time if its opener sets one. Here it is a socket in
-/// place of a device.
+/// place of a device: the port's end, and that of the network.
+fn small_device() -> (OwnedFd, OwnedFd) {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+}
+
+/// The next frame that such a device has sent.
+fn receive_from(far: &OwnedFd) -> Option<Packet> {
+    let mut bytes = [0; 70_000];
+    let (_, len) = recv(far, &mut bytes[..], RecvFlags::empty()).ok()?;
+    Some(Packet::from_bytes(&bytes[..len]))
+}
+
 #[test]
 fn uplink_that_is_full_holds_the_transmit_queue() {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
-    let (queue, far) = pair.unwrap();
+    let (queue, far) = small_device();
     let spec = Spec {
         tx_size: 1024,
+        stall_timeout: false,
         ..Spec::default()
     };
     let mut node = Node::with_uplink(0, spec, vec![queue]);
     let mut peer = Peer::attach(&mut node, 1, &Spec::default());
-    let receive = || {
-        let mut bytes = [0; 70_000];
-        let received = recv(&far, &mut bytes[..], RecvFlags::empty()).ok();
-        received.map(|(_, len)| Packet::from_bytes(&bytes[..len]))
-    };
     for seed in 0..1000 {
         let to = if seed % 2 == 0 { mac(7) } else { BROADCAST };
         let packet = node.packet(to, 200, seed);
         assert!(node.guest.tx[0].try_send(&packet));
     }
     until("a frame is held", || node.count("tx_waits") > 0);
-    let announcement = receive().unwrap();
+    let announcement = receive_from(&far).unwrap();
     assert!(!is_ours(&announcement));
     for seed in 0..1000 {
         until("the frame is there", || {
-            receive().is_some_and(|packet| {
+            receive_from(&far).is_some_and(|packet| {
                 assert_eq!(packet.seed(), seed);
                 true
             })
@@ -394,6 +401,75 @@ fn uplink_that_is_full_holds_the_transmit_queue() {
     node.guest.tx[0].finish();
     assert!(peer.is_empty(0));
     assert_eq!(node.drops(), []);
+}
+
+/// The device takes nothing at all. Frames for a peer, and broadcasts, come through all the same.
+#[test]
+fn uplink_that_is_full_holds_up_frames_for_peers_for_a_tenth_of_the_time() {
+    let (queue, _far) = small_device();
+    let mut node = Node::with_uplink(0, Spec::default(), vec![queue]);
+    let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+    for seed in 0..2000 {
+        let packet = node.packet(mac(7), 1000, seed);
+        node.guest.tx[0].send(&packet);
+        let to = if seed % 2 == 0 { mac(1) } else { BROADCAST };
+        let packet = node.packet(to, 1000, seed);
+        node.guest.tx[0].send(&packet);
+        assert_eq!(peer.receive(0).seed(), seed);
+    }
+    node.guest.tx[0].finish();
+    let lost = node.count("uplink_tx_full");
+    assert!(lost > 0, "{:?}", node.drops());
+    assert_eq!(node.drops(), [("uplink_tx_full", lost)]);
+    assert!(node.count("tx_held_us") > 0);
+}
+
+/// A device that is slow, and frames for nobody else.
+#[test]
+fn uplink_that_is_slow_loses_nothing_while_there_are_no_frames_for_peers() {
+    let (queue, far) = small_device();
+    let spec = Spec {
+        tx_size: 1024,
+        ..Spec::default()
+    };
+    let mut node = Node::with_uplink(0, spec, vec![queue]);
+    let _idle = Peer::attach(&mut node, 1, &Spec::default());
+    for seed in 0..1000 {
+        let packet = node.packet(mac(7), 1000, seed);
+        assert!(node.guest.tx[0].try_send(&packet));
+    }
+    until("a frame is held", || node.count("tx_waits") > 0);
+    let announcement = receive_from(&far).unwrap();
+    assert!(!is_ours(&announcement));
+    for seed in 0..1000 {
+        if seed < 50 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        until("the frame is there", || {
+            receive_from(&far).is_some_and(|packet| {
+                assert_eq!(packet.seed(), seed);
+                true
+            })
+        });
+    }
+    node.guest.tx[0].finish();
+    assert_eq!(node.drops(), []);
+    assert_eq!(node.count("tx_held_us"), 0);
+}
+
+#[test]
+fn uplink_that_takes_nothing_for_a_second_does_not_stop_the_queue() {
+    let (queue, _far) = small_device();
+    let mut node = Node::with_uplink(0, Spec::default(), vec![queue]);
+    // More than device and transmit queue hold together.
+    for seed in 0..2000 {
+        let packet = node.packet(mac(7), 1000, seed);
+        node.guest.tx[0].send(&packet);
+    }
+    node.guest.tx[0].finish();
+    let lost = node.count("uplink_tx_full");
+    assert_eq!(node.drops(), [("uplink_tx_full", lost)]);
+    assert_eq!(node.count("tx_frames"), 2000 - lost);
 }
 
 #[test]

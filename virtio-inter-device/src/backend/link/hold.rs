@@ -1,4 +1,4 @@
-//! The time for which full rings may hold up frames for others.
+//! The time for which full rings, and a full uplink, may hold up frames for others.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +7,28 @@ const BURST: Duration = Duration::from_millis(100);
 /// The budget is refilled with the time that passes, divided by this: frames for others wait for a
 /// tenth of the time at most.
 const SHARE: u32 = 10;
+
+/// How long a ring, or an uplink, may be full.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timeouts {
+    /// Time after which frames are copied aside if there are other peers. The least of the budget
+    /// for which it is worth while to hold the queue up.
+    pub(super) slow: Duration,
+    /// Stall timeout: a peer, or an uplink, that takes nothing for this time loses frames.
+    pub(super) stall: Duration,
+}
+
+impl Timeouts {
+    /// No peer loses frames in any time that matters.
+    pub(super) const NO_STALL: Timeouts = Timeouts {
+        stall: Duration::from_hours(24),
+        ..Timeouts::DEFAULT
+    };
+    pub(super) const DEFAULT: Timeouts = Timeouts {
+        slow: Duration::from_millis(1),
+        stall: Duration::from_secs(1),
+    };
+}
 
 /// Budget of one transmit queue, for all peers together: many slow ones must not take more.
 #[derive(Debug)]
@@ -51,11 +73,60 @@ impl HoldBudget {
     }
 }
 
+/// The device of a port's own uplink, as its transmit queue sees it. Nothing is copied aside for
+/// it: it has a queue itself.
+#[derive(Debug, Default)]
+pub(super) struct FullUplink {
+    /// Since when it has taken no frame.
+    since: Option<Instant>,
+}
+
+impl FullUplink {
+    /// It has taken a frame, or has dropped it.
+    #[inline]
+    pub(super) fn set_not_full(&mut self) {
+        self.since = None;
+    }
+
+    /// It has no room for a frame. Returns when the frame is to be offered again at the latest;
+    /// none: it is to be dropped.
+    pub(super) fn hold_until(
+        &mut self,
+        timeouts: &Timeouts,
+        budget: &HoldBudget,
+        now: Instant,
+    ) -> Option<Instant> {
+        let stalls_at = *self.since.get_or_insert(now) + timeouts.stall;
+        let left = budget.left(now);
+        (now < stalls_at && left >= timeouts.slow).then(|| stalls_at.min(now + left))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn hold_budget_is_also_that_of_a_full_uplink() {
+        let (mut budget, mut uplink) = (HoldBudget::default(), FullUplink::default());
+        let start = Instant::now();
+        let until = |uplink: &mut FullUplink, budget: &HoldBudget, ms| {
+            let until = uplink.hold_until(&Timeouts::DEFAULT, budget, start + MS * ms);
+            until.map(|until| (until - start).as_millis())
+        };
+        // While no frames for others are behind it, nothing is spent.
+        assert_eq!(until(&mut uplink, &budget, 0), Some(100));
+        assert_eq!(until(&mut uplink, &budget, 100), Some(200));
+        assert_eq!(until(&mut uplink, &budget, 950), Some(1000));
+        assert_eq!(until(&mut uplink, &budget, 1000), None);
+        uplink.set_not_full();
+        budget.spend(MS * 100, start + MS * 2000);
+        assert_eq!(until(&mut uplink, &budget, 2000), None);
+        assert_eq!(until(&mut uplink, &budget, 2009), None);
+        assert_eq!(until(&mut uplink, &budget, 2010), Some(2011));
+    }
 
     #[test]
     fn hold_budget_is_100_ms_and_refilled_at_a_tenth() {

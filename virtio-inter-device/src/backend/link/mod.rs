@@ -75,6 +75,15 @@ impl Links {
         self.tx.set_has_uplink(has_uplink);
     }
 
+    /// Offers a unicast frame that is for no peer to `uplink`.
+    pub(super) fn offer_to_uplink<F: TxFrame>(
+        &mut self,
+        frame: &F,
+        uplink: impl FnOnce(&F) -> Result<TxStatus, F::Error>,
+    ) -> Result<TxStatus, F::Error> {
+        self.tx.offer_to_uplink(frame, uplink)
+    }
+
     /// Offers a multicast frame to the peers and to `uplink`.
     pub(super) fn offer_multicast<F: TxFrame>(
         &mut self,
@@ -111,9 +120,9 @@ impl Links {
         self.tx.forwarding().listed()
     }
 
-    /// Whether the last frame offered waits for room in a link.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.tx.is_waiting()
+    /// Whether the last frame offered waits for room in the port's own uplink.
+    pub(super) fn waits_for_uplink(&self) -> bool {
+        self.tx.waits_for_uplink()
     }
 
     /// Whether the last record delivered waits for the guest's buffers.

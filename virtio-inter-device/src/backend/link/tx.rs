@@ -10,9 +10,9 @@ use virtio_inter_segment::{MAX_FRAME, PeerKey};
 
 use super::command::Paths;
 use super::forward::{Destination, Forwarding, PeerAddresses};
-use super::hold::HoldBudget;
+use super::hold::{FullUplink, HoldBudget, Timeouts};
 use super::positions::Positions;
-use super::tx_link::{Room, SendError, Timeouts, TxLink};
+use super::tx_link::{Room, SendError, TxLink};
 use crate::announce::is_virtual_router;
 use crate::backend::interface::{BackendSetup, LinkFault, TxBackend, TxFrame, TxStatus};
 use crate::backend::ring_request::PlacedRequest;
@@ -20,10 +20,19 @@ use crate::batch::Rest;
 use crate::counters::Counters;
 use crate::frame::NET_HEADER;
 
-/// A full ring that holds the transmit queue up.
+/// What a frame that is held waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Full {
+    /// The ring to this peer.
+    Ring(PeerKey),
+    /// The device of the port's own uplink.
+    Uplink,
+}
+
+/// Something full that holds the transmit queue up.
 #[derive(Debug, Clone, Copy)]
 struct Waiting {
-    peer: PeerKey,
+    full: Full,
     /// The frame is for several peers.
     multicast: bool,
     /// Length of the frame's record in bytes.
@@ -46,8 +55,9 @@ pub(super) struct TxLinks {
     requests: Vec<PlacedRequest>,
     forwarding: Forwarding,
     waiting: Option<Waiting>,
-    /// For full rings that hold up frames for others.
+    /// For full rings, and a full uplink, that hold up frames for others.
     budget: HoldBudget,
+    uplink: FullUplink,
     /// Frames also go by an uplink.
     has_uplink: bool,
     paths: Paths,
@@ -69,6 +79,7 @@ impl TxLinks {
             forwarding: Forwarding::new(setup.mac, setup.allowed, setup.learned),
             waiting: None,
             budget: HoldBudget::default(),
+            uplink: FullUplink::default(),
             has_uplink: false,
             paths: Paths::default(),
             default: None,
@@ -281,9 +292,10 @@ impl TxLinks {
         self.has_uplink = has_uplink;
     }
 
-    /// Whether the last frame offered waits for room in a link.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.waiting.is_some()
+    /// Whether the last frame offered waits for room in the port's own uplink.
+    pub(super) fn waits_for_uplink(&self) -> bool {
+        self.waiting
+            .is_some_and(|waiting| waiting.full == Full::Uplink)
     }
 
     /// Whether no frame for anybody else waits behind one for a peer.
@@ -299,11 +311,28 @@ impl TxLinks {
         let Some(waiting) = self.waiting.take() else {
             return;
         };
-        let position = self.links.iter().position(|link| link.peer == waiting.peer);
-        let is_other = |address: MacAddr| {
-            address.is_multicast() || self.forwarding.peer_of(address).or(self.default) != position
+        let has_others = match waiting.full {
+            Full::Ring(peer) => {
+                let position = self.links.iter().position(|link| link.peer == peer);
+                let is_other = |address: MacAddr| {
+                    let peer = self.forwarding.peer_of(address).or(self.default);
+                    address.is_multicast() || peer != position
+                };
+                !self.is_alone() && (waiting.multicast || queued(&is_other))
+            }
+            Full::Uplink => {
+                let multicast = self.links.iter().any(TxLink::takes_multicast);
+                let is_other = |address: MacAddr| {
+                    if address.is_multicast() {
+                        multicast
+                    } else {
+                        self.forwarding.peer_of(address).is_some()
+                    }
+                };
+                (waiting.multicast && multicast) || queued(&is_other)
+            }
         };
-        if !self.is_alone() && (waiting.multicast || queued(&is_other)) {
+        if has_others {
             let now = Instant::now();
             let held = now - waiting.since;
             self.budget.spend(held, now);
@@ -325,6 +354,7 @@ impl TxLinks {
             return Ok(TxStatus::Held);
         }
         let status = uplink(frame)?;
+        let status = self.after_uplink(status, len, true);
         if status == TxStatus::Held {
             return Ok(status);
         }
@@ -334,6 +364,45 @@ impl TxLinks {
         } else {
             TxStatus::Dropped
         })
+    }
+
+    /// Offers a unicast frame that is for no peer to `uplink`.
+    pub(super) fn offer_to_uplink<F: TxFrame>(
+        &mut self,
+        frame: &F,
+        uplink: impl FnOnce(&F) -> Result<TxStatus, F::Error>,
+    ) -> Result<TxStatus, F::Error> {
+        self.end_hold(|_| true);
+        let status = uplink(frame)?;
+        Ok(self.after_uplink(status, frame.record_len(), false))
+    }
+
+    /// What becomes of a frame for which the uplink's device has this answer.
+    fn after_uplink(&mut self, status: TxStatus, len: usize, multicast: bool) -> TxStatus {
+        if status == TxStatus::Held {
+            return self.without_room_in_uplink(len, multicast);
+        }
+        self.uplink.set_not_full();
+        status
+    }
+
+    /// A frame for which the uplink's device has no room.
+    #[cold]
+    fn without_room_in_uplink(&mut self, len: usize, multicast: bool) -> TxStatus {
+        let now = Instant::now();
+        let Some(until) = self.uplink.hold_until(&self.timeouts, &self.budget, now) else {
+            self.counters.uplink_tx_full.add(1);
+            self.counters.drops.uplink_full();
+            return TxStatus::Dropped;
+        };
+        self.waiting = Some(Waiting {
+            full: Full::Uplink,
+            multicast,
+            len,
+            since: now,
+            until,
+        });
+        TxStatus::Held
     }
 
     /// Asks all peers for room for a multicast record: the first that is to be waited for.
@@ -347,10 +416,10 @@ impl TxLinks {
             match link.room(len, (!alone).then_some(&self.budget)) {
                 Ok(Room::Ring) => {}
                 Ok(Room::Wait(until)) => {
-                    let peer = link.peer;
+                    let full = Full::Ring(link.peer);
                     self.request(position, len);
                     return Some(Waiting {
-                        peer,
+                        full,
                         multicast: true,
                         len,
                         since: Instant::now(),
@@ -432,9 +501,8 @@ impl TxLinks {
                 TxStatus::Sent
             }
             Room::Wait(until) => {
-                let peer = link.peer;
                 self.waiting = Some(Waiting {
-                    peer,
+                    full: Full::Ring(link.peer),
                     multicast: false,
                     len,
                     since: Instant::now(),
@@ -539,8 +607,8 @@ impl TxBackend for TxLinks {
             safe: true,
             until: self.waiting.map(|waiting| waiting.until),
         };
-        let waiting = self.waiting.map(|waiting| waiting.peer);
-        let is_waiting = |link: &TxLink| Some(link.peer) == waiting;
+        let waiting = self.waiting.map(|waiting| waiting.full);
+        let is_waiting = |link: &TxLink| Some(Full::Ring(link.peer)) == waiting;
         if let Some(position) = self.links.iter().position(is_waiting) {
             self.touched.insert(position);
         }
@@ -551,7 +619,8 @@ impl TxBackend for TxLinks {
             if link.dead {
                 continue;
             }
-            let waiting = self.waiting.filter(|waiting| waiting.peer == link.peer);
+            let full = Full::Ring(link.peer);
+            let waiting = self.waiting.filter(|waiting| waiting.full == full);
             let held = waiting.map(|waiting| waiting.len);
             let Some(len) = link.first_spilled().or(held) else {
                 continue;

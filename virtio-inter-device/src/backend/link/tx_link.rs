@@ -19,32 +19,10 @@ use virtio_inter_segment::PeerKey;
 use vm_memory::VolatileSlice;
 
 use super::forward::PeerAddresses;
-use super::hold::HoldBudget;
+use super::hold::{HoldBudget, Timeouts};
 use super::spill::Spill;
 use crate::backend::interface::TxFrame;
 use crate::backend::ring_request::RingRequest;
-
-/// How long a ring may be full.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Timeouts {
-    /// Time after which frames are copied aside if there are other peers. The least of the budget
-    /// for which it is worth while to hold the queue up.
-    slow: Duration,
-    /// Stall timeout: a peer that takes nothing for this time loses frames.
-    stall: Duration,
-}
-
-impl Timeouts {
-    /// No peer loses frames in any time that matters.
-    pub(super) const NO_STALL: Timeouts = Timeouts {
-        stall: Duration::from_hours(24),
-        ..Timeouts::DEFAULT
-    };
-    pub(super) const DEFAULT: Timeouts = Timeouts {
-        slow: Duration::from_millis(1),
-        stall: Duration::from_secs(1),
-    };
-}
 
 /// Number of committed bytes at which they are published, so that both sides copy at the same time.
 const PUBLISH_BYTES: usize = 32 * 1024;
