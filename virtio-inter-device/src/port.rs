@@ -422,6 +422,11 @@ impl<B: Backend> Port<B> {
         B::steer(self.ready, self.workers.len() as u16, &mut ask)
     }
 
+    /// Whether there is a guest: a receive queue is in use, as of the last [`Port::events`].
+    pub fn has_guest(&self) -> bool {
+        self.ready != Ready::default()
+    }
+
     /// The counters of each worker, by queue pair.
     pub fn counters(&self) -> impl Iterator<Item = &Counters> {
         self.workers.iter().map(|worker| &*worker.counters)

@@ -71,6 +71,7 @@ pub(crate) struct Peer {
     pub(crate) mac: String,
     pub(crate) mtu: u16,
     pub(crate) uplink_priority: Option<u16>,
+    pub(crate) away: bool,
 }
 
 /// A condition that an operator can end.

@@ -169,10 +169,11 @@ fn show_port(text: &mut String, port: &Port) {
         line(
             "peer",
             format!(
-                "{} {}, MTU {}{role}",
+                "{} {}, MTU {}{role}{}",
                 safe(&peer.id),
                 safe(&peer.mac),
-                peer.mtu
+                peer.mtu,
+                if peer.away { ", without a guest" } else { "" }
             ),
         );
     }

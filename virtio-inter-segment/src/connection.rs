@@ -21,7 +21,7 @@ use crate::quota::{Quota, UserQuota};
 use crate::rings::Rings;
 use crate::socket::{self, ReceiveError, Received};
 use crate::wire::{
-    self, Accept, DONE_DECLINED, DONE_DRAINED, Done, Header, KIND_FRAME, Link, MAX_FRAME,
+    self, Accept, DONE_DECLINED, DONE_DRAINED, Done, Guest, Header, KIND_FRAME, Link, MAX_FRAME,
     MAX_MESSAGE, Message, Versions,
 };
 
@@ -45,6 +45,8 @@ pub(crate) struct Connection {
     socket: DeferredFd,
     closer: Closer,
     hello_sent: bool,
+    /// What the peer knows of this side's guest.
+    said_away: bool,
     stage: Stage,
 }
 
@@ -97,6 +99,8 @@ pub(crate) enum Step {
     },
     /// A record that the peer sends without a ring.
     Frame(Box<[u8]>),
+    /// The peer's guest has come, or has gone (true).
+    Guest(bool),
     /// The connection is over: before the link was up, …
     Ended(End),
     /// … or after it was.
@@ -150,6 +154,7 @@ impl Connection {
             socket: DeferredFd::new(socket, owner, closer),
             closer: closer.clone(),
             hello_sent: false,
+            said_away: false,
             stage: Stage::Hello,
         }
     }
@@ -251,6 +256,9 @@ impl Connection {
     /// A peer that has closed is not an error here: what it said last is still to be read.
     pub(crate) fn flush(&mut self, local: &Local) -> Result<bool, Refusal> {
         loop {
+            if self.hello_sent && self.said_away != local.away && self.push_guest(local.away) {
+                self.said_away = local.away;
+            }
             let sent = if !self.hello_sent {
                 if self.role == Role::Acceptor && self.up().is_none() {
                     // The connector speaks first.
@@ -274,7 +282,7 @@ impl Connection {
                 Err(e) => return Err(Refusal::resources(std::io::Error::from(e))),
             }
             if !self.hello_sent {
-                self.hello_sent = true;
+                (self.hello_sent, self.said_away) = (true, local.away);
             } else if let Some(up) = self.up_mut() {
                 up.outgoing.pop_front();
             }
@@ -401,6 +409,15 @@ impl Connection {
                 up.quota.spend_on_frame();
                 Ok(Step::Frame(record.into()))
             }
+            (Stage::Up(up), Message::Guest(guest)) => {
+                // It changes how all workers of this side forward.
+                up.quota.spend_on_link();
+                let away = guest.away();
+                Ok(match std::mem::replace(&mut up.peer.away, away) {
+                    before if before == away => Step::Progress,
+                    _ => Step::Guest(away),
+                })
+            }
             (Stage::Up(up), Message::Optional(kind)) => {
                 up.quota.spend_on_frame();
                 log::debug!("Skipped a message of kind {kind:#06x} from {}", self.name());
@@ -498,6 +515,16 @@ impl Connection {
             up.outgoing
                 .push_back((done.as_bytes().to_vec(), Vec::new()));
         }
+    }
+
+    /// Says whether this side's guest is here. False: nobody is to hear of it yet.
+    fn push_guest(&mut self, away: bool) -> bool {
+        let Some(up) = self.up_mut() else {
+            return false;
+        };
+        let guest = Guest::new(away).as_bytes().to_vec();
+        up.outgoing.push_back((guest, Vec::new()));
+        true
     }
 
     /// Sends a record without a ring. False: there is no room for it, or it is too long.

@@ -20,6 +20,7 @@ fn local() -> Local {
         },
         incarnation: 1,
         pid: 1,
+        away: false,
     }
 }
 
@@ -43,6 +44,7 @@ fn up() -> (Connection, OwnedFd) {
         guard: Default::default(),
         incarnation: 1,
         pid: 1,
+        away: false,
     };
     connection.admit(candidate, UserQuota::new(now), now);
     let fds = [pipe(), pipe(), pipe()];

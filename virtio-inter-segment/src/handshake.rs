@@ -15,9 +15,9 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::port::{LocalPort, PortError, Uplinks, check_port};
 use crate::wire::{
-    AddressSet, GUARD_NO_DHCP_SERVER, GuardHead, Header, Hello, HelloHead, IpEntry, KIND_HELLO,
-    REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES, REASON_TIMEOUT,
-    REASON_UNKNOWN, Refuse, Versions, WireError,
+    AddressSet, FLAG_AWAY, GUARD_NO_DHCP_SERVER, GuardHead, Header, Hello, HelloHead, IpEntry,
+    KIND_HELLO, REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES,
+    REASON_TIMEOUT, REASON_UNKNOWN, Refuse, Versions, WireError,
 };
 
 /// This port, and what tells this run of it from others.
@@ -26,6 +26,8 @@ pub(crate) struct Local {
     pub(crate) port: LocalPort,
     pub(crate) incarnation: u64,
     pub(crate) pid: u32,
+    /// Its guest is not here, as peers know it.
+    pub(crate) away: bool,
 }
 
 /// This side's part in making the connection, and what that says about the peer.
@@ -51,6 +53,8 @@ pub(crate) struct Candidate {
     pub(crate) incarnation: u64,
     /// As the peer says.
     pub(crate) pid: u32,
+    /// Its guest is not here.
+    pub(crate) away: bool,
 }
 
 /// Why a peer is refused. The text goes to the log and to the peer.
@@ -194,7 +198,7 @@ impl Local {
                 incarnation: self.incarnation.into(),
                 ring_capacity: self.port.ring_capacity.into(),
                 must_flags: 0.into(),
-                may_flags: 0.into(),
+                may_flags: if self.away { FLAG_AWAY } else { 0 }.into(),
                 pid: self.pid.into(),
                 mtu: self.port.mtu.into(),
                 mac: self.port.mac.octets(),
@@ -235,6 +239,7 @@ impl Local {
                 .map_or_else(|| Ok(Guard::default()), parse_guard)?,
             incarnation: head.incarnation.get(),
             pid: head.pid.get(),
+            away: head.may_flags.get() & FLAG_AWAY != 0,
         };
         check_port(
             candidate.mac,

@@ -20,6 +20,7 @@ fn local(id: &str, last_byte: u8) -> Local {
         port,
         incarnation: 7,
         pid: 42,
+        away: false,
     }
 }
 
@@ -35,6 +36,11 @@ fn handshake_of_ports_that_fit_succeeds() {
         (seen.ring_capacity, seen.incarnation, seen.pid),
         (DEFAULT_CAPACITY, 7, 42)
     );
+    assert!(!seen.away);
+    let away = Local { away: true, ..b };
+    let role = Role::Connector("b".parse().unwrap());
+    assert!(a.judge(&role, &away.hello()).unwrap().away);
+    let b = local("b", 2);
     assert_eq!(b.judge(&Role::Acceptor, &a.hello()).unwrap().id, a.port.id);
     let long = local(&"z".repeat(64), 3);
     let role = Role::Connector(long.port.id.clone());

@@ -153,6 +153,8 @@ pub struct PeerInfo {
     pub allowed: MacSets,
     /// What its guest must not send, as it says.
     pub guard: Guard,
+    /// It has no guest now: who sends to its address may find the guest on another host.
+    pub away: bool,
 }
 
 /// A ring that a queue pair of this port sends on.
@@ -262,6 +264,13 @@ pub enum SegmentEvent {
         peer: PeerKey,
         /// The record: not checked.
         record: Box<[u8]>,
+    },
+    /// The guest of a peer has come or gone.
+    Guest {
+        /// The peer.
+        peer: PeerKey,
+        /// It has gone.
+        away: bool,
     },
     /// A peer that was up is gone. Whatever it had sent before is still in the receivers.
     Down(PeerKey, DownReason),

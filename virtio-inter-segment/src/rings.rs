@@ -160,6 +160,7 @@ mod tests {
             guard: Default::default(),
             incarnation: 1,
             pid: 1,
+            away: false,
         }
     }
 

@@ -34,11 +34,13 @@ mod connections;
 mod discovery;
 mod ends;
 mod files;
+mod guest;
 mod links;
 mod upkeep;
 mod window;
 
 use connections::Connections;
+use guest::GuestState;
 use upkeep::Upkeep;
 pub use upkeep::WatchDirectory;
 use window::ConnectWindow;
@@ -65,6 +67,7 @@ pub struct Segment {
     // between.
     membership: Membership,
     local: Local,
+    guest: GuestState,
     limits: Limits,
     directory: Directory,
     poll: Poll,
@@ -144,7 +147,9 @@ impl Segment {
                 port,
                 incarnation,
                 pid: std::process::id(),
+                away: false,
             },
+            guest: GuestState::default(),
             directory,
             poll,
             closer,
@@ -254,6 +259,9 @@ impl Segment {
         self.expire(now);
         if self.list_at.is_some_and(|at| at <= now) {
             self.list_again(now);
+        }
+        if self.guest.is_due(now) {
+            self.tell_of_guest(now);
         }
         self.resume(now);
         if self.upkeep.retry_at.is_some_and(|at| at <= now) {
@@ -395,6 +403,7 @@ impl Segment {
                     declined,
                 }),
                 Step::Frame(record) => self.events.push(SegmentEvent::Frame { peer, record }),
+                Step::Guest(away) => self.events.push(SegmentEvent::Guest { peer, away }),
                 Step::Ended(end) => return self.end(connection, end, now),
                 Step::Down(reason) => return self.down(&connection, reason, now),
             }
@@ -445,6 +454,7 @@ impl Segment {
             uplinks: peer.uplinks.clone(),
             allowed: peer.allowed.clone(),
             guard: peer.guard.clone(),
+            away: peer.away,
         }));
     }
 
@@ -497,6 +507,7 @@ impl Segment {
             self.resume_at,
             self.accept_at,
             self.list_at,
+            self.guest.tell_at(),
             retry,
             check,
             waiting,

@@ -38,6 +38,7 @@ fn accepted(limits: Limits) -> (tempfile::TempDir, Segment, Connection, OwnedFd)
         port: local("a", 2),
         incarnation: 1,
         pid: 1,
+        away: false,
     };
     socket::send(peer.as_fd(), &of_peer.hello().to_bytes(), &[]).unwrap();
     (directory, segment, connection, peer)

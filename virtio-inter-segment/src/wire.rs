@@ -35,8 +35,13 @@ pub(crate) const KIND_LINK: u16 = 4;
 pub(crate) const KIND_ACCEPT: u16 = 5;
 pub(crate) const KIND_DONE: u16 = 6;
 pub(crate) const KIND_FRAME: u16 = 7;
+/// The sender's guest has come or gone.
+pub(crate) const KIND_GUEST: u16 = KIND_OPTIONAL | 8;
 /// A recipient that does not know a message whose kind has this bit skips it.
 pub(crate) const KIND_OPTIONAL: u16 = 0x8000;
+
+/// Flag of HELLO that a recipient may ignore, and of GUEST: the sender's guest is not here.
+pub(crate) const FLAG_AWAY: u16 = 1;
 
 /// Field of HELLO: the port's id.
 pub(crate) const FIELD_ID: u16 = FIELD_MUST | 1;
@@ -123,7 +128,7 @@ pub(crate) struct HelloHead {
     pub(crate) ring_capacity: U32,
     /// Flags that a recipient has to understand: none is defined.
     pub(crate) must_flags: U16,
-    /// Flags that a recipient may ignore: none is defined.
+    /// Flags that a recipient may ignore: [`FLAG_AWAY`].
     pub(crate) may_flags: U16,
     /// For the log only.
     pub(crate) pid: U32,
@@ -254,6 +259,17 @@ pub(crate) struct Done {
     pub(crate) reserved: [U16; 3],
 }
 
+/// The sender's guest has come or gone. 16 bytes.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct Guest {
+    pub(crate) header: Header,
+    /// [`FLAG_AWAY`]; others are not checked.
+    pub(crate) flags: U16,
+    /// Zero when sent, and not checked.
+    pub(crate) reserved: [U16; 3],
+}
+
 /// The ring was closed, and all records were read.
 pub(crate) const DONE_DRAINED: u16 = 0;
 /// The recipient of LINK has no room for it, or no resources: nothing of it was read.
@@ -271,6 +287,7 @@ const _: () = {
     assert!(size_of::<Link>() == 24);
     assert!(size_of::<Accept>() == 16);
     assert!(size_of::<Done>() == 24);
+    assert!(size_of::<Guest>() == 16);
     assert!(size_of::<Refuse>() <= MAX_SHORT);
     assert!(MAX_MESSAGE <= u16::MAX as usize);
 };
@@ -399,6 +416,20 @@ impl Done {
     }
 }
 
+impl Guest {
+    pub(crate) fn new(away: bool) -> Guest {
+        Guest {
+            header: Header::new(KIND_GUEST, size_of::<Guest>()),
+            flags: if away { FLAG_AWAY } else { 0 }.into(),
+            reserved: [0.into(); 3],
+        }
+    }
+
+    pub(crate) fn away(&self) -> bool {
+        self.flags.get() & FLAG_AWAY != 0
+    }
+}
+
 /// A packet whose kind and size are right. What the fields say is still to be checked.
 #[derive(Clone, Debug)]
 pub(crate) enum Message<'a> {
@@ -411,6 +442,7 @@ pub(crate) enum Message<'a> {
     Done(Done),
     /// A record.
     Frame(&'a [u8]),
+    Guest(Guest),
     /// A message that may be skipped.
     Optional(u16),
 }
@@ -424,6 +456,7 @@ impl Message<'_> {
             Message::Accept(_) => "ACCEPT",
             Message::Done(_) => "DONE",
             Message::Frame(_) => "FRAME",
+            Message::Guest(_) => "GUEST",
             Message::Optional(_) => "optional message",
         }
     }
@@ -555,6 +588,11 @@ pub(crate) fn parse(packet: &[u8]) -> Result<Message<'_>, WireError> {
         }
         KIND_FRAME if rest.is_empty() || packet.len() > MAX_MESSAGE => Err(wrong_size()),
         KIND_FRAME => Ok(Message::Frame(rest)),
+        // One of another size is a later program's.
+        KIND_GUEST => Ok(match Guest::read_from_bytes(packet) {
+            Ok(guest) => Message::Guest(guest),
+            Err(_) => Message::Optional(kind),
+        }),
         _ if kind & KIND_OPTIONAL != 0 => Ok(Message::Optional(kind)),
         _ => Err(WireError::Kind(kind)),
     }

@@ -268,6 +268,23 @@ fn fields_that_are_wrong_are_refused() {
 }
 
 #[test]
+fn wire_guest_is_away_or_here() {
+    for away in [false, true] {
+        let bytes = Guest::new(away);
+        assert_eq!(
+            bytes.as_bytes(),
+            [b"VIsg\x08\x80\x10\0", &[u8::from(away), 0, 0, 0, 0, 0, 0, 0][..]].concat()
+        );
+        let parsed = parse(bytes.as_bytes());
+        assert!(matches!(parsed, Ok(Message::Guest(guest)) if guest.away() == away));
+    }
+    // A later program's.
+    let bytes = Header::new(KIND_GUEST, 8);
+    let parsed = parse(bytes.as_bytes());
+    assert!(matches!(parsed, Ok(Message::Optional(KIND_GUEST))));
+}
+
+#[test]
 fn messages_that_may_be_skipped_are() {
     for size in [8, 9, MAX_SHORT] {
         let mut bytes = Header::new(0x8123, size).as_bytes().to_vec();

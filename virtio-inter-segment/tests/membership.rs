@@ -56,6 +56,50 @@ fn queues_of_different_numbers_are_paired() {
 }
 
 #[test]
+fn guest_that_is_away_or_here_is_known_to_old_and_new_peers() {
+    let mut net = Net::new();
+    net.join("m");
+    net.ports.get_mut("m").unwrap().segment.set_away(true);
+    // One connects to it, and it connects to the other.
+    for id in ["a", "z"] {
+        net.join(id);
+    }
+    net.until_meshed();
+    let away = |net: &Net, of: &str| net.ports[of].links["m"].peer.away;
+    assert!(away(&net, "a") && away(&net, "z"));
+    assert!(!net.ports["m"].links["a"].peer.away);
+    for is_away in [false, true, false] {
+        net.ports.get_mut("m").unwrap().segment.set_away(is_away);
+        net.until("peers know", |net| {
+            ["a", "z"].iter().all(|of| away(net, of) == is_away)
+        });
+    }
+    assert_eq!(net.ports["a"].guest_events, 3);
+}
+
+#[test]
+fn guest_that_comes_and_goes_in_a_loop_is_told_of_ten_times_a_second() {
+    let mut net = Net::new();
+    net.join("a");
+    net.join("b");
+    net.until_meshed();
+    let start = Instant::now();
+    for change in 0..10_001 {
+        let segment = &mut net.ports.get_mut("a").unwrap().segment;
+        segment.set_away(change % 2 == 0);
+        if change % 100 == 0 {
+            net.run_once(Duration::ZERO);
+        }
+    }
+    net.until("the last state is known", |net| {
+        net.ports["b"].links["a"].peer.away
+    });
+    let most = start.elapsed().as_millis() / 100 + 2;
+    let events = net.ports["b"].guest_events as u128;
+    assert!(events <= most, "{events} in {:?}", start.elapsed());
+}
+
+#[test]
 fn three_ports_join_and_leave_in_every_order() {
     let orders = [
         [0, 1, 2],

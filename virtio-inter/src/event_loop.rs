@@ -134,6 +134,7 @@ impl EventLoop {
         poll.add(&links, IDLE_LINKS)?;
         let watchdog = Watchdog::from_environment()?;
         poll.add(&watchdog, WATCHDOG)?;
+        segment.set_away(true);
         let restore_backoff = RestoreBackoff::new()?;
         poll.add(&restore_backoff, RESTORE)?;
         let file_watch = FileWatch::new()?;
@@ -278,6 +279,12 @@ impl EventLoop {
             match event {
                 SegmentEvent::Up(peer) => self.add_peer(peer),
                 SegmentEvent::Down(key, _) => self.remove_peer(key),
+                SegmentEvent::Guest { peer, away } => {
+                    if let Some(peer) = self.peers.get_mut(&peer) {
+                        peer.away = away;
+                    }
+                    self.choose_paths(None);
+                }
                 SegmentEvent::FilesChanged => files_changed = true,
                 event => self.handle_link(event),
             }
@@ -405,6 +412,7 @@ impl EventLoop {
                 }
             }
         }
+        self.segment.set_away(!self.device.has_guest());
         self.handle_link_events()
     }
 

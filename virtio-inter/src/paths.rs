@@ -26,6 +26,10 @@ pub fn of_port<'a>(own: &Uplinks, peers: impl Iterator<Item = &'a PeerInfo> + Cl
         }
     };
     let default = default.map(|peer| peer.key);
+    // Where there is no uplink, a guest that is not here cannot be found elsewhere.
+    let has_uplink = default.is_some() || own.network.is_some();
+    let away = peers.clone().filter(|peer| has_uplink && is_away(peer));
+    let away = away.map(|peer| peer.key).collect();
     let elsewhere = peers.filter(|peer| match peer.uplinks.shared {
         Some(_) => Some(peer.key) != default,
         None => hears_uplink(peer),
@@ -33,8 +37,14 @@ pub fn of_port<'a>(own: &Uplinks, peers: impl Iterator<Item = &'a PeerInfo> + Cl
     Paths {
         elsewhere: elsewhere.map(|peer| peer.key).collect(),
         default,
+        away,
         standby: false,
     }
+}
+
+/// Whether a peer is the port of a guest that is not here.
+fn is_away(peer: &PeerInfo) -> bool {
+    peer.away && peer.uplinks.shared.is_none()
 }
 
 /// The paths of an uplink of other ports: to those that have none. One of a higher priority leaves
@@ -46,10 +56,13 @@ pub fn of_uplink<'a>(
 ) -> Paths {
     let standby =
         active(peers.clone()).is_some_and(|other| rank(&other.uplinks, &other.id) > rank(own, id));
+    let away = peers.clone().filter(|peer| is_away(peer));
+    let away = away.map(|peer| peer.key).collect();
     let others = peers.filter(|peer| peer.uplinks != Uplinks::default());
     Paths {
         elsewhere: others.map(|peer| peer.key).collect(),
         default: None,
+        away,
         standby,
     }
 }
@@ -92,6 +105,7 @@ mod tests {
             uplinks: uplinks(network, shared),
             allowed: Default::default(),
             guard: Default::default(),
+            away: false,
         };
         all.iter().map(peer).collect()
     }
@@ -146,6 +160,23 @@ mod tests {
         assert!(is_standby("v", Some(1), &[standby, SHARED]));
         assert!(is_standby("s", Some(0), &[SHARED]));
         assert!(!is_standby("s", Some(0), &[PLAIN]));
+    }
+
+    #[test]
+    fn paths_to_peers_without_a_guest_lead_to_the_uplink_if_there_is_one() {
+        let away = |own: &str, all: &[(&str, &str, Option<u16>)]| {
+            let mut peers = peers(all);
+            for peer in &mut peers {
+                peer.away = peer.id.as_str() != "o";
+            }
+            let paths = of_port(&uplinks(own, None), peers.iter());
+            let away = peers.iter().filter(|peer| paths.away.contains(&peer.key));
+            let names: Vec<&str> = away.map(|peer| peer.id.as_str()).collect();
+            names.join(" ")
+        };
+        assert_eq!(away("", &[PLAIN, OWN, OTHER]), "");
+        assert_eq!(away("lan", &[PLAIN, OWN, OTHER]), "p x");
+        assert_eq!(away("", &[PLAIN, OWN, OTHER, SHARED]), "p x");
     }
 
     #[test]

@@ -187,6 +187,12 @@ impl SharedUplink {
             match event {
                 SegmentEvent::Up(peer) => self.add_peer(peer),
                 SegmentEvent::Down(key, _) => self.remove_peer(key),
+                SegmentEvent::Guest { peer, away } => {
+                    if let Some(peer) = self.peers.get_mut(&peer) {
+                        peer.away = away;
+                    }
+                    self.choose_paths();
+                }
                 SegmentEvent::FilesChanged => {
                     self.segment.check_files();
                     self.status_retry.check_soon()?;

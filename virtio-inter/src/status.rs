@@ -158,6 +158,8 @@ struct Peer<'a> {
     network: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     uplink_priority: Option<u16>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    away: bool,
 }
 
 /// A problem that an operator should fix.
@@ -336,6 +338,7 @@ impl<'a> From<&'a PeerInfo> for Peer<'a> {
             no_dhcp_server: peer.guard.no_dhcp_server,
             network: peer.uplinks.network.as_ref().map(PortId::as_str),
             uplink_priority: peer.uplinks.shared,
+            away: peer.away,
         }
     }
 }

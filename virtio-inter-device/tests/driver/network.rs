@@ -410,6 +410,7 @@ pub(crate) fn info(number: usize, spec: &Spec) -> PeerInfo {
         uplinks,
         allowed,
         guard,
+        away: false,
     }
 }
 

@@ -103,7 +103,7 @@ impl Segment {
     }
 
     /// Sends what a connection has to send. If that fails, the connection ends with an event soon.
-    fn flush_later(&mut self, peer: PeerKey) {
+    pub(super) fn flush_later(&mut self, peer: PeerKey) {
         let Some(mut connection) = self.connections.remove(&peer.get()) else {
             return;
         };

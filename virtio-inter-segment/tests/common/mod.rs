@@ -87,6 +87,8 @@ pub struct Port {
     pub queues: u16,
     /// Records that came without a ring, with the sender.
     pub frames: Vec<(PeerKey, Vec<u8>)>,
+    /// How often a peer's guest came or went.
+    pub guest_events: usize,
     /// Rings that are not read any more: number, and whether the peer declined.
     pub done: Vec<(u64, bool)>,
 }
@@ -100,6 +102,7 @@ impl Port {
             files_changed: 0,
             queues: 1,
             frames: Vec::new(),
+            guest_events: 0,
             done: Vec::new(),
         }
     }
@@ -151,6 +154,10 @@ impl Port {
                 SegmentEvent::LinkDone {
                     number, declined, ..
                 } => self.done.push((number, declined)),
+                SegmentEvent::Guest { peer, away } => {
+                    self.link_mut(peer).peer.away = away;
+                    self.guest_events += 1;
+                }
                 SegmentEvent::Frame { peer, record } => self.frames.push((peer, record.into())),
                 SegmentEvent::Down(key, reason) => {
                     let before = self.links.len();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::guest::Guest;
 use crate::process::{Place, TIMEOUT, until};
 
 /// The whole document, which ends with the connection.
@@ -37,14 +38,21 @@ fn status_has_peers_frontend_and_counters() {
 
     let peer = place.command("b").with("--mtu", "9000").start();
     let frontend = UnixStream::connect(&port.socket).unwrap();
-    let expected = json!([{"id": "b", "mac": "52:54:00:00:00:62", "mtu": 9000, "queue_pairs": 1}]);
+    let mut expected = json!([
+        {"id": "b", "mac": "52:54:00:00:00:62", "mtu": 9000, "queue_pairs": 1, "away": true}
+    ]);
     until("the status has the peer and the frontend", || {
         let now = status(&socket);
         now["peers"] == expected && now["frontend"]["pid"] == std::process::id()
     });
     assert_eq!(status(&socket)["frontend"]["queues_running"], 0);
+    let guest = Guest::new(&peer, 1514);
+    expected[0].as_object_mut().unwrap().remove("away");
+    until("the peer has a guest", || {
+        status(&socket)["peers"] == expected
+    });
 
-    drop(frontend);
+    drop((frontend, guest));
     peer.end();
     until("the status has neither of them", || {
         let now = status(&socket);

@@ -432,6 +432,85 @@ fn uplink_that_is_shared_is_replaced_by_the_next_one() {
     });
 }
 
+/// A guest may be on another host, as before or after a migration.
+#[test]
+fn uplink_gets_frames_for_a_port_whose_guest_is_away() {
+    if !enter() {
+        return;
+    }
+    make_bridge(&["c0"]);
+    let place = Place::new();
+    let port = with_status(&place, "a", place.command("a"));
+    let sender = with_status(&place, "c", place.command("c").with("--uplink", "tap=c0"));
+    until("they know each other", || knows(&place, "c", 1));
+    let mut guest = Guest::new(&sender, 1514);
+    let counts = || {
+        let uplink = counter(&place, "c", "uplink_tx_frames");
+        (
+            uplink,
+            counter(&place, "a", "rx_frames"),
+            counter(&place, "a", "rx_no_guest"),
+        )
+    };
+    let is_away = || status(&place.path("c.status"))["peers"][0]["away"] == true;
+    until("the guest is announced", || counts().0 > 0);
+    for _ in 0..2 {
+        until("it is away", is_away);
+        let before = counts();
+        guest.send(&address("c"), &address("a"), 100);
+        until("its frame goes by the uplink", || {
+            counts().0 == before.0 + 1
+        });
+        let other = Guest::new(&port, 1514);
+        until("it is here", || !is_away());
+        let before = counts();
+        guest.send(&address("c"), &address("a"), 100);
+        until("its frame goes by link", || {
+            counts() == (before.0, before.1 + 1, before.2)
+        });
+        drop(other);
+    }
+    port.end();
+}
+
+/// The network knows a guest on another host by the same address.
+#[test]
+fn uplink_that_is_shared_lets_frames_of_a_guest_in_that_is_away() {
+    if !enter() {
+        return;
+    }
+    make_bridge(&["u0", "far0"]);
+    let place = Place::new();
+    let _away = with_status(&place, "a", place.command("a"));
+    let port = with_status(&place, "b", place.command("b"));
+    let _uplink = with_status(&place, "u", place.uplink("u", "u0"));
+    for id in ["a", "b", "u"] {
+        until("all know each other", || knows(&place, id, 2));
+    }
+    until("it is active", || {
+        status(&place.path("u.status"))["active"] == true
+    });
+    let mut guest = Guest::new(&port, 1514);
+    until("the guest is announced", || {
+        counter(&place, "u", "uplink_tx_frames") > 0
+    });
+    // The guest of the same address, elsewhere.
+    let elsewhere = Place::new();
+    let far = elsewhere.command("a").with("--uplink", "tap=far0");
+    let far = with_status(&elsewhere, "a", far);
+    let mut moved = Guest::new(&far, 1514);
+    let announced = || counter(&elsewhere, "a", "uplink_tx_frames") > 0;
+    until("it is announced", announced);
+    let received = || counter(&place, "b", "rx_frames");
+    let before = received();
+    moved.send(&address("a"), BROADCAST, 100);
+    until("a frame comes from it", || received() > before);
+    let there = || counter(&elsewhere, "a", "rx_frames");
+    let before = there();
+    guest.send(&address("b"), &address("a"), 100);
+    until("a frame reaches it", || there() > before);
+}
+
 /// Addresses beside the ports' own, which move between two ports as with VRRP.
 #[test]
 fn uplink_that_is_shared_serves_allowed_addresses_where_they_are() {

@@ -19,6 +19,9 @@ pub struct Paths {
     pub elsewhere: BTreeSet<PeerKey>,
     /// The peer that gets unicast frames to addresses that no peer has.
     pub default: Option<PeerKey>,
+    /// The peers that have no guest now: unicast frames to their addresses go the way of those to
+    /// addresses that no peer has.
+    pub away: BTreeSet<PeerKey>,
     /// For an uplink of other ports: another one is active, and this one carries nothing.
     pub standby: bool,
 }

@@ -7,6 +7,9 @@ use virtio_inter_common::{Guard, MacAddr, MacSets};
 
 use super::learned::{Holder, Learned};
 
+/// No entry.
+const NONE: usize = usize::MAX;
+
 /// The peers that a destination address stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Destination {
@@ -41,6 +44,8 @@ pub(crate) struct Forwarding {
     own: MacSets,
     /// The peers' own ones, in order, each with the peer's position.
     addresses: Vec<(MacAddr, usize)>,
+    /// Positions of the peers that have no guest now, in order.
+    away: Vec<usize>,
     /// Entry of the last frame: frames come in trains.
     last: usize,
     /// All further addresses of ports, this one included.
@@ -61,21 +66,32 @@ impl Forwarding {
             listed: own.clone(),
             own,
             addresses: Vec::new(),
-            last: 0,
+            away: Vec::new(),
+            last: NONE,
             fixed: Vec::new(),
             holders: Vec::new(),
             learned,
         }
     }
 
-    /// Rebuilds the table from the peers in the order of their positions.
+    /// The peers at these positions, in order, have no guest now. They keep their addresses.
+    pub(crate) fn set_away(&mut self, away: Vec<usize>) {
+        self.away = away;
+        self.last = NONE;
+    }
+
+    fn is_here(&self, position: usize) -> bool {
+        self.away.is_empty() || self.away.binary_search(&position).is_err()
+    }
+
+    /// Rebuilds the table from the peers in the order of their positions, which all have guests.
     pub(crate) fn rebuild<'a>(&mut self, peers: impl Iterator<Item = &'a PeerAddresses> + Clone) {
         let peers = peers.enumerate();
         self.addresses.clear();
         self.addresses
             .extend(peers.clone().map(|(position, peer)| (peer.mac, position)));
         self.addresses.sort_unstable();
-        self.last = 0;
+        self.set_away(Vec::new());
         let with_more = peers.filter(|(_, peer)| !peer.allowed.is_empty());
         let sets = with_more.clone().flat_map(|(_, peer)| peer.allowed.iter());
         self.listed = sets.chain(self.own.iter()).collect();
@@ -112,8 +128,12 @@ impl Forwarding {
         }
         match find(&self.addresses, address) {
             Some(entry) => {
+                let position = self.addresses[entry].1;
+                if !self.is_here(position) {
+                    return Destination::Nobody;
+                }
                 self.last = entry;
-                Destination::Peer(self.addresses[entry].1)
+                Destination::Peer(position)
             }
             None if self.listed.is_empty() => Destination::Nobody,
             None => match self.further(address) {
@@ -126,7 +146,7 @@ impl Forwarding {
     /// Position of the peer to which unicast frames for this address go.
     pub(super) fn peer_of(&self, address: MacAddr) -> Option<usize> {
         match find(&self.addresses, address) {
-            Some(entry) => Some(self.addresses[entry].1),
+            Some(entry) => Some(self.addresses[entry].1).filter(|at| self.is_here(*at)),
             None if self.listed.is_empty() => None,
             None => self.further(address),
         }
@@ -138,13 +158,11 @@ impl Forwarding {
         if !self.listed.contains(address) || address == self.mac {
             return None;
         }
-        match self.learned.find(address) {
-            Some(holder) => self.position(holder),
-            None => {
-                let fixed = find(&self.fixed, address)?;
-                Some(self.fixed[fixed].1)
-            }
-        }
+        let position = match self.learned.find(address) {
+            Some(holder) => self.position(holder)?,
+            None => self.fixed[find(&self.fixed, address)?].1,
+        };
+        self.is_here(position).then_some(position)
     }
 
     fn position(&self, holder: Holder) -> Option<usize> {
@@ -189,11 +207,11 @@ impl Forwarding {
     }
 
     /// A frame from this address comes from the network. Returns the position of the peer whose own
-    /// address it is: the frame is its own, on its way back. A further address may be another
-    /// one's now, also while a peer uses it: virtual routers find each other so.
+    /// address it is, if that has a guest: the frame is its own, on its way back. A further address
+    /// may be another one's now, also while a peer uses it: virtual routers find each other so.
     pub(super) fn hear_network(&self, source: MacAddr) -> Option<usize> {
         if let Some(entry) = find(&self.addresses, source) {
-            return Some(self.addresses[entry].1);
+            return Some(self.addresses[entry].1).filter(|at| self.is_here(*at));
         }
         if !self.listed.is_empty() && self.listed.contains(source) {
             self.learned.hear_network(source);
@@ -258,6 +276,30 @@ mod tests {
     fn rebuild(table: &mut Forwarding, peers: impl Iterator<Item = MacAddr>) {
         let peers: Vec<_> = peers.map(|mac| peer(mac.octets()[5], "")).collect();
         table.rebuild(peers.iter());
+    }
+
+    #[test]
+    fn forwarding_knows_peers_without_a_guest_and_does_not_send_to_them() {
+        let mut table = table("");
+        let further = "02:00:00:00:01:01";
+        let peers = [peer(1, further), peer(2, "")];
+        table.rebuild(peers.iter());
+        let behind: MacAddr = further.parse().unwrap();
+        assert_eq!(table.destination(mac(1)), Destination::Peer(0));
+        assert_eq!(table.destination(behind), Destination::Peer(0));
+        table.set_away(vec![0]);
+        for address in [mac(1), behind] {
+            assert_eq!(table.destination(address), Destination::Nobody);
+            assert_eq!(table.peer_of(address), None);
+        }
+        assert_eq!(table.destination(mac(2)), Destination::Peer(1));
+        // Nobody else may take its address, and it may be heard by the network.
+        assert!(table.is_pinned(mac(1)));
+        assert!(!table.claim(mac(1)));
+        assert_eq!(table.hear_network(mac(1)), None);
+        assert_eq!(table.hear_network(mac(2)), Some(1));
+        table.set_away(Vec::new());
+        assert_eq!(table.destination(mac(1)), Destination::Peer(0));
     }
 
     #[test]

@@ -199,6 +199,10 @@ impl TxLinks {
         }
         let is_default = |link: &TxLink| Some(link.peer) == self.paths.default;
         self.default = self.links.iter().position(is_default);
+        let links = self.links.iter().enumerate();
+        let away = links.filter(|(_, link)| self.paths.away.contains(&link.peer));
+        self.forwarding
+            .set_away(away.map(|(position, _)| position).collect());
     }
 
     pub(super) fn announce_to_uplink(&mut self, record: &[u8]) -> bool {
@@ -227,10 +231,13 @@ impl TxLinks {
     }
 
     pub(super) fn multicast_addresses(&self) -> impl Iterator<Item = MacAddr> {
-        let links = self.links.iter().filter(|link| link.takes_multicast());
+        let has_guest =
+            |link: &TxLink| link.takes_multicast() && !self.paths.away.contains(&link.peer);
+        let links = self.links.iter().filter(move |link| has_guest(link));
         let fixed = self.forwarding.fixed();
-        let fixed = fixed
-            .filter(|(mac, position)| self.takes_multicast(*position) && !is_virtual_router(*mac));
+        let fixed = fixed.filter(move |(mac, position)| {
+            self.links.get(*position).is_some_and(has_guest) && !is_virtual_router(*mac)
+        });
         links
             .map(|link| link.addresses.mac)
             .chain(fixed.map(|(mac, _)| mac))
