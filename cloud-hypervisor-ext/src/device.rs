@@ -41,6 +41,8 @@ pub struct Device {
     pub status_socket: PathBuf,
     /// The tap device that is the port's uplink; None: there is none, or `tap_fds`.
     pub tap: Option<String>,
+    /// Whether its switch takes offloads; `None`: the port's default.
+    pub uplink_offload: Option<bool>,
     /// Addresses that the guest may use beside `mac`.
     pub allow_mac: MacSets,
     /// What the guest must not send.
@@ -141,6 +143,7 @@ impl Device {
             socket,
             status_socket,
             tap: asked.tap,
+            uplink_offload: asked.uplink_offload,
             allow_mac: asked.allow_mac,
             guard: asked.guard,
             limits: asked.limits,
@@ -215,6 +218,10 @@ impl Device {
         if let Some(tap) = &self.tap {
             arguments.push(format!("--uplink=tap={tap}").into());
         }
+        if let Some(on) = self.uplink_offload {
+            let value = if on { "on" } else { "off" };
+            arguments.push(format!("--uplink-offload={value}").into());
+        }
         if !self.allow_mac.is_empty() {
             arguments.push(format!("--allow-mac={}", self.allow_mac).into());
         }
@@ -278,7 +285,8 @@ mod tests {
                     max_link_memory=2M,max_user_share=50,max_peers=9,\
                     ip=[10.0.0.7,fd00::/64],no_dhcp_server=on,\
                     bw_size=[0,125000],bw_refill_time=100,\
-                    ops_size=1K,ops_refill_time=1000,ops_one_time_burst=7,sandbox=strict";
+                    ops_size=1K,ops_refill_time=1000,ops_one_time_burst=7,sandbox=strict,\
+                    uplink_offload=off";
         let arguments = device(text).port_arguments();
         assert_eq!(
             arguments,
@@ -292,6 +300,7 @@ mod tests {
                 "--mtu=9000",
                 "--queue-size=64",
                 "--uplink=tap=vm1",
+                "--uplink-offload=off",
                 "--allow-mac=00:00:5e:00:01:*,02:00:00:00:00:07",
                 "--ip=10.0.0.7,fd00::/64",
                 "--no-dhcp-server",

@@ -25,7 +25,7 @@ pub struct Key {
 }
 
 /// All keys.
-pub const KEYS: [Key; 24] = [
+pub const KEYS: [Key; 25] = [
     Key {
         name: "segment",
         value: "<name_or_directory>",
@@ -70,6 +70,11 @@ pub const KEYS: [Key; 24] = [
         name: "fd",
         value: "<fd1,fd2,...>",
         help: "Descriptors of that device instead, one for each pair of virtqueues",
+    },
+    Key {
+        name: "uplink_offload",
+        value: "on|off",
+        help: "Whether that device takes partial checksums and unsegmented frames. Default: on",
     },
     Key {
         name: "allow_mac",
@@ -198,6 +203,8 @@ pub struct InterVm {
     pub tap: Option<String>,
     /// Descriptors of it, by number.
     pub fds: Vec<RawFd>,
+    /// Whether its switch takes offloads; `None`: the port's default.
+    pub uplink_offload: Option<bool>,
     /// Addresses that the guest may use beside `mac`.
     pub allow_mac: MacSets,
     /// What the guest must not send.
@@ -237,6 +244,7 @@ impl InterVm {
             socket: options.get("socket").map(PathBuf::from),
             tap: options.get("tap"),
             fds: fds(&options)?,
+            uplink_offload: switch(&options, "uplink_offload")?,
             allow_mac: list(&options, "allow_mac")?,
             guard: Guard {
                 ips: list(&options, "ip")?,
@@ -286,6 +294,9 @@ impl InterVm {
         }
         if self.tap.is_some() && !self.fds.is_empty() {
             return invalid("tap= and fd= are two ways to give one uplink".to_owned());
+        }
+        if self.uplink_offload.is_some() && self.tap.is_none() && self.fds.is_empty() {
+            return invalid("uplink_offload= needs an uplink (tap= or fd=)".to_owned());
         }
         if let Some(mac) = self.mac
             && self.allow_mac.exact().any(|allowed| allowed == mac)
@@ -346,6 +357,11 @@ impl fmt::Display for InterVm {
                 self.socket.as_ref().map(|path| path.display().to_string()),
             ),
             ("tap", self.tap.clone()),
+            (
+                "uplink_offload",
+                self.uplink_offload
+                    .map(|on| if on { "on" } else { "off" }.to_owned()),
+            ),
             ("sandbox", self.sandbox.map(|mode| mode.to_string())),
             (
                 "pci_segment",
@@ -459,6 +475,20 @@ fn small(size: Option<u64>) -> Option<u16> {
 
 fn convert<T: std::str::FromStr>(options: &Options, key: &str) -> Result<Option<T>, InterVmError> {
     options.convert(key).map_err(InterVmError::Options)
+}
+
+/// `on` or `off`.
+fn switch(options: &Options, key: &str) -> Result<Option<bool>, InterVmError> {
+    match options.get(key) {
+        None => Ok(None),
+        Some(text) if text == "on" => Ok(Some(true)),
+        Some(text) if text == "off" => Ok(Some(false)),
+        Some(value) => {
+            let key = key.to_owned();
+            let error = OptionError::Conversion { key, value };
+            Err(InterVmError::Options(error))
+        }
+    }
 }
 
 /// Descriptors as Cloud Hypervisor's lists have them, `[3,4]` or one number.

@@ -31,7 +31,7 @@ fn inter_vm_parses_what_it_prints() {
     for text in [
         "segment=/run/a",
         "segment=\"/run/a,b\",mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,\
-         queue_size=512,socket=\"/tmp/a,b\",tap=vm1,sandbox=log,\
+         queue_size=512,socket=\"/tmp/a,b\",tap=vm1,uplink_offload=off,sandbox=log,\
          pci_segment=1,pci_device_id=9",
         "segment=/run/a,max_peers=9,max_link_memory=65536,max_user_share=50",
         "segment=/run/a,bw_size=1000,bw_refill_time=100",
@@ -148,6 +148,8 @@ fn inter_vm_errors_name_the_mistake() {
         ("fd=[3,3],num_queues=4", "fd=[3,3] lists 3 twice"),
         ("fd=[3,4]", "2 descriptor(s) for 1 pair(s)"),
         ("fd=3,tap=vm1", "two ways to give one uplink"),
+        ("uplink_offload=off", "needs an uplink"),
+        ("tap=vm1,uplink_offload=no", "uplink_offload"),
         (
             "allow_mac=02:00",
             "allow_mac=02:00: \"02:00\" is neither a MAC address nor",

@@ -200,7 +200,6 @@ impl Offloads {
     };
 
     /// No offload.
-    #[cfg(test)]
     pub(crate) const NONE: Offloads = Offloads {
         checksum: false,
         tcp4: false,

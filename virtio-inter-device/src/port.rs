@@ -233,7 +233,8 @@ impl Port<Network> {
 
 impl Port<Relay> {
     /// A port without a guest: the uplink of other ports, with a queue of a tap device for each
-    /// worker. It carries nothing before [`Port::set_paths`].
+    /// worker. It carries nothing before [`Port::set_paths`]. `offload`: the device's switch takes
+    /// partial checksums, and frames to be segmented.
     ///
     /// # Errors
     ///
@@ -242,10 +243,11 @@ impl Port<Relay> {
         local: &LocalPort,
         busy_poll: BusyPollConfig,
         queues: Vec<OwnedFd>,
+        offload: bool,
     ) -> Result<Port<Relay>, DeviceError> {
         take_doorbell_resource()?;
         let mut port = Port::with_flood(local, busy_poll, |setup, flood| {
-            let mut relay = Relay::new(setup);
+            let mut relay = Relay::new(setup, !offload);
             if let Some((sender, receiver)) = flood {
                 relay.set_flood(sender, receiver);
             }

@@ -243,6 +243,12 @@ pub struct PortArgs {
     /// device keeps its place on its bridge or switch. Its MTU must not be smaller than the port's
     #[arg(long, value_name = "tap=NAME|tap-fd=N[:N...]")]
     pub uplink: Option<UplinkArg>,
+    /// Whether the uplink's switch takes partial checksums and unsegmented frames from the device,
+    /// as the kernel's bridges do. off, as Open vSwitch's userspace datapath needs it: the port
+    /// completes checksums and segments frames for the device; links keep the offloads
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch,
+          action = ArgAction::Set)]
+    pub uplink_offload: bool,
     /// Name of the network behind the uplink, in the syntax of --id. Ports whose uplinks are on one
     /// network receive each other's broadcasts by it, and all others by shared memory
     #[arg(long, value_name = "NAME", default_value = DEFAULT_NETWORK)]
@@ -352,6 +358,10 @@ pub struct UplinkArgs {
     /// Descriptors that are attached to the tap device, one for each queue, instead of its name
     #[arg(long, value_name = "N[:N...]", value_parser = parse_tap_fd)]
     pub tap_fd: Option<UplinkArg>,
+    /// Whether the device's switch takes partial checksums and unsegmented frames, as for a port
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch,
+          action = ArgAction::Set)]
+    pub uplink_offload: bool,
     /// Number of queues of the device, 1 to 64. A thread serves each
     #[arg(long, value_name = "QUEUES", default_value_t = 1,
           value_parser = value_parser!(u16).range(1..=i64::from(MAX_QUEUE_PAIRS)))]
@@ -415,6 +425,14 @@ impl UplinkArgs {
     /// Whether and how long its threads busy-poll.
     pub fn busy_poll(&self) -> BusyPollConfig {
         BusyPollConfig::default()
+    }
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("on or off is needed".to_owned()),
     }
 }
 

@@ -4,6 +4,7 @@ use anyhow::{Context, anyhow, bail};
 use log::{info, warn};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use virtio_inter_args::{SEGMENTS, absolute};
+use virtio_inter_device::backend::Network;
 use virtio_inter_segment::{JoinError, Segment};
 
 use crate::cli::PortArgs;
@@ -72,7 +73,14 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     };
     // The event loop tries again and warns.
     let _ = status.listen_in_segment(&segment);
-    let mut device = Device::with_uplink(&local, arguments.config(), queues)?;
+    let change = |network: Network| {
+        if arguments.uplink_offload {
+            network
+        } else {
+            network.with_plain_uplink()
+        }
+    };
+    let mut device = Device::with_network(&local, arguments.config(), queues, change)?;
     let limits = SessionLimits {
         queue_size: arguments.queue_size,
         mtu: arguments.mtu,

@@ -80,7 +80,12 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
     };
     // The event loop tries again and warns.
     let _ = status.listen_in_segment(&segment);
-    let device = Port::relay(&local, arguments.busy_poll(), queues)?;
+    let device = Port::relay(
+        &local,
+        arguments.busy_poll(),
+        queues,
+        arguments.uplink_offload,
+    )?;
     sandbox.log();
     info!(
         "Serving segment {} as uplink {} by tap device {}, priority {}, MTU {}",

@@ -48,6 +48,7 @@ impl Stage {
         let notify = temp.path().join("notify");
         let device = Device {
             tap: None,
+            uplink_offload: None,
             allow_mac: Default::default(),
             guard: Default::default(),
             limits: Default::default(),

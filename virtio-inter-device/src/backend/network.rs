@@ -33,6 +33,8 @@ pub struct Network {
     /// What the uplink is made with, and made again.
     setup: BackendSetup,
     takes: Offloads,
+    /// The uplink's switch takes no offloads.
+    plain: bool,
     /// Whose turn it is: the uplink's or the links'.
     uplink_first: bool,
 }
@@ -90,8 +92,20 @@ impl Network {
             uplink: None,
             setup,
             takes: Offloads::ALL,
+            plain: false,
             uplink_first: false,
         }
+    }
+
+    /// The same with frames for the uplink's device segmented, and their checksums completed, for a
+    /// switch that takes no offloads.
+    #[must_use]
+    pub fn with_plain_uplink(mut self) -> Self {
+        self.plain = true;
+        if let Some(uplink) = &mut self.uplink {
+            uplink.set_plain();
+        }
+        self
     }
 
     /// As [`Links::without_timeouts`], and an uplink that is full is waited for too: for tests.
@@ -111,6 +125,9 @@ impl Network {
     fn tap(&self, queue: OwnedFd) -> io::Result<Tap> {
         let mut tap = Tap::new(queue, &self.setup)?;
         tap.set_listed(self.links.listed().clone());
+        if self.plain {
+            tap.set_plain();
+        }
         Ok(tap)
     }
 

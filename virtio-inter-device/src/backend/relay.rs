@@ -35,6 +35,8 @@ pub struct Relay {
     links: Links,
     tap: Option<Tap>,
     setup: BackendSetup,
+    /// The device's switch takes no offloads.
+    plain: bool,
     /// Another uplink is active.
     standby: bool,
     /// A record of the device, on its way to links.
@@ -62,14 +64,15 @@ impl From<LinkCommand> for RelayCommand {
 }
 
 impl Relay {
-    /// Without links and device.
-    pub(crate) fn new(setup: BackendSetup) -> Self {
+    /// Without links and device. `plain`: as [`Network::with_plain_uplink`](super::Network).
+    pub(crate) fn new(setup: BackendSetup, plain: bool) -> Self {
         let mut links = Links::new(setup.clone());
         links.set_has_uplink(true);
         Relay {
             links,
             tap: None,
             setup,
+            plain,
             standby: true,
             buffer: vec![0; MAX_RECORD].into(),
             waiting: 0,
@@ -86,6 +89,9 @@ impl Relay {
     fn set_tap(&mut self, queue: OwnedFd, poller: &Poller) -> io::Result<()> {
         let mut tap = Tap::new(queue, &self.setup)?;
         tap.set_offloads(Offloads::ALL);
+        if self.plain {
+            tap.set_plain();
+        }
         tap.attach(poller)?;
         if let Some(former) = self.tap.replace(tap) {
             former.detach(poller);

@@ -90,6 +90,8 @@ pub(crate) struct Spec {
     pub(crate) busy_poll: BusyPollConfig,
     /// The port drops frames for a peer that makes no progress, or a guest with too few buffers.
     pub(crate) stall_timeout: bool,
+    /// The uplink's device takes partial checksums and frames to be segmented.
+    pub(crate) uplink_offload: bool,
     /// Receive buffers given at first: how many (the size at most), and of how many bytes.
     pub(crate) buffers: (usize, usize),
     /// Addresses that the guest may use beside its own, as on the command line.
@@ -134,6 +136,7 @@ impl Default for Spec {
             start: 0,
             busy_poll: BusyPollConfig::default(),
             stall_timeout: true,
+            uplink_offload: true,
             buffers: (256, 2048),
             allowed: "",
             ip: "",
@@ -215,10 +218,15 @@ impl Node<backend::Network> {
     /// A node whose port has an uplink: these queues of a tap device.
     pub(crate) fn with_uplink(number: usize, spec: Spec, queues: Vec<OwnedFd>) -> Self {
         let local = local(number, &spec);
-        let patient = !spec.stall_timeout;
-        let change = |network: backend::Network| match patient {
-            true => network.without_timeouts(),
-            false => network,
+        let (patient, plain) = (!spec.stall_timeout, !spec.uplink_offload);
+        let change = |mut network: backend::Network| {
+            if patient {
+                network = network.without_timeouts();
+            }
+            if plain {
+                network = network.with_plain_uplink();
+            }
+            network
         };
         let port = Port::with_network(&local, spec.config(), Some(queues), change).unwrap();
         Node::with_port(number, spec, port)

@@ -14,7 +14,7 @@ use virtio_inter_device::backend::{Network, TapDevice, TapError};
 use virtio_inter_device::{Device as _, PortEvent};
 use virtio_inter_test_support::skip;
 
-use driver::{Feature, LEAN, Node, Packet, Peer, Shape, Spec, mac, until};
+use driver::{Feature, LEAN, Node, Packet, Peer, Shape, Spec, adapted, mac, until};
 use host::{Host, enter, ip, make_tap, set_up};
 
 const BROADCAST: MacAddr = MacAddr::BROADCAST;
@@ -351,6 +351,53 @@ fn uplink_and_links_share_a_receive_queue() {
         }
     }
     assert_eq!((from_peer, from_host), (500, 500));
+    assert_eq!(node.drops(), []);
+}
+
+/// What a switch gets that takes no offloads.
+#[test]
+fn uplink_without_offloads_gets_whole_checksums_and_frames_that_fit() {
+    let spec = Spec {
+        uplink_offload: false,
+        mtu: 1500,
+        ..Spec::default()
+    };
+    let Some((mut node, mut host)) = uplinked(spec) else {
+        return;
+    };
+    let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+    let checksum = node.packet(mac(7), 100, 1).segmented(5, 0);
+    let packets = [
+        node.packet(mac(7), 1514, 0),
+        checksum.clone().with(1, &[0]),
+        node.packet(mac(7), 1000, 2).segmented(1, 1400),
+        node.packet(mac(7), 30_000, 3).segmented(1, 1400),
+        node.packet(mac(7), 65_000, 4).segmented(4, 9000),
+        node.packet(mac(7), 20_000, 5).segmented(5, 1000),
+        node.packet(BROADCAST, 20_000, 6).segmented(5, 1000),
+    ];
+    for packet in &packets {
+        node.guest.tx[0].send_cut(packet, &[5, 20, 100], Shape::Direct);
+        for expected in adapted(packet, LEAN, 1500) {
+            assert_eq!(host.receive(), expected, "{packet:?}");
+        }
+    }
+    // A peer takes offloads.
+    let received = peer.receive(0);
+    assert_eq!(received.header[1..2], packets[6].header[1..2]);
+    assert_eq!(received.frame.len(), 20_000);
+    // Also when the device is there again.
+    ip("link delete up0");
+    while !matches!(node.wait_event(), PortEvent::UplinkLost) {}
+    make_tap("up0", "");
+    let queues = open(1);
+    set_up("up0");
+    let mut host = Host::new("up0");
+    node.port.set_uplink(queues).unwrap();
+    node.guest.tx[0].send(&packets[3]);
+    for expected in adapted(&packets[3], LEAN, 1500) {
+        assert_eq!(host.receive(), expected);
+    }
     assert_eq!(node.drops(), []);
 }
 

@@ -6,6 +6,7 @@
 //! offloads (decision 0070).
 
 mod device;
+mod plain;
 mod reader;
 mod sys;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use virtio_inter_common::MacSets;
 use vm_memory::VolatileSlice;
 
 pub use device::{MAX_INTERFACE_NAME, TapDevice, TapError, TapState};
+use plain::PlainWriter;
 pub(super) use reader::TapReader;
 use reader::{TapRules, Turn};
 
@@ -41,6 +43,8 @@ pub(super) struct Tap {
     rules: TapRules,
     /// Frames that are in too many pieces are put together here.
     whole: Vec<u8>,
+    /// The device's switch takes no offloads.
+    plain: Option<Box<PlainWriter>>,
     /// The device is gone. It has been reported.
     gone: bool,
     to_report: bool,
@@ -70,10 +74,16 @@ impl Tap {
                 counters: Arc::clone(&setup.counters),
             },
             whole: Vec::new(),
+            plain: None,
             gone: false,
             to_report: false,
             batches: 0,
         })
+    }
+
+    /// Has checksums completed and frames segmented before they are written.
+    pub(super) fn set_plain(&mut self) {
+        self.plain = Some(Box::new(PlainWriter::new()));
     }
 
     /// Has `poller` wake the worker for frames, and for room after the device was full.
@@ -114,6 +124,12 @@ impl Tap {
     pub(super) fn send<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
         if self.gone {
             return Ok(self.lose_frame());
+        }
+        if let Some(plain) = &mut self.plain
+            && PlainWriter::is_for(frame.header())
+        {
+            let written = plain.write(&self.writer, frame, self.rules.mtu)?;
+            return Ok(self.written(written, frame.record_len()));
         }
         let written = frame.with_slices(|slices| {
             (slices.len() <= sys::MAX_PIECES).then(|| sys::write(&self.writer, slices))
