@@ -47,6 +47,8 @@ pub struct Device {
     pub allow_mac: MacSets,
     /// What the guest must not send.
     pub guard: Guard,
+    /// It may use any that no other port has or lists.
+    pub trunk: bool,
     /// What peers take of the port at most.
     pub limits: PortLimits,
     /// What the guest may send and get.
@@ -146,6 +148,7 @@ impl Device {
             uplink_offload: asked.uplink_offload,
             allow_mac: asked.allow_mac,
             guard: asked.guard,
+            trunk: asked.trunk.unwrap_or(false),
             limits: asked.limits,
             rate_limits: asked.rate_limits,
             sandbox: asked.sandbox,
@@ -231,6 +234,9 @@ impl Device {
         if self.guard.no_dhcp_server {
             arguments.push("--no-dhcp-server".into());
         }
+        if self.trunk {
+            arguments.push("--trunk".into());
+        }
         arguments.extend(self.limits.arguments().map(OsString::from));
         arguments.extend(self.rate_limits.arguments().map(OsString::from));
         if let Some(mode) = self.sandbox {
@@ -286,7 +292,7 @@ mod tests {
                     ip=[10.0.0.7,fd00::/64],no_dhcp_server=on,\
                     bw_size=[0,125000],bw_refill_time=100,\
                     ops_size=1K,ops_refill_time=1000,ops_one_time_burst=7,sandbox=strict,\
-                    uplink_offload=off";
+                    uplink_offload=off,trunk=on";
         let arguments = device(text).port_arguments();
         assert_eq!(
             arguments,
@@ -304,6 +310,7 @@ mod tests {
                 "--allow-mac=00:00:5e:00:01:*,02:00:00:00:00:07",
                 "--ip=10.0.0.7,fd00::/64",
                 "--no-dhcp-server",
+                "--trunk",
                 "--max-peers=9",
                 "--max-link-memory=2097152",
                 "--max-user-share=50",

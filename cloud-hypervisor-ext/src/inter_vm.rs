@@ -25,7 +25,7 @@ pub struct Key {
 }
 
 /// All keys.
-pub const KEYS: [Key; 25] = [
+pub const KEYS: [Key; 26] = [
     Key {
         name: "segment",
         value: "<name_or_directory>",
@@ -90,6 +90,11 @@ pub const KEYS: [Key; 25] = [
         name: "no_dhcp_server",
         value: "on|off",
         help: "Drop what only DHCP servers and routers send. Default: off",
+    },
+    Key {
+        name: "trunk",
+        value: "on|off",
+        help: "Whether the guest may use any address that no other port has or lists. Default: off",
     },
     Key {
         name: "max_peers",
@@ -209,6 +214,8 @@ pub struct InterVm {
     pub allow_mac: MacSets,
     /// What the guest must not send.
     pub guard: Guard,
+    /// It may use any that no other port has or lists; `None`: the port's default.
+    pub trunk: Option<bool>,
     /// What peers take of the port at most.
     pub limits: PortLimits,
     /// What the guest may send and get.
@@ -253,6 +260,7 @@ impl InterVm {
                     .map_err(InterVmError::Options)?
                     .unwrap_or(false),
             },
+            trunk: switch(&options, "trunk")?,
             limits: PortLimits::new(|key, range| size(&options, key, range))?,
             rate_limits: DeviceRateLimits::new(
                 |key| each_direction(&options, key),
@@ -357,11 +365,8 @@ impl fmt::Display for InterVm {
                 self.socket.as_ref().map(|path| path.display().to_string()),
             ),
             ("tap", self.tap.clone()),
-            (
-                "uplink_offload",
-                self.uplink_offload
-                    .map(|on| if on { "on" } else { "off" }.to_owned()),
-            ),
+            ("uplink_offload", self.uplink_offload.map(on_or_off)),
+            ("trunk", self.trunk.map(on_or_off)),
             ("sandbox", self.sandbox.map(|mode| mode.to_string())),
             (
                 "pci_segment",
@@ -475,6 +480,10 @@ fn small(size: Option<u64>) -> Option<u16> {
 
 fn convert<T: std::str::FromStr>(options: &Options, key: &str) -> Result<Option<T>, InterVmError> {
     options.convert(key).map_err(InterVmError::Options)
+}
+
+fn on_or_off(on: bool) -> String {
+    if on { "on" } else { "off" }.to_owned()
 }
 
 /// `on` or `off`.

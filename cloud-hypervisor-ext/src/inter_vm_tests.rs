@@ -31,7 +31,7 @@ fn inter_vm_parses_what_it_prints() {
     for text in [
         "segment=/run/a",
         "segment=\"/run/a,b\",mac=02:00:00:00:00:01,id=net7,mtu=9000,num_queues=4,\
-         queue_size=512,socket=\"/tmp/a,b\",tap=vm1,uplink_offload=off,sandbox=log,\
+         queue_size=512,socket=\"/tmp/a,b\",tap=vm1,uplink_offload=off,trunk=on,sandbox=log,\
          pci_segment=1,pci_device_id=9",
         "segment=/run/a,max_peers=9,max_link_memory=65536,max_user_share=50",
         "segment=/run/a,bw_size=1000,bw_refill_time=100",

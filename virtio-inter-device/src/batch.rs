@@ -65,6 +65,8 @@ pub(crate) struct Rules {
     pub(crate) allowed: MacSets,
     /// What the guest must not send.
     pub(crate) guard: Guard,
+    /// It may use any that no other port has or lists.
+    pub(crate) trunk: bool,
     pub(crate) mtu: u16,
     pub(crate) negotiated: Negotiated,
     /// For frames of the guest. None: there is no limit.

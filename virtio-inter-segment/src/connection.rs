@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use virtio_inter_common::PortId;
+use virtio_inter_common::{MacAddr, PortId};
 use virtio_inter_link::{Doorbell, Receiver, ReceiverPage, Region, RingCost, Violation};
 use zerocopy::IntoBytes;
 
@@ -21,8 +21,8 @@ use crate::quota::{Quota, UserQuota};
 use crate::rings::Rings;
 use crate::socket::{self, ReceiveError, Received};
 use crate::wire::{
-    self, Accept, DONE_DECLINED, DONE_DRAINED, Done, Guest, Header, KIND_FRAME, Link, MAX_FRAME,
-    MAX_MESSAGE, Message, Versions,
+    self, Accept, DONE_DECLINED, DONE_DRAINED, Done, Guest, Header, KIND_ADDRESSES, KIND_FRAME,
+    Link, MAX_FRAME, MAX_MESSAGE, Message, Versions,
 };
 
 /// Bytes that the kernel keeps of what a peer does not read: small, as there is one such buffer for
@@ -47,6 +47,8 @@ pub(crate) struct Connection {
     hello_sent: bool,
     /// What the peer knows of this side's guest.
     said_away: bool,
+    /// The same of its addresses, if it is a trunk.
+    said_addresses: Arc<[MacAddr]>,
     stage: Stage,
 }
 
@@ -101,6 +103,8 @@ pub(crate) enum Step {
     Frame(Box<[u8]>),
     /// The peer's guest has come, or has gone (true).
     Guest(bool),
+    /// The addresses that a trunk's guest uses.
+    Addresses(Vec<MacAddr>),
     /// The connection is over: before the link was up, …
     Ended(End),
     /// … or after it was.
@@ -155,6 +159,7 @@ impl Connection {
             closer: closer.clone(),
             hello_sent: false,
             said_away: false,
+            said_addresses: Arc::default(),
             stage: Stage::Hello,
         }
     }
@@ -256,9 +261,7 @@ impl Connection {
     /// A peer that has closed is not an error here: what it said last is still to be read.
     pub(crate) fn flush(&mut self, local: &Local) -> Result<bool, Refusal> {
         loop {
-            if self.hello_sent && self.said_away != local.away && self.push_guest(local.away) {
-                self.said_away = local.away;
-            }
+            self.push_news(local);
             let sent = if !self.hello_sent {
                 if self.role == Role::Acceptor && self.up().is_none() {
                     // The connector speaks first.
@@ -418,6 +421,16 @@ impl Connection {
                     _ => Step::Guest(away),
                 })
             }
+            (Stage::Up(up), Message::Addresses(addresses)) => {
+                up.quota.spend_on_link();
+                let addresses = addresses.iter().copied().map(MacAddr::new);
+                let usable = addresses.filter(|address| address.check_port().is_ok());
+                Ok(if up.peer.trunk {
+                    Step::Addresses(usable.collect())
+                } else {
+                    Step::Progress
+                })
+            }
             (Stage::Up(up), Message::Optional(kind)) => {
                 up.quota.spend_on_frame();
                 log::debug!("Skipped a message of kind {kind:#06x} from {}", self.name());
@@ -517,14 +530,28 @@ impl Connection {
         }
     }
 
-    /// Says whether this side's guest is here. False: nobody is to hear of it yet.
-    fn push_guest(&mut self, away: bool) -> bool {
-        let Some(up) = self.up_mut() else {
-            return false;
+    /// Has the peer hear what it does not know of this side yet.
+    fn push_news(&mut self, local: &Local) {
+        let Stage::Up(up) = &mut self.stage else {
+            return;
         };
-        let guest = Guest::new(away).as_bytes().to_vec();
-        up.outgoing.push_back((guest, Vec::new()));
-        true
+        // HELLO says the first of it.
+        if !self.hello_sent {
+            return;
+        }
+        if self.said_away != local.away {
+            self.said_away = local.away;
+            let guest = Guest::new(local.away).as_bytes().to_vec();
+            up.outgoing.push_back((guest, Vec::new()));
+        }
+        if self.said_addresses != local.addresses {
+            self.said_addresses.clone_from(&local.addresses);
+            let bytes = local.addresses.iter().flat_map(|address| address.octets());
+            let bytes: Vec<u8> = bytes.collect();
+            let header = Header::new(KIND_ADDRESSES, size_of::<Header>() + bytes.len());
+            let message = [header.as_bytes(), &bytes].concat();
+            up.outgoing.push_back((message, Vec::new()));
+        }
     }
 
     /// Sends a record without a ring. False: there is no room for it, or it is too long.

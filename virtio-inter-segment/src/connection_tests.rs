@@ -17,10 +17,12 @@ fn local() -> Local {
             uplinks: Default::default(),
             allowed: Default::default(),
             guard: Default::default(),
+            trunk: false,
         },
         incarnation: 1,
         pid: 1,
         away: false,
+        addresses: Default::default(),
     }
 }
 
@@ -45,6 +47,7 @@ fn up() -> (Connection, OwnedFd) {
         incarnation: 1,
         pid: 1,
         away: false,
+        trunk: false,
     };
     connection.admit(candidate, UserQuota::new(now), now);
     let fds = [pipe(), pipe(), pipe()];

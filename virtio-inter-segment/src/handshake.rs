@@ -4,6 +4,7 @@
 //! that does not want the other sends REFUSE and closes.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use thiserror::Error;
 use virtio_inter_common::{
@@ -15,8 +16,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::port::{LocalPort, PortError, Uplinks, check_port};
 use crate::wire::{
-    AddressSet, FLAG_AWAY, GUARD_NO_DHCP_SERVER, GuardHead, Header, Hello, HelloHead, IpEntry,
-    KIND_HELLO, REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES,
+    AddressSet, FLAG_AWAY, FLAG_TRUNK, GUARD_NO_DHCP_SERVER, GuardHead, Header, Hello, HelloHead,
+    IpEntry, KIND_HELLO, REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES,
     REASON_TIMEOUT, REASON_UNKNOWN, Refuse, Versions, WireError,
 };
 
@@ -28,6 +29,8 @@ pub(crate) struct Local {
     pub(crate) pid: u32,
     /// Its guest is not here, as peers know it.
     pub(crate) away: bool,
+    /// What its guest uses, of a trunk, as peers know it.
+    pub(crate) addresses: Arc<[MacAddr]>,
 }
 
 /// This side's part in making the connection, and what that says about the peer.
@@ -55,6 +58,8 @@ pub(crate) struct Candidate {
     pub(crate) pid: u32,
     /// Its guest is not here.
     pub(crate) away: bool,
+    /// It is a trunk.
+    pub(crate) trunk: bool,
 }
 
 /// Why a peer is refused. The text goes to the log and to the peer.
@@ -185,6 +190,11 @@ impl From<WireError> for Refusal {
 }
 
 impl Local {
+    fn flags(&self) -> u16 {
+        let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
+        flag(self.away, FLAG_AWAY) | flag(self.port.trunk, FLAG_TRUNK)
+    }
+
     /// The message with which this port introduces itself.
     pub(crate) fn hello(&self) -> Hello {
         let network = self.port.uplinks.network.as_ref();
@@ -198,7 +208,7 @@ impl Local {
                 incarnation: self.incarnation.into(),
                 ring_capacity: self.port.ring_capacity.into(),
                 must_flags: 0.into(),
-                may_flags: if self.away { FLAG_AWAY } else { 0 }.into(),
+                may_flags: self.flags().into(),
                 pid: self.pid.into(),
                 mtu: self.port.mtu.into(),
                 mac: self.port.mac.octets(),
@@ -240,6 +250,7 @@ impl Local {
             incarnation: head.incarnation.get(),
             pid: head.pid.get(),
             away: head.may_flags.get() & FLAG_AWAY != 0,
+            trunk: head.may_flags.get() & FLAG_TRUNK != 0,
         };
         check_port(
             candidate.mac,

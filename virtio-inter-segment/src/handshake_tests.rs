@@ -15,12 +15,14 @@ fn local(id: &str, last_byte: u8) -> Local {
         uplinks: Default::default(),
         allowed: Default::default(),
         guard: Default::default(),
+        trunk: false,
     };
     Local {
         port,
         incarnation: 7,
         pid: 42,
         away: false,
+        addresses: Default::default(),
     }
 }
 
@@ -40,7 +42,11 @@ fn handshake_of_ports_that_fit_succeeds() {
     let away = Local { away: true, ..b };
     let role = Role::Connector("b".parse().unwrap());
     assert!(a.judge(&role, &away.hello()).unwrap().away);
-    let b = local("b", 2);
+    let mut b = local("b", 2);
+    b.port.trunk = true;
+    let seen = a.judge(&role, &b.hello()).unwrap();
+    assert!(seen.trunk && !seen.away);
+    b.port.trunk = false;
     assert_eq!(b.judge(&Role::Acceptor, &a.hello()).unwrap().id, a.port.id);
     let long = local(&"z".repeat(64), 3);
     let role = Role::Connector(long.port.id.clone());

@@ -54,4 +54,4 @@ pub use port::{
 pub use refused::RefusedPeer;
 pub use segment::{Segment, WatchDirectory};
 pub use service_listener::ServiceListener;
-pub use wire::{MAX_FRAME, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN};
+pub use wire::{MAX_FRAME, MAX_TRUNK_ADDRESSES, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN};

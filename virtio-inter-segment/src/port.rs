@@ -45,6 +45,9 @@ pub struct LocalPort {
     pub allowed: MacSets,
     /// What its guest must not send; at most [`MAX_IP_SETS`] sets of IP addresses.
     pub guard: Guard,
+    /// Its guest may use any address that no other port has or lists: root and the owner of the
+    /// segment's directory alone may have such a port.
+    pub trunk: bool,
 }
 
 /// What is wrong with the description of a port, ours or a peer's.
@@ -153,6 +156,9 @@ pub struct PeerInfo {
     pub allowed: MacSets,
     /// What its guest must not send, as it says.
     pub guard: Guard,
+    /// Its guest may use any address that no other port has or lists: those that it does use come
+    /// as events.
+    pub trunk: bool,
     /// It has no guest now: who sends to its address may find the guest on another host.
     pub away: bool,
 }
@@ -271,6 +277,14 @@ pub enum SegmentEvent {
         peer: PeerKey,
         /// It has gone.
         away: bool,
+    },
+    /// The addresses that a trunk's guest uses now, in place of the former ones: at most
+    /// [`MAX_TRUNK_ADDRESSES`](crate::MAX_TRUNK_ADDRESSES).
+    Addresses {
+        /// The trunk.
+        peer: PeerKey,
+        /// The addresses: unicast, and none that is zero.
+        addresses: Vec<MacAddr>,
     },
     /// A peer that was up is gone. Whatever it had sent before is still in the receivers.
     Down(PeerKey, DownReason),

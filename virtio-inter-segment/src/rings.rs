@@ -161,6 +161,7 @@ mod tests {
             incarnation: 1,
             pid: 1,
             away: false,
+            trunk: false,
         }
     }
 

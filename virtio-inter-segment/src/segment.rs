@@ -35,12 +35,13 @@ mod discovery;
 mod ends;
 mod files;
 mod guest;
+mod guest_state;
 mod links;
 mod upkeep;
 mod window;
 
 use connections::Connections;
-use guest::GuestState;
+use guest_state::GuestState;
 use upkeep::Upkeep;
 pub use upkeep::WatchDirectory;
 use window::ConnectWindow;
@@ -148,6 +149,7 @@ impl Segment {
                 incarnation,
                 pid: std::process::id(),
                 away: false,
+                addresses: Default::default(),
             },
             guest: GuestState::default(),
             directory,
@@ -404,6 +406,10 @@ impl Segment {
                 }),
                 Step::Frame(record) => self.events.push(SegmentEvent::Frame { peer, record }),
                 Step::Guest(away) => self.events.push(SegmentEvent::Guest { peer, away }),
+                Step::Addresses(addresses) => {
+                    let event = SegmentEvent::Addresses { peer, addresses };
+                    self.events.push(event);
+                }
                 Step::Ended(end) => return self.end(connection, end, now),
                 Step::Down(reason) => return self.down(&connection, reason, now),
             }
@@ -454,6 +460,7 @@ impl Segment {
             uplinks: peer.uplinks.clone(),
             allowed: peer.allowed.clone(),
             guard: peer.guard.clone(),
+            trunk: peer.trunk,
             away: peer.away,
         }));
     }

@@ -20,6 +20,7 @@ fn local(id: &str, last: u8) -> LocalPort {
         uplinks: Default::default(),
         allowed: Default::default(),
         guard: Default::default(),
+        trunk: false,
     }
 }
 
@@ -39,6 +40,7 @@ fn accepted(limits: Limits) -> (tempfile::TempDir, Segment, Connection, OwnedFd)
         incarnation: 1,
         pid: 1,
         away: false,
+        addresses: Default::default(),
     };
     socket::send(peer.as_fd(), &of_peer.hello().to_bytes(), &[]).unwrap();
     (directory, segment, connection, peer)

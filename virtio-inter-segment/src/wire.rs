@@ -37,11 +37,18 @@ pub(crate) const KIND_DONE: u16 = 6;
 pub(crate) const KIND_FRAME: u16 = 7;
 /// The sender's guest has come or gone.
 pub(crate) const KIND_GUEST: u16 = KIND_OPTIONAL | 8;
+/// The addresses that the sender's guest uses now, of a trunk.
+pub(crate) const KIND_ADDRESSES: u16 = KIND_OPTIONAL | 9;
 /// A recipient that does not know a message whose kind has this bit skips it.
 pub(crate) const KIND_OPTIONAL: u16 = 0x8000;
 
 /// Flag of HELLO that a recipient may ignore, and of GUEST: the sender's guest is not here.
 pub(crate) const FLAG_AWAY: u16 = 1;
+/// Flag of HELLO that a recipient may ignore: the sender is a trunk.
+pub(crate) const FLAG_TRUNK: u16 = 2;
+
+/// Most addresses that a trunk may learn.
+pub const MAX_TRUNK_ADDRESSES: usize = 64;
 
 /// Field of HELLO: the port's id.
 pub(crate) const FIELD_ID: u16 = FIELD_MUST | 1;
@@ -128,7 +135,7 @@ pub(crate) struct HelloHead {
     pub(crate) ring_capacity: U32,
     /// Flags that a recipient has to understand: none is defined.
     pub(crate) must_flags: U16,
-    /// Flags that a recipient may ignore: [`FLAG_AWAY`].
+    /// Flags that a recipient may ignore: [`FLAG_AWAY`], [`FLAG_TRUNK`].
     pub(crate) may_flags: U16,
     /// For the log only.
     pub(crate) pid: U32,
@@ -443,6 +450,8 @@ pub(crate) enum Message<'a> {
     /// A record.
     Frame(&'a [u8]),
     Guest(Guest),
+    /// Addresses of a trunk's guest.
+    Addresses(&'a [[u8; 6]]),
     /// A message that may be skipped.
     Optional(u16),
 }
@@ -457,6 +466,7 @@ impl Message<'_> {
             Message::Done(_) => "DONE",
             Message::Frame(_) => "FRAME",
             Message::Guest(_) => "GUEST",
+            Message::Addresses(_) => "ADDRESSES",
             Message::Optional(_) => "optional message",
         }
     }
@@ -592,6 +602,12 @@ pub(crate) fn parse(packet: &[u8]) -> Result<Message<'_>, WireError> {
         KIND_GUEST => Ok(match Guest::read_from_bytes(packet) {
             Ok(guest) => Message::Guest(guest),
             Err(_) => Message::Optional(kind),
+        }),
+        KIND_ADDRESSES => Ok(match <[[u8; 6]]>::ref_from_bytes(rest) {
+            Ok(addresses) if addresses.len() <= MAX_TRUNK_ADDRESSES => {
+                Message::Addresses(addresses)
+            }
+            _ => Message::Optional(kind),
         }),
         _ if kind & KIND_OPTIONAL != 0 => Ok(Message::Optional(kind)),
         _ => Err(WireError::Kind(kind)),

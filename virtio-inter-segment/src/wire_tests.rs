@@ -273,7 +273,11 @@ fn wire_guest_is_away_or_here() {
         let bytes = Guest::new(away);
         assert_eq!(
             bytes.as_bytes(),
-            [b"VIsg\x08\x80\x10\0", &[u8::from(away), 0, 0, 0, 0, 0, 0, 0][..]].concat()
+            [
+                b"VIsg\x08\x80\x10\0",
+                &[u8::from(away), 0, 0, 0, 0, 0, 0, 0][..]
+            ]
+            .concat()
         );
         let parsed = parse(bytes.as_bytes());
         assert!(matches!(parsed, Ok(Message::Guest(guest)) if guest.away() == away));
@@ -282,6 +286,25 @@ fn wire_guest_is_away_or_here() {
     let bytes = Header::new(KIND_GUEST, 8);
     let parsed = parse(bytes.as_bytes());
     assert!(matches!(parsed, Ok(Message::Optional(KIND_GUEST))));
+}
+
+#[test]
+fn wire_addresses_are_at_most_64() {
+    let message = |count: usize, more: usize| {
+        let size = 8 + 6 * count + more;
+        let mut bytes = Header::new(KIND_ADDRESSES, size).as_bytes().to_vec();
+        bytes.resize(size, 2);
+        bytes
+    };
+    for count in [0, 1, 64] {
+        let bytes = message(count, 0);
+        let parsed = parse(&bytes);
+        assert!(matches!(parsed, Ok(Message::Addresses(all)) if all == vec![[2; 6]; count]));
+    }
+    for bytes in [message(65, 0), message(3, 1)] {
+        let parsed = parse(&bytes);
+        assert!(matches!(parsed, Ok(Message::Optional(KIND_ADDRESSES))));
+    }
 }
 
 #[test]

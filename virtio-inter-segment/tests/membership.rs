@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Net, PATIENCE, limits, local, readable};
-use virtio_inter_segment::{JoinError, Limits, Segment};
+use virtio_inter_common::MacAddr;
+use virtio_inter_segment::{JoinError, Limits, LocalPort, Segment};
 
 /// The owner may keep a segment on a thread of its own.
 const _: () = {
@@ -75,6 +76,38 @@ fn guest_that_is_away_or_here_is_known_to_old_and_new_peers() {
         });
     }
     assert_eq!(net.ports["a"].guest_events, 3);
+}
+
+#[test]
+fn addresses_of_a_trunk_are_known_to_old_and_new_peers() {
+    let mut net = Net::new();
+    let trunk = |id: &str| LocalPort {
+        trunk: true,
+        ..local(id)
+    };
+    net.join_as(trunk("m")).unwrap();
+    net.join("a");
+    net.until_meshed();
+    let addresses: Vec<MacAddr> = (0..100).map(|last| [2, 0, 0, 0, 1, last].into()).collect();
+    let known = |net: &Net, of: &str| {
+        let last = net.ports[of].addresses.last();
+        last.map_or(0, |(_, addresses)| addresses.len())
+    };
+    for count in [1, 64, 100, 0, 3] {
+        let segment = &mut net.ports.get_mut("m").unwrap().segment;
+        segment.set_addresses(&addresses[..count]);
+        net.until("the peer knows", |net| known(net, "a") == count.min(64));
+    }
+    assert!(net.ports["a"].links["m"].peer.trunk);
+    net.join("z");
+    net.until("the new peer knows", |net| known(net, "z") == 3);
+    assert_eq!(net.ports["z"].addresses[0].1, addresses[..3]);
+    // A port that is no trunk has none.
+    let segment = &mut net.ports.get_mut("a").unwrap().segment;
+    segment.set_addresses(&addresses);
+    segment.set_away(true);
+    net.until("the peer has heard", |net| net.ports["m"].guest_events == 1);
+    assert!(net.ports["m"].addresses.is_empty());
 }
 
 #[test]

@@ -203,6 +203,11 @@ pub struct PortArgs {
     /// advertisements and redirects
     #[arg(long)]
     pub no_dhcp_server: bool,
+    /// The VM may use any address that no other port of the segment has or lists, up to 64 at a
+    /// time, and gets the frames for them: for guests that bridge or run other VMs. Only root and
+    /// the owner of the segment's directory may run such a port
+    #[arg(long)]
+    pub trunk: bool,
     /// Maximum size of an IP packet, without the Ethernet header of 14 bytes: 68 to 65535. All
     /// ports of a segment should have the same
     #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = parse_mtu)]
@@ -293,6 +298,7 @@ impl PortArgs {
                 ips: self.ip.clone().unwrap_or_default(),
                 no_dhcp_server: self.no_dhcp_server,
             },
+            trunk: self.trunk,
         }
     }
 
@@ -419,6 +425,7 @@ impl UplinkArgs {
             uplinks: self.uplinks(),
             allowed: MacSets::default(),
             guard: Guard::default(),
+            trunk: false,
         }
     }
 

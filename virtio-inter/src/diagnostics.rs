@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use virtio_inter_common::{MacAddr, MacSets, PortId};
 use virtio_inter_device::DropReason;
-use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, RefusedPeer};
+use virtio_inter_segment::{LocalPort, MAX_TRUNK_ADDRESSES, PeerInfo, PeerKey, RefusedPeer};
 
 use crate::uplink::{Device, UplinkState, UplinkStatus};
 use crate::warnings::{Code, Warning, Warnings};
@@ -25,6 +25,7 @@ const ONE_MTU: &str = "Give all ports of the segment, and their guests, one MTU"
 pub struct Diagnostics {
     mac: MacAddr,
     allowed: MacSets,
+    trunk: bool,
     mtu: u16,
     warnings: Warnings,
     /// Drops seen so far, by queue pair and reason.
@@ -46,6 +47,7 @@ impl Diagnostics {
         Self {
             mac: local.mac,
             allowed: local.allowed.clone(),
+            trunk: local.trunk,
             mtu: local.mtu,
             warnings: Warnings::default(),
             seen: BTreeMap::new(),
@@ -311,6 +313,11 @@ impl Diagnostics {
                          they are dropped, although --allow-mac has it. Give one of them another \
                          address",
                         peer.id
+                    ),
+                    _ if self.trunk => format!(
+                        "The guest sends frames from {source}, which another port lists, or which \
+                         is one more than the {MAX_TRUNK_ADDRESSES} addresses that a trunk may \
+                         use at a time: they are dropped"
                     ),
                     _ => format!(
                         "The guest sends frames from {source}, but this port's address is {mac}: \

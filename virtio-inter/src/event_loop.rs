@@ -28,6 +28,7 @@ use crate::shutdown_signals::ShutdownSignals;
 use crate::status::Status;
 use crate::status_socket::StatusSocket;
 use crate::timer::Timer;
+use crate::trunk::Trunk;
 use crate::unexpected_signals::UnexpectedSignals;
 use crate::uplink::{Device, Uplink};
 use crate::watchdog::Watchdog;
@@ -45,6 +46,7 @@ const FILES: u64 = 9;
 const IDLE_LINKS: u64 = 10;
 const WATCHDOG: u64 = 11;
 const CAPTURE: u64 = 12;
+const TRUNK: u64 = 14;
 
 /// Time from the first dropped frame to the check of the reasons: ports that start together link
 /// meanwhile.
@@ -97,6 +99,7 @@ pub struct EventLoop {
     file_watch: FileWatch,
     links: LinkControl,
     watchdog: Watchdog,
+    trunk: Trunk,
     arguments: PortArgs,
     sandbox: Report,
     unexpected: UnexpectedSignals,
@@ -134,6 +137,8 @@ impl EventLoop {
         poll.add(&links, IDLE_LINKS)?;
         let watchdog = Watchdog::from_environment()?;
         poll.add(&watchdog, WATCHDOG)?;
+        let trunk = Trunk::new()?;
+        poll.add(&trunk, TRUNK)?;
         segment.set_away(true);
         let restore_backoff = RestoreBackoff::new()?;
         poll.add(&restore_backoff, RESTORE)?;
@@ -161,6 +166,7 @@ impl EventLoop {
             file_watch,
             links,
             watchdog,
+            trunk,
             arguments: arguments.clone(),
             sandbox: Report::default(),
             unexpected,
@@ -238,6 +244,7 @@ impl EventLoop {
                         self.poll.modify(&self.file_watch, Events::empty(), FILES)?;
                         self.restore_backoff.check_soon()?;
                     }
+                    TRUNK => self.trunk.forget_old(&mut self.device, &mut self.segment)?,
                     IDLE_LINKS => self.links.close_quiet(&mut self.device)?,
                     WATCHDOG => self.watchdog.process()?,
                     _ => self.handle_device()?,
@@ -265,7 +272,8 @@ impl EventLoop {
             )
             .with_sandbox(&self.sandbox)
             .with_capture(self.capture.active())
-            .with_usage(self.segment.usage());
+            .with_usage(self.segment.usage())
+            .with_trunk(self.arguments.trunk.then_some(&self.trunk));
             // The document has no values that JSON cannot represent.
             let mut document = serde_json::to_vec(&now).unwrap_or_default();
             document.push(b'\n');
@@ -446,7 +454,8 @@ impl EventLoop {
         for (peer, error) in self.links.serve(device, segment, &self.peers)? {
             self.drop_peer(peer, &ErrorChain(&error).to_string());
         }
-        Ok(())
+        let new = self.links.take_new_addresses();
+        self.trunk.learn(&new, &mut self.device, &mut self.segment)
     }
 
     /// Chooses the links of multicast frames and of frames for nobody, among the peers and a new

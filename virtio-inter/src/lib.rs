@@ -34,6 +34,7 @@ pub mod socket_access;
 pub mod status;
 pub mod status_socket;
 mod timer;
+mod trunk;
 pub mod unexpected_signals;
 pub mod uplink;
 pub mod vhost_user;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use log::Level;
-use virtio_inter_common::{ErrorChain, LogLimit, log_limited};
+use virtio_inter_common::{ErrorChain, LogLimit, MacAddr, log_limited};
 use virtio_inter_device::backend::Paths;
 use virtio_inter_device::{DeviceError, LinkBackend, LinkEvent, Port};
 use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
@@ -30,6 +30,8 @@ pub(crate) struct LinkControl {
     idle: Duration,
     /// What the device was given last.
     paths: Option<Paths>,
+    /// Addresses that a trunk is to learn.
+    new_addresses: Vec<MacAddr>,
 }
 
 impl LinkControl {
@@ -43,6 +45,7 @@ impl LinkControl {
             quiet: Timer::new()?,
             idle,
             paths: None,
+            new_addresses: Vec::new(),
         })
     }
 
@@ -74,6 +77,9 @@ impl LinkControl {
                 number,
                 declined: true,
             } => (peer, device.set_declined(peer, queue, number)),
+            SegmentEvent::Addresses { peer, addresses } => {
+                (peer, device.set_used_by(peer, &addresses))
+            }
             SegmentEvent::Frame { peer, record } => {
                 device.deliver(peer, &record);
                 return Ok(());
@@ -126,6 +132,7 @@ impl LinkControl {
                     };
                     failed.extend(result.err().map(|error| (peer, error)));
                 }
+                LinkEvent::Learn(address) => self.new_addresses.push(address),
                 LinkEvent::Finished { peer, number } => segment.finish_link(peer, number),
                 LinkEvent::Flood {
                     peers,
@@ -141,6 +148,11 @@ impl LinkControl {
             }
         }
         Ok(failed)
+    }
+
+    /// The addresses that a trunk is to learn.
+    pub(crate) fn take_new_addresses(&mut self) -> Vec<MacAddr> {
+        std::mem::take(&mut self.new_addresses)
     }
 
     /// Has the device use these links for frames that are not for one peer, unless it does already.

@@ -105,6 +105,7 @@ mod tests {
             uplinks: uplinks(network, shared),
             allowed: Default::default(),
             guard: Default::default(),
+            trunk: false,
             away: false,
         };
         all.iter().map(peer).collect()

@@ -21,7 +21,7 @@ use crate::shutdown_signals::ShutdownSignals;
 use crate::socket::SocketLock;
 use crate::status_socket::StatusSocket;
 use crate::unexpected_signals::UnexpectedSignals;
-use crate::uplink::{Device, Uplink};
+use crate::uplink::{Device, Uplink, check_right};
 use crate::vhost_user::session::SessionLimits;
 use crate::{notify, rlimits};
 
@@ -57,6 +57,9 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     let Some(mut status) = wait.acquire(listen)? else {
         return Ok(());
     };
+    if arguments.trunk {
+        check_right(&arguments.segment, "a trunk")?;
+    }
     let (uplink, queues) = match &arguments.uplink {
         None => (None, None),
         Some(uplink) => {

@@ -63,7 +63,7 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
     rlimits::prepare(arguments.ring_size);
-    check_right(&arguments.segment)?;
+    check_right(&arguments.segment, "an uplink")?;
     let local = arguments.local_port();
     let wait = LockWait::new(&signals);
     let listen = || StatusSocket::listen(arguments.status_socket.as_deref());

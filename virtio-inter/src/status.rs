@@ -16,6 +16,7 @@ use crate::diagnostics::Diagnostics;
 use crate::frontend_server::{ClientState, FrontendServer, FrontendState};
 use crate::rate_limit_args::RateLimitStatus;
 use crate::sandbox::Report;
+use crate::trunk::Trunk;
 use crate::uplink::{Device, UplinkStatus};
 
 /// Version of the document. It increases when a field changes its meaning or is removed, not when
@@ -34,6 +35,7 @@ pub struct Status<'a> {
     allow_mac: Vec<String>,
     ip: Vec<String>,
     no_dhcp_server: bool,
+    trunk: Option<Vec<String>>,
     mtu: u16,
     queue_pairs: u16,
     segment: String,
@@ -159,6 +161,8 @@ struct Peer<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     uplink_priority: Option<u16>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    trunk: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     away: bool,
 }
 
@@ -250,6 +254,7 @@ impl<'a> Status<'a> {
             allow_mac: arguments.allow_mac.as_ref().map(list).unwrap_or_default(),
             ip: arguments.ip.as_ref().map(ips).unwrap_or_default(),
             no_dhcp_server: arguments.no_dhcp_server,
+            trunk: None,
             mtu: arguments.mtu,
             queue_pairs: arguments.queues,
             segment: absolute(&arguments.segment).display().to_string(),
@@ -300,6 +305,14 @@ impl<'a> Status<'a> {
         self.limits = Some(usage.into());
         self
     }
+
+    /// The same with the addresses that a trunk's guest uses.
+    #[must_use]
+    pub(crate) fn with_trunk(mut self, trunk: Option<&Trunk>) -> Self {
+        let list = |trunk: &Trunk| trunk.addresses().map(|mac| mac.to_string()).collect();
+        self.trunk = trunk.map(list);
+        self
+    }
 }
 
 impl From<ClientState> for Client {
@@ -338,6 +351,7 @@ impl<'a> From<&'a PeerInfo> for Peer<'a> {
             no_dhcp_server: peer.guard.no_dhcp_server,
             network: peer.uplinks.network.as_ref().map(PortId::as_str),
             uplink_priority: peer.uplinks.shared,
+            trunk: peer.trunk,
             away: peer.away,
         }
     }

@@ -85,12 +85,14 @@ pub enum UplinkError {
     NotOpen(RawFd),
     /// Another user's segment.
     #[error(
-        "User {user} may not run an uplink of {}: only root and the owner of the directory may",
+        "User {user} may not run {what} of {}: only root and the owner of the directory may",
         .directory.display()
     )]
     NotOwner {
         /// The user.
         user: u32,
+        /// What that user may not run.
+        what: &'static str,
         /// The segment's directory.
         directory: PathBuf,
     },
@@ -109,16 +111,18 @@ pub enum UplinkError {
     },
 }
 
-/// Checks that this process may run the uplink of a segment's ports, as they check it themselves.
+/// Checks that this process may run the uplink of a segment's ports, or a trunk, as they check it
+/// themselves.
 ///
 /// # Errors
 ///
 /// When it may not. A directory that is not there is the segment's affair.
-pub fn check_right(segment: &Path) -> Result<(), UplinkError> {
+pub fn check_right(segment: &Path, what: &'static str) -> Result<(), UplinkError> {
     let user = geteuid().as_raw();
     match segment.metadata() {
         Ok(directory) if user != 0 && directory.uid() != user => Err(UplinkError::NotOwner {
             user,
+            what,
             directory: segment.to_owned(),
         }),
         _ => Ok(()),

@@ -51,6 +51,7 @@ impl Stage {
             uplink_offload: None,
             allow_mac: Default::default(),
             guard: Default::default(),
+            trunk: false,
             limits: Default::default(),
             rate_limits: Default::default(),
             sandbox: None,

@@ -4,7 +4,9 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use virtio_inter_tests::{Frontend, Group, Job, Result, Vm, guest_test, note, skip, until};
+use virtio_inter_tests::{
+    Frontend, Group, Job, PortConfig, Result, Vm, guest_test, note, skip, until,
+};
 
 use crate::host::{LIMIT, reach, wait_for_answer};
 
@@ -42,8 +44,7 @@ fn address_of_a_virtual_router_moves_both_ways_of_uml_guests() {
     guest_test(|bed| {
         let mut group = Group::new(bed, "test")?;
         for _ in 0..2 {
-            let allow =
-                |config: virtio_inter_tests::PortConfig| config.allow_mac("00:00:5e:00:01:*");
+            let allow = |config: PortConfig| config.allow_mac("00:00:5e:00:01:*");
             group.start(bed, Frontend::Uml, allow, |config| config)?;
         }
         group.start(bed, Frontend::Uml, |config| config, |config| config)?;
@@ -144,20 +145,27 @@ fn wait_until_at(master: &Vm, standby: &Vm) -> Result<()> {
     })
 }
 
-/// Two network namespaces in a guest, each with an interface of its own hardware address, as
-/// containers have them.
+/// A guest with two containers, whose port lists their addresses: one by one and by a prefix.
 #[test]
 fn addresses_behind_a_guest_are_reached_of_uml_guests() {
+    let list = format!("{},02:76:69:00:02:*", CONTAINERS[0]);
+    behind_a_guest(|port| port.allow_mac(&list));
+}
+
+/// The same, and nobody has listed them.
+#[test]
+fn address_behind_a_trunk_is_reached_of_uml_guests() {
+    behind_a_guest(|port| port.more(&["--trunk"]));
+}
+
+const CONTAINERS: [&str; 2] = ["02:76:69:00:01:01", "02:76:69:00:02:01"];
+
+/// Two network namespaces in a guest, each with an interface of its own hardware address, as
+/// containers have them.
+fn behind_a_guest(change: impl FnOnce(PortConfig) -> PortConfig) {
     guest_test(|bed| {
         let mut group = Group::new(bed, "test")?;
-        let listed = "02:76:69:00:01:01";
-        let of_prefix = "02:76:69:00:02:01";
-        group.start(
-            bed,
-            Frontend::Uml,
-            |config| config.allow_mac(&format!("{listed},02:76:69:00:02:*")),
-            |config| config,
-        )?;
+        group.start(bed, Frontend::Uml, change, |config| config)?;
         group.start(bed, Frontend::Uml, |config| config, |config| config)?;
         group.ready()?;
         let [vm, peer] = [&group.vms[0], &group.vms[1]];
@@ -165,7 +173,7 @@ fn addresses_behind_a_guest_are_reached_of_uml_guests() {
             return Ok(());
         }
         let interface = vm.interface(0)?;
-        for (name, mac, last) in [("c1", listed, 51), ("c2", of_prefix, 52)] {
+        for (name, mac, last) in [("c1", CONTAINERS[0], 51), ("c2", CONTAINERS[1], 52)] {
             vm.shell(&format!(
                 "set -e; mkdir -p /var/run; ip netns add {name}
                  ip link add link {interface} name m{name} address {mac} type macvlan mode bridge

@@ -85,7 +85,7 @@ pub trait TxBackend {
     fn enable_tx_notification(&mut self, held: bool) -> Rest;
 
     /// Whether the guest may send from this address, which is one that its port has listed beside
-    /// its own: no other port has it as its own. It is then here.
+    /// its own, or any for a trunk: no other port has it as its own. It is then here.
     fn claim_source(&mut self, source: MacAddr) -> bool {
         let _ = source;
         true
@@ -202,6 +202,8 @@ pub enum LinkRequest {
     Ring(PlacedRequest),
     /// Rings are read to their end.
     TakeFinished,
+    /// The guest of a trunk sends from an address that is not known to be its.
+    Learn(MacAddr),
 }
 
 /// What a backend knows of its port.
@@ -213,6 +215,8 @@ pub struct BackendSetup {
     pub mac: MacAddr,
     /// Addresses that its guest may use beside that.
     pub allowed: MacSets,
+    /// It may use any that no other port has or lists, and gets frames for any.
+    pub trunk: bool,
     /// Where such addresses of all ports were heard.
     pub(crate) learned: Arc<Learned>,
     /// The port's MTU in bytes.

@@ -43,6 +43,9 @@ pub enum LinkEvent {
         /// The ring.
         number: u64,
     },
+    /// The guest of a trunk sends from an address that is not known to be its:
+    /// [`Port::set_used`](crate::Port::set_used).
+    Learn(MacAddr),
     /// A multicast frame for peers without a ring. For each that cannot get it, call
     /// [`Port::flood_lost`](crate::Port::flood_lost).
     Flood {
@@ -169,6 +172,8 @@ impl LinkBook {
             // There are never as many peers.
             holder: free.next().unwrap_or(Holder::NETWORK),
             is_uplink: peer.uplinks.shared.is_some(),
+            is_trunk: peer.trunk,
+            used: Arc::default(),
         };
         let new = Peer {
             addresses: addresses.clone(),
@@ -183,10 +188,30 @@ impl LinkBook {
     pub(super) fn remove(&mut self, peer: PeerKey) {
         if let Some(peer) = self.peers.remove(&peer) {
             self.rebuild();
-            if !peer.addresses.allowed.is_empty() {
+            if peer.addresses.has_more() {
                 self.forwarding.learned().forget(peer.addresses.holder);
             }
         }
+    }
+
+    /// The guest of a trunk uses these addresses now. Returns all addresses of that peer. None:
+    /// there is no such peer.
+    pub(super) fn set_used_by(
+        &mut self,
+        peer: PeerKey,
+        used: Arc<[MacAddr]>,
+    ) -> Option<PeerAddresses> {
+        let peer = self.peers.get_mut(&peer)?;
+        peer.addresses.used = used;
+        let addresses = peer.addresses.clone();
+        self.rebuild();
+        Some(addresses)
+    }
+
+    /// The same of this port's guest, in order.
+    pub(super) fn set_used(&mut self, used: Arc<[MacAddr]>) {
+        self.forwarding.set_used(used);
+        self.rebuild();
     }
 
     fn rebuild(&mut self) {

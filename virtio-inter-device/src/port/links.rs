@@ -1,13 +1,18 @@
 //! The control thread's part in links: brings rings to the workers when they want them and takes
 //! them back, and carries multicast frames for peers without a ring.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use virtio_inter_common::MacAddr;
 use virtio_inter_link::{Receiver, ReceiverPage, Sender};
 use virtio_inter_segment::{PeerInfo, PeerKey};
 
 use super::Port;
 use super::link_book::LinkEvent;
 use crate::backend::{
-    Backend, LinkAnswer, LinkCommand, LinkRequest, Paths, RxLink, RxLinkId, RxRing,
+    Backend, Holder, LinkAnswer, LinkCommand, LinkRequest, Paths, RxLink, RxLinkId, RxRing,
 };
 use crate::device::DeviceError;
 use crate::worker::Command;
@@ -51,6 +56,37 @@ impl<B: LinkBackend> Port<B> {
         // Now no worker learns of it any more.
         self.book.remove(peer);
         removed
+    }
+
+    /// The guest of a peer that is a trunk uses these addresses from now on, in place of the former
+    /// ones.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer.
+    pub fn set_used_by(&mut self, peer: PeerKey, used: &[MacAddr]) -> Result<(), DeviceError> {
+        let Some(addresses) = self.book.set_used_by(peer, used.into()) else {
+            return Ok(());
+        };
+        let command = || LinkCommand::SetAddresses(peer, addresses.clone());
+        self.ask_all(|| Command::Backend(command().into()))
+    }
+
+    /// The same of the guest of this port, if it is a trunk.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer.
+    pub fn set_used(&mut self, used: &BTreeSet<MacAddr>) -> Result<(), DeviceError> {
+        let used: Arc<[MacAddr]> = used.iter().copied().collect();
+        self.book.set_used(Arc::clone(&used));
+        self.ask_all(|| Command::Backend(LinkCommand::SetUsed(Arc::clone(&used)).into()))
+    }
+
+    /// Time since the guest of this trunk sent from an address. None: it is at another port now.
+    pub fn silent_for(&self, address: MacAddr) -> Option<Duration> {
+        let silent = self.book.learned().silent_for(Holder::OWN, address);
+        silent.map(|ms| Duration::from_millis(ms.into()))
     }
 
     /// Chooses the links of multicast frames and of frames for nobody, also for peers that are
@@ -226,6 +262,7 @@ impl<B: LinkBackend> Port<B> {
                         capacity: placed.ring.capacity,
                     });
                 }
+                LinkRequest::Learn(address) => self.book.events.push(LinkEvent::Learn(address)),
                 LinkRequest::TakeFinished => {
                     let answer = self.ask_links(index, LinkCommand::TakeFinished)?;
                     if let LinkAnswer::Finished(finished) = answer {

@@ -55,6 +55,7 @@ impl Driver {
             mac: MAC,
             allowed: Default::default(),
             guard: Default::default(),
+            trunk: false,
             mtu: 65535,
             negotiated: Negotiated::new(1 << VIRTIO_F_VERSION_1, offered(1)).unwrap(),
             tx_limit: None,

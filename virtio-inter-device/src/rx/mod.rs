@@ -552,6 +552,7 @@ fn read_header(
     let destination = header.destination();
     if destination != rules.mac
         && !destination.is_multicast()
+        && !rules.trunk
         && !rules.allowed.contains(destination)
     {
         return Err(Invalid::Destination);

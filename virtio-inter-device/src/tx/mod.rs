@@ -307,7 +307,7 @@ impl TxHandler {
 /// Whether the guest may send from another address than its port's.
 #[inline(never)]
 fn may_send_from<B: TxBackend>(source: MacAddr, rules: &Rules, backend: &mut B) -> bool {
-    rules.allowed.contains(source) && backend.claim_source(source)
+    (rules.trunk || rules.allowed.contains(source)) && backend.claim_source(source)
 }
 
 /// The counter of frames that are dropped for this reason.

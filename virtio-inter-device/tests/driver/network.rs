@@ -100,6 +100,8 @@ pub(crate) struct Spec {
     pub(crate) ip: &'static str,
     /// It may not answer as a DHCP server.
     pub(crate) no_dhcp_server: bool,
+    /// It may use any that nobody else has or lists.
+    pub(crate) trunk: bool,
     pub(crate) rate_limits: RateLimits,
 }
 
@@ -141,6 +143,7 @@ impl Default for Spec {
             allowed: "",
             ip: "",
             no_dhcp_server: false,
+            trunk: false,
             rate_limits: RateLimits::default(),
         }
     }
@@ -394,6 +397,7 @@ fn local(number: usize, spec: &Spec) -> LocalPort {
             },
             no_dhcp_server: spec.no_dhcp_server,
         },
+        trunk: spec.trunk,
     }
 }
 
@@ -407,6 +411,7 @@ pub(crate) fn info(number: usize, spec: &Spec) -> PeerInfo {
         uplinks,
         allowed,
         guard,
+        trunk,
     } = local(number, spec);
     PeerInfo {
         key: PeerKey::next(),
@@ -418,6 +423,7 @@ pub(crate) fn info(number: usize, spec: &Spec) -> PeerInfo {
         uplinks,
         allowed,
         guard,
+        trunk,
         away: false,
     }
 }

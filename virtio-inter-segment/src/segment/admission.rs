@@ -234,16 +234,18 @@ impl Segment {
         connection: &Connection,
         peer: &Candidate,
     ) -> Result<(), Refusal> {
-        if peer.uplinks.shared.is_none() {
-            return Ok(());
-        }
+        let what = match peer.uplinks.shared {
+            Some(_) => "an uplink",
+            None if peer.trunk => "a trunk",
+            None => return Ok(()),
+        };
         let owner = self.directory.rule().map_err(Refusal::resources)?;
         match connection.owner.uid {
             Some(uid) if uid == 0 || uid == owner.directory_uid => Ok(()),
             uid => {
                 let user = uid.map_or("unknown".to_owned(), |uid| uid.to_string());
                 Err(Refusal::Unauthorized(format!(
-                    "User {user} may not run an uplink of this segment: only root and the owner of \
+                    "User {user} may not run {what} of this segment: only root and the owner of \
                      the directory may"
                 )))
             }

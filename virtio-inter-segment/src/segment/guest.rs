@@ -1,56 +1,54 @@
-//! Whether the guest of this port is here, as its peers know it: decision 0073.
+//! Whether the guest of this port is here, and which addresses a trunk's guest uses, as peers know
+//! it: decisions 0073 and 0074.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use virtio_inter_common::MacAddr;
 
 use super::Segment;
+use super::guest_state::PAUSE;
 use crate::port::PeerKey;
-
-/// Time between two changes of which peers are told: a guest that resets its driver in a loop does
-/// not make a message for each peer each time.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// What peers are to know.
-#[derive(Debug, Default)]
-pub(super) struct GuestState {
-    away: bool,
-    /// Not to be told of a change before that time.
-    quiet_until: Option<Instant>,
-    /// A change waits for it.
-    is_waiting: bool,
-}
-
-impl GuestState {
-    /// When peers are to be told.
-    pub(super) fn tell_at(&self) -> Option<Instant> {
-        self.quiet_until.filter(|_| self.is_waiting)
-    }
-
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        self.tell_at().is_some_and(|at| at <= now)
-    }
-}
+use crate::wire::MAX_TRUNK_ADDRESSES;
 
 impl Segment {
     /// Tells peers, also those to come, whether the guest of this port is here: if it is not,
     /// those that have an uplink look for it there. A port is taken to have one before the first
     /// call. Peers are told of a change at once, and of further ones each 100 ms at most.
     pub fn set_away(&mut self, away: bool) {
-        let now = Instant::now();
         self.guest.away = away;
+        self.tell_soon();
+    }
+
+    /// Tells peers which addresses the guest of this trunk uses, in place of the former ones: at
+    /// most [`MAX_TRUNK_ADDRESSES`](crate::MAX_TRUNK_ADDRESSES). As often as by
+    /// [`Segment::set_away`].
+    pub fn set_addresses(&mut self, addresses: &[MacAddr]) {
+        let count = addresses.len().min(MAX_TRUNK_ADDRESSES);
+        self.guest.addresses = addresses[..count].into();
+        self.tell_soon();
+    }
+
+    fn tell_soon(&mut self) {
+        let now = Instant::now();
         if self.guest.quiet_until.is_none_or(|until| until <= now) {
             self.tell_of_guest(now);
         } else {
-            self.guest.is_waiting = away != self.local.away;
+            self.guest.is_waiting = self.has_news();
             self.arm(now);
         }
     }
 
+    fn has_news(&self) -> bool {
+        self.local.away != self.guest.away || self.local.addresses != self.guest.addresses
+    }
+
     pub(super) fn tell_of_guest(&mut self, now: Instant) {
         self.guest.is_waiting = false;
-        if self.local.away == self.guest.away {
+        if !self.has_news() {
             return;
         }
         self.local.away = self.guest.away;
+        self.local.addresses.clone_from(&self.guest.addresses);
         let up = self.connections.values().filter(|c| c.up_since().is_some());
         let peers: Vec<PeerKey> = up.map(|connection| connection.key).collect();
         if !peers.is_empty() {

@@ -53,6 +53,7 @@ pub fn local(id: &str) -> LocalPort {
         uplinks: Default::default(),
         allowed: Default::default(),
         guard: Default::default(),
+        trunk: false,
     }
 }
 
@@ -87,6 +88,8 @@ pub struct Port {
     pub queues: u16,
     /// Records that came without a ring, with the sender.
     pub frames: Vec<(PeerKey, Vec<u8>)>,
+    /// The addresses of trunks, as they came.
+    pub addresses: Vec<(PeerKey, Vec<MacAddr>)>,
     /// How often a peer's guest came or went.
     pub guest_events: usize,
     /// Rings that are not read any more: number, and whether the peer declined.
@@ -102,6 +105,7 @@ impl Port {
             files_changed: 0,
             queues: 1,
             frames: Vec::new(),
+            addresses: Vec::new(),
             guest_events: 0,
             done: Vec::new(),
         }
@@ -157,6 +161,9 @@ impl Port {
                 SegmentEvent::Guest { peer, away } => {
                     self.link_mut(peer).peer.away = away;
                     self.guest_events += 1;
+                }
+                SegmentEvent::Addresses { peer, addresses } => {
+                    self.addresses.push((peer, addresses));
                 }
                 SegmentEvent::Frame { peer, record } => self.frames.push((peer, record.into())),
                 SegmentEvent::Down(key, reason) => {

@@ -51,6 +51,7 @@ fn hostile_peer(place: &Place, i: u8) -> Segment {
         mac: format!("52:54:00:00:ff:{i:02x}").parse().unwrap(),
         allowed: Default::default(),
         guard: Default::default(),
+        trunk: false,
         mtu: 1500,
         queues: 1,
         ring_capacity: RING,

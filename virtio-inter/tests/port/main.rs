@@ -21,6 +21,7 @@ mod process;
 mod sandbox;
 mod second;
 mod status;
+mod trunk;
 mod uplink;
 mod usage;
 mod warnings;

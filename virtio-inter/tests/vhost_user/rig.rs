@@ -245,6 +245,7 @@ pub(crate) fn port(id: &str) -> Port {
         uplinks: Default::default(),
         allowed: Default::default(),
         guard: Default::default(),
+        trunk: false,
     };
     Port::new(&local, BusyPollConfig::default()).unwrap()
 }

@@ -4,7 +4,9 @@
 //! memory takes long.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use virtio_inter_common::MacAddr;
 use virtio_inter_link::{ReceiverPage, Sender};
 use virtio_inter_segment::PeerKey;
 
@@ -30,6 +32,10 @@ pub struct Paths {
 pub enum LinkCommand {
     /// Exchange frames with a peer.
     AddPeer(PeerKey, PeerAddresses),
+    /// A peer has these addresses from now on.
+    SetAddresses(PeerKey, PeerAddresses),
+    /// The guest of this trunk uses these, in order.
+    SetUsed(Arc<[MacAddr]>),
     /// Close all links with a peer. Answered with [`LinkAnswer::Unused`].
     RemovePeer(PeerKey),
     /// Hand out the links that another worker is to serve. Answered with [`LinkAnswer::Links`].

@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use virtio_inter_common::{Guard, MacAddr, MacSets};
+use virtio_inter_common::{Guard, MacAddr, MacSet, MacSets};
+use virtio_inter_segment::MAX_TRUNK_ADDRESSES;
 
 use super::learned::{Holder, Learned};
 
@@ -34,6 +35,28 @@ pub struct PeerAddresses {
     pub(crate) holder: Holder,
     /// It is an uplink: any address may be behind it.
     pub(crate) is_uplink: bool,
+    /// It may use any address that no other port has or lists.
+    pub(crate) is_trunk: bool,
+    /// Those that it does use, of a trunk.
+    pub(crate) used: Arc<[MacAddr]>,
+}
+
+impl PeerAddresses {
+    /// Whether it may use others than its own.
+    pub(crate) fn has_more(&self) -> bool {
+        self.is_trunk || !self.allowed.is_empty()
+    }
+}
+
+/// Whether a guest may send from an address beside its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// Another port has it, or lists it, or there are too many.
+    Refused,
+    /// It is here.
+    Here,
+    /// The same for the first time, at a trunk: it is to be learned.
+    New,
 }
 
 /// Peers' addresses.
@@ -50,6 +73,10 @@ pub(crate) struct Forwarding {
     last: usize,
     /// All further addresses of ports, this one included.
     listed: MacSets,
+    /// Those of them that ports have listed: no trunk may use them.
+    reserved: MacSets,
+    /// What the guest of this port uses, if it is a trunk, in order.
+    used: Arc<[MacAddr]>,
     /// Those that one peer alone has listed one by one, in order: they are there until they are
     /// heard elsewhere.
     fixed: Vec<(MacAddr, usize)>,
@@ -64,6 +91,8 @@ impl Forwarding {
         Forwarding {
             mac,
             listed: own.clone(),
+            reserved: own.clone(),
+            used: Arc::default(),
             own,
             addresses: Vec::new(),
             away: Vec::new(),
@@ -92,16 +121,28 @@ impl Forwarding {
             .extend(peers.clone().map(|(position, peer)| (peer.mac, position)));
         self.addresses.sort_unstable();
         self.set_away(Vec::new());
-        let with_more = peers.filter(|(_, peer)| !peer.allowed.is_empty());
+        let with_more = peers.filter(|(_, peer)| peer.has_more());
         let sets = with_more.clone().flat_map(|(_, peer)| peer.allowed.iter());
-        self.listed = sets.chain(self.own.iter()).collect();
+        self.reserved = sets.chain(self.own.iter()).collect();
+        let used = with_more.clone().flat_map(|(_, peer)| peer.used.iter());
+        let used = used
+            .chain(self.used.iter())
+            .filter(|mac| self.is_free(**mac));
+        let used = used.filter_map(|mac| MacSet::new(6, *mac).ok());
+        self.listed = self.reserved.iter().chain(used).collect();
         self.holders = with_more
             .clone()
             .map(|(position, peer)| (peer.holder, position))
             .collect();
         self.holders.sort_unstable();
+        let reserved = &self.reserved;
         self.fixed = with_more
-            .flat_map(|(position, peer)| peer.allowed.exact().map(move |mac| (mac, position)))
+            .flat_map(|(position, peer)| {
+                let used = peer.used.iter().copied();
+                let used = used.filter(move |mac| !reserved.contains(*mac));
+                let all = peer.allowed.exact().chain(used);
+                all.map(move |mac| (mac, position))
+            })
             .collect();
         self.fixed.sort_unstable();
         let shared: Vec<MacAddr> = self
@@ -110,9 +151,20 @@ impl Forwarding {
             .filter(|pair| pair[0].0 == pair[1].0)
             .map(|pair| pair[0].0)
             .collect();
-        let own = &self.own;
+        let (own, used) = (&self.own, &self.used);
+        let is_own = |mac: MacAddr| own.contains(mac) || used.binary_search(&mac).is_ok();
         self.fixed
-            .retain(|(mac, _)| shared.binary_search(mac).is_err() && !own.contains(*mac));
+            .retain(|(mac, _)| shared.binary_search(mac).is_err() && !is_own(*mac));
+    }
+
+    /// Whether a trunk may use an address.
+    fn is_free(&self, address: MacAddr) -> bool {
+        !self.reserved.contains(address) && address.check_port().is_ok()
+    }
+
+    /// What the guest of this port uses, if it is a trunk, in order. The table is to be rebuilt.
+    pub(crate) fn set_used(&mut self, used: Arc<[MacAddr]>) {
+        self.used = used;
     }
 
     /// Looks up a destination address.
@@ -175,14 +227,21 @@ impl Forwarding {
         address == self.mac || find(&self.addresses, address).is_some()
     }
 
-    /// The guest sends from a further address of the port. False: it may not, because a peer has it
-    /// as its own.
-    pub(super) fn claim(&self, address: MacAddr) -> bool {
-        let is_free = !self.is_pinned(address);
-        if is_free {
-            self.learned.learn(Holder::OWN, address);
+    /// The guest sends from a further address of the port, or from any if that is a trunk. It may
+    /// not if a peer has it as its own.
+    pub(super) fn claim(&self, address: MacAddr) -> Claim {
+        if self.is_pinned(address) {
+            return Claim::Refused;
         }
-        is_free
+        let mut claim = Claim::Here;
+        if !self.own.contains(address) && self.used.binary_search(&address).is_err() {
+            if !self.is_free(address) || self.used.len() >= MAX_TRUNK_ADDRESSES {
+                return Claim::Refused;
+            }
+            claim = Claim::New;
+        }
+        self.learned.learn(Holder::OWN, address);
+        claim
     }
 
     /// Whether a peer may send from this address, which is then where it is.
@@ -199,7 +258,8 @@ impl Forwarding {
             }
             return true;
         }
-        let may_send = peer.allowed.contains(source) && !self.is_pinned(source);
+        let is_listed = peer.allowed.contains(source) || (peer.is_trunk && self.is_free(source));
+        let may_send = is_listed && !self.is_pinned(source);
         if may_send {
             self.learned.learn(peer.holder, source);
         }
@@ -259,6 +319,8 @@ mod tests {
             guard: Guard::default(),
             holder: Holder::peers().nth(last.into()).unwrap(),
             is_uplink: false,
+            is_trunk: false,
+            used: Arc::default(),
         }
     }
 
@@ -279,6 +341,72 @@ mod tests {
     }
 
     #[test]
+    fn forwarding_lets_a_trunk_use_what_nobody_else_has_or_lists() {
+        let trunk = |last: u8, used: &[MacAddr]| PeerAddresses {
+            is_trunk: true,
+            used: used.into(),
+            ..peer(last, "")
+        };
+        let [free, other, listed] = [mac(50), mac(51), mac(52)];
+        let mut table = table("02:00:00:00:00:3d");
+        let peers = [
+            trunk(1, &[]),
+            peer(2, "02:00:00:00:00:34,02:00:01:*"),
+            trunk(3, &[]),
+        ];
+        table.rebuild(peers.iter());
+        assert!(table.admits(&peers[0], mac(1)) && table.admits(&peers[0], free));
+        // Own ones of ports, this one too; listed ones; none that a port may have.
+        let prefixed = MacAddr::new([2, 0, 1, 0, 0, 1]);
+        for taken in [
+            mac(0),
+            mac(2),
+            mac(3),
+            mac(0x3d),
+            listed,
+            prefixed,
+            MacAddr::BROADCAST,
+        ] {
+            assert!(!table.admits(&peers[0], taken), "{taken}");
+        }
+        assert!(!table.admits(&peers[1], free), "That is no trunk");
+        // Frames go to it when peers know that it is used.
+        assert_eq!(table.destination(free), Destination::Nobody);
+        let all = [free, other, listed, mac(2), mac(0x3d)];
+        let peers = [trunk(1, &all), peers[1].clone(), trunk(3, &[other])];
+        table.rebuild(peers.iter());
+        assert_eq!(table.destination(free), Destination::Peer(0));
+        assert_eq!(table.destination(listed), Destination::Peer(1));
+        assert_eq!(table.destination(mac(2)), Destination::Peer(1));
+        assert_eq!(table.destination(mac(0x3d)), Destination::Nobody);
+        // Between trunks it is where it was heard last.
+        assert_eq!(table.destination(other), Destination::Nobody);
+        for (sender, position) in [(2, 2), (0, 0), (2, 2)] {
+            assert!(table.admits(&peers[sender], other));
+            assert_eq!(table.destination(other), Destination::Peer(position));
+        }
+    }
+
+    #[test]
+    fn forwarding_of_a_trunk_knows_what_its_guest_uses() {
+        let mut table = table("");
+        let peers = [peer(2, "02:00:00:00:00:34")];
+        table.rebuild(peers.iter());
+        for taken in [mac(2), mac(52), MacAddr::BROADCAST] {
+            assert_eq!(table.claim(taken), Claim::Refused, "{taken}");
+        }
+        assert_eq!(table.claim(mac(50)), Claim::New);
+        let used: Vec<MacAddr> = (100..164).map(mac).collect();
+        table.set_used(used[..63].into());
+        table.rebuild(peers.iter());
+        assert_eq!(table.claim(mac(100)), Claim::Here);
+        assert_eq!(table.claim(mac(50)), Claim::New);
+        table.set_used(used.into());
+        assert_eq!(table.claim(mac(50)), Claim::Refused);
+        assert_eq!(table.claim(mac(163)), Claim::Here);
+    }
+
+    #[test]
     fn forwarding_knows_peers_without_a_guest_and_does_not_send_to_them() {
         let mut table = table("");
         let further = "02:00:00:00:01:01";
@@ -295,7 +423,7 @@ mod tests {
         assert_eq!(table.destination(mac(2)), Destination::Peer(1));
         // Nobody else may take its address, and it may be heard by the network.
         assert!(table.is_pinned(mac(1)));
-        assert!(!table.claim(mac(1)));
+        assert_eq!(table.claim(mac(1)), Claim::Refused);
         assert_eq!(table.hear_network(mac(1)), None);
         assert_eq!(table.hear_network(mac(2)), Some(1));
         table.set_away(Vec::new());
@@ -389,7 +517,7 @@ mod tests {
         table.rebuild(peers.iter());
         for taken in [mac(0), mac(2)] {
             assert!(!table.admits(&peers[0], taken), "{taken}");
-            assert!(!table.claim(taken), "{taken}");
+            assert_eq!(table.claim(taken), Claim::Refused, "{taken}");
         }
         assert_eq!(table.destination(mac(2)), Destination::Peer(1));
         assert_eq!(table.destination(mac(0)), Destination::Nobody);
@@ -415,7 +543,7 @@ mod tests {
         assert_eq!(table.destination(address(2)), Destination::Nobody);
         assert!(table.admits(&peers[0], address(1)));
         assert_eq!(table.destination(address(1)), Destination::Peer(0));
-        assert!(table.claim(address(1)));
+        assert_eq!(table.claim(address(1)), Claim::Here);
         assert_eq!(table.destination(address(1)), Destination::Nobody);
         // It has another when the other one leaves.
         table.rebuild(peers.iter());

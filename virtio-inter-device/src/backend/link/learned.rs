@@ -82,6 +82,16 @@ impl Learned {
         self.hear_network_at(address, now());
     }
 
+    /// Time in milliseconds since somebody sent from an address. None: it is not known to be there.
+    pub(crate) fn silent_for(&self, by: Holder, address: MacAddr) -> Option<u32> {
+        let (bucket, bits) = self.bucket(address);
+        let wanted = bits | u64::from(by.0) << ADDRESS;
+        let slots = bucket.slots.iter().zip(&bucket.heard);
+        let mut of_it = slots.filter(|(slot, _)| slot.load(Ordering::Relaxed) == wanted);
+        let (_, heard) = of_it.next()?;
+        Some(now().wrapping_sub(heard.load(Ordering::Relaxed)))
+    }
+
     /// Forgets everything of somebody who does not send any more.
     pub(crate) fn forget(&self, by: Holder) {
         for slot in self.buckets.iter().flat_map(|bucket| &bucket.slots) {

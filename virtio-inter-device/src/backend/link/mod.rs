@@ -4,6 +4,7 @@ mod command;
 mod forward;
 mod hold;
 mod learned;
+mod new_addresses;
 mod positions;
 mod rx;
 mod spill;
@@ -219,7 +220,7 @@ impl TxBackend for Links {
     }
 
     fn claim_source(&mut self, source: MacAddr) -> bool {
-        self.tx.forwarding().claim(source)
+        self.tx.claim(source)
     }
 
     fn may_announce(&self, address: MacAddr) -> bool {
@@ -273,6 +274,8 @@ impl Backend for Links {
     ) -> Result<LinkAnswer, DeviceError> {
         match command {
             LinkCommand::AddPeer(key, addresses) => self.tx.add(key, addresses),
+            LinkCommand::SetAddresses(key, addresses) => self.tx.set_addresses(key, addresses),
+            LinkCommand::SetUsed(used) => self.tx.set_used(used),
             LinkCommand::RemovePeer(key) => {
                 let link = self.tx.remove(key);
                 for doorbell in link.iter().flat_map(TxLink::space_doorbells) {
@@ -377,6 +380,9 @@ impl Backend for Links {
     fn take_request(&mut self) -> Option<LinkRequest> {
         if let Some(request) = self.tx.take_request() {
             return Some(LinkRequest::Ring(request));
+        }
+        if let Some(address) = self.tx.take_new_address() {
+            return Some(LinkRequest::Learn(address));
         }
         self.rx.has_finished().then_some(LinkRequest::TakeFinished)
     }

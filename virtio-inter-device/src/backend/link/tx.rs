@@ -9,8 +9,9 @@ use virtio_inter_link::{Sender, Violation};
 use virtio_inter_segment::{MAX_FRAME, PeerKey};
 
 use super::command::Paths;
-use super::forward::{Destination, Forwarding, PeerAddresses};
+use super::forward::{Claim, Destination, Forwarding, PeerAddresses};
 use super::hold::{FullUplink, HoldBudget, Timeouts};
+use super::new_addresses::NewAddresses;
 use super::positions::Positions;
 use super::tx_link::{Room, SendError, TxLink};
 use crate::announce::is_virtual_router;
@@ -53,6 +54,7 @@ pub(super) struct TxLinks {
     /// Takes multicast frames for the peers without a ring to the control thread.
     flood: Option<Sender>,
     requests: Vec<PlacedRequest>,
+    new_addresses: NewAddresses,
     forwarding: Forwarding,
     waiting: Option<Waiting>,
     /// For full rings, and a full uplink, that hold up frames for others.
@@ -76,6 +78,7 @@ impl TxLinks {
             touched: Positions::default(),
             flood: None,
             requests: Vec::new(),
+            new_addresses: NewAddresses::default(),
             forwarding: Forwarding::new(setup.mac, setup.allowed, setup.learned),
             waiting: None,
             budget: HoldBudget::default(),
@@ -109,6 +112,35 @@ impl TxLinks {
     pub(super) fn add(&mut self, peer: PeerKey, addresses: PeerAddresses) {
         self.links.push(TxLink::new(peer, addresses, self.timeouts));
         self.rebuild();
+    }
+
+    /// A peer has other addresses.
+    pub(super) fn set_addresses(&mut self, peer: PeerKey, addresses: PeerAddresses) {
+        if let Some(link) = self.link_mut(peer) {
+            link.addresses = addresses;
+            self.rebuild();
+        }
+    }
+
+    /// The guest of this trunk uses these addresses.
+    pub(super) fn set_used(&mut self, used: Arc<[MacAddr]>) {
+        self.forwarding.set_used(used);
+        self.new_addresses.clear();
+        self.rebuild();
+    }
+
+    /// As [`TxBackend::claim_source`].
+    pub(super) fn claim(&mut self, source: MacAddr) -> bool {
+        match self.forwarding.claim(source) {
+            Claim::Refused => false,
+            Claim::Here => true,
+            Claim::New => self.new_addresses.add(source),
+        }
+    }
+
+    /// The next address that is to be learned.
+    pub(super) fn take_new_address(&mut self) -> Option<MacAddr> {
+        self.new_addresses.next()
     }
 
     pub(super) fn link_mut(&mut self, peer: PeerKey) -> Option<&mut TxLink> {
@@ -702,6 +734,7 @@ mod tests {
             index: 0,
             mac: MacAddr::new([2, 0, 0, 0, 0, 0]),
             allowed: Default::default(),
+            trunk: false,
             learned: Default::default(),
             mtu: 1500,
             counters: Default::default(),
@@ -714,6 +747,8 @@ mod tests {
                 guard: Default::default(),
                 holder: Holder::NETWORK,
                 is_uplink: false,
+                is_trunk: false,
+                used: Default::default(),
             };
             links.add(*peer, addresses);
         }

@@ -497,6 +497,8 @@ mod tests {
             guard: Default::default(),
             holder: Holder::NETWORK,
             is_uplink: false,
+            is_trunk: false,
+            used: Default::default(),
         };
         let mut link = TxLink::new(PeerKey::next(), addresses, Timeouts::DEFAULT);
         link.set_ring(1, sender);

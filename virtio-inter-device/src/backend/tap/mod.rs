@@ -67,6 +67,7 @@ impl Tap {
             rules: TapRules {
                 mac: setup.mac,
                 allowed: setup.allowed.clone(),
+                trunk: setup.trunk,
                 listed: setup.allowed.clone(),
                 learned: Arc::clone(&setup.learned),
                 mtu: setup.mtu,

@@ -33,6 +33,8 @@ pub(super) struct TapRules {
     pub(super) mac: MacAddr,
     /// Addresses that the guest may use beside `mac`.
     pub(super) allowed: MacSets,
+    /// It takes frames for any.
+    pub(super) trunk: bool,
     /// Those of all ports of the segment.
     pub(super) listed: MacSets,
     /// Where these were heard.
@@ -44,7 +46,10 @@ pub(super) struct TapRules {
 
 impl TapRules {
     fn is_for_guest(&self, destination: MacAddr) -> bool {
-        destination == self.mac || destination.is_multicast() || self.allowed.contains(destination)
+        destination == self.mac
+            || destination.is_multicast()
+            || self.trunk
+            || self.allowed.contains(destination)
     }
 
     /// Learns that an address is in the network.

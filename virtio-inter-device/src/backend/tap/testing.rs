@@ -33,6 +33,7 @@ pub(super) fn setup() -> BackendSetup {
         index: 0,
         mac: address(0),
         allowed: MacSets::default(),
+        trunk: false,
         learned: Arc::default(),
         mtu: 1500,
         counters: Arc::default(),
@@ -45,6 +46,7 @@ pub(super) fn rules() -> TapRules {
     TapRules {
         mac: setup.mac,
         allowed: setup.allowed,
+        trunk: setup.trunk,
         listed: MacSets::default(),
         learned: setup.learned,
         mtu: setup.mtu,
