@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use virtio_inter_tests::{
-    Frontend, Group, Job, PortConfig, Result, Vm, guest_test, note, skip, until,
+    Bridge, Frontend, Group, Job, Port, PortConfig, Result, Vm, guest_test, note, skip, until,
 };
 
-use crate::host::{LIMIT, reach, wait_for_answer};
+use crate::host::{LIMIT, Remote, may_make_networks, reach, wait_for_answer};
 
 /// The address that moves, and its hardware address: that of virtual router 7 (RFC 9568).
 const VIRTUAL: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 200);
@@ -49,22 +49,70 @@ fn address_of_a_virtual_router_moves_both_ways_of_uml_guests() {
         }
         group.start(bed, Frontend::Uml, |config| config, |config| config)?;
         group.ready()?;
-        if !group.vms[0]
-            .shell("command -v keepalived || true")?
-            .contains("keepalived")
-        {
-            skip("the guest image has no keepalived");
+        if !can_be_routers(&group.vms[0])? {
             return Ok(());
         }
-        if !has_macvlan(&group.vms[0])? {
-            return Ok(());
+        let [a, b, user] = [&group.vms[0], &group.vms[1], &group.vms[2]];
+        virtual_router(a, b, user)?;
+        for port in &group.ports {
+            check_sources(port)?;
         }
-        virtual_router(&group)
+        Ok(())
     });
 }
 
-fn virtual_router(group: &Group) -> Result<()> {
-    let [a, b, user] = [&group.vms[0], &group.vms[1], &group.vms[2]];
+/// The same with the second router on another host, which is joined to the first by VXLAN: the
+/// third guest follows the address from its link to its uplink and back.
+#[test]
+fn address_of_a_virtual_router_moves_to_another_host_of_uml_guests() {
+    if !may_make_networks() {
+        return;
+    }
+    guest_test(|bed| {
+        let (mut near, mut far) = (Bridge::new(1500)?, Bridge::new(1500)?);
+        near.join_by_vxlan(&far)?;
+        let allow = |config: PortConfig| config.allow_mac("00:00:5e:00:01:*");
+        let mut group = Group::new(bed, "test")?;
+        let (tap, user_tap) = (near.tap()?, near.tap()?);
+        let router = |config: PortConfig| allow(config.uplink(&tap));
+        group.start(bed, Frontend::Uml, router, |config| config)?;
+        let user = |config: PortConfig| config.uplink(&user_tap);
+        group.start(bed, Frontend::Uml, user, |config| config)?;
+        let remote = Remote::start_with(bed, Frontend::Uml, &far.tap()?, 3, allow)?;
+        group.ready()?;
+        remote.vm.ready()?;
+        if !can_be_routers(&group.vms[0])? {
+            return Ok(());
+        }
+        virtual_router(&group.vms[0], &remote.vm, &group.vms[1])?;
+        for port in group.ports.iter().chain([&remote.port]) {
+            check_sources(port)?;
+        }
+        Ok(())
+    });
+}
+
+/// Whether a guest can be a virtual router; if not, the test is skipped.
+fn can_be_routers(vm: &Vm) -> Result<bool> {
+    let there = vm.shell("command -v keepalived || true")?;
+    if !there.contains("keepalived") {
+        skip("the guest image has no keepalived");
+        return Ok(false);
+    }
+    has_macvlan(vm)
+}
+
+/// Frames from further addresses were all taken.
+fn check_sources(port: &Port) -> Result<()> {
+    let counters = port.counters()?;
+    for name in ["tx_spoofed", "rx_bad_address"] {
+        ensure!(counters.get(name) == 0, "{name}: {counters:?}");
+    }
+    Ok(())
+}
+
+/// `a` and `b` are the virtual router in turn, and `user` reaches it where it is.
+fn virtual_router(a: &Vm, b: &Vm, user: &Vm) -> Result<()> {
     let mut first = keepalived(a, 150)?;
     wait_until_at(a, b)?;
     let _second = keepalived(b, 100)?;
@@ -88,12 +136,6 @@ fn virtual_router(group: &Group) -> Result<()> {
             since.elapsed().as_millis()
         ));
         reach(standby, VIRTUAL)?;
-    }
-    for port in &group.ports {
-        let counters = port.counters()?;
-        for name in ["tx_spoofed", "rx_bad_address"] {
-            ensure!(counters.get(name) == 0, "{name}: {counters:?}");
-        }
     }
     Ok(())
 }

@@ -111,9 +111,20 @@ pub(crate) struct Remote {
 impl Remote {
     /// Starts it as host `host`; [`Vm::ready`] must come before any command.
     pub(crate) fn start(bed: &Testbed, kind: Frontend, tap: &Tap, host: u8) -> Result<Self> {
+        Self::start_with(bed, kind, tap, host, |config| config)
+    }
+
+    /// The same with the port's flags changed.
+    pub(crate) fn start_with(
+        bed: &Testbed,
+        kind: Frontend,
+        tap: &Tap,
+        host: u8,
+        change: impl FnOnce(PortConfig) -> PortConfig,
+    ) -> Result<Self> {
         let segment = Segment::new(bed, "remote")?;
         let port = PortConfig::new(&segment, "remote", host).uplink(tap);
-        let port = Port::start(bed, port)?;
+        let port = Port::start(bed, change(port))?;
         let nic = Nic::on_port(&port, host);
         let vm = Vm::start(bed, VmConfig::new("remote", kind).nic(nic))?;
         Ok(Self { vm, port })
