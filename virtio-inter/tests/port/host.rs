@@ -84,7 +84,7 @@ fn show_of_one_port_has_its_peers_and_warnings_on_top() {
     );
     assert!(show.contains("    Port a (no VMM)\n"), "{show}");
     assert!(
-        show.contains("peer: b 52:54:00:00:00:62, MTU 9000\n"),
+        show.contains("peer: b 52:54:00:00:00:62, MTU 9000, without a guest\n"),
         "{show}"
     );
     assert!(!show.contains("Port b"), "{show}");
