@@ -48,6 +48,7 @@ fn up() -> (Connection, OwnedFd) {
         pid: 1,
         away: false,
         trunk: false,
+        barred: Default::default(),
     };
     connection.admit(candidate, UserQuota::new(now), now);
     let fds = [pipe(), pipe(), pipe()];

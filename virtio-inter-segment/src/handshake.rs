@@ -60,6 +60,8 @@ pub(crate) struct Candidate {
     pub(crate) away: bool,
     /// It is a trunk.
     pub(crate) trunk: bool,
+    /// Addresses that it may not use as such: they are pinned to other ports.
+    pub(crate) barred: MacSets,
 }
 
 /// Why a peer is refused. The text goes to the log and to the peer.
@@ -251,6 +253,7 @@ impl Local {
             pid: head.pid.get(),
             away: head.may_flags.get() & FLAG_AWAY != 0,
             trunk: head.may_flags.get() & FLAG_TRUNK != 0,
+            barred: MacSets::default(),
         };
         check_port(
             candidate.mac,

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::Errno;
-use virtio_inter_common::{MacAddr, MacSets, PortId};
+use virtio_inter_common::{MacAddr, MacSet, MacSets, PortId};
 
 use crate::directory::Directory;
 use crate::pins_error::PinsError;
@@ -89,6 +89,15 @@ impl Pins {
         }
         Ok(())
     }
+}
+
+/// Addresses that a trunk of this name may not use: other ports', whether they are there or not.
+pub(crate) fn of_others(pins: Option<&Pins>, id: &PortId) -> MacSets {
+    let pins = pins.iter().flat_map(|pins| &pins.0);
+    let others = pins.filter(|pin| pin.id.as_ref() != Some(id));
+    let addresses = others.filter_map(|pin| pin.mac);
+    let sets = addresses.filter_map(|mac| MacSet::new(6, mac).ok());
+    sets.collect()
 }
 
 /// Checks that the pins let this port in.
@@ -221,6 +230,15 @@ up    *                  0
         };
         let (id, mac) = (id.parse().unwrap(), mac.parse().unwrap());
         parse(text).unwrap().check(&id, mac, &allowed, Some(user))
+    }
+
+    #[test]
+    fn pins_of_other_ports_are_no_address_for_a_trunk() {
+        let pins = parse(TEXT).unwrap();
+        let of = |id: &str| of_others(Some(&pins), &id.parse().unwrap()).to_string();
+        assert_eq!(of("vm1"), "02:00:00:00:00:02");
+        assert_eq!(of("vm3"), "02:00:00:00:00:01,02:00:00:00:00:02");
+        assert!(of_others(None, &"vm1".parse().unwrap()).is_empty());
     }
 
     #[test]

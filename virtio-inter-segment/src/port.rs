@@ -159,6 +159,8 @@ pub struct PeerInfo {
     /// Its guest may use any address that no other port has or lists: those that it does use come
     /// as events.
     pub trunk: bool,
+    /// Addresses that no guest of a trunk may use: the segment's owner has pinned them to others.
+    pub barred: MacSets,
     /// It has no guest now: who sends to its address may find the guest on another host.
     pub away: bool,
 }

@@ -162,6 +162,7 @@ mod tests {
             pid: 1,
             away: false,
             trunk: false,
+            barred: Default::default(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
-use virtio_inter_common::{LogLimit, PortId, log_limited};
+use virtio_inter_common::{LogLimit, MacSets, PortId, log_limited};
 
 use crate::connect_rate::ConnectRate;
 use crate::connection::{Connection, End, Step};
@@ -20,7 +20,8 @@ use crate::handshake::{Local, Refusal, Role};
 use crate::join_error::JoinError;
 use crate::limits::{Limits, SegmentStats};
 use crate::membership::Membership;
-use crate::pins;
+use crate::pins::{self, Pins};
+use crate::pins_error::PinsError;
 use crate::poll::{Interest, Poll};
 use crate::port::{LocalPort, PeerInfo, PeerKey, SegmentEvent};
 use crate::quota::UserQuotas;
@@ -195,6 +196,16 @@ impl Segment {
         self.poll.fd()
     }
 
+    /// Addresses that the guest of this port may not use, if it is a trunk: those that the owner of
+    /// the segment has pinned to other ports, as the file says now.
+    ///
+    /// # Errors
+    /// Pins that do not hold.
+    pub fn barred(&self) -> Result<MacSets, PinsError> {
+        let pins = Pins::read(&self.directory)?;
+        Ok(pins::of_others(pins.as_ref(), &self.local.port.id))
+    }
+
     /// Listens for readers of the port's status, in the segment's directory.
     ///
     /// # Errors
@@ -360,14 +371,14 @@ impl Segment {
                     self.pause_connection(&mut connection, until);
                     break;
                 }
-                Step::Introduced(candidate) => {
+                Step::Introduced(mut candidate) => {
                     if connection.role != Role::Acceptor {
                         self.window.answered(connection.started, now);
                     }
                     let may_join = self
                         .room_for(&connection, &candidate, now)
                         .and_then(|()| self.check_uplink(&connection, &candidate))
-                        .and_then(|()| self.check_pin(&connection, &candidate))
+                        .and_then(|()| self.check_pin(&connection, &mut candidate))
                         .and_then(|()| self.settle_crossing(&connection.role, &candidate.id));
                     if let Err(refusal) = may_join {
                         return self.end(connection, End::Refused(refusal), now);
@@ -461,6 +472,7 @@ impl Segment {
             allowed: peer.allowed.clone(),
             guard: peer.guard.clone(),
             trunk: peer.trunk,
+            barred: peer.barred.clone(),
             away: peer.away,
         }));
     }

@@ -315,9 +315,10 @@ impl Diagnostics {
                         peer.id
                     ),
                     _ if self.trunk => format!(
-                        "The guest sends frames from {source}, which another port lists, or which \
-                         is one more than the {MAX_TRUNK_ADDRESSES} addresses that a trunk may \
-                         use at a time: they are dropped"
+                        "The guest sends frames from {source}, which another port has or lists, or \
+                         which the segment's owner has pinned to one, or which is one more than \
+                         the {MAX_TRUNK_ADDRESSES} addresses that a trunk may use at a time: they \
+                         are dropped"
                     ),
                     _ => format!(
                         "The guest sends frames from {source}, but this port's address is {mac}: \

@@ -106,6 +106,7 @@ mod tests {
             allowed: Default::default(),
             guard: Default::default(),
             trunk: false,
+            barred: Default::default(),
             away: false,
         };
         all.iter().map(peer).collect()

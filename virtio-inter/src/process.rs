@@ -84,6 +84,10 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         }
     };
     let mut device = Device::with_network(&local, arguments.config(), queues, change)?;
+    if arguments.trunk {
+        let barred = segment.barred().context("Cannot read the segment's pins")?;
+        device.set_barred(&barred)?;
+    }
     let limits = SessionLimits {
         queue_size: arguments.queue_size,
         mtu: arguments.mtu,

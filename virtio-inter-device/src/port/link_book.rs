@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::{MacAddr, MacSets};
 use virtio_inter_link::{
     Doorbell, PairError, Receiver, RegionError, SMALL_CAPACITY, Sender, pair, pair_with,
 };
@@ -173,6 +173,7 @@ impl LinkBook {
             holder: free.next().unwrap_or(Holder::NETWORK),
             is_uplink: peer.uplinks.shared.is_some(),
             is_trunk: peer.trunk,
+            barred: peer.barred.clone(),
             used: Arc::default(),
         };
         let new = Peer {
@@ -208,7 +209,12 @@ impl LinkBook {
         Some(addresses)
     }
 
-    /// The same of this port's guest, in order.
+    /// What this port's guest may not use.
+    pub(super) fn set_barred(&mut self, barred: MacSets) {
+        self.forwarding.set_barred(barred);
+    }
+
+    /// The addresses that this port's guest uses, in order.
     pub(super) fn set_used(&mut self, used: Arc<[MacAddr]>) {
         self.forwarding.set_used(used);
         self.rebuild();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::{MacAddr, MacSets};
 use virtio_inter_link::{Receiver, ReceiverPage, Sender};
 use virtio_inter_segment::{PeerInfo, PeerKey};
 
@@ -72,7 +72,18 @@ impl<B: LinkBackend> Port<B> {
         self.ask_all(|| Command::Backend(command().into()))
     }
 
-    /// The same of the guest of this port, if it is a trunk.
+    /// Addresses that the guest of this port may not use, if it is a trunk, beside those that other
+    /// ports have or list. To be called before there is a guest.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not answer.
+    pub fn set_barred(&mut self, barred: &MacSets) -> Result<(), DeviceError> {
+        self.book.set_barred(barred.clone());
+        self.ask_all(|| Command::Backend(LinkCommand::SetBarred(barred.clone()).into()))
+    }
+
+    /// The guest of this port, if it is a trunk, uses these addresses from now on.
     ///
     /// # Errors
     ///

@@ -424,6 +424,7 @@ pub(crate) fn info(number: usize, spec: &Spec) -> PeerInfo {
         allowed,
         guard,
         trunk,
+        barred: Default::default(),
         away: false,
     }
 }

@@ -19,7 +19,7 @@ use crate::connection::{Connection, End};
 use crate::deferred_close::{DeferredFd, Owner};
 use crate::directory::Directory;
 use crate::handshake::{Candidate, Refusal, Role};
-use crate::pins::Pins;
+use crate::pins::{Pins, of_others};
 use crate::poll::Interest;
 use crate::port::PeerKey;
 use crate::socket;
@@ -252,11 +252,12 @@ impl Segment {
         }
     }
 
-    /// Checks that the segment's owner lets a port of this name have its address and its user.
+    /// Checks that the segment's owner lets a port of this name have its address and its user. A
+    /// trunk may not use what is others'.
     pub(super) fn check_pin(
         &self,
         connection: &Connection,
-        peer: &Candidate,
+        peer: &mut Candidate,
     ) -> Result<(), Refusal> {
         // Without pins that hold nobody is let in.
         let pins = Pins::read(&self.directory);
@@ -266,6 +267,9 @@ impl Segment {
         let Some(pins) = pins else {
             return Ok(());
         };
+        if peer.trunk {
+            peer.barred = of_others(Some(&pins), &peer.id);
+        }
         pins.check(&peer.id, peer.mac, &peer.allowed, connection.owner.uid)
             .map_err(|reason| Refusal::Unauthorized(format!("Pins of the segment: {reason}")))
     }

@@ -82,6 +82,24 @@ fn trunk_learns_what_its_guest_uses_and_peers_know() {
     }
 }
 
+/// A port that is not there keeps its address if the segment's owner has pinned it.
+#[test]
+fn trunk_does_not_use_what_is_pinned_to_another_port() {
+    let place = Place::new();
+    let pins = place.segment().join("pins");
+    std::fs::write(&pins, format!("b {B} *\n* * *\n")).unwrap();
+    set_permissions(&pins, Permissions::from_mode(0o644)).unwrap();
+    let port = with_status(&place, "a", place.command("a").flag("--trunk"));
+    let mut guest = Guest::new(&port, 1514);
+    guest.send(B, NOBODY, 60);
+    guest.send(CONTAINER, NOBODY, 60);
+    until("one is learned", || {
+        now(&place, "a")["trunk"] == json!([CONTAINER])
+    });
+    assert_eq!(counter(&place, "a", "tx_spoofed"), 1);
+    port.end();
+}
+
 #[test]
 fn trunk_uses_64_addresses_at_a_time() {
     let place = Place::new();
@@ -118,6 +136,7 @@ fn trunk_is_for_root_and_the_owner_of_the_segment() {
     if !rustix::process::geteuid().is_root() {
         return skip("another user's directory needs root");
     }
+    let command = command.with("--status-socket", place.path("a.status"));
     let port = command.start();
     // The directory becomes another user's: a port refuses what it finds there.
     chown(place.segment(), Some(0), Some(0)).unwrap();
@@ -127,6 +146,10 @@ fn trunk_is_for_root_and_the_owner_of_the_segment() {
         let now = now(&place, "b");
         let refused = now["refused"].to_string();
         refused.contains("User 65534 may not run a trunk") && now["peers"] == json!([])
+    });
+    until("the trunk knows", || {
+        let refused = now(&place, "a")["refused"].to_string();
+        refused.contains("may not run a trunk of this segment")
     });
     port.end();
     other.end();

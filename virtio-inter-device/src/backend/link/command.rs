@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::{MacAddr, MacSets};
 use virtio_inter_link::{ReceiverPage, Sender};
 use virtio_inter_segment::PeerKey;
 
@@ -34,6 +34,8 @@ pub enum LinkCommand {
     AddPeer(PeerKey, PeerAddresses),
     /// A peer has these addresses from now on.
     SetAddresses(PeerKey, PeerAddresses),
+    /// The guest of this trunk may not use these.
+    SetBarred(MacSets),
     /// The guest of this trunk uses these, in order.
     SetUsed(Arc<[MacAddr]>),
     /// Close all links with a peer. Answered with [`LinkAnswer::Unused`].

@@ -37,6 +37,8 @@ pub struct PeerAddresses {
     pub(crate) is_uplink: bool,
     /// It may use any address that no other port has or lists.
     pub(crate) is_trunk: bool,
+    /// Except these.
+    pub(crate) barred: MacSets,
     /// Those that it does use, of a trunk.
     pub(crate) used: Arc<[MacAddr]>,
 }
@@ -51,7 +53,7 @@ impl PeerAddresses {
 /// Whether a guest may send from an address beside its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// Another port has it, or lists it, or there are too many.
+    /// Another port has it, or lists it, or it is pinned to one, or there are too many.
     Refused,
     /// It is here.
     Here,
@@ -77,6 +79,8 @@ pub(crate) struct Forwarding {
     reserved: MacSets,
     /// What the guest of this port uses, if it is a trunk, in order.
     used: Arc<[MacAddr]>,
+    /// What it may not use.
+    barred: MacSets,
     /// Those that one peer alone has listed one by one, in order: they are there until they are
     /// heard elsewhere.
     fixed: Vec<(MacAddr, usize)>,
@@ -93,6 +97,7 @@ impl Forwarding {
             listed: own.clone(),
             reserved: own.clone(),
             used: Arc::default(),
+            barred: MacSets::default(),
             own,
             addresses: Vec::new(),
             away: Vec::new(),
@@ -124,23 +129,25 @@ impl Forwarding {
         let with_more = peers.filter(|(_, peer)| peer.has_more());
         let sets = with_more.clone().flat_map(|(_, peer)| peer.allowed.iter());
         self.reserved = sets.chain(self.own.iter()).collect();
-        let used = with_more.clone().flat_map(|(_, peer)| peer.used.iter());
-        let used = used
-            .chain(self.used.iter())
-            .filter(|mac| self.is_free(**mac));
-        let used = used.filter_map(|mac| MacSet::new(6, *mac).ok());
+        let reserved = &self.reserved;
+        let used_by = |peer: &'a PeerAddresses| {
+            let used = peer.used.iter().copied();
+            used.filter(move |mac| is_free(*mac, reserved, &peer.barred))
+        };
+        let own = self.used.iter().copied();
+        let own = own.filter(|mac| is_free(*mac, reserved, &self.barred));
+        let used = with_more.clone().flat_map(|(_, peer)| used_by(peer));
+        let used = used.chain(own);
+        let used = used.filter_map(|mac| MacSet::new(6, mac).ok());
         self.listed = self.reserved.iter().chain(used).collect();
         self.holders = with_more
             .clone()
             .map(|(position, peer)| (peer.holder, position))
             .collect();
         self.holders.sort_unstable();
-        let reserved = &self.reserved;
         self.fixed = with_more
             .flat_map(|(position, peer)| {
-                let used = peer.used.iter().copied();
-                let used = used.filter(move |mac| !reserved.contains(*mac));
-                let all = peer.allowed.exact().chain(used);
+                let all = peer.allowed.exact().chain(used_by(peer));
                 all.map(move |mac| (mac, position))
             })
             .collect();
@@ -157,9 +164,9 @@ impl Forwarding {
             .retain(|(mac, _)| shared.binary_search(mac).is_err() && !is_own(*mac));
     }
 
-    /// Whether a trunk may use an address.
-    fn is_free(&self, address: MacAddr) -> bool {
-        !self.reserved.contains(address) && address.check_port().is_ok()
+    /// What the guest of this port may not use, if it is a trunk.
+    pub(crate) fn set_barred(&mut self, barred: MacSets) {
+        self.barred = barred;
     }
 
     /// What the guest of this port uses, if it is a trunk, in order. The table is to be rebuilt.
@@ -235,7 +242,8 @@ impl Forwarding {
         }
         let mut claim = Claim::Here;
         if !self.own.contains(address) && self.used.binary_search(&address).is_err() {
-            if !self.is_free(address) || self.used.len() >= MAX_TRUNK_ADDRESSES {
+            let is_free = is_free(address, &self.reserved, &self.barred);
+            if !is_free || self.used.len() >= MAX_TRUNK_ADDRESSES {
                 return Claim::Refused;
             }
             claim = Claim::New;
@@ -258,8 +266,8 @@ impl Forwarding {
             }
             return true;
         }
-        let is_listed = peer.allowed.contains(source) || (peer.is_trunk && self.is_free(source));
-        let may_send = is_listed && !self.is_pinned(source);
+        let may_use = || peer.is_trunk && is_free(source, &self.reserved, &peer.barred);
+        let may_send = (peer.allowed.contains(source) || may_use()) && !self.is_pinned(source);
         if may_send {
             self.learned.learn(peer.holder, source);
         }
@@ -303,6 +311,11 @@ fn find<K: Ord + Copy>(list: &[(K, usize)], key: K) -> Option<usize> {
     list.binary_search_by_key(&key, |&(key, _)| key).ok()
 }
 
+/// Whether a trunk may use an address: nobody has listed it, and it is not barred.
+fn is_free(address: MacAddr, reserved: &MacSets, barred: &MacSets) -> bool {
+    !reserved.contains(address) && !barred.contains(address) && address.check_port().is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,6 +333,7 @@ mod tests {
             holder: Holder::peers().nth(last.into()).unwrap(),
             is_uplink: false,
             is_trunk: false,
+            barred: MacSets::default(),
             used: Arc::default(),
         }
     }
@@ -385,6 +399,28 @@ mod tests {
             assert!(table.admits(&peers[sender], other));
             assert_eq!(table.destination(other), Destination::Peer(position));
         }
+    }
+
+    /// Pinned to a port that is not there.
+    #[test]
+    fn forwarding_lets_no_trunk_use_what_is_pinned_to_others() {
+        let (pinned, free): (MacSets, _) = ("02:00:00:00:00:33".parse().unwrap(), mac(50));
+        let taken = mac(51);
+        let trunk = |used: &[MacAddr]| PeerAddresses {
+            is_trunk: true,
+            barred: pinned.clone(),
+            used: used.into(),
+            ..peer(1, "")
+        };
+        let mut table = table("");
+        table.set_barred(pinned.clone());
+        let peers = [trunk(&[free, taken])];
+        table.rebuild(peers.iter());
+        assert!(!table.admits(&peers[0], taken));
+        assert_eq!(table.destination(taken), Destination::Nobody);
+        assert_eq!(table.destination(free), Destination::Peer(0));
+        assert_eq!(table.claim(taken), Claim::Refused);
+        assert_eq!(table.claim(mac(52)), Claim::New);
     }
 
     #[test]

@@ -275,6 +275,7 @@ impl Backend for Links {
         match command {
             LinkCommand::AddPeer(key, addresses) => self.tx.add(key, addresses),
             LinkCommand::SetAddresses(key, addresses) => self.tx.set_addresses(key, addresses),
+            LinkCommand::SetBarred(barred) => self.tx.set_barred(barred),
             LinkCommand::SetUsed(used) => self.tx.set_used(used),
             LinkCommand::RemovePeer(key) => {
                 let link = self.tx.remove(key);

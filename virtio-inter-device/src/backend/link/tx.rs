@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use virtio_inter_common::MacAddr;
+use virtio_inter_common::{MacAddr, MacSets};
 use virtio_inter_link::{Sender, Violation};
 use virtio_inter_segment::{MAX_FRAME, PeerKey};
 
@@ -120,6 +120,11 @@ impl TxLinks {
             link.addresses = addresses;
             self.rebuild();
         }
+    }
+
+    /// The guest of this trunk may not use these addresses.
+    pub(super) fn set_barred(&mut self, barred: MacSets) {
+        self.forwarding.set_barred(barred);
     }
 
     /// The guest of this trunk uses these addresses.
@@ -748,6 +753,7 @@ mod tests {
                 holder: Holder::NETWORK,
                 is_uplink: false,
                 is_trunk: false,
+                barred: Default::default(),
                 used: Default::default(),
             };
             links.add(*peer, addresses);

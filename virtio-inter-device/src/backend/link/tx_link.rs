@@ -498,6 +498,7 @@ mod tests {
             holder: Holder::NETWORK,
             is_uplink: false,
             is_trunk: false,
+            barred: Default::default(),
             used: Default::default(),
         };
         let mut link = TxLink::new(PeerKey::next(), addresses, Timeouts::DEFAULT);
