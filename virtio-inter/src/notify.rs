@@ -56,8 +56,21 @@ pub fn ready() {
 /// Notifies that this process still works. Never blocks, and needs no thread: a service manager
 /// that hangs does not count the time.
 pub(crate) fn alive() {
+    notify_now(&NotifyState::Watchdog);
+}
+
+/// Notifies of something that is wrong while the port serves, or that nothing is (""). Not a
+/// supervisor that takes such a text for the reason why the port ends.
+pub(crate) fn trouble(what: &str) {
+    if std::env::var_os(SUPERVISED).is_none() {
+        let what = what.replace('\n', " ");
+        notify_now(&NotifyState::Status(&what));
+    }
+}
+
+fn notify_now(state: &NotifyState<'_>) {
     if let Some(Ok(manager)) = connect() {
-        let text = format!("{}\n", NotifyState::Watchdog);
+        let text = format!("{state}\n");
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         if let Err(error) = send(manager, text.as_bytes(), flags) {
             debug!("Cannot notify the service manager: {error}");

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 use log::Level;
 use virtio_inter_common::{LogLimit, log_limit};
 
+use crate::notify;
+
 /// Pause before the same text is logged again.
 const SAME: Duration = Duration::from_secs(3600);
 /// Pause before the same warning is logged with other values.
@@ -64,6 +66,11 @@ pub enum Code {
 }
 
 impl Code {
+    /// Whether a service manager is to know: the port serves, and its guest has no network.
+    fn is_trouble(self) -> bool {
+        self == Code::Conflict
+    }
+
     /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -167,11 +174,17 @@ impl Warnings {
             text: warning.text.clone(),
             count,
         });
+        if code.is_trouble() {
+            notify::trouble(&warning.text);
+        }
     }
 
     /// Notes that something is so no more.
     pub fn clear(&mut self, code: Code, subject: &str) {
-        self.all.remove(&(code, subject.to_owned()));
+        let was = self.all.remove(&(code, subject.to_owned()));
+        if code.is_trouble() && was.is_some_and(|warning| warning.logged.is_some()) {
+            notify::trouble("");
+        }
     }
 
     /// Drops those of a code whose subjects are not wanted any more.

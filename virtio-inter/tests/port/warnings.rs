@@ -1,12 +1,13 @@
 //! Warnings in the log and in the status: they name both values and the solution.
 
+use std::os::unix::net::UnixDatagram;
 use std::thread::sleep;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::guest::Guest;
-use crate::process::{Place, Port, until};
+use crate::process::{Place, Port, TIMEOUT, until};
 use crate::status::status;
 
 /// The addresses of ports `a` and `b`, and one that nobody has.
@@ -243,6 +244,28 @@ fn warning_of_a_second_port_with_the_same_address_is_given_by_both() {
         let text = warnings(&place, id, "conflict");
         assert!(!format!("{text:?}").contains("own MAC address"), "{text:?}");
     }
+    a.end();
+    b.end();
+}
+
+/// A service manager takes a port that serves for a healthy one.
+#[test]
+fn warning_of_the_same_address_is_in_the_state_for_the_service_manager() {
+    let place = Place::new();
+    let manager = UnixDatagram::bind(place.path("notify")).unwrap();
+    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let says = || {
+        let mut text = [0; 4096];
+        let length = manager.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    };
+    let a = place.command("a").notifying(&place.path("notify")).start();
+    assert_eq!(says(), "READY=1\n");
+    let b = start(&place, "b", &[("--mac", A)]);
+    assert_names(&says(), &["STATUS=", "own MAC address", A, "--mac"]);
+    b.end();
+    let b = start(&place, "b", &[]);
+    assert_eq!(says(), "STATUS=\n");
     a.end();
     b.end();
 }
