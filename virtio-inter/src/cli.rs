@@ -203,9 +203,9 @@ pub struct PortArgs {
     /// advertisements and redirects
     #[arg(long)]
     pub no_dhcp_server: bool,
-    /// The VM may use any address that no other port of the segment has or lists, up to 64 at a
-    /// time, and gets the frames for them: for guests that bridge or run other VMs. Only root and
-    /// the owner of the segment's directory may run such a port
+    /// The VM may use any address that no other port of the segment has or lists, or has by the
+    /// segment's pins, up to 64 at a time, and gets the frames for them: for guests that bridge or
+    /// run other VMs. Only root and the owner of the segment's directory may run such a port
     #[arg(long)]
     pub trunk: bool,
     /// Maximum size of an IP packet, without the Ethernet header of 14 bytes: 68 to 65535. All
@@ -461,6 +461,14 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap:
         && let Err((option, reason)) = port.rate_limits.check()
     {
         let text = format!("invalid values for '{option}': {reason}");
+        return Err(Cli::command().error(ErrorKind::ValueValidation, text));
+    }
+    if let Command::Port(port) = &cli.command
+        && !port.uplink_offload
+        && port.uplink.is_none()
+    {
+        let text = "invalid value 'off' for '--uplink-offload <on|off>': the port has no uplink \
+                    (--uplink)";
         return Err(Cli::command().error(ErrorKind::ValueValidation, text));
     }
     if let Command::Port(port) = &cli.command

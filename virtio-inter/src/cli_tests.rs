@@ -219,6 +219,8 @@ fn values_that_are_wrong_are_reported_in_one_line() {
         ("--bandwidth", "10M", "'10M' is not KEY=VALUE"),
         ("--ip", "10.0.0.7/24", "10.0.0.0/24 has none"),
         ("--packets", "size=9", "refill_time is missing"),
+        ("--uplink-offload", "no", "on or off is needed"),
+        ("--uplink-offload", "off", "no uplink (--uplink)"),
     ] {
         let error = parse_with(&[option, value]).unwrap_err();
         assert!(error.contains(reason) && error.contains(option), "{error}");

@@ -23,5 +23,6 @@ mod second;
 mod status;
 mod trunk;
 mod uplink;
+mod uplink_misuse;
 mod usage;
 mod warnings;

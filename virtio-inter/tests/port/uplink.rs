@@ -23,7 +23,7 @@ use crate::usage::complaint;
     unsafe_code,
     reason = "there is no safe unshare(2) for all of its flags"
 )]
-fn enter() -> bool {
+pub(crate) fn enter() -> bool {
     // SAFETY: changes which network this thread's further system calls see; no descriptor or
     // memory of other threads is concerned.
     let entered = unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.is_ok();
@@ -34,19 +34,19 @@ fn enter() -> bool {
 }
 
 #[track_caller]
-fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output();
     let output = output.unwrap();
     assert!(output.status.success(), "ip {arguments}: {output:?}");
 }
 
-fn make_tap(name: &str, options: &str) {
+pub(crate) fn make_tap(name: &str, options: &str) {
     ip(format!("tuntap add dev {name} mode tap {options}").trim_end());
     ip(&format!("link set {name} up"));
 }
 
 /// Descriptors of a device that a child process inherits.
-fn inherited(name: &str, queues: u16) -> Vec<OwnedFd> {
+pub(crate) fn inherited(name: &str, queues: u16) -> Vec<OwnedFd> {
     let queues = TapDevice::open(name, queues).unwrap().into_queues();
     for queue in &queues {
         fcntl_setfd(queue, FdFlags::empty()).unwrap();
@@ -54,7 +54,7 @@ fn inherited(name: &str, queues: u16) -> Vec<OwnedFd> {
     queues
 }
 
-fn tap_fd(queues: &[OwnedFd]) -> String {
+pub(crate) fn tap_fd(queues: &[OwnedFd]) -> String {
     let numbers = queues.iter().map(|queue| queue.as_raw_fd().to_string());
     format!("tap-fd={}", numbers.collect::<Vec<_>>().join(":"))
 }
@@ -227,46 +227,6 @@ fn uplink_passes_to_the_next_port() {
         let next = command.start();
         assert_carries(&place, &next);
         next.end();
-    }
-}
-
-#[test]
-fn uplink_that_cannot_be_used_is_a_usage_error() {
-    if !enter() {
-        return;
-    }
-    make_tap("one0", "");
-    make_tap("busy0", "");
-    make_tap("small0", "");
-    ip("link set small0 mtu 1400");
-    let busy = inherited("busy0", 1);
-    let null: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
-    fcntl_setfd(&null, FdFlags::empty()).unwrap();
-    let null = vec![null];
-    let place = Place::new();
-    for (uplink, queues, reason) in [
-        ("tap=none0", "1", "No tap device none0: create it first"),
-        ("tap=lo", "1", "lo is no tap device"),
-        ("tap=one0", "2", "has 1 queue, which is less than 2"),
-        ("tap=busy0", "1", "in use by another process"),
-        (
-            "tap=small0",
-            "1",
-            "MTU 1400, which is smaller than the port's 1500",
-        ),
-        (&tap_fd(&null), "1", "not attached to a tap device"),
-        (
-            &tap_fd(&busy),
-            "2",
-            "1 descriptor(s) of a tap device do not fit 2",
-        ),
-        ("tap-fd=999", "1", "descriptor 999 of tap-fd= is not open"),
-        ("tap-fd=1", "1", "no descriptor from 3 on"),
-        ("up0", "1", "tap=NAME or tap-fd=N"),
-    ] {
-        let command = place.command("a").with("--uplink", uplink);
-        let text = complaint(&place, &command.with("--queues", queues), 2);
-        assert!(text.contains(reason), "{uplink}: {text}");
     }
 }
 
@@ -572,6 +532,10 @@ fn uplink_that_is_shared_is_for_root_and_the_owner() {
         let now = status(&place.path("a.status"));
         let refused = now["refused"].to_string();
         refused.contains("User 65534 may not run an uplink") && now["peers"] == json!([])
+    });
+    until("the uplink knows", || {
+        let refused = status(&place.path("u.status"))["refused"].to_string();
+        refused.contains("may not run an uplink of this segment")
     });
     drop((port, uplink));
     let text = complaint(&place, &command, 2);
