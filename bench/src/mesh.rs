@@ -14,6 +14,7 @@ use virtio_inter_tests::{Port, PortConfig, Segment, Testbed};
 use crate::guests::MTU;
 use crate::measured::Measured;
 use crate::mock_guest::MockGuest;
+use crate::stats::Spread;
 
 /// Time between two questions for the ports' status: to answer takes their CPU time.
 const ASK: Duration = Duration::from_secs(5);
@@ -24,9 +25,13 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Time after which rings on which nothing was sent are closed, with some time to do so: the
 /// default of `virtio-inter port`, and the half again after which it looks.
 const QUIET: Duration = Duration::from_secs(95);
-/// Frames of the measurement of a sparse frame, and the pause behind each.
-const SPARSE: u32 = 500;
+/// Frames of one block of the measurement of sparse frames, the pause behind each, and the blocks:
+/// one of the mesh and one of a pair in turn, so that what else the machine does meets both.
+const SPARSE: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(2);
+const BLOCKS: usize = 11;
+/// Pairs of which the first frame is timed, at most.
+const TIMED: usize = 64;
 
 /// Starts `count` ports on one segment, and measures them.
 ///
@@ -40,22 +45,23 @@ pub fn measure(count: u32, program: Option<&Path>) -> Result<Measured> {
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit)?;
     let start = Instant::now();
-    let mut mesh = Mesh::start(&bed, count, program)?;
+    let mut mesh = Mesh::start(&bed, "mesh", count, program)?;
     mesh.wait_until_joined()?;
     let joined = start.elapsed();
     let join_cpu = mesh.cpu_nanoseconds()? / 1e6 / f64::from(count);
     let rest = mesh.footprint()?;
     let mut guests = mesh.guests()?;
     let before = mesh.footprint()?;
-    let sparse = mesh.sparse_frames(&mut guests)?;
-    let pairs = mesh.talk_in_a_ring(&mut guests)?;
+    let delays = mesh.talk_in_a_ring(&mut guests)?;
     let talked = mesh.footprint()?;
     thread::sleep(QUIET);
     let quiet = mesh.footprint()?;
+    let sparse = mesh.sparse_frames(&mut guests, Mesh::start(&bed, "a", 2, program)?)?;
     mesh.talk_with_the_first(&mut guests)?;
-    let with_rings = mesh.sparse_frames(&mut guests)?;
+    let with_rings = mesh.sparse_frames(&mut guests, Mesh::start(&bed, "b", 2, program)?)?;
     let returned = mesh.kill_a_third(&bed)?;
-    let of_pairs = |now: f64, before: f64| ((now - before) / f64::from(pairs)).max(0.0);
+    // As many pairs as ports.
+    let of_pairs = |now: f64, before: f64| (now - before).max(0.0);
     let measured = Measured::one("mesh", "s from the first start", joined.as_secs_f64())
         .and("mesh_join_work", "ms of CPU a port", join_cpu)
         .and("mesh_memory", "KiB a port, at rest", rest.kib)
@@ -64,28 +70,36 @@ pub fn measure(count: u32, program: Option<&Path>) -> Result<Measured> {
         .and(
             "mesh_pair_memory",
             "KiB more for a pair that talks one way",
-            of_pairs(talked.kib, before.kib) * f64::from(count),
+            of_pairs(talked.kib, before.kib),
         )
         .and(
             "mesh_pair_files",
             "descriptors more for such a pair",
-            of_pairs(talked.files, before.files) * f64::from(count),
+            of_pairs(talked.files, before.files),
         )
         .and(
             "mesh_pair_maps",
             "mappings more for such a pair",
-            of_pairs(talked.maps, before.maps) * f64::from(count),
+            of_pairs(talked.maps, before.maps),
         )
         .and(
             "mesh_quiet_memory",
             "KiB a port, a quiet time after that",
             quiet.kib,
         )
-        .and("mesh_sparse", "µs of CPU a frame, both ports", sparse)
+        .and("mesh_first_frame", "µs, median of pairs", delays.first)
+        .and("mesh_later_frame", "µs, median of pairs", delays.later)
+        .and("mesh_sparse", "µs of CPU a frame, both ports", sparse.cost)
+        .and("mesh_sparse_ratio", "÷ two ports alone", sparse.ratio)
         .and(
             "mesh_sparse_rings",
             "µs of CPU a frame, both ports",
-            with_rings,
+            with_rings.cost,
+        )
+        .and(
+            "mesh_sparse_rings_ratio",
+            "÷ two ports alone",
+            with_rings.ratio,
         )
         .and(
             "mesh_return",
@@ -103,15 +117,31 @@ struct Footprint {
     maps: f64,
 }
 
+/// Time of a frame from its guest's kick until the other guest has it, in microseconds.
+struct Delays {
+    /// The first frame of a pair, for which a ring is made.
+    first: f64,
+    /// The second one.
+    later: f64,
+}
+
+/// What a frame costs that is sent while the ports sleep.
+struct Sparse {
+    /// CPU time of both ports in microseconds.
+    cost: f64,
+    /// The same, divided by that of two ports that have no other peers.
+    ratio: f64,
+}
+
 struct Mesh(Vec<Port>);
 
 impl Mesh {
     /// Starts the ports without waiting for each other.
-    fn start(bed: &Testbed, count: u32, program: Option<&Path>) -> Result<Self> {
-        let segment = Segment::new(bed, "mesh")?;
+    fn start(bed: &Testbed, name: &str, count: u32, program: Option<&Path>) -> Result<Self> {
+        let segment = Segment::new(bed, name)?;
         let start = |host| {
             let host = u8::try_from(host).context("Too many ports")?;
-            let mut config = PortConfig::new(&segment, &format!("port{host}"), host).mtu(MTU);
+            let mut config = PortConfig::new(&segment, &format!("{name}{host}"), host).mtu(MTU);
             config.program = program.map(Path::to_path_buf);
             Port::spawn(bed, config)
         };
@@ -177,14 +207,42 @@ impl Mesh {
         ports.map(|port| MockGuest::new(port.socket())).collect()
     }
 
-    /// Each guest sends one frame to the next port's. Returns the number of pairs, in one direction
-    /// each.
-    fn talk_in_a_ring(&self, guests: &mut [MockGuest]) -> Result<u32> {
-        let count = guests.len();
-        for (from, guest) in guests.iter_mut().enumerate() {
-            self.send(guest, from, (from + 1) % count)?;
+    /// Each guest sends two frames to the next port's, the second a while after the first.
+    fn talk_in_a_ring(&self, guests: &mut [MockGuest]) -> Result<Delays> {
+        let (mut first, mut later) = (Vec::new(), Vec::new());
+        for from in 0..guests.len() {
+            let to = (from + 1) % guests.len();
+            for delays in [&mut first, &mut later] {
+                thread::sleep(PAUSE);
+                let delay = self.deliver(guests, from, to)?;
+                if delays.len() < TIMED {
+                    delays.push(delay.as_secs_f64() * 1e6);
+                }
+            }
         }
-        Ok(u32::try_from(count)?)
+        Ok(Delays {
+            first: median(&first),
+            later: median(&later),
+        })
+    }
+
+    /// Sends a frame, and waits until the other guest has it.
+    fn deliver(&self, guests: &mut [MockGuest], from: usize, to: usize) -> Result<Duration> {
+        let before = guests[to].received()?;
+        let address = |index: usize| self.0[index].config().mac.0;
+        let start = Instant::now();
+        guests[from].offer_frame(address(to), address(from))?;
+        while guests[to].received()? == before {
+            ensure!(
+                start.elapsed() < JOINED_WITHIN,
+                "A frame of port {from} does not arrive at port {to}"
+            );
+            thread::yield_now();
+        }
+        let delay = start.elapsed();
+        guests[from].wait_until_taken()?;
+        guests[to].recycle()?;
+        Ok(delay)
     }
 
     /// Each other guest sends a frame to the first, and gets one: all these have rings.
@@ -222,11 +280,29 @@ impl Mesh {
         Ok(start.elapsed())
     }
 
+    /// Blocks of frames from the first port to the second, in turn with those of `pair`, two ports
+    /// that have a segment of their own.
+    fn sparse_frames(&mut self, guests: &mut [MockGuest], mut pair: Self) -> Result<Sparse> {
+        pair.wait_until_joined()?;
+        let mut pair_guests = pair.guests()?;
+        let (mut costs, mut ratios) = (Vec::new(), Vec::new());
+        // The first blocks make rings, and load what both need.
+        self.sparse_block(guests)?;
+        pair.sparse_block(&mut pair_guests)?;
+        for _ in 0..BLOCKS {
+            let cost = self.sparse_block(guests)?;
+            costs.push(cost);
+            ratios.push(cost / pair.sparse_block(&mut pair_guests)?);
+        }
+        Ok(Sparse {
+            cost: median(&costs),
+            ratio: median(&ratios),
+        })
+    }
+
     /// CPU time of the two ports for each of many frames, with a pause behind each, in
     /// microseconds.
-    fn sparse_frames(&mut self, guests: &mut [MockGuest]) -> Result<f64> {
-        self.send(&mut guests[0], 0, 1)?;
-        thread::sleep(PAUSE);
+    fn sparse_block(&mut self, guests: &mut [MockGuest]) -> Result<f64> {
         let pids = [0, 1].map(|index: usize| self.0[index].process().pid());
         let spent = || -> Result<f64> { pids.iter().map(|pid| cpu_nanoseconds(*pid)).sum() };
         let before = spent()?;
@@ -242,6 +318,10 @@ impl Mesh {
         let address = |index: usize| self.0[index].config().mac.0;
         guest.send(address(to), address(from))
     }
+}
+
+fn median(values: &[f64]) -> f64 {
+    Spread::of(values).map_or(f64::NAN, |spread| spread.median)
 }
 
 /// Time that all threads of a process spent on CPUs.

@@ -108,6 +108,16 @@ impl MockGuest {
     ///
     /// A port that does not take it.
     pub fn send(&mut self, to: [u8; 6], from: [u8; 6]) -> Result<()> {
+        self.offer_frame(to, from)?;
+        self.wait_until_taken()
+    }
+
+    /// Makes a frame available to the port, without waiting for it.
+    ///
+    /// # Errors
+    ///
+    /// Memory that cannot be written.
+    pub fn offer_frame(&mut self, to: [u8; 6], from: [u8; 6]) -> Result<()> {
         let at = TRANSMIT * QUEUE;
         let mut record = [0; NET_HEADER + FRAME];
         record[NET_HEADER..][..6].copy_from_slice(&to);
@@ -120,13 +130,30 @@ impl MockGuest {
         let ring = at + AVAILABLE + 4 + 2 * entry;
         self.write(ring, &(self.sent % ENTRIES).to_le_bytes())?;
         self.sent = self.sent.wrapping_add(1);
-        self.offer(TRANSMIT, self.sent)?;
+        self.offer(TRANSMIT, self.sent)
+    }
+
+    /// Waits until the port has taken all frames.
+    ///
+    /// # Errors
+    ///
+    /// A port that does not take one.
+    pub fn wait_until_taken(&self) -> Result<()> {
         let start = Instant::now();
         while self.used(TRANSMIT)? != self.sent {
             ensure!(start.elapsed() < TAKEN_WITHIN, "A port takes no frame");
             thread::sleep(Duration::from_micros(100));
         }
         Ok(())
+    }
+
+    /// Number of frames that came in, modulo 2^16.
+    ///
+    /// # Errors
+    ///
+    /// Memory that cannot be read.
+    pub fn received(&self) -> Result<u16> {
+        self.used(RECEIVE)
     }
 
     /// Makes the buffers available again that have been used.

@@ -29,7 +29,13 @@ pub(crate) fn metric_name(metric: &str) -> String {
         "mesh_pair_maps" => "mappings of a pair that talks".to_owned(),
         "mesh_quiet_memory" => "memory after talk and a quiet time".to_owned(),
         "mesh_sparse" => "a frame to one of many peers".to_owned(),
+        "mesh_sparse_ratio" => "a frame to one of many peers ÷ to the only one".to_owned(),
+        "mesh_first_frame" => "first frame of a pair: time until it is delivered".to_owned(),
+        "mesh_later_frame" => "second frame of a pair: time until it is delivered".to_owned(),
         "mesh_sparse_rings" => "a frame to one of many peers that have rings".to_owned(),
+        "mesh_sparse_rings_ratio" => {
+            "a frame to one of many peers that have rings ÷ to the only one".to_owned()
+        }
         "mesh_return" => "a third of the ports is killed: time until all return".to_owned(),
         other => match other.strip_prefix("batch_") {
             Some(batch) => format!("batches of {batch}"),
