@@ -158,7 +158,7 @@ impl CaptureRing {
     }
 
     /// Copies a frame that something else has dealt with. Whether it was lost, and why, is in the
-    /// counters: one has moved.
+    /// worker's counters: one has moved.
     pub(crate) fn dealt_with(
         &mut self,
         len: usize,
@@ -166,10 +166,10 @@ impl CaptureRing {
         copy: impl FnOnce(&VolatileSlice<'_>),
     ) {
         let now = counters.loss_values();
-        let moved = now
-            .iter()
-            .zip(&self.seen)
-            .position(|(now, seen)| now != seen);
+        let mut pairs = now.iter().zip(&self.seen).enumerate();
+        let moved =
+            pairs.find(|(loss, (now, seen))| now != seen && !counters.is_of_control_thread(*loss));
+        let moved = moved.map(|(loss, _)| loss);
         self.seen = now;
         match moved {
             Some(loss) => self.copy(len, loss as u8, copy),
@@ -237,4 +237,39 @@ pub(crate) fn write_pieces(pieces: &[VolatileSlice<'_>], to: &VolatileSlice<'_>)
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_inter_link::{SMALL_CAPACITY, pair};
+
+    use super::*;
+
+    #[test]
+    fn capture_takes_no_frame_for_lost_that_the_control_thread_counts() {
+        let (sender, mut receiver) = pair(SMALL_CAPACITY).unwrap();
+        let options = CaptureOptions {
+            snaplen: MIN_SNAPLEN,
+            losses_only: false,
+        };
+        let (mut ring, counters) = (CaptureRing::new(sender, options), Counters::default());
+        ring.begin_batch(&counters);
+        let copy = |_: &VolatileSlice<'_>| ();
+        counters.rx_flood_lost.add(1);
+        counters.tx_flood_peer_full.add(1);
+        ring.dealt_with(100, &counters, copy);
+        counters.rx_flood_lost.add(1);
+        counters.tx_no_destination.add(1);
+        ring.dealt_with(100, &counters, copy);
+        ring.end_batch();
+        let mut loss = || {
+            let record = receiver.peek().unwrap().unwrap();
+            let mut bytes = vec![0; record.slice().len()];
+            record.slice().copy_to(&mut bytes[..]);
+            record.consume();
+            CapturedFrame::parse(&bytes).unwrap().loss
+        };
+        assert_eq!(loss(), None);
+        assert_eq!(loss(), counters.loss_of(&counters.tx_no_destination));
+    }
 }

@@ -1,4 +1,5 @@
-//! Counters of a worker: written by that worker alone, readable by anyone.
+//! Counters of a worker, readable by anyone. Each has one writer: the worker, or, for
+//! [`Counters::rx_flood_lost`] and [`Counters::tx_flood_peer_full`], the control thread.
 //!
 //! Each is a `drop` (frames that were lost) or a `count` (of anything else). Tests and tools ask
 //! [`Counters::is_drop`], so the kind stands here alone.
@@ -57,6 +58,14 @@ macro_rules! counters {
                 let mut losses = all.iter().filter(|(_, is_drop)| *is_drop);
                 let position = losses.position(|(loss, _)| ptr::eq(*loss, counter));
                 position.map(|position| position as u8)
+            }
+
+            /// Whether the loss of this index is counted by the control thread, so that it moves
+            /// while the worker is in the middle of a frame.
+            pub(crate) fn is_of_control_thread(&self, loss: usize) -> bool {
+                [&self.tx_flood_peer_full, &self.rx_flood_lost]
+                    .into_iter()
+                    .any(|counter| self.loss_of(counter).map(usize::from) == Some(loss))
             }
 
             /// Each counter's name and value, in the order of their declaration.
