@@ -23,31 +23,31 @@ pub enum Direction {
 
 /// Result of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pace {
+pub(crate) enum BatchResult {
     /// Frames moved; there may be more.
-    Busy,
+    Moved,
     /// No frame moved.
     Idle,
 }
 
 /// Whether a worker may sleep, and until when at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rest {
-    /// Whatever comes next wakes the worker.
-    pub safe: bool,
+pub struct Sleep {
+    /// It may sleep: whatever comes next wakes it.
+    pub allowed: bool,
     /// The time at which the worker has work even if nothing comes.
     pub until: Option<Instant>,
 }
 
-impl Rest {
+impl Sleep {
     /// Sleep until a notification comes.
-    pub const SAFE: Rest = Rest {
-        safe: true,
+    pub const UNTIL_NOTIFIED: Sleep = Sleep {
+        allowed: true,
         until: None,
     };
     /// Do not sleep: there is work.
-    pub const NONE: Rest = Rest {
-        safe: false,
+    pub const NOT_NOW: Sleep = Sleep {
+        allowed: false,
         until: None,
     };
 
@@ -59,7 +59,7 @@ impl Rest {
 
 /// What both halves of a worker know of their port and driver.
 #[derive(Debug, Clone)]
-pub(crate) struct Rules {
+pub(crate) struct PortContext {
     pub(crate) mac: MacAddr,
     /// Addresses that the guest may use beside `mac`.
     pub(crate) allowed: MacSets,

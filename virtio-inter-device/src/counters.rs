@@ -52,7 +52,7 @@ macro_rules! counters {
                 values
             }
 
-            /// The position of one of these counters among them. None: it counts something else.
+            /// The index of one of these counters among them. None: it counts something else.
             pub(crate) fn loss_of(&self, counter: &Counter) -> Option<u8> {
                 let all = [$((&self.$name, is_drop!($kind)),)*];
                 let mut losses = all.iter().filter(|(_, is_drop)| *is_drop);

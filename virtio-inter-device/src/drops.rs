@@ -149,7 +149,7 @@ impl Drops {
     /// Whether the control thread is to be told that there is something to see. Asked by the worker
     /// alone.
     #[inline]
-    pub(crate) fn is_news(&self) -> bool {
+    pub(crate) fn is_pending(&self) -> bool {
         self.fresh.load(Ordering::Relaxed) && self.take_news()
     }
 
@@ -266,17 +266,17 @@ mod tests {
     }
 
     #[test]
-    fn drops_are_news_once_until_they_are_watched_again() {
+    fn drops_are_pending_once_until_they_are_watched_again() {
         let drops = Drops::default();
-        assert!(!drops.is_news());
+        assert!(!drops.is_pending());
         drops.no_destination(MAC);
-        assert!(drops.is_news());
-        assert!(!drops.is_news());
+        assert!(drops.is_pending());
+        assert!(!drops.is_pending());
         drops.no_destination(MAC);
-        assert!(!drops.is_news());
+        assert!(!drops.is_pending());
         drops.watch();
-        assert!(!drops.is_news(), "seen by whoever watches");
+        assert!(!drops.is_pending(), "seen by whoever watches");
         drops.peer_stalled(MAC);
-        assert!(drops.is_news());
+        assert!(drops.is_pending());
     }
 }

@@ -40,7 +40,7 @@ mod rx;
 mod tx;
 mod worker;
 
-pub use batch::{Direction, Rest};
+pub use batch::{Direction, Sleep};
 pub use capture::{
     CAPTURE_HEADER, CaptureCounts, CaptureOptions, CaptureRing, CapturedFrame, MIN_SNAPLEN,
 };

@@ -12,11 +12,11 @@ use rustix::event::{EventfdFlags, eventfd};
 use virtio_inter_link::{BusyPollConfig, Doorbell};
 use virtio_inter_segment::{LocalPort, PeerKey};
 
-use crate::backend::steering::{InUse, Ready};
+use crate::backend::steering::{ActiveQueues, SharedActiveQueues};
 use crate::backend::{
     Backend, BackendSetup, LinkRequest, Links, Network, NetworkCommand, Relay, RelayCommand,
 };
-use crate::batch::{Direction, Rules};
+use crate::batch::{Direction, PortContext};
 use crate::config::{CONFIG_SIZE, config_space};
 use crate::counters::Counters;
 use crate::device::{Device, DeviceError, QueueSetup};
@@ -75,10 +75,10 @@ pub struct Port<B: Backend = Links> {
     workers: Vec<Handle<B>>,
     reports: mpsc::Receiver<Report>,
     /// Workers whose receive queues are in use.
-    ready: Ready,
+    active: ActiveQueues,
     /// Readable when there are events.
-    doorbell: Arc<OwnedFd>,
-    /// Wishes of links that were reported, with the worker.
+    event_fd: Arc<OwnedFd>,
+    /// Requests of links, with the worker that reported each.
     requests: Vec<(u16, LinkRequest)>,
     book: LinkBook,
 }
@@ -147,7 +147,7 @@ impl Port {
     }
 }
 
-fn new_doorbell() -> Result<OwnedFd, DeviceError> {
+fn new_event_fd() -> Result<OwnedFd, DeviceError> {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| DeviceError::Io {
         action: "create an eventfd",
         source: e.into(),
@@ -277,10 +277,10 @@ impl<B: Backend> Port<B> {
         config: impl Into<PortConfig>,
         mut make: impl FnMut(BackendSetup, Option<FloodEnd>) -> B,
     ) -> Result<Port<B>, DeviceError> {
-        let doorbell = new_doorbell()?;
-        let (book, mut ends) = LinkBook::new(local, &doorbell)?;
+        let event_fd = new_event_fd()?;
+        let (book, mut ends) = LinkBook::new(local, &event_fd)?;
         let make = |setup| make(setup, ends.next());
-        Port::with_doorbell(local, config.into(), doorbell, book, make)
+        Port::start_workers(local, config.into(), event_fd, book, make)
     }
 
     /// Starts the workers, one for each queue pair, each with a backend that `make` makes.
@@ -294,13 +294,13 @@ impl<B: Backend> Port<B> {
         make: impl FnMut(BackendSetup) -> B,
     ) -> Result<Port<B>, DeviceError> {
         let book = LinkBook::without_floods(local);
-        Port::with_doorbell(local, config.into(), new_doorbell()?, book, make)
+        Port::start_workers(local, config.into(), new_event_fd()?, book, make)
     }
 
-    fn with_doorbell(
+    fn start_workers(
         local: &LocalPort,
         config: PortConfig,
-        doorbell: OwnedFd,
+        event_fd: OwnedFd,
         book: LinkBook,
         mut make: impl FnMut(BackendSetup) -> B,
     ) -> Result<Port<B>, DeviceError> {
@@ -312,19 +312,19 @@ impl<B: Backend> Port<B> {
             memory: None,
             workers: Vec::new(),
             reports,
-            ready: Ready::default(),
-            doorbell: Arc::new(doorbell),
+            active: ActiveQueues::default(),
+            event_fd: Arc::new(event_fd),
             requests: Vec::new(),
             book,
         };
-        let in_use = Arc::new(InUse::default());
+        let in_use = Arc::new(SharedActiveQueues::default());
         let learned = Arc::clone(port.book.learned());
         let RateLimits { transmit, receive } = config.rate_limits;
         let (tx_limit, rx_limit) = (RateLimiter::new(transmit), RateLimiter::new(receive));
         for index in 0..local.queues {
             let (commands, inbox) = mpsc::channel();
             let (poller, waker) = Poller::new().map_err(io("create an epoll instance"))?;
-            let rules = Rules {
+            let context = PortContext {
                 mac: local.mac,
                 allowed: local.allowed.clone(),
                 guard: local.guard.clone(),
@@ -335,7 +335,7 @@ impl<B: Backend> Port<B> {
                 rx_limit: rx_limit.clone(),
                 counters: Arc::new(Counters::default()),
             };
-            let counters = Arc::clone(&rules.counters);
+            let counters = Arc::clone(&context.counters);
             let mut backend = make(BackendSetup {
                 index,
                 mac: local.mac,
@@ -346,10 +346,10 @@ impl<B: Backend> Port<B> {
                 counters: Arc::clone(&counters),
             });
             backend.attach(&poller)?;
-            let (reporter, doorbell) = (reporter.clone(), Arc::clone(&port.doorbell));
+            let (reporter, event_fd) = (reporter.clone(), Arc::clone(&port.event_fd));
             let worker = Worker::new(WorkerSetup {
                 index,
-                rules,
+                context,
                 backend,
                 commands: inbox,
                 poller,
@@ -358,7 +358,7 @@ impl<B: Backend> Port<B> {
                 report: Box::new(move |report| {
                     // While the port is dropped, nobody receives reports any more.
                     let _ = reporter.send(report);
-                    let _ = rustix::io::write(&*doorbell, &1u64.to_ne_bytes());
+                    let _ = rustix::io::write(&*event_fd, &1u64.to_ne_bytes());
                 }),
             });
             let thread = Builder::new()
@@ -377,15 +377,15 @@ impl<B: Backend> Port<B> {
 
     /// Readable when [`Port::events`] has events.
     pub fn events_fd(&self) -> BorrowedFd<'_> {
-        self.doorbell.as_fd()
+        self.event_fd.as_fd()
     }
 
     /// The events since the last call. To be called whenever [`Port::events_fd`] is readable: this
     /// is also when links move to the workers whose queues the guest uses.
     pub fn events(&mut self) -> Vec<PortEvent> {
         // Resets the counter. If it is zero already, that is as good.
-        let _ = rustix::io::read(&*self.doorbell, &mut [0; 8]);
-        let mut ready = self.ready;
+        let _ = rustix::io::read(&*self.event_fd, &mut [0; 8]);
+        let mut active = self.active;
         let mut to_steer = false;
         let mut events = Vec::new();
         for report in self.reports.try_iter() {
@@ -398,15 +398,15 @@ impl<B: Backend> Port<B> {
                 Report::Dropped => events.push(PortEvent::Dropped),
                 Report::UplinkLost => events.push(PortEvent::UplinkLost),
                 Report::BlankRing { queue } => events.push(PortEvent::BlankRing { queue }),
-                Report::Ready { index, ready: now } => {
-                    ready = ready.with(index, now);
+                Report::QueueActive { index, active: now } => {
+                    active = active.with(index, now);
                     to_steer = true;
                 }
             }
         }
         // Also if a queue came into use and went out of use: workers may hold records for it.
         if to_steer {
-            self.ready = ready;
+            self.active = active;
             if let Err(e) = self.steer() {
                 log::error!("Cannot move links between workers: {e}");
             }
@@ -423,12 +423,12 @@ impl<B: Backend> Port<B> {
                 source: io::Error::from(io::ErrorKind::Unsupported),
             })
         };
-        B::steer(self.ready, self.workers.len() as u16, &mut ask)
+        B::steer(self.active, self.workers.len() as u16, &mut ask)
     }
 
     /// Whether there is a guest: a receive queue is in use, as of the last [`Port::events`].
     pub fn has_guest(&self) -> bool {
-        self.ready != Ready::default()
+        self.active != ActiveQueues::default()
     }
 
     /// The counters of each worker, by queue pair.
@@ -536,7 +536,7 @@ impl<B: Backend> fmt::Debug for Port<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Port")
             .field("workers", &self.workers.len())
-            .field("ready", &self.ready)
+            .field("active", &self.active)
             .finish_non_exhaustive()
     }
 }

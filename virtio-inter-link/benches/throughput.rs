@@ -64,7 +64,7 @@ fn transfer(len: usize, records: usize, cpus: [Option<usize>; 2]) -> Duration {
             let (memory, mut place) = (vec![1u8; MEMORY], 0);
             for number in 0..records {
                 while sender.reserve(len).unwrap().is_none() {
-                    if sender.wait_for_space(len).unwrap() {
+                    if sender.arm_space_doorbell(len).unwrap() {
                         wait(&poll);
                     }
                 }
@@ -92,7 +92,7 @@ fn transfer(len: usize, records: usize, cpus: [Option<usize>; 2]) -> Duration {
                     if number % BATCH == 0 || receiver.pending() >= BATCH_BYTES {
                         receiver.release().unwrap();
                     }
-                } else if receiver.wait_for_data().unwrap() {
+                } else if receiver.arm_data_doorbell().unwrap() {
                     wait(&poll);
                 }
             }

@@ -143,7 +143,7 @@ impl Sending {
             }
             if sender.capacity() < 64 * LARGE as u64 {
                 self.make(LARGE);
-            } else if sender.wait_for_space(8).unwrap() {
+            } else if sender.arm_space_doorbell(8).unwrap() {
                 self.own.wait();
             }
         }
@@ -194,7 +194,7 @@ impl Receiving {
                     rings.pop_front();
                     continue;
                 }
-                if !ring.wait_for_data().unwrap() || ring.is_finished() {
+                if !ring.arm_data_doorbell().unwrap() || ring.is_finished() {
                     continue;
                 }
             } else if next == frames {
@@ -300,7 +300,7 @@ fn violation_of_the_receiver_ends_the_sender() {
                     slot.commit();
                     return sender.publish();
                 }
-                if sender.wait_for_space(8)? {
+                if sender.arm_space_doorbell(8)? {
                     space.wait();
                 }
             }
@@ -346,7 +346,7 @@ fn violation_of_the_sender_ends_the_receiver() {
             if receiver.is_finished() {
                 return Ok(false);
             }
-            if receiver.wait_for_data()? && !receiver.is_finished() {
+            if receiver.arm_data_doorbell()? && !receiver.is_finished() {
                 data.wait();
             }
             Ok(true)

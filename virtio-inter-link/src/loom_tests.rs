@@ -31,7 +31,7 @@ fn transfer(lines: usize, len: usize, records: u64, publish_every: u64, release_
                         slot.commit();
                         break;
                     }
-                    if sender.wait_for_space(len).unwrap() {
+                    if sender.arm_space_doorbell(len).unwrap() {
                         space.wait();
                     }
                 }
@@ -51,7 +51,7 @@ fn transfer(lines: usize, len: usize, records: u64, publish_every: u64, release_
                 if number % release_every == 0 {
                     receiver.release().unwrap();
                 }
-            } else if receiver.wait_for_data().unwrap() {
+            } else if receiver.arm_data_doorbell().unwrap() {
                 data.wait();
             }
         }
@@ -121,7 +121,7 @@ fn close_wakes_the_receiver_and_the_successor_goes_on() {
                     count += 1;
                 } else if receiver.is_finished() {
                     break;
-                } else if receiver.wait_for_data().unwrap() && !receiver.is_finished() {
+                } else if receiver.arm_data_doorbell().unwrap() && !receiver.is_finished() {
                     data.wait();
                 }
             }

@@ -122,7 +122,7 @@ fn check(operations: &[Operation]) {
             Operation::WaitForSpace(len) => {
                 data_rings = model.publish();
                 let sleeps = footprint(len) > model.free();
-                assert_eq!(sender.wait_for_space(len).unwrap(), sleeps);
+                assert_eq!(sender.arm_space_doorbell(len).unwrap(), sleeps);
                 // A sender that is told of room at once keeps an older wish: a sleeper asks again
                 // before it sleeps.
                 if sleeps {
@@ -157,7 +157,7 @@ fn check(operations: &[Operation]) {
             Operation::WaitForData => {
                 space_rings = model.release();
                 let sleeps = model.published.is_empty();
-                assert_eq!(receiver.wait_for_data().unwrap(), sleeps);
+                assert_eq!(receiver.arm_data_doorbell().unwrap(), sleeps);
                 model.receiver_sleeps |= sleeps;
             }
         }
@@ -177,7 +177,7 @@ fn check(operations: &[Operation]) {
         assert_eq!(model.published.pop_front(), Some(found));
     }
     assert!(receiver.is_finished() && model.published.is_empty());
-    assert_eq!(receiver.wait_for_data(), Ok(true));
+    assert_eq!(receiver.arm_data_doorbell(), Ok(true));
     assert_eq!(sender.is_drained(), Ok(true));
 }
 

@@ -59,7 +59,7 @@ impl Receiver {
     }
 
     /// The doorbell to wait for (`EPOLLIN | EPOLLET`, never read) after
-    /// [`wait_for_data`](Self::wait_for_data) returned true.
+    /// [`arm_data_doorbell`](Self::arm_data_doorbell) returned true.
     pub fn data_doorbell(&self) -> BorrowedFd<'_> {
         self.data_doorbell.as_fd()
     }
@@ -176,9 +176,9 @@ impl<M: Memory, B: Signal> Receiver<M, B> {
         // load is the partner.
         let words = self.memory.receiver_words();
         words.consumed.0.store(self.released, Ordering::Release);
-        // Partner: the fence in the sender's `wait_for_space`, between its store of `space_target`
-        // and its load of `consumed`. One of the two sees the other's store, so either this side
-        // rings or that side stays awake.
+        // Partner: the fence in the sender's `arm_space_doorbell`, between its store of
+        // `space_target` and its load of `consumed`. One of the two sees the other's store, so
+        // either this side rings or that side stays awake.
         fence(Ordering::SeqCst);
         let words = self.memory.sender_words();
         let target = words.space_target.0.load(Ordering::Relaxed);
@@ -205,7 +205,7 @@ impl<M: Memory, B: Signal> Receiver<M, B> {
     /// # Errors
     ///
     /// The sender's position or target is impossible.
-    pub fn wait_for_data(&mut self) -> Result<bool, Violation> {
+    pub fn arm_data_doorbell(&mut self) -> Result<bool, Violation> {
         self.release()?;
         if !self.is_empty()? {
             return Ok(false);

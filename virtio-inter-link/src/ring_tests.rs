@@ -134,11 +134,14 @@ fn doorbell_of_data_rings_once_for_a_receiver_that_sleeps() {
     link.commit(b"a");
     link.sender.publish().unwrap();
     assert_eq!(link.data_doorbell.take(), 0, "nobody asked");
-    assert!(!link.receiver.wait_for_data().unwrap(), "there is a record");
-    link.take().unwrap();
-    assert!(link.receiver.wait_for_data().unwrap());
     assert!(
-        link.receiver.wait_for_data().unwrap(),
+        !link.receiver.arm_data_doorbell().unwrap(),
+        "there is a record"
+    );
+    link.take().unwrap();
+    assert!(link.receiver.arm_data_doorbell().unwrap());
+    assert!(
+        link.receiver.arm_data_doorbell().unwrap(),
         "asking again changes nothing"
     );
     link.sender.publish().unwrap();
@@ -155,7 +158,7 @@ fn doorbell_of_data_rings_once_for_a_receiver_that_sleeps() {
 fn doorbell_of_space_rings_once_half_is_free() {
     let mut link = link();
     while link.commit(&[0; 56]) {}
-    assert!(link.sender.wait_for_space(56).unwrap());
+    assert!(link.sender.arm_space_doorbell(56).unwrap());
     assert_eq!(link.sender.pending(), 0, "waiting publishes");
     for taken in 1..=CAPACITY / 64 {
         link.take().unwrap();
@@ -174,7 +177,7 @@ fn doorbell_of_space_waits_for_a_record_larger_than_half_of_the_free_half() {
     let largest = CAPACITY / 2 - RECORD_HEADER;
     link.commit(&[0; 1]);
     link.commit(&vec![0; largest]);
-    assert!(link.sender.wait_for_space(largest).unwrap());
+    assert!(link.sender.arm_space_doorbell(largest).unwrap());
     link.take().unwrap();
     link.receiver.release().unwrap();
     assert_eq!(link.space_doorbell.take(), 1);
@@ -188,7 +191,7 @@ fn doorbell_of_space_is_silent_for_a_sender_that_found_room() {
     link.sender.publish().unwrap();
     link.take().unwrap();
     link.receiver.release().unwrap();
-    assert!(!link.sender.wait_for_space(56).unwrap());
+    assert!(!link.sender.arm_space_doorbell(56).unwrap());
     while link.take().is_some() {}
     link.receiver.release().unwrap();
     assert_eq!(link.space_doorbell.take(), 0);
@@ -198,9 +201,9 @@ fn doorbell_of_space_is_silent_for_a_sender_that_found_room() {
 fn ring_room_comes_back_when_the_receiver_waits() {
     let mut link = link();
     while link.commit(&[0; 56]) {}
-    assert!(link.sender.wait_for_space(56).unwrap());
+    assert!(link.sender.arm_space_doorbell(56).unwrap());
     while link.take().is_some() {}
-    assert!(link.receiver.wait_for_data().unwrap());
+    assert!(link.receiver.arm_data_doorbell().unwrap());
     assert_eq!(link.space_doorbell.take(), 1);
 }
 
@@ -219,7 +222,7 @@ fn ring_refuses_an_impossible_published_position() {
         let published = &link.memory.sender_words().published.0;
         published.store(before, Relaxed);
         assert_eq!(link.receiver.is_empty(), Ok(before == 0));
-        link.receiver.wait_for_data().unwrap();
+        link.receiver.arm_data_doorbell().unwrap();
         published.store(value, Relaxed);
         let refused = Violation::Published {
             value,
@@ -274,7 +277,7 @@ fn ring_refuses_an_impossible_consumed_position() {
         low: 0,
         high: 0,
     };
-    assert_eq!(link.sender.wait_for_space(CAPACITY), Err(refused));
+    assert_eq!(link.sender.arm_space_doorbell(CAPACITY), Err(refused));
     let mut link = self::link();
     link.commit(b"a");
     link.sender.publish().unwrap();

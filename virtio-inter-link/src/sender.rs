@@ -65,7 +65,7 @@ impl Sender {
     }
 
     /// The doorbell to wait for (`EPOLLIN | EPOLLET`, never read) after
-    /// [`wait_for_space`](Self::wait_for_space) returned true.
+    /// [`arm_space_doorbell`](Self::arm_space_doorbell) returned true.
     pub fn space_doorbell(&self) -> BorrowedFd<'_> {
         self.space_doorbell.as_fd()
     }
@@ -167,10 +167,12 @@ impl<M: Memory, B: Signal> Sender<M, B> {
         let published = &self.memory.sender_words().published;
         published.0.store(word, Ordering::Release);
         // Store `published`, fence, load `data_target` here; store `data_target`, fence, load
-        // `published` in the receiver's `wait_for_data`: one of the two sees the other's store, so
-        // either this side rings or that side stays awake.
+        // `published` in the receiver's `arm_data_doorbell`: one of the two sees the other's store,
+        // so either this side rings or that side stays awake.
         fence(Ordering::SeqCst);
         let target = self.read_data_target()?;
+        // `CLOSED` is 1: to close the ring passes a target of `published` + 1, which is that of a
+        // receiver that waits for the next record.
         if before < target && target <= word {
             self.data_doorbell.ring()?;
         }
@@ -179,7 +181,7 @@ impl<M: Memory, B: Signal> Sender<M, B> {
 
     /// Wakes a receiver that asked for it before this side could read its words.
     pub(crate) fn wake_receiver(&mut self) -> Result<(), Violation> {
-        // Partner: the fence in the receiver's `wait_for_data`. What was published before comes
+        // Partner: the fence in the receiver's `arm_data_doorbell`. What was published before comes
         // before this, so one of the two sees the other's store.
         fence(Ordering::SeqCst);
         let target = self.read_data_target()?;
@@ -215,7 +217,7 @@ impl<M: Memory, B: Signal> Sender<M, B> {
     /// # Errors
     ///
     /// The receiver's position or target is impossible.
-    pub fn wait_for_space(&mut self, len: usize) -> Result<bool, Violation> {
+    pub fn arm_space_doorbell(&mut self, len: usize) -> Result<bool, Violation> {
         self.publish()?;
         let footprint = footprint(len).min(self.capacity);
         self.read_consumed()?;

@@ -120,7 +120,7 @@ fn doorbell_with_many_watches_is_a_violation() {
         for i in 0..times {
             while receiver.peek().unwrap().map(Record::consume).is_some() {}
             receiver.release().unwrap();
-            assert!(receiver.wait_for_data().unwrap());
+            assert!(receiver.arm_data_doorbell().unwrap());
             sender.reserve(8).unwrap().unwrap().commit();
             if let Err(violation) = sender.publish() {
                 return Err((i, violation));

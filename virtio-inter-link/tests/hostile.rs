@@ -223,7 +223,7 @@ fn send(
                 counts.records += 1;
             }
             None => {
-                sender.wait_for_space(len)?;
+                sender.arm_space_doorbell(len)?;
             }
         }
     }
@@ -245,7 +245,7 @@ fn receive(
             record.consume();
             counts.records += 1;
         } else {
-            receiver.wait_for_data()?;
+            receiver.arm_data_doorbell()?;
             break;
         }
     }
@@ -273,7 +273,7 @@ fn receive_healthy(mut receiver: Receiver) -> u64 {
             );
             number += 1;
             receiver.release().unwrap();
-        } else if receiver.wait_for_data().unwrap() {
+        } else if receiver.arm_data_doorbell().unwrap() {
             assert!(
                 waiter.wait(Duration::from_secs(20)),
                 "no wake-up at record {number}"
@@ -353,7 +353,7 @@ fn hostile_peer_harms_only_its_own_links() {
     // An empty record ends the healthy link.
     let waiter = Waiter::new(healthy.space_doorbell());
     while healthy.reserve(0).unwrap().is_none() {
-        if healthy.wait_for_space(0).unwrap() {
+        if healthy.arm_space_doorbell(0).unwrap() {
             assert!(waiter.wait(Duration::from_secs(20)));
         }
     }

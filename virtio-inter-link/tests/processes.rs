@@ -46,7 +46,7 @@ fn sending_process() {
             if let Some(socket) = page.take() {
                 let page = ReceiverPage::open(receive_fd(&socket).unwrap()).unwrap();
                 sender.attach(page).unwrap();
-            } else if sender.wait_for_space(len).unwrap() {
+            } else if sender.arm_space_doorbell(len).unwrap() {
                 assert!(waiter.wait(LOST), "no wake-up for space at record {number}");
             }
         }
@@ -100,7 +100,7 @@ fn records_arrive_in_order() {
             if number % 7 == 0 {
                 receiver.release().unwrap();
             }
-        } else if receiver.wait_for_data().unwrap() && !receiver.is_finished() {
+        } else if receiver.arm_data_doorbell().unwrap() && !receiver.is_finished() {
             assert!(waiter.wait(LOST), "no wake-up for data at record {number}");
         }
     }

@@ -107,7 +107,7 @@ fn words_and_records_are_where_the_format_says() {
 
     assert_eq!(&word(&received, 0).to_le_bytes(), b"vi-recv\0");
     assert_eq!(word(&received, 8), u64::from(FORMAT_VERSION));
-    assert!(receiver.wait_for_data().unwrap());
+    assert!(receiver.arm_data_doorbell().unwrap());
     assert_eq!(word(&received, 256), 1, "data target");
     let slot = sender.reserve(100).unwrap().unwrap();
     slot.slice().copy_from(&[7u8; 100]);
@@ -125,7 +125,7 @@ fn words_and_records_are_where_the_format_says() {
     while let Some(slot) = sender.reserve(56).unwrap() {
         slot.commit();
     }
-    assert!(sender.wait_for_space(56).unwrap());
+    assert!(sender.arm_space_doorbell(56).unwrap());
     assert_eq!(
         word(&sent, 256),
         128 + u64::from(MIN_CAPACITY) / 2,
@@ -152,7 +152,7 @@ fn region_is_sent_on_before_the_receiver_answers() {
         count += 1;
     }
     sender.publish().unwrap();
-    assert!(sender.wait_for_space(1000).unwrap());
+    assert!(sender.arm_space_doorbell(1000).unwrap());
     let page = ReceiverPage::create().unwrap();
     let answer = page.fd().try_clone_to_owned().unwrap();
     let theirs = Region::open(fd, SMALL_CAPACITY).unwrap();
@@ -162,7 +162,7 @@ fn region_is_sent_on_before_the_receiver_answers() {
         count -= 1;
     }
     assert_eq!(count, 0);
-    assert!(receiver.wait_for_data().unwrap());
+    assert!(receiver.arm_data_doorbell().unwrap());
     assert!(sender.reserve(1000).unwrap().is_none());
     sender.attach(ReceiverPage::open(answer).unwrap()).unwrap();
     assert!(sender.reserve(1000).unwrap().is_some());
@@ -181,7 +181,7 @@ fn region_wakes_a_receiver_that_slept_before_its_answer_came() {
     let theirs = Region::open(fd, SMALL_CAPACITY).unwrap();
     let mut receiver = Receiver::new(theirs, page, data_doorbell, space_doorbell);
     let waiter = Waiter::new(receiver.data_doorbell());
-    assert!(receiver.wait_for_data().unwrap());
+    assert!(receiver.arm_data_doorbell().unwrap());
     sender.reserve(8).unwrap().unwrap().commit();
     sender.publish().unwrap();
     assert!(!waiter.wait(Duration::ZERO));

@@ -15,14 +15,15 @@ use crate::deferred_close::{Closer, DeferredFd, Owner};
 use crate::fd_type;
 use crate::handshake::{Candidate, Local, Refusal, Role, parse_id};
 use crate::limits::Limits;
+use crate::message::{self, Message};
 use crate::poll::Interest;
 use crate::port::{DownReason, PeerKey};
 use crate::quota::{Quota, UserQuota};
 use crate::rings::Rings;
 use crate::socket::{self, ReceiveError, Received};
 use crate::wire::{
-    self, Accept, DONE_DECLINED, DONE_DRAINED, Done, Guest, Header, KIND_ADDRESSES, KIND_FRAME,
-    Link, MAX_FRAME, MAX_MESSAGE, Message, Versions,
+    Accept, DONE_DECLINED, DONE_DRAINED, Done, Guest, Header, KIND_ADDRESSES, KIND_FRAME, Link,
+    MAX_FRAME, MAX_MESSAGE, Versions,
 };
 
 /// Bytes that the kernel keeps of what a peer does not read: small, as there is one such buffer for
@@ -335,7 +336,7 @@ impl Connection {
         fds: &mut Vec<OwnedFd>,
         lost_fds: bool,
     ) -> Result<Step, Refusal> {
-        let message = wire::parse(packet)?;
+        let message = message::parse(packet)?;
         let expected = match self.stage {
             Stage::Hello => 0,
             Stage::Up(_) => message.fds(),

@@ -14,11 +14,12 @@ use virtio_inter_common::{
 use virtio_inter_link::FORMAT_VERSION;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::message::WireError;
 use crate::port::{LocalPort, PortError, Uplinks, check_port};
 use crate::wire::{
     AddressSet, FLAG_AWAY, FLAG_TRUNK, GUARD_NO_DHCP_SERVER, GuardHead, Header, Hello, HelloHead,
     IpEntry, KIND_HELLO, REASON_DUPLICATE, REASON_FULL, REASON_ID, REASON_MAC, REASON_RESOURCES,
-    REASON_TIMEOUT, REASON_UNKNOWN, Refuse, Versions, WireError,
+    REASON_TIMEOUT, REASON_UNKNOWN, Refuse, Versions,
 };
 
 /// This port, and what tells this run of it from others.
@@ -285,7 +286,7 @@ fn parse_network(field: &[u8]) -> Result<PortId, Refusal> {
     text.parse().map_err(Refusal::BadNetwork)
 }
 
-/// The field of further addresses; None: there are none.
+/// The field of secondary addresses; None: there are none.
 fn addresses_field(allowed: &MacSets) -> Option<Vec<u8>> {
     let entry = |set: MacSet| AddressSet {
         octets: set.octets(),
@@ -295,7 +296,7 @@ fn addresses_field(allowed: &MacSets) -> Option<Vec<u8>> {
     (!entries.is_empty()).then(|| entries.as_bytes().to_vec())
 }
 
-/// The value of the field of further addresses.
+/// The value of the field of secondary addresses.
 fn parse_addresses(field: &[u8]) -> Result<MacSets, Refusal> {
     let entries =
         <[AddressSet]>::ref_from_bytes(field).map_err(|_| Refusal::AddressesSize(field.len()))?;

@@ -70,7 +70,7 @@ fn handshake_checks_uplinks() {
 }
 
 #[test]
-fn handshake_checks_further_addresses() {
+fn handshake_checks_secondary_addresses() {
     let (a, mut b) = (local("a", 1), local("b", 2));
     let judge = |hello: &Hello| a.judge(&Role::Acceptor, hello);
     assert!(judge(&b.hello()).unwrap().allowed.is_empty());

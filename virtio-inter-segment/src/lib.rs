@@ -31,6 +31,7 @@ mod handshake;
 mod join_error;
 mod limits;
 mod membership;
+mod message;
 mod pins;
 mod pins_error;
 mod poll;

@@ -25,7 +25,7 @@ use virtio_inter_link::{Doorbell, MIN_CAPACITY, ReceiverPage, Region, Sender};
 use virtio_inter_segment::Segment;
 
 use crate::service_socket::ServiceSocket;
-use crate::uplink::Device;
+use crate::uplink::PortDevice;
 
 /// Maximum number of clients that have not said what they want.
 const MAX_CLIENTS: usize = 4;
@@ -126,7 +126,7 @@ impl CaptureSocket {
     /// # Errors
     ///
     /// When the kernel cannot watch descriptors any more.
-    pub fn process(&mut self, device: &mut Device) -> io::Result<()> {
+    pub fn process(&mut self, device: &mut PortDevice) -> io::Result<()> {
         for token in self.poll.wait::<8>(Timeout::Now)? {
             if token == LISTENER {
                 self.accept()?;
@@ -172,7 +172,7 @@ impl CaptureSocket {
     }
 
     /// Reads what a client wants, and starts that.
-    fn serve(&mut self, client: Client, device: &mut Device) -> io::Result<()> {
+    fn serve(&mut self, client: Client, device: &mut PortDevice) -> io::Result<()> {
         let mut packet = [0; MAX_PACKET];
         let received = recv(&client.connection, &mut packet, RecvFlags::DONTWAIT);
         let len = match received {
@@ -199,7 +199,7 @@ impl CaptureSocket {
     }
 
     /// Starts a capture for a client. Fails with the reason for that client.
-    fn start(&self, client: &Client, packet: &[u8], device: &mut Device) -> Result<(), String> {
+    fn start(&self, client: &Client, packet: &[u8], device: &mut PortDevice) -> Result<(), String> {
         let request: Request = serde_json::from_slice(packet)
             .map_err(|error| format!("it does not understand the request: {error}"))?;
         if request.version != VERSION {
@@ -260,7 +260,7 @@ impl CaptureSocket {
     /// # Errors
     ///
     /// When the kernel cannot watch descriptors any more.
-    pub fn end(&mut self, device: &mut Device) -> io::Result<()> {
+    pub fn end(&mut self, device: &mut PortDevice) -> io::Result<()> {
         let Some(client) = self.active.take() else {
             return Ok(());
         };

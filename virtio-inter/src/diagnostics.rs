@@ -9,7 +9,7 @@ use virtio_inter_common::{MacAddr, MacSets, PortId};
 use virtio_inter_device::DropReason;
 use virtio_inter_segment::{LocalPort, MAX_TRUNK_ADDRESSES, PeerInfo, PeerKey, RefusedPeer};
 
-use crate::uplink::{Device, UplinkState, UplinkStatus};
+use crate::uplink::{PortDevice, UplinkState, UplinkStatus};
 use crate::warnings::{Code, Warning, Warnings};
 
 /// Maximum number of addresses of peers that left: a guest continues to send to them for a while.
@@ -274,7 +274,7 @@ impl Diagnostics {
     }
 
     /// Checks the device's counts of dropped frames. Returns whether they have increased.
-    pub fn drops(&mut self, device: &Device, peers: &BTreeMap<PeerKey, PeerInfo>) -> bool {
+    pub fn drops(&mut self, device: &PortDevice, peers: &BTreeMap<PeerKey, PeerInfo>) -> bool {
         let mut latest: BTreeMap<Code, DropReason> = BTreeMap::new();
         for (pair, counters) in device.counters().enumerate() {
             for (reason, count) in counters.drops.iter() {

@@ -30,7 +30,7 @@ use crate::status_socket::StatusSocket;
 use crate::timer::Timer;
 use crate::trunk::Trunk;
 use crate::unexpected_signals::UnexpectedSignals;
-use crate::uplink::{Device, Uplink};
+use crate::uplink::{PortDevice, Uplink};
 use crate::watchdog::Watchdog;
 
 const SIGNALS: u64 = 0;
@@ -84,7 +84,7 @@ pub struct EventLoop {
     poll: Epoll,
     frontends: FrontendServer,
     segment: Segment,
-    device: Device,
+    device: PortDevice,
     uplink: Option<Uplink>,
     /// The next attempt to open the uplink's device, which is gone.
     uplink_retry: Timer,
@@ -120,7 +120,7 @@ impl EventLoop {
         unexpected: UnexpectedSignals,
         frontends: FrontendServer,
         mut segment: Segment,
-        device: Device,
+        device: PortDevice,
         status: StatusSocket,
     ) -> io::Result<Self> {
         let poll = Epoll::new()?;
@@ -490,7 +490,7 @@ impl EventLoop {
 }
 
 /// Logs the counters, for the diagnosis of lost frames.
-fn log_counters(device: &Device) {
+fn log_counters(device: &PortDevice) {
     for (pair, counters) in device.counters().enumerate() {
         log::info!("Queue pair {pair}: {}", describe(&counters.values()));
     }

@@ -21,7 +21,7 @@ use crate::shutdown_signals::ShutdownSignals;
 use crate::socket::SocketLock;
 use crate::status_socket::StatusSocket;
 use crate::unexpected_signals::UnexpectedSignals;
-use crate::uplink::{Device, Uplink, check_right};
+use crate::uplink::{PortDevice, Uplink, check_right};
 use crate::vhost_user::session::SessionLimits;
 use crate::{notify, rlimits};
 
@@ -83,7 +83,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
             network.with_plain_uplink()
         }
     };
-    let mut device = Device::with_network(&local, arguments.config(), queues, change)?;
+    let mut device = PortDevice::with_network(&local, arguments.config(), queues, change)?;
     if arguments.trunk {
         let barred = segment.barred().context("Cannot read the segment's pins")?;
         device.set_barred(&barred)?;

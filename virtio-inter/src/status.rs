@@ -17,7 +17,7 @@ use crate::frontend_server::{ClientState, FrontendServer, FrontendState};
 use crate::rate_limit_args::RateLimitStatus;
 use crate::sandbox::Report;
 use crate::trunk::Trunk;
-use crate::uplink::{Device, UplinkStatus};
+use crate::uplink::{PortDevice, UplinkStatus};
 
 /// Version of the document. It increases when a field changes its meaning or is removed, not when
 /// one is added.
@@ -239,7 +239,7 @@ impl<'a> Status<'a> {
         arguments: &'a PortArgs,
         frontends: &FrontendServer,
         peers: impl Iterator<Item = &'a PeerInfo>,
-        device: &'a Device,
+        device: &'a PortDevice,
         uplink: Option<UplinkStatus<'a>>,
         diagnostics: &'a Diagnostics,
         refused: &'a [RefusedPeer],

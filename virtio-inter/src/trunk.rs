@@ -11,7 +11,7 @@ use virtio_inter_common::{ErrorChain, LogLimit, MacAddr, log_limited};
 use virtio_inter_segment::{MAX_TRUNK_ADDRESSES, Segment};
 
 use crate::timer::Timer;
-use crate::uplink::Device;
+use crate::uplink::PortDevice;
 
 /// Time after which an address is forgotten from which nothing was sent, as a bridge does.
 const MAX_AGE: Duration = Duration::from_secs(300);
@@ -54,7 +54,7 @@ impl Trunk {
     pub(crate) fn learn(
         &mut self,
         new: &[MacAddr],
-        device: &mut Device,
+        device: &mut PortDevice,
         segment: &mut Segment,
     ) -> io::Result<()> {
         if new.is_empty() {
@@ -77,7 +77,7 @@ impl Trunk {
     /// Never in practice.
     pub(crate) fn forget_old(
         &mut self,
-        device: &mut Device,
+        device: &mut PortDevice,
         segment: &mut Segment,
     ) -> io::Result<()> {
         self.check.clear();
@@ -98,7 +98,7 @@ impl Trunk {
         Ok(())
     }
 
-    fn tell(&self, device: &mut Device, segment: &mut Segment) {
+    fn tell(&self, device: &mut PortDevice, segment: &mut Segment) {
         if let Err(error) = device.set_used(&self.addresses) {
             log_limited!(LINES, Level::Error, "Addresses: {}", ErrorChain(&error));
         }

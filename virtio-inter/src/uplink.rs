@@ -15,7 +15,7 @@ use virtio_inter_device::backend::{MAX_INTERFACE_NAME, Network, TapDevice, TapEr
 use crate::fd_store;
 
 /// The device of a port's process: with an uplink or without.
-pub type Device = virtio_inter_device::Port<Network>;
+pub type PortDevice = virtio_inter_device::Port<Network>;
 
 /// Maximum time to wait for a tap device that a killed port is about to close: the kernel may
 /// release its locks before.

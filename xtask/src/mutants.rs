@@ -53,6 +53,7 @@ const PARTS: [Part; 2] = [
         sources: &[
             "backend",
             "backend/link",
+            "backend/link/tx",
             "frame.rs",
             "offload",
             "queue",

@@ -49,7 +49,7 @@ pub(super) fn send(task: &Task) -> Result<Outcome> {
                 idle.wait(
                     &mut sender,
                     |sender| Ok(sender.reserve(len)?.is_some()),
-                    |sender| Ok(sender.wait_for_space(len)?),
+                    |sender| Ok(sender.arm_space_doorbell(len)?),
                 )?;
             }
             let at = next(&mut place, len, memory.len());
@@ -97,7 +97,7 @@ pub(super) fn receive(task: &Task, mut out: impl Write) -> Result<()> {
                 idle.wait(
                     &mut receiver,
                     |receiver| Ok(!receiver.is_empty()?),
-                    |receiver| Ok(receiver.wait_for_data()?),
+                    |receiver| Ok(receiver.arm_data_doorbell()?),
                 )?;
             }
         }

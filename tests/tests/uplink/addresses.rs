@@ -102,7 +102,7 @@ fn can_be_routers(vm: &Vm) -> Result<bool> {
     has_macvlan(vm)
 }
 
-/// Frames from further addresses were all taken.
+/// Frames from secondary addresses were all taken.
 fn check_sources(port: &Port) -> Result<()> {
     let counters = port.counters()?;
     for name in ["tx_spoofed", "rx_bad_address"] {

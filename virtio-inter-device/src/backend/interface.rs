@@ -10,8 +10,8 @@ use vm_memory::VolatileSlice;
 use super::link::Learned;
 use super::ring_request::PlacedRequest;
 use super::source::RxSource;
-use super::steering::Ready;
-use crate::batch::Rest;
+use super::steering::ActiveQueues;
+use crate::batch::Sleep;
 use crate::counters::Counters;
 use crate::device::DeviceError;
 use crate::features::Offloads;
@@ -70,8 +70,9 @@ pub trait TxBackend {
     /// When the frame cannot be read; it counts as not offered.
     fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error>;
 
-    /// The frame that was held is about to be offered again, if it is still there. `queued` says
-    /// whether a frame to an address that its argument is true of has come behind it meanwhile.
+    /// The frame that was held is about to be offered again, if it is still in the queue.
+    /// `queued(is_other)` says whether a frame now behind it has a destination for which `is_other`
+    /// is true: time for which frames for others waited is charged to a budget.
     fn end_hold(&mut self, queued: impl FnOnce(&dyn Fn(MacAddr) -> bool) -> bool) {
         let _ = queued;
     }
@@ -82,10 +83,11 @@ pub trait TxBackend {
 
     /// Asks to be woken when frames that the backend has, or that it holds up, can go on. `held`:
     /// the last frame offered is still held.
-    fn enable_tx_notification(&mut self, held: bool) -> Rest;
+    fn enable_tx_notification(&mut self, held: bool) -> Sleep;
 
     /// Whether the guest may send from this address, which is one that its port has listed beside
-    /// its own, or any for a trunk: no other port has it as its own. It is then here.
+    /// its own, or any for a trunk: no other port has it as its own. If so, the table of addresses
+    /// has it at this port from now on.
     fn claim_source(&mut self, source: MacAddr) -> bool {
         let _ = source;
         true
@@ -103,7 +105,8 @@ pub trait TxBackend {
         0
     }
 
-    /// The same to those alone that do not learn otherwise that the guest is here. False: nobody.
+    /// Sends the record towards the uplink alone, when the guest has arrived: peers know its
+    /// address from the handshake. False: there is no uplink.
     fn announce_arrival(&mut self, record: &[u8]) -> bool {
         let _ = record;
         false
@@ -237,7 +240,7 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
     const STEERED: bool = false;
 
     /// Whether nothing is given up because a guest has too few buffers: for tests.
-    fn is_patient(&self) -> bool {
+    fn without_timeouts(&self) -> bool {
         false
     }
 
@@ -283,11 +286,11 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
     ///
     /// When a worker does not answer.
     fn steer(
-        ready: Ready,
+        active: ActiveQueues,
         workers: u16,
         ask: &mut dyn FnMut(u16, Self::Command) -> Result<Self::Answer, DeviceError>,
     ) -> Result<(), DeviceError> {
-        let _ = (ready, workers, ask);
+        let _ = (active, workers, ask);
         Ok(())
     }
 
@@ -296,7 +299,7 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
         None
     }
 
-    /// The next wish of its links that was not reported yet.
+    /// The next request of its links that was not reported yet.
     fn take_request(&mut self) -> Option<LinkRequest> {
         None
     }

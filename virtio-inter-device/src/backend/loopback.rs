@@ -9,7 +9,7 @@ use super::interface::{
     Backend, RxBackend, RxProgress, RxRecord, RxSink, RxStatus, TxBackend, TxFrame, TxStatus,
 };
 use super::source::RxSource;
-use crate::batch::Rest;
+use crate::batch::Sleep;
 use crate::device::DeviceError;
 use crate::frame::NET_HEADER;
 use crate::poller::Poller;
@@ -56,10 +56,10 @@ impl TxBackend for Loopback {
 
     fn flush(&mut self) {}
 
-    fn enable_tx_notification(&mut self, held: bool) -> Rest {
+    fn enable_tx_notification(&mut self, held: bool) -> Sleep {
         // The worker serves the receive queue as well, so it knows when frames have left.
-        Rest {
-            safe: !held || !self.has_room(),
+        Sleep {
+            allowed: !held || !self.has_room(),
             until: None,
         }
     }

@@ -15,9 +15,9 @@ use super::interface::{
     Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,
 };
 use super::link::{Destination, LinkAnswer, LinkCommand, Links, RxLink};
-use super::steering::Ready;
+use super::steering::ActiveQueues;
 use super::tap::{Tap, TapReader};
-use crate::batch::Rest;
+use crate::batch::Sleep;
 use crate::device::DeviceError;
 use crate::features::Offloads;
 use crate::poller::Poller;
@@ -46,7 +46,7 @@ pub enum NetworkCommand {
     /// Use this queue of a tap device as uplink, in place of the one before.
     SetUplink(OwnedFd),
     /// Hand out the uplink's queues that another worker is to read.
-    TakeMisplaced(Ready),
+    TakeMisplaced(ActiveQueues),
     /// Read these.
     AddReaders(Vec<TapReader>),
 }
@@ -173,15 +173,15 @@ impl TxBackend for Network {
         self.links.flush();
     }
 
-    fn enable_tx_notification(&mut self, held: bool) -> Rest {
-        let mut rest = self.links.enable_tx_notification(held);
+    fn enable_tx_notification(&mut self, held: bool) -> Sleep {
+        let mut sleep = self.links.enable_tx_notification(held);
         if self.links.waits_for_uplink()
             && let Some(uplink) = &self.uplink
         {
-            rest.safe &= !uplink.is_writable();
-            rest.wake_at(Instant::now() + TRY_AGAIN);
+            sleep.allowed &= !uplink.is_writable();
+            sleep.wake_at(Instant::now() + TRY_AGAIN);
         }
-        rest
+        sleep
     }
 
     fn claim_source(&mut self, source: MacAddr) -> bool {
@@ -287,12 +287,11 @@ impl Backend for Network {
                 return Ok(NetworkAnswer::Link(answer));
             }
             NetworkCommand::SetUplink(queue) => self.set_uplink(queue, poller).map_err(watch)?,
-            NetworkCommand::TakeMisplaced(ready) => {
+            NetworkCommand::TakeMisplaced(active) => {
                 let index = self.setup.index;
-                let readers = self
-                    .uplink
-                    .as_mut()
-                    .map(|uplink| uplink.take_readers(poller, |home| ready.serving(home) != index));
+                let readers = self.uplink.as_mut().map(|uplink| {
+                    uplink.take_readers(poller, |preferred| active.serving(preferred) != index)
+                });
                 return Ok(NetworkAnswer::Readers(readers.unwrap_or_default()));
             }
             NetworkCommand::AddReaders(readers) => {
@@ -307,23 +306,23 @@ impl Backend for Network {
     }
 
     fn steer(
-        ready: Ready,
+        active: ActiveQueues,
         workers: u16,
         ask: &mut dyn FnMut(u16, NetworkCommand) -> Result<NetworkAnswer, DeviceError>,
     ) -> Result<(), DeviceError> {
         let mut moved: Vec<Vec<TapReader>> = (0..workers).map(|_| Vec::new()).collect();
         for worker in 0..workers {
-            let answer = ask(worker, NetworkCommand::TakeMisplaced(ready))?;
+            let answer = ask(worker, NetworkCommand::TakeMisplaced(active))?;
             if let NetworkAnswer::Readers(readers) = answer {
                 for reader in readers {
-                    moved[usize::from(ready.serving(reader.home()))].push(reader);
+                    moved[usize::from(active.serving(reader.preferred()))].push(reader);
                 }
             }
         }
         for (worker, readers) in (0..).zip(moved).filter(|(_, moved)| !moved.is_empty()) {
             ask(worker, NetworkCommand::AddReaders(readers))?;
         }
-        Links::steer(ready, workers, &mut |worker, command| match ask(
+        Links::steer(active, workers, &mut |worker, command| match ask(
             worker,
             NetworkCommand::Link(command),
         )? {

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use super::interface::{Backend, RxBackend, RxSink, TxBackend, TxFrame, TxStatus};
-use crate::batch::Rest;
+use crate::batch::Sleep;
 use crate::device::DeviceError;
 use crate::poller::Poller;
 
@@ -18,8 +18,8 @@ impl TxBackend for Null {
 
     fn flush(&mut self) {}
 
-    fn enable_tx_notification(&mut self, _held: bool) -> Rest {
-        Rest::SAFE
+    fn enable_tx_notification(&mut self, _held: bool) -> Sleep {
+        Sleep::UNTIL_NOTIFIED
     }
 }
 

@@ -19,7 +19,7 @@ use super::interface::{
 use super::link::{Destination, LinkAnswer, LinkCommand, Links, RxLink};
 use super::tap::Tap;
 use crate::announce::announcement;
-use crate::batch::{BATCH, Rest};
+use crate::batch::{BATCH, Sleep};
 use crate::counters::Counters;
 use crate::device::DeviceError;
 use crate::features::Offloads;
@@ -300,15 +300,15 @@ impl TxBackend for Relay {
         self.links.flush();
     }
 
-    fn enable_tx_notification(&mut self, _held: bool) -> Rest {
-        let mut rest = self.links.enable_tx_notification(self.waiting != 0);
+    fn enable_tx_notification(&mut self, _held: bool) -> Sleep {
+        let mut sleep = self.links.enable_tx_notification(self.waiting != 0);
         if self.waits_for_tap
             && let Some(tap) = &self.tap
         {
-            rest.safe &= !tap.is_writable();
-            rest.wake_at(Instant::now() + TRY_AGAIN);
+            sleep.allowed &= !tap.is_writable();
+            sleep.wake_at(Instant::now() + TRY_AGAIN);
         }
-        rest
+        sleep
     }
 }
 

@@ -2,7 +2,7 @@
 
 use virtio_inter_segment::PeerKey;
 
-/// A wish for a ring.
+/// A request for a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RingRequest {
     pub(crate) peer: PeerKey,
@@ -10,7 +10,7 @@ pub(crate) struct RingRequest {
     pub(crate) capacity: u32,
 }
 
-/// A wish for a ring, and where it arose.
+/// A request for a ring, and where it arose.
 #[derive(Debug, Clone, Copy)]
 pub struct PlacedRequest {
     pub(crate) ring: RingRequest,

@@ -9,22 +9,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The workers whose receive queues are in use: running, enabled, and with buffers since their
 /// start. A bit set by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Ready(u64);
+pub struct ActiveQueues(u64);
 
-impl Ready {
+impl ActiveQueues {
     /// The set with or without worker `index` (below 64: `MAX_QUEUE_PAIRS`).
-    pub(crate) fn with(self, index: u16, ready: bool) -> Self {
+    pub(crate) fn with(self, index: u16, active: bool) -> Self {
         let bit = 1 << index;
-        Ready(if ready { self.0 | bit } else { self.0 & !bit })
+        ActiveQueues(if active { self.0 | bit } else { self.0 & !bit })
     }
 
-    /// The worker that serves a link whose home is worker `home`: that one if it is ready or if
-    /// none is; else one of those that are, distributed by home.
-    pub(crate) fn serving(self, home: u16) -> u16 {
-        if self.0 == 0 || self.0 & (1 << home) != 0 {
-            return home;
+    /// The worker that serves a link which prefers worker `preferred`: that one if its queue is
+    /// active or if none is; else one of those that are, distributed by number.
+    pub(crate) fn serving(self, preferred: u16) -> u16 {
+        if self.0 == 0 || self.0 & (1 << preferred) != 0 {
+            return preferred;
         }
-        let nth = u32::from(home) % self.0.count_ones();
+        let nth = u32::from(preferred) % self.0.count_ones();
         let mut rest = self.0;
         for _ in 0..nth {
             rest &= rest - 1;
@@ -37,14 +37,14 @@ impl Ready {
 /// control thread, which moves the links. Written when a queue comes into use or goes out of use,
 /// never for a frame.
 #[derive(Debug, Default)]
-pub(crate) struct InUse(AtomicU64);
+pub(crate) struct SharedActiveQueues(AtomicU64);
 
-impl InUse {
+impl SharedActiveQueues {
     /// Sets whether the receive queue of worker `index` (below 64: `MAX_QUEUE_PAIRS`) is in use.
-    pub(crate) fn set(&self, index: u16, ready: bool) {
+    pub(crate) fn set(&self, index: u16, active: bool) {
         let bit = 1 << index;
         // Relaxed: the other workers act on this value alone.
-        if ready {
+        if active {
             self.0.fetch_or(bit, Ordering::Relaxed);
         } else {
             self.0.fetch_and(!bit, Ordering::Relaxed);
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn steering_by_others_does_not_count_the_worker_itself() {
-        let in_use = InUse::default();
+        let in_use = SharedActiveQueues::default();
         in_use.set(5, true);
         assert!(!in_use.by_others(5));
         assert!(in_use.by_others(63));
@@ -74,25 +74,25 @@ mod tests {
         assert!(!in_use.by_others(5));
     }
 
-    fn ready(indices: &[u16]) -> Ready {
+    fn active(indices: &[u16]) -> ActiveQueues {
         indices
             .iter()
-            .fold(Ready::default(), |ready, &i| ready.with(i, true))
+            .fold(ActiveQueues::default(), |active, &i| active.with(i, true))
     }
 
     #[test]
     fn steering_prefers_the_home_worker() {
-        for home in [0, 1, 63] {
-            assert_eq!(ready(&[]).serving(home), home);
-            assert_eq!(ready(&[0, 1, 63]).serving(home), home);
+        for preferred in [0, 1, 63] {
+            assert_eq!(active(&[]).serving(preferred), preferred);
+            assert_eq!(active(&[0, 1, 63]).serving(preferred), preferred);
         }
     }
 
     #[test]
     fn steering_distributes_links_evenly() {
-        let two = ready(&[1, 5]);
+        let two = active(&[1, 5]);
         assert_eq!(
-            [0, 2, 3, 4, 6].map(|home| two.serving(home)),
+            [0, 2, 3, 4, 6].map(|preferred| two.serving(preferred)),
             [1, 1, 5, 1, 1]
         );
         assert_eq!(two.with(1, false).serving(1), 5);

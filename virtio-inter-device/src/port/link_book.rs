@@ -124,7 +124,7 @@ impl LinkBook {
         }
     }
 
-    /// Where further addresses were heard.
+    /// Where secondary addresses were heard.
     pub(super) fn learned(&self) -> &Arc<Learned> {
         self.forwarding.learned()
     }
@@ -148,7 +148,7 @@ impl LinkBook {
         for _ in 0..local.queues {
             let doorbell = Doorbell::from_fd(doorbell.try_clone()?).map_err(io::Error::other)?;
             let (sender, mut flood) = pair_with(SMALL_CAPACITY, doorbell)?;
-            flood.wait_for_data()?;
+            flood.arm_data_doorbell()?;
             book.floods.push(flood);
             ends.push((sender, receiver.take()));
         }

@@ -205,10 +205,10 @@ impl<B: LinkBackend> Port<B> {
             return Ok(());
         };
         // The peer's queue i feeds our queue i mod n, or one in use in its place.
-        let home = queue % self.workers.len() as u16;
+        let preferred = queue % self.workers.len() as u16;
         let ring = RxRing { number, receiver };
-        let link = RxLink::new(RxLinkId { peer, queue }, Some(source), ring, home);
-        let worker = link.serving(self.ready);
+        let link = RxLink::new(RxLinkId { peer, queue }, Some(source), ring, preferred);
+        let worker = link.serving(self.active);
         self.ask_links(worker, LinkCommand::AddRxLinks(vec![link]))?;
         Ok(())
     }
@@ -290,7 +290,7 @@ impl<B: LinkBackend> Port<B> {
         for queue in 0..self.book.floods.len() {
             more |= !self.book.drain(queue as u16, None);
             // Also without more frames: one may have come just now.
-            more |= !self.book.floods[queue].wait_for_data().unwrap_or(true);
+            more |= !self.book.floods[queue].arm_data_doorbell().unwrap_or(true);
         }
         if more {
             self.wake();
@@ -307,6 +307,6 @@ impl<B: LinkBackend> Port<B> {
 
     /// Has the events be asked for.
     fn wake(&self) {
-        let _ = rustix::io::write(&*self.doorbell, &1u64.to_ne_bytes());
+        let _ = rustix::io::write(&*self.event_fd, &1u64.to_ne_bytes());
     }
 }

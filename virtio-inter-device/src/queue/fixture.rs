@@ -9,7 +9,7 @@ use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{DescriptorChain, SplitQueue};
-use crate::batch::Rules;
+use crate::batch::PortContext;
 use crate::counters::Counters;
 use crate::device::QueueSetup;
 use crate::features::{Negotiated, offered};
@@ -31,7 +31,7 @@ const INDIRECT: u16 = 4;
 /// A driver without the event index that wants every interrupt.
 pub(crate) struct Driver {
     pub(crate) memory: GuestMemory,
-    pub(crate) rules: Rules,
+    pub(crate) context: PortContext,
     available: u16,
     /// The next free byte of memory.
     free: u64,
@@ -51,7 +51,7 @@ impl Driver {
             call: None,
         };
         let queue = SplitQueue::start(&memory, setup, false).unwrap();
-        let rules = Rules {
+        let context = PortContext {
             mac: MAC,
             allowed: Default::default(),
             guard: Default::default(),
@@ -64,7 +64,7 @@ impl Driver {
         };
         let driver = Driver {
             memory,
-            rules,
+            context,
             available: 0,
             free: BUFFERS,
         };
@@ -154,7 +154,7 @@ fn chain_of_a_batch_ends_it_at_16_k_descriptors() {
     let (mut driver, mut queue) = Driver::new();
     driver.add_indirect(&[0; LONGEST_CHAIN], 1, 0);
     let mut chain = DescriptorChain::default();
-    let mut view = super::TxQueue::new(&mut queue, &driver.memory, &driver.rules).unwrap();
+    let mut view = super::TxQueue::new(&mut queue, &driver.memory, &driver.context).unwrap();
     assert_eq!(view.available(1), Ok(1));
     for parsed in 0..16 {
         assert!(!chain.batch_is_long(), "{parsed} chains");

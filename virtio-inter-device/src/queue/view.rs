@@ -7,7 +7,7 @@ use super::chain::DescriptorChain;
 use super::rings::Rings;
 use super::split::SplitQueue;
 use super::violation::QueueViolation;
-use crate::batch::Rules;
+use crate::batch::PortContext;
 use crate::frame::{FrameHeader, Invalid};
 use crate::guest_memory::GuestMemory;
 
@@ -20,7 +20,7 @@ pub(crate) type RxQueue<'q> = QueueView<'q, true>;
 pub(crate) struct QueueView<'q, const WRITE: bool> {
     queue: &'q mut SplitQueue,
     rings: Rings<'q>,
-    pub(crate) rules: &'q Rules,
+    pub(crate) context: &'q PortContext,
 }
 
 impl<'q, const WRITE: bool> QueueView<'q, WRITE> {
@@ -30,13 +30,13 @@ impl<'q, const WRITE: bool> QueueView<'q, WRITE> {
     pub(crate) fn new(
         queue: &'q mut SplitQueue,
         memory: &'q GuestMemory,
-        rules: &'q Rules,
+        context: &'q PortContext,
     ) -> Result<Self, QueueViolation> {
         let rings = queue.rings(memory)?;
         Ok(QueueView {
             queue,
             rings,
-            rules,
+            context,
         })
     }
 
@@ -112,7 +112,7 @@ impl<'q, const WRITE: bool> QueueView<'q, WRITE> {
     pub(crate) fn publish_and_interrupt(&mut self) -> Result<(), QueueViolation> {
         self.queue.publish(&self.rings)?;
         if self.queue.needs_interrupt(&self.rings)? {
-            self.rules.counters.interrupts.add(1);
+            self.context.counters.interrupts.add(1);
             self.queue.interrupt();
         }
         Ok(())

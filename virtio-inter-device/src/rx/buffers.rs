@@ -47,7 +47,7 @@ impl RxBuffers {
         let Self { chain, heads } = self;
         chain.clear();
         heads.clear();
-        let mergeable = queue.rules.negotiated.mergeable_buffers();
+        let mergeable = queue.context.negotiated.mergeable_buffers();
         let descriptors = u32::from(queue.size());
         // Each frame takes one chain, until this one is seen to take more.
         let mut expected = frames;

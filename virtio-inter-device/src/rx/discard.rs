@@ -3,7 +3,7 @@
 use vm_memory::VolatileSlice;
 
 use crate::backend::{RxProgress, RxRecord, RxSink, RxStatus};
-use crate::batch::Pace;
+use crate::batch::BatchResult;
 use crate::capture::{CaptureRing, write_pieces};
 use crate::counters::Counters;
 use crate::frame::NET_HEADER;
@@ -28,11 +28,11 @@ impl<'a> Discard<'a> {
     }
 
     /// Busy: the batch is full, and there may be more records.
-    pub(super) fn pace(&self) -> Pace {
+    pub(super) fn pace(&self) -> BatchResult {
         if self.left == 0 {
-            Pace::Busy
+            BatchResult::Moved
         } else {
-            Pace::Idle
+            BatchResult::Idle
         }
     }
 

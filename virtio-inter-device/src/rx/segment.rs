@@ -20,7 +20,7 @@ impl RxBatch<'_, '_> {
         record: &VolatileSlice<'_>,
         progress: &mut RxProgress,
     ) -> Result<RxStatus, QueueViolation> {
-        let counters = &*self.queue.rules.counters;
+        let counters = &*self.queue.context.counters;
         let nothing = VolatileSlice::from(&mut [][..]);
         while progress.segments < segments.count() {
             if self.is_full() {

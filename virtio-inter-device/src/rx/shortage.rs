@@ -31,7 +31,7 @@ pub(crate) struct Wait {
 #[derive(Debug, Default)]
 pub(super) struct Shortage {
     /// Nothing is given up: for tests, on machines that may stop a healthy guest for long.
-    patient: bool,
+    without_timeouts: bool,
     /// A record holds up others since then.
     held_since: Option<Instant>,
     /// None may do so before that time.
@@ -43,9 +43,9 @@ pub(super) struct Shortage {
 }
 
 impl Shortage {
-    pub(super) fn new(patient: bool) -> Self {
+    pub(super) fn new(without_timeouts: bool) -> Self {
         Shortage {
-            patient,
+            without_timeouts,
             ..Shortage::default()
         }
     }
@@ -78,7 +78,7 @@ impl Shortage {
         now: Instant,
     ) -> Supply {
         // Without any buffers nothing is held up by this record.
-        if room == 0 || self.patient {
+        if room == 0 || self.without_timeouts {
             self.held_since = None;
             return Supply::TooFew;
         }

@@ -1,6 +1,9 @@
 use std::sync::Arc;
 
+use vm_memory::VolatileSlice;
+
 use super::*;
+use crate::backend::{RxProgress, RxRecord, RxSink, RxSource, RxStatus};
 use crate::queue::fixture::{Driver, LONGEST_CHAIN, MAC, PEER, record, used_index};
 
 /// Delivers one record again and again, and keeps what the driver saw before each.
@@ -29,7 +32,7 @@ impl RxBackend for Records<'_> {
     fn receive<S: RxSink>(&mut self, sink: &mut S) {
         while self.left != 0 {
             self.used.push(used_index(&self.driver.memory));
-            let counters = &self.driver.rules.counters;
+            let counters = &self.driver.context.counters;
             self.interrupts.push(counters.interrupts.get());
             let record = RxRecord {
                 bytes: VolatileSlice::from(&mut self.record[..]),
@@ -51,9 +54,9 @@ impl RxBackend for Records<'_> {
     }
 }
 
-fn run(driver: &Driver, queue: &mut SplitQueue, records: &mut Records<'_>) -> Pace {
+fn run(driver: &Driver, queue: &mut SplitQueue, records: &mut Records<'_>) -> BatchResult {
     RxHandler::new(false)
-        .run(queue, &driver.memory, &driver.rules, records)
+        .run(queue, &driver.memory, &driver.context, records)
         .unwrap()
 }
 
@@ -65,12 +68,12 @@ fn rx_batch_ends_after_64_frames() {
     }
     let mut records = Records::new(&driver, 72, 200);
     for done in [64, 128, 192] {
-        assert_eq!(run(&driver, &mut queue, &mut records), Pace::Busy);
+        assert_eq!(run(&driver, &mut queue, &mut records), BatchResult::Moved);
         assert_eq!(driver.used_index(), done);
     }
-    assert_eq!(run(&driver, &mut queue, &mut records), Pace::Busy);
+    assert_eq!(run(&driver, &mut queue, &mut records), BatchResult::Moved);
     assert_eq!(driver.used_index(), 200);
-    assert_eq!(run(&driver, &mut queue, &mut records), Pace::Idle);
+    assert_eq!(run(&driver, &mut queue, &mut records), BatchResult::Idle);
 }
 
 #[test]
@@ -80,9 +83,9 @@ fn rx_batch_ends_after_many_descriptors() {
         driver.add_indirect_buffer(LONGEST_CHAIN, 1);
     }
     let mut records = Records::new(&driver, LONGEST_CHAIN, 40);
-    assert_eq!(run(&driver, &mut queue, &mut records), Pace::Busy);
+    assert_eq!(run(&driver, &mut queue, &mut records), BatchResult::Moved);
     assert_eq!(driver.used_index(), 16);
-    assert_eq!(run(&driver, &mut queue, &mut records), Pace::Busy);
+    assert_eq!(run(&driver, &mut queue, &mut records), BatchResult::Moved);
     assert_eq!(driver.used_index(), 32);
 }
 
@@ -93,13 +96,13 @@ fn rx_batch_is_published_every_64_kib_and_interrupts_every_256_kib() {
         driver.add_buffer(16 * 1024);
     }
     let mut records = Records::new(&driver, 16 * 1024, 64);
-    assert_eq!(run(&driver, &mut queue, &mut records), Pace::Busy);
+    assert_eq!(run(&driver, &mut queue, &mut records), BatchResult::Moved);
     let used: Vec<u16> = (0..64).map(|record| record / 4 * 4).collect();
     assert_eq!(records.used[..64], used);
     let interrupts: Vec<u64> = (0..64).map(|record| record / 16).collect();
     assert_eq!(records.interrupts[..64], interrupts);
     // The end of the batch is that of the last 256 KiB.
-    assert_eq!(driver.rules.counters.interrupts.get(), 4);
+    assert_eq!(driver.context.counters.interrupts.get(), 4);
 }
 
 #[test]
@@ -107,14 +110,14 @@ fn rx_records_wait_for_buffers_and_are_dropped_without_a_guest() {
     let (mut driver, mut queue) = Driver::new();
     let mut handler = RxHandler::new(false);
     driver.add_buffer(100);
-    let counters = Arc::clone(&driver.rules.counters);
+    let counters = Arc::clone(&driver.context.counters);
     let mut records = Records::new(&driver, 72, 2000);
-    let pace = handler.run(&mut queue, &driver.memory, &driver.rules, &mut records);
-    assert_eq!((pace.unwrap(), records.left), (Pace::Busy, 1999));
+    let pace = handler.run(&mut queue, &driver.memory, &driver.context, &mut records);
+    assert_eq!((pace.unwrap(), records.left), (BatchResult::Moved, 1999));
     assert_eq!(counters.rx_waits.get(), 1);
     // Other work of the worker must not wait for all of them.
-    assert_eq!(handler.discard(&mut records, &counters), Pace::Busy);
+    assert_eq!(handler.discard(&mut records, &counters), BatchResult::Moved);
     assert_eq!(records.left, 975);
-    assert_eq!(handler.discard(&mut records, &counters), Pace::Idle);
+    assert_eq!(handler.discard(&mut records, &counters), BatchResult::Idle);
     assert_eq!((records.left, counters.rx_no_guest.get()), (0, 1999));
 }

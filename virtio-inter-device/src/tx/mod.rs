@@ -11,7 +11,7 @@ use virtio_inter_common::MacAddr;
 use vm_memory::VolatileSlice;
 
 use crate::backend::{TxBackend, TxStatus};
-use crate::batch::{BATCH, Pace, Rest, Rules};
+use crate::batch::{BATCH, BatchResult, PortContext, Sleep};
 use crate::capture::CaptureRing;
 use crate::counter::Counter;
 use crate::counters::Counters;
@@ -47,15 +47,15 @@ impl TxHandler {
         &mut self,
         queue: &mut SplitQueue,
         memory: &GuestMemory,
-        rules: &Rules,
+        context: &PortContext,
         backend: &mut B,
-    ) -> Result<Pace, QueueViolation> {
-        let Ok(limit) = self.throttle.begin_batch(rules.tx_limit.as_deref()) else {
+    ) -> Result<BatchResult, QueueViolation> {
+        let Ok(limit) = self.throttle.begin_batch(context.tx_limit.as_deref()) else {
             // Frames that the backend has go on.
             backend.flush();
-            return Ok(Pace::Idle);
+            return Ok(BatchResult::Idle);
         };
-        let mut queue = TxQueue::new(queue, memory, rules)?;
+        let mut queue = TxQueue::new(queue, memory, context)?;
         queue.disable_notification()?;
         let was_held = std::mem::take(&mut self.held);
         if was_held {
@@ -63,9 +63,9 @@ impl TxHandler {
             backend.end_hold(|is_other| look_ahead.finds(&mut queue, is_other));
         }
         if let Some(capture) = &mut self.capture {
-            capture.begin_batch(&rules.counters);
+            capture.begin_batch(&context.counters);
         }
-        let mut pace = Pace::Idle;
+        let mut pace = BatchResult::Idle;
         let result = self.send_batch(&mut queue, limit, backend, &mut pace);
         if let Some(capture) = &mut self.capture {
             capture.end_batch();
@@ -73,8 +73,8 @@ impl TxHandler {
         // After a violation too: frames that were sent before it go on, and their buffers return.
         backend.flush();
         queue.publish_and_interrupt()?;
-        if self.held && (pace == Pace::Busy || !was_held) {
-            rules.counters.tx_waits.add(1);
+        if self.held && (pace == BatchResult::Moved || !was_held) {
+            context.counters.tx_waits.add(1);
         }
         result?;
         Ok(pace)
@@ -85,7 +85,7 @@ impl TxHandler {
         queue: &mut TxQueue<'_>,
         limit: Option<Allowance<'_>>,
         backend: &mut B,
-        pace: &mut Pace,
+        pace: &mut BatchResult,
     ) -> Result<(), QueueViolation> {
         self.chain.begin_batch();
         for left in (1..=BATCH as u16).rev() {
@@ -96,7 +96,7 @@ impl TxHandler {
                 && !limit.admits()
             {
                 self.throttle.hold(limit);
-                queue.rules.counters.tx_limited.add(1);
+                queue.context.counters.tx_limited.add(1);
                 return Ok(());
             }
             queue.prefetch(0, left);
@@ -110,7 +110,7 @@ impl TxHandler {
                 return Ok(());
             }
             queue.add_used(head, 0)?;
-            *pace = Pace::Busy;
+            *pace = BatchResult::Moved;
         }
         Ok(())
     }
@@ -122,7 +122,7 @@ impl TxHandler {
         limit: Option<&Allowance<'_>>,
         backend: &mut B,
     ) -> Result<TxStatus, QueueViolation> {
-        let counters = &*queue.rules.counters;
+        let counters = &*queue.context.counters;
         let mut header = FrameHeader::default();
         let gso = match self.read_header(queue, backend, &mut header)? {
             Ok(gso) => gso,
@@ -178,14 +178,14 @@ impl TxHandler {
         if status == TxStatus::Sent && !header.destination().is_multicast() {
             capture.passed(header.len(), copy);
         } else {
-            capture.dealt_with(header.len(), &queue.rules.counters, copy);
+            capture.dealt_with(header.len(), &queue.context.counters, copy);
         }
     }
 
     /// Captures the frame in the chain, which is dropped for this reason.
     #[cold]
     fn capture_invalid(&mut self, queue: &TxQueue<'_>, invalid: Invalid) {
-        let (chain, counters) = (&self.chain, &*queue.rules.counters);
+        let (chain, counters) = (&self.chain, &*queue.context.counters);
         if let Some(capture) = &mut self.capture {
             let counter = counter_of(invalid, counters);
             capture.lost(chain.len() as usize, counter, counters, |head| {
@@ -205,12 +205,12 @@ impl TxHandler {
         if let Err(invalid) = queue.read_header(&self.chain, header)? {
             return Ok(Err(invalid));
         }
-        let gso = match header.check(queue.rules.negotiated.sends()) {
+        let gso = match header.check(queue.context.negotiated.sends()) {
             Ok(gso) => gso,
             Err(invalid) => return Ok(Err(invalid)),
         };
         let source = header.source();
-        if source != queue.rules.mac && !may_send_from(source, queue.rules, backend) {
+        if source != queue.context.mac && !may_send_from(source, queue.context, backend) {
             return Ok(Err(Invalid::Source));
         }
         let checked = match &gso {
@@ -218,7 +218,7 @@ impl TxHandler {
             None => Ok(()),
         };
         let guarded = match checked {
-            Ok(()) if !queue.rules.guard.is_off() => self.check_guard(queue, header)?,
+            Ok(()) if !queue.context.guard.is_off() => self.check_guard(queue, header)?,
             result => result,
         };
         Ok(guarded.map(|()| gso))
@@ -236,7 +236,7 @@ impl TxHandler {
         queue.read_first(&self.chain, first)?;
         // The guest may have changed it since it was read.
         first[..FRAME_HEADER].copy_from_slice(&header.bytes());
-        let result = guard::check(&queue.rules.guard, header.source(), &first[NET_HEADER..]);
+        let result = guard::check(&queue.context.guard, header.source(), &first[NET_HEADER..]);
         Ok(result.map_err(Invalid::Guard))
     }
 
@@ -262,9 +262,9 @@ impl TxHandler {
         &mut self,
         queue: &mut SplitQueue,
         memory: &GuestMemory,
-        rules: &Rules,
-    ) -> Result<Pace, QueueViolation> {
-        let mut queue = TxQueue::new(queue, memory, rules)?;
+        context: &PortContext,
+    ) -> Result<BatchResult, QueueViolation> {
+        let mut queue = TxQueue::new(queue, memory, context)?;
         self.held = false;
         // More than there can be, so that the driver's index is read.
         let count = queue.available(u16::MAX)?;
@@ -272,12 +272,12 @@ impl TxHandler {
             let head = queue.next_head()?;
             queue.add_used(head, 0)?;
         }
-        rules.counters.tx_disabled.add(count.into());
+        context.counters.tx_disabled.add(count.into());
         queue.publish_and_interrupt()?;
         Ok(if queue.enable_notification()? {
-            Pace::Idle
+            BatchResult::Idle
         } else {
-            Pace::Busy
+            BatchResult::Moved
         })
     }
 
@@ -286,28 +286,28 @@ impl TxHandler {
         &mut self,
         queue: Option<TxQueue<'_>>,
         backend: &mut B,
-    ) -> Result<Rest, QueueViolation> {
+    ) -> Result<Sleep, QueueViolation> {
         // A frame that was held left with its queue.
         self.held &= queue.is_some();
         if queue.is_none() {
             self.throttle.end();
         }
-        let mut rest = backend.enable_tx_notification(self.held);
+        let mut sleep = backend.enable_tx_notification(self.held);
         if let Some(at) = self.throttle.until() {
-            rest.wake_at(at);
+            sleep.wake_at(at);
         } else if let Some(mut queue) = queue
             && !self.held
         {
-            rest.safe &= queue.enable_notification()?;
+            sleep.allowed &= queue.enable_notification()?;
         }
-        Ok(rest)
+        Ok(sleep)
     }
 }
 
 /// Whether the guest may send from another address than its port's.
 #[inline(never)]
-fn may_send_from<B: TxBackend>(source: MacAddr, rules: &Rules, backend: &mut B) -> bool {
-    (rules.trunk || rules.allowed.contains(source)) && backend.claim_source(source)
+fn may_send_from<B: TxBackend>(source: MacAddr, context: &PortContext, backend: &mut B) -> bool {
+    (context.trunk || context.allowed.contains(source)) && backend.claim_source(source)
 }
 
 /// The counter of frames that are dropped for this reason.

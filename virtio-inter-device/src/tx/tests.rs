@@ -16,12 +16,12 @@ fn tx_batch_ends_after_64_frames() {
         driver.add_frame(&record(MAC, PEER, 72));
     }
     let mut handler = TxHandler::default();
-    let mut run = || handler.run(&mut queue, &driver.memory, &driver.rules, &mut Null);
-    assert_eq!(run(), Ok(Pace::Busy));
+    let mut run = || handler.run(&mut queue, &driver.memory, &driver.context, &mut Null);
+    assert_eq!(run(), Ok(BatchResult::Moved));
     assert_eq!(driver.used_index(), 64);
-    assert_eq!(run(), Ok(Pace::Busy));
+    assert_eq!(run(), Ok(BatchResult::Moved));
     assert_eq!(driver.used_index(), 100);
-    assert_eq!(run(), Ok(Pace::Idle));
+    assert_eq!(run(), Ok(BatchResult::Idle));
 }
 
 #[test]
@@ -31,10 +31,10 @@ fn tx_batch_ends_after_many_descriptors() {
         driver.add_indirect(&record(MAC, PEER, LONGEST_CHAIN), 1, 0);
     }
     let mut handler = TxHandler::default();
-    let mut run = || handler.run(&mut queue, &driver.memory, &driver.rules, &mut Null);
-    assert_eq!(run(), Ok(Pace::Busy));
+    let mut run = || handler.run(&mut queue, &driver.memory, &driver.context, &mut Null);
+    assert_eq!(run(), Ok(BatchResult::Moved));
     assert_eq!(driver.used_index(), 16);
-    assert_eq!(run(), Ok(Pace::Busy));
+    assert_eq!(run(), Ok(BatchResult::Moved));
     assert_eq!(driver.used_index(), 32);
 }
 
@@ -60,9 +60,9 @@ impl TxBackend for Few {
 
     fn flush(&mut self) {}
 
-    fn enable_tx_notification(&mut self, held: bool) -> Rest {
+    fn enable_tx_notification(&mut self, held: bool) -> Sleep {
         assert_eq!(held, self.room == 0);
-        Rest::SAFE
+        Sleep::UNTIL_NOTIFIED
     }
 }
 
@@ -74,22 +74,26 @@ fn tx_frame_that_is_held_stays_in_the_queue_and_counts_once() {
     }
     let mut handler = TxHandler::default();
     let mut backend = Few { room: 2, pieces: 0 };
-    let counters = &driver.rules.counters;
-    for (pace, waits) in [(Pace::Busy, 1), (Pace::Idle, 1), (Pace::Idle, 1)] {
-        let run = handler.run(&mut queue, &driver.memory, &driver.rules, &mut backend);
+    let counters = &driver.context.counters;
+    for (pace, waits) in [
+        (BatchResult::Moved, 1),
+        (BatchResult::Idle, 1),
+        (BatchResult::Idle, 1),
+    ] {
+        let run = handler.run(&mut queue, &driver.memory, &driver.context, &mut backend);
         assert_eq!(run, Ok(pace));
         assert_eq!(driver.used_index(), 2);
         assert_eq!(counters.tx_waits.get(), waits);
     }
-    let view = TxQueue::new(&mut queue, &driver.memory, &driver.rules).unwrap();
+    let view = TxQueue::new(&mut queue, &driver.memory, &driver.context).unwrap();
     handler
         .enable_notification(Some(view), &mut backend)
         .unwrap();
     backend.room = 3;
-    let run = handler.run(&mut queue, &driver.memory, &driver.rules, &mut backend);
-    assert_eq!(run, Ok(Pace::Busy));
+    let run = handler.run(&mut queue, &driver.memory, &driver.context, &mut backend);
+    assert_eq!(run, Ok(BatchResult::Moved));
     assert_eq!((driver.used_index(), counters.tx_frames.get()), (5, 5));
-    let view = TxQueue::new(&mut queue, &driver.memory, &driver.rules).unwrap();
+    let view = TxQueue::new(&mut queue, &driver.memory, &driver.context).unwrap();
     backend.room = 1;
     handler
         .enable_notification(Some(view), &mut backend)
@@ -110,7 +114,7 @@ fn tx_look_ahead_examines_each_frame_behind_the_held_one_once() {
             examined.set(examined.get() + 1);
             address != PEER
         };
-        let mut view = TxQueue::new(&mut queue, &driver.memory, &driver.rules).unwrap();
+        let mut view = TxQueue::new(&mut queue, &driver.memory, &driver.context).unwrap();
         let found = look_ahead.finds(&mut view, &is_other);
         for _ in 0..taken {
             let head = view.next_head().unwrap();
@@ -147,7 +151,7 @@ fn tx_frame_in_pieces_is_its_header_and_the_rest() {
         driver.add_indirect(&record(MAC, PEER, 72), len, 0);
         let mut backend = Few { room: 1, pieces: 0 };
         TxHandler::default()
-            .run(&mut queue, &driver.memory, &driver.rules, &mut backend)
+            .run(&mut queue, &driver.memory, &driver.context, &mut backend)
             .unwrap();
         assert_eq!(backend.pieces, pieces, "{len}");
     }
@@ -157,7 +161,7 @@ fn tx_frame_in_pieces_is_its_header_and_the_rest() {
 fn tx_rate_limit_leaves_frames_in_the_queue() {
     const FRAME: usize = 1000;
     let (mut driver, mut queue) = Driver::new();
-    driver.rules.tx_limit = RateLimiter::new(RateLimit {
+    driver.context.tx_limit = RateLimiter::new(RateLimit {
         bandwidth: Some(TokenBucketConfig {
             size: 10 * FRAME as u64,
             refill_time: Duration::from_hours(1),
@@ -169,23 +173,23 @@ fn tx_rate_limit_leaves_frames_in_the_queue() {
         driver.add_frame(&record(MAC, PEER, NET_HEADER + FRAME));
     }
     let mut handler = TxHandler::default();
-    for (pace, sent) in [(Pace::Busy, 10), (Pace::Idle, 10)] {
-        let run = handler.run(&mut queue, &driver.memory, &driver.rules, &mut Null);
+    for (pace, sent) in [(BatchResult::Moved, 10), (BatchResult::Idle, 10)] {
+        let run = handler.run(&mut queue, &driver.memory, &driver.context, &mut Null);
         assert_eq!((run, driver.used_index()), (Ok(pace), sent));
-        assert_eq!(driver.rules.counters.tx_limited.get(), 1);
+        assert_eq!(driver.context.counters.tx_limited.get(), 1);
     }
-    let view = TxQueue::new(&mut queue, &driver.memory, &driver.rules).unwrap();
-    let rest = handler.enable_notification(Some(view), &mut Null).unwrap();
-    assert!(rest.safe && rest.until.is_some());
+    let view = TxQueue::new(&mut queue, &driver.memory, &driver.context).unwrap();
+    let sleep = handler.enable_notification(Some(view), &mut Null).unwrap();
+    assert!(sleep.allowed && sleep.until.is_some());
     // Nothing is waited for without a queue, or the worker would never sleep.
-    let rest = handler.enable_notification(None, &mut Null).unwrap();
-    assert_eq!(rest, Rest::SAFE);
+    let sleep = handler.enable_notification(None, &mut Null).unwrap();
+    assert_eq!(sleep, Sleep::UNTIL_NOTIFIED);
 }
 
 #[test]
 fn tx_rate_limit_counts_dropped_frames() {
     let (mut driver, mut queue) = Driver::new();
-    driver.rules.tx_limit = RateLimiter::new(RateLimit {
+    driver.context.tx_limit = RateLimiter::new(RateLimit {
         bandwidth: None,
         packets: Some(TokenBucketConfig {
             size: 5,
@@ -197,11 +201,11 @@ fn tx_rate_limit_counts_dropped_frames() {
         driver.add_frame(&record(PEER, MAC, 72));
     }
     let mut handler = TxHandler::default();
-    for pace in [Pace::Busy, Pace::Idle] {
-        let run = handler.run(&mut queue, &driver.memory, &driver.rules, &mut Null);
+    for pace in [BatchResult::Moved, BatchResult::Idle] {
+        let run = handler.run(&mut queue, &driver.memory, &driver.context, &mut Null);
         assert_eq!((run, driver.used_index()), (Ok(pace), 7));
     }
-    assert_eq!(driver.rules.counters.tx_spoofed.get(), 7);
+    assert_eq!(driver.context.counters.tx_spoofed.get(), 7);
 }
 
 /// Changes each frame after it was examined, and keeps what it gets of it in either way.
@@ -235,8 +239,8 @@ impl TxBackend for Late<'_> {
 
     fn flush(&mut self) {}
 
-    fn enable_tx_notification(&mut self, _held: bool) -> Rest {
-        Rest::SAFE
+    fn enable_tx_notification(&mut self, _held: bool) -> Sleep {
+        Sleep::UNTIL_NOTIFIED
     }
 }
 
@@ -245,7 +249,7 @@ fn tx_frame_is_sent_as_the_guard_has_seen_it() {
     // Shorter than what is examined, as long, and longer.
     for len in [42, 320, 321, 1000] {
         let (mut driver, mut queue) = Driver::new();
-        driver.rules.guard.ips = "10.0.0.7".parse().unwrap();
+        driver.context.guard.ips = "10.0.0.7".parse().unwrap();
         let mut sent = record(MAC, PEER, NET_HEADER + len);
         let packet = &mut sent[NET_HEADER + 12..];
         packet[..10].copy_from_slice(&[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 2]);
@@ -260,8 +264,8 @@ fn tx_frame_is_sent_as_the_guard_has_seen_it() {
             records: Vec::new(),
         };
         let mut handler = TxHandler::default();
-        let run = handler.run(&mut queue, &driver.memory, &driver.rules, &mut backend);
-        assert_eq!(run, Ok(Pace::Busy));
+        let run = handler.run(&mut queue, &driver.memory, &driver.context, &mut backend);
+        assert_eq!(run, Ok(BatchResult::Moved));
         assert_eq!(backend.records, [sent.clone(), sent], "{len} bytes");
     }
 }

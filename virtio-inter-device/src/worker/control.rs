@@ -7,7 +7,7 @@ use super::command::{Answer, Command};
 use super::{QueueState, Worker};
 use crate::announce::{announcement, is_virtual_router};
 use crate::backend::Backend;
-use crate::batch::{BATCH, Direction, Pace};
+use crate::batch::{BATCH, BatchResult, Direction};
 use crate::capture::CaptureCounts;
 use crate::device::{DeviceError, QueueSetup};
 use crate::queue::SplitQueue;
@@ -15,14 +15,15 @@ use crate::queue::SplitQueue;
 /// Number of batches that a transmit queue still gets when it is disabled: more than any queue
 /// holds if its driver adds nothing.
 const BATCHES_BEFORE_DISABLING: usize = 32768 / BATCH + 1;
-/// Time after a queue's start in which kicks on a blank ring may be the VMM's own, however many.
+/// Time after a queue's start in which the VMM itself may kick it, any number of times, although
+/// the driver has written nothing to the ring.
 const KICKS_BY_VMM: Duration = Duration::from_secs(5);
 
 impl<B: Backend> Worker<B> {
     pub(super) fn handle_command(&mut self, command: Command<B>) -> Result<Answer<B>, DeviceError> {
         match command {
             Command::SetFeatures(negotiated) => {
-                self.rules.negotiated = negotiated;
+                self.context.negotiated = negotiated;
                 self.backend.set_offloads(negotiated.takes());
             }
             Command::SetMemory(memory) => self.memory = memory,
@@ -67,11 +68,11 @@ impl<B: Backend> Worker<B> {
         Ok(Answer::Done)
     }
 
-    /// Has the backend send an announcement of each address that is the guest's alone. Returns what
-    /// it says of the port's own.
+    /// Has the backend send an announcement of each address that is the guest's alone. Returns the
+    /// result of `send` for the port's own address.
     pub(super) fn announce<T>(&mut self, mut send: impl FnMut(&mut B, &[u8]) -> T) -> T {
-        let result = send(&mut self.backend, &announcement(self.rules.mac));
-        for address in self.rules.allowed.exact() {
+        let result = send(&mut self.backend, &announcement(self.context.mac));
+        for address in self.context.allowed.exact() {
             if !is_virtual_router(address) && self.backend.may_announce(address) {
                 send(&mut self.backend, &announcement(address));
             }
@@ -94,12 +95,10 @@ impl<B: Backend> Worker<B> {
         self.stop(direction);
         let index = self.queue_index(direction);
         let memory = self.memory.as_deref().ok_or(DeviceError::NoMemory(index))?;
-        let queue =
-            SplitQueue::start(memory, setup, self.rules.negotiated.event_index()).map_err(|e| {
-                DeviceError::BadQueue {
-                    index,
-                    reason: e.to_string(),
-                }
+        let queue = SplitQueue::start(memory, setup, self.context.negotiated.event_index())
+            .map_err(|e| DeviceError::BadQueue {
+                index,
+                reason: e.to_string(),
             })?;
         self.watch_kick(direction, &queue.kick())?;
         log::debug!("Queue {index} starts at {}", queue.next_index());
@@ -115,7 +114,7 @@ impl<B: Backend> Worker<B> {
         if !enabled && direction == Direction::Transmit {
             // Frames that the guest has sent so far still go out, unless a peer has no room.
             for _ in 0..BATCHES_BEFORE_DISABLING {
-                if self.transmit() == Pace::Idle {
+                if self.transmit() == BatchResult::Idle {
                     break;
                 }
             }

@@ -17,9 +17,9 @@ use virtio_inter_link::{BusyPoll, BusyPollConfig};
 
 pub(crate) use command::{Answer, Command, Request};
 
-use crate::backend::steering::InUse;
+use crate::backend::steering::SharedActiveQueues;
 use crate::backend::{Backend, LinkFault, LinkRequest};
-use crate::batch::{Pace, Rest, Rules};
+use crate::batch::{BatchResult, PortContext, Sleep};
 use crate::guest_memory::GuestMemory;
 use crate::poller::{Poller, Woken};
 use crate::queue::{QueueViolation, RxQueue, SplitQueue, TxQueue};
@@ -44,7 +44,7 @@ pub(crate) enum Report {
     /// The device of the uplink is gone.
     UplinkLost,
     /// The receive queue of worker `index` has come into use, or gone out of use.
-    Ready { index: u16, ready: bool },
+    QueueActive { index: u16, active: bool },
 }
 
 /// One virtqueue of the pair, and its state in terms of vhost-user ("Ring states").
@@ -79,11 +79,11 @@ impl QueueState {
 
     /// Whether the queue is to be reported because it was kicked, just now or early, and its ring
     /// is blank.
-    fn is_kicked_in_vain(
+    fn was_kicked_but_blank(
         &mut self,
         kicked: bool,
         memory: Option<&GuestMemory>,
-        rules: &Rules,
+        context: &PortContext,
     ) -> bool {
         let Some(from) = self.suspect_from else {
             return false;
@@ -95,7 +95,7 @@ impl QueueState {
         let (Some(queue), Some(memory)) = (self.usable(), memory) else {
             return false;
         };
-        let is_blank = TxQueue::new(queue, memory, rules).and_then(|queue| queue.is_blank());
+        let is_blank = TxQueue::new(queue, memory, context).and_then(|queue| queue.is_blank());
         let is_blank = is_blank.unwrap_or(false);
         if is_blank && !is_due {
             self.kicked_early = true;
@@ -124,12 +124,12 @@ impl QueueState {
 /// What a new worker needs.
 pub(crate) struct WorkerSetup<B: Backend> {
     pub(crate) index: u16,
-    pub(crate) rules: Rules,
+    pub(crate) context: PortContext,
     pub(crate) backend: B,
     pub(crate) commands: CommandReceiver<Request<B>>,
     pub(crate) poller: Poller,
     /// Shared by the port's workers.
-    pub(crate) in_use: Arc<InUse>,
+    pub(crate) in_use: Arc<SharedActiveQueues>,
     pub(crate) busy_poll: BusyPollConfig,
     /// Reports to the control thread.
     pub(crate) report: Box<dyn Fn(Report) + Send>,
@@ -138,7 +138,7 @@ pub(crate) struct WorkerSetup<B: Backend> {
 /// The state of one worker.
 pub(crate) struct Worker<B: Backend> {
     index: u16,
-    rules: Rules,
+    context: PortContext,
     memory: Option<Arc<GuestMemory>>,
     rx_queue: QueueState,
     tx_queue: QueueState,
@@ -147,11 +147,11 @@ pub(crate) struct Worker<B: Backend> {
     backend: B,
     commands: CommandReceiver<Request<B>>,
     poller: Poller,
-    in_use: Arc<InUse>,
+    in_use: Arc<SharedActiveQueues>,
     busy_poll: BusyPollConfig,
     report: Box<dyn Fn(Report) + Send>,
     /// The last report said that the receive queue is in use.
-    ready: bool,
+    active: bool,
     /// The transmit queue was kicked since it was served last.
     kicked: bool,
 }
@@ -160,11 +160,11 @@ impl<B: Backend> Worker<B> {
     pub(crate) fn new(setup: WorkerSetup<B>) -> Self {
         Worker {
             index: setup.index,
-            rules: setup.rules,
+            context: setup.context,
             memory: None,
             rx_queue: QueueState::default(),
             tx_queue: QueueState::default(),
-            rx: RxHandler::new(setup.backend.is_patient()),
+            rx: RxHandler::new(setup.backend.without_timeouts()),
             tx: TxHandler::default(),
             backend: setup.backend,
             commands: setup.commands,
@@ -172,7 +172,7 @@ impl<B: Backend> Worker<B> {
             in_use: setup.in_use,
             busy_poll: setup.busy_poll,
             report: setup.report,
-            ready: false,
+            active: false,
             kicked: false,
         }
     }
@@ -195,9 +195,9 @@ impl<B: Backend> Worker<B> {
             }
             let sent = self.transmit();
             let received = self.receive();
-            self.report_ready();
+            self.report_activity();
             self.report_faults();
-            if sent == Pace::Idle && received == Pace::Idle {
+            if sent == BatchResult::Idle && received == BatchResult::Idle {
                 let idle_since = Instant::now();
                 if !self.busy_poll(&mut busy_poll, idle_since) {
                     self.sleep();
@@ -212,21 +212,21 @@ impl<B: Backend> Worker<B> {
         // Only the epoll instance sees the kicks of a queue that is to be drained.
         !self.tx_queue.draining
             && busy_poll.poll(idle_since, || {
-                self.transmit() == Pace::Busy || self.receive() == Pace::Busy
+                self.transmit() == BatchResult::Moved || self.receive() == BatchResult::Moved
             })
     }
 
     /// Sleeps until there is work, unless some has come meanwhile.
     fn sleep(&mut self) {
-        // Busy-polling may have changed that.
-        self.report_ready();
-        let rest = self.enable_notifications();
+        // The receive queue may have come into use while the worker busy-polled.
+        self.report_activity();
+        let sleep = self.enable_notifications();
         self.report_faults();
-        if rest.safe {
+        if sleep.allowed {
             let examine = [self.rx_queue.examine_at(), self.tx_queue.examine_at()];
-            let until = examine.into_iter().chain([rest.until]).flatten().min();
+            let until = examine.into_iter().chain([sleep.until]).flatten().min();
             let woken = self.poller.wait(until);
-            self.rules.counters.wakeups.add(1);
+            self.context.counters.wakeups.add(1);
             self.kicked |= woken.transmit_kicked;
             if woken.source_ready {
                 self.backend.wake();
@@ -244,7 +244,7 @@ impl<B: Backend> Worker<B> {
             (woken.transmit_kicked, &mut self.tx_queue),
         ];
         for ((kicked, state), offset) in queues.into_iter().zip(0..) {
-            if state.is_kicked_in_vain(kicked, memory, &self.rules) {
+            if state.was_kicked_but_blank(kicked, memory, &self.context) {
                 (self.report)(Report::BlankRing {
                     queue: self.index * 2 + offset,
                 });
@@ -253,10 +253,10 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Sends a batch.
-    fn transmit(&mut self) -> Pace {
+    fn transmit(&mut self) -> BatchResult {
         let backend = &mut self.backend;
         if let (Some(queue), Some(memory)) = (self.tx_queue.usable(), &self.memory) {
-            match self.tx.run(queue, memory, &self.rules, backend) {
+            match self.tx.run(queue, memory, &self.context, backend) {
                 Ok(pace) => return pace,
                 Err(violation) => self.tx_queue.set_broken(self.index * 2 + 1, violation),
             }
@@ -266,31 +266,31 @@ impl<B: Backend> Worker<B> {
             if std::mem::take(&mut self.kicked) {
                 self.drain();
                 if self.kicked {
-                    return Pace::Busy;
+                    return BatchResult::Moved;
                 }
             }
         }
-        Pace::Idle
+        BatchResult::Idle
     }
 
     /// Returns all frames of a disabled transmit queue unsent (vhost-user, "Ring states"): the
     /// driver does not take them back by itself, and a socket may wait for one of them.
     fn drain(&mut self) {
         if let (Some(queue), Some(memory)) = (self.tx_queue.draining(), &self.memory) {
-            match self.tx.drain(queue, memory, &self.rules) {
+            match self.tx.drain(queue, memory, &self.context) {
                 // There are more frames, as if the driver had kicked again.
-                Ok(Pace::Busy) => self.kicked = true,
-                Ok(Pace::Idle) => {}
+                Ok(BatchResult::Moved) => self.kicked = true,
+                Ok(BatchResult::Idle) => {}
                 Err(violation) => self.tx_queue.set_broken(self.index * 2 + 1, violation),
             }
         }
     }
 
     /// Delivers a batch.
-    fn receive(&mut self) -> Pace {
+    fn receive(&mut self) -> BatchResult {
         let backend = &mut self.backend;
         if let (Some(queue), Some(memory)) = (self.rx_queue.usable(), &self.memory) {
-            match self.rx.run(queue, memory, &self.rules, backend) {
+            match self.rx.run(queue, memory, &self.context, backend) {
                 Ok(pace) => return pace,
                 Err(violation) => self.rx_queue.set_broken(self.index * 2, violation),
             }
@@ -299,61 +299,61 @@ impl<B: Backend> Worker<B> {
             // The control thread is about to move the links to another worker. Its command wakes
             // this one.
             self.rx.hold();
-            Pace::Idle
+            BatchResult::Idle
         } else {
-            self.rx.discard(&mut self.backend, &self.rules.counters)
+            self.rx.discard(&mut self.backend, &self.context.counters)
         }
     }
 
     /// Asks for all notifications. Work that came before is seen now; work that comes later wakes
     /// the worker.
-    fn enable_notifications(&mut self) -> Rest {
+    fn enable_notifications(&mut self) -> Sleep {
         let tx = self.enable_tx_notification().unwrap_or_else(|violation| {
             self.tx_queue.set_broken(self.index * 2 + 1, violation);
-            Rest::NONE
+            Sleep::NOT_NOW
         });
         let rx = self.enable_rx_notification().unwrap_or_else(|violation| {
             self.rx_queue.set_broken(self.index * 2, violation);
-            Rest::NONE
+            Sleep::NOT_NOW
         });
-        Rest {
-            safe: tx.safe && rx.safe,
+        Sleep {
+            allowed: tx.allowed && rx.allowed,
             until: tx.until.into_iter().chain(rx.until).min(),
         }
     }
 
-    fn enable_tx_notification(&mut self) -> Result<Rest, QueueViolation> {
+    fn enable_tx_notification(&mut self) -> Result<Sleep, QueueViolation> {
         let queue = match (self.tx_queue.usable(), &self.memory) {
-            (Some(queue), Some(memory)) => Some(TxQueue::new(queue, memory, &self.rules)?),
+            (Some(queue), Some(memory)) => Some(TxQueue::new(queue, memory, &self.context)?),
             _ => None,
         };
         self.tx.enable_notification(queue, &mut self.backend)
     }
 
-    fn enable_rx_notification(&mut self) -> Result<Rest, QueueViolation> {
+    fn enable_rx_notification(&mut self) -> Result<Sleep, QueueViolation> {
         let queue = match (self.rx_queue.usable(), &self.memory) {
-            (Some(queue), Some(memory)) => Some(RxQueue::new(queue, memory, &self.rules)?),
+            (Some(queue), Some(memory)) => Some(RxQueue::new(queue, memory, &self.context)?),
             _ => None,
         };
         self.rx.enable_notification(queue, &mut self.backend)
     }
 
     /// Reports that the receive queue has come into use, or gone out of use.
-    fn report_ready(&mut self) {
-        let ready = self
+    fn report_activity(&mut self) {
+        let active = self
             .rx_queue
             .usable()
             .is_some_and(|queue| queue.has_seen_entries());
-        if ready != self.ready {
-            self.ready = ready;
-            self.in_use.set(self.index, ready);
-            if ready {
+        if active != self.active {
+            self.active = active;
+            self.in_use.set(self.index, active);
+            if active {
                 // The guest has started, or has moved here: the network learns where it is.
                 self.announce(|backend, record| backend.announce_arrival(record));
             }
-            (self.report)(Report::Ready {
+            (self.report)(Report::QueueActive {
                 index: self.index,
-                ready,
+                active,
             });
         }
     }
@@ -369,7 +369,7 @@ impl<B: Backend> Worker<B> {
         if self.backend.take_uplink_loss() {
             (self.report)(Report::UplinkLost);
         }
-        if self.rules.counters.drops.is_news() {
+        if self.context.counters.drops.is_pending() {
             (self.report)(Report::Dropped);
         }
     }

@@ -11,7 +11,7 @@ use rustix::net::{
 use virtio_inter_device::backend::{
     Backend, Loopback, Null, RxBackend, RxSink, RxStatus, TxBackend, TxFrame, TxStatus,
 };
-use virtio_inter_device::{DeviceError, NET_HEADER, Poller, Rest};
+use virtio_inter_device::{DeviceError, NET_HEADER, Poller, Sleep};
 
 use crate::driver::{Feature, LEAN, Node, Packet, Spec, mac, until};
 
@@ -141,9 +141,9 @@ impl TxBackend for Wire {
 
     fn flush(&mut self) {}
 
-    fn enable_tx_notification(&mut self, held: bool) -> Rest {
-        Rest {
-            safe: !held || !self.is_ready(PollFlags::OUT),
+    fn enable_tx_notification(&mut self, held: bool) -> Sleep {
+        Sleep {
+            allowed: !held || !self.is_ready(PollFlags::OUT),
             until: None,
         }
     }

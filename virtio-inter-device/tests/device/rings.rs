@@ -30,7 +30,7 @@ fn link_events(node: &mut Node) -> Vec<LinkEvent> {
     }
 }
 
-/// The wish for a ring to a peer.
+/// The request for a ring to a peer.
 #[track_caller]
 fn wanted(node: &mut Node, expected: PeerKey) -> u32 {
     match link_events(node)[..] {
@@ -142,7 +142,7 @@ fn ring_that_cannot_be_made_costs_its_peer_only() {
     assert_eq!(next(&mut receiver), packet(1, 2));
 }
 
-/// The peer goes between the wish and the ring.
+/// The peer goes between the request and the ring.
 #[test]
 fn ring_for_a_peer_that_has_gone_is_not_used() {
     let (mut node, peers) = node_with_peers(2);
@@ -214,7 +214,7 @@ fn ring_that_was_replaced_before_its_peer_had_answered_wakes_the_peer() {
         let (sender, mut small, page) = unanswered(SMALL_CAPACITY);
         node.port.set_ring(peers[0], 0, 1, sender).unwrap();
         assert_eq!(next(&mut small), packet(1, 0));
-        assert_eq!(small.wait_for_data(), Ok(true), "there is nothing more");
+        assert_eq!(small.arm_data_doorbell(), Ok(true), "there is nothing more");
         let long = Packet::new(mac(0), mac(1), 40_000, 1);
         node.guest.tx[0].send(&long);
         assert_eq!(wanted(&mut node, peers[0]), u32::MAX);

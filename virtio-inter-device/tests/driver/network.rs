@@ -502,7 +502,7 @@ impl Peer {
                 return Packet::from_bytes(&bytes);
             }
             let _ = rustix::io::read(receiver.data_doorbell(), &mut [0; 8]);
-            if receiver.wait_for_data().unwrap() {
+            if receiver.arm_data_doorbell().unwrap() {
                 assert!(
                     wait_readable(receiver.data_doorbell(), deadline),
                     "No record came"

@@ -18,7 +18,7 @@ impl Segment {
     /// if the peer does not take it. When its sender has closed it, [`SegmentEvent::LinkDone`] says
     /// that the peer has read it to the end.
     ///
-    /// `capacity` is a wish: the ring is no larger than both sides allow.
+    /// `capacity` is an upper bound: the ring is no larger than both sides allow.
     ///
     /// # Errors
     ///

@@ -38,7 +38,7 @@ pub(crate) struct Vring {
 }
 
 /// The settings with which a queue starts.
-pub(crate) struct Ready<'a> {
+pub(crate) struct VringSetup<'a> {
     pub(crate) size: u16,
     pub(crate) addresses: RingAddresses,
     pub(crate) kick: &'a OwnedFd,
@@ -52,8 +52,8 @@ impl Vring {
     }
 
     /// The settings with which the queue starts; `None` while one is missing.
-    pub(crate) fn ready(&self) -> Option<Ready<'_>> {
-        Some(Ready {
+    pub(crate) fn ready(&self) -> Option<VringSetup<'_>> {
+        Some(VringSetup {
             size: self.size?,
             addresses: self.addresses?,
             kick: self.kick.as_ref().filter(|_| self.enabled)?,

@@ -12,7 +12,7 @@ use virtio_inter_segment::PeerKey;
 
 use super::forward::PeerAddresses;
 use super::rx::{FinishedRing, RxLink};
-use crate::backend::steering::Ready;
+use crate::backend::steering::ActiveQueues;
 
 /// The links that frames take which are not for one peer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub enum LinkCommand {
     /// Close all links with a peer. Answered with [`LinkAnswer::Unused`].
     RemovePeer(PeerKey),
     /// Hand out the links that another worker is to serve. Answered with [`LinkAnswer::Links`].
-    TakeMisplaced(Ready),
+    TakeMisplaced(ActiveQueues),
     /// Serve these links.
     AddRxLinks(Vec<RxLink>),
     /// Choose links like this from now on, also to peers that are added later. Answered with

@@ -18,7 +18,7 @@ pub(crate) enum Destination {
     Peer(usize),
     /// Every peer.
     All,
-    /// No peer.
+    /// No peer: unknown unicast, or the port's own address.
     Nobody,
 }
 
@@ -73,7 +73,7 @@ pub(crate) struct Forwarding {
     away: Vec<usize>,
     /// Entry of the last frame: frames come in trains.
     last: usize,
-    /// All further addresses of ports, this one included.
+    /// All secondary addresses of ports, this one included.
     listed: MacSets,
     /// Those of them that ports have listed: no trunk may use them.
     reserved: MacSets,
@@ -84,7 +84,7 @@ pub(crate) struct Forwarding {
     /// Those that one peer alone has listed one by one, in order: they are there until they are
     /// heard elsewhere.
     fixed: Vec<(MacAddr, usize)>,
-    /// The peers that have further addresses, in order.
+    /// The peers that have secondary addresses, in order.
     holders: Vec<(Holder, usize)>,
     learned: Arc<Learned>,
 }
@@ -195,7 +195,7 @@ impl Forwarding {
                 Destination::Peer(position)
             }
             None if self.listed.is_empty() => Destination::Nobody,
-            None => match self.further(address) {
+            None => match self.secondary(address) {
                 Some(position) => Destination::Peer(position),
                 None => Destination::Nobody,
             },
@@ -207,13 +207,13 @@ impl Forwarding {
         match find(&self.addresses, address) {
             Some(entry) => Some(self.addresses[entry].1).filter(|at| self.is_here(*at)),
             None if self.listed.is_empty() => None,
-            None => self.further(address),
+            None => self.secondary(address),
         }
     }
 
-    /// The peer that has a further address.
+    /// The peer that has a secondary address.
     #[cold]
-    fn further(&self, address: MacAddr) -> Option<usize> {
+    fn secondary(&self, address: MacAddr) -> Option<usize> {
         if !self.listed.contains(address) || address == self.mac {
             return None;
         }
@@ -234,7 +234,7 @@ impl Forwarding {
         address == self.mac || find(&self.addresses, address).is_some()
     }
 
-    /// The guest sends from a further address of the port, or from any if that is a trunk. It may
+    /// The guest sends from a secondary address of the port, or from any if that is a trunk. It may
     /// not if a peer has it as its own.
     pub(super) fn claim(&self, address: MacAddr) -> Claim {
         if self.is_pinned(address) {
@@ -275,8 +275,8 @@ impl Forwarding {
     }
 
     /// A frame from this address comes from the network. Returns the position of the peer whose own
-    /// address it is, if that has a guest: the frame is its own, on its way back. A further address
-    /// may be another one's now, also while a peer uses it: virtual routers find each other so.
+    /// address it is, if that has a guest: the frame is its own, on its way back. A secondary
+    /// address may move behind the uplink while a peer still uses it: virtual routers move so.
     pub(super) fn hear_network(&self, source: MacAddr) -> Option<usize> {
         if let Some(entry) = find(&self.addresses, source) {
             return Some(self.addresses[entry].1).filter(|at| self.is_here(*at));
@@ -287,12 +287,12 @@ impl Forwarding {
         None
     }
 
-    /// Where further addresses were heard.
+    /// Where secondary addresses were heard.
     pub(crate) fn learned(&self) -> &Arc<Learned> {
         &self.learned
     }
 
-    /// The further addresses of all ports.
+    /// The secondary addresses of all ports.
     pub(super) fn listed(&self) -> &MacSets {
         &self.listed
     }
@@ -324,7 +324,7 @@ mod tests {
         MacAddr::new([2, 0, 0, 0, 0, last])
     }
 
-    /// A peer with these further addresses; `last` also tells it from others.
+    /// A peer with these secondary addresses; `last` also tells it from others.
     fn peer(last: u8, allowed: &str) -> PeerAddresses {
         PeerAddresses {
             mac: mac(last),
@@ -510,7 +510,7 @@ mod tests {
     const ROUTER: MacAddr = MacAddr::new([0, 0, 0x5e, 0, 1, 7]);
 
     #[test]
-    fn forwarding_finds_further_addresses_where_they_were_heard_last() {
+    fn forwarding_finds_secondary_addresses_where_they_were_heard_last() {
         let mut table = table("");
         let peers = [
             peer(1, "00:00:5e:00:01:*,02:00:00:00:01:01"),

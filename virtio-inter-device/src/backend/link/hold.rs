@@ -11,8 +11,8 @@ const SHARE: u32 = 10;
 /// How long a ring, or an uplink, may be full.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
-    /// Time after which frames are copied aside if there are other peers. The least of the budget
-    /// for which it is worth while to hold the queue up.
+    /// Time after which frames are copied aside if there are other peers. Also the least rest of
+    /// the hold budget: with less, the queue is not held up.
     pub(super) slow: Duration,
     /// Stall timeout: a peer, or an uplink, that takes nothing for this time loses frames.
     pub(super) stall: Duration,

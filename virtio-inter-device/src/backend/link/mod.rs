@@ -26,8 +26,8 @@ pub(crate) use learned::{Holder, Learned};
 use super::interface::{
     Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,
 };
-use super::steering::Ready;
-use crate::batch::Rest;
+use super::steering::ActiveQueues;
+use crate::batch::Sleep;
 use crate::device::DeviceError;
 use crate::poller::Poller;
 use rx::RxLinks;
@@ -41,7 +41,7 @@ pub struct Links {
     index: u16,
     tx: TxLinks,
     rx: RxLinks,
-    patient: bool,
+    without_timeouts: bool,
 }
 
 impl Links {
@@ -51,7 +51,7 @@ impl Links {
             index: setup.index,
             tx: TxLinks::new(setup),
             rx: RxLinks::default(),
-            patient: false,
+            without_timeouts: false,
         }
     }
 
@@ -61,7 +61,7 @@ impl Links {
     #[must_use]
     pub fn without_timeouts(mut self) -> Self {
         self.tx.remove_timeouts();
-        self.patient = true;
+        self.without_timeouts = true;
         self
     }
 
@@ -215,7 +215,7 @@ impl TxBackend for Links {
         self.tx.flush();
     }
 
-    fn enable_tx_notification(&mut self, held: bool) -> Rest {
+    fn enable_tx_notification(&mut self, held: bool) -> Sleep {
         self.tx.enable_tx_notification(held)
     }
 
@@ -252,8 +252,8 @@ impl Backend for Links {
 
     const STEERED: bool = true;
 
-    fn is_patient(&self) -> bool {
-        self.patient
+    fn without_timeouts(&self) -> bool {
+        self.without_timeouts
     }
 
     fn attach(&mut self, poller: &Poller) -> Result<(), DeviceError> {
@@ -287,8 +287,8 @@ impl Backend for Links {
                 let senders = link.map_or_else(Vec::new, TxLink::into_senders);
                 return Ok(LinkAnswer::Unused(senders, links));
             }
-            LinkCommand::TakeMisplaced(ready) => {
-                let links = self.rx.take_misplaced(self.index, ready);
+            LinkCommand::TakeMisplaced(active) => {
+                let links = self.rx.take_misplaced(self.index, active);
                 remove_doorbells(poller, &links);
                 return Ok(LinkAnswer::Links(links));
             }
@@ -356,15 +356,15 @@ impl Backend for Links {
     }
 
     fn steer(
-        ready: Ready,
+        active: ActiveQueues,
         workers: u16,
         ask: &mut dyn FnMut(u16, LinkCommand) -> Result<LinkAnswer, DeviceError>,
     ) -> Result<(), DeviceError> {
         let mut moved: Vec<Vec<RxLink>> = (0..workers).map(|_| Vec::new()).collect();
         for worker in 0..workers {
-            if let LinkAnswer::Links(links) = ask(worker, LinkCommand::TakeMisplaced(ready))? {
+            if let LinkAnswer::Links(links) = ask(worker, LinkCommand::TakeMisplaced(active))? {
                 for link in links {
-                    moved[usize::from(link.serving(ready))].push(link);
+                    moved[usize::from(link.serving(active))].push(link);
                 }
             }
         }

@@ -15,7 +15,7 @@ use super::forward::{Forwarding, PeerAddresses};
 use super::positions::Positions;
 use crate::backend::interface::{LinkFault, RxProgress, RxRecord, RxSink, RxStatus};
 use crate::backend::source::RxSource;
-use crate::backend::steering::Ready;
+use crate::backend::steering::ActiveQueues;
 
 /// Number of records from one link before the next one's turn.
 const TURN: usize = 16;
@@ -48,7 +48,7 @@ pub struct RxLink {
     /// What the peer sends on when it has closed the ring.
     next: Option<RxRing>,
     /// The worker that serves it if that worker's receive queue is in use.
-    home: u16,
+    preferred: u16,
     /// Names it among the links of its worker, in the order of their positions.
     token: u64,
     /// The peer violated the link's rules: the link is not read any more.
@@ -66,14 +66,14 @@ impl RxLink {
         id: RxLinkId,
         source: Option<PeerAddresses>,
         ring: RxRing,
-        home: u16,
+        preferred: u16,
     ) -> Self {
         RxLink {
             id,
             source,
             ring,
             next: None,
-            home,
+            preferred,
             token: 0,
             dead: false,
             finished: false,
@@ -94,15 +94,15 @@ impl RxLink {
         !self.dead && !self.finished
     }
 
-    /// Whether something has come, read without waiting for it.
-    fn has_news(&mut self) -> Result<bool, Violation> {
+    /// Whether there is a record, or the end of the ring.
+    fn has_data(&mut self) -> Result<bool, Violation> {
         let receiver = &mut self.ring.receiver;
         Ok(!receiver.is_empty()? || receiver.is_finished())
     }
 
     /// The worker that is to serve the link.
-    pub(crate) fn serving(&self, ready: Ready) -> u16 {
-        ready.serving(self.home)
+    pub(crate) fn serving(&self, active: ActiveQueues) -> u16 {
+        active.serving(self.preferred)
     }
 
     /// Delivers the next record. None: there is none.
@@ -189,9 +189,9 @@ pub(super) struct RxLinks {
     /// Number of batches since the worker slept, or since all links were looked at.
     batches: u32,
     finished: Vec<FinishedRing>,
-    /// Links are finished as well.
+    /// Some links have ended, so that nothing is read on them any more.
     has_ended: bool,
-    /// It was said that rings are finished.
+    /// The control thread was told that rings are finished.
     finished_reported: bool,
     /// Position of the link that had the last turn.
     turn: usize,
@@ -214,7 +214,7 @@ impl RxLinks {
         position.map_or(self.next_token, |position| self.links[position].token)
     }
 
-    /// Adds a link, or another ring to the link that it is.
+    /// Adds a link, or its ring to the link from the same queue pair of the same peer.
     pub(super) fn add(&mut self, mut link: RxLink) {
         // It does not sleep: its doorbell may have been rung before.
         let Some(position) = self.position(link.id) else {
@@ -256,13 +256,13 @@ impl RxLinks {
 
     /// Wakes the links that sleep and have something to read.
     #[cold]
-    fn look_at_all(&mut self) {
+    fn poll_sleeping_links(&mut self) {
         self.batches = 0;
         for (position, link) in self.links.iter_mut().enumerate() {
             if self.awake.contains(position) || !link.is_live() {
                 continue;
             }
-            match link.has_news() {
+            match link.has_data() {
                 Ok(true) => self.awake.insert(position),
                 Ok(false) => {}
                 Err(violation) => fail(&mut self.faults, link, violation),
@@ -283,7 +283,8 @@ impl RxLinks {
         finished
     }
 
-    /// Whether there is something for [`RxLinks::take_finished`] that was not said yet.
+    /// Whether there is something for [`RxLinks::take_finished`] of which the control thread was
+    /// not told yet.
     pub(super) fn has_finished(&mut self) -> bool {
         !self.finished_reported && {
             self.finished_reported = !self.finished.is_empty() || self.has_ended;
@@ -297,8 +298,8 @@ impl RxLinks {
     }
 
     /// Removes the links that another worker than `index` is to serve.
-    pub(super) fn take_misplaced(&mut self, index: u16, ready: Ready) -> Vec<RxLink> {
-        self.extract(|link| link.serving(ready) != index)
+    pub(super) fn take_misplaced(&mut self, index: u16, active: ActiveQueues) -> Vec<RxLink> {
+        self.extract(|link| link.serving(active) != index)
     }
 
     fn extract(&mut self, which: impl Fn(&RxLink) -> bool) -> Vec<RxLink> {
@@ -327,7 +328,7 @@ impl RxLinks {
     pub(super) fn receive<S: RxSink>(&mut self, forwarding: &Forwarding, sink: &mut S) {
         self.batches += 1;
         if self.batches >= LOOK {
-            self.look_at_all();
+            self.poll_sleeping_links();
         }
         let count = self.awake.count();
         // Links in a row that had no record.
@@ -392,7 +393,7 @@ impl RxLinks {
             if !link.is_live() {
                 self.awake.remove(position);
             } else if !link.waits {
-                match link.ring.receiver.wait_for_data() {
+                match link.ring.receiver.arm_data_doorbell() {
                     // A ring that was closed meanwhile is finished with the next batch.
                     Ok(enabled) if enabled && !link.ring.receiver.is_finished() => {
                         self.awake.remove(position);

@@ -1,12 +1,14 @@
 //! The sending ends of links: forwards each frame to the peers that its destination address stands
 //! for.
 
+mod multicast;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use virtio_inter_common::{MacAddr, MacSets};
 use virtio_inter_link::{Sender, Violation};
-use virtio_inter_segment::{MAX_FRAME, PeerKey};
+use virtio_inter_segment::PeerKey;
 
 use super::command::Paths;
 use super::forward::{Claim, Destination, Forwarding, PeerAddresses};
@@ -14,12 +16,10 @@ use super::hold::{FullUplink, HoldBudget, Timeouts};
 use super::new_addresses::NewAddresses;
 use super::positions::Positions;
 use super::tx_link::{Room, SendError, TxLink};
-use crate::announce::is_virtual_router;
 use crate::backend::interface::{BackendSetup, LinkFault, TxBackend, TxFrame, TxStatus};
 use crate::backend::ring_request::PlacedRequest;
-use crate::batch::Rest;
+use crate::batch::Sleep;
 use crate::counters::Counters;
-use crate::frame::NET_HEADER;
 
 /// What a frame that is held waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,7 @@ impl TxLinks {
         self.flood = Some(flood);
     }
 
-    /// Position of the flood: what is behind it was sent by what is known now.
+    /// Position of the flood: frames behind it were sent with the present set of rings.
     pub(super) fn flooded(&self) -> u64 {
         self.flood.as_ref().map_or(0, Sender::committed)
     }
@@ -261,26 +261,7 @@ impl TxLinks {
         })
     }
 
-    pub(super) fn takes_multicast(&self, position: usize) -> bool {
-        self.links
-            .get(position)
-            .is_some_and(TxLink::takes_multicast)
-    }
-
-    pub(super) fn multicast_addresses(&self) -> impl Iterator<Item = MacAddr> {
-        let has_guest =
-            |link: &TxLink| link.takes_multicast() && !self.paths.away.contains(&link.peer);
-        let links = self.links.iter().filter(move |link| has_guest(link));
-        let fixed = self.forwarding.fixed();
-        let fixed = fixed.filter(move |(mac, position)| {
-            self.links.get(*position).is_some_and(has_guest) && !is_virtual_router(*mac)
-        });
-        links
-            .map(|link| link.addresses.mac)
-            .chain(fixed.map(|(mac, _)| mac))
-    }
-
-    /// Whether a further address of the port can be announced: no other port may have it.
+    /// Whether a secondary address of the port can be announced: no other port may have it.
     pub(super) fn may_announce(&self, address: MacAddr) -> bool {
         let mut links = self.links.iter();
         !self.forwarding.is_pinned(address)
@@ -291,7 +272,7 @@ impl TxLinks {
         &self.forwarding
     }
 
-    /// The next wish for a ring.
+    /// The next request for a ring.
     pub(super) fn take_request(&mut self) -> Option<PlacedRequest> {
         self.requests.pop()
     }
@@ -304,27 +285,6 @@ impl TxLinks {
         if let Some(ring) = self.links[position].take_request(len, Instant::now()) {
             self.requests.push(PlacedRequest { ring, flooded });
         }
-    }
-
-    /// Offers a frame to peers that have no ring, by the control thread. False: there is no room.
-    #[cold]
-    fn send_flood<F: TxFrame>(&mut self, frame: &F) -> Result<bool, F::Error> {
-        let Some(flood) = &mut self.flood else {
-            return Ok(false);
-        };
-        // Nobody else writes to it.
-        if let Ok(Some(slot)) = flood.reserve(frame.record_len()) {
-            frame.write_to(&slot.slice())?;
-            slot.commit();
-            return Ok(true);
-        }
-        self.counters.tx_flood_lost.add(1);
-        Ok(false)
-    }
-
-    /// Whether a multicast record of this length goes to peers without a ring by the flood.
-    fn is_flooded(&self, len: usize) -> bool {
-        len <= MAX_FRAME && self.flood.is_some()
     }
 
     #[inline]
@@ -384,32 +344,6 @@ impl TxLinks {
         }
     }
 
-    /// Offers a multicast frame to the peers and to `uplink`. None of them gets it before all have
-    /// room for it.
-    pub(super) fn offer_multicast<F: TxFrame>(
-        &mut self,
-        frame: &F,
-        uplink: impl FnOnce(&F) -> Result<TxStatus, F::Error>,
-    ) -> Result<TxStatus, F::Error> {
-        self.end_hold(|_| true);
-        let len = frame.record_len();
-        if let Some(waiting) = self.find_waiting(len, false) {
-            self.waiting = Some(waiting);
-            return Ok(TxStatus::Held);
-        }
-        let status = uplink(frame)?;
-        let status = self.after_uplink(status, len, true);
-        if status == TxStatus::Held {
-            return Ok(status);
-        }
-        let sent = self.send_to_all(frame, false)?;
-        Ok(if sent || status == TxStatus::Sent {
-            TxStatus::Sent
-        } else {
-            TxStatus::Dropped
-        })
-    }
-
     /// Offers a unicast frame that is for no peer to `uplink`.
     pub(super) fn offer_to_uplink<F: TxFrame>(
         &mut self,
@@ -447,90 +381,6 @@ impl TxLinks {
             until,
         });
         TxStatus::Held
-    }
-
-    /// Asks all peers for room for a multicast record: the first that is to be waited for.
-    fn find_waiting(&mut self, len: usize, alone: bool) -> Option<Waiting> {
-        let is_flooded = self.is_flooded(len);
-        for position in 0..self.links.len() {
-            let link = &mut self.links[position];
-            if !link.takes_multicast() || (is_flooded && link.is_without_ring()) {
-                continue;
-            }
-            match link.room(len, (!alone).then_some(&self.budget)) {
-                Ok(Room::Ring) => {}
-                Ok(Room::Wait(until)) => {
-                    let full = Full::Ring(link.peer);
-                    self.request(position, len);
-                    return Some(Waiting {
-                        full,
-                        multicast: true,
-                        len,
-                        since: Instant::now(),
-                        until,
-                    });
-                }
-                Ok(_) => self.request(position, len),
-                Err(violation) => fail(&mut self.faults, link, violation),
-            }
-        }
-        None
-    }
-
-    /// Sends a multicast frame to all peers. A peer that has no room, although it had when it was
-    /// asked, does not get it: others have it.
-    fn send_to_all<F: TxFrame>(&mut self, frame: &F, alone: bool) -> Result<bool, F::Error> {
-        let is_flooded = self.is_flooded(frame.record_len());
-        let (mut sent, mut stalled, mut no_link, mut flood) = (false, false, false, false);
-        for (position, link) in self.links.iter_mut().enumerate() {
-            if !link.takes_multicast() {
-                continue;
-            }
-            if is_flooded && link.is_without_ring() {
-                flood = true;
-                continue;
-            }
-            self.touched.insert(position);
-            match link.send_frame(frame, (!alone).then_some(&self.budget)) {
-                Ok(Room::Ring) => sent = true,
-                Ok(Room::Spill) => {
-                    self.counters.tx_spilled.add(1);
-                    sent = true;
-                }
-                Ok(Room::NoLink) => no_link = true,
-                Ok(Room::Wait(_) | Room::Stalled) => {
-                    self.counters.drops.peer_stalled(link.addresses.mac);
-                    stalled = true;
-                }
-                Err(SendError::Link(violation)) => fail(&mut self.faults, link, violation),
-                Err(SendError::Frame(error)) => return Err(error),
-            }
-        }
-        if flood {
-            sent |= self.send_flood(frame)?;
-        }
-        self.counters.tx_peer_stalled.add(stalled.into());
-        self.counters.tx_no_link.add(no_link.into());
-        Ok(sent)
-    }
-
-    /// Offers a multicast frame. First every peer is asked, then the frame is copied to all: a
-    /// frame that has to wait must not have gone to some of them.
-    #[cold]
-    fn offer_to_all<F: TxFrame>(&mut self, frame: &F, alone: bool) -> Result<TxStatus, F::Error> {
-        if let Some(waiting) = self.find_waiting(frame.record_len(), alone) {
-            self.waiting = Some(waiting);
-            return Ok(TxStatus::Held);
-        }
-        if !self.links.iter().any(TxLink::takes_multicast) {
-            self.counters.tx_no_destination.add(1);
-            return Ok(TxStatus::Dropped);
-        }
-        Ok(if self.send_to_all(frame, alone)? {
-            TxStatus::Sent
-        } else {
-            TxStatus::Dropped
-        })
     }
 
     /// A unicast frame that did not go into a ring.
@@ -582,6 +432,10 @@ impl TxLinks {
 }
 
 impl TxBackend for TxLinks {
+    fn announce(&mut self, record: &[u8]) -> usize {
+        self.announce_to_peers(record)
+    }
+
     // Part of the handler's loop, so that the compiler keeps the header's words in registers: from
     // memory it loads an address in other pieces than it was stored in (see `FrameHeader`).
     #[inline(always)]
@@ -642,13 +496,13 @@ impl TxBackend for TxLinks {
         }
     }
 
-    fn enable_tx_notification(&mut self, held: bool) -> Rest {
+    fn enable_tx_notification(&mut self, held: bool) -> Sleep {
         if !held {
             // The frame left with its queue: its time limit must not wake the worker.
             self.waiting = None;
         }
-        let mut rest = Rest {
-            safe: true,
+        let mut sleep = Sleep {
+            allowed: true,
             until: self.waiting.map(|waiting| waiting.until),
         };
         let waiting = self.waiting.map(|waiting| waiting.full);
@@ -669,50 +523,15 @@ impl TxBackend for TxLinks {
             let Some(len) = link.first_spilled().or(held) else {
                 continue;
             };
-            match link.wait_for_space(len) {
-                Ok(enabled) => rest.safe &= enabled,
+            match link.arm_space_doorbell(len) {
+                Ok(enabled) => sleep.allowed &= enabled,
                 Err(violation) => {
                     fail(&mut self.faults, link, violation);
-                    rest.safe = false;
+                    sleep.allowed = false;
                 }
             }
         }
-        rest
-    }
-
-    fn announce(&mut self, record: &[u8]) -> usize {
-        let mut count = 0;
-        let (mut flood, is_flooded) = (0, self.is_flooded(record.len()));
-        for (position, link) in self.links.iter_mut().enumerate() {
-            if !link.takes_multicast() {
-                continue;
-            }
-            if is_flooded && link.is_without_ring() {
-                flood += 1;
-                continue;
-            }
-            self.touched.insert(position);
-            match link.send_record(record) {
-                Ok(sent) => count += usize::from(sent),
-                Err(violation) => fail(&mut self.faults, link, violation),
-            }
-        }
-        if flood != 0
-            && let Some(sender) = &mut self.flood
-            && let Ok(Some(slot)) = sender.reserve(record.len())
-        {
-            slot.slice().copy_from(record);
-            slot.commit();
-            let _ = sender.publish();
-            count += flood;
-        }
-        if count != 0 {
-            self.counters.tx_frames.add(1);
-            self.counters
-                .tx_bytes
-                .add((record.len() - NET_HEADER) as u64);
-        }
-        count
+        sleep
     }
 }
 

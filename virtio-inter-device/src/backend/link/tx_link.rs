@@ -68,7 +68,7 @@ impl<E> From<Violation> for SendError<E> {
 #[derive(Debug, Clone, Copy)]
 struct Full {
     since: Instant,
-    /// The peer's position, and since when it is that.
+    /// The peer's position as last read, and when it last advanced.
     consumed: u64,
     stands_since: Instant,
 }
@@ -258,7 +258,7 @@ impl TxLink {
         rings.map(|ring| ring.sender).collect()
     }
 
-    /// A wish for a ring that arose from frames: to be passed on once.
+    /// A request for a ring, made by frames that had no room: to be passed on once.
     pub(super) fn take_request(&mut self, len: usize, now: Instant) -> Option<RingRequest> {
         if self.is_requested || self.retry_at.is_some_and(|at| at > now) {
             return None;
@@ -278,8 +278,8 @@ impl TxLink {
     }
 
     /// Sends a frame if there is room for it. Returns where it went, or why it did not.
-    /// `budget`: of the time for which frames for others may wait behind it. None: there are no
-    /// others.
+    /// `budget`: the transmit queue's hold budget. None: there is only one peer, so that no frame
+    /// for another one can wait behind this one.
     pub(super) fn send_frame<F: TxFrame>(
         &mut self,
         frame: &F,
@@ -436,9 +436,9 @@ impl TxLink {
     }
 
     /// Asks for a wake-up when the ring has room for a record of `len` bytes. True: it comes.
-    pub(super) fn wait_for_space(&mut self, len: usize) -> Result<bool, Violation> {
+    pub(super) fn arm_space_doorbell(&mut self, len: usize) -> Result<bool, Violation> {
         match &mut self.ring {
-            Some(ring) => ring.sender.wait_for_space(len),
+            Some(ring) => ring.sender.arm_space_doorbell(len),
             // The command that brings a ring wakes the worker.
             None => Ok(true),
         }

@@ -40,7 +40,7 @@ pub(super) struct Tap {
     readers: Vec<TapReader>,
     /// Position of the reader whose turn is next.
     turn: usize,
-    rules: TapRules,
+    context: TapRules,
     /// Frames that are in too many pieces are put together here.
     whole: Vec<u8>,
     /// The device's switch takes no offloads.
@@ -64,7 +64,7 @@ impl Tap {
             writer: queue,
             readers: vec![reader],
             turn: 0,
-            rules: TapRules {
+            context: TapRules {
                 mac: setup.mac,
                 allowed: setup.allowed.clone(),
                 trunk: setup.trunk,
@@ -105,7 +105,7 @@ impl Tap {
 
     /// Sets the offloads that the guest takes: the kernel does the others before frames are read.
     pub(super) fn set_offloads(&mut self, takes: Offloads) {
-        self.rules.takes = takes;
+        self.context.takes = takes;
         let wanted = tun_offloads(takes);
         let set = |offloads| sys::set_offloads(&self.writer, offloads);
         // Kernels before 6.2 know no USO, and then hand over none.
@@ -118,7 +118,7 @@ impl Tap {
 
     /// Sets the addresses that ports of the segment may use beside their own.
     pub(super) fn set_listed(&mut self, listed: MacSets) {
-        self.rules.listed = listed;
+        self.context.listed = listed;
     }
 
     /// Writes a frame.
@@ -129,7 +129,7 @@ impl Tap {
         if let Some(plain) = &mut self.plain
             && PlainWriter::is_for(frame.header())
         {
-            let written = plain.write(&self.writer, frame, self.rules.mtu)?;
+            let written = plain.write(&self.writer, frame, self.context.mtu)?;
             return Ok(self.written(written, frame.record_len()));
         }
         let written = frame.with_slices(|slices| {
@@ -158,7 +158,7 @@ impl Tap {
     }
 
     fn written(&mut self, written: io::Result<()>, len: usize) -> TxStatus {
-        let counters = &self.rules.counters;
+        let counters = &self.context.counters;
         match written {
             Ok(()) => {
                 counters.uplink_tx_frames.add(1);
@@ -180,7 +180,7 @@ impl Tap {
                 self.lose_frame()
             }
             _ => {
-                self.rules.counters.uplink_tx_refused.add(1);
+                self.context.counters.uplink_tx_refused.add(1);
                 TxStatus::Dropped
             }
         }
@@ -188,8 +188,8 @@ impl Tap {
 
     #[cold]
     fn lose_frame(&mut self) -> TxStatus {
-        self.rules.counters.uplink_tx_down.add(1);
-        self.rules.counters.drops.uplink_down();
+        self.context.counters.uplink_tx_down.add(1);
+        self.context.counters.drops.uplink_down();
         TxStatus::Dropped
     }
 
@@ -243,7 +243,7 @@ impl Tap {
         for _ in 0..self.readers.len() {
             // Readers come and go.
             self.turn %= self.readers.len();
-            match self.readers[self.turn].receive(&self.rules, sink) {
+            match self.readers[self.turn].receive(&self.context, sink) {
                 Turn::Empty | Turn::TooFewBuffers => self.turn += 1,
                 Turn::Full => {
                     self.turn += 1;
@@ -268,7 +268,7 @@ impl Tap {
         for _ in 0..self.readers.len() {
             let turn = self.turn % self.readers.len();
             self.turn = turn + 1;
-            read = self.readers[turn].read_whole(&self.rules, buffer, &mut gone);
+            read = self.readers[turn].read_whole(&self.context, buffer, &mut gone);
             if read.is_some() {
                 break;
             }
@@ -285,7 +285,9 @@ impl Tap {
         poller: &Poller,
         misplaced: impl Fn(u16) -> bool,
     ) -> Vec<TapReader> {
-        let taken = self.readers.extract_if(.., |reader| misplaced(reader.home));
+        let taken = self
+            .readers
+            .extract_if(.., |reader| misplaced(reader.preferred));
         taken.inspect(|reader| poller.remove(&reader.fd)).collect()
     }
 

@@ -89,7 +89,7 @@ enum Action {
 pub struct TapReader {
     pub(super) fd: OwnedFd,
     /// The worker that reads it if that worker's receive queue is in use.
-    pub(super) home: u16,
+    pub(super) preferred: u16,
     /// There may be frames: the device has not said otherwise since the worker was woken.
     may_read: bool,
     /// Number of errors in a row.
@@ -109,10 +109,10 @@ pub struct TapReader {
 }
 
 impl TapReader {
-    pub(super) fn new(fd: OwnedFd, home: u16) -> Self {
+    pub(super) fn new(fd: OwnedFd, preferred: u16) -> Self {
         TapReader {
             fd,
-            home,
+            preferred,
             may_read: true,
             errors: 0,
             room: SHORT,
@@ -125,8 +125,8 @@ impl TapReader {
     }
 
     /// The worker that reads it if that worker's receive queue is in use.
-    pub(crate) fn home(&self) -> u16 {
-        self.home
+    pub(crate) fn preferred(&self) -> u16 {
+        self.preferred
     }
 
     pub(super) fn wake(&mut self) {
@@ -144,7 +144,7 @@ impl TapReader {
     }
 
     /// Delivers frames.
-    pub(super) fn receive<S: RxSink>(&mut self, rules: &TapRules, sink: &mut S) -> Turn {
+    pub(super) fn receive<S: RxSink>(&mut self, context: &TapRules, sink: &mut S) -> Turn {
         for _ in 0..TURN {
             if self.waiting != 0 {
                 match self.deliver(sink) {
@@ -158,7 +158,7 @@ impl TapReader {
                 return Turn::Empty;
             }
             let mut gone = false;
-            match sink.fill(self.room, |pieces| self.read(rules, pieces, &mut gone)) {
+            match sink.fill(self.room, |pieces| self.read(context, pieces, &mut gone)) {
                 RxStatus::Taken | RxStatus::Retry => {}
                 // There may be enough for a short one.
                 RxStatus::OutOfBuffers | RxStatus::TooFewBuffers if self.room > SHORT => {
@@ -167,7 +167,7 @@ impl TapReader {
                 RxStatus::OutOfBuffers => return Turn::OutOfBuffers,
                 // How many it needs is known when it is here.
                 RxStatus::TooFewBuffers => {
-                    self.read(rules, &[], &mut gone);
+                    self.read(context, &[], &mut gone);
                 }
                 RxStatus::BatchFull => return Turn::Full,
             }
@@ -197,7 +197,7 @@ impl TapReader {
     /// Reads a record into private memory. None: there is none, or, if `gone`, no device any more.
     pub(super) fn read_whole(
         &mut self,
-        rules: &TapRules,
+        context: &TapRules,
         buffer: &mut [u8],
         gone: &mut bool,
     ) -> Option<usize> {
@@ -207,7 +207,7 @@ impl TapReader {
                     self.errors = 0;
                     return Some(len);
                 }
-                Err(error) => *gone = self.not_read(rules, &error),
+                Err(error) => *gone = self.not_read(context, &error),
             }
         }
         None
@@ -217,7 +217,7 @@ impl TapReader {
     /// none, or it is not to stay there.
     fn read(
         &mut self,
-        rules: &TapRules,
+        context: &TapRules,
         pieces: &[VolatileSlice<'_>],
         gone: &mut bool,
     ) -> Option<usize> {
@@ -225,29 +225,29 @@ impl TapReader {
         let len = match sys::read(&self.fd, pieces, &mut self.rest) {
             Ok(len) => len,
             Err(error) => {
-                *gone = self.not_read(rules, &error);
+                *gone = self.not_read(context, &error);
                 return None;
             }
         };
         self.errors = 0;
         let room = pieces.iter().map(|piece| piece.len()).sum();
         self.expect(len, room);
-        match self.action(rules, pieces, len) {
+        match self.action(context, pieces, len) {
             Action::Ignore => return None,
             Action::Pass if len <= room => {}
             Action::Pass | Action::Adapt => {
                 self.put_together(pieces, len, room);
-                self.count(rules, len);
+                self.count(context, len);
                 return None;
             }
         }
-        self.count(rules, len);
+        self.count(context, len);
         Some(len)
     }
 
     /// Nothing was read. True: the device is gone.
     #[cold]
-    fn not_read(&mut self, rules: &TapRules, error: &io::Error) -> bool {
+    fn not_read(&mut self, context: &TapRules, error: &io::Error) -> bool {
         let error = Errno::from_io_error(error);
         if matches!(error, Some(Errno::AGAIN | Errno::BADFD)) {
             self.may_read = false;
@@ -255,7 +255,7 @@ impl TapReader {
             return error == Some(Errno::BADFD);
         }
         // The kernel has dropped the frame that it could not hand over. Others are behind it.
-        rules.counters.uplink_rx_failed.add(1);
+        context.counters.uplink_rx_failed.add(1);
         self.errors += 1;
         if self.errors == ERRORS {
             self.may_read = false;
@@ -264,10 +264,10 @@ impl TapReader {
         false
     }
 
-    fn count(&self, rules: &TapRules, len: usize) {
-        rules.counters.uplink_rx_frames.add(1);
+    fn count(&self, context: &TapRules, len: usize) {
+        context.counters.uplink_rx_frames.add(1);
         let frame = (len - NET_HEADER) as u64;
-        rules.counters.uplink_rx_bytes.add(frame);
+        context.counters.uplink_rx_bytes.add(frame);
     }
 
     /// Chooses the length for which buffers are collected from now on.
@@ -286,8 +286,8 @@ impl TapReader {
 
     /// Examines the header of a record of `len` bytes. The guest may change what it has of it: a
     /// frame that is passed on then differs for that guest alone.
-    fn action(&self, rules: &TapRules, pieces: &[VolatileSlice<'_>], len: usize) -> Action {
-        let counters = &rules.counters;
+    fn action(&self, context: &TapRules, pieces: &[VolatileSlice<'_>], len: usize) -> Action {
+        let counters = &context.counters;
         let mut header = FrameHeader::default();
         let result = match pieces.first() {
             Some(first) if first.len() >= FRAME_HEADER => header.read(first, len),
@@ -306,22 +306,22 @@ impl TapReader {
             // Dropped where that is counted.
             Err(_) => return Action::Adapt,
         }
-        if !rules.is_for_guest(header.destination()) {
+        if !context.is_for_guest(header.destination()) {
             // A switch floods what it has not learnt yet.
             counters.uplink_rx_other.add(1);
             return Action::Ignore;
         }
-        if header.source() == rules.mac {
+        if header.source() == context.mac {
             // The network returns what this guest has sent.
             counters.uplink_rx_own.add(1);
             return Action::Ignore;
         }
         // One that the guest uses as well is for it to hear: virtual routers find each other so.
-        rules.hear(header.source());
-        if !header.fits(rules.mtu) || header.check(rules.takes).is_err() {
+        context.hear(header.source());
+        if !header.fits(context.mtu) || header.check(context.takes).is_err() {
             return Action::Adapt;
         }
-        if !rules.takes.checksum && header.has_flags() {
+        if !context.takes.checksum && header.has_flags() {
             return Action::Adapt;
         }
         if header.is_gso() {
@@ -377,14 +377,14 @@ impl TapReader {
 mod tests {
     use std::net::UdpSocket;
 
-    use super::super::testing::{Inbox, frame, rules};
+    use super::super::testing::{Inbox, context, frame};
     use super::*;
 
     /// A UDP socket in place of a queue: an answer of the network that nobody listens becomes one
     /// error of its reader, before the frames that came later.
     #[test]
     fn tap_reader_goes_on_after_an_error() {
-        let rules = rules();
+        let context = context();
         let queue = UdpSocket::bind("127.0.0.1:0").unwrap();
         let far = UdpSocket::bind("127.0.0.1:0").unwrap();
         let far_address = far.local_addr().unwrap();
@@ -399,21 +399,21 @@ mod tests {
         }
         let mut reader = TapReader::new(queue.into(), 0);
         let mut inbox = Inbox::of(10);
-        assert_eq!(reader.receive(&rules, &mut inbox), Turn::Empty);
+        assert_eq!(reader.receive(&context, &mut inbox), Turn::Empty);
         assert_eq!(inbox.seeds, [0, 1, 2]);
-        assert_eq!(rules.counters.uplink_rx_failed.get(), 1);
+        assert_eq!(context.counters.uplink_rx_failed.get(), 1);
         assert!(!reader.has_work());
     }
 
     /// A directory cannot be read at all.
     #[test]
     fn tap_reader_rests_when_an_error_stays() {
-        let rules = rules();
+        let context = context();
         let queue = std::fs::File::open("/").unwrap();
         let mut reader = TapReader::new(queue.into(), 0);
         let mut turns = 0;
         while reader.has_work() {
-            assert!(reader.receive(&rules, &mut Inbox::of(10)) != Turn::Gone);
+            assert!(reader.receive(&context, &mut Inbox::of(10)) != Turn::Gone);
             turns += 1;
         }
         assert!(turns <= 2);

@@ -41,7 +41,7 @@ pub(super) fn setup() -> BackendSetup {
 }
 
 /// Its reader's.
-pub(super) fn rules() -> TapRules {
+pub(super) fn context() -> TapRules {
     let setup = setup();
     TapRules {
         mac: setup.mac,

@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use proptest::prelude::*;
 
 use super::*;
+use zerocopy::IntoBytes;
 
 fn hello(min: u16, max: u16) -> Hello {
     Hello {
