@@ -25,6 +25,12 @@ pub(crate) struct Document {
     pub(crate) active: Option<bool>,
     pub(crate) priority: Option<u16>,
     pub(crate) peers: Vec<Peer>,
+    pub(crate) rate_limits: Option<RateLimits>,
+    pub(crate) allow_mac: Vec<String>,
+    pub(crate) ip: Vec<String>,
+    pub(crate) no_dhcp_server: bool,
+    /// Of a trunk: the addresses that its guest uses.
+    pub(crate) trunk: Option<Vec<String>>,
     pub(crate) warnings: Vec<Warning>,
     pub(crate) refused: Vec<Refused>,
     pub(crate) counters: Vec<BTreeMap<String, u64>>,
@@ -72,6 +78,43 @@ pub(crate) struct Peer {
     pub(crate) mtu: u16,
     pub(crate) uplink_priority: Option<u16>,
     pub(crate) away: bool,
+    /// Seconds since 1970.
+    pub(crate) since: Option<u64>,
+    pub(crate) tx: Option<Traffic>,
+    pub(crate) rx: Option<Traffic>,
+}
+
+/// Frames exchanged with a peer by links, in one direction.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Traffic {
+    pub(crate) frames: u64,
+    pub(crate) bytes: u64,
+    pub(crate) drops: u64,
+}
+
+/// The limits of a port, for each of both directions.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct RateLimits {
+    pub(crate) bandwidth: Directions,
+    pub(crate) packets: Directions,
+}
+
+/// A limit for each direction.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Directions {
+    pub(crate) tx: Option<TokenBucket>,
+    pub(crate) rx: Option<TokenBucket>,
+}
+
+/// `size` bytes or packets in each `refill_time` milliseconds.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct TokenBucket {
+    pub(crate) size: u64,
+    pub(crate) refill_time: u64,
 }
 
 /// A condition that an operator can end.

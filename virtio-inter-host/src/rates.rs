@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::document::Document;
+use crate::document::{Document, Peer};
 use crate::list::drops;
 use crate::reader::Port;
 
@@ -19,6 +19,21 @@ pub(crate) struct PortRates {
     pub(crate) state: &'static str,
     /// `None`: there is no reading before this one, or the port was started after it.
     pub(crate) rates: Option<Rates>,
+    /// What it sends to each peer by links. Without peers of which there is no reading before.
+    pub(crate) pairs: Vec<PairRates>,
+}
+
+/// What a port sends to one peer, for each second.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PairRates {
+    /// The peer's id.
+    pub(crate) peer: String,
+    /// Frames.
+    pub(crate) frames: f64,
+    /// Their bits, without the virtio header.
+    pub(crate) bits: f64,
+    /// Frames that the peer did not get.
+    pub(crate) drops: f64,
 }
 
 /// Rates for each second.
@@ -55,6 +70,23 @@ impl Rates {
         })
     }
 
+    /// The same for each peer of both readings.
+    fn of_pairs(before: &Document, after: &Document, time: Duration) -> Vec<PairRates> {
+        let pair = |peer: &Peer| {
+            // A peer that left and came back counts from zero.
+            let same = |other: &&Peer| (&other.id, other.since) == (&peer.id, peer.since);
+            let (now, then) = (peer.tx?, before.peers.iter().find(same)?.tx?);
+            let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / time.as_secs_f64();
+            Some(PairRates {
+                peer: peer.id.clone(),
+                frames: rate(now.frames, then.frames),
+                bits: 8.0 * rate(now.bytes, then.bytes),
+                drops: rate(now.drops, then.drops),
+            })
+        };
+        after.peers.iter().filter_map(pair).collect()
+    }
+
     /// Bits of both directions.
     pub(crate) fn bits(&self) -> f64 {
         self.tx_bits + self.rx_bits
@@ -67,14 +99,22 @@ pub(crate) fn rates(before: &[Port], after: &[Port], time: Duration) -> Vec<Port
         let same = |other: &&Port| other.segment == port.segment && other.id == port.id;
         before.iter().find(same)?.status()
     };
-    let of = |port: &Port| Rates::between(earlier(port)?, port.status()?, time);
+    let of = |port: &Port| {
+        let (before, after) = (earlier(port)?, port.status()?);
+        let rates = Rates::between(before, after, time)?;
+        Some((rates, Rates::of_pairs(before, after, time)))
+    };
     after
         .iter()
-        .map(|port| PortRates {
-            segment: port.segment.clone(),
-            port: port.id.to_string(),
-            state: port.state(),
-            rates: of(port),
+        .map(|port| {
+            let (rates, pairs) = of(port).unzip();
+            PortRates {
+                segment: port.segment.clone(),
+                port: port.id.to_string(),
+                state: port.state(),
+                rates,
+                pairs: pairs.unwrap_or_default(),
+            }
         })
         .collect()
 }
@@ -111,6 +151,26 @@ mod tests {
         };
         assert_eq!(found[0].rates, Some(expected));
         assert_eq!((found[0].port.as_str(), found[0].state), ("a", "running"));
+    }
+
+    #[test]
+    fn rates_of_pairs_are_those_of_peers_that_stayed() {
+        let port = |frames: u64, since: u64| {
+            let peer = |id: &str, since: u64| {
+                let tx = json!({"frames": frames, "bytes": 100 * frames, "drops": frames / 10});
+                json!({"id": id, "since": since, "tx": tx})
+            };
+            let peers = [peer("b", 1), peer("c", since), json!({"id": "old"})];
+            Port::answering("a", &json!({"pid": 1, "peers": peers}))
+        };
+        let found = rates(&[port(100, 1)], &[port(300, 2)], Duration::from_secs(2));
+        let expected = PairRates {
+            peer: "b".to_owned(),
+            frames: 100.0,
+            bits: 80_000.0,
+            drops: 10.0,
+        };
+        assert_eq!(found[0].pairs, [expected]);
     }
 
     #[test]

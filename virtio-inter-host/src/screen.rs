@@ -6,8 +6,8 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
-use crate::rates::PortRates;
-use crate::text::safe;
+use crate::rates::{PairRates, PortRates};
+use crate::text::{safe, si};
 
 /// Columns and lines of a terminal that the table needs.
 const LEAST: (u16, u16) = (60, 4);
@@ -31,14 +31,35 @@ pub(crate) struct Screen {
     pub(crate) ports: Option<Vec<PortRates>>,
     /// How the ports are sorted.
     pub(crate) order: Order,
-    /// Ports above the first that is shown.
+    /// Pairs of ports are shown, not ports.
+    shows_pairs: bool,
+    /// Rows above the first that is shown.
     first: usize,
 }
 
+/// A row of the table: a port, or what a port sends to one peer.
+struct TableRow {
+    cells: Vec<Cell<'static>>,
+    style: Style,
+    bits: f64,
+    drops: f64,
+}
+
 impl Screen {
+    /// Shows pairs instead of ports, or ports again.
+    pub(crate) fn toggle_pairs(&mut self) {
+        self.shows_pairs = !self.shows_pairs;
+        self.first = 0;
+    }
+
     /// Moves the table by lines, down if positive.
     pub(crate) fn scroll(&mut self, lines: isize) {
-        let last = self.ports.as_ref().map_or(0, Vec::len).saturating_sub(1);
+        let ports = self.ports.as_deref().unwrap_or_default();
+        let rows = match self.shows_pairs {
+            true => ports.iter().map(|port| port.pairs.len()).sum(),
+            false => ports.len(),
+        };
+        let last = rows.saturating_sub(1);
         self.first = self.first.saturating_add_signed(lines).min(last);
     }
 
@@ -57,7 +78,7 @@ impl Screen {
             Constraint::Length(1),
         ])
         .areas(area);
-        let keys = "q quit   t by traffic   d by drops   n by name   ↑ ↓ scroll";
+        let keys = "q quit  p pairs/ports  t by traffic  d by drops  n by name  ↑ ↓ scroll";
         frame.render_widget(Line::styled(keys, dim()), bottom);
         let Some(ports) = &self.ports else {
             frame.render_widget(Line::raw("Asking the ports"), top);
@@ -69,30 +90,36 @@ impl Screen {
             .sum();
         let text = format!("{} ports, {}bit/s", ports.len(), si(traffic / 2.0));
         frame.render_widget(Line::raw(text), top);
-        let rows = self.sorted(ports).into_iter().skip(self.first).map(row);
-        let header = [
-            "PORT", "STATE", "TX bit/s", "frames/s", "RX bit/s", "frames/s", "DROPS/s",
-        ];
-        let widths = [
-            Constraint::Min(14),
-            Constraint::Length(9),
-            Constraint::Length(8),
-            Constraint::Length(8),
-            Constraint::Length(8),
-            Constraint::Length(8),
-            Constraint::Length(8),
-        ];
+        let (first, header): (u16, &[&str]) = match self.shows_pairs {
+            true => (24, &["PORT → PEER", "bit/s", "frames/s", "DROPS/s"]),
+            false => (
+                14,
+                &[
+                    "PORT", "STATE", "TX bit/s", "frames/s", "RX bit/s", "frames/s", "DROPS/s",
+                ],
+            ),
+        };
+        let widths = header.iter().map(|name| match *name {
+            "PORT" | "PORT → PEER" => Constraint::Min(first),
+            "STATE" => Constraint::Length(9),
+            _ => Constraint::Length(8),
+        });
+        let rows = self.sorted(ports).into_iter().skip(self.first);
+        let rows = rows.map(|row| Row::new(row.cells).style(row.style));
         let bold = Style::new().add_modifier(Modifier::BOLD);
-        let table = Table::new(rows, widths).header(Row::new(header).style(bold));
+        let table = Table::new(rows, widths).header(Row::new(header.to_vec()).style(bold));
         frame.render_widget(table, middle);
     }
 
-    fn sorted<'a>(&self, ports: &'a [PortRates]) -> Vec<&'a PortRates> {
-        let mut sorted: Vec<&PortRates> = ports.iter().collect();
-        let value = |port: &PortRates| match (self.order, port.rates) {
-            (Order::Traffic, Some(rates)) => rates.bits(),
-            (Order::Drops, Some(rates)) => rates.drops,
-            _ => 0.0,
+    fn sorted(&self, ports: &[PortRates]) -> Vec<TableRow> {
+        let mut sorted: Vec<TableRow> = match self.shows_pairs {
+            true => ports.iter().flat_map(pair_rows).collect(),
+            false => ports.iter().map(row).collect(),
+        };
+        let value = |row: &TableRow| match self.order {
+            Order::Traffic => row.bits,
+            Order::Drops => row.drops,
+            Order::Name => 0.0,
         };
         // The reading is in the order of names; sorting keeps that among equals.
         sorted.sort_by(|a, b| value(b).total_cmp(&value(a)));
@@ -104,46 +131,57 @@ fn dim() -> Style {
     Style::new().add_modifier(Modifier::DIM)
 }
 
-fn row(port: &PortRates) -> Row<'static> {
+fn row(port: &PortRates) -> TableRow {
     let rate = |of: &dyn Fn(crate::rates::Rates) -> f64| {
         Cell::from(
             port.rates
                 .map_or_else(|| "-".to_owned(), |rates| si(of(rates))),
         )
     };
-    let cells = [
-        Cell::from(safe(&format!("{}/{}", port.segment, port.port))),
-        Cell::from(port.state),
-        rate(&|rates| rates.tx_bits),
-        rate(&|rates| rates.tx_frames),
-        rate(&|rates| rates.rx_bits),
-        rate(&|rates| rates.rx_frames),
-        rate(&|rates| rates.drops),
-    ];
-    let loses = port.rates.is_some_and(|rates| rates.drops > 0.0);
-    let style = match (port.state, loses) {
+    let rates = port.rates.unwrap_or_default();
+    let style = match (port.state, rates.drops > 0.0) {
         ("running" | "active" | "standby", false) => Style::new(),
         ("running" | "active" | "standby", true) => Style::new().add_modifier(Modifier::BOLD),
         _ => dim(),
     };
-    Row::new(cells).style(style)
+    TableRow {
+        cells: vec![
+            Cell::from(safe(&format!("{}/{}", port.segment, port.port))),
+            Cell::from(port.state),
+            rate(&|rates| rates.tx_bits),
+            rate(&|rates| rates.tx_frames),
+            rate(&|rates| rates.rx_bits),
+            rate(&|rates| rates.rx_frames),
+            rate(&|rates| rates.drops),
+        ],
+        style,
+        bits: rates.bits(),
+        drops: rates.drops,
+    }
 }
 
-/// A number with three digits or so and a decimal prefix.
-fn si(value: f64) -> String {
-    let (scaled, prefix) = match value {
-        ..1e3 => (value, ""),
-        ..1e6 => (value / 1e3, "k"),
-        ..1e9 => (value / 1e6, "M"),
-        _ => (value / 1e9, "G"),
+/// A row for each peer to which the port sends.
+fn pair_rows(port: &PortRates) -> Vec<TableRow> {
+    let row = |pair: &PairRates| {
+        let name = format!("{}/{} → {}", port.segment, port.port, pair.peer);
+        let style = match (pair.frames > 0.0, pair.drops > 0.0) {
+            (_, true) => Style::new().add_modifier(Modifier::BOLD),
+            (true, false) => Style::new(),
+            (false, false) => dim(),
+        };
+        TableRow {
+            cells: vec![
+                Cell::from(safe(&name)),
+                Cell::from(si(pair.bits)),
+                Cell::from(si(pair.frames)),
+                Cell::from(si(pair.drops)),
+            ],
+            style,
+            bits: pair.bits,
+            drops: pair.drops,
+        }
     };
-    let digits = match scaled {
-        _ if prefix.is_empty() => 0,
-        ..10.0 => 2,
-        ..100.0 => 1,
-        _ => 0,
-    };
-    format!("{scaled:.digits$}{prefix}")
+    port.pairs.iter().map(row).collect()
 }
 
 #[cfg(test)]
@@ -164,6 +202,12 @@ mod tests {
                 drops,
                 ..Rates::default()
             }),
+            pairs: vec![PairRates {
+                peer: "z".to_owned(),
+                frames: tx_bits / 800.0,
+                bits: tx_bits,
+                drops,
+            }],
         }
     }
 
@@ -222,17 +266,26 @@ mod tests {
     }
 
     #[test]
+    fn screen_shows_pairs_when_asked_for() {
+        let mut screen = Screen {
+            ports: Some(vec![port("a", 8_000_000.0, 0.0), port("b", 16e6, 3.0)]),
+            ..Screen::default()
+        };
+        screen.toggle_pairs();
+        let lines = shown(&screen, 80, 6);
+        let words = |line: usize| lines[line].split_whitespace().collect::<Vec<_>>();
+        assert_eq!(words(2), ["web/b", "→", "z", "16.0M", "20.0k", "3"]);
+        assert_eq!(words(3), ["web/a", "→", "z", "8.00M", "10.0k", "0"]);
+        screen.toggle_pairs();
+        assert!(shown(&screen, 80, 6)[2].contains("running"));
+    }
+
+    #[test]
     fn screen_of_a_small_terminal_says_so() {
         let lines = shown(&Screen::default(), 59, 10);
         assert!(
             lines[0].starts_with("The terminal is too small"),
             "{lines:#?}"
         );
-    }
-
-    #[test]
-    fn numbers_have_decimal_prefixes() {
-        let texts = [0.0, 999.0, 1234.0, 56_700.0, 2.5e9].map(si);
-        assert_eq!(texts, ["0", "999", "1.23k", "56.7k", "2.50G"]);
     }
 }

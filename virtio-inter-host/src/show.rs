@@ -4,10 +4,10 @@ use std::fmt::Write;
 
 use virtio_inter_device::Counters;
 
-use crate::document::Document;
+use crate::document::{Document, Peer, RateLimits, TokenBucket};
 use crate::list::vmm;
 use crate::reader::{Answer, Port};
-use crate::text::safe;
+use crate::text::{safe, si};
 
 /// The tree.
 pub(crate) fn tree(ports: &[Port]) -> String {
@@ -99,6 +99,18 @@ fn show_port(text: &mut String, port: &Port) {
     if let Some(mac) = &status.mac {
         line("mac", safe(mac));
     }
+    if !status.allow_mac.is_empty() {
+        line("allowed", safe(&status.allow_mac.join(" ")));
+    }
+    if let Some(trunk) = &status.trunk {
+        line("trunk", safe(&trunk.join(" ")));
+    }
+    if let Some(guard) = guard(status) {
+        line("guard", guard);
+    }
+    if let Some(limits) = status.rate_limits.as_ref().and_then(limits) {
+        line("limits", limits);
+    }
     if let Some(mtu) = status.mtu {
         line("mtu", mtu.to_string());
     }
@@ -169,12 +181,57 @@ fn show_port(text: &mut String, port: &Port) {
         line(
             "peer",
             format!(
-                "{} {}, MTU {}{role}{}",
+                "{} {}, MTU {}{role}{}{}",
                 safe(&peer.id),
                 safe(&peer.mac),
                 peer.mtu,
-                if peer.away { ", without a guest" } else { "" }
+                if peer.away { ", without a guest" } else { "" },
+                exchanged(peer)
             ),
         );
     }
+}
+
+/// What the port's guest must not send. None: there is nothing.
+fn guard(status: &Document) -> Option<String> {
+    let ips = (!status.ip.is_empty()).then(|| format!("IP {}", safe(&status.ip.join(" "))));
+    let server = status.no_dhcp_server.then(|| "no DHCP server".to_owned());
+    let parts: Vec<String> = ips.into_iter().chain(server).collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// The port's rate limits, by second. None: there are none.
+fn limits(limits: &RateLimits) -> Option<String> {
+    let text = |name: &str, bucket: Option<TokenBucket>, scale: f64, unit: &str| {
+        let bucket = bucket.filter(|bucket| bucket.refill_time != 0)?;
+        let rate = bucket.size as f64 * scale * 1000.0 / bucket.refill_time as f64;
+        Some(format!("{name} {}{unit}", si(rate)))
+    };
+    let (bandwidth, packets) = (&limits.bandwidth, &limits.packets);
+    let all = [
+        text("sends", bandwidth.tx, 8.0, "bit/s"),
+        text("sends", packets.tx, 1.0, " frames/s"),
+        text("receives", bandwidth.rx, 8.0, "bit/s"),
+        text("receives", packets.rx, 1.0, " frames/s"),
+    ];
+    let parts: Vec<String> = all.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// What was exchanged with a peer. Nothing for a peer whose port does not say so.
+fn exchanged(peer: &Peer) -> String {
+    let (Some(tx), Some(rx)) = (peer.tx, peer.rx) else {
+        return String::new();
+    };
+    let drops = match tx.drops {
+        0 => String::new(),
+        drops => format!(", {drops} dropped!"),
+    };
+    format!(
+        ", sent {} frames ({}B){drops}, received {} ({}B)",
+        tx.frames,
+        si(tx.bytes as f64),
+        rx.frames,
+        si(rx.bytes as f64)
+    )
 }

@@ -41,6 +41,23 @@ pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> 
     text
 }
 
+/// A number with three digits or so and a decimal prefix.
+pub(crate) fn si(value: f64) -> String {
+    let (scaled, prefix) = match value {
+        ..1e3 => (value, ""),
+        ..1e6 => (value / 1e3, "k"),
+        ..1e9 => (value / 1e6, "M"),
+        _ => (value / 1e9, "G"),
+    };
+    let digits = match scaled {
+        _ if prefix.is_empty() => 0,
+        ..10.0 => 2,
+        ..100.0 => 1,
+        _ => 0,
+    };
+    format!("{scaled:.digits$}{prefix}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,5 +71,11 @@ mod tests {
     #[test]
     fn text_of_others_has_no_control_characters() {
         assert_eq!(safe("a\x1b[2J\nü"), "a\u{fffd}[2J\u{fffd}ü");
+    }
+
+    #[test]
+    fn numbers_have_decimal_prefixes() {
+        let texts = [0.0, 999.0, 1234.0, 56_700.0, 2.5e9].map(si);
+        assert_eq!(texts, ["0", "999", "1.23k", "56.7k", "2.50G"]);
     }
 }

@@ -157,6 +157,7 @@ fn take_key(screen: &mut Screen, key: KeyEvent) -> bool {
         KeyCode::Char('t') => screen.order = Order::Traffic,
         KeyCode::Char('d') => screen.order = Order::Drops,
         KeyCode::Char('n') => screen.order = Order::Name,
+        KeyCode::Char('p') => screen.toggle_pairs(),
         KeyCode::Down => screen.scroll(1),
         KeyCode::Up => screen.scroll(-1),
         KeyCode::PageDown => screen.scroll(10),

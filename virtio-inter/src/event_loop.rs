@@ -261,6 +261,7 @@ impl EventLoop {
         }
         self.status.process(|| {
             let peers = self.peers.values();
+            let peers = peers.map(|peer| (peer, self.device.traffic(peer.key)));
             let now = Status::new(
                 &self.arguments,
                 &self.frontends,

@@ -323,11 +323,13 @@ impl SharedUplink {
 
     fn serve_status(&mut self) -> io::Result<()> {
         self.status.process(|| {
+            let peers = self.peers.values();
+            let peers = peers.map(|peer| (peer, self.device.traffic(peer.key)));
             let now = SharedUplinkStatus::new(
                 &self.arguments,
                 self.is_active,
                 self.uplink.status(),
-                self.peers.values(),
+                peers,
                 self.segment.refused(),
                 self.device.counters(),
             )

@@ -8,6 +8,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use virtio_inter_args::absolute;
 use virtio_inter_common::{IpSets, MacSets, PortId};
+use virtio_inter_device::backend::LinkTraffic;
 use virtio_inter_device::{Counters, FeatureNames};
 use virtio_inter_segment::{PeerInfo, RefusedPeer, Usage, UsageOf};
 
@@ -82,7 +83,7 @@ impl<'a> SharedUplinkStatus<'a> {
         arguments: &'a UplinkArgs,
         active: bool,
         uplink: UplinkStatus<'a>,
-        peers: impl Iterator<Item = &'a PeerInfo>,
+        peers: impl Iterator<Item = (&'a PeerInfo, Option<LinkTraffic>)>,
         refused: &'a [RefusedPeer],
         counters: impl Iterator<Item = &'a Counters>,
     ) -> Self {
@@ -164,6 +165,21 @@ struct Peer<'a> {
     trunk: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     away: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tx: Option<PeerTraffic>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rx: Option<PeerTraffic>,
+}
+
+/// Frames exchanged with a peer by links, in one direction.
+#[derive(Debug, Serialize)]
+struct PeerTraffic {
+    frames: u64,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drops: Option<u64>,
 }
 
 /// A problem that an operator should fix.
@@ -238,7 +254,7 @@ impl<'a> Status<'a> {
     pub fn new(
         arguments: &'a PortArgs,
         frontends: &FrontendServer,
-        peers: impl Iterator<Item = &'a PeerInfo>,
+        peers: impl Iterator<Item = (&'a PeerInfo, Option<LinkTraffic>)>,
         device: &'a PortDevice,
         uplink: Option<UplinkStatus<'a>>,
         diagnostics: &'a Diagnostics,
@@ -339,8 +355,8 @@ impl From<FrontendState> for Frontend {
     }
 }
 
-impl<'a> From<&'a PeerInfo> for Peer<'a> {
-    fn from(peer: &'a PeerInfo) -> Self {
+impl<'a> From<(&'a PeerInfo, Option<LinkTraffic>)> for Peer<'a> {
+    fn from((peer, traffic): (&'a PeerInfo, Option<LinkTraffic>)) -> Self {
         Self {
             id: peer.id.as_str(),
             mac: peer.mac.to_string(),
@@ -353,6 +369,17 @@ impl<'a> From<&'a PeerInfo> for Peer<'a> {
             uplink_priority: peer.uplinks.shared,
             trunk: peer.trunk,
             away: peer.away,
+            since: traffic.map(|traffic| unix_time(traffic.since)),
+            tx: traffic.map(|traffic| PeerTraffic {
+                frames: traffic.tx_frames,
+                bytes: traffic.tx_bytes,
+                drops: Some(traffic.tx_drops),
+            }),
+            rx: traffic.map(|traffic| PeerTraffic {
+                frames: traffic.rx_frames,
+                bytes: traffic.rx_bytes,
+                drops: None,
+            }),
         }
     }
 }

@@ -33,9 +33,10 @@ pub use interface::{
     RxStatus, TxBackend, TxFrame, TxStatus,
 };
 pub(crate) use link::{
-    Forwarding, Holder, Learned, LinkAnswer, LinkCommand, PeerAddresses, RxLink, RxLinkId, RxRing,
+    Forwarding, Holder, Learned, LinkAnswer, LinkCommand, PeerAddresses, PeerTraffic, RxLink,
+    RxLinkId, RxRing,
 };
-pub use link::{Links, Paths};
+pub use link::{LinkTraffic, Links, Paths};
 pub use loopback::Loopback;
 pub use network::Network;
 pub(crate) use network::NetworkCommand;

@@ -381,7 +381,7 @@ impl Backend for Relay {
                 takes_over = self.standby && !paths.standby;
                 self.standby = paths.standby;
             }
-            LinkCommand::AddPeer(_, addresses) => added = Some(addresses.clone()),
+            LinkCommand::AddPeer(_, addresses, _) => added = Some(addresses.clone()),
             _ => {}
         }
         let answer = self.links.handle_command(command, poller)?;

@@ -15,7 +15,9 @@ use virtio_inter_link::{
 };
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
 
-use crate::backend::{Forwarding, Holder, Learned, PeerAddresses, RxLink, RxLinkId, RxRing};
+use crate::backend::{
+    Forwarding, Holder, Learned, PeerAddresses, PeerTraffic, RxLink, RxLinkId, RxRing,
+};
 use crate::device::DeviceError;
 use crate::frame::NET_HEADER;
 use crate::guard;
@@ -62,6 +64,7 @@ pub enum LinkEvent {
 #[derive(Debug)]
 pub(super) struct Peer {
     addresses: PeerAddresses,
+    traffic: Arc<PeerTraffic>,
     /// The queue pairs that have a ring to it, or wait for one: a bit set by index.
     pub(super) with_ring: u64,
 }
@@ -69,6 +72,8 @@ pub(super) struct Peer {
 /// The control thread's ends of the floods, and its view of who has a ring.
 #[derive(Debug)]
 pub(super) struct LinkBook {
+    /// Number of workers.
+    queues: u16,
     /// By worker.
     pub(super) floods: Vec<Receiver>,
     /// Brings multicast frames of peers without a ring to a worker.
@@ -115,6 +120,7 @@ impl LinkBook {
     /// A book of no peers, for a port without links.
     pub(super) fn without_floods(local: &LocalPort) -> LinkBook {
         LinkBook {
+            queues: local.queues,
             floods: Vec::new(),
             inbound: None,
             peers: BTreeMap::new(),
@@ -139,7 +145,7 @@ impl LinkBook {
             number: 0,
             receiver,
         };
-        let mut receiver = Some(RxLink::new(id, None, ring, 0));
+        let mut receiver = Some(RxLink::new(id, None, ring, Arc::default(), 0));
         let mut book = LinkBook {
             inbound: Some(inbound),
             ..Self::without_floods(local)
@@ -178,6 +184,7 @@ impl LinkBook {
         };
         let new = Peer {
             addresses: addresses.clone(),
+            traffic: Arc::new(PeerTraffic::new(self.queues, peer.queues)),
             with_ring: 0,
         };
         self.peers.insert(peer.key, new);
@@ -223,6 +230,11 @@ impl LinkBook {
     fn rebuild(&mut self) {
         self.forwarding
             .rebuild(self.peers.values().map(|peer| &peer.addresses));
+    }
+
+    /// What is exchanged with a peer.
+    pub(super) fn traffic(&self, peer: PeerKey) -> Option<&Arc<PeerTraffic>> {
+        self.peers.get(&peer).map(|peer| &peer.traffic)
     }
 
     /// The addresses of a peer.

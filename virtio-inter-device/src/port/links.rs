@@ -12,7 +12,8 @@ use virtio_inter_segment::{PeerInfo, PeerKey};
 use super::Port;
 use super::link_book::LinkEvent;
 use crate::backend::{
-    Backend, Holder, LinkAnswer, LinkCommand, LinkRequest, Paths, RxLink, RxLinkId, RxRing,
+    Backend, Holder, LinkAnswer, LinkCommand, LinkRequest, LinkTraffic, Paths, RxLink, RxLinkId,
+    RxRing,
 };
 use crate::device::DeviceError;
 use crate::worker::Command;
@@ -38,7 +39,10 @@ impl<B: LinkBackend> Port<B> {
     /// When a worker does not answer. No worker exchanges frames with the peer then.
     pub fn add_peer(&mut self, peer: &PeerInfo) -> Result<(), DeviceError> {
         let (key, addresses) = (peer.key, self.book.add(peer));
-        let command = || LinkCommand::AddPeer(key, addresses.clone());
+        let Some(traffic) = self.book.traffic(key).cloned() else {
+            return Ok(());
+        };
+        let command = || LinkCommand::AddPeer(key, addresses.clone(), Arc::clone(&traffic));
         let added = self.ask_all(|| Command::Backend(command().into()));
         if added.is_err() {
             self.remove_peer(peer.key)?;
@@ -207,10 +211,18 @@ impl<B: LinkBackend> Port<B> {
         // The peer's queue i feeds our queue i mod n, or one in use in its place.
         let preferred = queue % self.workers.len() as u16;
         let ring = RxRing { number, receiver };
-        let link = RxLink::new(RxLinkId { peer, queue }, Some(source), ring, preferred);
+        let traffic = self.book.traffic(peer).map(|traffic| traffic.rx(queue));
+        let traffic = traffic.unwrap_or_default();
+        let id = RxLinkId { peer, queue };
+        let link = RxLink::new(id, Some(source), ring, traffic, preferred);
         let worker = link.serving(self.active);
         self.ask_links(worker, LinkCommand::AddRxLinks(vec![link]))?;
         Ok(())
+    }
+
+    /// The frames that were exchanged with a peer by links since it was added. None: it was not.
+    pub fn traffic(&self, peer: PeerKey) -> Option<LinkTraffic> {
+        self.book.traffic(peer).map(|traffic| traffic.total())
     }
 
     /// Delivers a record that a peer sent without a ring, or drops it.

@@ -84,7 +84,10 @@ fn show_of_one_port_has_its_peers_and_warnings_on_top() {
     );
     assert!(show.contains("    Port a (no VMM)\n"), "{show}");
     assert!(
-        show.contains("peer: b 52:54:00:00:00:62, MTU 9000, without a guest\n"),
+        show.contains(
+            "peer: b 52:54:00:00:00:62, MTU 9000, without a guest, sent 0 frames (0B), \
+             received 0 (0B)\n"
+        ),
         "{show}"
     );
     assert!(!show.contains("Port b"), "{show}");

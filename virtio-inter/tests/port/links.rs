@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -284,4 +285,49 @@ fn descriptor_limit_with_clients_that_wait_keeps_no_port_busy() {
     let mut text = String::new();
     waiting.read_to_string(&mut text).unwrap();
     assert!(text.contains(&members::name(0)), "{text}");
+}
+
+/// What the status of `of` says that it exchanged with `peer`: frames and bytes sent, frames
+/// dropped, frames and bytes received.
+fn exchanged(of: &Member, peer: usize) -> [u64; 5] {
+    let status = of.status();
+    let peers = status["peers"].as_array().unwrap();
+    let peer = peers
+        .iter()
+        .find(|found| found["id"] == members::name(peer))
+        .unwrap();
+    assert!(peer["since"].as_u64().unwrap() > 1_700_000_000);
+    let [tx, rx] = ["tx", "rx"].map(|direction| &peer[direction]);
+    [
+        &tx["frames"],
+        &tx["bytes"],
+        &tx["drops"],
+        &rx["frames"],
+        &rx["bytes"],
+    ]
+    .map(|value| value.as_u64().unwrap())
+}
+
+/// Each peer's frames are counted by themselves, also over rings that are given back.
+#[test]
+fn status_says_what_was_exchanged_with_each_peer() {
+    let place = Place::new();
+    let mut members = members::start(&place, 3, |command| command.with("--link-idle", "1"));
+    let bytes = |from: usize, to: usize, numbers: Range<u32>| -> u64 {
+        numbers
+            .map(|number| frame(from, to, number).len() as u64)
+            .sum()
+    };
+    exchange(&mut members, &[(0, 1)], 5);
+    exchange(&mut members, &[(1, 0), (2, 0)], 3);
+    let (to_1, from_1) = (bytes(0, 1, 0..5), bytes(1, 0, 0..3));
+    let from_2 = bytes(2, 0, 0..3);
+    assert_eq!(exchanged(&members[0], 1), [5, to_1, 0, 3, from_1]);
+    assert_eq!(exchanged(&members[0], 2), [0, 0, 0, 3, from_2]);
+    assert_eq!(exchanged(&members[1], 0), [3, from_1, 0, 5, to_1]);
+    assert_eq!(exchanged(&members[2], 1), [0; 5]);
+    until("the rings are given back", || members[0].rings().0 == 0);
+    exchange(&mut members, &[(0, 1)], 2);
+    let again = bytes(0, 1, 0..2);
+    assert_eq!(exchanged(&members[0], 1), [7, to_1 + again, 0, 3, from_1]);
 }

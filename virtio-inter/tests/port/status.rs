@@ -39,17 +39,25 @@ fn status_has_peers_frontend_and_counters() {
     let peer = place.command("b").with("--mtu", "9000").start();
     let frontend = UnixStream::connect(&port.socket).unwrap();
     let mut expected = json!([
-        {"id": "b", "mac": "52:54:00:00:00:62", "mtu": 9000, "queue_pairs": 1, "away": true}
+        {"id": "b", "mac": "52:54:00:00:00:62", "mtu": 9000, "queue_pairs": 1, "away": true,
+         "tx": {"frames": 0, "bytes": 0, "drops": 0}, "rx": {"frames": 0, "bytes": 0}}
     ]);
+    let peers = |mut now: Value| {
+        for peer in now["peers"].as_array_mut().unwrap() {
+            let since = peer.as_object_mut().unwrap().remove("since");
+            assert!(since.unwrap().as_u64().unwrap() > 1_700_000_000);
+        }
+        now["peers"].clone()
+    };
     until("the status has the peer and the frontend", || {
         let now = status(&socket);
-        now["peers"] == expected && now["frontend"]["pid"] == std::process::id()
+        peers(now.clone()) == expected && now["frontend"]["pid"] == std::process::id()
     });
     assert_eq!(status(&socket)["frontend"]["queues_running"], 0);
     let guest = Guest::new(&peer, 1514);
     expected[0].as_object_mut().unwrap().remove("away");
     until("the peer has a guest", || {
-        status(&socket)["peers"] == expected
+        peers(status(&socket)) == expected
     });
 
     drop((frontend, guest));

@@ -12,6 +12,7 @@ use virtio_inter_segment::PeerKey;
 
 use super::forward::PeerAddresses;
 use super::rx::{FinishedRing, RxLink};
+use super::traffic::PeerTraffic;
 use crate::backend::steering::ActiveQueues;
 
 /// The links that frames take which are not for one peer.
@@ -30,8 +31,8 @@ pub struct Paths {
 
 /// A change to the links of a worker.
 pub enum LinkCommand {
-    /// Exchange frames with a peer.
-    AddPeer(PeerKey, PeerAddresses),
+    /// Exchange frames with a peer, and count them.
+    AddPeer(PeerKey, PeerAddresses, Arc<PeerTraffic>),
     /// A peer has these addresses from now on.
     SetAddresses(PeerKey, PeerAddresses),
     /// The guest of this trunk may not use these.

@@ -8,6 +8,7 @@ mod new_addresses;
 mod positions;
 mod rx;
 mod spill;
+mod traffic;
 mod tx;
 mod tx_link;
 
@@ -32,6 +33,8 @@ use crate::device::DeviceError;
 use crate::poller::Poller;
 use rx::RxLinks;
 pub(crate) use rx::{RxLink, RxLinkId, RxRing};
+pub use traffic::LinkTraffic;
+pub(crate) use traffic::PeerTraffic;
 use tx::TxLinks;
 use tx_link::{TxLink, Unused};
 
@@ -273,7 +276,9 @@ impl Backend for Links {
         poller: &Poller,
     ) -> Result<LinkAnswer, DeviceError> {
         match command {
-            LinkCommand::AddPeer(key, addresses) => self.tx.add(key, addresses),
+            LinkCommand::AddPeer(key, addresses, traffic) => {
+                self.tx.add(key, addresses, traffic.tx(self.index));
+            }
             LinkCommand::SetAddresses(key, addresses) => self.tx.set_addresses(key, addresses),
             LinkCommand::SetBarred(barred) => self.tx.set_barred(barred),
             LinkCommand::SetUsed(used) => self.tx.set_used(used),

@@ -7,12 +7,14 @@
 //! all links once in [`LOOK`] batches. Decision 0098.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use virtio_inter_link::{Receiver, Violation};
 use virtio_inter_segment::PeerKey;
 
 use super::forward::{Forwarding, PeerAddresses};
 use super::positions::Positions;
+use super::traffic::Traffic;
 use crate::backend::interface::{LinkFault, RxProgress, RxRecord, RxSink, RxStatus};
 use crate::backend::source::RxSource;
 use crate::backend::steering::ActiveQueues;
@@ -45,6 +47,7 @@ pub struct RxLink {
     /// The addresses that the peer may use. None: that was checked before.
     source: Option<PeerAddresses>,
     ring: RxRing,
+    traffic: Arc<Traffic>,
     /// What the peer sends on when it has closed the ring.
     next: Option<RxRing>,
     /// The worker that serves it if that worker's receive queue is in use.
@@ -66,12 +69,14 @@ impl RxLink {
         id: RxLinkId,
         source: Option<PeerAddresses>,
         ring: RxRing,
+        traffic: Arc<Traffic>,
         preferred: u16,
     ) -> Self {
         RxLink {
             id,
             source,
             ring,
+            traffic,
             next: None,
             preferred,
             token: 0,
@@ -139,6 +144,7 @@ impl RxLink {
         );
         self.waits = status == RxStatus::TooFewBuffers;
         if status == RxStatus::Taken {
+            self.traffic.add(record.slice().len());
             record.consume();
             self.progress = RxProgress::default();
         }

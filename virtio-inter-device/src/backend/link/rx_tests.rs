@@ -67,7 +67,8 @@ impl Fixture {
             number: 1,
             receiver,
         };
-        self.links.add(RxLink::new(id, None, ring, 0));
+        self.links
+            .add(RxLink::new(id, None, ring, Default::default(), 0));
         sender
     }
 

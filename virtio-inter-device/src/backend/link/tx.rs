@@ -15,6 +15,7 @@ use super::forward::{Claim, Destination, Forwarding, PeerAddresses};
 use super::hold::{FullUplink, HoldBudget, Timeouts};
 use super::new_addresses::NewAddresses;
 use super::positions::Positions;
+use super::traffic::Traffic;
 use super::tx_link::{Room, SendError, TxLink};
 use crate::backend::interface::{BackendSetup, LinkFault, TxBackend, TxFrame, TxStatus};
 use crate::backend::ring_request::PlacedRequest;
@@ -109,8 +110,9 @@ impl TxLinks {
     }
 
     /// Adds a peer, without a ring.
-    pub(super) fn add(&mut self, peer: PeerKey, addresses: PeerAddresses) {
-        self.links.push(TxLink::new(peer, addresses, self.timeouts));
+    pub(super) fn add(&mut self, peer: PeerKey, addresses: PeerAddresses, traffic: Arc<Traffic>) {
+        let link = TxLink::new(peer, addresses, traffic, self.timeouts);
+        self.links.push(link);
         self.rebuild();
     }
 
@@ -405,11 +407,13 @@ impl TxLinks {
                 TxStatus::Held
             }
             Room::Stalled => {
+                link.traffic.add_drop();
                 self.counters.drops.peer_stalled(link.addresses.mac);
                 self.counters.tx_peer_stalled.add(1);
                 TxStatus::Dropped
             }
             Room::NoLink => {
+                link.traffic.add_drop();
                 self.counters.tx_no_link.add(1);
                 TxStatus::Dropped
             }
@@ -575,7 +579,7 @@ mod tests {
                 barred: Default::default(),
                 used: Default::default(),
             };
-            links.add(*peer, addresses);
+            links.add(*peer, addresses, Arc::default());
         }
         let mut receivers = Vec::new();
         for peer in &peers[..RINGS] {

@@ -12,6 +12,7 @@
 //! decision 0084.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_inter_link::{ReceiverPage, SMALL_CAPACITY, Sender, Violation, max_record};
@@ -21,6 +22,7 @@ use vm_memory::VolatileSlice;
 use super::forward::PeerAddresses;
 use super::hold::{HoldBudget, Timeouts};
 use super::spill::Spill;
+use super::traffic::Traffic;
 use crate::backend::interface::TxFrame;
 use crate::backend::ring_request::RingRequest;
 
@@ -95,6 +97,7 @@ pub(super) enum Unused {
 pub(super) struct TxLink {
     pub(super) peer: PeerKey,
     pub(super) addresses: PeerAddresses,
+    pub(super) traffic: Arc<Traffic>,
     ring: Option<Ring>,
     /// The former ring, if it was closed before the peer had taken it: the peer may sleep since,
     /// and has to be woken as soon as its words are known.
@@ -114,10 +117,16 @@ pub(super) struct TxLink {
 
 impl TxLink {
     /// A link without a ring.
-    pub(super) fn new(peer: PeerKey, addresses: PeerAddresses, timeouts: Timeouts) -> Self {
+    pub(super) fn new(
+        peer: PeerKey,
+        addresses: PeerAddresses,
+        traffic: Arc<Traffic>,
+        timeouts: Timeouts,
+    ) -> Self {
         TxLink {
             peer,
             addresses,
+            traffic,
             ring: None,
             closing: None,
             is_requested: false,
@@ -296,6 +305,7 @@ impl TxLink {
             // The peer does not see the record before it is published.
             frame.write_to(&slot.slice()).map_err(SendError::Frame)?;
             slot.commit();
+            self.traffic.add(len);
             self.full = None;
             if sender.pending() >= PUBLISH_BYTES {
                 sender.publish()?;
@@ -309,6 +319,7 @@ impl TxLink {
                 .write_to(&VolatileSlice::from(&mut copy[..]))
                 .map_err(SendError::Frame)?;
             self.spill.push(copy);
+            self.traffic.add(len);
         }
         Ok(room)
     }
@@ -329,6 +340,7 @@ impl TxLink {
         } else {
             return Ok(false);
         }
+        self.traffic.add(record.len());
         Ok(true)
     }
 
@@ -501,7 +513,12 @@ mod tests {
             barred: Default::default(),
             used: Default::default(),
         };
-        let mut link = TxLink::new(PeerKey::next(), addresses, Timeouts::DEFAULT);
+        let mut link = TxLink::new(
+            PeerKey::next(),
+            addresses,
+            Arc::default(),
+            Timeouts::DEFAULT,
+        );
         link.set_ring(1, sender);
         (link, receiver)
     }

@@ -111,8 +111,12 @@ impl TxLinks {
                     self.counters.tx_spilled.add(1);
                     sent = true;
                 }
-                Ok(Room::NoLink) => no_link = true,
+                Ok(Room::NoLink) => {
+                    link.traffic.add_drop();
+                    no_link = true;
+                }
                 Ok(Room::Wait(_) | Room::Stalled) => {
+                    link.traffic.add_drop();
                     self.counters.drops.peer_stalled(link.addresses.mac);
                     stalled = true;
                 }
