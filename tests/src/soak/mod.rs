@@ -9,8 +9,10 @@
 //! - `station.rs`: a port and its VM, and how each is started again;
 //! - `limits.rs`: what ports are kept from having;
 //! - `footprint.rs`: what ports hold;
+//! - `clock.rs`: time in which the machine had CPUs for all that;
 //! - `summary.rs`: the outcome.
 
+mod clock;
 mod footprint;
 mod limits;
 mod options;
@@ -29,6 +31,7 @@ use anyhow::{Context, bail, ensure};
 use rustix::process::Signal;
 use virtio_inter_test_support::tell;
 
+use self::clock::Clock;
 use self::footprint::Footprint;
 use self::limits::{FullDisk, MemoryGroup};
 pub use self::options::{Length, Options};
@@ -39,10 +42,11 @@ pub use self::summary::Summary;
 use crate::mock_vm::{MAX_VMS, Progress, WINDOW, now};
 use crate::{Port, PortConfig, Result, Segment, Testbed};
 
-/// Time in which all streams have to go on after the last fault of a step has ended. What the
-/// summary calls slow is less; this is long enough for a machine that does other things.
+/// Time in which all streams have to go on after the last fault of a step has ended, without that in
+/// which ports and VMs wait for a CPU. What the summary calls slow is less.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(10);
-/// Longest time for which streams between stations without a fault may stand still.
+/// Longest time for which streams between stations without a fault may stand still, counted in the
+/// same way.
 const OTHERS_WAIT: Duration = Duration::from_secs(5);
 /// Time in which a port holds no more than before, after the last recovery.
 const RETURNED_WITHIN: Duration = Duration::from_secs(10);
@@ -84,6 +88,7 @@ struct Soak<'a> {
     visitor: Option<Port>,
     disk: Option<FullDisk>,
     group: Option<MemoryGroup>,
+    clock: Clock,
     summary: Summary,
 }
 
@@ -102,6 +107,7 @@ impl<'a> Soak<'a> {
             visitor: None,
             disk: None,
             group: None,
+            clock: Clock::new(),
             summary: Summary::new(options.seed),
         })
     }
@@ -256,9 +262,12 @@ impl<'a> Soak<'a> {
             Fault::StopVm => station.vm_process()?.signal(Signal::CONT),
             Fault::Disconnect => Ok(()),
             Fault::Reset => {
-                let start = Instant::now();
+                let start = now();
                 while self.stations[at].progress()?.epoch == before[at].epoch {
-                    ensure!(start.elapsed() < RECOVERED_WITHIN, "The guest hangs");
+                    ensure!(
+                        self.clock.since(start) < RECOVERED_WITHIN,
+                        "The guest hangs"
+                    );
                     self.look(0, before, &[(fault, at)])?;
                 }
                 Ok(())
@@ -311,10 +320,12 @@ impl<'a> Soak<'a> {
             let gap = Duration::from_nanos(now.saturating_sub(last));
             self.summary.others_waited(gap, number);
             ensure!(
-                gap < OTHERS_WAIT,
-                "{} has received nothing of {} for {gap:?}, and neither has a fault",
+                self.clock.since(last) < OTHERS_WAIT,
+                "{} has received nothing of {} for {gap:?}, and neither has a fault: {:?}, {:?}",
                 name(to),
-                name(from)
+                name(from),
+                snapshot[to],
+                snapshot[from]
             );
         }
         thread::sleep(LOOK);
@@ -322,6 +333,8 @@ impl<'a> Soak<'a> {
     }
 
     fn supervise(&mut self, faults: &[(Fault, usize)]) -> Result<()> {
+        self.clock
+            .pass(self.stations.iter_mut().flat_map(Station::pids));
         let full = faults.iter().any(|(fault, _)| *fault == Fault::FullDisk);
         for (at, station) in self.stations.iter_mut().enumerate() {
             let hit = faults.iter().find(|(_, station)| *station == at);
@@ -339,7 +352,7 @@ impl<'a> Soak<'a> {
         faults: &[(Fault, usize)],
         limit: Duration,
     ) -> Result<()> {
-        let start = Instant::now();
+        let start = now();
         loop {
             self.supervise(faults)?;
             let snapshot = self.snapshot()?;
@@ -355,7 +368,7 @@ impl<'a> Soak<'a> {
             if lacking.is_empty() {
                 return Ok(());
             }
-            if start.elapsed() >= limit {
+            if self.clock.since(start) >= limit {
                 let lacking = lacking
                     .iter()
                     .map(|(to, from)| format!("{} of {}", name(*to), name(*from)));

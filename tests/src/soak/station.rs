@@ -93,6 +93,13 @@ impl Station {
         Ok(self.port()?.process())
     }
 
+    /// The processes of the port and the VM, as far as they are there.
+    pub(super) fn pids(&mut self) -> impl Iterator<Item = u32> {
+        let port = self.port.as_mut().map(|port| port.process().pid());
+        let vm = self.vm.as_ref().map(|(vm, _)| vm.pid());
+        port.into_iter().chain(vm)
+    }
+
     /// Kills the port, which stays away.
     pub(super) fn kill_port(&mut self) -> Result<()> {
         self.port_process()?.kill()?;
