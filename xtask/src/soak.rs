@@ -44,6 +44,19 @@ pub(crate) struct Options {
     verbose: bool,
 }
 
+impl Options {
+    /// The step of `cargo xtask test`.
+    pub(crate) fn of_test() -> Self {
+        Self {
+            minutes: 2,
+            kills: None,
+            upgrade_from: None,
+            seed: Some(1),
+            verbose: false,
+        }
+    }
+}
+
 /// Builds what is needed, and runs.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use clap::Args;
 
 use crate::root::root;
 use crate::style::{Tree, findings};
-use crate::{book, image, package, setup};
+use crate::{book, image, package, setup, soak};
 
 /// Options that leave parts out.
 #[derive(Args)]
@@ -32,7 +32,7 @@ pub(crate) struct Options {
 }
 
 /// All steps, in their order.
-const STEPS: [&str; 13] = [
+const STEPS: [&str; 14] = [
     "format",
     "style",
     "clippy",
@@ -43,6 +43,7 @@ const STEPS: [&str; 13] = [
     "doc tests",
     "loom",
     "miri",
+    "soak",
     "guest set-up",
     "guests",
     "package",
@@ -216,6 +217,9 @@ impl Run {
                     ("CARGO_TARGET_DIR", "target/miri"),
                 ],
             )
+        });
+        self.step("soak", |_| {
+            soak::run(&soak::Options::of_test()).map(|()| End::Passed)
         });
         if self.options.no_guests {
             let end = End::Skipped("asked for by --no-guests".into());
@@ -506,7 +510,7 @@ mod tests {
     fn word_that_no_step_has_is_refused() {
         assert_eq!(part_of_a_step("guest"), Ok("guest".into()));
         let error = part_of_a_step("cloud").unwrap_err();
-        assert!(error.contains("loom, miri, guest set-up"), "{error}");
+        assert!(error.contains("loom, miri, soak, guest set-up"), "{error}");
     }
 
     #[test]

@@ -42,8 +42,8 @@ pub use self::summary::Summary;
 use crate::mock_vm::{MAX_VMS, Progress, WINDOW, now};
 use crate::{Port, PortConfig, Result, Segment, Testbed};
 
-/// Time in which all streams have to go on after the last fault of a step has ended, without that in
-/// which ports and VMs wait for a CPU. What the summary calls slow is less.
+/// Time in which all streams have to go on after the last fault of a step has ended, without that
+/// in which ports and VMs wait for a CPU. What the summary calls slow is less.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(10);
 /// Longest time for which streams between stations without a fault may stand still, counted in the
 /// same way.
