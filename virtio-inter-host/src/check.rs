@@ -149,7 +149,7 @@ fn segment(ports: &[Port]) -> Vec<(&'static str, String)> {
             "Ports have different MTUs: {}; give all the same",
             each.join(", ")
         );
-        found.push(("mtu-differs", text));
+        found.push(("mtu-mismatch", text));
     }
     found
 }
@@ -248,7 +248,7 @@ mod tests {
         let b = json!({"mac": "02:00:00:00:00:01", "mtu": 9000});
         assert_eq!(
             codes(&[port("a", a), port("b", b)]),
-            [found("web", "duplicate-mac"), found("web", "mtu-differs")]
+            [found("web", "duplicate-mac"), found("web", "mtu-mismatch")]
         );
     }
 
