@@ -37,6 +37,8 @@ pub struct Diagnostics {
     lost_destination: Option<MacAddr>,
     /// The text of [`Code::MemoryNotShared`].
     unshared: Option<String>,
+    /// The text of [`Code::QueueWaits`].
+    waits: Option<String>,
     /// Number of refusals of peers with the same name or address, and the time of the last one.
     conflicts: (u64, Option<SystemTime>),
 }
@@ -55,6 +57,7 @@ impl Diagnostics {
             last_refused_source: None,
             lost_destination: None,
             unshared: None,
+            waits: None,
             conflicts: (0, None),
         }
     }
@@ -79,6 +82,19 @@ impl Diagnostics {
         if let Some(text) = unshared {
             let text = text.to_owned();
             self.warnings.raise(Code::MemoryNotShared, "", 1, text);
+        }
+    }
+
+    /// Sets or clears the warning that a queue cannot start; `waits` is its text.
+    pub fn queues(&mut self, waits: Option<&str>) {
+        if waits == self.waits.as_deref() {
+            return;
+        }
+        self.waits = waits.map(str::to_owned);
+        self.warnings.clear(Code::QueueWaits, "");
+        if let Some(text) = waits {
+            let text = text.to_owned();
+            self.warnings.raise(Code::QueueWaits, "", 1, text);
         }
     }
 

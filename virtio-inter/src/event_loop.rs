@@ -225,7 +225,7 @@ impl EventLoop {
                     }
                     FRONTENDS => {
                         self.frontends.process(&mut self.device)?;
-                        self.diagnostics.memory(self.frontends.unshared_memory());
+                        self.check_queues();
                         if self.frontends.is_forbidden_to_connect() {
                             self.check_directories()?;
                         }
@@ -377,6 +377,19 @@ impl EventLoop {
         Ok(())
     }
 
+    /// Warns of guest memory that is not shared, and of queues that cannot start for another reason,
+    /// and ends the warnings when that is over.
+    fn check_queues(&mut self) {
+        let waits = self.frontends.queue_waits();
+        let (lack, other) = match waits {
+            Some(waits) if waits.without_memory => (Some(waits.text.as_str()), None),
+            waits => (None, waits.map(|waits| waits.text.as_str())),
+        };
+        self.diagnostics
+            .memory(self.frontends.unshared_memory().or(lack));
+        self.diagnostics.queues(other);
+    }
+
     /// Warns of an uplink that is down or gone, and ends the warning when it is not any more.
     fn check_uplink(&mut self) {
         if let Some(uplink) = &self.uplink {
@@ -413,7 +426,7 @@ impl EventLoop {
                 PortEvent::UplinkLost => self.reopen_uplink()?,
                 PortEvent::BlankRing { queue } => {
                     self.frontends.check_unshared_memory(queue);
-                    self.diagnostics.memory(self.frontends.unshared_memory());
+                    self.check_queues();
                 }
                 PortEvent::LinkViolation { peer, reason } => {
                     self.remove_peer(peer);

@@ -27,7 +27,8 @@ use crate::frontend_source::FrontendSource;
 use crate::socket::{Listener, SocketError, SocketLock, WATCH, failed};
 use crate::timer::Timer;
 use crate::vhost_user::frontend::{Disconnect, Frontend};
-use crate::vhost_user::session::SessionLimits;
+use crate::vhost_user::session::{Session, SessionLimits};
+use crate::vhost_user::vring::QueueWaits;
 
 const SOURCE: u64 = 0;
 const ACCEPT_AGAIN: u64 = 1;
@@ -256,6 +257,12 @@ impl FrontendServer {
         sessions
             .find(|session| session.holds_device())?
             .unshared_memory()
+    }
+
+    /// The first queue that has all settings and cannot start.
+    pub fn queue_waits(&self) -> Option<&QueueWaits> {
+        let mut sessions = self.slots.iter().flatten().map(Frontend::session);
+        sessions.find_map(Session::queue_waits)
     }
 
     /// Checks whether the guest's memory is shared, after the device found that queue `index` was

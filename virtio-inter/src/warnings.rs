@@ -27,6 +27,8 @@ const BURST: u32 = 10;
 pub enum Code {
     /// The guest's memory is not shared with the port.
     MemoryNotShared,
+    /// A queue has all settings and cannot start.
+    QueueWaits,
     /// The guest sends with an address that is not the port's.
     ForeignSource,
     /// `--allow-mac` lists an address that another port has.
@@ -75,6 +77,7 @@ impl Code {
     pub fn as_str(self) -> &'static str {
         match self {
             Code::MemoryNotShared => "memory-not-shared",
+            Code::QueueWaits => "queue-waits",
             Code::ForeignSource => "foreign-source",
             Code::AllowedMacTaken => "allowed-mac-taken",
             Code::ForeignIp => "foreign-ip",

@@ -20,4 +20,4 @@ pub mod request;
 pub mod session;
 pub mod session_state;
 mod unshared_memory;
-mod vring;
+pub mod vring;

@@ -17,7 +17,7 @@ use super::dirty_log::LOG_ALL;
 use super::error::RequestError;
 use super::memory_table::MemoryTable;
 use super::unshared_memory::Sharing;
-use super::vring::Vring;
+use super::vring::{QueueWaits, Vring};
 
 mod dispatch;
 mod guest_memory;
@@ -72,8 +72,6 @@ pub struct Session {
     applied: Option<u64>,
     protocol: Protocol,
     memory: MemoryTable,
-    /// The features for which the log already says why no queue runs.
-    logged_features: Option<u64>,
     sharing: Sharing,
     /// From SET_LOG_BASE.
     log: Option<Arc<DirtyLog>>,
@@ -97,7 +95,6 @@ impl Session {
             holds_device: false,
             features: None,
             applied: None,
-            logged_features: None,
             protocol: Protocol::empty(),
             memory: MemoryTable::default(),
             sharing: Sharing::default(),
@@ -121,6 +118,11 @@ impl Session {
     pub fn queues_running(&self) -> usize {
         let running = |vring: &&Vring| vring.running.is_some() && !vring.draining;
         self.vrings.iter().filter(running).count()
+    }
+
+    /// The first queue that cannot start.
+    pub fn queue_waits(&self) -> Option<&QueueWaits> {
+        self.vrings.iter().find_map(|vring| vring.waits.as_ref())
     }
 
     /// Whether this session has the device.

@@ -35,6 +35,17 @@ pub(crate) struct Vring {
     pub(crate) running: Option<RingPlace>,
     /// Whether the device only discards its frames.
     pub(crate) draining: bool,
+    /// Why it does not run, although it has all settings.
+    pub(crate) waits: Option<QueueWaits>,
+}
+
+/// A queue that has all settings and cannot start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueWaits {
+    /// The frontend shares no guest memory at all.
+    pub without_memory: bool,
+    /// The reason, with what to do.
+    pub text: String,
 }
 
 /// The settings with which a queue starts.

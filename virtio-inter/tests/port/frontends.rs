@@ -111,7 +111,7 @@ const SET_VRING_KICK: u32 = 12;
 const SET_VRING_CALL: u32 = 13;
 
 /// Address of the tests' memory in the frontend.
-const USER: u64 = 0x1000_0000;
+pub(crate) const USER: u64 = 0x1000_0000;
 
 /// Hands memory over; it has the rings of queue 0 at its start.
 pub(crate) fn share(socket: &UnixStream, memory: BorrowedFd<'_>) {

@@ -1,11 +1,14 @@
 //! Warnings in the log and in the status: they name both values and the solution.
 
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::thread::sleep;
 use std::time::Duration;
 
+use rustix::event::{EventfdFlags, eventfd};
 use serde_json::Value;
 
+use crate::frontends::{USER, assert_served, connect, memory, share, tell};
 use crate::guest::Guest;
 use crate::process::{Place, Port, TIMEOUT, until};
 use crate::status::status;
@@ -299,4 +302,55 @@ fn warning_of_drops_leaves_an_idle_port_asleep() {
     until("the next is counted", || count() == 2);
     a.end();
     b.end();
+}
+
+/// The warning comes and goes with the reason, whatever the frontend does then.
+#[test]
+fn warning_of_a_queue_that_cannot_start_says_why() {
+    let place = Place::new();
+    let port = start(&place, "a", &[]);
+    let start_queue = |socket: &UnixStream, descriptors: u64, features: u64| {
+        tell(socket, 2, &[features], &[]);
+        tell(socket, 8, &[256 << 32], &[]);
+        tell(
+            socket,
+            9,
+            &[
+                0,
+                descriptors,
+                descriptors + 0x2000,
+                descriptors + 0x3000,
+                u64::MAX,
+            ],
+            &[],
+        );
+        let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        tell(socket, 12, &[0], &[kick.as_fd()]);
+    };
+    let gone = |code: &str| {
+        until("the warning ends", || {
+            warnings(&place, "a", code).is_empty()
+        });
+    };
+    // VERSION_1 alone, which enables the queues.
+    let socket = connect(&port);
+    start_queue(&socket, 0x1000, 1 << 32);
+    let (text, _) = wait_for_warning(&place, &port, "a", "memory-not-shared");
+    assert_names(&text, &["Queue 0 cannot start", "share=on"]);
+    assert_served(&socket);
+    // The frontend stops the queue.
+    tell(&socket, 11, &[0], &[]);
+    gone("memory-not-shared");
+    drop(socket);
+    // A driver from before VIRTIO 1.0, then one that is not.
+    let socket = connect(&port);
+    share(&socket, memory().as_fd());
+    start_queue(&socket, USER, 0);
+    let (text, _) = wait_for_warning(&place, &port, "a", "queue-waits");
+    assert_names(&text, &["VERSION_1", "force-legacy=false"]);
+    assert!(warnings(&place, "a", "memory-not-shared").is_empty());
+    tell(&socket, 2, &[1 << 32], &[]);
+    gone("queue-waits");
+    drop(socket);
+    port.end();
 }

@@ -11,7 +11,7 @@ use super::{CHANGES, Session};
 use crate::vhost_user::error::RequestError;
 use crate::vhost_user::ranges::RingAddresses;
 use crate::vhost_user::reply::Reply;
-use crate::vhost_user::vring::{Vring, make_nonblocking};
+use crate::vhost_user::vring::{QueueWaits, Vring, make_nonblocking};
 
 /// VIRTIO_F_VERSION_1 (VIRTIO 1.3, 6).
 const VERSION_1: u64 = 1 << 32;
@@ -132,7 +132,7 @@ impl Session {
         self.stop(short, device)?;
         self.resumed_queues &= !bit(short.into());
         let vring = &mut self.vrings[usize::from(short)];
-        vring.kick = None;
+        (vring.kick, vring.waits) = (None, None);
         Ok(Reply::VringBase {
             index,
             base: vring.base,
@@ -141,7 +141,7 @@ impl Session {
 
     /// Changes one field of a queue, then starts or stops the queue accordingly. If that fails, the
     /// field gets its former value back, so that a later request does not repeat the error. Two
-    /// errors are only logged. Without any memory the queue waits, as memory may come last. With a
+    /// errors are only noted. Without any memory the queue waits, as memory may come last. With a
     /// driver that cannot be served it waits, too: another driver may follow, and a frontend that
     /// was disconnected would only connect again at once.
     pub(super) fn change<T>(
@@ -154,15 +154,12 @@ impl Session {
         let at = usize::from(index);
         let former = std::mem::replace(field(&mut self.vrings[at]), value);
         match self.update_queue(index, device) {
-            Err(
-                refusal @ (RequestError::NoMemory(_)
-                | RequestError::Driver(_)
-                | RequestError::Legacy),
-            ) => {
-                self.log_not_started(index, &refusal);
-            }
+            // The note of the queue says so.
+            Err(RequestError::NoMemory(_) | RequestError::Driver(_) | RequestError::Legacy) => {}
             Err(refusal) => {
-                *field(&mut self.vrings[at]) = former;
+                let vring = &mut self.vrings[at];
+                *field(vring) = former;
+                vring.waits = None;
                 return Err(refusal);
             }
             Ok(()) => {}
@@ -174,14 +171,28 @@ impl Session {
     /// yet is not an error of the request that made the change.
     pub(super) fn update_queues(&mut self, device: &mut dyn Device) {
         for index in 0..self.device_queues() {
-            if let Err(refusal) = self.update_queue(index, device) {
-                self.log_not_started(index, &refusal);
-            }
+            // The note of the queue says why it does not start.
+            let _ = self.update_queue(index, device);
         }
     }
 
-    /// Starts, stops or drains a queue, as its settings require.
+    /// Starts, stops or drains a queue, as its settings require, and notes why it does not start.
     fn update_queue(&mut self, index: u16, device: &mut dyn Device) -> Result<(), RequestError> {
+        let result = self.try_update_queue(index, device);
+        let waits = result.as_ref().err().map(|refusal| QueueWaits {
+            without_memory: matches!(refusal, RequestError::NoMemory(_)),
+            text: ErrorChain(refusal).to_string(),
+        });
+        self.vrings[usize::from(index)].waits = waits;
+        result
+    }
+
+    /// The same, without the note.
+    fn try_update_queue(
+        &mut self,
+        index: u16,
+        device: &mut dyn Device,
+    ) -> Result<(), RequestError> {
         let vring = &self.vrings[usize::from(index)];
         match (vring.ready().zip(self.features), vring.running) {
             (Some(_), Some(_)) if vring.draining => {
@@ -228,7 +239,6 @@ impl Session {
                         FeatureNames(features)
                     );
                     self.applied = Some(features);
-                    self.logged_features = None;
                 }
                 device.start_queue(index, setup)?;
                 let user = ready.addresses.descriptors;
@@ -273,24 +283,9 @@ impl Session {
             result = result.and(self.stop(index, device));
             let vring = &mut self.vrings[usize::from(index)];
             vring.enabled = false;
-            vring.kick = None;
+            (vring.kick, vring.waits) = (None, None);
         }
         result
-    }
-
-    fn log_not_started(&mut self, index: u16, refusal: &RequestError) {
-        if matches!(refusal, RequestError::Driver(_) | RequestError::Legacy) {
-            // Logged once for all queues, until the driver chooses other features.
-            if std::mem::replace(&mut self.logged_features, self.features) == self.features {
-                return;
-            }
-        }
-        log_limited!(
-            CHANGES,
-            Level::Warn,
-            "Queue {index} waits: {}",
-            ErrorChain(refusal)
-        );
     }
 }
 
