@@ -102,6 +102,14 @@ fn of_port(status: &Document) -> Vec<(String, String)> {
         .filter(|warning| !OF_SEGMENTS.contains(&warning.code.as_str()))
         .map(|warning| (warning.code.clone(), warning.text.clone()))
         .collect();
+    let lost = status.total("rx_no_guest");
+    if lost != 0 && status.frontend.is_none() && !status.is_shared_uplink() {
+        let text = format!(
+            "No VMM is connected, and {lost} frames for its guest were lost: start the VM with \
+             this port's socket"
+        );
+        found.push(("no-vmm".to_owned(), text));
+    }
     for refused in &status.refused {
         let peer = refused.peer.as_deref().unwrap_or("a peer");
         let text = if refused.by_peer {
@@ -146,7 +154,9 @@ fn segment(ports: &[Port]) -> Vec<(&'static str, String)> {
             .map(|(mtu, ports)| format!("{mtu} ({})", ports.join(", ")))
             .collect();
         let text = format!(
-            "Ports have different MTUs: {}; give all the same",
+            "Ports have different MTUs: {}. Longer packets between them are dropped unless they \
+             can be segmented, and their sender is not told: start all ports with one --mtu, and \
+             their VMs with that MTU",
             each.join(", ")
         );
         found.push(("mtu-mismatch", text));

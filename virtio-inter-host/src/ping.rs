@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::args::{PingArgs, Places};
 use crate::document::Document;
+use crate::list::drops;
 use crate::output;
 use crate::place;
 use crate::reader::{self, Port};
@@ -56,6 +57,8 @@ struct Reply {
     guest: Guest,
     frames_to_guest: u64,
     frames_from_guest: u64,
+    /// Frames that were lost, in both directions.
+    frames_lost: u64,
     #[serde(skip)]
     trouble: Option<String>,
 }
@@ -71,8 +74,14 @@ impl Reply {
             guest => format!(", {guest}"),
         };
         format!(
-            "{name}: number={} time={:.1} ms, {}, {} frames to the guest, {} from it{guest}\n",
-            self.number, self.time_ms, self.state, self.frames_to_guest, self.frames_from_guest
+            "{name}: number={} time={:.1} ms, {}, {} frames to the guest, {} from it, {} \
+             lost{guest}\n",
+            self.number,
+            self.time_ms,
+            self.state,
+            self.frames_to_guest,
+            self.frames_from_guest,
+            self.frames_lost
         )
     }
 
@@ -137,6 +146,7 @@ fn reply(number: u32, time: Duration, before: Option<&Port>, port: &Port) -> Rep
         guest: port.status().map_or(Guest::Unknown, |status| {
             guest(before.and_then(Port::status), status)
         }),
+        frames_lost: port.status().map_or(0, drops),
         frames_to_guest: total("rx_frames"),
         frames_from_guest: total("tx_frames"),
         trouble,

@@ -29,7 +29,12 @@ pub(crate) enum PlaceError {
         nearest: Option<String>,
     },
     /// The segment has no such port.
-    #[error("Segment {} has no port {port}{}", segment.display(), suggestion(.nearest))]
+    #[error(
+        "Segment {} has no port {port}{} If it should run, its log says why it does not \
+         (journalctl -u virtio-inter-port@NAME, or its standard error)",
+        segment.display(),
+        end(.nearest)
+    )]
     NoPort {
         segment: PathBuf,
         port: String,
@@ -48,6 +53,14 @@ fn suggestion(nearest: &Option<String>) -> String {
     nearest
         .as_ref()
         .map_or_else(String::new, |name| format!("; did you mean {name}?"))
+}
+
+/// The same at the end of a sentence.
+fn end(nearest: &Option<String>) -> String {
+    match suggestion(nearest) {
+        text if text.is_empty() => ".".to_owned(),
+        text => text,
+    }
 }
 
 /// A segment, and the ports of it that were asked for.
@@ -228,7 +241,7 @@ mod tests {
         assert!(error.ends_with("/webb; did you mean web?"), "{error}");
         let error = find_in(&temp, "web/gatway").unwrap_err().to_string();
         assert!(
-            error.ends_with("has no port gatway; did you mean gateway?"),
+            error.contains("has no port gatway; did you mean gateway? If it should run"),
             "{error}"
         );
         let error = find_in(&temp, "else").unwrap_err().to_string();

@@ -59,7 +59,11 @@ pub enum JoinError {
     #[error(transparent)]
     Pins(#[from] PinsError),
     /// A port of this id is on the segment already.
-    #[error("Port id {id} is taken by {}", holder(*.pid, *.stays))]
+    #[error(
+        "Port id {id} is taken by {}: give each port of a segment a name (--id) and an address of \
+         its own",
+        holder(*.pid, *.stays)
+    )]
     IdTaken {
         /// The id.
         id: PortId,

@@ -43,7 +43,8 @@ fn id_is_given_once() {
     let member = join(temp.path(), "web").unwrap();
     let error = join(temp.path(), "web").unwrap_err();
     let message = format!(
-        "Port id web is taken by a live port (process {})",
+        "Port id web is taken by a live port (process {}): give each port of a segment a name \
+         (--id) and an address of its own",
         std::process::id()
     );
     assert_eq!(error.to_string(), message);

@@ -1,11 +1,13 @@
 //! The peers with which there is no link because one side refused the other: for whoever looks why.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use virtio_inter_common::PortId;
 
 use crate::connection::Connection;
 
+/// Time after which a port that wanted another one's id is forgotten.
+const OLD: Duration = Duration::from_mins(10);
 /// Most that are remembered; the one that was refused longest ago gives way.
 const MAX_REFUSED: usize = 32;
 
@@ -76,6 +78,13 @@ impl RefusedPeers {
             .retain(|old| old.peer.as_ref().is_none_or(&is_there));
     }
 
+    /// Drops those that had this id, and have not tried again for [`OLD`].
+    pub(crate) fn forget_old(&mut self, id: &PortId) {
+        let is_old = |old: &RefusedPeer| old.when.elapsed().is_ok_and(|age| age > OLD);
+        self.all
+            .retain(|old| old.peer.as_ref() != Some(id) || !is_old(old));
+    }
+
     pub(crate) fn as_slice(&self) -> &[RefusedPeer] {
         &self.all
     }
@@ -127,6 +136,24 @@ mod tests {
         peers.add(refused("c", "x"));
         peers.retain(|peer| peer.as_str() == "c");
         assert_eq!(peers.as_slice(), [unnamed, refused("c", "x")]);
+    }
+
+    #[test]
+    fn refused_peers_that_wanted_an_id_in_use_are_forgotten_in_time() {
+        let mut peers = RefusedPeers::default();
+        peers.add(refused("a", "old"));
+        peers.add(RefusedPeer {
+            when: SystemTime::now(),
+            ..refused("a", "new")
+        });
+        peers.add(refused("b", "old"));
+        peers.forget_old(&"a".parse().unwrap());
+        let left: Vec<_> = peers
+            .as_slice()
+            .iter()
+            .map(|peer| &peer.reason[..])
+            .collect();
+        assert_eq!(left, ["new", "old"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ use crate::port::{LocalPort, PeerInfo, PeerKey, SegmentEvent};
 use crate::quota::UserQuotas;
 use crate::refused::{RefusedPeer, RefusedPeers};
 use crate::service_listener::ServiceListener;
+use crate::socket;
 use crate::token_bucket::Rate;
 
 mod admission;
@@ -107,6 +108,17 @@ struct Banned {
     reason: String,
 }
 
+/// Says HELLO to the live port that has this port's id. It refuses, and its status says who wanted
+/// the id: this process ends, and only its log would.
+fn introduce(directory: &Directory, local: &Local) {
+    let path = directory.socket_path(&local.port.id);
+    let sent = socket::connect(&path)
+        .and_then(|socket| socket::send(socket.as_fd(), &local.hello().to_bytes(), &[]));
+    if let Err(error) = sent {
+        log::debug!("The port that has the id is not told: {error}");
+    }
+}
+
 impl Segment {
     /// Joins the segment of this directory, which has to exist. Peers that are there already come
     /// as events, like later ones.
@@ -135,7 +147,19 @@ impl Segment {
         let incarnation = random().map_err(|e| JoinError::EventLoop(e.into()))?;
         // First the socket, then the list: of two ports that join at once at least the later one
         // sees the other, and connects to it.
-        let membership = Membership::new(&directory, &port.id, &closer)?;
+        let local = Local {
+            port,
+            incarnation,
+            pid: std::process::id(),
+            away: false,
+            addresses: Default::default(),
+        };
+        let membership =
+            Membership::new(&directory, &local.port.id, &closer).inspect_err(|error| {
+                if let JoinError::IdTaken { stays: true, .. } = error {
+                    introduce(&directory, &local);
+                }
+            })?;
         poll.add(membership.listener(), LISTENER)
             .map_err(JoinError::EventLoop)?;
         let now = Instant::now();
@@ -145,13 +169,7 @@ impl Segment {
         };
         let mut segment = Segment {
             membership,
-            local: Local {
-                port,
-                incarnation,
-                pid: std::process::id(),
-                away: false,
-                addresses: Default::default(),
-            },
+            local,
             guest: GuestState::default(),
             directory,
             poll,
@@ -188,6 +206,12 @@ impl Segment {
             segment.directory.path().display()
         );
         Ok(segment)
+    }
+
+    /// Forgets refused ports that wanted this port's id and have not tried again for a while: they
+    /// never join, so nothing else says that they have given up.
+    pub fn forget_old_conflicts(&mut self) {
+        self.refused.forget_old(&self.local.port.id);
     }
 
     /// Readable when [`Segment::process`] has something to do. An epoll instance: watch it for

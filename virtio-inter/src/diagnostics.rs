@@ -338,10 +338,10 @@ impl Diagnostics {
                     ),
                     _ => format!(
                         "The guest sends frames from {source}, but this port's address is {mac}: \
-                         they are dropped. Give the VM's device the port's address (mac=), or \
-                         allow the others (--allow-mac), as with a bridge, macvlan or VRRP. \
-                         Without that, ipvlan or routing reaches what is behind a guest; bonding \
-                         needs fail_over_mac=active, VRRP no virtual MAC address"
+                         they are dropped. Start the VM with the port's address (mac=), or the \
+                         port with that of the VM (--mac); if the guest has more addresses, as \
+                         with a bridge, macvlan or VRRP, list them (--allow-mac); bonding needs \
+                         fail_over_mac=active"
                     ),
                 }
             }

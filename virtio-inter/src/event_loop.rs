@@ -259,6 +259,8 @@ impl EventLoop {
         if let Some(uplink) = &uplink {
             self.diagnostics.uplink(uplink);
         }
+        self.segment.forget_old_conflicts();
+        self.diagnostics.refused(self.segment.refused());
         self.status.process(|| {
             let peers = self.peers.values();
             let peers = peers.map(|peer| (peer, self.device.traffic(peer.key)));
@@ -377,8 +379,8 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Warns of guest memory that is not shared, and of queues that cannot start for another reason,
-    /// and ends the warnings when that is over.
+    /// Warns of guest memory that is not shared, and of queues that cannot start for another
+    /// reason, and ends the warnings when that is over.
     fn check_queues(&mut self) {
         let waits = self.frontends.queue_waits();
         let (lack, other) = match waits {

@@ -85,9 +85,8 @@ fn warning_of_a_foreign_source_address_names_both_and_ways_out() {
     assert_eq!(count, 1);
     let ways = [
         "mac=",
+        "--mac",
         "--allow-mac",
-        "ipvlan",
-        "routing",
         "fail_over_mac=active",
         "VRRP",
     ];
@@ -106,7 +105,7 @@ fn warning_of_a_foreign_source_address_names_both_and_ways_out() {
     assert_names(warning["text"].as_str().unwrap(), &[last, A]);
     let now = status(&place.path("a.status"));
     assert_eq!(now["last_refused_source"], last);
-    assert_eq!(a.log().matches("ipvlan").count(), 1, "{}", a.log());
+    assert_eq!(a.log().matches("fail_over_mac").count(), 1, "{}", a.log());
     assert!(warnings(&place, "b", "foreign-source").is_empty());
     a.end();
     b.end();
@@ -273,6 +272,28 @@ fn warning_of_the_same_address_is_in_the_state_for_the_service_manager() {
     b.end();
 }
 
+/// The port that wanted the id ends; the one that has it says who it was.
+#[test]
+fn warning_of_a_second_port_with_the_same_name_is_given_by_the_first() {
+    let place = Place::new();
+    let a = start(&place, "a", &[]);
+    let b = place.command("b").with("--id", "a");
+    let (_, log) = b.fail();
+    assert!(log.contains("is taken by a live port"), "{log}");
+    let (text, count) = wait_for_warning(&place, &a, "a", "conflict");
+    assert_names(&text, &["own id a", "(process ", "--id"]);
+    let refused = &status(&place.path("a.status"))["refused"][0];
+    assert_ne!(refused["pid"], a.pid());
+    b.fail();
+    until("the second attempt", || {
+        warnings(&place, "a", "conflict")[0]["count"]
+            .as_u64()
+            .unwrap()
+            > count
+    });
+    a.end();
+}
+
 /// Wake-ups of the control thread.
 fn wake_ups(port: &Port) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{0}/task/{0}/status", port.pid()));
@@ -289,7 +310,7 @@ fn warning_of_drops_leaves_an_idle_port_asleep() {
     let (place, a, b) = linked();
     let mut guest = Guest::new(&a, 1514);
     guest.send(NOBODY, B, 60);
-    a.wait_for("ipvlan");
+    a.wait_for("fail_over_mac");
     // The second look, which finds nothing new.
     sleep(Duration::from_secs(12));
     let before = wake_ups(&a);
