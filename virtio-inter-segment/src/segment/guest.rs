@@ -20,7 +20,7 @@ impl Segment {
     }
 
     /// Tells peers which addresses the guest of this trunk uses, in place of the former ones: at
-    /// most [`MAX_TRUNK_ADDRESSES`](crate::MAX_TRUNK_ADDRESSES). As often as by
+    /// most [`MAX_TRUNK_ADDRESSES`]. As often as by
     /// [`Segment::set_away`].
     pub fn set_addresses(&mut self, addresses: &[MacAddr]) {
         let count = addresses.len().min(MAX_TRUNK_ADDRESSES);

@@ -176,7 +176,7 @@ impl TxLinks {
         Ok(false)
     }
 
-    /// See [`TxBackend::announce`](crate::backend::TxBackend::announce).
+    /// See [`TxBackend::announce`].
     pub(super) fn announce_to_peers(&mut self, record: &[u8]) -> usize {
         let mut count = 0;
         let (mut flood, is_flooded) = (0, self.is_flooded(record.len()));
