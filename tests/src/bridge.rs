@@ -5,14 +5,19 @@
 //! devices with it when it is deleted. It needs root.
 
 use std::ffi::OsStr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, id};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::{fs, io, thread};
 
 use anyhow::{Context, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::cleanup::{Action, Registration};
 use crate::open_vswitch::{self, OpenVswitch};
+use crate::ovn::{self, Ovn};
 use crate::{Process, Result, Testbed};
 
 /// Bytes that VXLAN adds to a packet: Ethernet, IPv4, UDP and its own header.
@@ -23,10 +28,16 @@ pub struct Bridge {
     namespace: String,
     mtu: u16,
     taps: u32,
-    /// None: it is the kernel's bridge.
-    switch: Option<OpenVswitch>,
+    switch: Switch,
     _outside: Option<Registration>,
     _registration: Registration,
+}
+
+/// What the devices of a bridge are on.
+enum Switch {
+    Kernel,
+    OpenVswitch(Box<OpenVswitch>),
+    Ovn(Box<Ovn>),
 }
 
 /// A tap device on a bridge.
@@ -67,12 +78,53 @@ impl Bridge {
         let mut bridge = Self::without_bridge(mtu)?;
         let namespace = bridge.namespace.clone();
         let enter = |command: &Command| enter_command(&namespace, command);
-        bridge.switch = Some(OpenVswitch::start(bed, packages, "bridge", enter)?);
+        let switch = OpenVswitch::start(bed, packages, enter)?;
+        switch.add_bridge("bridge")?;
+        bridge.switch = Switch::OpenVswitch(Box::new(switch));
         ip(&["-n", &bridge.namespace, "link", "set", "bridge", "up"])?;
         Ok(Some(bridge))
     }
 
-    fn without_bridge(mtu: u16) -> Result<Self> {
+    /// Makes a logical switch of OVN instead, on Open vSwitch's userspace datapath. A device
+    /// carries frames once it has a logical port ([`Bridge::set_logical_port`]). None: there is no
+    /// OVN.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Bridge::new`], and an OVN that fails.
+    pub fn of_ovn(bed: &Testbed, mtu: u16) -> Result<Option<Self>> {
+        let (switch, ovn) = (open_vswitch::Packages::find(), ovn::Packages::find());
+        let (Some(switch), Some(ovn)) = (switch, ovn) else {
+            return Ok(None);
+        };
+        let mut bridge = Self::without_bridge(mtu)?;
+        let namespace = bridge.namespace.clone();
+        ip(&["-n", &namespace, "link", "set", "lo", "up"])?;
+        let enter = |command: &Command| enter_command(&namespace, command);
+        let switch = OpenVswitch::start(bed, switch, enter)?;
+        bridge.switch = Switch::Ovn(Box::new(Ovn::start(bed, ovn, switch, enter)?));
+        Ok(Some(bridge))
+    }
+
+    /// Sets the addresses of a device's logical port, and those from which it may send: any if
+    /// there are none.
+    ///
+    /// # Errors
+    ///
+    /// A bridge that is not OVN's.
+    pub fn set_logical_port(&self, tap: &Tap, addresses: &[&str], security: &[&str]) -> Result<()> {
+        match &self.switch {
+            Switch::Ovn(ovn) => ovn.set_port(&tap.name, addresses, security),
+            _ => bail!("Only OVN has logical ports"),
+        }
+    }
+
+    /// Makes the host of a bridge, which something else is to make.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Bridge::new`].
+    pub fn without_bridge(mtu: u16) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("virtio-inter-{}-{number}", id());
@@ -83,7 +135,7 @@ impl Bridge {
             namespace,
             mtu,
             taps: 0,
-            switch: None,
+            switch: Switch::Kernel,
             _outside: None,
             _registration: registration,
         })
@@ -103,18 +155,24 @@ impl Bridge {
         ])?;
         ip(&["-n", &namespace, "link", "set", &name, "mtu", &mtu, "up"])?;
         self.attach(&name)?;
-        Ok(Tap {
-            name,
-            namespace,
+        Ok(self.tap_named(&name))
+    }
+
+    /// A tap device that something else has made.
+    pub fn tap_named(&self, name: &str) -> Tap {
+        Tap {
+            name: name.to_owned(),
+            namespace: self.namespace.clone(),
             mtu: self.mtu,
-        })
+        }
     }
 
     /// Makes a device a port of the bridge.
     fn attach(&self, name: &str) -> Result<()> {
         match &self.switch {
-            Some(switch) => switch.set(&["add-port", "bridge", name]),
-            None => ip(&[
+            Switch::OpenVswitch(switch) => switch.set(&["add-port", "bridge", name]),
+            Switch::Ovn(ovn) => ovn.attach(name),
+            Switch::Kernel => ip(&[
                 "-n",
                 &self.namespace,
                 "link",
@@ -160,6 +218,31 @@ impl Bridge {
         Ok(rx + tx)
     }
 
+    /// The words of a command that runs programs on the bridge's host.
+    pub fn words(&self) -> Vec<String> {
+        ["ip", "netns", "exec", &self.namespace]
+            .map(str::to_owned)
+            .into()
+    }
+
+    /// A socket that listens at an address of the bridge's host, for this process.
+    ///
+    /// # Errors
+    ///
+    /// An address that is not there, or is in use.
+    pub fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
+        let namespace = Path::new("/run/netns").join(&self.namespace);
+        let namespace = fs::File::open(namespace).context("Opening a namespace")?;
+        // Another thread enters it, and ends there; the socket stays.
+        let listener = thread::spawn(move || -> io::Result<TcpListener> {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind)?;
+            TcpListener::bind(address)
+        });
+        let listener = listener.join().ok().context("A thread that listens")?;
+        listener.with_context(|| format!("Listening at {address}"))
+    }
+
     /// Runs a program on the bridge's host, to its end. Returns its standard output.
     ///
     /// # Errors
@@ -188,23 +271,35 @@ impl Bridge {
         Process::start(command[0], inside, log, &[])
     }
 
-    /// Attaches the bridge to another network: a namespace of its own that is reached by NAT, with
-    /// the address 192.0.2.1.
+    /// Attaches the bridge to another network by NAT.
     ///
     /// # Errors
     ///
     /// A machine without nftables.
     pub fn attach_outside(&mut self) -> Result<()> {
+        self.connect_outside()?;
+        self.shell(
+            "echo 1 > /proc/sys/net/ipv4/ip_forward
+             nft add table ip nat
+             nft add chain ip nat post '{ type nat hook postrouting priority 100; }'
+             nft add rule ip nat post oifname out0 masquerade",
+        )
+        .map(drop)
+    }
+
+    /// Connects the bridge's host to another network: a namespace of its own with the address
+    /// 192.0.2.1, which has no way to the bridge's network.
+    ///
+    /// # Errors
+    ///
+    /// A kernel without veth.
+    pub fn connect_outside(&mut self) -> Result<()> {
         let outside = format!("{}-outside", self.namespace);
         self._outside = Some(Registration::new(Action::DeleteNamespace(outside.clone())));
         ip(&["netns", "add", &outside])?;
         self.shell(&format!(
             "ip link add out0 type veth peer name in0; ip link set in0 netns {outside}
-             ip addr add 192.0.2.2/24 dev out0; ip link set out0 up
-             echo 1 > /proc/sys/net/ipv4/ip_forward
-             nft add table ip nat
-             nft add chain ip nat post '{{ type nat hook postrouting priority 100; }}'
-             nft add rule ip nat post oifname out0 masquerade"
+             ip addr add 192.0.2.2/24 dev out0; ip link set out0 up"
         ))?;
         ip(&["-n", &outside, "addr", "add", "192.0.2.1/24", "dev", "in0"])?;
         ip(&["-n", &outside, "link", "set", "in0", "up"])
@@ -270,6 +365,9 @@ fn enter_command(namespace: &str, command: &Command) -> Command {
         .into_iter()
         .chain(command.get_args());
     let mut inside = enter(namespace, words);
+    if let Some(directory) = command.get_current_dir() {
+        inside.current_dir(directory);
+    }
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => inside.env(name, value),

@@ -29,6 +29,7 @@ mod monitor;
 mod nic;
 mod offloads;
 mod open_vswitch;
+mod ovn;
 mod parts;
 mod port;
 mod process;

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::monitor::Monitor;
 use crate::{
-    Backend, Frontend, Kernel, Process, Result, Segment, Testbed, Vm, VmConfig, process, wait,
+    Backend, Frontend, Kernel, Port, Process, Result, Segment, Testbed, Vm, VmConfig, process, wait,
 };
 use crate::{cloud_hypervisor, launcher, qemu, vm, vmm};
 
@@ -40,9 +40,22 @@ impl Vm {
     /// A migration that fails. A guest of Cloud Hypervisor then stays where it was, and continues.
     pub fn migrate(&mut self, bed: &Testbed) -> Result<()> {
         match self.config.frontend {
-            Frontend::Qemu(kernel) => self.migrate_qemu(bed, kernel),
+            Frontend::Qemu(kernel) => self.migrate_qemu(bed, kernel, &[]),
             Frontend::CloudHypervisor(_) => self.migrate_vmm(bed, false),
             Frontend::Uml => bail!("User Mode Linux does not migrate"),
+        }
+        .with_context(|| self.story())
+    }
+
+    /// The same to these ports, one for each interface: those of another host. QEMU only.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Vm::migrate`].
+    pub fn migrate_to_ports(&mut self, bed: &Testbed, ports: &[&Port]) -> Result<()> {
+        match self.config.frontend {
+            Frontend::Qemu(kernel) => self.migrate_qemu(bed, kernel, ports),
+            _ => bail!("Only QEMU's guests move to other ports"),
         }
         .with_context(|| self.story())
     }
@@ -62,11 +75,15 @@ impl Vm {
         format!("{}-{}", self.config.name, self.generation)
     }
 
-    fn migrate_qemu(&mut self, bed: &Testbed, kernel: Kernel) -> Result<()> {
-        let config = VmConfig {
+    /// Its interfaces stay on their ports where there are no others.
+    fn migrate_qemu(&mut self, bed: &Testbed, kernel: Kernel, ports: &[&Port]) -> Result<()> {
+        let mut config = VmConfig {
             name: self.next_name(),
             ..self.config.clone()
         };
+        for (nic, port) in config.nics.iter_mut().zip(ports) {
+            nic.backend = Backend::VhostUser(port.socket().to_path_buf());
+        }
         let socket = bed.path(&format!("vm-{}.migration", config.name));
         let uri = format!("unix:{}", socket.display());
         let mut command = qemu::command(bed, &config, kernel, vm::fastest_accelerator())?;
@@ -108,6 +125,7 @@ impl Vm {
         self.agent.switch(channel.to_guest);
         self.process.kill()?;
         (self.console, self.monitor) = (config.console(bed), config.monitor(bed));
+        self.config.nics = config.nics;
         self.process = process;
         Ok(())
     }

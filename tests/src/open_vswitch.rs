@@ -41,21 +41,20 @@ impl Packages {
     }
 }
 
-/// A switch with one bridge, ended when dropped.
+/// A switch, ended when dropped.
 pub(crate) struct OpenVswitch {
     packages: Packages,
     place: PathBuf,
     // In the order in which they are to end.
-    _switch: Process,
+    switch: Process,
     _database: Process,
 }
 
 impl OpenVswitch {
-    /// Starts a switch with a bridge of this name, by commands that `enter` runs where it is to be.
+    /// Starts a switch without bridges, by commands that `enter` runs where it is to be.
     pub(crate) fn start(
         bed: &Testbed,
         packages: Packages,
-        bridge: &str,
         enter: impl Fn(&Command) -> Command,
     ) -> Result<Self> {
         let place = bed.path("ovs");
@@ -85,25 +84,46 @@ impl OpenVswitch {
         command.args([&tools.database(), "--no-chdir"]);
         let log = bed.path("ovs-vswitchd.log");
         let switch = Process::start("ovs-vswitchd", enter(&command), &log, &[])?;
-        let datapath = ["--", "set", "bridge", bridge, "datapath_type=netdev"];
-        tools
-            .set(&[&["add-br", bridge][..], &datapath].concat())
-            .with_context(|| format!("ovs-vswitchd wrote: {}", switch.log()))?;
         Ok(Self {
             packages,
             place,
-            _switch: switch,
+            switch,
             _database: database,
         })
     }
 
+    /// Adds a bridge.
+    pub(crate) fn add_bridge(&self, name: &str) -> Result<()> {
+        let datapath = ["--", "set", "bridge", name, "datapath_type=netdev"];
+        self.set(&[&["add-br", name][..], &datapath].concat())
+            .with_context(|| format!("ovs-vswitchd wrote: {}", self.switch.log()))
+    }
+
     /// Runs `ovs-vsctl`.
     pub(crate) fn set(&self, arguments: &[&str]) -> Result<()> {
-        let tools = Tools {
+        self.tools().set(arguments)
+    }
+
+    /// One of its programs, by its path in the packages.
+    pub(crate) fn tool(&self, program: &str) -> Command {
+        self.tools().command(program)
+    }
+
+    /// The directory of its files.
+    pub(crate) fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// Where its database is reached.
+    pub(crate) fn database(&self) -> String {
+        self.tools().database()
+    }
+
+    fn tools(&self) -> Tools<'_> {
+        Tools {
             packages: &self.packages,
             place: &self.place,
-        };
-        tools.set(arguments)
+        }
     }
 }
 
@@ -137,7 +157,7 @@ impl Tools<'_> {
     }
 }
 
-fn run(mut command: Command) -> Result<()> {
+pub(crate) fn run(mut command: Command) -> Result<()> {
     let output = command
         .output()
         .with_context(|| format!("Running {command:?}"))?;

@@ -36,12 +36,16 @@ pub struct PortConfig {
     pub queue_size: u16,
     /// `--uplink`: the port runs where the device is.
     pub uplink: Option<Tap>,
+    /// `--uplink-offload`
+    pub uplink_offload: bool,
     /// `--allow-mac`; not given if empty.
     pub allow_mac: String,
     /// `--client`: the VMM listens on the port's socket.
     pub client: bool,
     /// Further arguments.
     pub more: Vec<String>,
+    /// Words of a command that runs the port; none if empty.
+    pub run_by: Vec<String>,
     /// CPUs to which the process is bound; all if empty.
     pub cpus: Vec<usize>,
     /// The program: if none, the one that `VIRTIO_INTER_BIN` names, else the later of the
@@ -60,9 +64,11 @@ impl PortConfig {
             queues: 1,
             queue_size: 256,
             uplink: None,
+            uplink_offload: true,
             allow_mac: String::new(),
             client: false,
             more: Vec::new(),
+            run_by: Vec::new(),
             cpus: Vec::new(),
             program: None,
         }
@@ -95,6 +101,15 @@ impl PortConfig {
         }
     }
 
+    /// The same with an uplink whose switch takes no offloads.
+    #[must_use]
+    pub fn without_uplink_offload(self) -> Self {
+        Self {
+            uplink_offload: false,
+            ..self
+        }
+    }
+
     /// The same with addresses beside its own.
     #[must_use]
     pub fn allow_mac(self, list: &str) -> Self {
@@ -118,6 +133,15 @@ impl PortConfig {
     pub fn client(self) -> Self {
         Self {
             client: true,
+            ..self
+        }
+    }
+
+    /// The same run by a command, to whose words its own are added.
+    #[must_use]
+    pub fn run_by(self, words: Vec<String>) -> Self {
+        Self {
+            run_by: words,
             ..self
         }
     }
@@ -380,10 +404,14 @@ fn command(config: &PortConfig, [socket, status]: [&Path; 2]) -> Result<Command>
         command.args(["--allow-mac", &config.allow_mac]);
     }
     command.args(&config.more);
+    if !config.uplink_offload {
+        command.args(["--uplink-offload", "off"]);
+    }
     if let Some(tap) = &config.uplink {
         command.arg("--uplink").arg(format!("tap={}", tap.name()));
         command = tap.enter(&command);
     }
+    let mut command = process::run_by(&config.run_by, command);
     command.stdin(process::no_input().context("Opening an empty input")?);
     if std::env::var_os("RUST_LOG").is_none() {
         // The line that says "ready" is at this level.

@@ -31,6 +31,28 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// Unit of processor time in /proc: Linux shows 100 ticks a second, whatever its own tick.
 const TICK: Duration = Duration::from_millis(10);
 
+/// The same command, run by another one: its words come behind `words`, if there are any.
+pub(crate) fn run_by(words: &[String], command: Command) -> Command {
+    let Some((program, arguments)) = words.split_first() else {
+        return command;
+    };
+    let mut outer = Command::new(program);
+    outer
+        .args(arguments)
+        .arg(command.get_program())
+        .args(command.get_args());
+    if let Some(directory) = command.get_current_dir() {
+        outer.current_dir(directory);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
+}
+
 /// A running program, killed with all that it started when dropped.
 #[derive(Debug)]
 pub struct Process {

@@ -15,8 +15,8 @@ use crate::agent::{Agent, Channel, Job, Output};
 use crate::monitor::Monitor;
 use crate::qemu::Accelerator;
 use crate::{
-    Frontend, Kernel, Nic, Process, Result, Testbed, VmConfig, cloud_hypervisor, kvm, qemu, uml,
-    wait,
+    Frontend, Kernel, Nic, Process, Result, Testbed, VmConfig, cloud_hypervisor, kvm, process,
+    qemu, uml, wait,
 };
 
 /// How long a guest may take to boot. TCG on a busy machine is slow.
@@ -77,10 +77,11 @@ impl Vm {
             Frontend::Qemu(kernel) => {
                 let accelerator = accelerator.unwrap_or_else(fastest_accelerator);
                 let command = qemu::command(bed, &config, kernel, accelerator)?;
+                let command = process::run_by(&config.run_by, command);
                 on_socket(&name, command, &log, &config.cpus)?
             }
             Frontend::Uml => {
-                let command = uml::command(bed, &config)?;
+                let command = process::run_by(&config.run_by, uml::command(bed, &config)?);
                 on_socket(&name, command, &console, &config.cpus)?
             }
             Frontend::CloudHypervisor(kernel) => {

@@ -38,6 +38,8 @@ pub struct VmConfig {
     /// A directory that stands for a host: a launcher runs in it, and its ports' sockets are
     /// relative to it.
     pub host: Option<PathBuf>,
+    /// Words of a command that runs the program; none if empty.
+    pub run_by: Vec<String>,
 }
 
 impl VmConfig {
@@ -53,6 +55,7 @@ impl VmConfig {
             shares_memory: true,
             hotplug: None,
             host: None,
+            run_by: Vec::new(),
         }
     }
 
@@ -83,6 +86,15 @@ impl VmConfig {
     pub fn on_host(self, host: &Path) -> Self {
         Self {
             host: Some(host.to_path_buf()),
+            ..self
+        }
+    }
+
+    /// The same with its program run by a command, as by `setpriv`.
+    #[must_use]
+    pub fn run_by(self, words: Vec<String>) -> Self {
+        Self {
+            run_by: words,
             ..self
         }
     }

@@ -52,6 +52,9 @@ fn demo_has_all_its_figures() {
             seen.insert((result["path"].to_string(), result["metric"].to_string()));
         }
         assert_eq!(seen.len(), 3 * 5, "{seen:?}");
+        let log = demo.log();
+        assert!(log.contains("ping of the host by the uplink"), "{log}");
+        assert!(log.contains("namespace by its port's uplink"), "{log}");
         assert_eq!(left_in(&directory), Vec::<String>::new());
         Ok(())
     });

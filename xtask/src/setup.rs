@@ -115,14 +115,19 @@ pub(crate) fn ensure_peers() {
     }
     ensure_readers();
     // The networks of tests with uplinks, without any service that would start by itself.
-    let networks = [("dnsmasq", "dnsmasq-base"), ("nft", "nftables")];
+    let networks = [
+        ("dnsmasq", "dnsmasq-base"),
+        ("nft", "nftables"),
+        ("pasta", "passt"),
+    ];
     let missing = networks
         .iter()
         .filter(|(program, _)| !runs(program, "--version"));
     let mut packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
-    // The switch of some of them, unpacked: installed, it would start.
+    // The switches of some of them, unpacked: installed, they would start.
     let _ = open_vswitch();
     unpack_promtool();
+    unpack_ovn();
     // The package that has testpmd; that of the name `dpdk` has scripts only.
     if !virtio_inter_bench::testpmd::is_there() {
         packages.push("dpdk-dev");
@@ -192,6 +197,23 @@ fn unpack_libvirt() {
     });
     if let Err(error) = unpacked {
         eprintln!("Getting libvirt: {error:#}");
+    }
+}
+
+/// OVN, unpacked and not installed, so that no daemon of it is started. It runs on the database
+/// server, the switch and the library of [`open_vswitch`].
+fn unpack_ovn() {
+    const PACKAGES: [&str; 3] = ["ovn-common", "ovn-central", "ovn-host"];
+    let unpacked = Mirror::of_this_machine().and_then(|mirror| {
+        let name = format!("{}-ovn", mirror.codename);
+        image::unpacked(&name, |apt, directory| {
+            PACKAGES
+                .iter()
+                .try_for_each(|package| apt.download(package, directory))
+        })
+    });
+    if let Err(error) = unpacked {
+        eprintln!("Getting OVN: {error:#}");
     }
 }
 

@@ -3,11 +3,12 @@
 
 use anyhow::ensure;
 use virtio_inter_tests::{
-    Bridge, Frontend, Group, Kernel, Result, Testbed, guest_test, skip, tools,
+    Bridge, Frontend, Group, Kernel, PortConfig, Result, Testbed, Vm, guest_test, skip, tools,
 };
 
 use crate::host::{
-    HOST, LIMIT, OUTSIDE, Remote, dhcp, has, may_make_networks, packets, reach, serve,
+    Capture, HOST, LIMIT, OUTSIDE, Remote, dhcp, has, may_make_networks, packets, reach, serve,
+    wait_for_answer,
 };
 
 /// Bytes of a TCP exchange, each way.
@@ -16,7 +17,7 @@ const BYTES: u64 = 20_000_000;
 /// Guests get addresses by DHCP, reach host and outside by the uplink, and each other by links:
 /// none of their unicast passes the bridge.
 fn on_a_bridge(kind: Frontend) {
-    if !(may_make_networks() && has("dnsmasq") && has("nft")) {
+    if !(may_make_networks() && has("dnsmasq") && has("nft") && has("tcpdump")) {
         return;
     }
     guest_test(|bed| {
@@ -32,6 +33,7 @@ fn on_a_bridge(kind: Frontend) {
         let booted: Result<Vec<_>> = group.ports.iter().map(|port| port.counters()).collect();
         let booted = booted?;
         let [a, b] = [&group.vms[0], &group.vms[1]];
+        let capture = Capture::start(bed, &bridge)?;
         let addresses = [dhcp(a)?, dhcp(b)?];
         for (vm, peer) in [(a, addresses[1]), (b, addresses[0])] {
             for address in [HOST, OUTSIDE, peer] {
@@ -49,6 +51,19 @@ fn on_a_bridge(kind: Frontend) {
             carried < 100 && sent > 300 && counters.get("uplink_tx_frames") < 50,
             "{carried} packets at the bridge, {counters:?}"
         );
+        for (from, to) in [(a, b), (b, a)] {
+            let frames = capture.frames_of(from);
+            let receiver = to.nic(0).mac.to_string();
+            let unicast: Vec<_> = frames.iter().filter(|f| f.starts_with(&receiver)).collect();
+            ensure!(unicast.is_empty(), "Passed the bridge: {unicast:?}");
+            // It would have been seen there, as what went to the host was.
+            let request = format!("> {HOST}: ICMP echo request");
+            ensure!(
+                frames.iter().any(|frame| frame.contains(&request)),
+                "Saw none of {}: {frames:?}",
+                from.config().name
+            );
+        }
         for (port, before) in group.ports.iter().zip(booted) {
             assert_eq!(port.counters()?.since(&before).drops(), Default::default());
         }
@@ -66,8 +81,8 @@ fn uplink_on_a_bridge_with_dhcp_and_nat_of_qemu_guests() {
     on_a_bridge(Frontend::Qemu(Kernel::Debian13));
 }
 
-/// Open vSwitch's userspace datapath in place of the kernel's bridge. The remote guest is on it
-/// as well, but on another segment.
+/// Open vSwitch's userspace datapath in place of the kernel's bridge, which takes no offloads: the
+/// ports do them. The remote guest is on it as well, but on another segment.
 #[test]
 fn uplink_on_open_vswitch_of_uml_guests() {
     if !(may_make_networks() && has("dnsmasq") && has("nft")) {
@@ -90,19 +105,21 @@ fn on_open_vswitch(bed: &Testbed, mut bridge: Bridge) -> Result<()> {
         group.start(
             bed,
             Frontend::Uml,
-            |config| config.uplink(tap),
+            |config| config.uplink(tap).without_uplink_offload(),
             |config| config,
         )?;
     }
-    let remote = Remote::start(bed, Frontend::Uml, &bridge.tap()?, 3)?;
+    let tap = bridge.tap()?;
+    let remote = Remote::start_with(
+        bed,
+        Frontend::Uml,
+        &tap,
+        3,
+        PortConfig::without_uplink_offload,
+    )?;
     group.ready()?;
     remote.vm.ready()?;
     let [a, b] = [&group.vms[0], &group.vms[1]];
-    // It passes on what it gets, and completes no checksum.
-    for vm in [a, b, &remote.vm] {
-        let interface = vm.interface(0)?;
-        vm.run(&["ethtool", "-K", &interface, "tx", "off"])?;
-    }
     let addresses = [dhcp(a)?, dhcp(b)?, dhcp(&remote.vm)?];
     for (vm, others) in [(a, [1, 2]), (b, [0, 2]), (&remote.vm, [0, 1])] {
         for address in [HOST, OUTSIDE, addresses[others[0]], addresses[others[1]]] {
@@ -118,6 +135,97 @@ fn on_open_vswitch(bed: &Testbed, mut bridge: Bridge) -> Result<()> {
         between_peers < 100 && all > 10_000,
         "{between_peers} and {all} packets at the switch"
     );
+    Ok(())
+}
+
+/// OVN on that datapath, with port security on each tap device. The guests have the address of a
+/// container behind one of them allowed by its port, but not by OVN.
+#[test]
+fn uplink_on_ovn_with_port_security_of_uml_guests() {
+    if !may_make_networks() {
+        return;
+    }
+    guest_test(|bed| match Bridge::of_ovn(bed, 1500)? {
+        Some(bridge) => on_ovn(bed, bridge),
+        None => {
+            skip("there is no OVN");
+            Ok(())
+        }
+    });
+}
+
+fn on_ovn(bed: &Testbed, mut bridge: Bridge) -> Result<()> {
+    const CONTAINER: &str = "02:76:69:00:01:01";
+    let taps = [bridge.tap()?, bridge.tap()?];
+    let far = bridge.tap()?;
+    let mut group = Group::new(bed, "test")?;
+    for tap in &taps {
+        let port = |port: PortConfig| {
+            port.uplink(tap)
+                .without_uplink_offload()
+                .allow_mac(CONTAINER)
+        };
+        group.start(bed, Frontend::Uml, port, |config| config)?;
+    }
+    let remote = Remote::start_with(
+        bed,
+        Frontend::Uml,
+        &far,
+        3,
+        PortConfig::without_uplink_offload,
+    )?;
+    group.ready()?;
+    remote.vm.ready()?;
+    let [a, b] = [&group.vms[0], &group.vms[1]];
+    let address = |vm: &Vm| vm.nic(0).mac.to_string();
+    for (tap, vm) in [(&taps[0], a), (&taps[1], b), (&far, &remote.vm)] {
+        let mac = address(vm);
+        bridge.set_logical_port(tap, &[&mac], &[&mac])?;
+    }
+    let there = remote.vm.nic(0).ipv4();
+    wait_for_answer(a, there)?;
+    for (vm, address) in [
+        (a, there),
+        (b, there),
+        (a, b.nic(0).ipv4()),
+        (&remote.vm, b.nic(0).ipv4()),
+    ] {
+        reach(vm, address)?;
+    }
+    let before = packets(&taps)?;
+    tools::exchange(a, b, b.nic(0).ipv4(), BYTES, LIMIT)?;
+    let between_peers = packets(&taps)? - before;
+    tools::exchange(a, &remote.vm, there, BYTES, LIMIT)?;
+    let all = packets(&taps)? - before;
+    ensure!(
+        between_peers < 100 && all > 10_000,
+        "{between_peers} and {all} packets at the switch"
+    );
+
+    let interface = a.interface(0)?;
+    let to = address(&remote.vm);
+    a.shell(&format!(
+        "set -e; mkdir -p /var/run; ip netns add c
+         ip link add link {interface} name mc address {CONTAINER} type macvlan mode bridge
+         ip link set mc netns c; ip -n c addr add 10.0.0.51/24 dev mc; ip -n c link set mc up
+         ip -n c neigh add {there} lladdr {to} dev mc"
+    ))?;
+    let there = there.to_string();
+    let ping = [
+        "ip", "netns", "exec", "c", "ping", "-n", "-c", "3", "-i", "0.2", "-W", "1",
+    ];
+    let ping = || a.run_within(LIMIT, &[&ping[..], &[&there]].concat());
+    let sent = || -> Result<u64> { Ok(group.ports[0].counters()?.get("uplink_tx_frames")) };
+    let before = sent()?;
+    let output = ping()?;
+    ensure!(!output.success(), "OVN let it pass: {}", output.stdout);
+    ensure!(sent()? >= before + 3, "It did not go by the tap device");
+    let known = remote.vm.run(&["ip", "neighbour"])?;
+    ensure!(!known.contains(CONTAINER), "{known}");
+    // It was OVN's port security.
+    bridge.set_logical_port(&taps[0], &[&address(a), "unknown"], &[])?;
+    let output = ping()?;
+    ensure!(output.success(), "{}{}", output.stdout, output.stderr);
     Ok(())
 }
 

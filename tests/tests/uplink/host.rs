@@ -56,8 +56,16 @@ pub(crate) fn serve(bed: &Testbed, bridge: &mut Bridge) -> Result<Process> {
     )
 }
 
-/// Gets an address by DHCP, and uses it alone.
+/// Gets an address by DHCP, uses it alone, and the bridge's for everything else.
 pub(crate) fn dhcp(vm: &Vm) -> Result<Ipv4Addr> {
+    let address = lease(vm)?;
+    let route = ["ip", "route", "add", "default", "via"];
+    vm.run(&[&route[..], &[&HOST.to_string()]].concat())?;
+    Ok(address)
+}
+
+/// Gets an address by DHCP, and uses it alone.
+pub(crate) fn lease(vm: &Vm) -> Result<Ipv4Addr> {
     let interface = vm.interface(0)?;
     vm.run(&["ip", "-4", "addr", "flush", "dev", &interface])?;
     let client = [
@@ -80,8 +88,6 @@ pub(crate) fn dhcp(vm: &Vm) -> Result<Ipv4Addr> {
     let address: Ipv4Addr = lease.parse().context("Reading the lease")?;
     let with_mask = format!("{address}/24");
     vm.run(&["ip", "addr", "add", &with_mask, "dev", &interface])?;
-    let route = ["ip", "route", "add", "default", "via"];
-    vm.run(&[&route[..], &[&HOST.to_string()]].concat())?;
     Ok(address)
 }
 
@@ -94,6 +100,30 @@ pub(crate) fn reach(vm: &Vm, address: Ipv4Addr) -> Result<()> {
         "{address}: {report:?}"
     );
     Ok(())
+}
+
+/// What passes a bridge, as tcpdump shows it, from the beginning to its end.
+pub(crate) struct Capture(Process);
+
+impl Capture {
+    /// Begins one of what passes the bridge itself: it hears all that it forwards then.
+    pub(crate) fn start(bed: &Testbed, bridge: &Bridge) -> Result<Self> {
+        let command = [
+            "tcpdump", "-Z", "root", "-i", "bridge", "-e", "-n", "-t", "-l",
+        ];
+        let mut tcpdump = bridge.start(&command, &bed.path("tcpdump.log"))?;
+        tcpdump.wait_for_log("listening on", 0, LIMIT)?;
+        Ok(Self(tcpdump))
+    }
+
+    /// The frames of a guest: a line each, without its own address, that of the receiver first.
+    pub(crate) fn frames_of(&self, vm: &Vm) -> Vec<String> {
+        // "02:76:69:00:00:01 > ff:ff:ff:ff:ff:ff, ethertype IPv4 (0x0800), length 98: …"
+        let source = format!("{} > ", vm.nic(0).mac);
+        let log = self.0.log();
+        let frames = log.lines().filter_map(|line| line.strip_prefix(&source));
+        frames.map(str::to_owned).collect()
+    }
 }
 
 /// Sum of the packets that the devices have carried.
@@ -123,7 +153,9 @@ impl Remote {
         change: impl FnOnce(PortConfig) -> PortConfig,
     ) -> Result<Self> {
         let segment = Segment::new(bed, "remote")?;
-        let port = PortConfig::new(&segment, "remote", host).uplink(tap);
+        let port = PortConfig::new(&segment, "remote", host)
+            .mtu(tap.mtu())
+            .uplink(tap);
         let port = Port::start(bed, change(port))?;
         let nic = Nic::on_port(&port, host);
         let vm = Vm::start(bed, VmConfig::new("remote", kind).nic(nic))?;

@@ -1,6 +1,7 @@
 //! Uplinks that ports share: nobody hears anything twice, and one takes over from another.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -11,9 +12,11 @@ use virtio_inter_tests::{
 
 use crate::host::{LIMIT, Remote, may_make_networks, reach, wait_for_answer};
 
-/// Broadcasts of each guest, and the time between them: a minute.
-const BROADCASTS: usize = 1500;
+/// Time between two broadcasts of a guest.
 const INTERVAL: Duration = Duration::from_millis(40);
+/// Seconds for which the guests send broadcasts, where the environment names no other number.
+const STORM_SECONDS: &str = "VIRTIO_INTER_STORM_SECONDS";
+const SHORT_STORM: u64 = 15;
 const TO_ALL: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 255);
 /// Where a guest writes what it hears.
 const HEARD: &str = "/tmp/heard";
@@ -28,7 +31,18 @@ fn uplink_storm_does_not_come_of_uplinks_plugged_in_twice_of_uml_guests() {
     guest_test(storm);
 }
 
+/// Number of broadcasts of each guest.
+fn broadcasts() -> Result<usize> {
+    let seconds = match env::var(STORM_SECONDS) {
+        Ok(text) => text.parse().context("Reading the time of a storm")?,
+        Err(_) => SHORT_STORM,
+    };
+    let count = Duration::from_secs(seconds).as_millis() / INTERVAL.as_millis();
+    Ok(count.try_into()?)
+}
+
 fn storm(bed: &Testbed) -> Result<()> {
+    let count = broadcasts()?;
     let mut bridge = Bridge::new(1500)?;
     let monitor = bridge.start(&["bridge", "monitor", "fdb"], &bed.path("fdb.log"))?;
     let mut group = Group::new(bed, "test")?;
@@ -52,19 +66,22 @@ fn storm(bed: &Testbed) -> Result<()> {
     group.all_reach_all(&group.members())?;
 
     let listeners: Vec<Job> = group.vms.iter().map(listen).collect::<Result<_>>()?;
-    let senders: Vec<Job> = group.vms.iter().map(broadcast).collect::<Result<_>>()?;
+    let senders: Vec<Job> = {
+        let send = |vm| broadcast(vm, count);
+        group.vms.iter().map(send).collect::<Result<_>>()?
+    };
     for mut sender in senders {
         // Nobody answers, which ping calls a failure.
-        sender.wait(INTERVAL * BROADCASTS as u32 + LIMIT)?;
+        sender.wait(INTERVAL * count as u32 + LIMIT)?;
     }
-    let expected = (group.vms.len() - 1) * BROADCASTS;
+    let expected = (group.vms.len() - 1) * count;
     for vm in &group.vms {
         // `check_heard` names the broadcasts that are missing then.
         let _ = until("the last broadcasts", Duration::from_secs(20), || {
             let lines = vm.shell(&format!("wc -l < {HEARD}"))?;
             Ok((lines.trim().parse::<usize>()? >= expected).then_some(()))
         });
-        check_heard(vm, &group.vms)?;
+        check_heard(vm, &group.vms, count)?;
     }
     drop(listeners);
     ensure!(standby.status()?["active"] == false, "both are active");
@@ -72,7 +89,12 @@ fn storm(bed: &Testbed) -> Result<()> {
         standby.counters()?.get("uplink_tx_frames") == 0,
         "The one that stands by has sent frames"
     );
-    check_addresses(&monitor.log(), &group.vms)
+    check_addresses(&monitor.log(), &group.vms)?;
+    note(&format!(
+        "{count} broadcasts of each of {} guests were heard once by each other one",
+        group.vms.len()
+    ));
+    Ok(())
 }
 
 /// Writes down the broadcasts of others.
@@ -96,8 +118,8 @@ fn listen(vm: &Vm) -> Result<Job> {
     Ok(job)
 }
 
-fn broadcast(vm: &Vm) -> Result<Job> {
-    let (count, interval) = (BROADCASTS.to_string(), INTERVAL.as_secs_f64().to_string());
+fn broadcast(vm: &Vm, count: usize) -> Result<Job> {
+    let (count, interval) = (count.to_string(), INTERVAL.as_secs_f64().to_string());
     let to = TO_ALL.to_string();
     vm.spawn(&[
         "ping", "-q", "-n", "-b", "-c", &count, "-i", &interval, "-W", "1", &to,
@@ -105,7 +127,7 @@ fn broadcast(vm: &Vm) -> Result<Job> {
 }
 
 /// Each broadcast of each other guest was heard once.
-fn check_heard(vm: &Vm, all: &[Vm]) -> Result<()> {
+fn check_heard(vm: &Vm, all: &[Vm], broadcasts: usize) -> Result<()> {
     let text = String::from_utf8(vm.get(HEARD)?).context("Reading what a guest heard")?;
     let mut counts: BTreeMap<(String, usize), usize> = BTreeMap::new();
     for line in text.lines() {
@@ -126,7 +148,7 @@ fn check_heard(vm: &Vm, all: &[Vm]) -> Result<()> {
             continue;
         }
         let mut wrong = Vec::new();
-        for number in 1..=BROADCASTS {
+        for number in 1..=broadcasts {
             let count = counts.get(&(source.clone(), number)).copied().unwrap_or(0);
             if count != 1 {
                 wrong.push((number, count));

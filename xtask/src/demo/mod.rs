@@ -10,6 +10,7 @@ mod pair;
 mod plan;
 mod show;
 mod table;
+mod uplink;
 
 use std::env;
 use std::fs::{self, File};
@@ -62,12 +63,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         program,
         seconds: options.seconds,
         cpus,
-        progress: Progress::new(plans.iter().map(Plan::steps).sum()),
+        progress: Progress::new(plans.iter().map(Plan::steps).sum::<usize>() + 1),
         findings: Findings::default(),
     };
     demo.findings.notes.extend(load);
     for plan in &plans {
         demo.show(plan, has_kvm);
+    }
+    // The fastest guests come last.
+    if let Some(plan) = plans.last() {
+        demo.show_uplink(plan.frontend);
     }
     let findings = demo.findings;
     drop(demo.progress);

@@ -11,6 +11,7 @@ use super::figures::{Figure, Frontend, Metric, Path};
 use super::pair::{self, Measured};
 use super::plan::{GROUP_STEPS, Plan};
 use super::table;
+use super::uplink;
 use virtio_inter_bench::guests::Pair;
 use virtio_inter_bench::placement::{Placement, Seat};
 use virtio_inter_bench::progress::Progress;
@@ -19,6 +20,14 @@ use virtio_inter_bench::progress::Progress;
 const SOON: Duration = Duration::from_secs(10);
 const QEMU_TAP: &str =
     "The tap is served by QEMU itself, without vhost-net, as Cloud Hypervisor would serve it.";
+
+/// The guests that a frontend runs.
+fn kind_of(frontend: Frontend) -> virtio_inter_tests::Frontend {
+    match frontend {
+        Frontend::Qemu => virtio_inter_tests::Frontend::Qemu(Kernel::Debian13),
+        Frontend::Uml => virtio_inter_tests::Frontend::Uml,
+    }
+}
 
 /// All that was found out.
 #[derive(Default)]
@@ -53,11 +62,7 @@ impl Demo {
             Ok(bed) => bed,
             Err(error) => return self.gap(plan.steps(), &format!("{name}: {error:#}")),
         };
-        let kind = match plan.frontend {
-            Frontend::Qemu => virtio_inter_tests::Frontend::Qemu(Kernel::Debian13),
-            Frontend::Uml => virtio_inter_tests::Frontend::Uml,
-        };
-        let outcome = Pair::boot(&bed, kind, self.program.as_deref());
+        let outcome = Pair::boot(&bed, kind_of(plan.frontend), self.program.as_deref());
         let mut pair = match outcome {
             Ok(pair) => pair,
             Err(error) => {
@@ -75,6 +80,24 @@ impl Demo {
         self.note(&name, plan.frontend, has_kvm, &pair);
         if self.findings.gaps.len() > gaps {
             bed.keep();
+        }
+    }
+
+    /// Shows that a guest reaches the host's network by the uplink of its port.
+    pub(super) fn show_uplink(&mut self, frontend: Frontend) {
+        let what = "ping of the host by the uplink of a port";
+        self.progress.begin(what.to_owned());
+        match uplink::reach_host(kind_of(frontend), self.program.as_deref()) {
+            Ok(report) => {
+                self.progress
+                    .done(&format!("{what}: {:.0} us", report.mean_us));
+                self.findings.notes.push(format!(
+                    "A guest reaches the host's network namespace by its port's uplink, a tap \
+                     device on a bridge there: ping mean {:.0} us ({:.0}–{:.0}).",
+                    report.mean_us, report.min_us, report.max_us
+                ));
+            }
+            Err(error) => self.gap(1, &format!("{what}: {error:#}")),
         }
     }
 
