@@ -22,19 +22,22 @@ pub enum Group {
     Peers,
     /// A link without anything around it.
     Link,
+    /// Ports with uplinks, and what uplinks cost links.
+    Uplink,
     /// Many ports.
     Scale,
 }
 
 impl Group {
     /// All, in the order in which they are measured and reported.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Paper,
         Self::Latency,
         Self::Udp,
         Self::Busy,
         Self::Peers,
         Self::Link,
+        Self::Uplink,
         Self::Scale,
     ];
 
@@ -47,6 +50,7 @@ impl Group {
             Self::Busy => "busy",
             Self::Peers => "peers",
             Self::Link => "link",
+            Self::Uplink => "uplink",
             Self::Scale => "scale",
         }
     }
@@ -101,8 +105,11 @@ pub enum Way {
     Loopback,
     /// Through two ports of virtio-inter.
     Inter,
-    /// Through two tap devices on a Linux bridge.
+    /// Through the VMM's own tap device, or two of them, on a Linux bridge.
     Tap,
+    /// Through ports of virtio-inter that have uplinks to a Linux bridge: to peers by links, to all
+    /// others by an uplink.
+    Uplink,
     /// Through one DPDK testpmd with two vhost-user ports.
     NetVhost,
     /// Through one DPDK testpmd with two memif ports.
@@ -126,6 +133,7 @@ impl Way {
             Self::Loopback => "loopback",
             Self::Inter => "virtio-inter",
             Self::Tap => "tap + bridge",
+            Self::Uplink => "virtio-inter with uplinks",
             Self::NetVhost => "testpmd net_vhost",
             Self::Memif => "testpmd net_memif",
             Self::OvsDpdk => "Open vSwitch with DPDK",
@@ -134,6 +142,11 @@ impl Way {
             Self::Pipe => "pipe",
             Self::Memcpy => "memcpy",
         }
+    }
+
+    /// Whether frames go through ports of virtio-inter.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Inter | Self::Uplink)
     }
 
     /// Whether it moves frames of that many bytes.
@@ -148,6 +161,7 @@ impl Way {
             Self::Memcpy => 1,
             Self::Inter
             | Self::Tap
+            | Self::Uplink
             | Self::NetVhost
             | Self::OvsDpdk
             | Self::Link
@@ -161,7 +175,7 @@ impl Way {
     /// Processes of the host that each byte passes between the two ends.
     pub fn processes(self) -> u8 {
         match self {
-            Self::Inter => 2,
+            Self::Inter | Self::Uplink => 2,
             Self::NetVhost | Self::Memif | Self::OvsDpdk => 1,
             Self::Loopback
             | Self::Tap
@@ -195,6 +209,12 @@ pub enum Test {
     Datagrams,
     /// Frames that circle between two virtio-user ports of one testpmd; a size is that of a frame.
     Forward,
+    /// iperf3 over TCP from a guest to the host; a size is that of a call of the sender.
+    ToHost,
+    /// The same from the host to a guest.
+    FromHost,
+    /// sockperf's ping-pong of 64 bytes over TCP between a guest and the host.
+    HostPingPong,
     /// Bytes between two processes; a size is that of one call or record.
     Bytes {
         /// Records published at once on a link.
@@ -245,6 +265,12 @@ impl Test {
         begins_with(&own) && !Self::LONGER_NAMES.into_iter().any(is_of_longer)
     }
 
+    /// Whether the host is one of the ends: each byte then passes half of what it passes between
+    /// two guests.
+    pub fn is_with_host(self) -> bool {
+        matches!(self, Self::ToHost | Self::FromHost | Self::HostPingPong)
+    }
+
     /// The name on the command line and, as the name of its first value, in JSON.
     pub fn id(self) -> String {
         let name = match self {
@@ -257,6 +283,9 @@ impl Test {
             Self::AfterIdle => "tcp_after_idle",
             Self::Burst => "tcp_burst",
             Self::Datagrams => "datagrams",
+            Self::ToHost => "to_host",
+            Self::FromHost => "from_host",
+            Self::HostPingPong => "host_tcp",
             Self::Forward => "forward",
             Self::Bytes { cold: true, .. } => "cold",
             Self::Bytes { batch, .. } => return format!("batch_{batch}"),

@@ -90,6 +90,7 @@ pub fn goals(results: &Results) -> Vec<Goal> {
         Bound::AtLeast(0.8),
     ));
     all.extend(cloud_hypervisor(results));
+    all.extend(uplinks(results));
     all.push(pairs(results));
     for placement in PLACEMENTS {
         all.push(cpu_cost(results, placement));
@@ -274,6 +275,73 @@ fn cloud_hypervisor(results: &Results) -> Vec<Goal> {
     ]
 }
 
+/// Against the VMM's own tap device, and what uplinks cost links.
+fn uplinks(results: &Results) -> Vec<Goal> {
+    let mut all = Vec::new();
+    for (environment, placement) in [
+        (Environment::Uml, Placement::OneCpu),
+        (Environment::Uml, Placement::PerGuest),
+        (Environment::Qemu, Placement::Free),
+        (Environment::CloudHypervisor, Placement::Free),
+    ] {
+        for (metric, words, size, to, bound) in [
+            (
+                "to_host",
+                "TCP to the host",
+                ONE_MESSAGE,
+                Way::Tap,
+                Bound::AtLeast(1.0),
+            ),
+            (
+                "from_host",
+                "TCP from the host",
+                ONE_MESSAGE,
+                Way::Tap,
+                Bound::AtLeast(1.0),
+            ),
+            (
+                "host_tcp",
+                "half round trip with the host",
+                64,
+                Way::Tap,
+                Bound::AtMost(1.0),
+            ),
+            (
+                "tcp_stream",
+                "TCP by link",
+                ONE_MESSAGE,
+                Way::Inter,
+                Bound::AtLeast(0.95),
+            ),
+            (
+                "tcp",
+                "half round trip by link",
+                64,
+                Way::Inter,
+                Bound::AtMost(1.05),
+            ),
+        ] {
+            let at = at(Group::Uplink, environment, placement, metric);
+            let than = match to {
+                Way::Tap => "the VMM's own tap",
+                _ => "without uplinks",
+            };
+            all.push(ratio(
+                results,
+                format!(
+                    "{}, {}: with uplinks, {words} ÷ {than}",
+                    environment.name(),
+                    placement.name()
+                ),
+                (&at, Way::Uplink, size),
+                (&at, to, size),
+                bound,
+            ));
+        }
+    }
+    all
+}
+
 fn pairs(results: &Results) -> Goal {
     let at = at(Group::Scale, Environment::Uml, Placement::Free, "pairs");
     let cpus = results.machine.as_ref().map_or(0, |machine| machine.cpus);
@@ -352,6 +420,27 @@ mod tests {
                 .contains("4 CPUs")
         );
         assert_eq!(named(&goals, "real KVM: TCP").note, "no program");
+    }
+
+    #[test]
+    fn goals_of_uplinks_compare_with_the_vmms_tap_and_with_links_alone() {
+        let mut results = Results::default();
+        for (metric, way, value) in [
+            ("to_host", Way::Uplink, 9.0),
+            ("to_host", Way::Tap, 10.0),
+            ("tcp_stream", Way::Uplink, 9.6),
+            ("tcp_stream", Way::Inter, 10.0),
+        ] {
+            let mut row = row(way, 65536, &[value]);
+            row.place.group = Group::Uplink;
+            row.metric = metric.to_owned();
+            results.add(row);
+        }
+        let goals = goals(&results);
+        let to_host = named(&goals, "one CPU: with uplinks, TCP to the host");
+        assert_eq!((to_host.value, to_host.met), (Some(0.9), Some(false)));
+        let link = named(&goals, "one CPU: with uplinks, TCP by link");
+        assert_eq!((link.value, link.met), (Some(0.96), Some(true)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Two guests that reach each other by virtio-inter and by tap + bridge, and the measurements
 //! between them.
 //!
-//! Both ways are interfaces of the same guests, in subnets of their own: only the way differs.
+//! All ways are interfaces of the same guests, in subnets of their own: only the way differs.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -9,21 +9,24 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use virtio_inter_tests::{
-    Bridge, ControlGroup, Frontend, Job, Kernel, Mac, Nic, Port, PortConfig, Process, Segment,
-    Testbed, Vm, VmConfig, is_inside, tools,
+    ControlGroup, Frontend, Job, Kernel, Mac, Nic, Port, PortConfig, Process, Segment, Testbed, Vm,
+    VmConfig, is_inside, tools,
 };
 
 use crate::case::{Environment, Test, Way};
+use crate::host_side::{self, HostSide};
 use crate::measured::Measured;
 use crate::placement::Seat;
 
-/// Ethernet's usual: the same on both ways.
+/// Ethernet's usual: the same on all ways.
 pub const MTU: u16 = 1500;
-/// Index of the interfaces in each guest.
+/// Index of the interfaces in each guest, which is the number of their subnets too.
 const INTER: usize = 0;
 const TAP: usize = 1;
-/// The taps have addresses of their own.
+const UPLINK: usize = 2;
+/// The taps have addresses of their own, and so have the ports with uplinks.
 const TAP_MAC_BASE: u8 = 0x80;
+const UPLINK_MAC_BASE: u8 = 0x40;
 /// Seconds of one measurement …
 const SECONDS: u32 = 1;
 /// … and of one on an emulated processor, which translates what it has not run yet.
@@ -35,15 +38,27 @@ const IDLE_RATE: u32 = 100;
 /// Messages of a burst.
 const BURST: u32 = 16;
 
-/// Two guests, their ports and their bridge. Fields are dropped before the fields that they depend
+/// The interfaces of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// To a link and to a bridge.
+    Usual,
+    /// The same, and one more to a link whose ports have uplinks to a bridge of their own. The host
+    /// is a party on both bridges.
+    Uplinks,
+}
+
+/// Two guests, their ports and their bridges. Fields are dropped before the fields that they depend
 /// on.
 pub struct Pair {
     /// Programs that wait for the tools' clients, in the first guest and in the second.
     servers: Vec<Job>,
     guests: [Vm; 2],
-    ports: [Port; 2],
-    _bridge: Bridge,
-    /// Of guests and ports; empty: they are in the session of this process.
+    /// Of the first guest and of the second, without uplinks, then those with.
+    ports: Vec<Port>,
+    /// The bridge of the taps, and that of the uplinks.
+    hosts: Vec<HostSide>,
+    /// Of guests, ports and the host's servers; empty: they are in the session of this process.
     groups: Vec<ControlGroup>,
     /// Seconds of one measurement.
     seconds: u32,
@@ -56,29 +71,65 @@ impl Pair {
     ///
     /// Names the missing programs, or a guest that does not boot, with the ends of its logs.
     pub fn boot(bed: &Testbed, kind: Frontend, program: Option<&Path>) -> Result<Self> {
+        Self::boot_attached(bed, kind, Attached::Usual, program)
+    }
+
+    /// The same with these interfaces.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pair::boot`].
+    pub fn boot_attached(
+        bed: &Testbed,
+        kind: Frontend,
+        attached: Attached,
+        program: Option<&Path>,
+    ) -> Result<Self> {
+        let has_uplinks = attached == Attached::Uplinks;
         let segment = Segment::new(bed, "pair")?;
-        let mut bridge = Bridge::new(MTU)?;
-        let mut start = |id: &str, host: u8| -> Result<(Vm, Port)> {
-            let mut config = PortConfig::new(&segment, id, host).mtu(MTU);
+        let uplinked = Segment::new(bed, "uplinked")?;
+        let mut hosts = vec![HostSide::new(MTU, TAP as u8)?];
+        if has_uplinks {
+            hosts.push(HostSide::new(MTU, UPLINK as u8)?);
+        }
+        let start_port = |mut config: PortConfig| {
+            config.mtu = MTU;
             config.program = program.map(Path::to_path_buf);
-            let port = Port::start(bed, config)?;
-            let mut tap = Nic::on_tap(&bridge.tap()?, host).in_subnet(1);
+            Port::start(bed, config)
+        };
+        let (mut ports, mut with_uplinks) = (Vec::new(), Vec::new());
+        let mut start = |id: &str, host: u8| -> Result<Vm> {
+            let port = start_port(PortConfig::new(&segment, id, host))?;
+            let mut tap = Nic::on_tap(&hosts[0].tap()?, host).in_subnet(TAP as u8);
             tap.mac = Mac::local(TAP_MAC_BASE + host);
-            let config = VmConfig::new(id, kind)
+            let mut config = VmConfig::new(id, kind)
                 .nic(Nic::on_port(&port, host))
                 .nic(tap);
-            Ok((Vm::start(bed, config)?, port))
+            ports.push(port);
+            if let Some(side) = hosts.get_mut(1) {
+                let name = format!("{id}-uplink");
+                let port = PortConfig::new(&uplinked, &name, UPLINK_MAC_BASE + host);
+                let port = start_port(port.uplink(&side.tap()?))?;
+                config = config.nic(Nic::on_port(&port, host).in_subnet(UPLINK as u8));
+                with_uplinks.push(port);
+            }
+            Vm::start(bed, config)
         };
-        let ((a, port_a), (b, port_b)) = (start("a", 1)?, start("b", 2)?);
-        let guests = [a, b];
+        let guests = [start("a", 1)?, start("b", 2)?];
+        ports.append(&mut with_uplinks);
         for guest in &guests {
             guest.ready()?;
+        }
+        if has_uplinks && host_side::has_tools() {
+            for side in &mut hosts {
+                side.serve(bed)?;
+            }
         }
         Ok(Self {
             servers: Vec::new(),
             guests,
-            ports: [port_a, port_b],
-            _bridge: bridge,
+            ports,
+            hosts,
             groups: Vec::new(),
             seconds: if is_inside() {
                 EMULATED_SECONDS
@@ -105,11 +156,23 @@ impl Pair {
             Way::Loopback => (a, Ipv4Addr::LOCALHOST.into()),
             Way::Inter => (b, b.nic(INTER).ipv4().into()),
             Way::Tap => (b, b.nic(TAP).ipv4().into()),
+            Way::Uplink => (b, b.nic(UPLINK).ipv4().into()),
             other => bail!("No guest is reached by {}", other.name()),
         })
     }
 
-    /// Binds guests and ports to CPUs of the host, and to groups of their own or none.
+    /// The host's address, for a client in the first guest.
+    fn host(&self, way: Way) -> Result<IpAddr> {
+        let side = match way {
+            Way::Tap => self.hosts.first(),
+            Way::Uplink => self.hosts.get(1),
+            other => bail!("No host is reached by {}", other.name()),
+        };
+        Ok(side.context("No uplinks are attached")?.ipv4().into())
+    }
+
+    /// Binds guests, ports and the host's servers to CPUs of the host, and to groups of their own
+    /// or none. The host's side is where the second guest is.
     ///
     /// # Errors
     ///
@@ -117,11 +180,14 @@ impl Pair {
     pub fn place(&mut self, seat: &Seat) -> Result<()> {
         let Seat { cpus, groups } = seat;
         self.groups.clear();
-        let guests = self.guests.iter_mut().map(Vm::process);
-        let ports = self.ports.iter_mut().map(Port::process);
+        let servers = self.hosts.iter().flat_map(HostSide::servers);
+        let servers = servers.map(|server| ("server", (server, &cpus.guests[1])));
+        let guests = self.guests.iter_mut().map(|guest| &*guest.process());
+        let ports = self.ports.iter_mut().map(|port| &*port.process());
         let guests = guests.zip(&cpus.guests).map(|party| ("guest", party));
-        let ports = ports.zip(&cpus.ports).map(|party| ("port", party));
-        for (kind, (process, cpus)) in guests.chain(ports) {
+        let ports = ports.zip(cpus.ports.iter().cycle());
+        let ports = ports.map(|party| ("port", party));
+        for (kind, (process, cpus)) in guests.chain(ports).chain(servers) {
             process.pin(cpus)?;
             if let Some(groups) = groups {
                 let group = groups.make(kind)?;
@@ -138,7 +204,7 @@ impl Pair {
         guests.all(|guest| guest.run_within(ANSWER_LIMIT, &["true"]).is_ok())
     }
 
-    /// Whether both ports are still there.
+    /// Whether all ports are still there.
     pub fn has_ports(&mut self) -> bool {
         self.ports
             .iter_mut()
@@ -156,6 +222,7 @@ impl Pair {
             Way::Loopback => "lo".to_owned(),
             Way::Inter => guest.interface(INTER)?,
             Way::Tap => guest.interface(TAP)?,
+            Way::Uplink => guest.interface(UPLINK)?,
             other => bail!("No guest is reached by {}", other.name()),
         };
         let mtu = guest.run(&["cat", &format!("/sys/class/net/{name}/mtu")])?;
@@ -180,12 +247,14 @@ impl Pair {
     }
 
     fn processes(&mut self) -> Vec<&Process> {
-        let guests = self.guests.iter_mut().map(Vm::process);
-        let ports = self.ports.iter_mut().map(Port::process);
-        guests.chain(ports).map(|process| &*process).collect()
+        let servers = self.hosts.iter().flat_map(HostSide::servers);
+        let guests = self.guests.iter_mut().map(|guest| &*guest.process());
+        let ports = self.ports.iter_mut().map(|port| &*port.process());
+        guests.chain(ports).chain(servers).collect()
     }
 
-    /// Processor time that guests, ports and the kernel's own network threads spent so far.
+    /// Processor time that guests, ports, the host's servers and the kernel's own network threads
+    /// spent so far.
     fn cpu_time(&mut self) -> Result<Duration> {
         cpu_time_of(&self.processes())
     }
@@ -197,12 +266,50 @@ impl Pair {
     /// A tool that fails or measures nothing.
     pub fn measure(&mut self, test: Test, way: Way, size: u32) -> Result<Measured> {
         self.serve()?;
+        let frames = self.frames(way)?;
         let before = self.cpu_time()?;
-        let mut measured = self.run_tool(test, way, size)?;
+        let mut measured = if test.is_with_host() {
+            self.run_tool_with_host(test, way, size)?
+        } else {
+            self.run_tool(test, way, size)?
+        };
         let spent = self.cpu_time()?.saturating_sub(before);
         measured.set_cpu(spent);
         measured.check()?;
+        if let (Some(before), Some(after)) = (frames, self.frames(way)?) {
+            after.since(before).check(test)?;
+        }
         Ok(measured)
+    }
+
+    /// Frames that the first guest's port with an uplink has sent so far, if it is about that one.
+    fn frames(&self, way: Way) -> Result<Option<Frames>> {
+        let Some(port) = self.ports.get(2).filter(|_| way == Way::Uplink) else {
+            return Ok(None);
+        };
+        let counters = port.counters()?;
+        Ok(Some(Frames {
+            all: counters.get("tx_frames"),
+            by_uplink: counters.get("uplink_tx_frames"),
+        }))
+    }
+
+    /// What is measured between the first guest and the host.
+    fn run_tool_with_host(&self, test: Test, way: Way, size: u32) -> Result<Measured> {
+        let (client, address) = (&self.guests[0], self.host(way)?);
+        let (name, seconds) = (test.id(), self.seconds);
+        let reverse = match test {
+            Test::ToHost => false,
+            Test::FromHost => true,
+            _ => {
+                let (tcp, pace) = (tools::Transport::Tcp, tools::Pace::PingPong);
+                return latency(&name, client, address, tcp, pace, seconds);
+            }
+        };
+        let stream = tools::iperf3_stream(client, address, seconds, size, reverse)?;
+        ensure!(stream.seconds > 0.0, "iperf3 took no time");
+        let rate = stream.bytes * 8.0 / stream.seconds / 1e9;
+        Ok(Measured::one(&name, "Gbit/s", rate).moved(stream.bytes))
     }
 
     fn run_tool(&self, test: Test, way: Way, size: u32) -> Result<Measured> {
@@ -254,6 +361,36 @@ impl Pair {
             }
             other => bail!("No measurement between two guests: {}", other.id()),
         })
+    }
+}
+
+/// Frames of a guest whose port has an uplink.
+#[derive(Clone, Copy, Debug)]
+struct Frames {
+    all: u64,
+    by_uplink: u64,
+}
+
+impl Frames {
+    fn since(self, before: Self) -> Self {
+        Self {
+            all: self.all - before.all,
+            by_uplink: self.by_uplink - before.by_uplink,
+        }
+    }
+
+    /// Checks that most frames went the way that was to be measured.
+    fn check(self, test: Test) -> Result<()> {
+        let (uplink, link) = (self.by_uplink, self.all.saturating_sub(self.by_uplink));
+        let (most, least) = match test.is_with_host() {
+            true => (uplink, link),
+            false => (link, uplink),
+        };
+        ensure!(
+            least * 10 <= most,
+            "{uplink} frames went by the uplink and {link} by links"
+        );
+        Ok(())
     }
 }
 
@@ -320,7 +457,17 @@ fn describe(features: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::describe;
+    use super::{Frames, describe};
+    use crate::case::Test;
+
+    #[test]
+    fn frames_are_to_go_the_way_that_is_measured() {
+        let frames = |all, by_uplink| Frames { all, by_uplink };
+        let done = frames(1010, 1005).since(frames(10, 5));
+        assert!(done.check(Test::ToHost).is_ok() && done.check(Test::TcpStream).is_err());
+        let done = frames(1000, 20);
+        assert!(done.check(Test::ToHost).is_err() && done.check(Test::TcpStream).is_ok());
+    }
 
     #[test]
     fn offloads_are_read_from_what_ethtool_tells() {

@@ -14,6 +14,7 @@ pub mod goals;
 pub mod guests;
 pub mod history;
 pub mod host;
+pub mod host_side;
 pub mod idle;
 pub mod inside;
 pub mod machine;
@@ -34,6 +35,7 @@ pub mod report;
 pub mod rescue;
 pub mod results;
 pub mod run;
+mod selection;
 pub mod stats;
 pub mod testpmd;
 mod words;
@@ -71,6 +73,7 @@ pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) 
             cpus: cpus.len(),
             has_testpmd: testpmd::is_there(),
             has_open_vswitch: programs.open_vswitch.is_some(),
+            has_host_tools: host_side::has_tools(),
             has_cloud_hypervisor: virtio_inter_tests::cloud_hypervisor_program().is_some(),
             has_kvm,
             no_groups: groups.as_ref().err().map(|error| format!("{error:#}")),

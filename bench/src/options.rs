@@ -12,8 +12,8 @@ pub struct Options {
     /// Fewer sizes and rounds: about ten minutes instead of about 50.
     #[arg(long)]
     pub quick: bool,
-    /// Only this group (paper, latency, udp, busy, peers, link, scale), or a part of it, as
-    /// `paper/uml/one-cpu/groups/tcp_stream`; several with commas. Other measured rows are kept.
+    /// Only this group (paper, latency, udp, busy, peers, link, uplink, scale), or a part of it,
+    /// as `paper/uml/one-cpu/groups/tcp_stream`; several with commas. Other measured rows are kept.
     #[arg(long, value_name = "GROUP[/PART…]", value_delimiter = ',', value_parser = group)]
     pub only: Vec<String>,
     /// Rounds of each measurement [default: 5 for goals and 3 for others, with --quick 3 and 1]

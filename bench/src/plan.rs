@@ -16,6 +16,8 @@ pub struct Facts {
     pub cpus: usize,
     /// Whether testpmd is there.
     pub has_testpmd: bool,
+    /// Whether the tools are there with which the host is one of the ends.
+    pub has_host_tools: bool,
     /// Whether Open vSwitch with DPDK is there.
     pub has_open_vswitch: bool,
     /// Whether a `cloud-hypervisor` program is there.
@@ -64,6 +66,7 @@ pub fn plan(options: &Options, facts: &Facts) -> Plan {
     let quick = options.quick;
     guests(&mut plan, quick, facts);
     peers(&mut plan, quick, facts);
+    uplinks(&mut plan, quick, facts);
     scale(&mut plan, quick, facts);
     if let Some(rounds) = options.rounds {
         for case in &mut plan.cases {
@@ -355,6 +358,64 @@ fn peers(plan: &mut Plan, quick: bool, facts: &Facts) {
         &[1500, 16384, 65536],
         rounds.goal,
     );
+}
+
+/// Guests and their host, and what uplinks cost links.
+fn uplinks(plan: &mut Plan, quick: bool, facts: &Facts) {
+    let group = Group::Uplink.id();
+    for placement in [Placement::OneCpu, Placement::PerGuest] {
+        if facts.cpus < placement.needs() {
+            let why = "needs 2 CPUs, this machine has 1";
+            plan.skip(&format!("{group}/uml/{}", placement.id()), why);
+        } else {
+            uplinks_in(plan, Environment::Uml, placement, quick, facts);
+        }
+    }
+    uplinks_in(plan, Environment::Qemu, Placement::Free, quick, facts);
+    if facts.has_cloud_hypervisor && facts.has_kvm {
+        let environment = Environment::CloudHypervisor;
+        uplinks_in(plan, environment, Placement::Free, quick, facts);
+    } else {
+        let why = "no cloud-hypervisor program, or no KVM for stock kernels, on this machine";
+        plan.skip(&format!("{group}/cloud-hypervisor"), why);
+    }
+    let why = "QEMU's tap devices are measured without vhost-net";
+    plan.skip(&format!("{group}/qemu/free/vhost-net"), why);
+}
+
+fn uplinks_in(
+    plan: &mut Plan,
+    environment: Environment,
+    placement: Placement,
+    quick: bool,
+    facts: &Facts,
+) {
+    let place_in = |grouping| Place {
+        group: Group::Uplink,
+        environment,
+        placement,
+        grouping,
+    };
+    let place = place_in(facts.usual());
+    if let Some(why) = &facts.no_groups {
+        plan.skip(&place_in(Grouping::Groups).id(), why);
+    }
+    let rounds = Rounds::new(quick).goal;
+    if facts.has_host_tools {
+        let ways = [Way::Uplink, Way::Tap];
+        let sizes: &[u32] = if quick { &[65536] } else { &[2048, 65536] };
+        plan.add(place, Test::ToHost, &ways, sizes, rounds);
+        plan.add(place, Test::FromHost, &ways, sizes, rounds);
+        plan.add(place, Test::HostPingPong, &ways, &[64], rounds);
+    } else {
+        for test in [Test::ToHost, Test::FromHost, Test::HostPingPong] {
+            let what = format!("{}/{}", place.id(), test.id());
+            plan.skip(&what, "no iperf3 or sockperf on this machine");
+        }
+    }
+    let ways = [Way::Uplink, Way::Inter];
+    plan.add(place, Test::TcpStream, &ways, &[65536], rounds);
+    plan.add(place, PING_PONG, &ways, &[64], rounds);
 }
 
 fn scale(plan: &mut Plan, quick: bool, facts: &Facts) {

@@ -9,6 +9,7 @@ impl Facts {
         cpus: 2,
         has_testpmd: true,
         has_open_vswitch: true,
+        has_host_tools: true,
         has_cloud_hypervisor: false,
         has_kvm: false,
         no_groups: None,
@@ -93,6 +94,25 @@ fn plan_has_both_groupings_with_and_without_a_busy_neighbour() {
 }
 
 #[test]
+fn plan_of_uplinks_has_the_host_where_its_tools_are() {
+    let arguments = ["--only", "uplink/uml/one-cpu"];
+    let tests = |facts| -> Vec<String> {
+        let cases = planned(&arguments, facts).cases;
+        cases.iter().map(|case| case.test.id()).collect()
+    };
+    let all = ["to_host", "from_host", "host_tcp", "tcp_stream", "tcp"];
+    assert_eq!(tests(TWO_CPUS), all);
+    let without = Facts {
+        has_host_tools: false,
+        ..TWO_CPUS
+    };
+    assert_eq!(tests(without.clone()), all[3..]);
+    let plan = planned(&arguments, without);
+    let named = |note: &NotRun| note.what == "uplink/uml/one-cpu/groups/to_host";
+    assert!(plan.not_run.iter().any(named));
+}
+
+#[test]
 fn plan_without_control_groups_names_them_and_measures_the_rest() {
     let facts = Facts {
         no_groups: Some("no hierarchy".to_owned()),
@@ -121,7 +141,10 @@ fn plan_without_control_groups_names_them_and_measures_the_rest() {
             "scale/uml/free/groups",
             "udp/qemu/free/groups",
             "udp/uml/one-cpu/groups",
-            "udp/uml/per-guest/groups"
+            "udp/uml/per-guest/groups",
+            "uplink/qemu/free/groups",
+            "uplink/uml/one-cpu/groups",
+            "uplink/uml/per-guest/groups"
         ]
     );
     let session = |case: &Case| case.place.grouping == Grouping::Session;

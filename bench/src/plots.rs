@@ -128,7 +128,7 @@ fn color(way: Way) -> RGBColor {
         Way::Inter | Way::Link => RGBColor(200, 30, 60),
         Way::Tap | Way::NetVhost => RGBColor(30, 90, 180),
         Way::Memif | Way::UnixStream => RGBColor(30, 140, 70),
-        Way::Pipe | Way::OvsDpdk => RGBColor(200, 130, 20),
+        Way::Pipe | Way::OvsDpdk | Way::Uplink => RGBColor(200, 130, 20),
     }
 }
 

@@ -306,7 +306,8 @@ fn base(table: &Table) -> Option<Way> {
         (Group::Paper | Group::Latency | Group::Udp | Group::Busy, _) => Some(Way::Loopback),
         (Group::Peers, "forward") => Some(Way::NetVhost),
         (Group::Peers | Group::Link, _) => Some(Way::Memcpy),
-        (Group::Scale, "pairs" | "all_to_one") => Some(Way::Tap),
+        (Group::Uplink, "tcp_stream" | "tcp") => Some(Way::Inter),
+        (Group::Uplink, _) | (Group::Scale, "pairs" | "all_to_one") => Some(Way::Tap),
         (Group::Scale, _) => None,
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use virtio_inter_tests::{Testbed, is_inside, stop_here_if_ending};
 
 use crate::case::{Case, Environment, Way};
-use crate::guests::{Pair, frontend};
+use crate::guests::{Attached, Pair, frontend};
 use crate::measured::Measured;
 use crate::placement::Seat;
 
@@ -17,6 +17,7 @@ const MAX_HANGS: usize = 3;
 /// The pair, and the hangs of its predecessors.
 pub struct RescuedPair {
     environment: Environment,
+    attached: Attached,
     program: Option<PathBuf>,
     /// Dropped before the bed that it lies in.
     pair: Pair,
@@ -33,13 +34,18 @@ impl RescuedPair {
     /// # Errors
     ///
     /// Those of [`Pair::boot`]; the pair keeps the details.
-    pub fn boot(environment: Environment, program: Option<PathBuf>) -> Result<Self> {
+    pub fn boot(
+        environment: Environment,
+        attached: Attached,
+        program: Option<PathBuf>,
+    ) -> Result<Self> {
         let bed = Testbed::new("the bench")?;
         let booted = frontend(environment)
-            .and_then(|frontend| Pair::boot(&bed, frontend, program.as_deref()));
+            .and_then(|frontend| Pair::boot_attached(&bed, frontend, attached, program.as_deref()));
         match booted {
             Ok(pair) => Ok(Self {
                 environment,
+                attached,
                 program,
                 pair,
                 bed,
@@ -103,7 +109,7 @@ impl RescuedPair {
     }
 
     fn boot_anew(&mut self, seat: &Seat) -> Result<()> {
-        let next = Self::boot(self.environment, self.program.clone());
+        let next = Self::boot(self.environment, self.attached, self.program.clone());
         let mut next = next.context("Booting guests anew")?;
         let placed = next.pair.place(seat).inspect_err(|_| next.keep());
         placed.context("Placing guests anew")?;

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use virtio_inter_tests::{ControlGroups, Testbed, is_inside, stop_here_if_ending, tools};
 
-use crate::case::{Case, Environment, Group, Test, Way};
+use crate::case::{Case, Environment, Group, Place, Test, Way};
 use crate::crowd::Crowd;
 use crate::distance::Distance;
+use crate::guests::Attached;
 use crate::host::Host;
 use crate::idle;
 use crate::measured::Measured;
@@ -21,6 +22,7 @@ use crate::programs::Programs;
 use crate::progress::Progress;
 use crate::rescue::RescuedPair;
 use crate::results::{Results, Row};
+use crate::selection::{pick, seats, ways};
 use crate::stats::{number, rotated};
 
 /// A run on its way.
@@ -114,16 +116,27 @@ impl Run {
             Environment::CloudHypervisor,
             Environment::Nested,
         ] {
-            let some = pick(cases, |case| {
-                case.place.environment == environment && case.place.group != Group::Scale
-            });
-            if some.is_empty() {
-                continue;
-            }
-            if environment == Environment::Nested && !is_inside() {
-                self.measure_nested(&some)?;
-            } else {
-                self.measure_guests(environment, &some)?;
+            // Those with uplinks have guests of their own, so that others are as they were.
+            for attached in [Attached::Usual, Attached::Uplinks] {
+                let some = pick(cases, |case| {
+                    let Place {
+                        environment: of,
+                        group,
+                        ..
+                    } = case.place;
+                    let has_uplinks = group == Group::Uplink;
+                    of == environment
+                        && group != Group::Scale
+                        && has_uplinks == (attached == Attached::Uplinks)
+                });
+                if some.is_empty() {
+                    continue;
+                }
+                if environment == Environment::Nested && !is_inside() {
+                    self.measure_nested(&some)?;
+                } else {
+                    self.measure_guests(environment, attached, &some)?;
+                }
             }
         }
         let host = pick(cases, |case| {
@@ -152,17 +165,23 @@ impl Run {
     }
 
     /// Boots two guests and measures between them in each placement.
-    fn measure_guests(&mut self, environment: Environment, cases: &[Case]) -> Result<()> {
+    fn measure_guests(
+        &mut self,
+        environment: Environment,
+        attached: Attached,
+        cases: &[Case],
+    ) -> Result<()> {
         let name = environment.name();
         self.progress.begin(format!("{name}: booting two guests"));
-        let mut guests = match RescuedPair::boot(environment, self.programs.port.clone()) {
+        let mut guests = match RescuedPair::boot(environment, attached, self.programs.port.clone())
+        {
             Ok(guests) => guests,
             Err(error) => return self.skip_all(cases, &format!("{error:#}")),
         };
         let pair = guests.pair();
         self.progress
             .say(&format!("{name}, Linux {}: ready", pair.kernel_release()));
-        for way in [Way::Loopback, Way::Inter, Way::Tap] {
+        for way in ways(cases) {
             if let Ok(words) = pair.offloads(way) {
                 self.progress.say(&format!("{}: {words}", way.name()));
             }
@@ -206,7 +225,7 @@ impl Run {
             self.results
                 .note_not_run(&what, "guests hung, or their port ended");
             // Nobody says that it was not ours.
-            if way == Way::Inter && !self.broken.contains(&(id.clone(), way)) {
+            if way.is_ours() && !self.broken.contains(&(id.clone(), way)) {
                 self.broken.push((id, way));
             }
         }
@@ -382,7 +401,7 @@ impl Run {
             Err(error) => {
                 stop_here_if_ending();
                 losses += u32::from(is_loss(&error));
-                let is_lossy = losses == 2 && !matches!(way, Way::Inter | Way::Loopback);
+                let is_lossy = losses == 2 && !way.is_ours() && way != Way::Loopback;
                 let why = format!("round {}: {error:#}", round + 1);
                 // A log at its end may end with line feeds, and be long.
                 let why: String = why.trim_end().chars().take(500).collect();
@@ -423,6 +442,7 @@ impl Run {
     }
 
     fn record(&mut self, case: &Case, way: Way, size: u32, measured: &Measured) {
+        let part = if case.test.is_with_host() { 2 } else { 1 };
         for (index, value) in measured.values.iter().enumerate() {
             let cost = measured.cpu_seconds_per_gb().filter(|_| index == 0);
             self.results.add(Row {
@@ -433,8 +453,8 @@ impl Run {
                 unit: value.unit.to_owned(),
                 rounds: vec![value.value],
                 cpu_seconds_per_gb: cost.into_iter().collect(),
-                copies: way.copies(),
-                processes: way.processes(),
+                copies: way.copies() / part,
+                processes: way.processes() / part,
             });
         }
     }
@@ -482,20 +502,4 @@ fn is_loss(error: &anyhow::Error) -> bool {
 /// Whether the parties of a case are bound to two CPUs.
 fn uses_two_cpus(case: &Case) -> bool {
     case.place.placement == Placement::PerGuest && !is_inside()
-}
-
-fn pick(cases: &[Case], is_it: impl Fn(&Case) -> bool) -> Vec<Case> {
-    cases.iter().filter(|case| is_it(case)).cloned().collect()
-}
-
-/// All pairs of placement and grouping, in the order of their cases.
-fn seats(cases: &[Case]) -> Vec<(Placement, Grouping)> {
-    let mut all = Vec::new();
-    for case in cases {
-        let seat = (case.place.placement, case.place.grouping);
-        if !all.contains(&seat) {
-            all.push(seat);
-        }
-    }
-    all
 }

@@ -13,6 +13,9 @@ pub(crate) fn metric_name(metric: &str) -> String {
         "tcp_after_idle" => "TCP half round trip, one message in 10 ms".to_owned(),
         "tcp_burst" => "TCP half round trip, 16 messages at once in 10 ms".to_owned(),
         "datagrams" => "UDP datagrams that arrive".to_owned(),
+        "to_host" => "iperf3 over TCP, guest to host".to_owned(),
+        "from_host" => "iperf3 over TCP, host to guest".to_owned(),
+        "host_tcp" => "TCP half round trip, guest and host".to_owned(),
         "forward" => "frames of a testpmd with two virtio_user (or memif) ports".to_owned(),
         "cold" => "batches of 32, cold memory".to_owned(),
         "pairs" => "streams between pairs, total".to_owned(),
@@ -52,6 +55,7 @@ pub(crate) fn group_name(group: Group) -> &'static str {
         Group::Busy => "Beside a busy neighbour",
         Group::Peers => "Other ways between processes",
         Group::Link => "A link alone",
+        Group::Uplink => "With uplinks",
         Group::Scale => "Many ports",
     }
 }
@@ -86,6 +90,12 @@ pub(crate) fn group_words(group: Group) -> &'static str {
             "Two processes on two CPUs. Payloads come from and go to 1 MiB of memory, or, cold, to \
              64 MiB, as the memcpy beside it, which is one copy on one CPU where the link makes \
              two."
+        }
+        Group::Uplink => {
+            "A guest and the host in which its bridge is: by the VMM's own tap device, and by a \
+             port whose uplink is a tap device. The host's programs are where the second guest is \
+             otherwise. Then two guests: by ports without uplinks, and by ports with uplinks, \
+             whose frames go by link all the same."
         }
         Group::Scale => {
             "Guests of User Mode Linux, placed by the host; streams of two seconds with messages \

@@ -119,6 +119,9 @@ pub(crate) fn ensure_peers() {
         ("dnsmasq", "dnsmasq-base"),
         ("nft", "nftables"),
         ("pasta", "passt"),
+        // What the bench measures the host's side of an uplink with.
+        ("iperf3", "iperf3"),
+        ("sockperf", "sockperf"),
     ];
     let missing = networks
         .iter()

@@ -6,8 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use super::StreamRate;
 use super::limits::{LISTEN_LIMIT, MARGIN};
 use crate::{Job, Result, Vm};
+
+/// TCP port of the server.
+pub const IPERF3_PORT: &str = "5201";
+/// A server for any number of clients, one after the other.
+pub const IPERF3_SERVER: &[&str] = &["iperf3", "-s", "-p", IPERF3_PORT];
 
 /// How to measure.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +72,40 @@ pub fn iperf3(
     let limit = Duration::from_secs(how.seconds.into()) + MARGIN;
     let output = client.run_within(limit, &arguments)?;
     parse(&output.stdout).with_context(|| format!("iperf3 to {address}: {}", output.stderr))
+}
+
+/// A stream to the iperf3 server at `address`, or from it, for `seconds`, with `size` bytes in each
+/// call of the sender.
+///
+/// # Errors
+///
+/// A client that fails; its message is in the error.
+pub fn iperf3_stream(
+    client: &Vm,
+    address: IpAddr,
+    seconds: u32,
+    size: u32,
+    reverse: bool,
+) -> Result<StreamRate> {
+    let (address, time, size) = (address.to_string(), seconds.to_string(), size.to_string());
+    let mut arguments = vec![
+        "iperf3",
+        "-c",
+        &address,
+        "-p",
+        IPERF3_PORT,
+        "-J",
+        "-t",
+        &time,
+        "-l",
+        &size,
+    ];
+    if reverse {
+        arguments.push("-R");
+    }
+    let limit = Duration::from_secs(seconds.into()) + MARGIN;
+    let output = client.run_within(limit, &arguments)?;
+    parse_stream(&output.stdout).with_context(|| format!("iperf3 to {address}: {}", output.stderr))
 }
 
 /// Result of a flow of datagrams.
@@ -159,6 +199,22 @@ fn parse(text: &str) -> Result<Throughput> {
     })
 }
 
+fn parse_stream(text: &str) -> Result<StreamRate> {
+    let report: Value = serde_json::from_str(text).context("Reading iperf3's report")?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("iperf3 says: {error}");
+    }
+    let number = |name: &str| {
+        report["end"]["sum_received"][name]
+            .as_f64()
+            .with_context(|| format!("No {name} received in iperf3's report"))
+    };
+    Ok(StreamRate {
+        bytes: number("bytes")?,
+        seconds: number("seconds")?,
+    })
+}
+
 fn parse_udp(text: &str) -> Result<Datagrams> {
     let report: Value = serde_json::from_str(text).context("Reading iperf3's report")?;
     if let Some(error) = report["error"].as_str() {
@@ -185,7 +241,7 @@ fn parse_udp(text: &str) -> Result<Datagrams> {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse, parse_udp};
+    use super::{parse, parse_stream, parse_udp};
 
     #[test]
     fn receivers_rate_and_the_senders_retransmissions_count() {
@@ -196,6 +252,16 @@ mod tests {
             (throughput.bits_per_second, throughput.retransmits),
             (8e9, 3)
         );
+    }
+
+    #[test]
+    fn received_bytes_of_a_stream_count() {
+        let text = r#"{"end":{"sum_sent":{"bytes":9000,"seconds":1.0},
+                       "sum_received":{"bytes":8000,"seconds":1.25}}}"#;
+        let stream = parse_stream(text).unwrap();
+        assert_eq!((stream.bytes, stream.seconds), (8000.0, 1.25));
+        assert!(parse_stream(r#"{"end":{}}"#).is_err());
+        assert!(parse_stream(r#"{"error":"unable to connect"}"#).is_err());
     }
 
     #[test]

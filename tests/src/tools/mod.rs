@@ -13,13 +13,17 @@ mod transfer;
 mod udp;
 
 pub use flood::Flood;
-pub use iperf3::{BulkStream, Datagrams, Iperf3, Throughput, iperf3, iperf3_udp};
+pub use iperf3::{
+    BulkStream, Datagrams, IPERF3_PORT, IPERF3_SERVER, Iperf3, Throughput, iperf3, iperf3_stream,
+    iperf3_udp,
+};
 pub use netperf::{
     StreamRate, TcpStream, TransactionRate, netserver, tcp_rr, tcp_rr_of, tcp_stream,
 };
 pub use ping::{Ping, PingReport, ping};
 pub use sockperf::{
-    HalfRoundTrip, Pace, Transport, Unanswered, half_round_trip, sockperf_server, tcp_ping_pong,
+    HalfRoundTrip, Pace, SOCKPERF_PORT, SOCKPERF_TCP_SERVER, Transport, Unanswered,
+    half_round_trip, sockperf_server, tcp_ping_pong,
 };
 pub use transfer::{Transfer, TransferPlan, TransferReport, exchange};
 pub use udp::{UdpReport, udp_check};

@@ -10,7 +10,17 @@ use super::limits::{LISTEN_LIMIT, MARGIN};
 use crate::{Job, Result, Vm, wait};
 
 /// Port of the server.
-const PORT: &str = "11111";
+pub const SOCKPERF_PORT: &str = "11111";
+/// A server over TCP, on all IPv4 addresses.
+pub const SOCKPERF_TCP_SERVER: &[&str] = &[
+    "sockperf",
+    "server",
+    "-i",
+    "0.0.0.0",
+    "-p",
+    SOCKPERF_PORT,
+    "--tcp",
+];
 
 /// Times of half a round trip, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -82,7 +92,7 @@ pub enum Pace {
 /// A server that does not listen.
 pub fn sockperf_server(server: &Vm, transport: Transport, is_ipv6: bool) -> Result<Job> {
     let any = if is_ipv6 { "::" } else { "0.0.0.0" };
-    let mut arguments = vec!["sockperf", "server", "-i", any, "-p", PORT];
+    let mut arguments = vec!["sockperf", "server", "-i", any, "-p", SOCKPERF_PORT];
     let sockets = match transport {
         Transport::Tcp => {
             arguments.push("--tcp");
@@ -92,8 +102,8 @@ pub fn sockperf_server(server: &Vm, transport: Transport, is_ipv6: bool) -> Resu
     };
     let listening = server.spawn(&arguments)?;
     wait::until("listening sockperf", LISTEN_LIMIT, || {
-        let sockets = server.run(&["ss", sockets, &format!("sport = :{PORT}")])?;
-        Ok(sockets.contains(PORT).then_some(()))
+        let sockets = server.run(&["ss", sockets, &format!("sport = :{SOCKPERF_PORT}")])?;
+        Ok(sockets.contains(SOCKPERF_PORT).then_some(()))
     })?;
     Ok(listening)
 }
@@ -140,7 +150,16 @@ pub fn half_round_trip(
         burst.map(|burst| burst.to_string()),
     );
     let mut arguments = vec![
-        "sockperf", mode, "-i", &address, "-p", PORT, "-t", &time, "-m", "64",
+        "sockperf",
+        mode,
+        "-i",
+        &address,
+        "-p",
+        SOCKPERF_PORT,
+        "-t",
+        &time,
+        "-m",
+        "64",
     ];
     if transport == Transport::Tcp {
         arguments.push("--tcp");
