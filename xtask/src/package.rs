@@ -1,4 +1,8 @@
-//! `cargo xtask package`: builds a Debian package, and tries it in a clean Debian system.
+//! `cargo xtask package`: builds a Debian package, and tries it in clean Debian systems.
+
+mod check;
+mod first_vms;
+mod system;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -6,10 +10,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::apt::Mirror;
-use crate::root::root;
+use crate::root::{root, run_in_root};
 use crate::tools::Tool;
 
 /// The tool that makes the package.
@@ -22,8 +25,8 @@ const CARGO_DEB: Tool = Tool {
 /// Options of `cargo xtask package`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Install, use, upgrade and purge the package in a clean Debian system (needs root and
-    /// mmdebstrap)
+    /// Install, use, upgrade and purge the package in clean Debian systems, and run the commands of
+    /// docs/first-vms.md in one (needs root and mmdebstrap)
     #[arg(long)]
     pub(crate) check: bool,
 }
@@ -37,7 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let package = build()?;
     println!("{}", package.display());
     if options.check {
-        check(&package)?;
+        check::check(&package)?;
     }
     Ok(())
 }
@@ -170,168 +173,4 @@ fn copyright() -> Result<String> {
          License: Apache-2.0 and BSD-3-Clause\n\nLicense: Apache-2.0\n On Debian systems, the text \
          is in /usr/share/common-licenses/Apache-2.0.\n\nLicense: BSD-3-Clause\n{indented}"
     ))
-}
-
-/// A clean Debian system in a directory; removed at its end.
-struct System(PathBuf);
-
-impl Drop for System {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-impl System {
-    fn new() -> Result<Self> {
-        let mirror = Mirror::of_this_machine()?;
-        let system = Self(root().join("target/package/system"));
-        let directory = system.0.display().to_string();
-        let arguments = [
-            "--variant=minbase",
-            // As on a host: the package's scripts use them.
-            "--include=systemd,systemd-sysv",
-            &mirror.codename,
-            &directory,
-            mirror.archive(),
-        ];
-        run_in_root("mmdebstrap", &[&["--quiet"][..], &arguments].concat())?;
-        Ok(system)
-    }
-
-    /// Runs a command in it, and returns its output.
-    fn run(&self, command: &str) -> Result<String> {
-        let output = Command::new("chroot")
-            .arg(&self.0)
-            .args(["/bin/sh", "-ec", command])
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .output()
-            .context("Cannot run chroot")?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{command}\n{text}{errors}");
-        Ok(text)
-    }
-
-    fn has(&self, path: &str) -> bool {
-        self.0.join(path).symlink_metadata().is_ok()
-    }
-}
-
-/// What users do with the package, from installing to purging.
-const USE: &str = "
-    cd /
-    virtio-inter --version
-    # What management software does by QEMU's conventions.
-    files=/usr/share/qemu/vhost-user/*-virtio-inter-net.json
-    backend=$(sed -n 's/.*\"binary\": \"\\(.*\\)\".*/\\1/p' $files)
-    \"$backend\" --print-capabilities | grep -q '\"type\": \"net\"'
-    \"$backend\" --socket-path=/run/x.sock 2>&1 | grep -q -e --segment
-    install -d -m 0700 /run/vm1 /run/vm2
-    for vm in 1 2; do
-        virtio-inter port --socket /run/vm$vm/net --segment default --id vm$vm \\
-            --mac 52:54:00:00:00:0$vm 2>>/run/log & pids=\"$pids $!\"
-    done
-    for try in 1 2 3 4 5 6 7 8 9 10; do
-        virtio-inter show default/vm1 | grep -q 'peer: vm2' && break
-        sleep 1
-    done
-    virtio-inter show default/vm1 | grep 'peer: vm2' || { cat /run/log; exit 1; }
-    # The new program replaces the file of the running ports.
-    apt-get -qq --reinstall install /tmp/virtio-inter.deb >/dev/null
-    virtio-inter list default | grep -c 'no VMM'
-    kill $pids
-    wait
-";
-
-/// Findings of lintian that are no faults here: the project has no mail address, and the package is
-/// not uploaded to Debian.
-const SUPPRESSED: [&str; 3] = [
-    "bogus-mail-host",
-    "bogus-mail-host-in-debian-changelog",
-    "initial-upload-closes-no-bugs",
-];
-
-/// Tries the package: `lintian`, then install, use, reinstall under running ports, remove, purge.
-fn check(package: &Path) -> Result<()> {
-    let name = package.display().to_string();
-    let suppressed = format!("--suppress-tags={}", SUPPRESSED.join(","));
-    run_in_root("lintian", &["--fail-on=error,warning", &suppressed, &name])?;
-    let system = System::new()?;
-    fs::copy(package, system.0.join("tmp/virtio-inter.deb"))?;
-    // Ports link by /proc; the program's messages need no more.
-    system.run("mount -t proc proc /proc")?;
-    let result = try_package(&system);
-    system.run("umount /proc")?;
-    result
-}
-
-fn try_package(system: &System) -> Result<()> {
-    system.run("apt-get -qq install /tmp/virtio-inter.deb >/dev/null")?;
-    for file in [
-        "usr/bin/virtio-inter",
-        "usr/bin/cloud-hypervisor-ext",
-        "usr/bin/ch-remote-ext",
-        "usr/lib/systemd/system/virtio-inter-port@.service",
-        "usr/lib/systemd/system/virtio-inter-uplink@.service",
-        "usr/lib/systemd/system/virtio-inter-exporter.service",
-        "usr/share/man/man1/virtio-inter-port.1.gz",
-        "usr/share/bash-completion/completions/virtio-inter",
-        "usr/share/qemu/vhost-user/50-virtio-inter-net.json",
-        "run/virtio-inter/default",
-    ] {
-        ensure!(system.has(file), "The installed package has no {file}");
-    }
-    let owner = system.run("stat -c '%a %U %G' /run/virtio-inter/default")?;
-    ensure!(
-        owner.trim() == "3770 virtio-inter-uplink virtio-inter",
-        "{owner}"
-    );
-    system.run(
-        "systemd-analyze verify --man=no virtio-inter-port@x.service virtio-inter-uplink@x.service \
-         virtio-inter-exporter.service",
-    )?;
-    for unit in [
-        "virtio-inter-port@.service",
-        "virtio-inter-uplink@.service",
-        "virtio-inter-exporter.service",
-    ] {
-        let command = format!(
-            "systemd-analyze security --offline=true --threshold=15 /usr/lib/systemd/system/{unit}"
-        );
-        system.run(&command)?;
-    }
-    let used = system.run(USE)?;
-    ensure!(used.trim_end().ends_with('2'), "{used}");
-    system.run("apt-get -qq remove virtio-inter >/dev/null")?;
-    ensure!(
-        !system.has("usr/bin/virtio-inter"),
-        "The package was removed, its program not"
-    );
-    system.run("apt-get -qq purge virtio-inter >/dev/null")?;
-    let left = system.run("find / -xdev -path /proc -prune -o -name '*virtio-inter*' -print")?;
-    let left: Vec<&str> = left
-        .lines()
-        .filter(|path| !path.starts_with("/tmp/"))
-        .collect();
-    if !left.is_empty() {
-        bail!("The package was purged and left {}", left.join(", "));
-    }
-    println!("Installed, used, reinstalled under running ports, removed and purged");
-    Ok(())
-}
-
-/// Runs a program in the project's directory.
-fn run_in_root(program: &str, arguments: &[&str]) -> Result<()> {
-    let status = Command::new(program)
-        .args(arguments)
-        .current_dir(root())
-        .status()
-        .with_context(|| format!("Cannot run {program}"))?;
-    ensure!(
-        status.success(),
-        "{program} {}: {status}",
-        arguments.join(" ")
-    );
-    Ok(())
 }

@@ -1,0 +1,140 @@
+//! Tries the package in clean Debian systems, as users would: installs it, uses it, reinstalls it
+//! under running ports, removes and purges it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
+
+use super::first_vms;
+use super::system::System;
+use crate::apt::Mirror;
+use crate::root::run_in_root;
+use crate::setup;
+
+/// The release in which the book's commands are tried: the first with a QEMU for vhost-user
+/// devices. The package is to run there wherever it was built.
+const NEWEST: &str = "trixie";
+
+/// Packages of a clean system: the package's scripts use them, as on a host.
+const SYSTEMD: [&str; 2] = ["systemd", "systemd-sysv"];
+/// What a machine has that boots, beside these.
+const MACHINE: [&str; 2] = ["linux-image-cloud-amd64", "busybox"];
+
+/// What users do with the package, from installing to purging.
+const USE: &str = "
+    cd /
+    virtio-inter --version
+    # What management software does by QEMU's conventions.
+    files=/usr/share/qemu/vhost-user/*-virtio-inter-net.json
+    backend=$(sed -n 's/.*\"binary\": \"\\(.*\\)\".*/\\1/p' $files)
+    \"$backend\" --print-capabilities | grep -q '\"type\": \"net\"'
+    \"$backend\" --socket-path=/run/x.sock 2>&1 | grep -q -e --segment
+    install -d -m 0700 /run/vm1 /run/vm2
+    for vm in 1 2; do
+        virtio-inter port --socket /run/vm$vm/net --segment default --id vm$vm \\
+            --mac 52:54:00:00:00:0$vm 2>>/run/log & pids=\"$pids $!\"
+    done
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+        virtio-inter show default/vm1 | grep -q 'peer: vm2' && break
+        sleep 1
+    done
+    virtio-inter show default/vm1 | grep 'peer: vm2' || { cat /run/log; exit 1; }
+    # The new program replaces the file of the running ports.
+    apt-get -qq --reinstall install /tmp/virtio-inter_*.deb >/dev/null
+    virtio-inter list default | grep -c 'no VMM'
+    kill $pids
+    wait
+";
+
+/// Findings of lintian that are no faults here: the project has no mail address, and the package is
+/// not uploaded to Debian.
+const SUPPRESSED: [&str; 3] = [
+    "bogus-mail-host",
+    "bogus-mail-host-in-debian-changelog",
+    "initial-upload-closes-no-bugs",
+];
+
+/// Tries the package: `lintian`, then each release.
+///
+/// # Errors
+///
+/// What does not work.
+pub(super) fn check(package: &Path) -> Result<()> {
+    // QEMU, which boots one of the systems.
+    setup::ensure()?;
+    let name = package.display().to_string();
+    let suppressed = format!("--suppress-tags={}", SUPPRESSED.join(","));
+    run_in_root("lintian", &["--fail-on=error,warning", &suppressed, &name])?;
+    let own = Mirror::of_this_machine()?.codename;
+    if own != NEWEST {
+        try_package(package, &System::new(&own, &SYSTEMD)?)?;
+    }
+    let system = System::new(NEWEST, &[&SYSTEMD[..], &MACHINE].concat())?;
+    try_package(package, &system)
+}
+
+fn try_package(package: &Path, system: &System) -> Result<()> {
+    let name = package.file_name().unwrap_or_default();
+    fs::copy(package, system.path("tmp").join(name))?;
+    if system.release == NEWEST {
+        // Installs the package as well.
+        first_vms::run(system)?;
+    } else {
+        system.run("apt-get -qq install /tmp/virtio-inter_*.deb >/dev/null")?;
+    }
+    for file in [
+        "usr/bin/virtio-inter",
+        "usr/bin/cloud-hypervisor-ext",
+        "usr/bin/ch-remote-ext",
+        "usr/lib/systemd/system/virtio-inter-port@.service",
+        "usr/lib/systemd/system/virtio-inter-uplink@.service",
+        "usr/lib/systemd/system/virtio-inter-exporter.service",
+        "usr/share/man/man1/virtio-inter-port.1.gz",
+        "usr/share/bash-completion/completions/virtio-inter",
+        "usr/share/qemu/vhost-user/50-virtio-inter-net.json",
+        "run/virtio-inter/default",
+    ] {
+        ensure!(system.has(file), "The installed package has no {file}");
+    }
+    let owner = system.run("stat -c '%a %U %G' /run/virtio-inter/default")?;
+    ensure!(
+        owner.trim() == "3770 virtio-inter-uplink virtio-inter",
+        "{owner}"
+    );
+    system.run(
+        "systemd-analyze verify --man=no virtio-inter-port@x.service virtio-inter-uplink@x.service \
+         virtio-inter-exporter.service",
+    )?;
+    for unit in [
+        "virtio-inter-port@.service",
+        "virtio-inter-uplink@.service",
+        "virtio-inter-exporter.service",
+    ] {
+        let command = format!(
+            "systemd-analyze security --offline=true --threshold=15 /usr/lib/systemd/system/{unit}"
+        );
+        system.run(&command)?;
+    }
+    let used = system.run(USE)?;
+    ensure!(used.trim_end().ends_with('2'), "{used}");
+    system.run("apt-get -qq remove virtio-inter >/dev/null")?;
+    ensure!(
+        !system.has("usr/bin/virtio-inter"),
+        "The package was removed, its program not"
+    );
+    system.run("apt-get -qq purge virtio-inter >/dev/null")?;
+    let left = system.run("find / -xdev -path /proc -prune -o -name '*virtio-inter*' -print")?;
+    let left: Vec<&str> = left
+        .lines()
+        .filter(|path| !path.starts_with("/tmp/"))
+        .collect();
+    if !left.is_empty() {
+        bail!("The package was purged and left {}", left.join(", "));
+    }
+    println!(
+        "{}: installed, used, reinstalled under running ports, removed and purged",
+        system.release
+    );
+    Ok(())
+}
