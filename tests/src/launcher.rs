@@ -33,7 +33,11 @@ pub(crate) fn of(vmm: &Command, config: &VmConfig) -> Result<Command> {
     if let Some(host) = &config.host {
         command.current_dir(host);
     }
-    Ok(command)
+    let uplink = config.nics.iter().find_map(|nic| nic.uplink.as_ref());
+    Ok(match uplink {
+        Some(tap) => tap.enter(&command),
+        None => command,
+    })
 }
 
 /// The command that restores a guest from `source`, with its requests taken at `api` as before.
@@ -71,8 +75,12 @@ pub(crate) fn inter_vm(config: &VmConfig, index: usize, nic: &Nic) -> Option<Str
         Some(_) => format!(",socket=net{index}.sock"),
         None => String::new(),
     };
+    let uplink = match &nic.uplink {
+        Some(tap) => format!(",tap={}", tap.name()),
+        None => String::new(),
+    };
     Some(format!(
-        "segment={},id=net{index},mac={},mtu={},num_queues={},queue_size={}{socket}",
+        "segment={},id=net{index},mac={},mtu={},num_queues={},queue_size={}{socket}{uplink}",
         segment.display(),
         nic.mac,
         nic.mtu,

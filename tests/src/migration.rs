@@ -11,7 +11,8 @@ use serde_json::json;
 
 use crate::monitor::Monitor;
 use crate::{
-    Backend, Frontend, Kernel, Port, Process, Result, Segment, Testbed, Vm, VmConfig, process, wait,
+    Backend, Frontend, Kernel, Port, Process, Result, Segment, Tap, Testbed, Vm, VmConfig, process,
+    wait,
 };
 use crate::{cloud_hypervisor, launcher, qemu, vm, vmm};
 
@@ -136,15 +137,21 @@ impl Vm {
     }
 
     /// Moves the running guest, its memory copied while it runs, to a launcher in the directory
-    /// `host`, whose segments its interfaces are then on.
+    /// `host`, on whose segments, and with whose uplinks, its interfaces then are.
     ///
     /// # Errors
     ///
     /// As for [`Vm::migrate`].
-    pub fn migrate_to(&mut self, bed: &Testbed, host: &Path, segments: &[&Segment]) -> Result<()> {
+    pub fn migrate_to(
+        &mut self,
+        bed: &Testbed,
+        host: &Path,
+        networks: &[(&Segment, Option<&Tap>)],
+    ) -> Result<()> {
         let mut config = self.config.clone().on_host(host);
-        for (nic, segment) in config.nics.iter_mut().zip(segments) {
+        for (nic, (segment, uplink)) in config.nics.iter_mut().zip(networks) {
             nic.backend = Backend::InterVm(segment.path().to_path_buf());
+            nic.uplink = uplink.cloned();
         }
         self.move_to(bed, config, BOUNDS)
             .with_context(|| self.story())

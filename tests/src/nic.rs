@@ -22,6 +22,9 @@ pub enum Backend {
 pub struct Nic {
     /// The path of its frames.
     pub backend: Backend,
+    /// The uplink of the port that the launcher starts for it. All of one guest are in one
+    /// namespace.
+    pub uplink: Option<Tap>,
     /// Its Ethernet address.
     pub mac: Mac,
     /// Largest packet in bytes, without the Ethernet header.
@@ -63,6 +66,7 @@ impl Nic {
     pub fn new(backend: Backend, mtu: u16, host: u8) -> Self {
         Self {
             backend,
+            uplink: None,
             mac: Mac::local(host),
             mtu,
             queues: 1,
@@ -82,6 +86,15 @@ impl Nic {
     /// An interface with `--inter-vm` on a segment, as host `host` of subnet 0.
     pub fn inter_vm(segment: &Segment, host: u8) -> Self {
         Self::new(Backend::InterVm(segment.path().to_path_buf()), 1500, host)
+    }
+
+    /// The same interface of the launcher with an uplink of its port.
+    #[must_use]
+    pub fn uplink(self, tap: &Tap) -> Self {
+        Self {
+            uplink: Some(tap.clone()),
+            ..self
+        }
     }
 
     /// The same interface in another subnet.

@@ -120,6 +120,8 @@ const RECIPES: &[Recipe] = &[
             "kvm_amd",
             "tun",
             "bridge",
+            "veth",
+            "vxlan",
         ],
     },
     Recipe {
