@@ -29,6 +29,9 @@ mod feature_names;
 mod features;
 mod forbidden;
 mod frame;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 mod guest_memory;
 mod offload;

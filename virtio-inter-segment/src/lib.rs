@@ -27,6 +27,9 @@ mod connector;
 mod deferred_close;
 mod directory;
 mod fd_type;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod join_error;
 mod limits;

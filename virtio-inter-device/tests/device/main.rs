@@ -15,6 +15,7 @@ mod disabled;
 mod drops;
 mod features;
 mod forwarding;
+mod fuzz_seeds;
 mod guard;
 mod headers;
 mod hostile_driver;

@@ -1,0 +1,26 @@
+//! Messages of the segment protocol, HELLO above all: parsed, judged, refused.
+
+use crate::LocalPort;
+use crate::fuzzing::receive;
+
+/// Runs one input.
+pub(crate) fn run(packet: &[u8]) {
+    // The size in the header is right unless the input says otherwise by its last bit.
+    let mut packet = packet.to_vec();
+    if packet.len() >= 8 && packet.last().is_some_and(|last| last & 1 == 0) {
+        let size = (packet.len() as u16).to_le_bytes();
+        packet[6..8].copy_from_slice(&size);
+    }
+    let port = LocalPort {
+        id: "web".parse().unwrap(),
+        mac: "52:54:00:00:00:01".parse().unwrap(),
+        mtu: 1500,
+        queues: 1,
+        ring_capacity: virtio_inter_link::MIN_CAPACITY,
+        uplinks: Default::default(),
+        allowed: Default::default(),
+        guard: Default::default(),
+        trunk: false,
+    };
+    receive(&packet, &port);
+}
