@@ -35,10 +35,6 @@ pub struct Diagnostics {
     last_refused_source: Option<MacAddr>,
     /// The address of [`Code::NoDestination`].
     lost_destination: Option<MacAddr>,
-    /// The text of [`Code::MemoryNotShared`].
-    unshared: Option<String>,
-    /// The text of [`Code::QueueWaits`].
-    waits: Option<String>,
     /// Number of refusals of peers with the same name or address, and the time of the last one.
     conflicts: (u64, Option<SystemTime>),
 }
@@ -56,8 +52,6 @@ impl Diagnostics {
             former: VecDeque::new(),
             last_refused_source: None,
             lost_destination: None,
-            unshared: None,
-            waits: None,
             conflicts: (0, None),
         }
     }
@@ -74,28 +68,12 @@ impl Diagnostics {
 
     /// Sets or clears the warning that the guest's memory is not shared; `unshared` is its text.
     pub fn memory(&mut self, unshared: Option<&str>) {
-        if unshared == self.unshared.as_deref() {
-            return;
-        }
-        self.unshared = unshared.map(str::to_owned);
-        self.warnings.clear(Code::MemoryNotShared, "");
-        if let Some(text) = unshared {
-            let text = text.to_owned();
-            self.warnings.raise(Code::MemoryNotShared, "", 1, text);
-        }
+        self.warnings.set(Code::MemoryNotShared, unshared);
     }
 
     /// Sets or clears the warning that a queue cannot start; `waits` is its text.
     pub fn queues(&mut self, waits: Option<&str>) {
-        if waits == self.waits.as_deref() {
-            return;
-        }
-        self.waits = waits.map(str::to_owned);
-        self.warnings.clear(Code::QueueWaits, "");
-        if let Some(text) = waits {
-            let text = text.to_owned();
-            self.warnings.raise(Code::QueueWaits, "", 1, text);
-        }
+        self.warnings.set(Code::QueueWaits, waits);
     }
 
     /// Sets or clears the warning that users who may join the segment can also remove the files of

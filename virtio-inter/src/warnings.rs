@@ -182,6 +182,19 @@ impl Warnings {
         }
     }
 
+    /// Notes the state of a condition that has no subject: `text` says what is so, none that it is
+    /// not. The text that it has is nothing new.
+    pub fn set(&mut self, code: Code, text: Option<&str>) {
+        let present = self.all.get(&(code, String::new()));
+        if present.map(|warning| &*warning.text) == text {
+            return;
+        }
+        self.clear(code, "");
+        if let Some(text) = text {
+            self.raise(code, "", 1, text.to_owned());
+        }
+    }
+
     /// Notes that something is so no more.
     pub fn clear(&mut self, code: Code, subject: &str) {
         let was = self.all.remove(&(code, subject.to_owned()));
