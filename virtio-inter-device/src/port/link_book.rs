@@ -164,7 +164,7 @@ impl LinkBook {
     }
 
     /// Adds a peer, without rings.
-    pub(super) fn add(&mut self, peer: &PeerInfo) -> PeerAddresses {
+    pub(super) fn add(&mut self, peer: &PeerInfo) -> (PeerAddresses, Arc<PeerTraffic>) {
         let used: BTreeSet<Holder> = self
             .peers
             .values()
@@ -182,14 +182,15 @@ impl LinkBook {
             barred: peer.barred.clone(),
             used: Arc::default(),
         };
+        let traffic = Arc::new(PeerTraffic::new(self.queues, peer.queues));
         let new = Peer {
             addresses: addresses.clone(),
-            traffic: Arc::new(PeerTraffic::new(self.queues, peer.queues)),
+            traffic: Arc::clone(&traffic),
             with_ring: 0,
         };
         self.peers.insert(peer.key, new);
         self.rebuild();
-        addresses
+        (addresses, traffic)
     }
 
     /// Removes a peer of which nothing is received any more.

@@ -38,11 +38,8 @@ impl<B: LinkBackend> Port<B> {
     ///
     /// When a worker does not answer. No worker exchanges frames with the peer then.
     pub fn add_peer(&mut self, peer: &PeerInfo) -> Result<(), DeviceError> {
-        let (key, addresses) = (peer.key, self.book.add(peer));
-        let Some(traffic) = self.book.traffic(key).cloned() else {
-            return Ok(());
-        };
-        let command = || LinkCommand::AddPeer(key, addresses.clone(), Arc::clone(&traffic));
+        let (addresses, traffic) = self.book.add(peer);
+        let command = || LinkCommand::AddPeer(peer.key, addresses.clone(), Arc::clone(&traffic));
         let added = self.ask_all(|| Command::Backend(command().into()));
         if added.is_err() {
             self.remove_peer(peer.key)?;
@@ -205,16 +202,15 @@ impl<B: LinkBackend> Port<B> {
         number: u64,
         receiver: Receiver,
     ) -> Result<(), DeviceError> {
-        let Some(source) = self.book.addresses(peer).cloned() else {
+        let (Some(source), Some(traffic)) = (self.book.addresses(peer), self.book.traffic(peer))
+        else {
             return Ok(());
         };
         // The peer's queue i feeds our queue i mod n, or one in use in its place.
         let preferred = queue % self.workers.len() as u16;
         let ring = RxRing { number, receiver };
-        let traffic = self.book.traffic(peer).map(|traffic| traffic.rx(queue));
-        let traffic = traffic.unwrap_or_default();
-        let id = RxLinkId { peer, queue };
-        let link = RxLink::new(id, Some(source), ring, traffic, preferred);
+        let (id, source) = (RxLinkId { peer, queue }, Some(source.clone()));
+        let link = RxLink::new(id, source, ring, traffic.rx(queue), preferred);
         let worker = link.serving(self.active);
         self.ask_links(worker, LinkCommand::AddRxLinks(vec![link]))?;
         Ok(())
