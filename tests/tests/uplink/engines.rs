@@ -8,7 +8,7 @@ use virtio_inter_tests::{
 
 use crate::host::{
     Capture, HOST, LIMIT, OUTSIDE, Remote, dhcp, has, may_make_networks, packets, reach, serve,
-    wait_for_answer,
+    start_by_taps, wait_for_answer,
 };
 
 /// Bytes of a TCP exchange, each way.
@@ -25,9 +25,7 @@ fn on_a_bridge(kind: Frontend) {
         let _server = serve(bed, &mut bridge)?;
         let taps = [bridge.tap()?, bridge.tap()?];
         let mut group = Group::new(bed, "test")?;
-        for tap in &taps {
-            group.start(bed, kind, |config| config.uplink(tap), |config| config)?;
-        }
+        start_by_taps(&mut group, bed, kind, &taps)?;
         group.ready()?;
         // Broadcasts came before there were guests.
         let booted: Result<Vec<_>> = group.ports.iter().map(|port| port.counters()).collect();
@@ -240,14 +238,7 @@ fn uplink_reaches_another_host_by_vxlan_of_uml_guests() {
         near.join_by_vxlan(&far)?;
         let taps = [near.tap()?, near.tap()?];
         let mut group = Group::new(bed, "test")?;
-        for tap in &taps {
-            group.start(
-                bed,
-                Frontend::Uml,
-                |config| config.uplink(tap),
-                |config| config,
-            )?;
-        }
+        start_by_taps(&mut group, bed, Frontend::Uml, &taps)?;
         let remote = Remote::start(bed, Frontend::Uml, &far.tap()?, 3)?;
         group.ready()?;
         remote.vm.ready()?;

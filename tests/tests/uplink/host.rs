@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use virtio_inter_tests::{
-    Bridge, Frontend, Nic, Port, PortConfig, Process, Result, Segment, Tap, Testbed, Vm, VmConfig,
-    is_root, skip, tools, until,
+    Bridge, Frontend, Group, Nic, Port, PortConfig, Process, Result, Segment, Tap, Testbed, Vm,
+    VmConfig, is_root, skip, tools, until,
 };
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -39,21 +39,33 @@ pub(crate) fn serve(bed: &Testbed, bridge: &mut Bridge) -> Result<Process> {
     ))?;
     bridge.attach_outside()?;
     let leases = format!("--dhcp-leasefile={}", bed.path("leases").display());
-    bridge.start(
-        &[
-            "dnsmasq",
-            "--no-daemon",
-            "--conf-file=/dev/null",
-            "--user=root",
-            "--port=0",
-            "--interface=bridge",
-            "--bind-interfaces",
-            "--dhcp-range=10.0.0.100,10.0.0.199,255.255.255.0,1h",
-            "--log-dhcp",
-            &leases,
-        ],
-        &bed.path("dnsmasq.log"),
-    )
+    let range = "--dhcp-range=10.0.0.100,10.0.0.199,255.255.255.0,1h";
+    start_dnsmasq(bed, bridge, &[range, "--log-dhcp", &leases])
+}
+
+/// Runs dnsmasq on a bridge, without a server for names.
+pub(crate) fn start_dnsmasq(bed: &Testbed, bridge: &Bridge, options: &[&str]) -> Result<Process> {
+    let common = [
+        "dnsmasq",
+        "--no-daemon",
+        "--conf-file=/dev/null",
+        "--user=root",
+        "--port=0",
+        "--interface=bridge",
+        "--bind-interfaces",
+    ];
+    bridge.start(&[&common[..], options].concat(), &bed.path("dnsmasq.log"))
+}
+
+/// Starts a guest of this kind for each of these tap devices, which is its port's uplink.
+pub(crate) fn start_by_taps(
+    group: &mut Group,
+    bed: &Testbed,
+    kind: Frontend,
+    taps: &[Tap],
+) -> Result<()> {
+    taps.iter()
+        .try_for_each(|tap| group.start(bed, kind, |config| config.uplink(tap), |config| config))
 }
 
 /// Gets an address by DHCP, uses it alone, and the bridge's for everything else.

@@ -9,7 +9,9 @@ use virtio_inter_tests::{
     Bridge, Frontend, Group, Process, Result, Testbed, guest_test, skip, tools, until,
 };
 
-use crate::host::{HOST, LIMIT, OUTSIDE, dhcp, has, may_make_networks, packets, reach};
+use crate::host::{
+    HOST, LIMIT, OUTSIDE, dhcp, has, may_make_networks, packets, reach, start_by_taps,
+};
 
 const DOCUMENT: &str = include_str!("../../../docs/networking.md");
 /// Where its files are.
@@ -75,14 +77,7 @@ fn uplink_on_a_bridge_of_systemd_networkd_of_uml_guests() {
         let networkd = start(bed, &host)?;
         let taps = ["vm1-up", "vm2-up"].map(|name| host.tap_named(name));
         let mut group = Group::new(bed, "test")?;
-        for tap in &taps {
-            group.start(
-                bed,
-                Frontend::Uml,
-                |config| config.uplink(tap),
-                |config| config,
-            )?;
-        }
+        start_by_taps(&mut group, bed, Frontend::Uml, &taps)?;
         group.ready()?;
         let [a, b] = [&group.vms[0], &group.vms[1]];
         let addresses = [dhcp(a)?, dhcp(b)?];

@@ -8,7 +8,7 @@ use virtio_inter_tests::{
     Bridge, Frontend, Group, Kernel, Process, Result, Testbed, Vm, guest_test, tools, until,
 };
 
-use crate::host::{HOST, LIMIT, Remote, has, may_make_networks, reach};
+use crate::host::{HOST, LIMIT, Remote, has, may_make_networks, reach, start_dnsmasq};
 
 /// The prefix that the bridge's router announces, and its own address.
 const PREFIX: &str = "fd01::";
@@ -23,20 +23,8 @@ fn announce(bed: &Testbed, bridge: &Bridge) -> Result<Process> {
         "ip addr add {HOST}/24 dev bridge; ip -6 addr add {ROUTER}/64 dev bridge nodad
          ip link set lo up"
     ))?;
-    bridge.start(
-        &[
-            "dnsmasq",
-            "--no-daemon",
-            "--conf-file=/dev/null",
-            "--user=root",
-            "--port=0",
-            "--interface=bridge",
-            "--bind-interfaces",
-            "--enable-ra",
-            "--dhcp-range=fd01::,ra-only,64,1h",
-        ],
-        &bed.path("dnsmasq.log"),
-    )
+    let range = "--dhcp-range=fd01::,ra-only,64,1h";
+    start_dnsmasq(bed, bridge, &["--enable-ra", range])
 }
 
 /// The address that a guest has made of the announced prefix, once it may send from it.

@@ -107,7 +107,13 @@ impl Host {
         [self.network.words(), user].concat()
     }
 
-    /// Whether it can be run; if not, the test is skipped.
+    /// The host. None: pasta cannot be run there, and the test is skipped.
+    fn with_pasta(bed: &Testbed, segment: &Segment) -> Result<Option<Self>> {
+        let host = Self::new(bed, segment)?;
+        Ok(host.can_run_pasta().then_some(host))
+    }
+
+    /// Whether pasta can be run; if not, the test is skipped.
     fn can_run_pasta(&self) -> bool {
         let words = self.in_pasta(&[]);
         let output = Command::new(&words[0])
@@ -180,10 +186,9 @@ fn uplink_in_pasta_of_an_ordinary_user_of_one_uml_guest() {
     }
     guest_test(|bed| {
         let segment = Segment::new(bed, "own")?;
-        let host = Host::new(bed, &segment)?;
-        if !host.can_run_pasta() {
+        let Some(host) = Host::with_pasta(bed, &segment)? else {
             return Ok(());
-        }
+        };
         let within = [
             host.in_pasta(&["-I", "pasta0"]),
             words(&["sh", "-ec", FOR_ONE, "sh"]),
@@ -219,10 +224,9 @@ fn uplink_in_pasta_of_an_ordinary_user_with_dhcp_and_nat_of_uml_guests() {
     }
     guest_test(|bed| {
         let segment = Segment::new(bed, "own")?;
-        let host = Host::new(bed, &segment)?;
-        if !host.can_run_pasta() {
+        let Some(host) = Host::with_pasta(bed, &segment)? else {
             return Ok(());
-        }
+        };
         let within = host.in_pasta(&["--config-net"]);
         let within: Vec<&str> = within.iter().map(String::as_str).collect();
         let log = bed.path("pasta.log");
