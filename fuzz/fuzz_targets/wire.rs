@@ -5,6 +5,6 @@
 mod run;
 
 use libfuzzer_sys::fuzz_target;
-use virtio_inter_segment::{LocalPort, fuzzing};
+use virtio_inter_segment::fuzzing;
 
 fuzz_target!(|input: &[u8]| run::run(input));

@@ -13,7 +13,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use virtio_inter::vhost_user::frontend::{Disconnect, Frontend};
 use virtio_inter::vhost_user::session::SessionLimits;
 use virtio_inter_device::{BusyPollConfig, Device, Port};
-use virtio_inter_segment::LocalPort;
+use virtio_inter_segment::fuzzing;
 
 use crate::mock::MockDevice;
 
@@ -35,23 +35,12 @@ struct State {
 
 impl State {
     fn new() -> Self {
-        let local = LocalPort {
-            id: "web".parse().unwrap(),
-            mac: "52:54:00:00:00:01".parse().unwrap(),
-            mtu: 1500,
-            queues: 1,
-            ring_capacity: virtio_inter_link::MIN_CAPACITY,
-            uplinks: Default::default(),
-            allowed: Default::default(),
-            guard: Default::default(),
-            trunk: false,
-        };
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let memory = memfd_create("guest", flags).unwrap();
         ftruncate(&memory, SIZE).unwrap();
         fcntl_add_seals(&memory, SealFlags::SHRINK).unwrap();
         State {
-            port: Port::new(&local, BusyPollConfig::default()).unwrap(),
+            port: Port::new(&fuzzing::port(), BusyPollConfig::default()).unwrap(),
             memory,
             pipe: rustix::pipe::pipe().unwrap(),
         }

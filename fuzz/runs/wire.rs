@@ -1,7 +1,6 @@
 //! Messages of the segment protocol, HELLO above all: parsed, judged, refused.
 
-use crate::LocalPort;
-use crate::fuzzing::receive;
+use crate::fuzzing::{port, receive};
 
 /// Runs one input.
 pub(crate) fn run(packet: &[u8]) {
@@ -11,16 +10,5 @@ pub(crate) fn run(packet: &[u8]) {
         let size = (packet.len() as u16).to_le_bytes();
         packet[6..8].copy_from_slice(&size);
     }
-    let port = LocalPort {
-        id: "web".parse().unwrap(),
-        mac: "52:54:00:00:00:01".parse().unwrap(),
-        mtu: 1500,
-        queues: 1,
-        ring_capacity: virtio_inter_link::MIN_CAPACITY,
-        uplinks: Default::default(),
-        allowed: Default::default(),
-        guard: Default::default(),
-        trunk: false,
-    };
-    receive(&packet, &port);
+    receive(&packet, &port());
 }

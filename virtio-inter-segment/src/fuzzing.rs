@@ -6,6 +6,25 @@ use crate::handshake::{Local, Refusal, Role};
 use crate::message::{Message, parse};
 use crate::port::LocalPort;
 
+/// A port for targets, whatever they do with it.
+///
+/// # Panics
+///
+/// Never: the name and the address are valid.
+pub fn port() -> LocalPort {
+    LocalPort {
+        id: "web".parse().unwrap(),
+        mac: "52:54:00:00:00:01".parse().unwrap(),
+        mtu: 1500,
+        queues: 1,
+        ring_capacity: virtio_inter_link::MIN_CAPACITY,
+        uplinks: Default::default(),
+        allowed: Default::default(),
+        guard: Default::default(),
+        trunk: false,
+    }
+}
+
 /// Has a port receive a message, and checks what can be said of any.
 ///
 /// # Panics
