@@ -11,6 +11,7 @@ mod apt;
 mod bench;
 mod book;
 mod demo;
+mod disk;
 mod image;
 mod modules;
 mod mutants;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::disk::has_room;
 use crate::root::root;
 use crate::style::{Tree, findings};
 use crate::{book, image, package, setup, soak};
@@ -30,6 +31,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "WORD", value_parser = part_of_a_step)]
     only: Option<String>,
 }
+
+/// MiB that a whole run on a fresh clone writes to `target/`, and what a later one adds at most.
+const FIRST_RUN: u64 = 8 << 10;
+const LATER_RUN: u64 = 2 << 10;
 
 /// All steps, in their order.
 const STEPS: [&str; 14] = [
@@ -117,10 +122,13 @@ pub(crate) fn style() -> Result<()> {
 ///
 /// # Errors
 ///
-/// When a step or a test failed.
+/// When a step or a test failed, or the disk has no room for the run.
 pub(crate) fn run(options: Options) -> Result<()> {
     let skips = root().join("target").join("skipped-tests");
-    fs::create_dir_all(root().join("target")).context("Cannot make target/")?;
+    let target = root().join("target");
+    fs::create_dir_all(&target).context("Cannot make target/")?;
+    let built = target.join("images").exists();
+    has_room(&target, if built { LATER_RUN } else { FIRST_RUN })?;
     let mut run = Run {
         options,
         lines: Vec::new(),
