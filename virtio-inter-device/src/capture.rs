@@ -168,7 +168,7 @@ impl CaptureRing {
         let now = counters.loss_values();
         let mut pairs = now.iter().zip(&self.seen).enumerate();
         let moved =
-            pairs.find(|(loss, (now, seen))| now != seen && !counters.is_of_control_thread(*loss));
+            pairs.find(|(loss, (now, seen))| now != seen && !Counters::is_of_control_thread(*loss));
         let moved = moved.map(|(loss, _)| loss);
         self.seen = now;
         match moved {

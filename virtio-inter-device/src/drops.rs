@@ -15,25 +15,67 @@ use virtio_inter_common::MacAddr;
 use crate::counter::Counter;
 use crate::forbidden::Forbidden;
 
-/// Why a frame was dropped, in the values of the last such frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DropReason {
+macro_rules! reasons {
+    ($(
+        $(#[doc = $doc:literal])*
+        $name:ident
+        $(($value:ident: $type:ty))?
+        $({$($(#[doc = $field_doc:literal])* $field:ident: $field_type:ty),+ $(,)?})?
+    ),* $(,)?) => {
+        /// Why a frame was dropped, in the values of the last such frame.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum DropReason {
+            $($(#[doc = $doc])*
+            $name $(($type))? $({$($(#[doc = $field_doc])* $field: $field_type),+})?,)*
+        }
+
+        /// The same without the values: the index of its [`Last`].
+        #[derive(Debug, Clone, Copy)]
+        enum Kind {
+            $($name,)*
+        }
+
+        const KINDS: &[Kind] = &[$(Kind::$name),*];
+
+        impl DropReason {
+            fn pack(self) -> (Kind, [u64; 2]) {
+                match self {
+                    $(DropReason::$name $(($value))? $({$($field),+})? => {
+                        (Kind::$name, ($($value,)? $($($field,)+)?).pack())
+                    })*
+                }
+            }
+
+            fn unpack(kind: Kind, words: [u64; 2]) -> Self {
+                match kind {
+                    $(Kind::$name => {
+                        let ($($value,)? $($($field,)+)?) = Values::unpack(words);
+                        DropReason::$name $(($value))? $({$($field),+})?
+                    })*
+                }
+            }
+        }
+    };
+}
+
+// A line for each reason. Its values are a tuple that implements `Values` below.
+reasons! {
     /// From the guest, with a source address that is not the port's.
-    ForeignSource(MacAddr),
+    ForeignSource(address: MacAddr),
     /// From the guest, claiming an IP address that its port does not list.
-    ForeignIp(IpAddr),
+    ForeignIp(address: IpAddr),
     /// From the guest, claiming an IP address for another hardware address than the frame's source.
-    ForeignNeighbor(MacAddr),
+    ForeignNeighbor(address: MacAddr),
     /// From the guest: a reply of a DHCP server, or an advertisement of a router.
     DhcpServer,
     /// From the guest: what the port's guard cannot examine.
     Unexamined,
     /// From a peer with this address, whose port should have dropped it for one of these reasons.
-    PeerGuard(MacAddr),
+    PeerGuard(from: MacAddr),
     /// From the guest, to a unicast address that no peer has, while there are peers.
-    NoDestination(MacAddr),
+    NoDestination(address: MacAddr),
     /// From the guest, to a peer that takes nothing.
-    PeerStalled(MacAddr),
+    PeerStalled(address: MacAddr),
     /// From the guest, for the uplink, whose device is down or gone.
     UplinkDown,
     /// From the guest, for the uplink, whose device takes nothing, or too little.
@@ -54,30 +96,94 @@ pub enum DropReason {
     },
 }
 
+impl From<Forbidden> for DropReason {
+    fn from(forbidden: Forbidden) -> Self {
+        match forbidden {
+            Forbidden::Address(address) => DropReason::ForeignIp(address),
+            Forbidden::HardwareAddress(address) => DropReason::ForeignNeighbor(address),
+            Forbidden::Server => DropReason::DhcpServer,
+            Forbidden::Unknown => DropReason::Unexamined,
+        }
+    }
+}
+
+/// The values of a reason in two words, of which most need only the first. A reader may see one of
+/// the last frame and one of the frame before.
+trait Values {
+    fn pack(self) -> [u64; 2];
+    fn unpack(words: [u64; 2]) -> Self;
+}
+
+impl Values for () {
+    fn pack(self) -> [u64; 2] {
+        [0; 2]
+    }
+
+    fn unpack(_words: [u64; 2]) -> Self {}
+}
+
+impl Values for (MacAddr,) {
+    fn pack(self) -> [u64; 2] {
+        let [a, b, c, d, e, f] = self.0.octets();
+        [u64::from_be_bytes([0, 0, a, b, c, d, e, f]), 0]
+    }
+
+    fn unpack([word, _]: [u64; 2]) -> Self {
+        let [.., a, b, c, d, e, f] = word.to_be_bytes();
+        (MacAddr::new([a, b, c, d, e, f]),)
+    }
+}
+
+impl Values for (IpAddr,) {
+    fn pack(self) -> [u64; 2] {
+        let bits = match self.0 {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        }
+        .to_bits();
+        [bits as u64, (bits >> 64) as u64]
+    }
+
+    fn unpack([low, high]: [u64; 2]) -> Self {
+        let bits = u128::from(high) << 64 | u128::from(low);
+        (IpAddr::from(Ipv6Addr::from_bits(bits)).to_canonical(),)
+    }
+}
+
+impl Values for (MacAddr, u16) {
+    fn pack(self) -> [u64; 2] {
+        let [address, _] = (self.0,).pack();
+        [address | u64::from(self.1) << 48, 0]
+    }
+
+    fn unpack(words: [u64; 2]) -> Self {
+        let (address,) = Values::unpack(words);
+        (address, (words[0] >> 48) as u16)
+    }
+}
+
+impl Values for (u32, u32) {
+    fn pack(self) -> [u64; 2] {
+        [u64::from(self.0) | u64::from(self.1) << 32, 0]
+    }
+
+    fn unpack([word, _]: [u64; 2]) -> Self {
+        (word as u32, (word >> 32) as u32)
+    }
+}
+
 /// Drops for one reason: how many, and the values of the last one.
 #[derive(Debug, Default)]
 struct Last {
     count: Counter,
-    value: AtomicU64,
-    /// Of a value that is longer: what is in front.
-    high: AtomicU64,
+    words: [AtomicU64; 2],
 }
 
 /// Drops of one worker, since the port started.
 #[derive(Debug, Default)]
 pub struct Drops {
-    foreign_source: Last,
-    foreign_ip: Last,
-    foreign_neighbor: Last,
-    dhcp_server: Last,
-    unexamined: Last,
-    peer_guard: Last,
-    no_destination: Last,
-    peer_stalled: Last,
-    uplink_down: Last,
-    uplink_full: Last,
-    too_long: Last,
-    small_buffer: Last,
+    /// Of each [`Kind`].
+    last: [Last; KINDS.len()],
     /// Something was noted since the worker last asked whether the control thread is to be told.
     fresh: AtomicBool,
     /// The control thread was told, and looks by itself.
@@ -85,65 +191,16 @@ pub struct Drops {
 }
 
 impl Drops {
+    /// Notes that a frame was dropped. Its counter is counted apart from that.
     #[cold]
-    fn note(&self, last: &Last, value: u64) {
-        last.value.store(value, Ordering::Relaxed);
+    pub(crate) fn note(&self, reason: DropReason) {
+        let (kind, words) = reason.pack();
+        let last = &self.last[kind as usize];
+        for (at, word) in last.words.iter().zip(words) {
+            at.store(word, Ordering::Relaxed);
+        }
         last.count.add(1);
         self.fresh.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn foreign_source(&self, address: MacAddr) {
-        self.note(&self.foreign_source, bits(address));
-    }
-
-    /// The guard forbids a frame of the guest.
-    pub(crate) fn forbidden(&self, forbidden: Forbidden) {
-        match forbidden {
-            Forbidden::Address(address) => {
-                let bits = match address {
-                    IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-                    IpAddr::V6(v6) => v6,
-                };
-                let bits = bits.to_bits();
-                let high = (bits >> 64) as u64;
-                self.foreign_ip.high.store(high, Ordering::Relaxed);
-                self.note(&self.foreign_ip, bits as u64);
-            }
-            Forbidden::HardwareAddress(mac) => self.note(&self.foreign_neighbor, bits(mac)),
-            Forbidden::Server => self.note(&self.dhcp_server, 0),
-            Forbidden::Unknown => self.note(&self.unexamined, 0),
-        }
-    }
-
-    /// The guard of a peer with this address forbids a frame of it.
-    pub(crate) fn peer_guard(&self, from: MacAddr) {
-        self.note(&self.peer_guard, bits(from));
-    }
-
-    pub(crate) fn no_destination(&self, address: MacAddr) {
-        self.note(&self.no_destination, bits(address));
-    }
-
-    pub(crate) fn peer_stalled(&self, address: MacAddr) {
-        self.note(&self.peer_stalled, bits(address));
-    }
-
-    pub(crate) fn uplink_down(&self) {
-        self.note(&self.uplink_down, 0);
-    }
-
-    pub(crate) fn uplink_full(&self) {
-        self.note(&self.uplink_full, 0);
-    }
-
-    pub(crate) fn too_long(&self, from: MacAddr, packet: usize) {
-        let packet = packet.min(usize::from(u16::MAX)) as u64;
-        self.note(&self.too_long, bits(from) | packet << 48);
-    }
-
-    pub(crate) fn small_buffer(&self, frame: usize, buffer: usize) {
-        // Both are less than 2^17: `MAX_RECORD`.
-        self.note(&self.small_buffer, frame as u64 | (buffer as u64) << 32);
     }
 
     /// Whether the control thread is to be told that there is something to see. Asked by the worker
@@ -167,51 +224,14 @@ impl Drops {
 
     /// Every reason that there was, with the number of frames.
     pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> {
-        let address = |value: u64| {
-            let [.., a, b, c, d, e, f] = value.to_be_bytes();
-            MacAddr::new([a, b, c, d, e, f])
-        };
-        let high = self.foreign_ip.high.load(Ordering::Relaxed);
-        let foreign_ip = |low: u64| {
-            let bits = u128::from(high) << 64 | u128::from(low);
-            DropReason::ForeignIp(IpAddr::from(Ipv6Addr::from_bits(bits)).to_canonical())
-        };
-        let all: [(&Last, &dyn Fn(u64) -> DropReason); 12] = [
-            (&self.foreign_source, &|v| {
-                DropReason::ForeignSource(address(v))
-            }),
-            (&self.foreign_ip, &foreign_ip),
-            (&self.foreign_neighbor, &|v| {
-                DropReason::ForeignNeighbor(address(v))
-            }),
-            (&self.dhcp_server, &|_| DropReason::DhcpServer),
-            (&self.unexamined, &|_| DropReason::Unexamined),
-            (&self.peer_guard, &|v| DropReason::PeerGuard(address(v))),
-            (&self.no_destination, &|v| {
-                DropReason::NoDestination(address(v))
-            }),
-            (&self.peer_stalled, &|v| DropReason::PeerStalled(address(v))),
-            (&self.uplink_down, &|_| DropReason::UplinkDown),
-            (&self.uplink_full, &|_| DropReason::UplinkFull),
-            (&self.too_long, &|v| DropReason::TooLong {
-                from: address(v),
-                packet: (v >> 48) as u16,
-            }),
-            (&self.small_buffer, &|v| DropReason::SmallBuffer {
-                frame: v as u32,
-                buffer: (v >> 32) as u32,
-            }),
-        ];
-        all.map(|(last, drop)| (drop(last.value.load(Ordering::Relaxed)), last.count.get()))
-            .into_iter()
-            .filter(|(_, count)| *count != 0)
+        let all = KINDS.iter().zip(&self.last);
+        all.filter(|(_, last)| last.count.get() != 0)
+            .map(|(kind, last)| {
+                let words = last.words.each_ref();
+                let words = words.map(|word| word.load(Ordering::Relaxed));
+                (DropReason::unpack(*kind, words), last.count.get())
+            })
     }
-}
-
-/// An address in the lower 48 bits.
-fn bits(address: MacAddr) -> u64 {
-    let [a, b, c, d, e, f] = address.octets();
-    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
 }
 
 #[cfg(test)]
@@ -224,11 +244,8 @@ mod tests {
     fn drops_keep_the_values_of_the_last_frame_of_each_reason() {
         let drops = Drops::default();
         assert_eq!(drops.iter().count(), 0);
-        drops.foreign_source(MacAddr::new([2; 6]));
-        drops.foreign_source(MAC);
-        drops.too_long(MAC, 70_000);
-        drops.small_buffer(65_557, 1514);
-        let seen: Vec<_> = drops.iter().collect();
+        drops.note(DropReason::ForeignSource(MacAddr::new([2; 6])));
+        drops.note(DropReason::ForeignSource(MAC));
         let long = DropReason::TooLong {
             from: MAC,
             packet: 65_535,
@@ -237,6 +254,9 @@ mod tests {
             frame: 65_557,
             buffer: 1514,
         };
+        drops.note(long);
+        drops.note(small);
+        let seen: Vec<_> = drops.iter().collect();
         assert_eq!(
             seen,
             [(DropReason::ForeignSource(MAC), 2), (long, 1), (small, 1)]
@@ -248,14 +268,14 @@ mod tests {
         let drops = Drops::default();
         let (v4, v6) = ("10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap());
         for (address, count) in [(v4, 1), (v6, 2)] {
-            drops.forbidden(Forbidden::Address(address));
+            drops.note(Forbidden::Address(address).into());
             let seen: Vec<_> = drops.iter().collect();
             assert_eq!(seen, [(DropReason::ForeignIp(address), count)]);
         }
-        drops.forbidden(Forbidden::HardwareAddress(MAC));
-        drops.forbidden(Forbidden::Server);
-        drops.forbidden(Forbidden::Unknown);
-        drops.peer_guard(MAC);
+        drops.note(Forbidden::HardwareAddress(MAC).into());
+        drops.note(Forbidden::Server.into());
+        drops.note(Forbidden::Unknown.into());
+        drops.note(DropReason::PeerGuard(MAC));
         let seen: Vec<_> = drops.iter().skip(1).map(|(reason, _)| reason).collect();
         let neighbor = DropReason::ForeignNeighbor(MAC);
         let (server, unexamined) = (DropReason::DhcpServer, DropReason::Unexamined);
@@ -269,14 +289,14 @@ mod tests {
     fn drops_are_pending_once_until_they_are_watched_again() {
         let drops = Drops::default();
         assert!(!drops.is_pending());
-        drops.no_destination(MAC);
+        drops.note(DropReason::NoDestination(MAC));
         assert!(drops.is_pending());
         assert!(!drops.is_pending());
-        drops.no_destination(MAC);
+        drops.note(DropReason::NoDestination(MAC));
         assert!(!drops.is_pending());
         drops.watch();
         assert!(!drops.is_pending(), "seen by whoever watches");
-        drops.peer_stalled(MAC);
+        drops.note(DropReason::PeerStalled(MAC));
         assert!(drops.is_pending());
     }
 }

@@ -22,81 +22,76 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Lines of one code that may come at once.
 const BURST: u32 = 10;
 
-/// The kinds of warnings; their names are part of the status document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Code {
+macro_rules! codes {
+    ($($(#[doc = $doc:literal])* $code:ident = $name:literal,)*) => {
+        /// The kinds of warnings; their names are part of the status document.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Code {
+            $($(#[doc = $doc])* $code,)*
+        }
+
+        impl Code {
+            /// All, in their order.
+            #[cfg(test)]
+            const ALL: &[Code] = &[$(Code::$code),*];
+
+            /// Its name.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Code::$code => $name,)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
     /// The guest's memory is not shared with the port.
-    MemoryNotShared,
+    MemoryNotShared = "memory-not-shared",
     /// A queue has all settings and cannot start.
-    QueueWaits,
+    QueueWaits = "queue-waits",
     /// The guest sends with an address that is not the port's.
-    ForeignSource,
+    ForeignSource = "foreign-source",
     /// `--allow-mac` lists an address that another port has.
-    AllowedMacTaken,
+    AllowedMacTaken = "allowed-mac-taken",
     /// The guest claims an IP address that its port does not list.
-    ForeignIp,
+    ForeignIp = "foreign-ip",
     /// The guest claims an IP address for another hardware address.
-    ForeignNeighbor,
+    ForeignNeighbor = "foreign-neighbor",
     /// The guest answers as a DHCP server or a router.
-    DhcpServer,
+    DhcpServer = "dhcp-server",
     /// The guest sends what the port's guard cannot examine.
-    NotExamined,
+    NotExamined = "not-examined",
     /// A peer's port does not keep its guest from what it says that it does.
-    PeerGuard,
+    PeerGuard = "peer-guard",
     /// The guest sends to an address that no peer has.
-    NoDestination,
+    NoDestination = "no-destination",
     /// A peer takes no frames.
-    PeerStalled,
+    PeerStalled = "peer-stalled",
     /// A peer's packets are larger than this port's MTU.
-    PacketTooLong,
+    PacketTooLong = "packet-too-long",
     /// A peer's frames are larger than the guest's buffers.
-    BufferTooSmall,
+    BufferTooSmall = "buffer-too-small",
     /// Peers have another MTU.
-    MtuMismatch,
+    MtuMismatch = "mtu-mismatch",
     /// A peer has the same address or the same name.
-    Conflict,
+    Conflict = "conflict",
     /// A file by which others find this port is gone.
-    FileLost,
+    FileLost = "file-lost",
     /// Members of the segment can take each other's names.
-    SegmentNotSticky,
+    SegmentNotSticky = "segment-not-sticky",
     /// The uplink is down or gone.
-    UplinkDown,
+    UplinkDown = "uplink-down",
     /// The uplink takes no frames, or too few.
-    UplinkFull,
+    UplinkFull = "uplink-full",
     /// The uplink's MTU is smaller than this port's.
-    UplinkMtu,
+    UplinkMtu = "uplink-mtu",
 }
 
 impl Code {
     /// Whether a service manager is to know: the port serves, and its guest has no network.
     fn is_trouble(self) -> bool {
         self == Code::Conflict
-    }
-
-    /// Its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Code::MemoryNotShared => "memory-not-shared",
-            Code::QueueWaits => "queue-waits",
-            Code::ForeignSource => "foreign-source",
-            Code::AllowedMacTaken => "allowed-mac-taken",
-            Code::ForeignIp => "foreign-ip",
-            Code::ForeignNeighbor => "foreign-neighbor",
-            Code::DhcpServer => "dhcp-server",
-            Code::NotExamined => "not-examined",
-            Code::PeerGuard => "peer-guard",
-            Code::NoDestination => "no-destination",
-            Code::PeerStalled => "peer-stalled",
-            Code::PacketTooLong => "packet-too-long",
-            Code::BufferTooSmall => "buffer-too-small",
-            Code::MtuMismatch => "mtu-mismatch",
-            Code::Conflict => "conflict",
-            Code::FileLost => "file-lost",
-            Code::SegmentNotSticky => "segment-not-sticky",
-            Code::UplinkDown => "uplink-down",
-            Code::UplinkFull => "uplink-full",
-            Code::UplinkMtu => "uplink-mtu",
-        }
     }
 }
 
@@ -228,6 +223,18 @@ mod tests {
     fn age(warnings: &mut Warnings, by: Duration) {
         for logged in warnings.all.values_mut().filter_map(|w| w.logged.as_mut()) {
             logged.at = logged.at.checked_sub(by).unwrap();
+        }
+    }
+
+    #[test]
+    fn warnings_of_all_codes_are_described_in_the_document() {
+        let document = include_str!("../../docs/port-status.md");
+        for name in Code::ALL.iter().map(|code| code.as_str()) {
+            let row = format!("\n| `{name}` | ");
+            assert!(
+                document.contains(&row),
+                "docs/port-status.md has no row for the warning {name}"
+            );
         }
     }
 

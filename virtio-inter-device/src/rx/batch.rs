@@ -13,6 +13,7 @@ use crate::batch::PortContext;
 use crate::capture::{CaptureRing, write_pieces, write_with};
 use crate::counter::Counter;
 use crate::counters::Counters;
+use crate::drops::DropReason;
 use crate::features::Offloads;
 use crate::frame::{ETHERNET_HEADER, FRAME_HEADER, FrameHeader, Gso, Invalid, NET_HEADER};
 use crate::guard::{self, Checked};
@@ -154,7 +155,10 @@ impl RxBatch<'_, '_> {
     /// Drops a record of `len` bytes, or a segment of one, for which the buffers are too small.
     pub(super) fn drop_too_small(&mut self, len: usize, pieces: &[VolatileSlice<'_>]) -> RxStatus {
         let (frame, room) = (len - NET_HEADER, self.buffers.frame_room());
-        self.queue.context.counters.drops.small_buffer(frame, room);
+        // Both are less than 2^17: `MAX_RECORD`.
+        let (frame, buffer) = (frame as u32, room as u32);
+        let drops = &self.queue.context.counters.drops;
+        drops.note(DropReason::SmallBuffer { frame, buffer });
         self.drop_record(len, pieces, |counters| &counters.rx_small_buffer)
     }
 
@@ -218,13 +222,8 @@ impl RxBatch<'_, '_> {
                 );
             }
             Err(invalid) => {
-                match invalid {
-                    Invalid::Mtu => {
-                        let packet = header.frame_len() - ETHERNET_HEADER;
-                        context.counters.drops.too_long(header.source(), packet);
-                    }
-                    Invalid::Guard(_) => context.counters.drops.peer_guard(header.source()),
-                    _ => {}
+                if let Some(reason) = reason_of(invalid, &header) {
+                    context.counters.drops.note(reason);
                 }
                 return Ok(self.drop_record(bytes.len(), &[*bytes], |counters| {
                     counters.of_bad_record(invalid)
@@ -380,4 +379,27 @@ fn read_header(
     // An honest peer's port has done the same.
     header.sanitize();
     Ok(gso)
+}
+
+/// The reason that an operator can remove, of a record of a peer that is dropped as invalid.
+fn reason_of(invalid: Invalid, header: &FrameHeader) -> Option<DropReason> {
+    match invalid {
+        Invalid::Mtu => {
+            let packet = header.frame_len() - ETHERNET_HEADER;
+            Some(DropReason::TooLong {
+                from: header.source(),
+                packet: packet.try_into().unwrap_or(u16::MAX),
+            })
+        }
+        Invalid::Guard(_) => Some(DropReason::PeerGuard(header.source())),
+        Invalid::Short
+        | Invalid::Long
+        | Invalid::GsoType
+        | Invalid::GsoSize
+        | Invalid::HeaderLength
+        | Invalid::GsoFrame
+        | Invalid::Checksum
+        | Invalid::Source
+        | Invalid::Destination => None,
+    }
 }

@@ -15,6 +15,7 @@ use crate::batch::{BATCH, BatchResult, PortContext, Sleep};
 use crate::capture::CaptureRing;
 use crate::counter::Counter;
 use crate::counters::Counters;
+use crate::drops::DropReason;
 use crate::forbidden::Forbidden;
 use crate::frame::{FRAME_HEADER, FrameHeader, Gso, Invalid, NET_HEADER};
 use crate::guard::{self, Checked};
@@ -128,10 +129,8 @@ impl TxHandler {
             Ok(gso) => gso,
             Err(invalid) => {
                 counter_of(invalid, counters).add(1);
-                match invalid {
-                    Invalid::Source => counters.drops.foreign_source(header.source()),
-                    Invalid::Guard(forbidden) => counters.drops.forbidden(forbidden),
-                    _ => {}
+                if let Some(reason) = reason_of(invalid, &header) {
+                    counters.drops.note(reason);
                 }
                 if let Some(limit) = limit {
                     limit.take(Cost::of_frame(header.len()));
@@ -326,5 +325,22 @@ fn counter_of(invalid: Invalid, counters: &Counters) -> &Counter {
         Invalid::Guard(Forbidden::Server) => &counters.tx_dhcp_server,
         Invalid::Guard(Forbidden::Unknown) => &counters.tx_unexamined,
         Invalid::Destination => &counters.tx_no_destination,
+    }
+}
+
+/// The reason that an operator can remove, of a frame of the guest that is dropped as invalid.
+fn reason_of(invalid: Invalid, header: &FrameHeader) -> Option<DropReason> {
+    match invalid {
+        Invalid::Source => Some(DropReason::ForeignSource(header.source())),
+        Invalid::Guard(forbidden) => Some(forbidden.into()),
+        Invalid::Short
+        | Invalid::Long
+        | Invalid::Mtu
+        | Invalid::GsoType
+        | Invalid::GsoSize
+        | Invalid::HeaderLength
+        | Invalid::GsoFrame
+        | Invalid::Checksum
+        | Invalid::Destination => None,
     }
 }

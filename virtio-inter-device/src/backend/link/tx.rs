@@ -21,6 +21,7 @@ use crate::backend::interface::{BackendSetup, LinkFault, TxBackend, TxFrame, TxS
 use crate::backend::ring_request::PlacedRequest;
 use crate::batch::Sleep;
 use crate::counters::Counters;
+use crate::drops::DropReason;
 
 /// What a frame that is held waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -372,7 +373,7 @@ impl TxLinks {
         let now = Instant::now();
         let Some(until) = self.uplink.hold_until(&self.timeouts, &self.budget, now) else {
             self.counters.uplink_tx_full.add(1);
-            self.counters.drops.uplink_full();
+            self.counters.drops.note(DropReason::UplinkFull);
             return TxStatus::Dropped;
         };
         self.waiting = Some(Waiting {
@@ -408,7 +409,8 @@ impl TxLinks {
             }
             Room::Stalled => {
                 link.traffic.add_drop();
-                self.counters.drops.peer_stalled(link.addresses.mac);
+                let reason = DropReason::PeerStalled(link.addresses.mac);
+                self.counters.drops.note(reason);
                 self.counters.tx_peer_stalled.add(1);
                 TxStatus::Dropped
             }
@@ -425,7 +427,7 @@ impl TxLinks {
     fn drop_lost(&mut self, address: MacAddr) -> TxStatus {
         self.counters.tx_no_destination.add(1);
         if address != self.mac && !self.links.is_empty() {
-            self.counters.drops.no_destination(address);
+            self.counters.drops.note(DropReason::NoDestination(address));
         }
         TxStatus::Dropped
     }

@@ -27,6 +27,7 @@ pub(super) use reader::TapReader;
 use reader::{TapRules, Turn};
 
 use super::interface::{BackendSetup, RxSink, TxFrame, TxStatus};
+use crate::drops::DropReason;
 use crate::features::Offloads;
 use crate::frame::NET_HEADER;
 use crate::poller::Poller;
@@ -189,7 +190,7 @@ impl Tap {
     #[cold]
     fn lose_frame(&mut self) -> TxStatus {
         self.context.counters.uplink_tx_down.add(1);
-        self.context.counters.drops.uplink_down();
+        self.context.counters.drops.note(DropReason::UplinkDown);
         TxStatus::Dropped
     }
 

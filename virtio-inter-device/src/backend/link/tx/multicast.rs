@@ -10,6 +10,7 @@ use super::{Full, TxLinks, Waiting, fail};
 use crate::announce::is_virtual_router;
 use crate::backend::interface::{TxBackend, TxFrame, TxStatus};
 use crate::backend::link::tx_link::{Room, SendError, TxLink};
+use crate::drops::DropReason;
 use crate::frame::NET_HEADER;
 
 impl TxLinks {
@@ -117,7 +118,8 @@ impl TxLinks {
                 }
                 Ok(Room::Wait(_) | Room::Stalled) => {
                     link.traffic.add_drop();
-                    self.counters.drops.peer_stalled(link.addresses.mac);
+                    let reason = DropReason::PeerStalled(link.addresses.mac);
+                    self.counters.drops.note(reason);
                     stalled = true;
                 }
                 Err(SendError::Link(violation)) => fail(&mut self.faults, link, violation),
