@@ -20,7 +20,8 @@ pub struct QueueSetup {
     pub available: GuestAddress,
     /// Guest physical address of the used ring (6 + 8 × `size` bytes).
     pub used: GuestAddress,
-    /// The driver's kick. An eventfd in practice; watched edge-triggered and never read.
+    /// The driver's kick. An eventfd in practice; watched edge-triggered, and read only when a
+    /// transmit queue is disabled.
     pub kick: OwnedFd,
     /// Interrupts the driver: an eventfd, or a pipe (User Mode Linux), which must be non-blocking.
     /// None: the driver wants no interrupts.

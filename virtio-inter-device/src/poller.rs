@@ -1,8 +1,9 @@
 //! The epoll instance on which a worker sleeps, edge-triggered.
 //!
-//! Nothing is read from the eventfds: each signal on an edge-triggered eventfd is an event of its
-//! own. That saves a system call per wake-up, and no peer that shares a descriptor can make a read
-//! block. A worker polls its queues after each wake-up, so most events carry no data. Kicks do:
+//! A wake-up reads nothing from the eventfds: each signal on an edge-triggered eventfd is an event
+//! of its own. That saves a system call per wake-up, and no peer that shares a descriptor can make
+//! a read block. Only `SplitQueue::drain_kicks` reads a kick, when a transmit queue is disabled. A
+//! worker polls both of its queues after each wake-up, so most events carry no data. Kicks do:
 //! while the transmit queue is disabled, only a kick may make the worker access it, and a kick on a
 //! blank ring is reported. So do doorbells of links to receive on: of many links, only those that
 //! were rung for are read. Decision 0004.

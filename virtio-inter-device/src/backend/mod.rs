@@ -6,16 +6,17 @@
 //!
 //! - [`Links`] (`link/`): the links to the peers of a segment, with forwarding and fairness;
 //! - [`Network`] (`network.rs`): those links, and the uplink of the port if it has one (`tap/`);
-//! - [`Relay`]: those links and a tap device, without a guest: the uplink of other ports;
-//! - [`Null`]: takes and drops;
-//! - [`Loopback`]: returns each frame to its sender.
+//!   `virtio-inter port` runs it;
+//! - [`Relay`] (`relay.rs`): those links and a tap device, without a guest: the uplink of other
+//!   ports; `virtio-inter uplink` runs it;
+//! - [`Null`] (`null.rs`): takes and drops;
+//! - [`Loopback`] (`loopback.rs`): returns each frame to its sender.
 //!
-//! To add a backend, implement [`Backend`] in a new file and name it here;
-//! [`Port::with_backend`](crate::Port) starts a device with it. Tests and the bench do so; the
-//! program `virtio-inter` runs [`Network`] for a guest, and [`Relay`] where there is none. One that
-//! combines two wraps both, as [`Network`] does. A process without a guest uses the same two
-//! traits: it implements [`TxFrame`] for frames in its own memory, and [`RxSink`] for what takes
-//! frames.
+//! To add a backend, implement [`Backend`] in a new file and name it here: CONTRIBUTING.md has the
+//! steps. [`Port::with_backend`](crate::Port) starts a device with it, as tests do with [`Null`]
+//! and [`Loopback`]. No option of `virtio-inter` selects a backend: one that operators are to use
+//! becomes a field of [`Network`]. A process without a guest uses the same two traits: it
+//! implements [`TxFrame`] for frames in its own memory, and [`RxSink`] for what takes frames.
 
 mod interface;
 mod link;
