@@ -3,6 +3,7 @@
 mod check;
 mod first_vms;
 mod system;
+mod units;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -25,8 +26,8 @@ const CARGO_DEB: Tool = Tool {
 /// Options of `cargo xtask package`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Install, use, upgrade and purge the package in clean Debian systems, and run the commands of
-    /// docs/first-vms.md in one (needs root and mmdebstrap)
+    /// Install, use, upgrade and purge the package in clean Debian systems, and run its units and
+    /// the commands of docs/first-vms.md in one (needs root and mmdebstrap)
     #[arg(long)]
     pub(crate) check: bool,
 }

@@ -1,13 +1,13 @@
 //! Tries the package in clean Debian systems, as users would: installs it, uses it, reinstalls it
-//! under running ports, removes and purges it.
+//! under running ports, removes and purges it, and runs its units.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 
-use super::first_vms;
 use super::system::System;
+use super::{first_vms, units};
 use crate::apt::Mirror;
 use crate::root::run_in_root;
 use crate::setup;
@@ -18,8 +18,8 @@ const NEWEST: &str = "trixie";
 
 /// Packages of a clean system: the package's scripts use them, as on a host.
 const SYSTEMD: [&str; 2] = ["systemd", "systemd-sysv"];
-/// What a machine has that boots, beside these.
-const MACHINE: [&str; 2] = ["linux-image-cloud-amd64", "busybox"];
+/// What a machine has that boots, or starts guests, beside these.
+const MACHINE: [&str; 3] = ["linux-image-cloud-amd64", "busybox", "iproute2"];
 
 /// What users do with the package, from installing to purging.
 const USE: &str = "
@@ -136,5 +136,8 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
         "{}: installed, used, reinstalled under running ports, removed and purged",
         system.release
     );
+    if system.release == NEWEST {
+        units::check(package, system)?;
+    }
     Ok(())
 }
