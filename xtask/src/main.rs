@@ -1,5 +1,5 @@
 //! Developer commands: `cargo xtask setup | image | demo | bench | style | test | mutants | soak
-//! | package | book | vm`.
+//! | fuzz | package | book | vm`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -12,6 +12,7 @@ mod bench;
 mod book;
 mod demo;
 mod disk;
+mod fuzz;
 mod image;
 mod modules;
 mod mutants;
@@ -55,6 +56,8 @@ enum Command {
     Mutants(mutants::Options),
     /// Kill, stop and starve ports, VMMs and guests under hashed traffic.
     Soak(soak::Options),
+    /// Build the fuzz targets and run each for a while.
+    Fuzz(fuzz::Options),
     /// Build a Debian package in target/package.
     Package(package::Options),
     /// Make a book of the documents in target/book, with a search.
@@ -84,6 +87,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test(options) => test::run(options),
         Command::Mutants(options) => mutants::run(&options),
         Command::Soak(options) => soak::run(&options),
+        Command::Fuzz(options) => fuzz::command(&options),
         Command::Package(options) => package::run(&options),
         Command::Book => {
             println!("{}", book::make()?.display());

@@ -6,9 +6,10 @@
 //! with named parts, as the cells of a matrix, writes each into the file that `VIRTIO_INTER_PARTS`
 //! names.
 
+mod harness;
+
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,7 +20,9 @@ use clap::Args;
 use crate::disk::has_room;
 use crate::root::root;
 use crate::style::{Tree, findings};
-use crate::{book, image, package, setup, soak};
+use crate::{book, fuzz, image, package, setup, soak};
+
+use harness::read_results;
 
 /// Options that leave parts out.
 #[derive(Args)]
@@ -33,11 +36,11 @@ pub(crate) struct Options {
 }
 
 /// MiB that a whole run on a fresh clone writes to `target/`, and what a later one adds at most.
-const FIRST_RUN: u64 = 8 << 10;
+const FIRST_RUN: u64 = 9 << 10;
 const LATER_RUN: u64 = 2 << 10;
 
 /// All steps, in their order.
-const STEPS: [&str; 14] = [
+const STEPS: [&str; 15] = [
     "format",
     "style",
     "clippy",
@@ -48,6 +51,7 @@ const STEPS: [&str; 14] = [
     "doc tests",
     "loom",
     "miri",
+    "fuzz",
     "soak",
     "guest set-up",
     "guests",
@@ -226,6 +230,7 @@ impl Run {
                 ],
             )
         });
+        self.step("fuzz", Run::fuzz);
         self.step("soak", |_| {
             soak::run(&soak::Options::of_test()).map(|()| End::Passed)
         });
@@ -271,6 +276,22 @@ impl Run {
             }
             package::run(&package::Options { check: true }).map(|()| End::Passed)
         });
+    }
+
+    /// Runs the fuzz targets, and records each by name.
+    fn fuzz(&mut self) -> Result<End> {
+        if let Some(reason) = fuzz::unavailable()? {
+            return Ok(End::Skipped(reason));
+        }
+        let outcomes = fuzz::run(&fuzz::Options::of_test())?;
+        let passed = outcomes.iter().all(|outcome| outcome.passed);
+        let end = |passed| if passed { End::Passed } else { End::Failed };
+        self.lines.extend(outcomes.into_iter().map(|outcome| Line {
+            name: format!("  fuzz: {}", outcome.text),
+            end: end(outcome.passed),
+            took: outcome.took,
+        }));
+        Ok(end(passed))
     }
 
     /// Runs one step, whether or not the ones before passed.
@@ -469,47 +490,6 @@ fn succeeds(program: &str, arguments: &[&str]) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// Passes a harness's lines on and picks out the results: name, passed, time.
-fn read_results(stream: impl std::io::Read) -> Vec<(String, bool, Duration)> {
-    let mut results = Vec::new();
-    for line in BufReader::new(stream).lines().map_while(Result::ok) {
-        println!("{line}");
-        results.extend(result(&line));
-    }
-    results
-}
-
-/// The result in a line of nextest (`PASS [   0.005s] crate::binary test`) or of cargo's harness
-/// (`test name ... ok`).
-fn result(line: &str) -> Option<(String, bool, Duration)> {
-    let line = line.trim_start();
-    if let Some(rest) = line.strip_prefix("test ")
-        && let Some((name, end)) = rest.split_once(" ... ")
-    {
-        let passed = match end {
-            "ok" => true,
-            "FAILED" => false,
-            _ => return None,
-        };
-        return Some((name.to_owned(), passed, Duration::ZERO));
-    }
-    let (status, rest) = line.split_once('[')?;
-    let passed = match status.trim() {
-        "PASS" => true,
-        "FAIL" | "TIMEOUT" | "ABORT" | "SIGABRT" | "SIGSEGV" | "SIGKILL" | "SIGBUS" => false,
-        _ => return None,
-    };
-    let (time, name) = rest.split_once(']')?;
-    let seconds = time.trim_matches(['>', 's', ' ']).parse().ok()?;
-    // Nextest may number its lines: `(  1/20) crate::binary test`.
-    let name = name.trim();
-    let name = match name.split_once(')') {
-        Some((count, name)) if count.starts_with('(') => name.trim(),
-        _ => name,
-    };
-    Some((name.to_owned(), passed, Duration::from_secs_f64(seconds)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -518,27 +498,9 @@ mod tests {
     fn word_that_no_step_has_is_refused() {
         assert_eq!(part_of_a_step("guest"), Ok("guest".into()));
         let error = part_of_a_step("cloud").unwrap_err();
-        assert!(error.contains("loom, miri, soak, guest set-up"), "{error}");
-    }
-
-    #[test]
-    fn lines_of_both_harnesses_are_understood() {
-        let nextest = "        PASS [   0.005s] ( 1/20) virtio-inter-link::ring a::b";
-        let expected = (
-            "virtio-inter-link::ring a::b".into(),
-            true,
-            Duration::from_millis(5),
+        assert!(
+            error.contains("loom, miri, fuzz, soak, guest set-up"),
+            "{error}"
         );
-        assert_eq!(result(nextest), Some(expected));
-        assert!(!result("     TIMEOUT [>  60.002s] krate test").unwrap().1);
-        assert!(!result("        FAIL [   1.000s] krate test").unwrap().1);
-        assert_eq!(
-            result("test a::b ... ok"),
-            Some(("a::b".into(), true, Duration::ZERO))
-        );
-        assert!(!result("test a::b ... FAILED").unwrap().1);
-        assert_eq!(result("        SLOW [> 60.000s] krate test"), None);
-        assert_eq!(result("     Summary [   0.1s] 3 tests run"), None);
-        assert_eq!(result("test result: ok. 3 passed"), None);
     }
 }
