@@ -90,6 +90,8 @@ pub struct EventLoop {
     uplink_retry: Timer,
     /// The peers with links.
     peers: BTreeMap<PeerKey, PeerInfo>,
+    /// They are other ones than [`Diagnostics::peers`] knows.
+    peers_changed: bool,
     status: StatusSocket,
     capture: CaptureSocket,
     diagnostics: Diagnostics,
@@ -158,6 +160,7 @@ impl EventLoop {
             uplink: None,
             uplink_retry,
             peers: BTreeMap::new(),
+            peers_changed: false,
             status,
             capture,
             diagnostics: Diagnostics::new(&arguments.local_port()),
@@ -248,6 +251,10 @@ impl EventLoop {
                     IDLE_LINKS => self.links.close_quiet(&mut self.device)?,
                     WATCHDOG => self.watchdog.process()?,
                     _ => self.handle_device()?,
+                }
+                // Once for all that came or went at once: it looks at all peers.
+                if std::mem::take(&mut self.peers_changed) {
+                    self.diagnostics.peers(&self.peers);
                 }
             }
         }
@@ -447,7 +454,7 @@ impl EventLoop {
             Ok(()) => {
                 self.diagnostics.linked(&peer);
                 self.peers.insert(peer.key, peer);
-                self.diagnostics.peers(&self.peers);
+                self.peers_changed = true;
             }
             // An error of this port, for which the segment must not refuse the peer.
             Err(error) => {
@@ -491,7 +498,7 @@ impl EventLoop {
     fn remove_peer(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.remove(&key) {
             self.diagnostics.left(&peer);
-            self.diagnostics.peers(&self.peers);
+            self.peers_changed = true;
         }
         if let Err(error) = self.device.remove_peer(key) {
             log_limited!(

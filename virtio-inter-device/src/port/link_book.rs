@@ -16,7 +16,7 @@ use virtio_inter_link::{
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
 
 use crate::backend::{
-    Forwarding, Holder, Learned, PeerAddresses, PeerTraffic, RxLink, RxLinkId, RxRing,
+    Forwarding, Holder, Holders, Learned, PeerAddresses, PeerTraffic, RxLink, RxLinkId, RxRing,
 };
 use crate::device::DeviceError;
 use crate::frame::NET_HEADER;
@@ -79,6 +79,7 @@ pub(super) struct LinkBook {
     /// Brings multicast frames of peers without a ring to a worker.
     pub(super) inbound: Option<Sender>,
     pub(super) peers: BTreeMap<PeerKey, Peer>,
+    holders: Holders,
     /// The same as each worker's.
     forwarding: Forwarding,
     /// The peers that get no multicast frames by link.
@@ -124,6 +125,7 @@ impl LinkBook {
             floods: Vec::new(),
             inbound: None,
             peers: BTreeMap::new(),
+            holders: Holders::default(),
             forwarding: Forwarding::new(local.mac, local.allowed.clone(), Arc::default()),
             elsewhere: BTreeSet::new(),
             events: Vec::new(),
@@ -165,18 +167,11 @@ impl LinkBook {
 
     /// Adds a peer, without rings.
     pub(super) fn add(&mut self, peer: &PeerInfo) -> (PeerAddresses, Arc<PeerTraffic>) {
-        let used: BTreeSet<Holder> = self
-            .peers
-            .values()
-            .map(|peer| peer.addresses.holder)
-            .collect();
-        let mut free = Holder::peers().filter(|holder| !used.contains(holder));
         let addresses = PeerAddresses {
             mac: peer.mac,
             allowed: peer.allowed.clone(),
             guard: peer.guard.clone(),
-            // There are never as many peers.
-            holder: free.next().unwrap_or(Holder::NETWORK),
+            holder: self.holders.take().unwrap_or(Holder::NETWORK),
             is_uplink: peer.uplinks.shared.is_some(),
             is_trunk: peer.trunk,
             barred: peer.barred.clone(),
@@ -188,8 +183,12 @@ impl LinkBook {
             traffic: Arc::clone(&traffic),
             with_ring: 0,
         };
+        let position = self.peers.len();
         self.peers.insert(peer.key, new);
-        self.rebuild();
+        // Keys count up: it is behind all others.
+        if !self.forwarding.append(position, &addresses) {
+            self.rebuild();
+        }
         (addresses, traffic)
     }
 
@@ -197,6 +196,7 @@ impl LinkBook {
     pub(super) fn remove(&mut self, peer: PeerKey) {
         if let Some(peer) = self.peers.remove(&peer) {
             self.rebuild();
+            self.holders.give_back(peer.addresses.holder);
             if peer.addresses.has_more() {
                 self.forwarding.learned().forget(peer.addresses.holder);
             }

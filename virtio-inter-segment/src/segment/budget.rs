@@ -25,16 +25,12 @@ struct Taken {
 }
 
 impl Taken {
-    fn by<'a>(connections: impl Iterator<Item = &'a Connection>) -> Taken {
-        connections.fold(Taken::default(), |taken, connection| {
-            let rings = connection.ring_count() as u64;
-            Taken {
-                peers: taken.peers + u64::from(connection.peer().is_some()),
-                ring_bytes: taken.ring_bytes + connection.sent_bytes(),
-                rings: taken.rings + rings,
-                fds: taken.fds + 1 + FDS_PER_RING * rings,
-            }
-        })
+    fn add(&mut self, connection: &Connection) {
+        let rings = connection.ring_count() as u64;
+        self.peers += u64::from(connection.peer().is_some());
+        self.ring_bytes += connection.sent_bytes();
+        self.rings += rings;
+        self.fds += 1 + FDS_PER_RING * rings;
     }
 }
 
@@ -48,7 +44,10 @@ struct Limit {
 impl Segment {
     /// What peers and links take now, and may take.
     pub fn usage(&self) -> Usage {
-        let taken = Taken::by(self.connections.values());
+        let mut taken = Taken::default();
+        for connection in self.connections.values() {
+            taken.add(connection);
+        }
         let of = |used, max| UsageOf { used, max };
         Usage {
             peers: of(taken.peers, self.max_peers().max),
@@ -87,10 +86,9 @@ impl Segment {
     /// can be beside the others. The connection is in hand.
     pub(super) fn check_room_to_receive(&self, connection: &Connection) -> Result<(), LinkError> {
         let (mut all, mut user) = self.taken(connection);
-        let own = Taken::by([connection].into_iter());
         for taken in [&mut all, &mut user] {
-            taken.rings += own.rings;
-            taken.fds += own.fds + FDS_OF_NEW_RING;
+            taken.add(connection);
+            taken.fds += FDS_OF_NEW_RING;
         }
         self.fits(self.max_rings(), all.rings, user.rings)
             .and_then(|()| self.fits(self.max_fds(), all.fds, user.fds))
@@ -99,10 +97,14 @@ impl Segment {
 
     /// What is taken by all connections, and by those of the user of this one.
     fn taken(&self, connection: &Connection) -> (Taken, Taken) {
-        let uid = connection.owner.uid;
-        let connections = || self.connections.values();
-        let user = connections().filter(|other| other.owner.uid == uid);
-        (Taken::by(connections()), Taken::by(user))
+        let (mut all, mut user) = (Taken::default(), Taken::default());
+        for other in self.connections.values() {
+            all.add(other);
+            if other.owner.uid == connection.owner.uid {
+                user.add(other);
+            }
+        }
+        (all, user)
     }
 
     /// Whether so much, of all and of one user, is within a limit and a user's share of it.

@@ -4,6 +4,7 @@
 //! Nothing ages: who stops sending keeps an address until somebody else sends from it
 //! (decision 0072).
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -29,9 +30,28 @@ impl Holder {
     /// Somebody behind an uplink.
     pub(crate) const NETWORK: Holder = Holder(2);
 
-    /// The peers, by a number that each has for its time.
-    pub(crate) fn peers() -> impl Iterator<Item = Holder> {
-        (3..u16::MAX).map(Holder)
+    /// Those of peers, each of which has one for its time.
+    const PEERS: std::ops::Range<u16> = 3..u16::MAX;
+}
+
+/// The numbers that peers have.
+#[derive(Debug, Default)]
+pub(crate) struct Holders(BTreeSet<u16>);
+
+impl Holders {
+    /// One that no peer has. None: there are never as many peers.
+    pub(crate) fn take(&mut self) -> Option<Holder> {
+        let next = self.0.last().map_or(Holder::PEERS.start, |last| last + 1);
+        let is_free = |number: &u16| !self.0.contains(number);
+        let mut free = (next..Holder::PEERS.end).chain(Holder::PEERS.filter(is_free));
+        let number = free.next()?;
+        self.0.insert(number);
+        Some(Holder(number))
+    }
+
+    /// The peer of this number is gone.
+    pub(crate) fn give_back(&mut self, holder: Holder) {
+        self.0.remove(&holder.0);
     }
 }
 
@@ -214,6 +234,18 @@ mod tests {
     fn mac(number: u32) -> MacAddr {
         let [a, b, c, d] = number.to_be_bytes();
         MacAddr::new([2, 0, a, b, c, d])
+    }
+
+    #[test]
+    fn holders_of_peers_differ_and_come_back() {
+        let mut holders = Holders::default();
+        let all: Vec<Holder> = std::iter::from_fn(|| holders.take()).collect();
+        assert_eq!(all.len(), Holder::PEERS.len());
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+        assert!(!all.contains(&Holder::OWN) && !all.contains(&Holder::NETWORK));
+        holders.give_back(all[7]);
+        assert_eq!(holders.take(), Some(all[7]));
+        assert_eq!(holders.take(), None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use virtio_inter_segment::PeerKey;
 pub use command::Paths;
 pub(crate) use command::{LinkAnswer, LinkCommand};
 pub(crate) use forward::{Destination, Forwarding, PeerAddresses};
-pub(crate) use learned::{Holder, Learned};
+pub(crate) use learned::{Holder, Holders, Learned};
 
 use super::interface::{
     Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,

@@ -112,9 +112,22 @@ impl TxLinks {
 
     /// Adds a peer, without a ring.
     pub(super) fn add(&mut self, peer: PeerKey, addresses: PeerAddresses, traffic: Arc<Traffic>) {
-        let link = TxLink::new(peer, addresses, traffic, self.timeouts);
+        let position = self.links.len();
+        let mut link = TxLink::new(peer, addresses, traffic, self.timeouts);
+        link.multicast = !self.paths.elsewhere.contains(&peer);
+        let is_in_table = self.forwarding.append(position, &link.addresses);
         self.links.push(link);
-        self.rebuild();
+        if !is_in_table {
+            return self.rebuild();
+        }
+        self.end_hold(|_| true);
+        if self.paths.default == Some(peer) {
+            self.default = Some(position);
+        }
+        if self.paths.away.contains(&peer) {
+            self.forwarding.append_away(position);
+        }
+        self.touched.grow(self.links.len());
     }
 
     /// A peer has other addresses.
