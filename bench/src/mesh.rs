@@ -16,7 +16,8 @@ use crate::measured::Measured;
 use crate::mock_guest::MockGuest;
 use crate::stats::Spread;
 
-/// Time between two questions for the ports' status: to answer takes their CPU time.
+/// Time after which ports are asked for their status if their logs do not say enough: to answer
+/// takes their CPU time.
 const ASK: Duration = Duration::from_secs(5);
 /// Time in which all ports have to be joined, at most.
 const JOINED_WITHIN: Duration = Duration::from_secs(120);
@@ -149,18 +150,19 @@ impl Mesh {
         Ok(Self((0..count).map(start).collect::<Result<_>>()?))
     }
 
-    /// Waits until the logs of all say that each other port is up; a log that lost lines is no
-    /// longer complete, so now and then their status is asked for.
+    /// Waits until the logs of all say that each other port is up. A log that lost lines never
+    /// does: then one port after the other is asked for its status.
     fn wait_until_joined(&self) -> Result<()> {
         let start = Instant::now();
-        let mut asked = start;
         let peers = self.0.len() - 1;
         let mut waiting: Vec<&Port> = self.0.iter().collect();
         loop {
             waiting.retain(|port| port.log().matches(" is up").count() < peers);
-            if asked.elapsed() > ASK {
-                waiting.retain(|port| port.peers().map_or(true, |linked| linked < peers));
-                asked = Instant::now();
+            let may_ask = start.elapsed() > ASK;
+            while let Some(port) = waiting.last().filter(|_| may_ask)
+                && port.peers().is_ok_and(|linked| linked >= peers)
+            {
+                waiting.pop();
             }
             if waiting.is_empty() {
                 return Ok(());
