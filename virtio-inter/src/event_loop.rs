@@ -293,20 +293,26 @@ impl EventLoop {
 
     fn handle_segment(&mut self) -> Result<(), RunError> {
         let mut files_changed = false;
+        let mut new = Vec::new();
         for event in self.segment.process() {
+            // Others may be about one of them.
+            if !matches!(event, SegmentEvent::Up(_)) {
+                self.add_peers(std::mem::take(&mut new));
+            }
             match event {
-                SegmentEvent::Up(peer) => self.add_peer(peer),
+                SegmentEvent::Up(peer) => new.push(peer),
                 SegmentEvent::Down(key, _) => self.remove_peer(key),
                 SegmentEvent::Guest { peer, away } => {
                     if let Some(peer) = self.peers.get_mut(&peer) {
                         peer.away = away;
                     }
-                    self.choose_paths(None);
+                    self.choose_paths(&[]);
                 }
                 SegmentEvent::FilesChanged => files_changed = true,
                 event => self.handle_link(event),
             }
         }
+        self.add_peers(new);
         self.diagnostics.refused(self.segment.refused());
         if files_changed {
             self.restore_files()?;
@@ -447,19 +453,25 @@ impl EventLoop {
         self.handle_link_events()
     }
 
-    /// Exchanges frames with a peer that is up.
-    fn add_peer(&mut self, peer: PeerInfo) {
-        self.choose_paths(Some(&peer));
-        match self.device.add_peer(&peer) {
-            Ok(()) => {
-                self.diagnostics.linked(&peer);
-                self.peers.insert(peer.key, peer);
-                self.peers_changed = true;
-            }
-            // An error of this port, for which the segment must not refuse the peer.
-            Err(error) => {
-                let reason = ErrorChain(&error).to_string();
-                self.segment.drop_peer(peer.key, &reason);
+    /// Exchanges frames with peers that are up.
+    fn add_peers(&mut self, new: Vec<PeerInfo>) {
+        if new.is_empty() {
+            return;
+        }
+        self.choose_paths(&new);
+        let added = self.device.add_peers(&new);
+        for peer in new {
+            match &added {
+                Ok(()) => {
+                    self.diagnostics.linked(&peer);
+                    self.peers.insert(peer.key, peer);
+                    self.peers_changed = true;
+                }
+                // An error of this port, for which the segment must not refuse the peer.
+                Err(error) => {
+                    let reason = ErrorChain(error).to_string();
+                    self.segment.drop_peer(peer.key, &reason);
+                }
             }
         }
     }
@@ -481,9 +493,9 @@ impl EventLoop {
         self.trunk.learn(&new, &mut self.device, &mut self.segment)
     }
 
-    /// Chooses the links of multicast frames and of frames for nobody, among the peers and a new
-    /// one.
-    fn choose_paths(&mut self, new: Option<&PeerInfo>) {
+    /// Chooses the links of multicast frames and of frames for nobody, among the peers and new
+    /// ones.
+    fn choose_paths(&mut self, new: &[PeerInfo]) {
         let peers = self.peers.values().chain(new);
         let paths = paths::of_port(&self.arguments.local_port().uplinks, peers);
         self.links.choose(&mut self.device, paths);
@@ -508,7 +520,7 @@ impl EventLoop {
                 ErrorChain(&error)
             );
         }
-        self.choose_paths(None);
+        self.choose_paths(&[]);
     }
 }
 

@@ -34,8 +34,8 @@ pub use interface::{
     RxStatus, TxBackend, TxFrame, TxStatus,
 };
 pub(crate) use link::{
-    Forwarding, Holder, Holders, Learned, LinkAnswer, LinkCommand, PeerAddresses, PeerTraffic,
-    RxLink, RxLinkId, RxRing,
+    Forwarding, Holder, Holders, Learned, LinkAnswer, LinkCommand, NewPeer, PeerAddresses,
+    PeerTraffic, RxLink, RxLinkId, RxRing,
 };
 pub use link::{LinkTraffic, Links, Paths};
 pub use loopback::Loopback;

@@ -375,20 +375,22 @@ impl Backend for Relay {
             }
             RelayCommand::Link(command) => command,
         };
-        let (mut takes_over, mut added) = (false, None);
+        let (mut takes_over, mut added) = (false, Vec::new());
         match &command {
             LinkCommand::SetPaths(paths) => {
                 takes_over = self.standby && !paths.standby;
                 self.standby = paths.standby;
             }
-            LinkCommand::AddPeer(_, addresses, _) => added = Some(addresses.clone()),
+            LinkCommand::AddPeers(peers) => {
+                added.extend(peers.iter().map(|(_, addresses, _)| addresses.clone()));
+            }
             _ => {}
         }
         let answer = self.links.handle_command(command, poller)?;
-        if takes_over || added.is_some() {
+        if takes_over || !added.is_empty() {
             let is_added = |mac| {
-                let added = added.as_ref();
-                added.is_some_and(|peer| peer.mac == mac || peer.allowed.contains(mac))
+                let mut added = added.iter();
+                added.any(|peer| peer.mac == mac || peer.allowed.contains(mac))
             };
             self.announce_ports(|mac| takes_over || is_added(mac));
         }

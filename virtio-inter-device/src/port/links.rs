@@ -12,8 +12,8 @@ use virtio_inter_segment::{PeerInfo, PeerKey};
 use super::Port;
 use super::link_book::LinkEvent;
 use crate::backend::{
-    Backend, Holder, LinkAnswer, LinkCommand, LinkRequest, LinkTraffic, Paths, RxLink, RxLinkId,
-    RxRing,
+    Backend, Holder, LinkAnswer, LinkCommand, LinkRequest, LinkTraffic, NewPeer, Paths, RxLink,
+    RxLinkId, RxRing,
 };
 use crate::device::DeviceError;
 use crate::worker::Command;
@@ -38,11 +38,25 @@ impl<B: LinkBackend> Port<B> {
     ///
     /// When a worker does not answer. No worker exchanges frames with the peer then.
     pub fn add_peer(&mut self, peer: &PeerInfo) -> Result<(), DeviceError> {
-        let (addresses, traffic) = self.book.add(peer);
-        let command = || LinkCommand::AddPeer(peer.key, addresses.clone(), Arc::clone(&traffic));
-        let added = self.ask_all(|| Command::Backend(command().into()));
+        self.add_peers(std::slice::from_ref(peer))
+    }
+
+    /// The same with several peers, at the price of one: workers stop for it once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Port::add_peer`], for all of them.
+    pub fn add_peers(&mut self, peers: &[PeerInfo]) -> Result<(), DeviceError> {
+        let add = |peer: &PeerInfo| {
+            let (addresses, traffic) = self.book.add(peer);
+            (peer.key, addresses, traffic)
+        };
+        let new: Vec<NewPeer> = peers.iter().map(add).collect();
+        let added = self.ask_all(|| Command::Backend(LinkCommand::AddPeers(new.clone()).into()));
         if added.is_err() {
-            self.remove_peer(peer.key)?;
+            for peer in peers {
+                self.remove_peer(peer.key)?;
+            }
         }
         added
     }

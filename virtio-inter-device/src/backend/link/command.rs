@@ -29,10 +29,13 @@ pub struct Paths {
     pub standby: bool,
 }
 
+/// A peer, its addresses, and where the frames that are exchanged with it are counted.
+pub(crate) type NewPeer = (PeerKey, PeerAddresses, Arc<PeerTraffic>);
+
 /// A change to the links of a worker.
 pub enum LinkCommand {
-    /// Exchange frames with a peer, and count them.
-    AddPeer(PeerKey, PeerAddresses, Arc<PeerTraffic>),
+    /// Exchange frames with these peers, and count them.
+    AddPeers(Vec<NewPeer>),
     /// A peer has these addresses from now on.
     SetAddresses(PeerKey, PeerAddresses),
     /// The guest of this trunk may not use these.

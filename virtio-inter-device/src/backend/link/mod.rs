@@ -20,7 +20,7 @@ use virtio_inter_link::Sender;
 use virtio_inter_segment::PeerKey;
 
 pub use command::Paths;
-pub(crate) use command::{LinkAnswer, LinkCommand};
+pub(crate) use command::{LinkAnswer, LinkCommand, NewPeer};
 pub(crate) use forward::{Destination, Forwarding, PeerAddresses};
 pub(crate) use learned::{Holder, Holders, Learned};
 
@@ -276,8 +276,10 @@ impl Backend for Links {
         poller: &Poller,
     ) -> Result<LinkAnswer, DeviceError> {
         match command {
-            LinkCommand::AddPeer(key, addresses, traffic) => {
-                self.tx.add(key, addresses, traffic.tx(self.index));
+            LinkCommand::AddPeers(peers) => {
+                for (key, addresses, traffic) in peers {
+                    self.tx.add(key, addresses, traffic.tx(self.index));
+                }
             }
             LinkCommand::SetAddresses(key, addresses) => self.tx.set_addresses(key, addresses),
             LinkCommand::SetBarred(barred) => self.tx.set_barred(barred),
