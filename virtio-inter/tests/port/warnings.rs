@@ -9,7 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use serde_json::Value;
 
 use crate::frontends::{USER, assert_served, connect, memory, share, tell};
-use crate::guest::Guest;
+use crate::guest::{Guest, octets};
 use crate::process::{Place, Port, TIMEOUT, until};
 use crate::status::status;
 
@@ -208,6 +208,29 @@ fn warning_of_frames_that_do_not_fit_names_their_sizes() {
     assert_names(&text, &["1200 bytes", "of 1000", "MRG_RXBUF"]);
     a.end();
     b.end();
+}
+
+#[test]
+fn warning_of_what_a_guard_drops_names_the_options() {
+    let place = Place::new();
+    let command = place.command("a").flag("--no-dhcp-server");
+    let command = command.with("--ip", "10.0.0.7");
+    let a = command
+        .with("--status-socket", place.path("a.status"))
+        .start();
+    let mut guest = Guest::new(&a, 1514);
+    guest.send(A, BROADCAST, 60);
+    let (text, _) = wait_for_warning(&place, &a, "a", "not-examined");
+    assert_names(&text, &["IPv4, IPv6 and ARP", "--ip"]);
+    // IPv4 from the listed address, UDP from port 67: a reply of a DHCP server.
+    let ip = [0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 7];
+    let mut frame = [octets(BROADCAST), octets(A), vec![8, 0], ip.to_vec()].concat();
+    frame.extend([255, 255, 255, 255, 0, 67, 0, 68, 0, 26, 0, 0]);
+    frame.resize(60, 0);
+    guest.send_frame(&frame);
+    let (text, _) = wait_for_warning(&place, &a, "a", "dhcp-server");
+    assert_names(&text, &["DHCP server", "--no-dhcp-server"]);
+    a.end();
 }
 
 /// Both ports go on serving, so both must say why no frames flow.
