@@ -110,7 +110,14 @@ fn of_port(status: &Document) -> Vec<(String, String)> {
         );
         found.push(("no-vmm".to_owned(), text));
     }
+    let is_told = |reason: &str| {
+        let mut warnings = status.warnings.iter();
+        warnings.any(|warning| warning.code == "conflict" && warning.text.contains(reason))
+    };
     for refused in &status.refused {
+        if is_told(&refused.reason) {
+            continue;
+        }
         let peer = refused.peer.as_deref().unwrap_or("a peer");
         let text = if refused.by_peer {
             format!("Refused by {peer}: {}", refused.reason)
@@ -282,6 +289,22 @@ mod tests {
                 found("web/a", "refused"),
                 found("web/b", "port-gone")
             ]
+        );
+    }
+
+    #[test]
+    fn check_finds_a_conflict_once() {
+        let reason = "Peer has this port's own id a";
+        let a = json!({
+            "warnings": [{"code": "conflict", "text": format!("… {reason}. …"), "count": 1}],
+            "refused": [
+                {"peer": "a", "by_peer": false, "reason": reason},
+                {"peer": "c", "by_peer": true, "reason": "version"},
+            ],
+        });
+        assert_eq!(
+            codes(&[port("a", a)]),
+            [found("web/a", "conflict"), found("web/a", "refused")]
         );
     }
 
