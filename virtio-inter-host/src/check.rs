@@ -75,7 +75,7 @@ pub(crate) fn findings(places: &[Place], ports: &[Port]) -> Vec<Finding> {
             match port.status() {
                 None => add(name, code_of(&port.answer), explain(&port.answer)),
                 Some(status) => {
-                    for (code, text) in of_port(status) {
+                    for (code, text) in of_port(port.id.as_str(), status) {
                         add(name.clone(), &code, text);
                     }
                 }
@@ -96,7 +96,7 @@ fn code_of(answer: &Answer) -> &'static str {
     }
 }
 
-fn of_port(status: &Document) -> Vec<(String, String)> {
+fn of_port(id: &str, status: &Document) -> Vec<(String, String)> {
     let warnings = status.warnings.iter();
     let mut found: Vec<(String, String)> = warnings
         .filter(|warning| !OF_SEGMENTS.contains(&warning.code.as_str()))
@@ -110,12 +110,13 @@ fn of_port(status: &Document) -> Vec<(String, String)> {
         );
         found.push(("no-vmm".to_owned(), text));
     }
-    let is_told = |reason: &str| {
-        let mut warnings = status.warnings.iter();
-        warnings.any(|warning| warning.code == "conflict" && warning.text.contains(reason))
+    let conflicts = || {
+        let warnings = status.warnings.iter();
+        warnings.filter(|warning| warning.code == "conflict")
     };
     for refused in &status.refused {
-        if is_told(&refused.reason) {
+        let is_own_id = refused.peer.as_deref() == Some(id);
+        if conflicts().any(|warning| is_own_id || warning.text.contains(&refused.reason)) {
             continue;
         }
         let peer = refused.peer.as_deref().unwrap_or("a peer");
@@ -294,11 +295,11 @@ mod tests {
 
     #[test]
     fn check_finds_a_conflict_once() {
-        let reason = "Peer has this port's own id a";
         let a = json!({
-            "warnings": [{"code": "conflict", "text": format!("… {reason}. …"), "count": 1}],
+            "warnings": [{"code": "conflict", "text": "Port b: own MAC address. …", "count": 1}],
             "refused": [
-                {"peer": "a", "by_peer": false, "reason": reason},
+                {"peer": "a", "by_peer": false, "reason": "Peer has this port's own id a"},
+                {"peer": "b", "by_peer": true, "reason": "own MAC address"},
                 {"peer": "c", "by_peer": true, "reason": "version"},
             ],
         });

@@ -72,7 +72,14 @@ impl Port {
                 (_, Some(true)) => "active",
                 (_, Some(false)) => "standby",
                 (None, None) => "no VMM",
-                (Some(frontend), None) if frontend.queues_running == 0 => "no driver",
+                (Some(frontend), None) if frontend.queues_running == 0 => {
+                    let mut codes = document.warnings.iter().map(|warning| &*warning.code);
+                    if codes.any(|code| ["memory-not-shared", "queue-waits"].contains(&code)) {
+                        "not started"
+                    } else {
+                        "no driver"
+                    }
+                }
                 (Some(_), None) => "running",
             },
             Answer::Gone => "gone",
@@ -282,6 +289,11 @@ mod tests {
         for (text, state) in [
             (r#"{"version":1,"frontend":null}"#, "no VMM"),
             (r#"{"frontend":{"pid":1,"queues_running":0}}"#, "no driver"),
+            (
+                r#"{"frontend":{"pid":1,"queues_running":0},
+                    "warnings":[{"code":"memory-not-shared","text":"","count":1}]}"#,
+                "not started",
+            ),
             (
                 r#"{"frontend":{"pid":null,"queues_running":2},"new":1}"#,
                 "running",

@@ -31,7 +31,11 @@ const MAX_QUEUE_SIZE: u16 = 32768;
 
 /// Network between the VMs of one host, through shared memory.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(
+    version,
+    propagate_version = true,
+    after_help = "If a VM has no network, begin with: virtio-inter check"
+)]
 pub struct Cli {
     /// Log more than milestones, warnings and errors: -v adds debug messages, -vv all. RUST_LOG
     /// takes precedence
@@ -86,8 +90,9 @@ const HOST_HELP: &str = "\
 A port answers root, its own user, the owner of its segment's directory, and the members of that \
 directory's group if the group may write there.
 
-States: running; no driver (the guest has not started its driver, or the VM is paused); no VMM; \
-active and standby (of an uplink); gone (killed, its files are left); silent (stopped); denied; \
+States: running; no driver (the guest has not started its driver, or the VM is paused); not \
+started (the driver has, and the port cannot serve its queues: check says why); no VMM; active \
+and standby (of an uplink); gone (killed, its files are left); silent (stopped); denied; \
 no status (of an older version).";
 
 /// One line for each paragraph: clap wraps them.

@@ -23,6 +23,7 @@ const ONE_MTU: &str = "Give all ports of the segment, and their guests, one MTU"
 /// The warnings of a port, and the state from which they are made.
 #[derive(Debug)]
 pub struct Diagnostics {
+    id: PortId,
     mac: MacAddr,
     allowed: MacSets,
     trunk: bool,
@@ -43,6 +44,7 @@ impl Diagnostics {
     /// The diagnostics of a new port, without warnings.
     pub fn new(local: &LocalPort) -> Self {
         Self {
+            id: local.id.clone(),
             mac: local.mac,
             allowed: local.allowed.clone(),
             trunk: local.trunk,
@@ -246,8 +248,11 @@ impl Diagnostics {
             return;
         }
         self.conflicts = seen;
-        // Always names the same peer, not the latest one, so that the text stays the same.
-        let Some(peer) = conflicts().min_by_key(|peer| (&peer.peer, peer.by_peer)) else {
+        // Always names the same peer, not the latest one, so that the text stays the same: one that
+        // is there before one that was turned away.
+        let is_own_id = |peer: &RefusedPeer| peer.peer.as_ref() == Some(&self.id);
+        let order = |peer: &&RefusedPeer| (is_own_id(peer), peer.peer.clone(), peer.by_peer);
+        let Some(peer) = conflicts().min_by_key(order) else {
             return self.warnings.clear(Code::Conflict, "");
         };
         let (who, reason) = (describe(peer), &peer.reason);
@@ -260,10 +265,18 @@ impl Diagnostics {
         if others.len() > 1 {
             what = format!("{what}; the same with {} more", others.len() - 1);
         }
-        let text = format!(
-            "{what}. Ports with one address or one name exchange no frames: give each an address \
-             (--mac) and a name (--id) of its own"
-        );
+        let text = if is_own_id(peer) {
+            // That process has ended: a port's id is the name of its socket.
+            format!(
+                "Another port was started with this port's own id {who} and was turned away: \
+                 give it an id of its own (--id)"
+            )
+        } else {
+            format!(
+                "{what}. Ports with one address or one name exchange no frames: give each an \
+                 address (--mac) and a name (--id) of its own"
+            )
+        };
         self.warnings.raise(Code::Conflict, "", count, text);
     }
 
