@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: its figures are all there, and a signal in the middle leaves nothing behind.
+//! `cargo xtask demo`: its figures are all there, it shows VMs of Cloud Hypervisor, and a signal in
+//! the middle leaves nothing behind.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -9,12 +10,19 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use virtio_inter_tests::{Process, Result, Testbed, guest_test, is_root, skip, until};
+use virtio_inter_tests::{
+    Process, Result, Testbed, cloud_hypervisor_program, guest_test, is_root, skip, until,
+};
 
 /// For a demo with measurements of one second; the port may have to be built first.
 const LIMIT: Duration = Duration::from_secs(240);
+/// For the demo of Cloud Hypervisor, which may boot three nested machines.
+const LAUNCHED_LIMIT: Duration = Duration::from_secs(1500);
 /// How long killed processes may take to be gone.
 const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// The table of one placement.
+const TABLE: [&str; 4] = ["--frontend", "uml", "--placement", "one-cpu"];
 
 /// The demo's process, and the directory that it has for what it makes.
 fn start(bed: &Testbed, arguments: &[&str]) -> Result<(Process, PathBuf)> {
@@ -25,7 +33,6 @@ fn start(bed: &Testbed, arguments: &[&str]) -> Result<(Process, PathBuf)> {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("TMPDIR", &directory)
         .args(["run", "--quiet", "--package", "xtask", "--", "demo"])
-        .args(["--frontend", "uml", "--placement", "one-cpu"])
         .args(["--seconds", "1"])
         .args(arguments);
     let demo = Process::start("the demo", command, &bed.path("demo.log"), &[])?;
@@ -40,7 +47,8 @@ fn demo_has_all_its_figures() {
             return Ok(());
         }
         let json = bed.path("out.json");
-        let (mut demo, directory) = start(bed, &["--json", &json.display().to_string()])?;
+        let json_option = ["--json", &json.display().to_string()];
+        let (mut demo, directory) = start(bed, &[&TABLE[..], &json_option].concat())?;
         let status = demo.wait(LIMIT)?;
         assert!(status.success(), "{status}: {}", demo.log());
         let report: Value = serde_json::from_slice(&fs::read(&json)?)?;
@@ -60,6 +68,32 @@ fn demo_has_all_its_figures() {
     });
 }
 
+#[test]
+fn demo_shows_vms_of_cloud_hypervisor_on_two_segments() -> Result<()> {
+    if cloud_hypervisor_program().is_none() || !is_root() {
+        skip("the demo of Cloud Hypervisor needs root, and CLOUD_HYPERVISOR or one in PATH");
+        return Ok(());
+    }
+    // Without the limit of a test: the demo may need several nested machines.
+    let bed = Testbed::new("demo_of_cloud_hypervisor")?;
+    let (mut demo, directory) = start(&bed, &["--frontend", "cloud-hypervisor"])?;
+    let status = demo.wait(LAUNCHED_LIMIT)?;
+    let log = demo.log();
+    assert!(status.success(), "{status}: {log}");
+    for part in ["--inter-vm segment=web", "add-device inter-vm,segment=db"] {
+        assert!(log.contains(part), "{log}");
+    }
+    // Over each of the two segments, both of which the list has at the end.
+    assert_eq!(log.matches("iperf3").count(), 2, "{log}");
+    let (_, list) = log.split_once("inter-vm list").expect("a list");
+    assert!(
+        list.contains("segment-web") && list.contains("segment-db"),
+        "{log}"
+    );
+    assert_eq!(left_in(&directory), Vec::<String>::new());
+    Ok(())
+}
+
 /// Interrupts the demo once its log has `text`.
 fn interrupt_at(text: &str) {
     guest_test(|bed| {
@@ -67,7 +101,7 @@ fn interrupt_at(text: &str) {
             skip("bridges and tap devices need root");
             return Ok(());
         }
-        let (mut demo, directory) = start(bed, &[])?;
+        let (mut demo, directory) = start(bed, &TABLE)?;
         demo.wait_for_log(text, 0, LIMIT)?;
         let family = descendants(demo.pid());
         assert!(family.len() >= 4, "two guests and two ports: {family:?}");

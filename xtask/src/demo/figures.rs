@@ -8,12 +8,14 @@ use virtio_inter_bench::placement::Placement;
 
 /// The program that runs the guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Frontend {
     /// QEMU with Debian 13's cloud kernel.
     Qemu,
     /// User Mode Linux of Debian 12.
     Uml,
+    /// A stock Cloud Hypervisor, by its launcher: no figures of the table.
+    CloudHypervisor,
 }
 
 /// The road that frames take.

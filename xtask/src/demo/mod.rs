@@ -1,10 +1,11 @@
 //! `cargo xtask demo`: the same work over a guest's own loopback, virtio-inter, and tap + bridge,
-//! side by side.
+//! side by side; and what `cloud-hypervisor-ext` does, where a stock Cloud Hypervisor is.
 //!
 //! The table is on standard output, all else on standard error. A measurement that fails leaves a
 //! gap in the table and an exit code other than 0; the others continue.
 
 mod figures;
+mod launched;
 mod options;
 mod pair;
 mod plan;
@@ -20,9 +21,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use virtio_inter_tests::{is_root, kvm_runs_stock_kernels};
+use virtio_inter_tests::{cloud_hypervisor_program, is_inside, is_root, kvm_runs_stock_kernels};
 
-use self::figures::Figure;
+use self::figures::{Figure, Frontend};
 pub(crate) use self::options::Options;
 use self::plan::{Plan, plans};
 use self::show::{Demo, Findings};
@@ -52,27 +53,36 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         );
     }
     let start = Instant::now();
-    let load = load_average();
-    setup::ensure()?;
-    image::ensure()?;
-    let program = build_port()?;
+    let load = load_average().filter(|_| !is_inside());
+    // The nested machine has all that it needs.
+    if !is_inside() {
+        setup::ensure()?;
+        image::ensure()?;
+    }
+    let has_launcher = cloud_hypervisor_program().is_some();
+    let program = build_programs(has_launcher)?;
     // Boots a guest, so it needs QEMU and an image.
     let has_kvm = kvm_runs_stock_kernels();
-    let plans = plans(options, has_kvm, cpus.len());
+    let plans = plans(options, has_kvm, has_launcher, cpus.len());
+    // The fastest guests come last. The launcher's VMs show something else.
+    let uplink = plans
+        .iter()
+        .map(|plan| plan.frontend)
+        .rfind(|frontend| *frontend != Frontend::CloudHypervisor);
+    let uplink_steps = usize::from(uplink.is_some());
     let mut demo = Demo {
         program,
         seconds: options.seconds,
         cpus,
-        progress: Progress::new(plans.iter().map(Plan::steps).sum::<usize>() + 1),
+        progress: Progress::new(plans.iter().map(Plan::steps).sum::<usize>() + uplink_steps),
         findings: Findings::default(),
     };
     demo.findings.notes.extend(load);
     for plan in &plans {
         demo.show(plan, has_kvm);
     }
-    // The fastest guests come last.
-    if let Some(plan) = plans.last() {
-        demo.show_uplink(plan.frontend);
+    if let Some(frontend) = uplink {
+        demo.show_uplink(frontend);
     }
     let findings = demo.findings;
     drop(demo.progress);
@@ -92,20 +102,21 @@ fn load_average() -> Option<String> {
     })
 }
 
-/// Builds the port. None if the environment names another one.
-fn build_port() -> Result<Option<PathBuf>> {
+/// Builds the port, and the launcher if there is what it starts. None if the environment names
+/// another port.
+fn build_programs(has_launcher: bool) -> Result<Option<PathBuf>> {
     if env::var_os("VIRTIO_INTER_BIN").is_some() {
         return Ok(None);
     }
+    let mut packages = vec!["--package", "virtio-inter"];
+    if has_launcher {
+        packages.extend(["--package", "cloud-hypervisor-ext"]);
+        packages.extend(["--package", "ch-remote-ext"]);
+    }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args([
-            "build",
-            "--release",
-            "--locked",
-            "--package",
-            "virtio-inter",
-        ])
+        .args(["build", "--release", "--locked"])
+        .args(packages)
         .args(["--target-dir", "target"])
         .current_dir(root())
         .status()
@@ -136,8 +147,11 @@ fn wrapped(text: &str) -> String {
 
 /// Prints the table and writes the JSON.
 fn report(findings: &Findings, json: Option<&FilePath>) -> Result<()> {
-    let mut text = format!("\n{}\n", table::render(&findings.groups));
-    text += "÷ is the ratio of two values: for times less is better, for the others more.\n";
+    let mut text = findings.stories.join("\n");
+    if !findings.groups.is_empty() {
+        text += &format!("\n{}\n", table::render(&findings.groups));
+        text += "÷ is the ratio of two values: for times less is better, for the others more.\n";
+    }
     for (note, number) in findings.notes.iter().zip(1..) {
         text += &wrapped(&format!("({number}) {note}"));
     }

@@ -10,8 +10,9 @@ use super::figures::Frontend;
 /// Options of the demo.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Program that runs the guests; several with commas [default: qemu where KVM runs stock
-    /// kernels, else qemu,uml]
+    /// Program that runs the guests; several with commas. cloud-hypervisor needs a stock one, which
+    /// $CLOUD_HYPERVISOR names, and runs in an emulated machine where KVM does not run stock
+    /// kernels [default: qemu and, where it is, cloud-hypervisor; without such a KVM qemu,uml]
     #[arg(long, value_name = "NAME", value_enum, value_delimiter = ',')]
     pub(super) frontend: Vec<Frontend>,
     /// CPUs of guests and ports; several with commas [default: free for qemu; for uml one-cpu, and
@@ -32,7 +33,7 @@ pub(crate) struct Options {
         value_parser = clap::value_parser!(u32).range(1..=600)
     )]
     pub(super) seconds: u32,
-    /// Write the figures to FILE as JSON.
+    /// Write the figures of the table to FILE as JSON.
     #[arg(long, value_name = "FILE", value_parser = writable_file)]
     pub(super) json: Option<PathBuf>,
 }

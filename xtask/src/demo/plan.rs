@@ -14,24 +14,31 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Booting, and all measurements.
+    /// Booting, and all measurements, or all that the launcher shows.
     pub(super) fn steps(&self) -> usize {
         1 + self.placements.len() * GROUP_STEPS
     }
 }
 
 /// Which guests to boot and where to run them, on a machine with so many CPUs.
-pub(super) fn plans(options: &Options, has_kvm: bool, cpus: usize) -> Vec<Plan> {
+pub(super) fn plans(
+    options: &Options,
+    has_kvm: bool,
+    has_launcher: bool,
+    cpus: usize,
+) -> Vec<Plan> {
     let mut frontends = once_each(&options.frontend);
     if frontends.is_empty() {
         frontends.push(Frontend::Qemu);
         if !has_kvm {
             frontends.push(Frontend::Uml);
+        } else if has_launcher {
+            frontends.push(Frontend::CloudHypervisor);
         }
     }
     let plan = |frontend| {
         let mut placements = once_each(&options.placement);
-        if placements.is_empty() {
+        if placements.is_empty() || frontend == Frontend::CloudHypervisor {
             placements = usual_placements(frontend, cpus);
         }
         Plan {
@@ -46,6 +53,8 @@ pub(super) fn plans(options: &Options, has_kvm: bool, cpus: usize) -> Vec<Plan> 
 /// wake-ups do.
 fn usual_placements(frontend: Frontend, cpus: usize) -> Vec<Placement> {
     match (frontend, cpus) {
+        // Not measured.
+        (Frontend::CloudHypervisor, _) => Vec::new(),
         // QEMU has threads of its own: on one CPU they would wait for each other.
         (Frontend::Qemu, _) => vec![Placement::Free],
         (Frontend::Uml, 0..2) => vec![Placement::OneCpu],
@@ -73,7 +82,7 @@ mod tests {
     #[test]
     fn demo_shows_both_frontends_where_kvm_is_of_no_use() {
         let frontends = |arguments: &[&str], has_kvm| -> Vec<Frontend> {
-            plans(&parse(arguments).unwrap(), has_kvm, 2)
+            plans(&parse(arguments).unwrap(), has_kvm, false, 2)
                 .iter()
                 .map(|plan| plan.frontend)
                 .collect()
@@ -88,11 +97,31 @@ mod tests {
     }
 
     #[test]
+    fn demo_shows_the_launcher_where_kvm_and_a_stock_program_are() {
+        let frontends = |arguments: &[&str], has_kvm, has_launcher| -> Vec<Frontend> {
+            plans(&parse(arguments).unwrap(), has_kvm, has_launcher, 2)
+                .iter()
+                .map(|plan| plan.frontend)
+                .collect()
+        };
+        let both = [Frontend::Qemu, Frontend::CloudHypervisor];
+        assert_eq!(frontends(&[], true, true), both);
+        assert_eq!(frontends(&[], true, false), [Frontend::Qemu]);
+        // The nested machine takes minutes.
+        assert_eq!(frontends(&[], false, true), [Frontend::Qemu, Frontend::Uml]);
+        // Where it is missing, that is said.
+        assert_eq!(
+            frontends(&["--frontend", "cloud-hypervisor"], false, false),
+            [Frontend::CloudHypervisor]
+        );
+    }
+
+    #[test]
     fn placements_fit_the_machine_or_are_as_asked_for() {
         let uml = |arguments: &[&str], cpus| -> Vec<Placement> {
             let mut all = vec!["--frontend", "uml"];
             all.extend(arguments);
-            plans(&parse(&all).unwrap(), false, cpus)
+            plans(&parse(&all).unwrap(), false, false, cpus)
                 .remove(0)
                 .placements
         };

@@ -8,24 +8,27 @@ use anyhow::Result;
 use virtio_inter_tests::{Kernel, Testbed, stop_here_if_ending};
 
 use super::figures::{Figure, Frontend, Metric, Path};
+use super::launched;
 use super::pair::{self, Measured};
 use super::plan::{GROUP_STEPS, Plan};
-use super::table;
-use super::uplink;
+use super::{table, uplink};
 use virtio_inter_bench::guests::Pair;
 use virtio_inter_bench::placement::{Placement, Seat};
 use virtio_inter_bench::progress::Progress;
 
 /// Time that a tool takes beside its measurement, if nothing hangs.
 const SOON: Duration = Duration::from_secs(10);
+/// What shows the launcher.
+const LAUNCHED: &str = "Cloud Hypervisor";
 const QEMU_TAP: &str =
     "The tap is served by QEMU itself, without vhost-net, as Cloud Hypervisor would serve it.";
 
-/// The guests that a frontend runs.
-fn kind_of(frontend: Frontend) -> virtio_inter_tests::Frontend {
+/// The guests that a frontend of the table runs; None if it has no part in it.
+fn kind_of(frontend: Frontend) -> Option<virtio_inter_tests::Frontend> {
     match frontend {
-        Frontend::Qemu => virtio_inter_tests::Frontend::Qemu(Kernel::Debian13),
-        Frontend::Uml => virtio_inter_tests::Frontend::Uml,
+        Frontend::Qemu => Some(virtio_inter_tests::Frontend::Qemu(Kernel::Debian13)),
+        Frontend::Uml => Some(virtio_inter_tests::Frontend::Uml),
+        Frontend::CloudHypervisor => None,
     }
 }
 
@@ -33,6 +36,8 @@ fn kind_of(frontend: Frontend) -> virtio_inter_tests::Frontend {
 #[derive(Default)]
 pub(super) struct Findings {
     pub(super) groups: Vec<table::Group>,
+    /// Texts that stand before the table.
+    pub(super) stories: Vec<String>,
     /// Notes for the reader of the table.
     pub(super) notes: Vec<String>,
     /// Figures that are missing in the table, with the reason.
@@ -52,17 +57,21 @@ pub(super) struct Demo {
 impl Demo {
     /// Boots two guests and measures between them in each placement.
     pub(super) fn show(&mut self, plan: &Plan, has_kvm: bool) {
+        let Some(kind) = kind_of(plan.frontend) else {
+            return self.show_launched(has_kvm);
+        };
         let name = match plan.frontend {
             Frontend::Qemu if has_kvm => "QEMU with KVM",
             Frontend::Qemu => "QEMU, emulated processor (TCG)",
             Frontend::Uml => "User Mode Linux",
+            Frontend::CloudHypervisor => LAUNCHED,
         };
         self.progress.begin(format!("{name}: booting two guests"));
         let bed = match Testbed::new("the demo") {
             Ok(bed) => bed,
             Err(error) => return self.gap(plan.steps(), &format!("{name}: {error:#}")),
         };
-        let outcome = Pair::boot(&bed, kind_of(plan.frontend), self.program.as_deref());
+        let outcome = Pair::boot(&bed, kind, self.program.as_deref());
         let mut pair = match outcome {
             Ok(pair) => pair,
             Err(error) => {
@@ -85,9 +94,12 @@ impl Demo {
 
     /// Shows that a guest reaches the host's network by the uplink of its port.
     pub(super) fn show_uplink(&mut self, frontend: Frontend) {
+        let Some(kind) = kind_of(frontend) else {
+            return;
+        };
         let what = "ping of the host by the uplink of a port";
         self.progress.begin(what.to_owned());
-        match uplink::reach_host(kind_of(frontend), self.program.as_deref()) {
+        match uplink::reach_host(kind, self.program.as_deref()) {
             Ok(report) => {
                 self.progress
                     .done(&format!("{what}: {:.0} us", report.mean_us));
@@ -98,6 +110,26 @@ impl Demo {
                 ));
             }
             Err(error) => self.gap(1, &format!("{what}: {error:#}")),
+        }
+    }
+
+    /// Shows two VMs of Cloud Hypervisor's launcher.
+    fn show_launched(&mut self, has_kvm: bool) {
+        self.progress.begin(format!("{LAUNCHED}: two VMs"));
+        let bed = match Testbed::new("the demo's launcher") {
+            Ok(bed) => bed,
+            Err(error) => return self.gap(1, &format!("{LAUNCHED}: {error:#}")),
+        };
+        match launched::show(&bed, self.program.as_deref(), has_kvm, self.seconds) {
+            Ok(story) => {
+                self.progress
+                    .done(&format!("{LAUNCHED}: two VMs on two segments"));
+                self.findings.stories.push(story);
+            }
+            Err(error) => {
+                bed.keep();
+                self.gap(1, &format!("{LAUNCHED}: {error:#}"));
+            }
         }
     }
 
@@ -200,6 +232,8 @@ impl Demo {
             }
         }
         let words = match frontend {
+            // It is not measured.
+            Frontend::CloudHypervisor => return,
             Frontend::Qemu if has_kvm => QEMU_TAP.to_owned(),
             Frontend::Qemu => format!(
                 "/dev/kvm does not run stock kernels here, and the emulation of the processor \
