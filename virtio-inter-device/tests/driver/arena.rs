@@ -1,10 +1,12 @@
 //! Guest memory, and who has which piece of it.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_inter_device::GuestMemory;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// Guest physical address at which one memory region ends and the next begins.
 pub(crate) const SEAM: u64 = 1 << 20;
@@ -25,16 +27,32 @@ struct Pieces {
     free: HashMap<u64, Vec<u64>>,
 }
 
+/// The two regions: address, size.
+const REGIONS: [(GuestAddress, usize); 2] = [
+    (GuestAddress(0), SEAM as usize),
+    (GuestAddress(SEAM), (END - SEAM) as usize),
+];
+
 impl Arena {
     pub(crate) fn new() -> Arc<Self> {
-        let ranges = [
-            (GuestAddress(0), SEAM as usize),
-            (GuestAddress(SEAM), (END - SEAM) as usize),
-        ];
+        Self::of(GuestMemoryMmap::from_ranges(&REGIONS).unwrap())
+    }
+
+    /// An arena that another process can map: the file, which begins with address 0.
+    pub(crate) fn shared() -> (Arc<Self>, File) {
+        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(END).unwrap();
+        let regions = REGIONS.map(|(address, size)| {
+            let part = FileOffset::new(file.try_clone().unwrap(), address.0);
+            (address, size, Some(part))
+        });
+        let memory = GuestMemoryMmap::from_ranges_with_files(regions).unwrap();
+        (Self::of(memory), file)
+    }
+
+    fn of(memory: GuestMemoryMmap) -> Arc<Self> {
         Arc::new(Arena {
-            memory: Arc::new(GuestMemory::new(
-                GuestMemoryMmap::from_ranges(&ranges).unwrap(),
-            )),
+            memory: Arc::new(GuestMemory::new(memory)),
             pieces: Mutex::new(Pieces {
                 next: FIRST,
                 free: HashMap::new(),

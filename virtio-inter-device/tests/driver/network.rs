@@ -365,7 +365,11 @@ fn port(number: usize, spec: &Spec) -> Port {
 
 /// A guest that has accepted `features`, with empty queues.
 fn boot(spec: &Spec, features: u64) -> Guest {
-    let arena = Arena::new();
+    boot_in(Arena::new(), spec, features)
+}
+
+/// The same in this memory.
+pub(crate) fn boot_in(arena: Arc<Arena>, spec: &Spec, features: u64) -> Guest {
     let event_index = features & Feature::EVENT_IDX != 0;
     let mergeable = features & Feature::MRG_RXBUF != 0;
     let queue = |size| Queue::new(&arena, size, spec.start, event_index);

@@ -1,0 +1,338 @@
+//! Measures what attacks cost honest guests: `cargo bench -p virtio-inter --bench attacks`, with
+//! names of attacks, `latency`, `third` or `pairs` behind `--` for these alone.
+//!
+//! Ports are processes, as in use; guests and the attacker are threads of this one. A ping is due
+//! every 500 µs; one that is late because of those before counts from when it was due. Each round
+//! measures without and under the attack; the medians of three rounds are printed.
+#![allow(clippy::print_stdout, reason = "the figures are what it is for")]
+
+mod attack;
+#[path = "../../../virtio-inter-device/tests/driver/mod.rs"]
+mod driver;
+#[path = "../../tests/port/process.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests use all of it")]
+mod process;
+mod station;
+#[path = "../../tests/port/vandal.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod vandal;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use attack::{A, Attack, B, OTHER, Signs, third_guest};
+use driver::{Guest, Packet, RxQueue, Spec, TxQueue, mac};
+use process::{Place, until};
+use station::Station;
+
+const ROUNDS: usize = 3;
+/// Time between two pings.
+const PERIOD: Duration = Duration::from_micros(500);
+/// A ping without an answer for this long is lost.
+const LOST: Duration = Duration::from_secs(1);
+/// Frames that the victim's guest sends to its correspondent with each ping.
+const BESIDE: usize = 2;
+/// Time of each measurement of a rate, and before it.
+const RATE_TIME: Duration = Duration::from_secs(3);
+const WARM_UP: Duration = Duration::from_millis(500);
+/// Longest time for which a thread does not notice that it is to end.
+const TICK: Duration = Duration::from_millis(20);
+const FRAME: usize = 1514;
+
+fn main() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+    // Cargo's own options begin with a hyphen.
+    let chosen: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with('-'))
+        .collect();
+    let wants = |part: &str| chosen.is_empty() || chosen.iter().any(|word| word == part);
+    let of_latency = |attack: &Attack| wants("latency") || wants(&format!("{attack:?}"));
+    let attacks: Vec<Attack> = Attack::ALL.into_iter().filter(of_latency).collect();
+    if !attacks.is_empty() {
+        println!("Round trip between two guests in µs, without and under an attack");
+        println!(
+            "attack            p50 without  under  ratio   p99 without  under  ratio  lost  CPU"
+        );
+    }
+    for attack in attacks {
+        latency(attack);
+    }
+    if wants("third") {
+        third();
+    }
+    if wants("pairs") {
+        pairs();
+    }
+}
+
+/// Starts a thread of the attacker, calls `warm` until it is ready, measures, and ends it. Returns
+/// the attacker's CPU time as a part of one CPU, with what was measured.
+fn beside<C, T>(
+    (place, attack, is_hostile): (&Place, Attack, bool),
+    context: &mut C,
+    mut warm: impl FnMut(&mut C),
+    measure: impl FnOnce(&mut C) -> T,
+) -> (T, f64) {
+    let signs = Signs::default();
+    thread::scope(|scope| {
+        let start = Instant::now();
+        let attacker = scope.spawn(|| attack.run(place, is_hostile, &signs));
+        let _stop = driver::SetOnDrop(&signs.stop);
+        while !signs.ready.load(Ordering::Relaxed) {
+            assert!(!attacker.is_finished(), "the attacker has ended");
+            warm(context);
+        }
+        let measured = measure(context);
+        signs.stop.store(true, Ordering::Relaxed);
+        let used = attacker.join().unwrap();
+        (measured, used / start.elapsed().as_secs_f64())
+    })
+}
+
+fn latency(attack: Attack) {
+    let place = Place::new();
+    let mut a = Station::new(&place, "a", A, &Spec::default(), None);
+    let mut b = Station::new(&place, "b", B, &attack.spec_of_b(), None);
+    until("a link", || a.port.log().contains(" is up"));
+    let (to, time) = (attack.correspondent(), attack.time());
+    let end = AtomicBool::new(false);
+    let (mut without, mut under) = (Vec::new(), Vec::new());
+    let (mut lost, mut cpu) = (0, 0.0);
+    thread::scope(|scope| {
+        scope.spawn(|| echo(&mut b.guest, &end));
+        let _end = driver::SetOnDrop(&end);
+        let guest = &mut a.guest;
+        ping(guest, None, WARM_UP);
+        let run = |guest: &mut Guest, is_hostile| {
+            let kind = (&place, attack, is_hostile);
+            let warm = |guest: &mut Guest| drop(ping(guest, to, TICK));
+            beside(kind, guest, warm, |guest| ping(guest, to, time))
+        };
+        for _ in 0..ROUNDS {
+            let (quiet, _) = match to {
+                Some(_) => run(guest, false),
+                None => (ping(guest, None, time), 0.0),
+            };
+            let (loud, used) = run(guest, true);
+            without.push(quiet.percentiles());
+            lost += loud.lost;
+            under.push(loud.percentiles());
+            cpu += used / ROUNDS as f64;
+        }
+    });
+    let of_rounds = |rounds: &[[f64; 2]], which: usize| {
+        median(rounds.iter().map(|round| round[which]).collect())
+    };
+    let [p50, p99] = [0, 1].map(|which| (of_rounds(&without, which), of_rounds(&under, which)));
+    let name = format!("{attack:?}");
+    println!(
+        "{name:<17} {:>11.0} {:>6.0} {:>6.2} {:>13.0} {:>6.0} {:>6.2} {lost:>5} {cpu:>4.2}",
+        p50.0,
+        p50.1,
+        p50.1 / p50.0,
+        p99.0,
+        p99.1,
+        p99.1 / p99.0,
+    );
+}
+
+/// Round trips in ns, and pings that were not answered.
+#[derive(Default)]
+struct Pings {
+    times: Vec<u64>,
+    lost: usize,
+}
+
+impl Pings {
+    /// p50 and p99 in µs.
+    fn percentiles(mut self) -> [f64; 2] {
+        self.times.sort_unstable();
+        let at = |percent| self.times[(self.times.len() - 1) * percent / 100] as f64 / 1000.0;
+        [at(50), at(99)]
+    }
+}
+
+/// Pings B from A's guest, which sends frames to another meanwhile.
+fn ping(guest: &mut Guest, beside: Option<usize>, time: Duration) -> Pings {
+    let other = beside.map(|number| Packet::new(mac(A), mac(number), FRAME, 0));
+    let (tx, rx) = (&mut guest.tx[0], &mut guest.rx[0]);
+    let (start, mut pings, mut number) = (Instant::now(), Pings::default(), 0);
+    while start.elapsed() < time {
+        number += 1;
+        let due = start + number * PERIOD;
+        let now = Instant::now();
+        if due > now {
+            sleep(due - now);
+        }
+        // A sleep that is too long is no fault of the ports.
+        let now = Instant::now();
+        let from = if now < due + PERIOD { now } else { due };
+        for packet in other.iter().cycle().take(BESIDE) {
+            tx.try_send(packet);
+        }
+        tx.send(&Packet::new(mac(A), mac(B), 60, u64::from(number)));
+        let is_answer =
+            |packet: &Packet| packet.source() == mac(B) && packet.seed() == u64::from(number);
+        loop {
+            match rx.receive_within(LOST) {
+                None => break pings.lost += 1,
+                Some(got) if is_answer(&got.packet) => break,
+                Some(_) => {}
+            }
+        }
+        pings.times.push(from.elapsed().as_nanos() as u64);
+    }
+    pings
+}
+
+/// Answers pings.
+fn echo(guest: &mut Guest, end: &AtomicBool) {
+    let (tx, rx) = (&mut guest.tx[0], &mut guest.rx[0]);
+    while !end.load(Ordering::Relaxed) {
+        let Some(got) = rx.receive_within(TICK) else {
+            continue;
+        };
+        if got.packet.source() == mac(A) {
+            tx.send(&Packet::new(mac(B), mac(A), 60, got.packet.seed()));
+        }
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Counts the bytes of frames from `from`.
+fn count(rx: &mut RxQueue, from: usize, end: &AtomicBool, bytes: &AtomicU64) {
+    while !end.load(Ordering::Relaxed) {
+        if let Some(got) = rx.receive_within(TICK)
+            && got.packet.source() == mac(from)
+        {
+            bytes.fetch_add(got.packet.frame.len() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Sends frames to all of these in turn.
+fn send(tx: &mut TxQueue, from: usize, to: &[usize], end: &AtomicBool) {
+    let packet = |number: &usize| Packet::new(mac(from), mac(*number), FRAME, 0);
+    let packets: Vec<Packet> = to.iter().map(packet).collect();
+    while !end.load(Ordering::Relaxed) {
+        packets.iter().for_each(|packet| tx.send(packet));
+    }
+}
+
+/// Mbit/s of a count of bytes, after a moment.
+fn rate(bytes: &AtomicU64) -> f64 {
+    sleep(WARM_UP);
+    let (before, start) = (bytes.load(Ordering::Relaxed), Instant::now());
+    sleep(RATE_TIME);
+    let moved = bytes.load(Ordering::Relaxed) - before;
+    8.0 * moved as f64 / start.elapsed().as_secs_f64() / 1e6
+}
+
+/// The rate at which A's guest sends to B's, while it sends to a third one in turn.
+fn third() {
+    let place = Place::new();
+    let mut a = Station::new(&place, "a", A, &Spec::default(), None);
+    let mut b = Station::new(&place, "b", B, &Spec::default(), None);
+    until("a link", || a.port.log().contains(" is up"));
+    let mut measure = |to: &[usize], is_slow: Option<bool>| {
+        let (end, bytes) = (AtomicBool::new(false), AtomicU64::new(0));
+        let signs = Signs::default();
+        thread::scope(|scope| {
+            let _stops = [driver::SetOnDrop(&end), driver::SetOnDrop(&signs.stop)];
+            if let Some(is_slow) = is_slow {
+                let (place, signs) = (&place, &signs);
+                scope.spawn(move || third_guest(place, is_slow, signs));
+                until("a third guest", || signs.ready.load(Ordering::Relaxed));
+            }
+            scope.spawn(|| send(&mut a.guest.tx[0], A, to, &end));
+            scope.spawn(|| count(&mut b.guest.rx[0], A, &end, &bytes));
+            rate(&bytes)
+        })
+    };
+    let mut rates = [const { Vec::new() }; 3];
+    for _ in 0..ROUNDS {
+        rates[0].push(measure(&[B], None));
+        rates[1].push(measure(&[OTHER, B], Some(false)));
+        rates[2].push(measure(&[OTHER, B], Some(true)));
+    }
+    let [alone, fast, slow] = rates.map(median);
+    println!("Rate to one guest in Mbit/s, while frames for another are sent in turn");
+    println!("alone {alone:.0}, with a fast neighbour {fast:.0}, with a slow one {slow:.0}");
+    println!(
+        "slow ÷ alone {:.2}, slow ÷ fast {:.2}",
+        slow / alone,
+        slow / fast
+    );
+}
+
+/// The rate of two pairs of guests together, alone and beside an attacker.
+fn pairs() {
+    let place = Place::new();
+    let station = |(number, id)| Station::new(&place, id, number, &Spec::default(), None);
+    // B is where attackers send to.
+    let mut stations: Vec<Station> = (0..).zip(["a", "b", "c", "d"]).map(station).collect();
+    for station in &stations {
+        until("all links", || {
+            station.port.log().matches(" is up").count() == 3
+        });
+    }
+    let mut measure = |attack: Option<Attack>| {
+        let (end, bytes) = (AtomicBool::new(false), AtomicU64::new(0));
+        let before: f64 = stations.iter().map(Station::cpu_time).sum();
+        let (rate, attacker) = thread::scope(|scope| {
+            let _end = driver::SetOnDrop(&end);
+            let mut guests = stations.iter_mut().map(|station| &mut station.guest);
+            let (end, bytes) = (&end, &bytes);
+            for from in [0, 2] {
+                let (near, far) = (guests.next().unwrap(), guests.next().unwrap());
+                scope.spawn(move || send(&mut near.tx[0], from, &[from + 1], end));
+                scope.spawn(move || count(&mut far.rx[0], from, end, bytes));
+            }
+            match attack {
+                None => (rate(bytes), 0.0),
+                Some(attack) => {
+                    let warm = |_: &mut ()| sleep(TICK);
+                    beside((&place, attack, true), &mut (), warm, |_| rate(bytes))
+                }
+            }
+        });
+        let ports = stations.iter().map(Station::cpu_time).sum::<f64>() - before;
+        (rate, attacker, ports)
+    };
+    println!("Rate of two pairs of guests in Mbit/s beside an attacker");
+    println!("attacker           rate   loss  CPUs of the attacker  CPU s of the ports");
+    let attackers = [
+        Attack::Spin,
+        Attack::FrameFlood,
+        Attack::JoinsAndLeaves,
+        Attack::Vandal,
+    ];
+    let mut alone = Vec::new();
+    let mut rows = attackers.map(|attack| (attack, Vec::new(), 0.0, 0.0));
+    for _ in 0..ROUNDS {
+        alone.push(measure(None).0);
+        for (attack, rates, cpu, of_ports) in &mut rows {
+            let (rate, attacker, ports) = measure(Some(*attack));
+            rates.push(rate);
+            *cpu += attacker / ROUNDS as f64;
+            *of_ports += ports / ROUNDS as f64;
+        }
+    }
+    let alone = median(alone);
+    println!("{:<17} {alone:>6.0}", "none");
+    for (attack, rates, cpu, of_ports) in rows {
+        let (name, rate) = (format!("{attack:?}"), median(rates));
+        let loss = 100.0 * (1.0 - rate / alone);
+        println!("{name:<17} {rate:>6.0} {loss:>5.0}% {cpu:>21.2} {of_ports:>19.1}");
+    }
+}
