@@ -17,7 +17,7 @@ use crate::setup;
 const NEWEST: &str = "trixie";
 
 /// Packages of a clean system: the package's scripts use them, as on a host.
-const SYSTEMD: [&str; 2] = ["systemd", "systemd-sysv"];
+const HOST: [&str; 3] = ["systemd", "systemd-sysv", "apparmor"];
 /// What a machine has that boots, or starts guests, beside these.
 const MACHINE: [&str; 3] = ["linux-image-cloud-amd64", "busybox", "iproute2"];
 
@@ -68,10 +68,31 @@ pub(super) fn check(package: &Path) -> Result<()> {
     run_in_root("lintian", &["--fail-on=error,warning", &suppressed, &name])?;
     let own = Mirror::of_this_machine()?.codename;
     if own != NEWEST {
-        try_package(package, &System::new(&own, &SYSTEMD)?)?;
+        try_package(package, &System::new(&own, &HOST)?)?;
     }
-    let system = System::new(NEWEST, &[&SYSTEMD[..], &MACHINE].concat())?;
+    let system = System::new(NEWEST, &[&HOST[..], &MACHINE].concat())?;
     try_package(package, &system)
+}
+
+/// Checks the AppArmor profiles: the release's parser takes them, and has one for each unit that
+/// names one. A kernel with AppArmor is not needed.
+fn check_profiles(system: &System) -> Result<()> {
+    let profile = "/etc/apparmor.d/virtio-inter";
+    system.run(&format!(
+        "apparmor_parser --skip-kernel-load --skip-cache --abort-on-error {profile}"
+    ))?;
+    // Users change it: an upgrade keeps their file.
+    let kept = system.run("dpkg-query --show --showformat '${Conffiles}' virtio-inter")?;
+    ensure!(kept.contains(profile), "No conffile: {kept}");
+    let mut names = system.run(&format!("apparmor_parser --names {profile}"))?;
+    names += "\n";
+    let units = "/usr/lib/systemd/system/virtio-inter-*";
+    let wanted = system.run(&format!("sed -n 's/^AppArmorProfile=-//p' {units}"))?;
+    ensure!(wanted.lines().count() == 2, "Units name profiles: {wanted}");
+    for name in wanted.lines() {
+        ensure!(names.contains(&format!("{name}\n")), "No profile {name}");
+    }
+    Ok(())
 }
 
 fn try_package(package: &Path, system: &System) -> Result<()> {
@@ -93,6 +114,7 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
         "usr/share/man/man1/virtio-inter-port.1.gz",
         "usr/share/bash-completion/completions/virtio-inter",
         "usr/share/qemu/vhost-user/50-virtio-inter-net.json",
+        "etc/apparmor.d/virtio-inter",
         "run/virtio-inter/default",
     ] {
         ensure!(system.has(file), "The installed package has no {file}");
@@ -116,6 +138,7 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
         );
         system.run(&command)?;
     }
+    check_profiles(system)?;
     let used = system.run(USE)?;
     ensure!(used.trim_end().ends_with('2'), "{used}");
     system.run("apt-get -qq remove virtio-inter >/dev/null")?;
