@@ -25,6 +25,7 @@ mod status;
 mod trunk;
 mod uplink;
 mod uplink_misuse;
+mod uplink_mtu;
 mod usage;
 mod vandal;
 mod warnings;

@@ -79,7 +79,7 @@ fn assert_carries(place: &Place, port: &Port) {
     });
 }
 
-fn warning(document: &Value, code: &str) -> Option<String> {
+pub(crate) fn warning(document: &Value, code: &str) -> Option<String> {
     let warnings = document["warnings"].as_array().unwrap();
     let warning = warnings.iter().find(|warning| warning["code"] == code)?;
     Some(warning["text"].as_str().unwrap().to_owned())
@@ -231,7 +231,7 @@ fn uplink_passes_to_the_next_port() {
 }
 
 /// Turns off what kernels say by themselves, on all devices to come.
-fn silence() {
+pub(crate) fn silence() {
     for name in ["all", "default"] {
         let setting = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
         let _ = std::fs::write(setting, "1");
@@ -251,7 +251,7 @@ fn make_bridge(taps: &[&str]) {
 }
 
 /// A port or uplink with a status socket.
-fn with_status(place: &Place, id: &str, command: PortCommand) -> Port {
+pub(crate) fn with_status(place: &Place, id: &str, command: PortCommand) -> Port {
     command
         .with("--status-socket", place.path(&format!("{id}.status")))
         .start()
@@ -267,7 +267,7 @@ fn knows(place: &Place, id: &str, count: usize) -> bool {
     now["peers"].as_array().unwrap().len() == count
 }
 
-fn address(id: &str) -> String {
+pub(crate) fn address(id: &str) -> String {
     format!("52:54:00:00:00:{:02x}", id.as_bytes()[0])
 }
 
