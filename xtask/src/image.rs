@@ -130,7 +130,7 @@ const RECIPES: &[Recipe] = &[
         package: "user-mode-linux",
         is_meta: false,
         is_uml: true,
-        modules: &["virtio_net", "ipv6", "macvlan"],
+        modules: &["virtio_net", "ipv6", "macvlan", "bridge", "veth"],
     },
 ];
 

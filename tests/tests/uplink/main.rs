@@ -5,6 +5,7 @@
 
 mod addresses;
 mod engines;
+mod guest_bridge;
 mod host;
 mod migration;
 mod networkd;
