@@ -16,13 +16,12 @@ use crate::measured::Measured;
 use crate::mock_guest::MockGuest;
 use crate::stats::Spread;
 
-/// Time after which ports are asked for their status if their logs do not say enough: to answer
-/// takes their CPU time.
-const ASK: Duration = Duration::from_secs(5);
 /// Time in which all ports have to be joined, at most.
 const JOINED_WITHIN: Duration = Duration::from_secs(120);
 /// Time between two looks at the ports.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(20);
+/// Time in which a port that is alone has opened all its descriptors.
+const SETTLED: Duration = Duration::from_millis(500);
 /// Time after which rings on which nothing was sent are closed, with some time to do so: the
 /// default of `virtio-inter port`, and the half again after which it looks.
 const QUIET: Duration = Duration::from_secs(95);
@@ -45,10 +44,10 @@ pub fn measure(count: u32, program: Option<&Path>) -> Result<Measured> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit)?;
+    let alone = descriptors_alone(&bed, "mesh", program)?;
     let start = Instant::now();
-    let mut mesh = Mesh::start(&bed, "mesh", count, program)?;
-    mesh.wait_until_joined()?;
-    let joined = start.elapsed();
+    let mut mesh = Mesh::start_all(&bed, "mesh", count, program, alone)?;
+    let joined = mesh.wait_until_joined(start)?;
     let join_cpu = mesh.cpu_nanoseconds()? / 1e6 / f64::from(count);
     let rest = mesh.footprint()?;
     let mut guests = mesh.guests()?;
@@ -134,11 +133,26 @@ struct Sparse {
     ratio: f64,
 }
 
-struct Mesh(Vec<Port>);
+struct Mesh {
+    ports: Vec<Port>,
+    /// Descriptors of a port that has no peers.
+    alone: usize,
+}
 
 impl Mesh {
     /// Starts the ports without waiting for each other.
     fn start(bed: &Testbed, name: &str, count: u32, program: Option<&Path>) -> Result<Self> {
+        let alone = descriptors_alone(bed, name, program)?;
+        Self::start_all(bed, name, count, program, alone)
+    }
+
+    fn start_all(
+        bed: &Testbed,
+        name: &str,
+        count: u32,
+        program: Option<&Path>,
+        alone: usize,
+    ) -> Result<Self> {
         let segment = Segment::new(bed, name)?;
         let start = |host| {
             let host = u8::try_from(host).context("Too many ports")?;
@@ -147,46 +161,50 @@ impl Mesh {
             Port::spawn(bed, config)
         };
         // From 0, since 256 of them have to fit.
-        Ok(Self((0..count).map(start).collect::<Result<_>>()?))
+        let ports = (0..count).map(start).collect::<Result<_>>()?;
+        Ok(Self { ports, alone })
     }
 
-    /// Waits until the logs of all say that each other port is up. A log that lost lines never
-    /// does: then one port after the other is asked for its status.
-    fn wait_until_joined(&self) -> Result<()> {
-        let start = Instant::now();
-        let peers = self.0.len() - 1;
-        let mut waiting: Vec<&Port> = self.0.iter().collect();
-        loop {
-            waiting.retain(|port| port.log().matches(" is up").count() < peers);
-            let may_ask = start.elapsed() > ASK;
-            while let Some(port) = waiting.last().filter(|_| may_ask)
-                && port.peers().is_ok_and(|linked| linked >= peers)
-            {
-                waiting.pop();
+    /// Waits until each port has a connection for each other one. Time from `start` until then.
+    ///
+    /// Their descriptors are counted, of one port after the other: to tell its status takes a port
+    /// CPU time, and a log loses lines. That the connections are links is asked at the end.
+    fn wait_until_joined(&mut self, start: Instant) -> Result<Duration> {
+        let peers = self.ports.len() - 1;
+        let enough = self.alone + peers;
+        for port in &mut self.ports {
+            while port.process().open_files()? < enough {
+                ensure!(
+                    start.elapsed() < JOINED_WITHIN,
+                    "A port lacks peers after {JOINED_WITHIN:?}"
+                );
+                thread::sleep(LOOK);
             }
-            if waiting.is_empty() {
-                return Ok(());
-            }
-            ensure!(
-                start.elapsed() < JOINED_WITHIN,
-                "{} of {} ports lack peers after {JOINED_WITHIN:?}",
-                waiting.len(),
-                self.0.len()
-            );
-            thread::sleep(LOOK);
         }
+        let mut joined = start.elapsed();
+        for port in &self.ports {
+            while port.peers()? < peers {
+                ensure!(
+                    start.elapsed() < JOINED_WITHIN,
+                    "A port with enough connections lacks peers after {JOINED_WITHIN:?}"
+                );
+                thread::sleep(LOOK);
+                joined = start.elapsed();
+            }
+        }
+        Ok(joined)
     }
 
     /// CPU time of all ports so far.
     fn cpu_nanoseconds(&mut self) -> Result<f64> {
-        let pids = self.0.iter_mut().map(|port| port.process().pid());
+        let pids = self.ports.iter_mut().map(|port| port.process().pid());
         pids.map(cpu_nanoseconds).sum()
     }
 
     fn footprint(&mut self) -> Result<Footprint> {
-        let count = self.0.len() as f64;
+        let count = self.ports.len() as f64;
         let (mut bytes, mut files, mut maps) = (0, 0, 0);
-        for port in &mut self.0 {
+        for port in &mut self.ports {
             let process = port.process();
             bytes += process.proportional_memory()?;
             files += process.open_files()?;
@@ -205,7 +223,7 @@ impl Mesh {
 
     /// A guest for each port.
     fn guests(&self) -> Result<Vec<MockGuest>> {
-        let ports = self.0.iter();
+        let ports = self.ports.iter();
         ports.map(|port| MockGuest::new(port.socket())).collect()
     }
 
@@ -231,7 +249,7 @@ impl Mesh {
     /// Sends a frame, and waits until the other guest has it.
     fn deliver(&self, guests: &mut [MockGuest], from: usize, to: usize) -> Result<Duration> {
         let before = guests[to].received()?;
-        let address = |index: usize| self.0[index].config().mac.0;
+        let address = |index: usize| self.ports[index].config().mac.0;
         let start = Instant::now();
         guests[from].offer_frame(address(to), address(from))?;
         while guests[to].received()? == before {
@@ -260,32 +278,20 @@ impl Mesh {
     /// Kills every third port, and starts these again. Time from then on until each is joined with
     /// each.
     fn kill_a_third(&mut self, bed: &Testbed) -> Result<Duration> {
-        for port in self.0.iter_mut().step_by(3) {
+        for port in self.ports.iter_mut().step_by(3) {
             port.process().kill()?;
         }
         let start = Instant::now();
-        for port in self.0.iter_mut().step_by(3) {
+        for port in self.ports.iter_mut().step_by(3) {
             *port = Port::spawn(bed, port.config().clone())?;
         }
-        // One that was started again has links with all only if these have one with it.
-        let peers = self.0.len() - 1;
-        let mut waiting: Vec<&Port> = self.0.iter().collect();
-        while !waiting.is_empty() {
-            waiting.retain(|port| port.peers().map_or(true, |linked| linked < peers));
-            ensure!(
-                start.elapsed() < JOINED_WITHIN,
-                "{} ports lack peers {JOINED_WITHIN:?} after a third was killed",
-                waiting.len()
-            );
-            thread::sleep(LOOK);
-        }
-        Ok(start.elapsed())
+        self.wait_until_joined(start)
     }
 
     /// Blocks of frames from the first port to the second, in turn with those of `pair`, two ports
     /// that have a segment of their own.
     fn sparse_frames(&mut self, guests: &mut [MockGuest], mut pair: Self) -> Result<Sparse> {
-        pair.wait_until_joined()?;
+        pair.wait_until_joined(Instant::now())?;
         let mut pair_guests = pair.guests()?;
         let (mut costs, mut ratios) = (Vec::new(), Vec::new());
         // The first blocks make rings, and load what both need.
@@ -305,7 +311,7 @@ impl Mesh {
     /// CPU time of the two ports for each of many frames, with a pause behind each, in
     /// microseconds.
     fn sparse_block(&mut self, guests: &mut [MockGuest]) -> Result<f64> {
-        let pids = [0, 1].map(|index: usize| self.0[index].process().pid());
+        let pids = [0, 1].map(|index: usize| self.ports[index].process().pid());
         let spent = || -> Result<f64> { pids.iter().map(|pid| cpu_nanoseconds(*pid)).sum() };
         let before = spent()?;
         for _ in 0..SPARSE {
@@ -317,9 +323,16 @@ impl Mesh {
     }
 
     fn send(&self, guest: &mut MockGuest, from: usize, to: usize) -> Result<()> {
-        let address = |index: usize| self.0[index].config().mac.0;
+        let address = |index: usize| self.ports[index].config().mac.0;
         guest.send(address(to), address(from))
     }
+}
+
+/// Descriptors of a port that has no peers.
+fn descriptors_alone(bed: &Testbed, name: &str, program: Option<&Path>) -> Result<usize> {
+    let mut mesh = Mesh::start_all(bed, &format!("{name}-alone"), 1, program, 0)?;
+    thread::sleep(SETTLED);
+    mesh.ports[0].process().open_files()
 }
 
 fn median(values: &[f64]) -> f64 {
