@@ -90,7 +90,7 @@ pub struct EventLoop {
     uplink_retry: Timer,
     /// The peers with links.
     peers: BTreeMap<PeerKey, PeerInfo>,
-    /// They are other ones than [`Diagnostics::peers`] knows.
+    /// They have changed since the last call of [`Diagnostics::peers`].
     peers_changed: bool,
     status: StatusSocket,
     capture: CaptureSocket,
@@ -252,7 +252,7 @@ impl EventLoop {
                     WATCHDOG => self.watchdog.process()?,
                     _ => self.handle_device()?,
                 }
-                // Once for all that came or went at once: it looks at all peers.
+                // Once, however many peers this event added or removed: the check reads all of them.
                 if std::mem::take(&mut self.peers_changed) {
                     self.diagnostics.peers(&self.peers);
                 }
@@ -473,6 +473,10 @@ impl EventLoop {
                     self.segment.drop_peer(peer.key, &reason);
                 }
             }
+        }
+        if added.is_err() {
+            // Those that were chosen name the lost peers.
+            self.choose_paths(&[]);
         }
     }
 

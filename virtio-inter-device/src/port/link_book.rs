@@ -16,7 +16,8 @@ use virtio_inter_link::{
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
 
 use crate::backend::{
-    Forwarding, Holder, Holders, Learned, PeerAddresses, PeerTraffic, RxLink, RxLinkId, RxRing,
+    Forwarding, Holder, Holders, Learned, NewPeer, PeerAddresses, PeerTraffic, RxLink, RxLinkId,
+    RxRing,
 };
 use crate::device::DeviceError;
 use crate::frame::NET_HEADER;
@@ -165,38 +166,52 @@ impl LinkBook {
         Ok((book, ends.into_iter()))
     }
 
-    /// Adds a peer, without rings.
-    pub(super) fn add(&mut self, peer: &PeerInfo) -> (PeerAddresses, Arc<PeerTraffic>) {
-        let addresses = PeerAddresses {
-            mac: peer.mac,
-            allowed: peer.allowed.clone(),
-            guard: peer.guard.clone(),
-            holder: self.holders.take().unwrap_or(Holder::NETWORK),
-            is_uplink: peer.uplinks.shared.is_some(),
-            is_trunk: peer.trunk,
-            barred: peer.barred.clone(),
-            used: Arc::default(),
+    /// Adds peers, without rings.
+    pub(super) fn add(&mut self, peers: &[PeerInfo]) -> Vec<NewPeer> {
+        let mut are_in_table = true;
+        let mut add = |peer: &PeerInfo| {
+            let addresses = PeerAddresses {
+                mac: peer.mac,
+                allowed: peer.allowed.clone(),
+                guard: peer.guard.clone(),
+                holder: self.holders.take().unwrap_or(Holder::NETWORK),
+                is_uplink: peer.uplinks.shared.is_some(),
+                is_trunk: peer.trunk,
+                barred: peer.barred.clone(),
+                used: Arc::default(),
+            };
+            let traffic = Arc::new(PeerTraffic::new(self.queues, peer.queues));
+            let new = Peer {
+                addresses: addresses.clone(),
+                traffic: Arc::clone(&traffic),
+                with_ring: 0,
+            };
+            // Handshakes overtake each other, so a rebuilt table may give a peer another position:
+            // the book uses none.
+            let position = self.peers.len();
+            self.peers.insert(peer.key, new);
+            are_in_table = are_in_table && self.forwarding.append(position, &addresses);
+            (peer.key, addresses, traffic)
         };
-        let traffic = Arc::new(PeerTraffic::new(self.queues, peer.queues));
-        let new = Peer {
-            addresses: addresses.clone(),
-            traffic: Arc::clone(&traffic),
-            with_ring: 0,
-        };
-        let position = self.peers.len();
-        self.peers.insert(peer.key, new);
-        // Keys count up: it is behind all others.
-        if !self.forwarding.append(position, &addresses) {
+        let new = peers.iter().map(&mut add).collect();
+        if !are_in_table {
             self.rebuild();
         }
-        (addresses, traffic)
+        new
     }
 
-    /// Removes a peer of which nothing is received any more.
-    pub(super) fn remove(&mut self, peer: PeerKey) {
-        if let Some(peer) = self.peers.remove(&peer) {
-            self.rebuild();
-            self.holders.give_back(peer.addresses.holder);
+    /// Removes peers of which nothing is received any more.
+    pub(super) fn remove(&mut self, peers: &[PeerKey]) {
+        let removed: Vec<Peer> = peers
+            .iter()
+            .filter_map(|key| self.peers.remove(key))
+            .collect();
+        if removed.is_empty() {
+            return;
+        }
+        self.rebuild();
+        for peer in removed {
+            self.holders.release(peer.addresses.holder);
             if peer.addresses.has_more() {
                 self.forwarding.learned().forget(peer.addresses.holder);
             }

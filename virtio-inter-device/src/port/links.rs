@@ -12,8 +12,8 @@ use virtio_inter_segment::{PeerInfo, PeerKey};
 use super::Port;
 use super::link_book::LinkEvent;
 use crate::backend::{
-    Backend, Holder, LinkAnswer, LinkCommand, LinkRequest, LinkTraffic, NewPeer, Paths, RxLink,
-    RxLinkId, RxRing,
+    Backend, Holder, LinkAnswer, LinkCommand, LinkRequest, LinkTraffic, Paths, RxLink, RxLinkId,
+    RxRing,
 };
 use crate::device::DeviceError;
 use crate::worker::Command;
@@ -47,16 +47,11 @@ impl<B: LinkBackend> Port<B> {
     ///
     /// As [`Port::add_peer`], for all of them.
     pub fn add_peers(&mut self, peers: &[PeerInfo]) -> Result<(), DeviceError> {
-        let add = |peer: &PeerInfo| {
-            let (addresses, traffic) = self.book.add(peer);
-            (peer.key, addresses, traffic)
-        };
-        let new: Vec<NewPeer> = peers.iter().map(add).collect();
+        let new = self.book.add(peers);
         let added = self.ask_all(|| Command::Backend(LinkCommand::AddPeers(new.clone()).into()));
         if added.is_err() {
-            for peer in peers {
-                self.remove_peer(peer.key)?;
-            }
+            // What went wrong is known already.
+            let _ = self.remove_peers(peers.iter().map(|peer| peer.key).collect());
         }
         added
     }
@@ -67,9 +62,16 @@ impl<B: LinkBackend> Port<B> {
     ///
     /// When a worker does not answer.
     pub fn remove_peer(&mut self, peer: PeerKey) -> Result<(), DeviceError> {
-        let removed = self.ask_all(|| Command::Backend(LinkCommand::RemovePeer(peer).into()));
-        // Now no worker learns of it any more.
-        self.book.remove(peer);
+        self.remove_peers(vec![peer])
+    }
+
+    /// The same with several: a worker that does not answer is waited for once.
+    fn remove_peers(&mut self, peers: Vec<PeerKey>) -> Result<(), DeviceError> {
+        let command = || LinkCommand::RemovePeers(peers.clone());
+        let removed = self.ask_all(|| Command::Backend(command().into()));
+        // Now no worker learns of them any more. One that has not answered does so before it serves
+        // its queues again.
+        self.book.remove(&peers);
         removed
     }
 

@@ -42,8 +42,8 @@ pub enum LinkCommand {
     SetBarred(MacSets),
     /// The guest of this trunk uses these, in order.
     SetUsed(Arc<[MacAddr]>),
-    /// Close all links with a peer. Answered with [`LinkAnswer::Unused`].
-    RemovePeer(PeerKey),
+    /// Close all links with these peers. Answered with [`LinkAnswer::Unused`].
+    RemovePeers(Vec<PeerKey>),
     /// Hand out the links that another worker is to serve. Answered with [`LinkAnswer::Links`].
     TakeMisplaced(ActiveQueues),
     /// Serve these links.

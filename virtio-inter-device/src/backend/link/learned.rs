@@ -50,7 +50,7 @@ impl Holders {
     }
 
     /// The peer of this number is gone.
-    pub(crate) fn give_back(&mut self, holder: Holder) {
+    pub(crate) fn release(&mut self, holder: Holder) {
         self.0.remove(&holder.0);
     }
 }
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(all.len(), Holder::PEERS.len());
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
         assert!(!all.contains(&Holder::OWN) && !all.contains(&Holder::NETWORK));
-        holders.give_back(all[7]);
+        holders.release(all[7]);
         assert_eq!(holders.take(), Some(all[7]));
         assert_eq!(holders.take(), None);
     }

@@ -276,23 +276,23 @@ impl Backend for Links {
         poller: &Poller,
     ) -> Result<LinkAnswer, DeviceError> {
         match command {
-            LinkCommand::AddPeers(peers) => {
-                for (key, addresses, traffic) in peers {
-                    self.tx.add(key, addresses, traffic.tx(self.index));
-                }
-            }
+            LinkCommand::AddPeers(peers) => self.tx.add(peers, self.index),
             LinkCommand::SetAddresses(key, addresses) => self.tx.set_addresses(key, addresses),
             LinkCommand::SetBarred(barred) => self.tx.set_barred(barred),
             LinkCommand::SetUsed(used) => self.tx.set_used(used),
-            LinkCommand::RemovePeer(key) => {
-                let link = self.tx.remove(key);
-                for doorbell in link.iter().flat_map(TxLink::space_doorbells) {
-                    poller.remove(doorbell);
+            LinkCommand::RemovePeers(keys) => {
+                let (mut senders, mut receivers) = (Vec::new(), Vec::new());
+                for key in keys {
+                    let link = self.tx.remove(key);
+                    for doorbell in link.iter().flat_map(TxLink::space_doorbells) {
+                        poller.remove(doorbell);
+                    }
+                    let links = self.rx.remove(key);
+                    remove_doorbells(poller, &links);
+                    senders.extend(link.into_iter().flat_map(TxLink::into_senders));
+                    receivers.extend(links);
                 }
-                let links = self.rx.remove(key);
-                remove_doorbells(poller, &links);
-                let senders = link.map_or_else(Vec::new, TxLink::into_senders);
-                return Ok(LinkAnswer::Unused(senders, links));
+                return Ok(LinkAnswer::Unused(senders, receivers));
             }
             LinkCommand::TakeMisplaced(active) => {
                 let links = self.rx.take_misplaced(self.index, active);

@@ -10,12 +10,11 @@ use virtio_inter_common::{MacAddr, MacSets};
 use virtio_inter_link::{Sender, Violation};
 use virtio_inter_segment::PeerKey;
 
-use super::command::Paths;
+use super::command::{NewPeer, Paths};
 use super::forward::{Claim, Destination, Forwarding, PeerAddresses};
 use super::hold::{FullUplink, HoldBudget, Timeouts};
 use super::new_addresses::NewAddresses;
 use super::positions::Positions;
-use super::traffic::Traffic;
 use super::tx_link::{Room, SendError, TxLink};
 use crate::backend::interface::{BackendSetup, LinkFault, TxBackend, TxFrame, TxStatus};
 use crate::backend::ring_request::PlacedRequest;
@@ -110,23 +109,26 @@ impl TxLinks {
         self.flood.as_ref().map_or(0, Sender::committed)
     }
 
-    /// Adds a peer, without a ring.
-    pub(super) fn add(&mut self, peer: PeerKey, addresses: PeerAddresses, traffic: Arc<Traffic>) {
-        let position = self.links.len();
-        let mut link = TxLink::new(peer, addresses, traffic, self.timeouts);
-        link.multicast = !self.paths.elsewhere.contains(&peer);
-        let is_in_table = self.forwarding.append(position, &link.addresses);
-        self.links.push(link);
-        if !is_in_table {
+    /// Adds peers, without rings. Queue pair `queue` of the port counts what is sent to them.
+    pub(super) fn add(&mut self, peers: Vec<NewPeer>, queue: u16) {
+        let mut are_in_table = true;
+        for (peer, addresses, traffic) in peers {
+            let position = self.links.len();
+            are_in_table = are_in_table && self.forwarding.append(position, &addresses);
+            if are_in_table && self.paths.away.contains(&peer) {
+                self.forwarding.append_away(position);
+            }
+            if self.paths.default == Some(peer) {
+                self.default = Some(position);
+            }
+            let mut link = TxLink::new(peer, addresses, traffic.tx(queue), self.timeouts);
+            link.multicast = !self.paths.elsewhere.contains(&peer);
+            self.links.push(link);
+        }
+        if !are_in_table {
             return self.rebuild();
         }
         self.end_hold(|_| true);
-        if self.paths.default == Some(peer) {
-            self.default = Some(position);
-        }
-        if self.paths.away.contains(&peer) {
-            self.forwarding.append_away(position);
-        }
         self.touched.grow(self.links.len());
     }
 
@@ -563,61 +565,5 @@ fn fail(faults: &mut Vec<LinkFault>, link: &mut TxLink, violation: Violation) {
 }
 
 #[cfg(test)]
-mod tests {
-    use virtio_inter_link::{SMALL_CAPACITY, pair};
-
-    use super::*;
-    use crate::backend::link::Holder;
-
-    #[test]
-    fn links_that_were_not_sent_to_are_not_flushed() {
-        const PEERS: u8 = 200;
-        const RINGS: usize = 150;
-        let mut links = TxLinks::new(BackendSetup {
-            index: 0,
-            mac: MacAddr::new([2, 0, 0, 0, 0, 0]),
-            allowed: Default::default(),
-            trunk: false,
-            learned: Default::default(),
-            mtu: 1500,
-            counters: Default::default(),
-        });
-        let peers: Vec<PeerKey> = (0..PEERS).map(|_| PeerKey::next()).collect();
-        for (peer, last) in peers.iter().zip(0..) {
-            let addresses = PeerAddresses {
-                mac: MacAddr::new([2, 0, 0, 0, 1, last]),
-                allowed: Default::default(),
-                guard: Default::default(),
-                holder: Holder::NETWORK,
-                is_uplink: false,
-                is_trunk: false,
-                barred: Default::default(),
-                used: Default::default(),
-            };
-            links.add(*peer, addresses, Arc::default());
-        }
-        let mut receivers = Vec::new();
-        for peer in &peers[..RINGS] {
-            let (sender, receiver) = pair(SMALL_CAPACITY).unwrap();
-            links.change(*peer, |link| Ok(link.set_ring(1, sender)));
-            receivers.push(receiver);
-        }
-        links.flush();
-        assert_eq!(links.touched.count(), 0);
-        assert_eq!(links.announce(&[0; 100]), peers.len());
-        assert_eq!(links.touched.count(), peers.len());
-        links.flush();
-        // To the others it waits aside for a ring.
-        assert_eq!(links.touched.next(0), Some(RINGS));
-        assert_eq!(links.touched.count(), peers.len() - RINGS);
-        let (sender, mut receiver) = pair(SMALL_CAPACITY).unwrap();
-        links.change(peers[RINGS], |link| Ok(link.set_ring(1, sender)));
-        links.flush();
-        assert_eq!(receiver.is_empty(), Ok(false));
-        assert_eq!(links.touched.next(0), Some(RINGS + 1));
-        // Positions change when a peer leaves.
-        links.remove(peers[0]);
-        links.flush();
-        assert_eq!(links.touched.next(0), Some(RINGS));
-    }
-}
+#[path = "tx_tests.rs"]
+mod tests;
