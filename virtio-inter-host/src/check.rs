@@ -75,7 +75,7 @@ pub(crate) fn findings(places: &[Place], ports: &[Port]) -> Vec<Finding> {
             match port.status() {
                 None => add(name, code_of(&port.answer), explain(&port.answer)),
                 Some(status) => {
-                    for (code, text) in of_port(port.id.as_str(), status) {
+                    for (code, text) in of_port(status) {
                         add(name.clone(), &code, text);
                     }
                 }
@@ -96,7 +96,7 @@ fn code_of(answer: &Answer) -> &'static str {
     }
 }
 
-fn of_port(id: &str, status: &Document) -> Vec<(String, String)> {
+fn of_port(status: &Document) -> Vec<(String, String)> {
     let warnings = status.warnings.iter();
     let mut found: Vec<(String, String)> = warnings
         .filter(|warning| !OF_SEGMENTS.contains(&warning.code.as_str()))
@@ -110,13 +110,8 @@ fn of_port(id: &str, status: &Document) -> Vec<(String, String)> {
         );
         found.push(("no-vmm".to_owned(), text));
     }
-    let conflicts = || {
-        let warnings = status.warnings.iter();
-        warnings.filter(|warning| warning.code == "conflict")
-    };
     for refused in &status.refused {
-        let is_own_id = refused.peer.as_deref() == Some(id);
-        if conflicts().any(|warning| is_own_id || warning.text.contains(&refused.reason)) {
+        if refused.conflict {
             continue;
         }
         let peer = refused.peer.as_deref().unwrap_or("a peer");
@@ -298,8 +293,8 @@ mod tests {
         let a = json!({
             "warnings": [{"code": "conflict", "text": "Port b: own MAC address. …", "count": 1}],
             "refused": [
-                {"peer": "a", "by_peer": false, "reason": "Peer has this port's own id a"},
-                {"peer": "b", "by_peer": true, "reason": "own MAC address"},
+                {"peer": "a", "by_peer": false, "conflict": true, "reason": "own id a"},
+                {"peer": "b", "by_peer": true, "conflict": true, "reason": "own MAC address"},
                 {"peer": "c", "by_peer": true, "reason": "version"},
             ],
         });

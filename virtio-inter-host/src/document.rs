@@ -132,6 +132,9 @@ pub(crate) struct Warning {
 pub(crate) struct Refused {
     pub(crate) peer: Option<String>,
     pub(crate) by_peer: bool,
+    /// The warning of conflicts tells of it. Ports before 0.2 do not say.
+    #[serde(default)]
+    pub(crate) conflict: bool,
     pub(crate) reason: String,
     pub(crate) count: u64,
 }

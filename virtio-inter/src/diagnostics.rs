@@ -241,43 +241,27 @@ impl Diagnostics {
 
     /// Warns of refused peers with the same name or address.
     pub fn refused(&mut self, refused: &[RefusedPeer]) {
-        let conflicts = || refused.iter().filter(|peer| peer.is_conflict);
-        let count = conflicts().map(|peer| peer.count).sum();
-        let seen = (count, conflicts().map(|peer| peer.when).max());
+        let conflicts = refused.iter().filter(|peer| peer.is_conflict);
+        let is_own_id = |peer: &&RefusedPeer| peer.peer.as_ref() == Some(&self.id);
+        let (own_id, others): (Vec<_>, Vec<_>) = conflicts.partition(is_own_id);
+        let all = || own_id.iter().chain(&others);
+        let count = all().map(|peer| peer.count).sum();
+        let seen = (count, all().map(|peer| peer.when).max());
         if seen == self.conflicts {
             return;
         }
         self.conflicts = seen;
-        // Always names the same peer, not the latest one, so that the text stays the same: one that
-        // is there before one that was turned away.
-        let is_own_id = |peer: &RefusedPeer| peer.peer.as_ref() == Some(&self.id);
-        let order = |peer: &&RefusedPeer| (is_own_id(peer), peer.peer.clone(), peer.by_peer);
-        let Some(peer) = conflicts().min_by_key(order) else {
-            return self.warnings.clear(Code::Conflict, "");
-        };
-        let (who, reason) = (describe(peer), &peer.reason);
-        let mut what = if peer.by_peer {
-            format!("Port {who} refuses this port: \"{reason}\"")
-        } else {
-            format!("This port refuses port {who}: {reason}")
-        };
-        let others: BTreeSet<_> = conflicts().map(|other| &other.peer).collect();
-        if others.len() > 1 {
-            what = format!("{what}; the same with {} more", others.len() - 1);
-        }
-        let text = if is_own_id(peer) {
-            // That process has ended: a port's id is the name of its socket.
+        // Its process has ended: a port's id is the name of its socket.
+        let turned_away = own_id.first().map(|peer| {
             format!(
-                "Another port was started with this port's own id {who} and was turned away: \
-                 give it an id of its own (--id)"
+                "Another port was started with this port's own id {} and was turned away: give it \
+                 an id of its own (--id)",
+                describe(peer)
             )
-        } else {
-            format!(
-                "{what}. Ports with one address or one name exchange no frames: give each an \
-                 address (--mac) and a name (--id) of its own"
-            )
-        };
-        self.warnings.raise(Code::Conflict, "", count, text);
+        });
+        let texts = [conflict(&others), turned_away];
+        let texts: Vec<String> = texts.into_iter().flatten().collect();
+        self.set(Code::Conflict, "", count, texts.join(". "));
     }
 
     /// Checks the device's counts of dropped frames. Returns whether they have increased.
@@ -398,6 +382,26 @@ impl Diagnostics {
         };
         self.warnings.raise(code(reason), "", count, text);
     }
+}
+
+/// The conflict with a peer that is there, and the number of such peers.
+fn conflict(peers: &[&RefusedPeer]) -> Option<String> {
+    // Always names the same peer, not the latest one, so that the text stays the same.
+    let peer = peers.iter().min_by_key(|peer| (&peer.peer, peer.by_peer))?;
+    let (who, reason) = (describe(peer), &peer.reason);
+    let mut what = if peer.by_peer {
+        format!("Port {who} refuses this port: \"{reason}\"")
+    } else {
+        format!("This port refuses port {who}: {reason}")
+    };
+    let all: BTreeSet<_> = peers.iter().map(|peer| &peer.peer).collect();
+    if all.len() > 1 {
+        what = format!("{what}; the same with {} more", all.len() - 1);
+    }
+    Some(format!(
+        "{what}. Ports with one address or one name exchange no frames: give each an address \
+         (--mac) and a name (--id) of its own"
+    ))
 }
 
 /// The name and process of a peer without a link, as text.

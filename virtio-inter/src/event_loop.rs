@@ -252,7 +252,7 @@ impl EventLoop {
                     WATCHDOG => self.watchdog.process()?,
                     _ => self.handle_device()?,
                 }
-                // Once, however many peers this event added or removed: the check reads all of them.
+                // Once, however many peers this event added or removed: the check reads all.
                 if std::mem::take(&mut self.peers_changed) {
                     self.diagnostics.peers(&self.peers);
                 }

@@ -7,6 +7,12 @@ cd "$1"
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
 mount -t cgroup2 cgroup2 mnt
+# Of runs that were killed.
+for old in mnt/virtio-inter-check.*; do
+    if [ -d "$old" ] && ! kill -0 "${old##*.}" 2>/dev/null; then
+        find "$old" -depth -type d -exec rmdir {} + || true
+    fi
+done
 group=mnt/virtio-inter-check.$$
 mkdir "$group"
 # It ends as if by an interrupt when it is switched off.
