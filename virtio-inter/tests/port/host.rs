@@ -131,7 +131,7 @@ fn check_ends_with_the_status_that_monitoring_needs() {
     until("both refuse each other", || {
         of_segment(&check(&["--json"]))
             .iter()
-            .filter(|code| *code == "refused")
+            .filter(|code| *code == "conflict")
             .count()
             == 2
     });

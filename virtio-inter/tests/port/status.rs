@@ -224,7 +224,7 @@ fn notify_tells_a_service_manager_that_the_port_serves_or_why_not() {
         .notifying(&place.path("notify"))
         .fail();
     // The first one says who wanted its id.
-    let others = "STATUS=This port refuses port a";
+    let others = "STATUS=Another port was started with this port's own id a";
     let told = std::iter::repeat_with(hear).find(|told| !told.starts_with(others));
     let told = told.unwrap();
     assert!(told.starts_with("STATUS=Port id a is taken"), "{told}");
