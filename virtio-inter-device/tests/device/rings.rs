@@ -261,6 +261,9 @@ fn ring_that_is_quiet_is_given_back_and_made_again() {
         node.guest.tx[0].send(&packet(1, round));
         assert_eq!(wanted(&mut node, peers[0]), SMALL_CAPACITY);
         let mut receiver = make(&mut node, peers[0], round, SMALL_CAPACITY);
+        until("the frame that waited to be in it", || {
+            !receiver.is_empty().unwrap()
+        });
         assert!(node.port.close_quiet().unwrap(), "it is used");
         // Not read yet: it stays, however long.
         for _ in 0..5 {
