@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use super::frame::{self, Fields, MAX_DATA, mix};
 use super::progress::{PeerProgress, Progress};
 use crate::Result;
-use crate::soak::Rng;
+use virtio_inter_test_support::Rng;
 
 /// Frames of a stream that are under way at a time.
 pub const WINDOW: u64 = 32;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::rng::Rng;
+use virtio_inter_test_support::Rng;
 
 /// Stations, each a port with its VM.
 pub(super) const STATIONS: usize = 4;

@@ -1,15 +1,18 @@
-//! What the tests of several crates share: programs that they start (`process`), and reports of a
-//! test beside its result, past the capture of test output and to `cargo xtask test` by files that
-//! it names in variables.
+//! What the tests of several crates share: programs that they start (`process`), random numbers,
+//! and reports of a test beside its result, past the capture of test output and to `cargo xtask
+//! test` by files that it names in variables.
 #![forbid(unsafe_code)]
 
 pub mod epoll_watches;
 pub mod process;
+mod rng;
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
 use std::{env, thread};
+
+pub use rng::Rng;
 
 /// Writes a line to standard error, past the capture of test output.
 pub fn tell(line: &str) {

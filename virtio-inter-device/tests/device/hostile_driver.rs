@@ -199,7 +199,7 @@ fn vandalize(ring: &Ring, data: u64, seed: u64, end: &AtomicBool) -> u64 {
     let mut blows = 0;
     while !end.load(Ordering::Relaxed) {
         let address = match rng.range(0, 9) {
-            0 => rng.next(),
+            0 => rng.word(),
             1 => END - rng.range(0, 4096) as u64,
             2 => SEAM - rng.range(0, 4096) as u64,
             3 => ring.descriptors,
@@ -207,7 +207,7 @@ fn vandalize(ring: &Ring, data: u64, seed: u64, end: &AtomicBool) -> u64 {
             _ => data + rng.range(0, 60_000) as u64,
         };
         let len = match rng.range(0, 9) {
-            0 => rng.next() as u32,
+            0 => rng.word() as u32,
             1 => 0,
             2 => 16 * rng.range(0, 64) as u32,
             _ => rng.range(1, 3000) as u32,
@@ -226,9 +226,9 @@ fn vandalize(ring: &Ring, data: u64, seed: u64, end: &AtomicBool) -> u64 {
             ring.set_available_index(ring.used_index().wrapping_add(step));
         }
         if rng.one_in(1000) {
-            ring.set_available_index(rng.next() as u16);
-            ring.set_used_index(rng.next() as u16);
-            ring.set_used_event(rng.next() as u16);
+            ring.set_available_index(rng.word() as u16);
+            ring.set_used_index(rng.word() as u16);
+            ring.set_used_event(rng.word() as u16);
         }
         blows += 1;
     }

@@ -147,7 +147,7 @@ fn peer_that_writes_anything_anywhere_is_cut_off_again_and_again() {
         let vandal = Peer::attach(&mut network.nodes[0], 5, &Spec::default());
         let done = AtomicBool::new(false);
         let mut own = rng.clone();
-        rng.next();
+        rng.word();
         std::thread::scope(|scope| {
             let guard = SetOnDrop(&done);
             scope.spawn(|| {
@@ -163,13 +163,13 @@ fn peer_that_writes_anything_anywhere_is_cut_off_again_and_again() {
                             DATA + 64 * own.range(0, 100) as u64,
                             own.range(0, 600) as u64,
                         ),
-                        1 => link.poke(DATA + 8 * own.range(0, 1000) as u64, own.next()),
+                        1 => link.poke(DATA + 8 * own.range(0, 1000) as u64, own.word()),
                         2 => {
                             let word = words[own.range(0, 3)];
                             let value = link.peek(word).wrapping_add(64 * own.range(0, 8) as u64);
                             link.poke(word, value);
                         }
-                        _ if own.one_in(200) => link.poke(words[own.range(0, 3)], own.next()),
+                        _ if own.one_in(200) => link.poke(words[own.range(0, 3)], own.word()),
                         _ => {}
                     }
                     link.data_doorbell.ring();

@@ -371,7 +371,7 @@ fn frames_of_nonsense_harm_nobody() {
             let mut bytes = packet.bytes();
             for _ in 0..rng.range(1, 4) {
                 let at = [rng.range(0, HEADER - 1), rng.range(HEADER + 12, 90)][rng.range(0, 1)];
-                bytes[at] = [rng.next() as u8, 0, 0xff][rng.range(0, 2)];
+                bytes[at] = [rng.word() as u8, 0, 0xff][rng.range(0, 2)];
             }
             peer.send(&bytes);
             let good = incoming(60, round);

@@ -28,7 +28,6 @@ pub(crate) mod offload;
 pub(crate) mod packet;
 pub(crate) mod queue;
 pub(crate) mod ring;
-pub(crate) mod rng;
 pub(crate) mod stream;
 pub(crate) mod wait;
 
@@ -42,5 +41,5 @@ pub(crate) use offload::adapted;
 pub(crate) use packet::{HEADER, Packet};
 pub(crate) use queue::{Piece, Queue, Shape};
 pub(crate) use ring::Ring;
-pub(crate) use rng::Rng;
+pub(crate) use virtio_inter_test_support::Rng;
 pub(crate) use wait::{PATIENCE, SetOnDrop, until, wait_readable};

@@ -1,8 +1,7 @@
 //! Frames that know what they must look like when they arrive.
 
 use virtio_inter_common::MacAddr;
-
-use super::rng::Rng;
+use virtio_inter_test_support::Rng;
 
 /// Size of `struct virtio_net_hdr_v1` in bytes.
 pub(crate) const HEADER: usize = 12;
@@ -26,7 +25,7 @@ impl Packet {
         frame.extend_from_slice(&seed.to_le_bytes());
         let mut rng = Rng::new(seed);
         while frame.len() < len {
-            frame.extend_from_slice(&rng.next().to_le_bytes());
+            frame.extend_from_slice(&rng.word().to_le_bytes());
         }
         frame.truncate(len);
         Packet {

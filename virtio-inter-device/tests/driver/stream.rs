@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use super::guest::{RxQueue, TxQueue};
 use super::network::{Network, mac};
 use super::packet::Packet;
-use super::rng::Rng;
 use super::wait::{PATIENCE, SetOnDrop};
+use virtio_inter_test_support::Rng;
 
 /// How long a receiver waits before it asks whether anything more can come.
 const TICK: Duration = Duration::from_millis(20);

@@ -148,7 +148,7 @@ impl Frame {
         let mut random = |len: usize| -> Vec<u8> {
             let mut bytes = Vec::with_capacity(len + 8);
             while bytes.len() < len {
-                bytes.extend(rng.next().to_le_bytes());
+                bytes.extend(rng.word().to_le_bytes());
             }
             bytes.truncate(len);
             bytes

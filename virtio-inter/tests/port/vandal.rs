@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_inter_common::MacAddr;
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, Segment, SegmentEvent};
+use virtio_inter_test_support::Rng;
 
 /// A membership: what a port has beside its workers.
 pub(crate) struct Member {
@@ -108,23 +109,6 @@ impl Member {
     }
 }
 
-/// Random numbers (SplitMix64).
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-}
-
 /// What it has done.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Deeds {
@@ -143,7 +127,7 @@ const RECORDS: u64 = 2000;
 
 /// Attacks until `is_over` returns true.
 pub(crate) fn run(directory: PathBuf, seed: u64, mut is_over: impl FnMut() -> bool) -> Deeds {
-    let mut random = Random(seed);
+    let mut random = Rng::new(seed);
     let mut deeds = Deeds::default();
     let mut options = File::options();
     options.read(true).write(true);
@@ -191,14 +175,14 @@ pub(crate) fn run(directory: PathBuf, seed: u64, mut is_over: impl FnMut() -> bo
 }
 
 /// Its own address, or now and then the one of any peer.
-fn source(random: &mut Random, peers: &[PeerInfo]) -> MacAddr {
+fn source(random: &mut Rng, peers: &[PeerInfo]) -> MacAddr {
     let number = random.below(8 * peers.len().max(1) as u64) as usize;
     peers.get(number).map_or(MAC, |peer| peer.mac)
 }
 
 /// A record that may be anything: right, of no length that is possible, or with a net header of
 /// lies.
-fn record(random: &mut Random, from: MacAddr, to: Option<MacAddr>) -> Vec<u8> {
+fn record(random: &mut Rng, from: MacAddr, to: Option<MacAddr>) -> Vec<u8> {
     let len = match random.below(4) {
         0 => random.below(40),
         1 => random.below(1514) + 26,
@@ -209,7 +193,7 @@ fn record(random: &mut Random, from: MacAddr, to: Option<MacAddr>) -> Vec<u8> {
     if let Some(net) = bytes.get_mut(..12)
         && random.below(2) == 0
     {
-        net.iter_mut().for_each(|byte| *byte = random.next() as u8);
+        net.iter_mut().for_each(|byte| *byte = random.word() as u8);
         // NEEDS_CSUM, and a kind that exists.
         net[0] = 1;
         net[1] = [1, 4, 5, 0x81][random.below(4) as usize];
@@ -228,7 +212,7 @@ pub(crate) fn is_alone_in_process() -> bool {
 }
 
 /// Overwrites words of all memory of links that this process can write to.
-fn scribble(memory: &File, random: &mut Random) -> u64 {
+fn scribble(memory: &File, random: &mut Rng) -> u64 {
     let maps = read_to_string("/proc/self/maps").unwrap();
     let ours = |line: &&str| line.contains(" rw-s ") && line.contains("/memfd:virtio-inter-re");
     let ranges = maps.lines().filter(ours).filter_map(|line| {
@@ -246,7 +230,7 @@ fn scribble(memory: &File, random: &mut Random) -> u64 {
                 end - start
             };
             let at = start + random.below(len / 8) * 8;
-            let value = random.next() >> random.below(64);
+            let value = random.word() >> random.below(64);
             words += u64::from(memory.write_all_at(&value.to_le_bytes(), at).is_ok());
         }
     }
