@@ -168,7 +168,7 @@ impl LinkBook {
 
     /// Adds peers, without rings.
     pub(super) fn add(&mut self, peers: &[PeerInfo]) -> Vec<NewPeer> {
-        let mut are_in_table = true;
+        let first = self.peers.len();
         let mut add = |peer: &PeerInfo| {
             let addresses = PeerAddresses {
                 mac: peer.mac,
@@ -186,17 +186,15 @@ impl LinkBook {
                 traffic: Arc::clone(&traffic),
                 with_ring: 0,
             };
-            // Handshakes overtake each other, so a rebuilt table may give a peer another position:
-            // the book uses none.
-            let position = self.peers.len();
             self.peers.insert(peer.key, new);
-            are_in_table = are_in_table && self.forwarding.append(position, &addresses);
             (peer.key, addresses, traffic)
         };
-        let new = peers.iter().map(&mut add).collect();
-        if !are_in_table {
-            self.rebuild();
-        }
+        let new: Vec<NewPeer> = peers.iter().map(&mut add).collect();
+        // Handshakes overtake each other, so a rebuilt table may give a peer another position: the
+        // book uses none.
+        let all = self.peers.values().map(|peer| &peer.addresses);
+        let added = new.iter().map(|(_, addresses, _)| addresses);
+        self.forwarding.add(first, added, all);
         new
     }
 

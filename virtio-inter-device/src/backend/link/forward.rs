@@ -44,6 +44,21 @@ pub struct PeerAddresses {
 }
 
 impl PeerAddresses {
+    /// Those of a peer that has this one alone.
+    #[cfg(test)]
+    pub(crate) fn of(mac: MacAddr) -> Self {
+        PeerAddresses {
+            mac,
+            allowed: MacSets::default(),
+            guard: Guard::default(),
+            holder: Holder::NETWORK,
+            is_uplink: false,
+            is_trunk: false,
+            barred: MacSets::default(),
+            used: Arc::default(),
+        }
+    }
+
     /// Whether it may use others than its own.
     pub(crate) fn has_more(&self) -> bool {
         self.is_trunk || !self.allowed.is_empty()
@@ -164,23 +179,23 @@ impl Forwarding {
             .retain(|(mac, _)| shared.binary_search(mac).is_err() && !is_own(*mac));
     }
 
-    /// Adds the peer at this position, behind all others. It has a guest. False: it may use more
-    /// addresses than its own, and the table is to be rebuilt.
-    #[must_use]
-    pub(crate) fn append(&mut self, position: usize, peer: &PeerAddresses) -> bool {
-        if peer.has_more() {
-            return false;
+    /// Adds `new` peers, which all have guests, at the positions from `first` on, behind others.
+    /// `all`: these and the others in the order of their positions, for when the table has to be
+    /// rebuilt.
+    pub(crate) fn add<'a>(
+        &mut self,
+        first: usize,
+        new: impl Iterator<Item = &'a PeerAddresses> + Clone,
+        all: impl Iterator<Item = &'a PeerAddresses> + Clone,
+    ) {
+        if new.clone().any(PeerAddresses::has_more) {
+            return self.rebuild(all);
         }
-        let entry = (peer.mac, position);
-        let at = self.addresses.partition_point(|other| *other < entry);
-        self.addresses.insert(at, entry);
-        self.last = NONE;
-        true
-    }
-
-    /// The peer at this position, behind all others, has no guest now.
-    pub(crate) fn append_away(&mut self, position: usize) {
-        self.away.push(position);
+        for (position, peer) in (first..).zip(new) {
+            let entry = (peer.mac, position);
+            let at = self.addresses.partition_point(|other| *other < entry);
+            self.addresses.insert(at, entry);
+        }
         self.last = NONE;
     }
 

@@ -10,14 +10,9 @@ fn mac(last: u8) -> MacAddr {
 /// A peer with these secondary addresses; `last` also tells it from others.
 fn peer(last: u8, allowed: &str) -> PeerAddresses {
     PeerAddresses {
-        mac: mac(last),
         allowed: sets(allowed),
-        guard: Guard::default(),
         holder: holder(last),
-        is_uplink: false,
-        is_trunk: false,
-        barred: MacSets::default(),
-        used: Arc::default(),
+        ..PeerAddresses::of(mac(last))
     }
 }
 
@@ -279,21 +274,27 @@ fn forwarding_lets_an_address_move_between_the_guest_and_peers() {
 #[test]
 fn forwarding_finds_peers_that_came_one_by_one_as_those_that_came_at_once() {
     let order = [40, 3, 250, 17, 4, 90, 1];
+    let mut peers = order.map(|last| peer(last, "")).to_vec();
     let mut one_by_one = table("");
-    for (position, last) in order.into_iter().enumerate() {
-        assert!(one_by_one.append(position, &peer(last, "")));
+    for count in 1..=peers.len() {
+        let (new, all) = (peers[count - 1..count].iter(), peers[..count].iter());
+        one_by_one.add(count - 1, new, all);
         // The cache of the last destination does not outlive the change.
-        for (position, last) in order.into_iter().enumerate().take(position + 1) {
+        for (position, last) in order.into_iter().enumerate().take(count) {
             let found = one_by_one.destination(mac(last));
             assert_eq!(found, Destination::Peer(position), "{last}");
         }
     }
     let mut at_once = table("");
-    rebuild(&mut at_once, order.into_iter().map(mac));
+    at_once.rebuild(peers.iter());
     assert_eq!(one_by_one.addresses, at_once.addresses);
-    one_by_one.append_away(6);
+    one_by_one.set_away(vec![6]);
     assert_eq!(one_by_one.destination(mac(1)), Destination::Nobody);
     assert_eq!(one_by_one.destination(mac(90)), Destination::Peer(5));
     // One with secondary addresses changes more than its own entry.
-    assert!(!one_by_one.append(7, &peer(8, "02:00:00:00:00:34")));
+    let further = "02:00:00:00:01:01";
+    peers.push(peer(8, further));
+    one_by_one.add(7, peers[7..].iter(), peers.iter());
+    let found = one_by_one.destination(further.parse().unwrap());
+    assert_eq!(found, Destination::Peer(7));
 }

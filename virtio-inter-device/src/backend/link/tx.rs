@@ -111,24 +111,18 @@ impl TxLinks {
 
     /// Adds peers, without rings. Queue pair `queue` of the port counts what is sent to them.
     pub(super) fn add(&mut self, peers: Vec<NewPeer>, queue: u16) {
-        let mut are_in_table = true;
-        for (peer, addresses, traffic) in peers {
-            let position = self.links.len();
-            are_in_table = are_in_table && self.forwarding.append(position, &addresses);
-            if are_in_table && self.paths.away.contains(&peer) {
-                self.forwarding.append_away(position);
-            }
-            if self.paths.default == Some(peer) {
-                self.default = Some(position);
-            }
-            let mut link = TxLink::new(peer, addresses, traffic.tx(queue), self.timeouts);
-            link.multicast = !self.paths.elsewhere.contains(&peer);
-            self.links.push(link);
-        }
-        if !are_in_table {
-            return self.rebuild();
-        }
+        let first = self.links.len();
+        self.links
+            .extend(peers.into_iter().map(|(peer, addresses, traffic)| {
+                TxLink::new(peer, addresses, traffic.tx(queue), self.timeouts)
+            }));
+        self.forwarding.add(
+            first,
+            self.links[first..].iter().map(|link| &link.addresses),
+            self.links.iter().map(|link| &link.addresses),
+        );
         self.end_hold(|_| true);
+        self.choose_paths();
         self.touched.grow(self.links.len());
     }
 

@@ -465,7 +465,6 @@ mod tests {
 
     use virtio_inter_common::MacAddr;
 
-    use super::super::learned::Holder;
     use super::*;
     use crate::frame::FrameHeader;
 
@@ -503,16 +502,7 @@ mod tests {
 
     fn link() -> (TxLink, Receiver) {
         let (sender, receiver) = virtio_inter_link::pair(MIN_CAPACITY).unwrap();
-        let addresses = PeerAddresses {
-            mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
-            allowed: Default::default(),
-            guard: Default::default(),
-            holder: Holder::NETWORK,
-            is_uplink: false,
-            is_trunk: false,
-            barred: Default::default(),
-            used: Default::default(),
-        };
+        let addresses = PeerAddresses::of(MacAddr::new([2, 0, 0, 0, 0, 1]));
         let mut link = TxLink::new(
             PeerKey::next(),
             addresses,

@@ -3,7 +3,7 @@
 use virtio_inter_link::{SMALL_CAPACITY, pair};
 
 use super::*;
-use crate::backend::link::{Holder, PeerTraffic};
+use crate::backend::link::PeerTraffic;
 
 fn links() -> TxLinks {
     TxLinks::new(BackendSetup {
@@ -22,19 +22,10 @@ fn mac(last: u8) -> MacAddr {
 }
 
 fn new(peer: PeerKey, last: u8, allowed: &str) -> NewPeer {
-    let addresses = PeerAddresses {
-        mac: mac(last),
-        allowed: match allowed {
-            "" => MacSets::default(),
-            allowed => allowed.parse().unwrap(),
-        },
-        guard: Default::default(),
-        holder: Holder::NETWORK,
-        is_uplink: false,
-        is_trunk: false,
-        barred: Default::default(),
-        used: Default::default(),
-    };
+    let mut addresses = PeerAddresses::of(mac(last));
+    if !allowed.is_empty() {
+        addresses.allowed = allowed.parse().unwrap();
+    }
     (peer, addresses, Arc::new(PeerTraffic::new(1, 1)))
 }
 
