@@ -44,9 +44,9 @@ pub fn measure(count: u32, program: Option<&Path>) -> Result<Measured> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit)?;
-    let alone = descriptors_alone(&bed, "mesh", program)?;
+    let alone = descriptors_alone(&bed, program)?;
     let start = Instant::now();
-    let mut mesh = Mesh::start_all(&bed, "mesh", count, program, alone)?;
+    let mut mesh = Mesh::start(&bed, "mesh", count, program, alone)?;
     let joined = mesh.wait_until_joined(start)?;
     let join_cpu = mesh.cpu_nanoseconds()? / 1e6 / f64::from(count);
     let rest = mesh.footprint()?;
@@ -56,9 +56,9 @@ pub fn measure(count: u32, program: Option<&Path>) -> Result<Measured> {
     let talked = mesh.footprint()?;
     thread::sleep(QUIET);
     let quiet = mesh.footprint()?;
-    let sparse = mesh.sparse_frames(&mut guests, Mesh::start(&bed, "a", 2, program)?)?;
+    let sparse = mesh.sparse_frames(&mut guests, Mesh::start(&bed, "a", 2, program, alone)?)?;
     mesh.talk_with_the_first(&mut guests)?;
-    let with_rings = mesh.sparse_frames(&mut guests, Mesh::start(&bed, "b", 2, program)?)?;
+    let with_rings = mesh.sparse_frames(&mut guests, Mesh::start(&bed, "b", 2, program, alone)?)?;
     let returned = mesh.kill_a_third(&bed)?;
     // As many pairs as ports.
     let of_pairs = |now: f64, before: f64| (now - before).max(0.0);
@@ -140,13 +140,9 @@ struct Mesh {
 }
 
 impl Mesh {
-    /// Starts the ports without waiting for each other.
-    fn start(bed: &Testbed, name: &str, count: u32, program: Option<&Path>) -> Result<Self> {
-        let alone = descriptors_alone(bed, name, program)?;
-        Self::start_all(bed, name, count, program, alone)
-    }
-
-    fn start_all(
+    /// Starts the ports without waiting for each other. A port without peers has `alone`
+    /// descriptors.
+    fn start(
         bed: &Testbed,
         name: &str,
         count: u32,
@@ -329,8 +325,8 @@ impl Mesh {
 }
 
 /// Descriptors of a port that has no peers.
-fn descriptors_alone(bed: &Testbed, name: &str, program: Option<&Path>) -> Result<usize> {
-    let mut mesh = Mesh::start_all(bed, &format!("{name}-alone"), 1, program, 0)?;
+fn descriptors_alone(bed: &Testbed, program: Option<&Path>) -> Result<usize> {
+    let mut mesh = Mesh::start(bed, "alone", 1, program, 0)?;
     thread::sleep(SETTLED);
     mesh.ports[0].process().open_files()
 }
