@@ -1,11 +1,12 @@
 //! The measurements between the two guests.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use virtio_inter_bench::case::Way;
 use virtio_inter_bench::guests::Pair;
-use virtio_inter_tests::tools;
+use virtio_inter_tests::{Vm, tools};
 
 use super::figures::{Metric, Path};
 
@@ -44,6 +45,27 @@ pub(super) fn way(path: Path) -> Way {
     }
 }
 
+/// Pings a guest or host, of which no ping may be lost.
+///
+/// # Errors
+///
+/// A tool that fails, or a ping that was lost.
+pub(super) fn ping(
+    from: &Vm,
+    to: impl Into<IpAddr>,
+    how: tools::Ping,
+) -> Result<tools::PingReport> {
+    let to = to.into();
+    let report = tools::ping(from, to, how)?;
+    ensure!(
+        report.received == report.sent,
+        "{} of {} pings to {to} were lost",
+        report.sent.saturating_sub(report.received),
+        report.sent
+    );
+    Ok(report)
+}
+
 /// Measures one metric on one path, for `seconds` where the tool takes a time.
 ///
 /// # Errors
@@ -53,13 +75,7 @@ pub(super) fn measure(pair: &Pair, path: Path, metric: Metric, seconds: u32) -> 
     let (a, (server, address)) = (&pair.guests()[0], pair.server(way(path))?);
     let measured = match metric {
         Metric::PingRtt => {
-            let report = tools::ping(a, address, PING)?;
-            ensure!(
-                report.received == report.sent,
-                "{} of {} pings were lost",
-                report.sent.saturating_sub(report.received),
-                report.sent
-            );
+            let report = ping(a, address, PING)?;
             let mut measured = Measured::plain(report.mean_us);
             measured.detail = format!("{:.0}–{:.0}", report.min_us, report.max_us);
             measured
