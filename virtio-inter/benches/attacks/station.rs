@@ -6,18 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use vhost::vhost_user::message::FrontendReq;
 
 use crate::driver::{Arena, END, Guest, Spec, boot_in, mac};
 use crate::process::{Place, Port};
 
-/// Requests of vhost-user.
-const GET_FEATURES: u32 = 1;
-const SET_FEATURES: u32 = 2;
-const SET_MEM_TABLE: u32 = 5;
-const SET_VRING_NUM: u32 = 8;
-const SET_VRING_ADDR: u32 = 9;
-const SET_VRING_KICK: u32 = 12;
-const SET_VRING_CALL: u32 = 13;
 /// Where guest memory lies in the frontend.
 const USER: u64 = 0x10_0000_0000;
 /// PROTOCOL_FEATURES, without which a kick enables a queue, and LOG_ALL.
@@ -45,10 +38,10 @@ impl Station {
         let (arena, memory) = Arena::shared();
         let features = features(&mut socket) & spec.features & !LEFT_OUT;
         let guest = boot_in(arena, spec, features);
-        tell(&socket, SET_FEATURES, &[features], &[]);
+        tell(&socket, FrontendReq::SET_FEATURES, &[features], &[]);
         tell(
             &socket,
-            SET_MEM_TABLE,
+            FrontendReq::SET_MEM_TABLE,
             &[1, 0, END, USER, 0],
             &[memory.as_fd()],
         );
@@ -61,13 +54,23 @@ impl Station {
             let call = other.take().or(setup.call).unwrap();
             tell(
                 &socket,
-                SET_VRING_NUM,
+                FrontendReq::SET_VRING_NUM,
                 &[index | u64::from(setup.size) << 32],
                 &[],
             );
-            tell(&socket, SET_VRING_ADDR, &addresses, &[]);
-            tell(&socket, SET_VRING_CALL, &[index], &[call.as_fd()]);
-            tell(&socket, SET_VRING_KICK, &[index], &[setup.kick.as_fd()]);
+            tell(&socket, FrontendReq::SET_VRING_ADDR, &addresses, &[]);
+            tell(
+                &socket,
+                FrontendReq::SET_VRING_CALL,
+                &[index],
+                &[call.as_fd()],
+            );
+            tell(
+                &socket,
+                FrontendReq::SET_VRING_KICK,
+                &[index],
+                &[setup.kick.as_fd()],
+            );
         }
         self::features(&mut socket);
         let mut station = Self {
@@ -93,14 +96,14 @@ impl Station {
 
 /// Asks for the port's features. All requests before have been handled then.
 fn features(socket: &mut UnixStream) -> u64 {
-    tell(socket, GET_FEATURES, &[], &[]);
+    tell(socket, FrontendReq::GET_FEATURES, &[], &[]);
     let mut reply = [0; 20];
     socket.read_exact(&mut reply).unwrap();
     u64::from_ne_bytes(*reply.last_chunk().unwrap())
 }
 
-fn tell(socket: &UnixStream, code: u32, body: &[u64], fds: &[BorrowedFd<'_>]) {
-    let head = [code, 1, size_of_val(body) as u32].map(u32::to_ne_bytes);
+fn tell(socket: &UnixStream, code: FrontendReq, body: &[u64], fds: &[BorrowedFd<'_>]) {
+    let head = [code as u32, 1, size_of_val(body) as u32].map(u32::to_ne_bytes);
     let body: Vec<u8> = body.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let bytes = [head.as_flattened(), &body].concat();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
