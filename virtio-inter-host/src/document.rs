@@ -132,7 +132,7 @@ pub(crate) struct Warning {
 pub(crate) struct Refused {
     pub(crate) peer: Option<String>,
     pub(crate) by_peer: bool,
-    /// The warning of conflicts tells of it. Ports before 0.2 do not say.
+    /// The warning of conflicts tells of it. Older ports do not say.
     #[serde(default)]
     pub(crate) conflict: bool,
     pub(crate) reason: String,
