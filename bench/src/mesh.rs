@@ -25,11 +25,13 @@ const SETTLED: Duration = Duration::from_millis(500);
 /// Time after which rings on which nothing was sent are closed, with some time to do so: the
 /// default of `virtio-inter port`, and the half again after which it looks.
 const QUIET: Duration = Duration::from_secs(95);
-/// Frames of one block of the measurement of sparse frames, the pause behind each, and the blocks:
-/// one of the mesh and one of a pair in turn, so that what else the machine does meets both.
-const SPARSE: u32 = 100;
+/// Pause behind a frame after which ports sleep.
 const PAUSE: Duration = Duration::from_millis(2);
-const BLOCKS: usize = 11;
+/// Sparse frames of each pair, and the pairs: one process is dearer than its twin by up to a
+/// tenth, by where its memory lies. Pairs of the mesh and pairs that are alone send in turn, a
+/// frame each, so that what else the machine does meets all.
+const SPARSE: u32 = 400;
+const PAIRS: usize = 8;
 /// Pairs of which the first frame is timed, at most.
 const TIMED: usize = 64;
 
@@ -56,9 +58,11 @@ pub fn measure(count: u32, program: Option<&Path>) -> Result<Measured> {
     let talked = mesh.footprint()?;
     thread::sleep(QUIET);
     let quiet = mesh.footprint()?;
-    let sparse = mesh.sparse_frames(&mut guests, Mesh::start(&bed, "a", 2, program, alone)?)?;
-    mesh.talk_with_the_first(&mut guests)?;
-    let with_rings = mesh.sparse_frames(&mut guests, Mesh::start(&bed, "b", 2, program, alone)?)?;
+    let mut pairs = Pairs::start(&bed, PAIRS.min(guests.len() / 2), program, alone)?;
+    let sparse = mesh.sparse_frames(&mut guests, &mut pairs)?;
+    mesh.make_rings(&mut guests, pairs.0.len())?;
+    let with_rings = mesh.sparse_frames(&mut guests, &mut pairs)?;
+    drop(pairs);
     let returned = mesh.kill_a_third(&bed)?;
     // As many pairs as ports.
     let of_pairs = |now: f64, before: f64| (now - before).max(0.0);
@@ -91,6 +95,7 @@ pub fn measure(count: u32, program: Option<&Path>) -> Result<Measured> {
         .and("mesh_later_frame", "µs, median of pairs", delays.later)
         .and("mesh_sparse", "µs of CPU a frame, both ports", sparse.cost)
         .and("mesh_sparse_ratio", "÷ two ports alone", sparse.ratio)
+        .and("mesh_sparse_noise", "÷ two others alone", sparse.noise)
         .and(
             "mesh_sparse_rings",
             "µs of CPU a frame, both ports",
@@ -129,8 +134,25 @@ struct Delays {
 struct Sparse {
     /// CPU time of both ports in microseconds.
     cost: f64,
-    /// The same, divided by that of two ports that have no other peers.
+    /// The same, divided by that of two ports that have no other peers: medians of all pairs.
     ratio: f64,
+    /// The dearest of the pairs that are alone, divided by the cheapest.
+    noise: f64,
+}
+
+/// Two ports on a segment of their own, with a guest each, several times.
+struct Pairs(Vec<(Mesh, Vec<MockGuest>)>);
+
+impl Pairs {
+    fn start(bed: &Testbed, count: usize, program: Option<&Path>, alone: usize) -> Result<Self> {
+        let pair = |number| {
+            let mut pair = Mesh::start(bed, &format!("pair{number}-"), 2, program, alone)?;
+            pair.wait_until_joined(Instant::now())?;
+            let guests = pair.guests()?;
+            Ok((pair, guests))
+        };
+        Ok(Self((0..count).map(pair).collect::<Result<_>>()?))
+    }
 }
 
 struct Mesh {
@@ -261,12 +283,16 @@ impl Mesh {
         Ok(delay)
     }
 
-    /// Each other guest sends a frame to the first, and gets one: all these have rings.
-    fn talk_with_the_first(&self, guests: &mut [MockGuest]) -> Result<()> {
-        for other in 1..guests.len() {
-            self.send(&mut guests[other], other, 0)?;
-            self.send(&mut guests[0], 0, other)?;
-            guests[0].recycle()?;
+    /// The sender of each of the first pairs sends a frame to each other guest, and gets one: all
+    /// these have rings.
+    fn make_rings(&self, guests: &mut [MockGuest], pairs: usize) -> Result<()> {
+        for sender in (0..pairs).map(|pair| 2 * pair) {
+            for other in (0..guests.len()).filter(|other| *other != sender) {
+                for (from, to) in [(other, sender), (sender, other)] {
+                    self.send(&mut guests[from], from, to)?;
+                    guests[to].recycle()?;
+                }
+            }
         }
         Ok(())
     }
@@ -284,38 +310,70 @@ impl Mesh {
         self.wait_until_joined(start)
     }
 
-    /// Blocks of frames from the first port to the second, in turn with those of `pair`, two ports
-    /// that have a segment of their own.
-    fn sparse_frames(&mut self, guests: &mut [MockGuest], mut pair: Self) -> Result<Sparse> {
-        pair.wait_until_joined(Instant::now())?;
-        let mut pair_guests = pair.guests()?;
-        let (mut costs, mut ratios) = (Vec::new(), Vec::new());
-        // The first blocks make rings, and load what both need.
-        self.sparse_block(guests)?;
-        pair.sparse_block(&mut pair_guests)?;
-        for _ in 0..BLOCKS {
-            let cost = self.sparse_block(guests)?;
-            costs.push(cost);
-            ratios.push(cost / pair.sparse_block(&mut pair_guests)?);
+    /// Frames of the first pairs of ports, in turn with those of `alone`.
+    fn sparse_frames(&mut self, guests: &mut [MockGuest], alone: &mut Pairs) -> Result<Sparse> {
+        let Pairs(alone) = alone;
+        // The first frames make rings, and load what both need.
+        self.sparse_round(guests, alone)?;
+        let before = self.costs(alone)?;
+        for _ in 0..SPARSE {
+            self.sparse_round(guests, alone)?;
         }
+        let cost = |(after, before): (f64, f64)| (after - before) / 1e3 / f64::from(SPARSE);
+        let costs: Vec<f64> = self
+            .costs(alone)?
+            .into_iter()
+            .zip(before)
+            .map(cost)
+            .collect();
+        let (mesh, alone) = costs.split_at(alone.len());
+        let dearest = alone.iter().copied().fold(f64::MIN, f64::max);
+        let cheapest = alone.iter().copied().fold(f64::MAX, f64::min);
         Ok(Sparse {
-            cost: median(&costs),
-            ratio: median(&ratios),
+            cost: median(mesh),
+            ratio: median(mesh) / median(alone),
+            noise: dearest / cheapest,
         })
     }
 
-    /// CPU time of the two ports for each of many frames, with a pause behind each, in
-    /// microseconds.
-    fn sparse_block(&mut self, guests: &mut [MockGuest]) -> Result<f64> {
-        let pids = [0, 1].map(|index: usize| self.ports[index].process().pid());
-        let spent = || -> Result<f64> { pids.iter().map(|pid| cpu_nanoseconds(*pid)).sum() };
-        let before = spent()?;
-        for _ in 0..SPARSE {
-            self.send(&mut guests[0], 0, 1)?;
-            thread::sleep(PAUSE);
-            guests[1].recycle()?;
+    /// A frame of each pair.
+    fn sparse_round(
+        &self,
+        guests: &mut [MockGuest],
+        alone: &mut [(Self, Vec<MockGuest>)],
+    ) -> Result<()> {
+        for (number, (pair, pair_guests)) in alone.iter_mut().enumerate() {
+            self.sparse_frame(guests, 2 * number)?;
+            pair.sparse_frame(pair_guests, 0)?;
         }
-        Ok((spent()? - before) / 1e3 / f64::from(SPARSE))
+        Ok(())
+    }
+
+    /// A frame from port `from` to the next one, and a pause.
+    fn sparse_frame(&self, guests: &mut [MockGuest], from: usize) -> Result<()> {
+        self.send(&mut guests[from], from, from + 1)?;
+        thread::sleep(PAUSE);
+        guests[from + 1].recycle()
+    }
+
+    /// CPU time so far of each of the first pairs, and then of each pair of `alone`, in
+    /// nanoseconds.
+    fn costs(&mut self, alone: &mut [(Self, Vec<MockGuest>)]) -> Result<Vec<f64>> {
+        let mut costs = Vec::new();
+        for number in 0..alone.len() {
+            costs.push(self.cost_of_pair(2 * number)?);
+        }
+        for (pair, _) in alone {
+            costs.push(pair.cost_of_pair(0)?);
+        }
+        Ok(costs)
+    }
+
+    fn cost_of_pair(&mut self, first: usize) -> Result<f64> {
+        let ports = self.ports[first..first + 2].iter_mut();
+        ports
+            .map(|port| cpu_nanoseconds(port.process().pid()))
+            .sum()
     }
 
     fn send(&self, guest: &mut MockGuest, from: usize, to: usize) -> Result<()> {

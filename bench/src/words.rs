@@ -33,6 +33,9 @@ pub(crate) fn metric_name(metric: &str) -> String {
         "mesh_quiet_memory" => "memory after talk and a quiet time".to_owned(),
         "mesh_sparse" => "a frame to one of many peers".to_owned(),
         "mesh_sparse_ratio" => "a frame to one of many peers ÷ to the only one".to_owned(),
+        "mesh_sparse_noise" => {
+            "a frame between two ports alone: dearest ÷ cheapest of the pairs".to_owned()
+        }
         "mesh_first_frame" => "first frame of a pair: time until it is delivered".to_owned(),
         "mesh_later_frame" => "second frame of a pair: time until it is delivered".to_owned(),
         "mesh_sparse_rings" => "a frame to one of many peers that have rings".to_owned(),
