@@ -21,7 +21,7 @@ fn metrics_pass_the_check_of_prometheus() {
         let directory = bed.path("metrics");
         fs::create_dir(&directory)?;
         let output = Command::new(port_program()?)
-            .args(["exporter", "--once", "--textfile"])
+            .args(["exporter", "--once", "--peers", "--textfile"])
             .args([directory.as_path(), segment.path()])
             .output()?;
         assert!(output.status.success(), "{output:?}");

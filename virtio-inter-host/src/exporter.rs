@@ -23,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::time::{interval, timeout};
 
-use crate::args::{ExporterArgs, Places};
+use crate::args::ExporterArgs;
 use crate::listen_addr::ListenAddr;
 use crate::metrics::{Format, text};
 use crate::{place, reader};
@@ -48,7 +48,7 @@ pub fn run(arguments: &ExporterArgs) -> Result<()> {
     if let Some(directory) = &arguments.textfile
         && arguments.once
     {
-        return write_file(&arguments.places, directory);
+        return write_file(arguments, directory);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -106,13 +106,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let arguments = Arc::new(arguments.clone());
     loop {
         let permit = room.clone().acquire_owned().await;
         match accept().await {
             Ok(stream) => {
-                let places = arguments.places.clone();
+                let arguments = arguments.clone();
                 tokio::spawn(async move {
-                    serve_one(stream, places).await;
+                    serve_one(stream, arguments).await;
                     drop(permit);
                 });
             }
@@ -148,10 +149,13 @@ async fn pause(error: &io::Error) {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, places: Places) {
+async fn serve_one(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    arguments: Arc<ExporterArgs>,
+) {
     let service = service_fn(|request| {
-        let places = places.clone();
-        async move { Ok::<_, std::convert::Infallible>(answer(&request, places).await) }
+        let arguments = arguments.clone();
+        async move { Ok::<_, std::convert::Infallible>(answer(&request, arguments).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -161,12 +165,15 @@ async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, places
     let _ = timeout(CONNECTION_TIMEOUT, connection).await;
 }
 
-async fn answer(request: &Request<Incoming>, places: Places) -> Response<Full<Bytes>> {
+async fn answer(
+    request: &Request<Incoming>,
+    arguments: Arc<ExporterArgs>,
+) -> Response<Full<Bytes>> {
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
             let (format, kind) = format_for(request);
             // Reading waits for ports, up to 2 s.
-            match tokio::task::spawn_blocking(move || collect(&places, format)).await {
+            match tokio::task::spawn_blocking(move || collect(&arguments, format)).await {
                 Ok(Ok(text)) => (StatusCode::OK, kind, text),
                 Ok(Err(error)) => failed(&format!("{error:#}")),
                 Err(error) => failed(&error.to_string()),
@@ -217,27 +224,28 @@ fn format_for(request: &Request<Incoming>) -> (Format, &'static str) {
     }
 }
 
-fn collect(places: &Places, format: Format) -> Result<String> {
-    Ok(text(&reader::read(&place::find(places)?), format))
+fn collect(arguments: &ExporterArgs, format: Format) -> Result<String> {
+    let ports = reader::read(&place::find(&arguments.places)?);
+    Ok(text(&ports, arguments.peers, format))
 }
 
 async fn write_files(arguments: &ExporterArgs, directory: &Path) -> Result<()> {
-    write_file(&arguments.places, directory)?;
+    write_file(arguments, directory)?;
     let path = directory.join(FILE_NAME);
     log::info!("Writing metrics to {}", path.display());
     let mut ticks = interval(Duration::from_secs(arguments.interval.into()));
     ticks.tick().await;
     loop {
         ticks.tick().await;
-        if let Err(error) = write_file(&arguments.places, directory) {
+        if let Err(error) = write_file(arguments, directory) {
             log::warn!("{error:#}");
         }
     }
 }
 
 /// Replaces the file at once: a collector never reads a part of it.
-fn write_file(places: &Places, directory: &Path) -> Result<()> {
-    let text = collect(places, Format::Prometheus)?;
+fn write_file(arguments: &ExporterArgs, directory: &Path) -> Result<()> {
+    let text = collect(arguments, Format::Prometheus)?;
     let path = directory.join(FILE_NAME);
     let hidden = directory.join(format!(".{FILE_NAME}.{}", std::process::id()));
     let write = || {

@@ -11,6 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use virtio_inter_common::PortId;
 use virtio_inter_device::Counters;
 
 use crate::document::Document;
@@ -28,15 +29,19 @@ pub(crate) enum Format {
     Prometheus,
 }
 
-/// All metrics of these ports.
-pub(crate) fn text(ports: &[Port], format: Format) -> String {
+/// All metrics of these ports, and of each of their peers if those are wanted.
+pub(crate) fn text(ports: &[Port], with_peers: bool, format: Format) -> String {
     let mut registry = Registry::with_prefix(PREFIX);
     let mut gauges = Gauges::new(&mut registry);
     let mut counters = CounterFamilies::default();
+    let mut peers = with_peers.then(|| PeerFamilies::new(&mut registry));
     for port in ports {
         gauges.add(port);
         if let Some(status) = port.status() {
             counters.add(port, status);
+            if let Some(peers) = &mut peers {
+                peers.add(port, status);
+            }
         }
     }
     counters.register(&mut registry);
@@ -206,6 +211,79 @@ impl CounterFamilies {
     }
 }
 
+/// What ports have exchanged with each peer.
+struct PeerFamilies {
+    start: Family<Labels, Gauge>,
+    tx_packets: Family<Labels, Counter>,
+    tx_bytes: Family<Labels, Counter>,
+    drops: Family<Labels, Counter>,
+    rx_packets: Family<Labels, Counter>,
+    rx_bytes: Family<Labels, Counter>,
+}
+
+impl PeerFamilies {
+    fn new(registry: &mut Registry) -> Self {
+        let start = Family::<Labels, Gauge>::default();
+        registry.register(
+            "peer_link_start_time_seconds",
+            "Start of the links with the peer, since 1970. The counters of the peer start then",
+            start.clone(),
+        );
+        let mut family = |name: &str, help: &str| {
+            let family = Family::<Labels, Counter>::default();
+            registry.register(name, help, family.clone());
+            family
+        };
+        Self {
+            start,
+            tx_packets: family(
+                "peer_transmit_packets",
+                "Frames of the port's guest that were sent to the peer by links",
+            ),
+            tx_bytes: family(
+                "peer_transmit_bytes",
+                "Bytes of frames of the port's guest that were sent to the peer by links",
+            ),
+            drops: family(
+                "peer_drop",
+                "Frames of the port's guest for the peer that were lost, as the peer took none",
+            ),
+            rx_packets: family(
+                "peer_receive_packets",
+                "Frames of the peer for the port's guest that came by links",
+            ),
+            rx_bytes: family(
+                "peer_receive_bytes",
+                "Bytes of frames of the peer for the port's guest that came by links",
+            ),
+        }
+    }
+
+    fn add(&self, port: &Port, status: &Document) {
+        for peer in &status.peers {
+            // A peer without a link, such as another uplink of an uplink, exchanges nothing. A name
+            // that no port can have is one of a hostile port.
+            let (Some(since), Some(tx), Some(rx)) = (peer.since, peer.tx, peer.rx) else {
+                continue;
+            };
+            if peer.id.parse::<PortId>().is_err() {
+                continue;
+            }
+            let mut labels = labels(port);
+            labels.push(("peer", peer.id.clone()));
+            self.start.get_or_create(&labels).set(number(since));
+            let count = |family: &Family<Labels, Counter>, value: u64| {
+                family.get_or_create(&labels).inc_by(value);
+            };
+            count(&self.tx_packets, tx.frames);
+            count(&self.tx_bytes, tx.bytes);
+            count(&self.drops, tx.drops);
+            count(&self.rx_packets, rx.frames);
+            count(&self.rx_bytes, rx.bytes);
+        }
+    }
+}
+
 /// A counter's name by Prometheus' rules.
 fn family_of(counter: &str) -> String {
     let (uplink, counter) = match counter.strip_prefix("uplink_") {
@@ -266,6 +344,12 @@ mod tests {
                  "tx_held_us": 2_500_000},
                 {"tx_frames": 6, "wakeups": 3},
             ],
+            "peers": [
+                {"id": "c", "since": 1_767_225_600,
+                 "tx": {"frames": 8, "bytes": 800, "drops": 1}, "rx": {"frames": 9, "bytes": 900}},
+                {"id": "uplink-without-a-link"},
+                {"id": "no \"name", "since": 1, "tx": {"frames": 1}, "rx": {"frames": 1}},
+            ],
         });
         let gone = Port {
             answer: Answer::Gone,
@@ -276,7 +360,7 @@ mod tests {
 
     #[test]
     fn metrics_have_the_names_of_the_rules_and_the_reasons_of_the_status() {
-        let text = text(&ports(), Format::OpenMetrics);
+        let text = text(&ports(), false, Format::OpenMetrics);
         for line in [
             r#"virtio_inter_transmit_packets_total{segment="web",port="a",queue="0"} 5"#,
             r#"virtio_inter_transmit_packets_total{segment="web",port="a",queue="1"} 6"#,
@@ -299,12 +383,36 @@ mod tests {
     }
 
     #[test]
+    fn metrics_of_peers_are_those_of_links_that_are_up_and_only_if_wanted() {
+        let without = text(&ports(), false, Format::OpenMetrics);
+        assert!(!without.contains("_inter_peer_"), "{without}");
+        let text = text(&ports(), true, Format::OpenMetrics);
+        let mut lines: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("virtio_inter_peer_"))
+            .collect();
+        lines.sort_unstable();
+        let labels = r#"{segment="web",port="a",peer="c"}"#;
+        let expected = [
+            ("drop_total", 1),
+            ("link_start_time_seconds", 1_767_225_600),
+            ("receive_bytes_total", 900),
+            ("receive_packets_total", 9),
+            ("transmit_bytes_total", 800),
+            ("transmit_packets_total", 8),
+        ];
+        let expected =
+            expected.map(|(name, value)| format!("virtio_inter_peer_{name}{labels} {value}"));
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
     fn dashboard_in_the_documentation_has_metrics_that_exist() {
         let counters: BTreeMap<_, _> = Counters::default().values().into_iter().collect();
         let warning = json!({"code": "foreign-source", "text": "", "count": 1});
         let status = json!({"warnings": [warning], "counters": [counters]});
         let port = Port::answering("a", &status);
-        let metrics = text(&[port], Format::Prometheus);
+        let metrics = text(&[port], false, Format::Prometheus);
         let dashboard = include_str!("../../docs/grafana-dashboard.json");
         let names: Vec<&str> = dashboard
             .split("virtio_inter_")
@@ -324,7 +432,7 @@ mod tests {
 
     #[test]
     fn metrics_of_the_older_format_name_counters_with_their_suffix() {
-        let text = text(&ports(), Format::Prometheus);
+        let text = text(&ports(), false, Format::Prometheus);
         assert!(
             text.contains("# HELP virtio_inter_wakeups_total Number of wake-ups"),
             "{text}"

@@ -293,6 +293,25 @@ fn exporter_writes_a_whole_file_for_the_textfile_collector() {
         "{text}"
     );
     assert!(text.ends_with('\n'));
+    assert!(!text.contains("virtio_inter_peer_"), "{text}");
+    let b = place.start("b");
+    until("the metrics of both links", || {
+        assert!(
+            run(&[directory.to_str().unwrap(), "--peers"])
+                .status
+                .success()
+        );
+        let text = std::fs::read_to_string(place.path("virtio-inter.prom")).unwrap();
+        let segment = place.segment();
+        [("a", "b"), ("b", "a")].iter().all(|(port, peer)| {
+            text.contains(&format!(
+                "virtio_inter_peer_transmit_packets_total{{segment=\"{}\",port=\"{port}\",\
+                 peer=\"{peer}\"}} 0\n",
+                segment.display()
+            ))
+        })
+    });
+    b.end();
     let missing = run(&["/no/such/directory"]);
     let log = String::from_utf8(missing.stderr).unwrap();
     assert_eq!(missing.status.code(), Some(1), "{log}");
