@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::SystemTime;
 
 use serde::Serialize;
 
@@ -11,7 +12,7 @@ use crate::document::Document;
 use crate::place::Place;
 use crate::reader::{Answer, Port};
 use crate::show::explain;
-use crate::text::safe;
+use crate::text::{age, safe};
 
 /// Warnings of ports that are one finding of their whole segment here.
 const OF_SEGMENTS: [&str; 2] = ["mtu-mismatch", "segment-not-sticky"];
@@ -27,6 +28,27 @@ pub(crate) struct Finding {
     /// Name of the kind; stable.
     code: String,
     text: String,
+    /// Of a port's warning: its times, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<u64>,
+    /// The same in words.
+    #[serde(skip)]
+    age: Option<String>,
+}
+
+impl Finding {
+    fn new(place: &str, code: &str, text: String) -> Self {
+        Self {
+            place: place.to_owned(),
+            code: code.to_owned(),
+            text,
+            since: None,
+            last: None,
+            age: None,
+        }
+    }
 }
 
 /// One line for each finding, and a summary.
@@ -37,9 +59,14 @@ pub(crate) fn lines(findings: &[Finding], ports: &[Port]) -> String {
             place,
             code,
             text: what,
+            age,
+            ..
         } = finding;
         let place = if place.is_empty() { "host" } else { place };
-        text += &format!("{}: {} ({})\n", safe(place), safe(what), safe(code));
+        let age = age
+            .as_ref()
+            .map_or_else(String::new, |age| format!(", {age}"));
+        text += &format!("{}: {} ({}{age})\n", safe(place), safe(what), safe(code));
     }
     text + &format!(
         "{} port(s) checked, {} finding(s)\n",
@@ -50,35 +77,28 @@ pub(crate) fn lines(findings: &[Finding], ports: &[Port]) -> String {
 
 /// Looks for what should be mended.
 pub(crate) fn findings(places: &[Place], ports: &[Port]) -> Vec<Finding> {
+    let now = SystemTime::now();
     let mut found = Vec::new();
-    let mut add = |place: String, code: &str, text: String| {
-        found.push(Finding {
-            place,
-            code: code.to_owned(),
-            text,
-        });
-    };
     if let Some((code, text)) = host() {
-        add(String::new(), code, text);
+        found.push(Finding::new("", code, text));
     }
     for place in places {
         if let Some((code, text)) = directory(place) {
-            add(place.name(), code, text);
+            found.push(Finding::new(&place.name(), code, text));
         }
     }
     for group in ports.chunk_by(|a, b| a.segment == b.segment) {
         for (code, text) in segment(group) {
-            add(group[0].segment.clone(), code, text);
+            found.push(Finding::new(&group[0].segment, code, text));
         }
         for port in group {
             let name = format!("{}/{}", port.segment, port.id);
             match port.status() {
-                None => add(name, code_of(&port.answer), explain(&port.answer)),
-                Some(status) => {
-                    for (code, text) in of_port(status) {
-                        add(name.clone(), &code, text);
-                    }
+                None => {
+                    let (code, text) = (code_of(&port.answer), explain(&port.answer));
+                    found.push(Finding::new(&name, code, text));
                 }
+                Some(status) => found.extend(of_port(&name, status, now)),
             }
         }
     }
@@ -96,11 +116,16 @@ fn code_of(answer: &Answer) -> &'static str {
     }
 }
 
-fn of_port(status: &Document) -> Vec<(String, String)> {
+fn of_port(name: &str, status: &Document, now: SystemTime) -> Vec<Finding> {
     let warnings = status.warnings.iter();
-    let mut found: Vec<(String, String)> = warnings
+    let mut found: Vec<Finding> = warnings
         .filter(|warning| !OF_SEGMENTS.contains(&warning.code.as_str()))
-        .map(|warning| (warning.code.clone(), warning.text.clone()))
+        .map(|warning| Finding {
+            since: warning.since,
+            last: warning.last,
+            age: warning.age(now),
+            ..Finding::new(name, &warning.code, warning.text.clone())
+        })
         .collect();
     let lost = status.total("rx_no_guest");
     if lost != 0 && status.frontend.is_none() && !status.is_shared_uplink() {
@@ -108,7 +133,7 @@ fn of_port(status: &Document) -> Vec<(String, String)> {
             "No VMM is connected, and {lost} frames for its guest were lost: start the VM with \
              this port's socket"
         );
-        found.push(("no-vmm".to_owned(), text));
+        found.push(Finding::new(name, "no-vmm", text));
     }
     for refused in &status.refused {
         if refused.conflict {
@@ -120,7 +145,13 @@ fn of_port(status: &Document) -> Vec<(String, String)> {
         } else {
             format!("Refuses {peer}: {}", refused.reason)
         };
-        found.push(("refused".to_owned(), text));
+        found.push(Finding {
+            last: refused.when,
+            age: refused
+                .when
+                .map(|when| format!("last {} ago", age(now, when))),
+            ..Finding::new(name, "refused", text)
+        });
     }
     let limit = status
         .pid
@@ -130,7 +161,7 @@ fn of_port(status: &Document) -> Vec<(String, String)> {
         let text = format!(
             "The port has {used} open files of {max}: raise the limit (LimitNOFILE=, ulimit -n)"
         );
-        found.push(("files-used-up".to_owned(), text));
+        found.push(Finding::new(name, "files-used-up", text));
     }
     found
 }
@@ -285,6 +316,38 @@ mod tests {
                 found("web/a", "refused"),
                 found("web/b", "port-gone")
             ]
+        );
+    }
+
+    #[test]
+    fn check_says_how_old_a_finding_is() {
+        let ago = |seconds: u64| {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            now.unwrap().as_secs() - seconds
+        };
+        let warning = json!({
+            "code": "foreign-source", "text": "Frames", "count": 3,
+            "since": ago(100_000), "last": ago(7300), "current": false,
+        });
+        let status = json!({
+            "warnings": [warning],
+            "refused": [{"peer": "c", "by_peer": true, "reason": "why", "when": ago(150)}],
+        });
+        let ports = [port("a", status)];
+        let found: Vec<Finding> = findings(&[], &ports)
+            .into_iter()
+            .filter(|finding| !finding.place.is_empty())
+            .collect();
+        assert_eq!(
+            lines(&found, &ports),
+            "web/a: Frames (foreign-source, last 2 h ago)\n\
+             web/a: Refused by c: why (refused, last 2 min ago)\n\
+             1 port(s) checked, 2 finding(s)\n"
+        );
+        let found = serde_json::to_value(&found).unwrap();
+        assert_eq!(
+            found[0]["since"],
+            ports[0].status().unwrap().warnings[0].since.unwrap()
         );
     }
 

@@ -2,8 +2,11 @@
 //! another version does not have are `None` or empty.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use serde::Deserialize;
+
+use crate::text::age;
 
 /// The document.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -124,6 +127,27 @@ pub(crate) struct Warning {
     pub(crate) code: String,
     pub(crate) text: String,
     pub(crate) count: u64,
+    /// Seconds since 1970: of the first and of the last occurrence.
+    pub(crate) since: Option<u64>,
+    pub(crate) last: Option<u64>,
+    /// Whether it is so now. Older ports do not say.
+    pub(crate) current: Option<bool>,
+}
+
+impl Warning {
+    /// Whether it is so now, as far as is known.
+    pub(crate) fn is_current(&self) -> bool {
+        self.current.unwrap_or(true)
+    }
+
+    /// Since when it is so; if it is over, how long ago it was. Nothing for a port that does not
+    /// say.
+    pub(crate) fn age(&self, now: SystemTime) -> Option<String> {
+        match self.is_current() {
+            true => Some(format!("since {}", age(now, self.since?))),
+            false => Some(format!("last {} ago", age(now, self.last?))),
+        }
+    }
 }
 
 /// A peer without a link.
@@ -137,6 +161,8 @@ pub(crate) struct Refused {
     pub(crate) conflict: bool,
     pub(crate) reason: String,
     pub(crate) count: u64,
+    /// When it last was, in seconds since 1970.
+    pub(crate) when: Option<u64>,
 }
 
 impl Document {

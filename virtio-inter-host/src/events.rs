@@ -176,7 +176,9 @@ fn compare(before: &Document, now: &Document, events: &mut Vec<Event>) {
             .map(|it| it.count)
     };
     for warning in &now.warnings {
-        let Warning { code, text, count } = warning;
+        let Warning {
+            code, text, count, ..
+        } = warning;
         match find(&before.warnings, warning) {
             Some(former) if code == STALLED && former < *count => {
                 events.push(("stalled", json!({ "text": text, "count": count })));

@@ -1,10 +1,12 @@
 //! `virtio-inter list`: one line for each port.
 
+use std::time::SystemTime;
+
 use virtio_inter_device::Counters;
 
-use crate::document::Document;
+use crate::document::{Document, Warning};
 use crate::reader::{Port, process_name};
-use crate::text::{safe, table};
+use crate::text::{age, safe, table};
 
 /// All ports, with a header.
 pub(crate) fn table_of(ports: &[Port]) -> String {
@@ -28,8 +30,21 @@ fn row(port: &Port) -> [String; 10] {
         of(&|status| status.peers.len().to_string()),
         of(&|status| frames(status).to_string()),
         of(&|status| drops(status).to_string()),
-        of(&|status| (status.warnings.len() + status.refused.len()).to_string()),
+        of(&|status| warnings(status, SystemTime::now())),
     ]
+}
+
+/// The number of warnings and refusals. If all of them are over, how long ago the last one was.
+fn warnings(status: &Document, now: SystemTime) -> String {
+    let (warnings, refused) = (&status.warnings, &status.refused);
+    let number = warnings.len() + refused.len();
+    let last = warnings.iter().filter_map(|warning| warning.last).max();
+    match last {
+        Some(last) if refused.is_empty() && !warnings.iter().any(Warning::is_current) => {
+            format!("{number}, last {} ago", age(now, last))
+        }
+        _ => number.to_string(),
+    }
 }
 
 /// The frontend's process; for an uplink its tap device.
@@ -58,4 +73,27 @@ pub(crate) fn drops(status: &Document) -> u64 {
     let each = status.counters.iter().flatten();
     each.filter(|(name, _)| Counters::is_drop(name))
         .fold(0, |sum, (_, value)| sum.saturating_add(*value))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn warnings_that_are_all_over_say_since_when() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(10_000);
+        let over = json!({"code": "foreign-source", "last": 9700, "current": false});
+        let current = json!({"code": "mtu-mismatch", "last": 9700, "current": true});
+        let of = |list: &[&Value]| {
+            let status = serde_json::from_value(json!({ "warnings": list })).unwrap();
+            warnings(&status, now)
+        };
+        assert_eq!(of(&[]), "0");
+        assert_eq!(of(&[&over, &over]), "2, last 5 min ago");
+        assert_eq!(of(&[&over, &current]), "2");
+    }
 }

@@ -1,20 +1,22 @@
 //! `virtio-inter show`: a tree of segments, ports and their peers, warnings on top.
 
 use std::fmt::Write;
+use std::time::SystemTime;
 
 use virtio_inter_device::Counters;
 
-use crate::document::{Document, Peer, RateLimits, TokenBucket};
+use crate::document::{Document, Peer, RateLimits, TokenBucket, Warning};
 use crate::list::vmm;
 use crate::reader::{Answer, Port};
-use crate::text::{safe, si};
+use crate::text::{age, safe, si};
 
 /// The tree.
 pub(crate) fn tree(ports: &[Port]) -> String {
+    let now = SystemTime::now();
     let mut text = String::new();
     let mut warnings = false;
     for port in ports {
-        for warning in warnings_of(port) {
+        for warning in warnings_of(port, now) {
             warnings = true;
             let _ = writeln!(text, "! {}/{}: {warning}", safe(&port.segment), port.id);
         }
@@ -32,17 +34,25 @@ pub(crate) fn tree(ports: &[Port]) -> String {
 }
 
 /// Everything about a port that needs an operator.
-fn warnings_of(port: &Port) -> Vec<String> {
+fn warnings_of(port: &Port, now: SystemTime) -> Vec<String> {
     let Some(status) = port.status() else {
         return vec![explain(&port.answer)];
     };
     let warnings = status.warnings.iter().map(|warning| {
-        let Warning { code, text, count } = &Warning::from(warning);
-        format!("{text} ({code}, {count})")
+        let Warning {
+            code, text, count, ..
+        } = warning;
+        let age = warning
+            .age(now)
+            .map_or_else(String::new, |age| format!(", {age}"));
+        format!("{} ({}, {count}{age})", safe(text), safe(code))
     });
     let refused = status.refused.iter().map(|refused| {
         let peer = refused.peer.as_deref().map_or("a peer".to_owned(), safe);
-        let reason = safe(&refused.reason);
+        let mut reason = safe(&refused.reason);
+        if let Some(when) = refused.when {
+            let _ = write!(reason, " (last {} ago)", age(now, when));
+        }
         if refused.by_peer {
             format!("refused by {peer}: {reason}")
         } else {
@@ -50,23 +60,6 @@ fn warnings_of(port: &Port) -> Vec<String> {
         }
     });
     warnings.chain(refused).collect()
-}
-
-/// A warning, safe to print.
-struct Warning {
-    code: String,
-    text: String,
-    count: u64,
-}
-
-impl From<&crate::document::Warning> for Warning {
-    fn from(warning: &crate::document::Warning) -> Self {
-        Self {
-            code: safe(&warning.code),
-            text: safe(&warning.text),
-            count: warning.count,
-        }
-    }
 }
 
 /// Why there is no status, and what to do.
@@ -234,4 +227,38 @@ fn exchanged(peer: &Peer) -> String {
         rx.frames,
         si(rx.bytes as f64)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn warnings_say_since_when_they_are_or_how_long_they_are_over() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(10_000);
+        let port = Port::answering(
+            "a",
+            &json!({
+                "warnings": [
+                    {"code": "uplink-down", "text": "Down", "count": 3, "since": 2800,
+                     "last": 2800, "current": true},
+                    {"code": "foreign-source", "text": "Other", "count": 7, "since": 2800,
+                     "last": 9700, "current": false},
+                    {"code": "of-an-older-port", "text": "Old", "count": 1},
+                ],
+                "refused": [{"peer": "b", "by_peer": true, "reason": "version", "when": 9990}],
+            }),
+        );
+        let expected = [
+            "Down (uplink-down, 3, since 2 h)",
+            "Other (foreign-source, 7, last 5 min ago)",
+            "Old (of-an-older-port, 1)",
+            "refused by b: version (last 10 s ago)",
+        ];
+        assert_eq!(warnings_of(&port, now), expected);
+    }
 }

@@ -1,5 +1,7 @@
 //! Output: tables, JSON, and text of other users made safe for a terminal.
 
+use std::time::{Duration, SystemTime};
+
 use anyhow::Result;
 use serde::Serialize;
 
@@ -58,6 +60,20 @@ pub(crate) fn si(value: f64) -> String {
     format!("{scaled:.digits$}{prefix}")
 }
 
+/// How long ago a time was that is given in seconds since 1970, in one unit, rounded down.
+pub(crate) fn age(now: SystemTime, time: u64) -> String {
+    let now = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let seconds = now.saturating_sub(Duration::from_secs(time)).as_secs();
+    match seconds {
+        ..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,6 +87,19 @@ mod tests {
     #[test]
     fn text_of_others_has_no_control_characters() {
         assert_eq!(safe("a\x1b[2J\nü"), "a\u{fffd}[2J\u{fffd}ü");
+    }
+
+    #[test]
+    fn ages_have_one_unit() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let ages = [0, 59, 60, 3599, 3600, 86_399, 86_400, 500_000];
+        let texts = ages.map(|seconds| age(now, 1_000_000 - seconds));
+        let expected = [
+            "0 s", "59 s", "1 min", "59 min", "1 h", "23 h", "1 d", "5 d",
+        ];
+        assert_eq!(texts, expected);
+        // A clock that was set back, or a hostile port.
+        assert_eq!(age(now, u64::MAX), "0 s");
     }
 
     #[test]

@@ -190,6 +190,20 @@ struct Warning<'a> {
     count: u64,
     since: u64,
     last: u64,
+    current: bool,
+}
+
+/// All warnings of a process.
+fn warnings(diagnostics: &Diagnostics) -> Vec<Warning<'_>> {
+    let all = diagnostics.warnings().map(|(code, warning)| Warning {
+        code: code.as_str(),
+        text: &warning.text,
+        count: warning.count,
+        since: unix_time(warning.since),
+        last: unix_time(warning.last),
+        current: warning.is_current(code),
+    });
+    all.collect()
 }
 
 /// A peer without a link, because one side refused the other.
@@ -283,16 +297,7 @@ impl<'a> Status<'a> {
             uplink,
             capture: None,
             peers: peers.map(Peer::from).collect(),
-            warnings: diagnostics
-                .warnings()
-                .map(|(code, warning)| Warning {
-                    code: code.as_str(),
-                    text: &warning.text,
-                    count: warning.count,
-                    since: unix_time(warning.since),
-                    last: unix_time(warning.last),
-                })
-                .collect(),
+            warnings: warnings(diagnostics),
             refused: refused.iter().map(Refused::from).collect(),
             last_refused_source: diagnostics.last_refused_source().map(|mac| mac.to_string()),
             sandbox: None,

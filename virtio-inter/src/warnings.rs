@@ -16,6 +16,9 @@ const SAME: Duration = Duration::from_secs(3600);
 /// Pause before the same warning is logged with other values.
 const OTHER_VALUES: Duration = Duration::from_secs(60);
 
+/// Frames that were lost longer ago are a warning that is over. A network tries again sooner.
+const CURRENT: Duration = Duration::from_secs(60);
+
 /// Lines of one code, whoever makes its warnings come and go: a line each 10 s in the long run.
 /// Each code has a limit of its own, so that a peer that repeats one mistake hides no other.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -89,6 +92,33 @@ codes! {
 }
 
 impl Code {
+    /// Whether it tells of frames that were lost, and stays when no more are. All others hold as
+    /// long as they are listed.
+    fn is_of_losses(self) -> bool {
+        match self {
+            Code::ForeignSource
+            | Code::ForeignIp
+            | Code::ForeignNeighbor
+            | Code::DhcpServer
+            | Code::NotExamined
+            | Code::PeerGuard
+            | Code::NoDestination
+            | Code::PeerStalled
+            | Code::PacketTooLong
+            | Code::BufferTooSmall
+            | Code::UplinkFull => true,
+            Code::MemoryNotShared
+            | Code::QueueWaits
+            | Code::AllowedMacTaken
+            | Code::MtuMismatch
+            | Code::Conflict
+            | Code::FileLost
+            | Code::SegmentNotSticky
+            | Code::UplinkDown
+            | Code::UplinkMtu => false,
+        }
+    }
+
     /// Whether a service manager is to know: the port serves, and its guest has no network.
     fn is_trouble(self) -> bool {
         self == Code::Conflict
@@ -108,6 +138,14 @@ pub struct Warning {
     pub last: SystemTime,
     /// None: its code's limit has held back all of its lines so far.
     logged: Option<Logged>,
+}
+
+impl Warning {
+    /// Whether what it tells of is so now; `code` is its kind.
+    pub fn is_current(&self, code: Code) -> bool {
+        // The clock may have been set back since.
+        !code.is_of_losses() || self.last.elapsed().is_ok_and(|ago| ago < CURRENT)
+    }
 }
 
 /// The last log line of a warning.
@@ -236,6 +274,24 @@ mod tests {
                 "docs/port-status.md has no row for the warning {name}"
             );
         }
+    }
+
+    #[test]
+    fn warnings_of_lost_frames_are_over_after_a_minute_and_others_when_they_are_gone() {
+        let mut warnings = Warnings::default();
+        for code in [Code::ForeignSource, Code::UplinkDown] {
+            warnings.raise(code, "", 1, "x".to_owned());
+        }
+        let current = |warnings: &Warnings| -> Vec<bool> {
+            let all = warnings.iter();
+            all.map(|(code, warning)| warning.is_current(code))
+                .collect()
+        };
+        assert_eq!(current(&warnings), [true, true]);
+        for warning in warnings.all.values_mut() {
+            warning.last -= CURRENT;
+        }
+        assert_eq!(current(&warnings), [false, true]);
     }
 
     #[test]

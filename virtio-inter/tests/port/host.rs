@@ -79,7 +79,10 @@ fn show_of_one_port_has_its_peers_and_warnings_on_top() {
     until("the warning", || show().starts_with("! "));
     let show = show();
     assert!(
-        show.lines().next().unwrap().contains("(mtu-mismatch, 1)"),
+        show.lines()
+            .next()
+            .unwrap()
+            .contains("(mtu-mismatch, 1, since "),
         "{show}"
     );
     assert!(show.contains("    Port a (no VMM)\n"), "{show}");
