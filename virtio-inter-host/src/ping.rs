@@ -1,15 +1,17 @@
-//! `virtio-inter ping`: whether a port answers, and whether its guest takes frames.
+//! `virtio-inter ping`: whether a port answers, whether its guest takes frames, and whether those
+//! of the guest get anywhere.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use virtio_inter_device::Counters;
 
 use crate::args::{PingArgs, Places};
-use crate::document::Document;
+use crate::document::{Document, Warning};
 use crate::list::drops;
 use crate::output;
 use crate::place;
@@ -59,6 +61,13 @@ struct Reply {
     frames_from_guest: u64,
     /// Frames that were lost, in both directions.
     frames_lost: u64,
+    /// Why each frame that the guest sent since the question before was lost; at the first
+    /// question, each that it ever sent. Empty: at least one was not, or it sent none.
+    all_lost: Vec<String>,
+    /// The codes of the port's current warnings.
+    warnings: Vec<String>,
+    /// Whether nothing is known that keeps frames from the guest or from others.
+    good: bool,
     #[serde(skip)]
     trouble: Option<String>,
 }
@@ -73,40 +82,43 @@ impl Reply {
             Guest::Unknown => String::new(),
             guest => format!(", {guest}"),
         };
+        let names = |before: &str, names: &[String]| match names {
+            [] => String::new(),
+            names => format!(", {before} ({})", safe(&names.join(", "))),
+        };
         format!(
             "{name}: number={} time={:.1} ms, {}, {} frames to the guest, {} from it, {} \
-             lost{guest}\n",
+             lost{guest}{}{}\n",
             self.number,
             self.time_ms,
             self.state,
             self.frames_to_guest,
             self.frames_from_guest,
-            self.frames_lost
+            self.frames_lost,
+            names("ALL FRAMES OF THE GUEST ARE LOST", &self.all_lost),
+            names("WARNING", &self.warnings),
         )
-    }
-
-    /// Whether the guest can be reached as far as the port knows.
-    fn is_good(&self) -> bool {
-        self.trouble.is_none() && !matches!(self.guest, Guest::TakesNone | Guest::Absent)
     }
 }
 
-/// Runs `virtio-inter ping`. Returns whether the last answer was good.
+/// Runs `virtio-inter ping`. Returns whether the last answer was good: the port answers, nothing
+/// is known to keep frames from its guest or from others, and no warning is current.
 ///
 /// # Errors
 ///
 /// When there is no such port, or standard output cannot be written.
 pub fn run(arguments: &PingArgs) -> Result<bool> {
     let mut before: Option<Port> = None;
+    let mut said = Vec::new();
     let mut is_good = false;
     for number in 1..=arguments.count {
         let began = Instant::now();
         let port = ask(&arguments.port)?;
         let reply = reply(number, began.elapsed(), before.as_ref(), &port);
-        is_good = reply.is_good();
+        is_good = reply.good;
         let line = match arguments.json {
             true => serde_json::to_string(&reply)? + "\n",
-            false => reply.line(),
+            false => reply.line() + &warning_lines(&port, &mut said),
         };
         if !output::print(&line)? {
             break;
@@ -134,23 +146,85 @@ fn ask(name: &OsString) -> Result<Port> {
     ports.pop().context("The port is gone")
 }
 
+/// A line for each warning whose text is not among those that were printed already.
+fn warning_lines(port: &Port, said: &mut Vec<String>) -> String {
+    let now = SystemTime::now();
+    let mut lines = String::new();
+    for warning in port
+        .status()
+        .into_iter()
+        .flat_map(|status| &status.warnings)
+    {
+        if said.contains(&warning.text) {
+            continue;
+        }
+        said.push(warning.text.clone());
+        let (code, text) = (safe(&warning.code), safe(&warning.text));
+        let age = warning.age(now);
+        let age = age.map_or_else(String::new, |age| format!(", {age}"));
+        lines += &format!("    {text} ({code}, {}{age})\n", warning.count);
+    }
+    lines
+}
+
 fn reply(number: u32, time: Duration, before: Option<&Port>, port: &Port) -> Reply {
     let total = |counter| port.status().map_or(0, |status| status.total(counter));
     let trouble = port.status().is_none().then(|| explain(&port.answer));
+    let former = before.and_then(Port::status);
+    let guest = port
+        .status()
+        .map_or(Guest::Unknown, |status| guest(former, status));
+    let all_lost = port
+        .status()
+        .map_or_else(Vec::new, |status| all_lost(former, status));
+    let warnings = port
+        .status()
+        .into_iter()
+        .flat_map(|status| &status.warnings);
+    let warnings: Vec<String> = warnings
+        .filter(|warning| warning.is_current())
+        .map(|Warning { code, .. }| code.clone())
+        .collect();
+    let good = trouble.is_none()
+        && !matches!(guest, Guest::TakesNone | Guest::Absent)
+        && all_lost.is_empty()
+        && warnings.is_empty();
     Reply {
         segment: port.segment.clone(),
         port: port.id.to_string(),
         number,
         state: port.state(),
         time_ms: time.as_secs_f64() * 1e3,
-        guest: port.status().map_or(Guest::Unknown, |status| {
-            guest(before.and_then(Port::status), status)
-        }),
+        guest,
         frames_lost: port.status().map_or(0, drops),
         frames_to_guest: total("rx_frames"),
         frames_from_guest: total("tx_frames"),
+        all_lost,
+        warnings,
+        good,
         trouble,
     }
+}
+
+/// The counters of lost frames of the guest that increased, if no frame of it was sent meanwhile.
+/// None before: since the port started.
+fn all_lost(before: Option<&Document>, now: &Document) -> Vec<String> {
+    let more = |counter: &str| {
+        let former = before.map_or(0, |before| before.total(counter));
+        now.total(counter) > former
+    };
+    if now.is_shared_uplink() || more("tx_frames") {
+        return Vec::new();
+    }
+    let names = now
+        .counters
+        .first()
+        .into_iter()
+        .flat_map(|pair| pair.keys());
+    names
+        .filter(|name| Counters::is_drop(name) && name.starts_with("tx_") && more(name))
+        .cloned()
+        .collect()
 }
 
 fn guest(before: Option<&Document>, now: &Document) -> Guest {
@@ -189,6 +263,51 @@ mod tests {
             "counters": [counters],
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn frames_of_the_guest_are_all_lost_if_none_was_sent() {
+        let wrong_mac = status(
+            2,
+            &json!({"tx_frames": 0, "tx_spoofed": 3, "rx_no_guest": 9}),
+        );
+        assert_eq!(all_lost(None, &wrong_mac), ["tx_spoofed"]);
+        // Nothing new.
+        assert_eq!(all_lost(Some(&wrong_mac), &wrong_mac), [""; 0]);
+        let some = status(2, &json!({"tx_frames": 1, "tx_spoofed": 4}));
+        assert_eq!(all_lost(Some(&wrong_mac), &some), [""; 0]);
+        assert_eq!(all_lost(None, &some), [""; 0]);
+        let again = status(2, &json!({"tx_frames": 1, "tx_spoofed": 5}));
+        assert_eq!(all_lost(Some(&some), &again), ["tx_spoofed"]);
+    }
+
+    #[test]
+    fn reply_is_good_only_without_a_current_warning() {
+        let of = |current: bool| {
+            let port = Port::answering(
+                "a",
+                &json!({
+                    "frontend": {"pid": 1, "queues_running": 2},
+                    "warnings": [{"code": "peer-stalled", "text": "Stalled", "count": 3,
+                                  "since": 5, "last": 5, "current": current}],
+                }),
+            );
+            let reply = reply(1, Duration::ZERO, None, &port);
+            let mut said = Vec::new();
+            let lines = reply.line() + &warning_lines(&port, &mut said);
+            assert_eq!(warning_lines(&port, &mut said), "", "it is said once");
+            (reply.good, lines)
+        };
+        let (good, lines) = of(true);
+        assert!(
+            !good && lines.contains("0 lost, WARNING (peer-stalled)\n    Stalled"),
+            "{lines}"
+        );
+        let (good, lines) = of(false);
+        assert!(
+            good && lines.contains("0 lost\n    Stalled (peer-stalled, 3, last"),
+            "{lines}"
+        );
     }
 
     #[test]

@@ -66,7 +66,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Show the rates of ports again and again
     Top(TopArgs),
-    /// Look whether a port answers, and whether its guest takes frames
+    /// Look whether a port answers, whether its guest takes frames, and whether those of the guest
+    /// get anywhere
     #[command(after_help = PING_HELP)]
     Ping(PingArgs),
     /// Make, remove or list segments
@@ -105,8 +106,8 @@ const PING_HELP: &str = "\
 The question goes to the port's process and not to the guest: nothing is sent on the segment. \
 Whether the guest takes frames shows by those that others send to it between two questions.
 
-Exit status: 0 if the last answer was good, 1 if there was none, or the guest takes no frames, 2 \
-if the command line is wrong.";
+Exit status: 0 if the last answer was good; 1 if there was none, if the guest takes no frames, if \
+all that it sends is lost, or if the port has a current warning; 2 if the command line is wrong.";
 
 /// One line for each paragraph: clap wraps them.
 const CAPTURE_HELP: &str = "\

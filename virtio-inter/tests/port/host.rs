@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::frontends::connect;
+use crate::guest::Guest;
 use crate::process::{Place, until};
 
 fn run(command: &str, place: &OsStr, options: &[&str]) -> Output {
@@ -339,6 +340,23 @@ fn ping_says_whether_a_port_answers_and_has_a_guest() {
         said.contains("/a: number=1 time=") && said.contains("no VMM"),
         "{said}"
     );
+
+    // Its VMM gives the guest another address.
+    let mut guest = Guest::new(&a, 1514);
+    assert_eq!(ping().status.code(), Some(0));
+    guest.send("52:54:00:00:00:99", "ff:ff:ff:ff:ff:ff", 60);
+    let answer = ping();
+    let said = text(&answer);
+    assert_eq!(answer.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("ALL FRAMES OF THE GUEST ARE LOST (tx_spoofed), WARNING (foreign-source)\n")
+            && said.contains("    The guest sends frames from 52:54:00:00:00:99, but"),
+        "{said}"
+    );
+    let answer = run("ping", port.as_os_str(), &["--count=1", "--json"]);
+    let answer: Value = serde_json::from_str(&text(&answer)).unwrap();
+    assert_eq!(answer["good"], false);
+    assert_eq!(answer["warnings"], serde_json::json!(["foreign-source"]));
 
     a.signal(Signal::KILL);
     until("it is gone", || text(&ping()).contains("nobody listens"));
