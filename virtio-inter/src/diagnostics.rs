@@ -1,15 +1,15 @@
-//! Makes warnings about a port's guest, peers and dropped frames. They name the conflicting values
-//! and the solution.
+//! Makes warnings about the guest of a port, and about peers, uplinks and dropped frames of a port
+//! or of an uplink that ports share. They name the conflicting values and the solution.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::time::SystemTime;
 
 use virtio_inter_common::{MacAddr, MacSets, PortId};
-use virtio_inter_device::DropReason;
+use virtio_inter_device::{Counters, DropReason};
 use virtio_inter_segment::{LocalPort, MAX_TRUNK_ADDRESSES, PeerInfo, PeerKey, RefusedPeer};
 
-use crate::uplink::{PortDevice, UplinkState, UplinkStatus};
+use crate::uplink::{UplinkState, UplinkStatus};
 use crate::warnings::{Code, Warning, Warnings};
 
 /// Maximum number of addresses of peers that left: a guest continues to send to them for a while.
@@ -17,12 +17,17 @@ const MAX_FORMER: usize = 64;
 /// Maximum number of peers that a warning names.
 const MAX_NAMED: usize = 5;
 
+const PORT: &str = "port";
+const UPLINK: &str = "uplink";
+
 const ONE_LIST: &str = "Take it out of the list, or give that port another --mac";
 const ONE_MTU: &str = "Give all ports of the segment, and their guests, one MTU";
 
-/// The warnings of a port, and the state from which they are made.
+/// The warnings of a port or shared uplink, and the state from which they are made.
 #[derive(Debug)]
 pub struct Diagnostics {
+    /// What its texts call it: a port or an uplink.
+    kind: &'static str,
     id: PortId,
     mac: MacAddr,
     allowed: MacSets,
@@ -41,9 +46,13 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
-    /// The diagnostics of a new port, without warnings.
+    /// The diagnostics of a new port or shared uplink, without warnings.
     pub fn new(local: &LocalPort) -> Self {
         Self {
+            kind: match local.uplinks.shared {
+                Some(_) => UPLINK,
+                None => PORT,
+            },
             id: local.id.clone(),
             mac: local.mac,
             allowed: local.allowed.clone(),
@@ -103,15 +112,17 @@ impl Diagnostics {
             return;
         };
         let text = format!(
-            "Something removed or replaced {path}: nobody finds this port there any more, existing \
-             connections stay. It cannot be made again now: {why}"
+            "Something removed or replaced {path}: nobody finds this {} there any more, existing \
+             connections stay. It cannot be made again now: {why}",
+            self.kind
         );
         self.warnings.raise(Code::FileLost, &path, 1, text);
     }
 
     /// Sets or clears the warning that the port's status cannot be read in the segment's directory.
     pub fn no_status(&mut self, path: &Path, why: Option<&str>) {
-        self.no_socket(path, "Nobody finds this port's status", why);
+        let effect = format!("Nobody finds this {}'s status", self.kind);
+        self.no_socket(path, &effect, why);
     }
 
     /// Sets or clears the warning that the port's frames cannot be captured.
@@ -155,10 +166,11 @@ impl Diagnostics {
         };
         match problem {
             Some(problem) => {
-                let text = format!(
-                    "Tap device {name} {problem}. Until then the guest reaches the ports of the \
-                     segment only"
-                );
+                let effect = match self.kind {
+                    UPLINK => "nothing passes between the segment and its network",
+                    _ => "the guest reaches the ports of the segment only",
+                };
+                let text = format!("Tap device {name} {problem}. Until then {effect}");
                 let frames = self.count(Code::UplinkDown);
                 self.warnings.raise(Code::UplinkDown, "", frames, text);
             }
@@ -166,10 +178,14 @@ impl Diagnostics {
         }
         match uplink.mtu {
             Some(mtu) if mtu < u32::from(self.mtu) => {
+                let device = match self.kind {
+                    UPLINK => "tap device",
+                    _ => "uplink",
+                };
                 let text = format!(
-                    "MTU mismatch: {} at this port, {mtu} at its uplink {name}, whose network \
+                    "MTU mismatch: {} at this {}, {mtu} at its {device} {name}, whose network \
                      drops larger packets. Give both one MTU",
-                    self.mtu
+                    self.mtu, self.kind
                 );
                 self.warnings.raise(Code::UplinkMtu, "", 1, text);
             }
@@ -180,7 +196,10 @@ impl Diagnostics {
     /// Peers came or went: warns of what does not go together.
     pub fn peers(&mut self, peers: &BTreeMap<PeerKey, PeerInfo>) {
         self.mtus(peers.values());
-        self.allowed(peers.values());
+        // An uplink has frames of all addresses.
+        if self.kind == PORT {
+            self.allowed(peers.values());
+        }
     }
 
     /// Warns of addresses that ports list beside their own although they are another port's.
@@ -226,11 +245,11 @@ impl Diagnostics {
         });
         for (mtu, mut names) in others {
             names.sort_unstable();
-            let (own, smaller) = (self.mtu, self.mtu.min(mtu));
+            let (own, smaller, kind) = (self.mtu, self.mtu.min(mtu), self.kind);
             let count = names.len() as u64;
             let names = list(&names);
             let text = format!(
-                "MTU mismatch: {own} at this port, {mtu} at {names}. Packets of more than \
+                "MTU mismatch: {own} at this {kind}, {mtu} at {names}. Packets of more than \
                  {smaller} bytes between them are dropped unless they can be segmented, and their \
                  sender is not told. {ONE_MTU}"
             );
@@ -254,20 +273,25 @@ impl Diagnostics {
         // Its process has ended: a port's id is the name of its socket.
         let turned_away = own_id.first().map(|peer| {
             format!(
-                "Another port was started with this port's own id {} and was turned away: give it \
+                "Another port was started with this {}'s own id {} and was turned away: give it \
                  an id of its own (--id)",
+                self.kind,
                 describe(peer)
             )
         });
-        let texts = [conflict(&others), turned_away];
+        let texts = [conflict(&others, self.kind), turned_away];
         let texts: Vec<String> = texts.into_iter().flatten().collect();
         self.set(Code::Conflict, "", count, texts.join(". "));
     }
 
-    /// Checks the device's counts of dropped frames. Returns whether they have increased.
-    pub fn drops(&mut self, device: &PortDevice, peers: &BTreeMap<PeerKey, PeerInfo>) -> bool {
+    /// Checks the workers' counts of dropped frames. Returns whether they have increased.
+    pub fn drops<'a>(
+        &mut self,
+        counters: impl Iterator<Item = &'a Counters>,
+        peers: &BTreeMap<PeerKey, PeerInfo>,
+    ) -> bool {
         let mut latest: BTreeMap<Code, DropReason> = BTreeMap::new();
-        for (pair, counters) in device.counters().enumerate() {
+        for (pair, counters) in counters.enumerate() {
             for (reason, count) in counters.drops.iter() {
                 let code = code(reason);
                 if self.seen.insert((pair, code), count) != Some(count) {
@@ -385,14 +409,14 @@ impl Diagnostics {
 }
 
 /// The conflict with a peer that is there, and the number of such peers.
-fn conflict(peers: &[&RefusedPeer]) -> Option<String> {
+fn conflict(peers: &[&RefusedPeer], kind: &str) -> Option<String> {
     // Always names the same peer, not the latest one, so that the text stays the same.
     let peer = peers.iter().min_by_key(|peer| (&peer.peer, peer.by_peer))?;
     let (who, reason) = (describe(peer), &peer.reason);
     let mut what = if peer.by_peer {
-        format!("Port {who} refuses this port: \"{reason}\"")
+        format!("Port {who} refuses this {kind}: \"{reason}\"")
     } else {
-        format!("This port refuses port {who}: {reason}")
+        format!("This {kind} refuses port {who}: {reason}")
     };
     let all: BTreeSet<_> = peers.iter().map(|peer| &peer.peer).collect();
     if all.len() > 1 {

@@ -261,7 +261,7 @@ impl EventLoop {
     }
 
     fn serve_status(&mut self) -> io::Result<()> {
-        self.diagnostics.drops(&self.device, &self.peers);
+        self.diagnostics.drops(self.device.counters(), &self.peers);
         let uplink = self.uplink.as_ref().map(Uplink::status);
         if let Some(uplink) = &uplink {
             self.diagnostics.uplink(uplink);
@@ -385,7 +385,7 @@ impl EventLoop {
     fn check_drops(&mut self) -> io::Result<()> {
         self.drop_check.clear();
         self.device.watch_drops();
-        if self.diagnostics.drops(&self.device, &self.peers) {
+        if self.diagnostics.drops(self.device.counters(), &self.peers) {
             self.drop_check.set(NEXT_DROP_CHECK)?;
         }
         self.check_uplink();

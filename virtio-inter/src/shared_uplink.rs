@@ -13,6 +13,8 @@ use virtio_inter_device::{Port, PortEvent};
 use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
 
 use crate::cli::UplinkArgs;
+use crate::diagnostics::Diagnostics;
+use crate::directory_modes::lets_others_remove;
 use crate::event_loop::RunError;
 use crate::link_control::LinkControl;
 use crate::lock_wait::LockWait;
@@ -24,7 +26,7 @@ use crate::status::SharedUplinkStatus;
 use crate::status_socket::StatusSocket;
 use crate::timer::Timer;
 use crate::unexpected_signals::UnexpectedSignals;
-use crate::uplink::{Uplink, UplinkState, check_right};
+use crate::uplink::{Uplink, check_right};
 use crate::watchdog::Watchdog;
 use crate::{notify, paths, rlimits};
 
@@ -38,9 +40,15 @@ const SETTLED: u64 = 6;
 const IDLE_LINKS: u64 = 7;
 const STATUS_RETRY: u64 = 8;
 const WATCHDOG: u64 = 9;
+const DROPS: u64 = 10;
 
 /// Time between attempts to open the device again.
 const UPLINK_RETRY: Duration = Duration::from_secs(1);
+
+/// Time from the first dropped frame to the check of the reasons, and between checks while frames
+/// are being dropped.
+const FIRST_DROP_CHECK: Duration = Duration::from_secs(1);
+const NEXT_DROP_CHECK: Duration = Duration::from_secs(10);
 
 /// Time after which rings are given back on which nothing was sent.
 const LINK_IDLE: Duration = Duration::from_secs(60);
@@ -103,10 +111,13 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
         retry: Timer::new().context("Cannot wait for events")?,
         settling: Some(Timer::new().context("Cannot wait for events")?),
         peers: BTreeMap::new(),
+        peers_changed: false,
         links: LinkControl::new(LINK_IDLE).context("Cannot wait for events")?,
         watchdog: Watchdog::from_environment().context("Cannot wait for events")?,
         is_active: false,
         status,
+        diagnostics: Diagnostics::new(&local),
+        drop_check: Timer::new().context("Cannot wait for events")?,
         status_retry: RestoreBackoff::new().context("Cannot wait for events")?,
         arguments: arguments.clone(),
         sandbox,
@@ -131,11 +142,15 @@ struct SharedUplink {
     /// Until it has learnt of the others.
     settling: Option<Timer>,
     peers: BTreeMap<PeerKey, PeerInfo>,
+    peers_changed: bool,
     links: LinkControl,
     watchdog: Watchdog,
     /// No other uplink has a higher priority.
     is_active: bool,
     status: StatusSocket,
+    diagnostics: Diagnostics,
+    /// The next check of dropped frames. Set only after workers dropped some.
+    drop_check: Timer,
     /// The next attempt to serve the status in the segment's directory.
     status_retry: RestoreBackoff,
     arguments: UplinkArgs,
@@ -158,6 +173,7 @@ impl SharedUplink {
         self.poll.add(&self.links, IDLE_LINKS)?;
         self.poll.add(&self.watchdog, WATCHDOG)?;
         self.poll.add(&self.status_retry, STATUS_RETRY)?;
+        self.poll.add(&self.drop_check, DROPS)?;
         self.poll.add(&self.status, STATUS)
     }
 
@@ -174,6 +190,7 @@ impl SharedUplink {
                     SEGMENT => self.handle_segment()?,
                     STATUS => self.serve_status()?,
                     STATUS_RETRY => self.restore_status()?,
+                    DROPS => self.check_drops()?,
                     IDLE_LINKS => self.links.close_quiet(&mut self.device)?,
                     WATCHDOG => self.watchdog.process()?,
                     RETRY => self.reopen()?,
@@ -182,6 +199,10 @@ impl SharedUplink {
                         self.choose_paths();
                     }
                     _ => self.handle_device()?,
+                }
+                // Once, however many peers this event added or removed.
+                if std::mem::take(&mut self.peers_changed) {
+                    self.diagnostics.peers(&self.peers);
                 }
             }
         }
@@ -210,11 +231,28 @@ impl SharedUplink {
                 }
             }
         }
+        self.diagnostics.refused(self.segment.refused());
         Ok(())
     }
 
-    /// Restores the sockets by which readers find the status.
+    /// Warns of dropped frames, and looks again later if there were any.
+    fn check_drops(&mut self) -> io::Result<()> {
+        self.drop_check.clear();
+        self.device.watch_drops();
+        let counters = self.device.counters();
+        if self.diagnostics.drops(counters, &self.peers) {
+            self.drop_check.set(NEXT_DROP_CHECK)?;
+        }
+        self.diagnostics.uplink(&self.uplink.status());
+        Ok(())
+    }
+
+    /// Looks at the segment's files, and restores the sockets by which readers find the status.
     fn restore_status(&mut self) -> io::Result<()> {
+        let segment = &self.arguments.segment;
+        self.diagnostics.lost_file(segment, self.segment.lost());
+        self.diagnostics
+            .segment_mode(segment, lets_others_remove(segment));
         if !self.status_retry.begin()? {
             return Ok(());
         }
@@ -223,15 +261,11 @@ impl SharedUplink {
         }
         let mut complete = true;
         for (path, why) in self.status.restore(&self.segment) {
-            if let Some(why) = why {
-                let path = path.display();
-                log_limited!(
-                    PEERS,
-                    Level::Warn,
-                    "Nobody finds the status at {path}: {why}"
-                );
-                complete = false;
-            }
+            complete &= why.is_none();
+            // The warning of a lost segment says it all.
+            let is_lost = self.segment.lost().is_some() && path.starts_with(segment);
+            let why = why.filter(|_| !is_lost);
+            self.diagnostics.no_status(&path, why.as_deref());
         }
         self.status_retry.end(complete)
     }
@@ -240,6 +274,7 @@ impl SharedUplink {
     fn add_peer(&mut self, peer: PeerInfo) {
         let key = peer.key;
         self.peers.insert(key, peer.clone());
+        self.peers_changed = true;
         self.choose_paths();
         if peer.uplinks.shared.is_none()
             && let Err(error) = self.device.add_peer(&peer)
@@ -254,7 +289,7 @@ impl SharedUplink {
     }
 
     fn remove_peer(&mut self, key: PeerKey) {
-        self.peers.remove(&key);
+        self.peers_changed |= self.peers.remove(&key).is_some();
         if let Err(error) = self.device.remove_peer(key) {
             log_limited!(
                 PEERS,
@@ -290,7 +325,8 @@ impl SharedUplink {
                     self.remove_peer(peer);
                     self.segment.close_peer(peer, &reason);
                 }
-                PortEvent::Dropped | PortEvent::BlankRing { .. } => {}
+                PortEvent::Dropped => self.drop_check.set(FIRST_DROP_CHECK)?,
+                PortEvent::BlankRing { .. } => {}
             }
         }
         let (device, segment) = (&mut self.device, &mut self.segment);
@@ -303,7 +339,6 @@ impl SharedUplink {
     /// Opens the device again, which was deleted. It may have been made again already.
     fn reopen(&mut self) -> io::Result<()> {
         self.retry.clear();
-        let was_gone = self.uplink.status().state == UplinkState::Gone;
         match self.uplink.reopen() {
             Ok(queues) => {
                 info!("Tap device {} is there again", self.uplink.name());
@@ -312,16 +347,20 @@ impl SharedUplink {
                 }
             }
             Err(error) => {
-                if !was_gone {
-                    log::warn!("{}. Until then nothing is carried", ErrorChain(&error));
-                }
+                log::debug!("No uplink: {}", ErrorChain(&error));
                 self.retry.set(UPLINK_RETRY)?;
             }
         }
+        self.diagnostics.uplink(&self.uplink.status());
         Ok(())
     }
 
     fn serve_status(&mut self) -> io::Result<()> {
+        let counters = self.device.counters();
+        self.diagnostics.drops(counters, &self.peers);
+        self.diagnostics.uplink(&self.uplink.status());
+        self.segment.forget_old_conflicts();
+        self.diagnostics.refused(self.segment.refused());
         self.status.process(|| {
             let peers = self.peers.values();
             let peers = peers.map(|peer| (peer, self.device.traffic(peer.key)));
@@ -330,6 +369,7 @@ impl SharedUplink {
                 self.is_active,
                 self.uplink.status(),
                 peers,
+                &self.diagnostics,
                 self.segment.refused(),
                 self.device.counters(),
             )

@@ -71,6 +71,7 @@ pub struct SharedUplinkStatus<'a> {
     active: bool,
     uplink: UplinkStatus<'a>,
     peers: Vec<Peer<'a>>,
+    warnings: Vec<Warning<'a>>,
     refused: Vec<Refused<'a>>,
     sandbox: Option<&'a Report>,
     limits: Option<Limits>,
@@ -84,6 +85,7 @@ impl<'a> SharedUplinkStatus<'a> {
         active: bool,
         uplink: UplinkStatus<'a>,
         peers: impl Iterator<Item = (&'a PeerInfo, Option<LinkTraffic>)>,
+        diagnostics: &'a Diagnostics,
         refused: &'a [RefusedPeer],
         counters: impl Iterator<Item = &'a Counters>,
     ) -> Self {
@@ -101,6 +103,7 @@ impl<'a> SharedUplinkStatus<'a> {
             active,
             uplink,
             peers: peers.map(Peer::from).collect(),
+            warnings: warnings(diagnostics),
             refused: refused.iter().map(Refused::from).collect(),
             sandbox: None,
             limits: None,

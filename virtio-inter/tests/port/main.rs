@@ -26,6 +26,7 @@ mod trunk;
 mod uplink;
 mod uplink_misuse;
 mod uplink_mtu;
+mod uplink_warnings;
 mod usage;
 mod vandal;
 mod warnings;
