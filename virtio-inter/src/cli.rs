@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, value_parser};
+use clap::parser::ValueSource;
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 use virtio_inter_args::{
     Group, SocketPathError, absolute, check_socket_path, format_size, parse_size, segment_directory,
 };
@@ -462,7 +463,8 @@ fn parse_tap_fd(text: &str) -> Result<UplinkArg, String> {
 /// # Errors
 /// clap's errors; also for `--help` and `--version`, whose texts the caller prints.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let cli = Cli::try_parse_from(with_subcommand(arguments))?;
+    let matches = Cli::command().try_get_matches_from(with_subcommand(arguments))?;
+    let cli = Cli::from_arg_matches(&matches)?;
     if let Command::Port(port) = &cli.command
         && let Err((option, reason)) = port.rate_limits.check()
     {
@@ -475,6 +477,20 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap:
     {
         let text = "invalid value 'off' for '--uplink-offload <on|off>': the port has no uplink \
                     (--uplink)";
+        return Err(Cli::command().error(ErrorKind::ValueValidation, text));
+    }
+    let is_given = |option: &str| {
+        let command = matches.subcommand();
+        command.is_some_and(|(_, of)| of.value_source(option) == Some(ValueSource::CommandLine))
+    };
+    if let Command::Port(port) = &cli.command
+        && port.uplink.is_none()
+        && is_given("network")
+    {
+        let text = format!(
+            "invalid value '{}' for '--network <NAME>': the port has no uplink (--uplink)",
+            port.network
+        );
         return Err(Cli::command().error(ErrorKind::ValueValidation, text));
     }
     if let Command::Port(port) = &cli.command

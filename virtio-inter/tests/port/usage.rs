@@ -54,6 +54,7 @@ fn wrong_values_are_usage_errors() {
         ("--socket", &"s".repeat(108), "108 bytes"),
         ("--socket-mode", "0666", "not for every user"),
         ("--socket-group", "no-such-group", "no such group"),
+        ("--network", "lan", "the port has no uplink (--uplink)"),
     ] {
         let place = Place::new();
         let text = complaint(&place, &place.command("a").with(option, value), 2);
