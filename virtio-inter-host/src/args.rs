@@ -8,6 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use virtio_inter_args::Group;
 use virtio_inter_device::MIN_SNAPLEN;
+use virtio_inter_sandbox::SandboxArgs;
 
 use crate::listen_addr::ListenAddr;
 use crate::segment_mode::SegmentMode;
@@ -181,6 +182,9 @@ pub struct ExporterArgs {
     /// get from one host
     #[arg(long)]
     pub peers: bool,
+    /// What the process gives up before it answers.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// Options of `virtio-inter capture`.

@@ -1,15 +1,20 @@
 //! `virtio-inter exporter`: serves the metrics of all ports by HTTP, or writes them to a file for
 //! the textfile collector of Prometheus' node exporter.
+//!
+//! What it listens on is opened first; then it enters its sandbox, in which it answers.
+
+pub mod sandbox;
 
 use std::fs;
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::TcpListener as StdTcpListener;
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ACCEPT, CONTENT_TYPE};
@@ -22,6 +27,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::time::{interval, timeout};
+use virtio_inter_sandbox::Report;
 
 use crate::args::ExporterArgs;
 use crate::listen_addr::ListenAddr;
@@ -44,12 +50,18 @@ const FILE_NAME: &str = "virtio-inter.prom";
 /// When it cannot listen, or cannot write the file for the first time.
 pub fn run(arguments: &ExporterArgs) -> Result<()> {
     // A segment that does not exist is an error now; later it is one that has gone.
-    place::find(&arguments.places)?;
+    let found = place::find(&arguments.places)?;
+    let listener = arguments.listen.as_ref().map(Listener::bind).transpose()?;
+    let access = sandbox::access_of(arguments, &found);
+    let mode = arguments.sandbox.mode;
+    let sandbox = virtio_inter_sandbox::enter_process(mode, access, &sandbox::CALLS)?;
     if let Some(directory) = &arguments.textfile
         && arguments.once
     {
+        // Not logged again and again what the kernel lacks: a timer may start this.
         return write_file(arguments, directory);
     }
+    sandbox.log();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -58,10 +70,9 @@ pub fn run(arguments: &ExporterArgs) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("Cannot catch signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("Cannot catch signals")?;
         let work = async {
-            match (&arguments.listen, &arguments.textfile) {
-                (Some(ListenAddr::Tcp(address)), _) => serve_tcp(arguments, *address).await,
-                (Some(ListenAddr::Unix(path)), _) => serve_unix(arguments, path).await,
-                (None, Some(directory)) => write_files(arguments, directory).await,
+            match (listener, &arguments.textfile) {
+                (Some(listener), _) => listener.serve(arguments, &sandbox).await,
+                (None, Some(directory)) => write_files(arguments, &sandbox, directory).await,
                 // The command line requires one of the two.
                 (None, None) => Ok(()),
             }
@@ -81,27 +92,53 @@ pub fn run(arguments: &ExporterArgs) -> Result<()> {
     })
 }
 
-async fn serve_tcp(arguments: &ExporterArgs, address: SocketAddr) -> Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("Cannot listen on {address}"))?;
-    // With port 0 the kernel chooses.
-    let address = listener.local_addr().unwrap_or(address);
-    log::info!("Serving metrics on http://{address}/metrics");
-    serve(arguments, async || Ok(listener.accept().await?.0)).await
+/// A socket that listens, not served yet.
+enum Listener<'a> {
+    Tcp(StdTcpListener),
+    Unix(StdUnixListener, RemoveLater<'a>),
 }
 
-async fn serve_unix(arguments: &ExporterArgs, path: &Path) -> Result<()> {
-    remove_stale(path).with_context(|| format!("Cannot listen on {}", path.display()))?;
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("Cannot listen on {}", path.display()))?;
-    let _socket = RemoveLater(path);
-    log::info!("Serving metrics on {}", path.display());
-    serve(arguments, async || Ok(listener.accept().await?.0)).await
+impl<'a> Listener<'a> {
+    fn bind(address: &'a ListenAddr) -> Result<Self> {
+        match address {
+            ListenAddr::Tcp(address) => StdTcpListener::bind(address)
+                .map(Self::Tcp)
+                .with_context(|| format!("Cannot listen on {address}")),
+            ListenAddr::Unix(path) => remove_stale(path)
+                .and_then(|()| StdUnixListener::bind(path))
+                .map(|listener| Self::Unix(listener, RemoveLater(path)))
+                .with_context(|| format!("Cannot listen on {}", path.display())),
+        }
+    }
+
+    async fn serve(self, arguments: &ExporterArgs, sandbox: &Report) -> Result<()> {
+        match self {
+            Self::Tcp(listener) => {
+                // With port 0 the kernel chooses.
+                let address = listener.local_addr().context("Cannot listen")?;
+                listener.set_nonblocking(true).context("Cannot listen")?;
+                let listener = TcpListener::from_std(listener).context("Cannot listen")?;
+                log::info!("Serving metrics on http://{address}/metrics");
+                let accept = async || Ok(listener.accept().await?.0);
+                serve(arguments, sandbox, accept).await
+            }
+            Self::Unix(listener, socket) => {
+                listener.set_nonblocking(true).context("Cannot listen")?;
+                let listener = UnixListener::from_std(listener).context("Cannot listen")?;
+                log::info!("Serving metrics on {}", socket.0.display());
+                let accept = async || Ok(listener.accept().await?.0);
+                serve(arguments, sandbox, accept).await
+            }
+        }
+    }
 }
 
 /// Serves connections for ever.
-async fn serve<S>(arguments: &ExporterArgs, accept: impl AsyncFn() -> io::Result<S>) -> Result<()>
+async fn serve<S>(
+    arguments: &ExporterArgs,
+    sandbox: &Report,
+    accept: impl AsyncFn() -> io::Result<S>,
+) -> Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -111,6 +148,7 @@ where
         let permit = room.clone().acquire_owned().await;
         match accept().await {
             Ok(stream) => {
+                check_directories(sandbox)?;
                 let arguments = arguments.clone();
                 tokio::spawn(async move {
                     serve_one(stream, arguments).await;
@@ -229,7 +267,20 @@ fn collect(arguments: &ExporterArgs, format: Format) -> Result<String> {
     Ok(text(&ports, arguments.peers, format))
 }
 
-async fn write_files(arguments: &ExporterArgs, directory: &Path) -> Result<()> {
+/// Ends the exporter if a directory that it needs is another one now: it sees no ports there. Its
+/// service manager starts it again.
+fn check_directories(sandbox: &Report) -> Result<()> {
+    match sandbox.replaced_directory() {
+        None => Ok(()),
+        Some(path) => bail!(
+            "Directory {} was replaced, and the sandbox confines this exporter to the former one: \
+             it ends, to be started again",
+            path.display()
+        ),
+    }
+}
+
+async fn write_files(arguments: &ExporterArgs, sandbox: &Report, directory: &Path) -> Result<()> {
     write_file(arguments, directory)?;
     let path = directory.join(FILE_NAME);
     log::info!("Writing metrics to {}", path.display());
@@ -237,6 +288,7 @@ async fn write_files(arguments: &ExporterArgs, directory: &Path) -> Result<()> {
     ticks.tick().await;
     loop {
         ticks.tick().await;
+        check_directories(sandbox)?;
         if let Err(error) = write_file(arguments, directory) {
             log::warn!("{error:#}");
         }

@@ -23,7 +23,7 @@ use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
 
 use crate::limit_args::LimitArgs;
 use crate::rate_limit_args::RateLimitArgs;
-use crate::sandbox::Mode as SandboxMode;
+use crate::sandbox::SandboxArgs;
 use crate::socket_access::{SocketAccess, SocketMode};
 use crate::uplink::UplinkArg;
 
@@ -324,22 +324,6 @@ impl PortArgs {
             rate_limits: self.rate_limits.limits(),
         }
     }
-}
-
-/// The option `--sandbox` of every command that serves a segment.
-#[derive(Debug, Clone, Copy, Args)]
-pub struct SandboxArgs {
-    /// Restrict the process to the files and system calls that it needs (Landlock, seccomp, no
-    /// capabilities). on: as far as the kernel can, and log what it cannot; strict: do not start if
-    /// anything is missing; log: the kernel logs a forbidden system call instead of killing the
-    /// process; off: no restriction
-    #[arg(
-        long = "sandbox",
-        value_name = "MODE",
-        default_value = "on",
-        hide_possible_values = true
-    )]
-    pub mode: SandboxMode,
 }
 
 /// Network of an uplink that names none.

@@ -1,8 +1,7 @@
 //! The process of one port: acquires its resources, runs until a signal, and cleans up.
 
 use anyhow::{Context, anyhow, bail};
-use log::{info, warn};
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use log::info;
 use virtio_inter_args::{SEGMENTS, absolute};
 use virtio_inter_device::backend::Network;
 use virtio_inter_segment::{JoinError, Segment};
@@ -16,7 +15,7 @@ use crate::frontend_server::FrontendServer;
 use crate::frontend_source::FrontendSource;
 use crate::inherited::Inherited;
 use crate::lock_wait::LockWait;
-use crate::sandbox::{self, Access, MissingWalls, Mode, Report};
+use crate::sandbox;
 use crate::shutdown_signals::ShutdownSignals;
 use crate::socket::SocketLock;
 use crate::status_socket::StatusSocket;
@@ -34,7 +33,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     // First, while no other descriptor of this process has such a number.
     let inherited = arguments.fd.map(Inherited::take).transpose()?;
     let stored = fd_store::take_stored();
-    let sandbox = enter_sandbox(arguments.sandbox.mode, Access::of_port(arguments))?;
+    let sandbox = sandbox::enter_process(arguments.sandbox.mode, sandbox::of_port(arguments))?;
     crate::status::process_start();
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
@@ -167,26 +166,3 @@ fn suggest_directory(error: anyhow::Error) -> anyhow::Error {
     }
     error
 }
-
-/// Enters the sandbox. To be called before any other thread exists: before the first log line, too,
-/// for which there is one.
-pub(crate) fn enter_sandbox(mode: Mode, mut access: Access) -> Result<Report, MissingWalls> {
-    // From within, it cannot be reached if it is an abstract socket.
-    notify::connect();
-    access.may_dump = std::env::var_os(ALLOW_DUMPS).is_some();
-    let dumps = if access.may_dump {
-        Ok(())
-    } else {
-        // Frames of the guest and its peers are in this process's memory. The kernel then writes no
-        // core dump, and lets only processes with CAP_SYS_PTRACE trace it or read its memory.
-        set_dumpable_behavior(DumpableBehavior::NotDumpable)
-    };
-    let report = sandbox::enter(mode, &access)?;
-    if let Err(error) = dumps {
-        warn!("Cannot forbid core dumps of this process: {error}");
-    }
-    Ok(report)
-}
-
-/// Set for debugging: the port's own user may then trace the port, and it leaves core dumps.
-const ALLOW_DUMPS: &str = "VIRTIO_INTER_ALLOW_DUMPS";

@@ -18,9 +18,8 @@ use crate::directory_modes::lets_others_remove;
 use crate::event_loop::RunError;
 use crate::link_control::LinkControl;
 use crate::lock_wait::LockWait;
-use crate::process::enter_sandbox;
 use crate::restore_backoff::RestoreBackoff;
-use crate::sandbox::{Access, Report};
+use crate::sandbox::{self, Report};
 use crate::shutdown_signals::ShutdownSignals;
 use crate::status::SharedUplinkStatus;
 use crate::status_socket::StatusSocket;
@@ -66,7 +65,7 @@ static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
 ///
 /// When it cannot run, in words for its user.
 pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
-    let sandbox = enter_sandbox(arguments.sandbox.mode, Access::of_uplink(arguments))?;
+    let sandbox = sandbox::enter_process(arguments.sandbox.mode, sandbox::of_uplink(arguments))?;
     crate::status::process_start();
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;

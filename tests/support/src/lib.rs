@@ -1,9 +1,10 @@
-//! What the tests of several crates share: programs that they start (`process`), random numbers,
-//! and reports of a test beside its result, past the capture of test output and to `cargo xtask
-//! test` by files that it names in variables.
-#![forbid(unsafe_code)]
+//! What the tests of several crates share: programs that they start (`process`), attacks from
+//! inside a sandbox (`inside`, `attacks`), random numbers, and reports of a test beside its result,
+//! past the capture of test output and to `cargo xtask test` by files that it names in variables.
 
+pub mod attacks;
 pub mod epoll_watches;
+pub mod inside;
 pub mod process;
 mod rng;
 

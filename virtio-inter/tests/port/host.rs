@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::frontends::connect;
 use crate::guest::Guest;
-use crate::process::{Place, until};
+use crate::process::{PROGRAM, Place, recorded, until};
 
 fn run(command: &str, place: &OsStr, options: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+    Command::new(PROGRAM)
         .arg(command)
         .arg(place)
         .args(options)
@@ -177,17 +177,31 @@ struct Exporter {
 
 impl Exporter {
     fn start(place: &Place, option: &str, value: &str) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+        let command = Command::new(PROGRAM);
+        let mut command = recorded(command, "exporter-");
+        command
             .args(["exporter", option, value])
-            .arg(place.segment())
+            .arg(place.segment());
+        Self::spawn(&mut command)
+    }
+
+    /// With a command that is complete.
+    fn spawn(command: &mut Command) -> Self {
+        let mut process = command
+            .env_remove("RUST_LOG")
             .stderr(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        let mut serving = String::new();
-        BufReader::new(process.stderr.take().unwrap())
-            .read_line(&mut serving)
-            .unwrap();
-        Self { process, serving }
+        // Walls that are missing come first.
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let serving = lines.find(|line| {
+            let line = line.as_ref().unwrap();
+            line.contains("Serving") || line.contains("Writing")
+        });
+        Self {
+            process,
+            serving: serving.expect("a line that says where").unwrap(),
+        }
     }
 
     /// Ends it as a service manager does.
@@ -249,7 +263,7 @@ fn exporter_serves_both_formats_by_tcp_and_by_a_unix_socket() {
     assert!(get(connect(), "/metric", "*/*").starts_with("HTTP/1.1 404"));
 
     let (code, log) = {
-        let output = Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+        let output = Command::new(PROGRAM)
             .args(["exporter", "--listen", address])
             .output()
             .unwrap();
@@ -282,7 +296,7 @@ fn exporter_writes_a_whole_file_for_the_textfile_collector() {
     let place = Place::new();
     let a = place.start("a");
     let run = |options: &[&str]| {
-        Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+        recorded(Command::new(PROGRAM), "exporter-")
             .args(["exporter", "--once", "--textfile"])
             .args(options)
             .arg(place.segment())
@@ -392,7 +406,7 @@ fn segment_is_created_for_a_port_and_deleted_after_it() {
     let temp = tempfile::tempdir().unwrap();
     let segment = temp.path().join("web");
     let command = |verb: &str| {
-        Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+        Command::new(PROGRAM)
             .args(["segment", verb])
             .arg(&segment)
             .output()
@@ -413,7 +427,7 @@ fn segment_is_created_for_a_port_and_deleted_after_it() {
 fn events_are_printed_as_they_happen() {
     let place = Place::new();
     let a = place.start("a");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_virtio-inter"))
+    let mut child = Command::new(PROGRAM)
         .arg("events")
         .arg(place.segment())
         .args(["--interval", "20"])

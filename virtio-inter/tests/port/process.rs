@@ -21,7 +21,7 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_virtio-inter");
 const CALLS: &str = "VIRTIO_INTER_CALLS";
 
 /// A user that has nothing, by convention.
-const NOBODY: u32 = 65534;
+pub(crate) const NOBODY: u32 = 65534;
 
 /// A directory with a segment in it, and room for sockets beside it.
 pub(crate) struct Place {
@@ -203,9 +203,7 @@ impl PortCommand {
             }
             None => Command::new(PROGRAM),
         };
-        if let Some(directory) = env::var_os(CALLS) {
-            command = traced(command, Path::new(&directory));
-        }
+        command = recorded(command, "");
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
@@ -253,14 +251,18 @@ impl PortCommand {
     }
 }
 
-/// The same command, recorded by strace, which is a grandchild and so changes no process id.
-fn traced(command: Command, directory: &Path) -> Command {
+/// The same command, if a record is to be made of its system calls: by strace, a grandchild, which
+/// so changes no process id. The record's name begins with `kind`.
+pub(crate) fn recorded(command: Command, kind: &str) -> Command {
+    let Some(directory) = env::var_os(CALLS).map(PathBuf::from) else {
+        return command;
+    };
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let mut strace = Command::new("strace");
     strace
         .args(["-D", "-f", "-qq", "--decode-pids=comm", "-s0", "-o"])
-        .arg(directory.join(format!("{}-{number}", std::process::id())))
+        .arg(directory.join(format!("{kind}{}-{number}", std::process::id())))
         .arg(command.get_program())
         .args(command.get_args());
     strace

@@ -16,9 +16,11 @@ use std::os::unix::process::parent_id;
 use std::path::Path;
 
 use rustix::process::{Pid, test_kill_process};
-use virtio_inter::sandbox::{self, Access, Mode, Wall};
+use virtio_inter::sandbox::calls::PORT;
+use virtio_inter::sandbox::{Access, Mode, Wall};
+use virtio_inter_test_support::inside::{assert_passed, directory, run_again};
 
-use crate::inside::{assert_passed, behind, directory, enter, run_again};
+use crate::inside::{behind, enter, enter_mode};
 
 /// An error of the kernel, by its number.
 #[track_caller]
@@ -175,11 +177,7 @@ fn sandbox_that_is_off_has_no_wall() {
         assert_passed(&run_again());
         return;
     };
-    let access = Access {
-        directories: vec![directory],
-        ..Access::default()
-    };
-    let report = sandbox::enter(Mode::Off, &access).unwrap();
+    let report = enter_mode(Mode::Off, &directory);
     assert_eq!((report.walls.len(), report.missing.len()), (0, 0));
     File::open("/etc/passwd").unwrap();
     assert_eq!(status("NoNewPrivs"), "0");
@@ -215,7 +213,8 @@ fn sandbox_without_landlock_says_so_and_strict_refuses() {
         "{walls:?}"
     );
     assert!(report.walls.contains(&Wall::Capabilities));
-    let error = sandbox::enter(Mode::Strict, &Access::default()).unwrap_err();
+    let nothing = Access::default();
+    let error = virtio_inter_sandbox::enter(Mode::Strict, &nothing, &PORT).unwrap_err();
     let error = error.to_string();
     assert!(error.contains("tcp"), "{error}");
     assert!(error.contains("this kernel has no Landlock"), "{error}");

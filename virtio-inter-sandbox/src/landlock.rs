@@ -9,7 +9,8 @@ use landlock::{
     Scope,
 };
 
-use super::{Access, Report, Wall};
+use crate::access::Access;
+use crate::report::{Report, Wall};
 
 /// The latest version of the interface of which this file makes use.
 const NEWEST: ABI = ABI::V9;
@@ -25,7 +26,7 @@ const WALLS: [(Wall, ABI); 6] = [
 ];
 
 /// Restricts the calling thread as far as the kernel can. Notes each wall.
-pub(super) fn restrict(access: &Access, report: &mut Report) {
+pub(crate) fn restrict(access: &Access, report: &mut Report) {
     let status = match build(access).and_then(RulesetCreated::restrict_self) {
         Ok(status) => status,
         Err(error) => {
@@ -77,15 +78,28 @@ fn build(access: &Access) -> Result<RulesetCreated, RulesetError> {
     for path in &access.parents {
         rules = allow(rules, path, AccessFs::ReadDir)?;
     }
-    // Busy polling (schedstat), whether another process is exiting (PID/stat, PID/status), and the
-    // signals that this one ignores.
-    rules = allow(rules, Path::new("/proc"), AccessFs::ReadFile)?;
+    for path in &access.lists {
+        rules = allow(rules, path, AccessFs::ReadDir | AccessFs::ResolveUnix)?;
+    }
+    for path in &access.writes {
+        // A new file that then takes the place of the old one.
+        let rights =
+            AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
+        rules = allow(rules, path, rights)?;
+    }
+    for path in &access.removes {
+        rules = allow(rules, path, AccessFs::RemoveFile)?;
+    }
+    if access.reads_proc {
+        rules = allow(rules, Path::new("/proc"), AccessFs::ReadFile)?;
+    }
     if access.opens_tap {
         let rights = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
         rules = allow(rules, Path::new("/dev/net/tun"), rights)?;
     }
     if access.may_dump {
-        let rights = AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg;
+        let rights =
+            AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
         rules = allow(rules, Path::new("."), rights)?;
     }
     Ok(rules)

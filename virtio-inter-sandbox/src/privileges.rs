@@ -8,7 +8,7 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-use super::Access;
+use crate::access::Access;
 
 /// Needed by root where others own the directories or write to them: to make, give away and remove
 /// files there, and to connect to the sockets of other users' ports.
@@ -16,19 +16,19 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER);
 
-/// Needed by root to connect to the socket of another user's VMM.
+/// Needed by root to list directories of others, and to connect to their sockets: a VMM's, ports'.
 const CONNECT: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
 
 /// Needed to attach to a tap device that has another owner.
 const TAP: CapabilitySet = CapabilitySet::NET_ADMIN;
 
 /// No program that this thread or a descendant executes gains privileges from its file.
-pub(super) fn forbid_new() -> io::Result<()> {
+pub(crate) fn forbid_new() -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
 }
 
 /// Drops all capabilities but those that are needed for the directories and devices.
-pub(super) fn drop_capabilities(access: &Access) -> io::Result<()> {
+pub(crate) fn drop_capabilities(access: &Access) -> io::Result<()> {
     let needed = needed(access, geteuid().is_root());
     // Fails without CAP_SETPCAP, and for those that the kernel does not know. It is a second wall
     // only: the set limits what a program gains that is executed, and there is none.
@@ -36,7 +36,12 @@ pub(super) fn drop_capabilities(access: &Access) -> io::Result<()> {
         let _ = remove_capability_from_bounding_set(capability);
     }
     let _ = clear_ambient_capability_set();
-    let kept = capabilities(None)?.permitted & needed;
+    let there = capabilities(None)?;
+    let kept = there.permitted & needed;
+    // Nothing to give up: the filter of a service manager may forbid the call.
+    if there.permitted == kept && there.effective == kept && there.inheritable.is_empty() {
+        return Ok(());
+    }
     Ok(set_capabilities(
         None,
         CapabilitySets {
@@ -94,6 +99,17 @@ mod tests {
         assert_eq!(needed(&access, false), CapabilitySet::empty());
         access.opens_tap = true;
         assert_eq!(needed(&access, false), TAP);
+    }
+
+    /// A segment of others may be made at any time.
+    #[test]
+    fn capability_to_connect_is_kept_where_others_can_make_sockets_later() {
+        let access = Access {
+            lists: vec!["/run/virtio-inter".into()],
+            ..Access::default()
+        };
+        assert_eq!(needed(&access, true), CONNECT);
+        assert_eq!(needed(&access, false), CapabilitySet::empty());
     }
 
     #[test]

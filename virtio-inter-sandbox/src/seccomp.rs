@@ -1,7 +1,7 @@
 //! Filters of system calls (seccomp(2)), by what a thread does.
 //!
-//! The filter of the control thread is built first, and threads inherit it. A thread of another
-//! role adds the filter of its role when it starts: with several, a call must pass all of them.
+//! The filter of the first thread is built first, and threads inherit it. A thread of another role
+//! adds the filter of its role when it starts: with several, a call must pass all of them.
 
 mod calls;
 
@@ -17,9 +17,19 @@ use seccompiler::{
 use thiserror::Error;
 use virtio_inter_common::thread_role::{self, Role};
 
-use self::calls::{Arguments, UNSEEN, UNSEEN_CONTROL};
-pub use self::calls::{COMMON, CONTROL, Call, HELPER, WORKER};
-use super::{Mode, Report, Wall};
+use self::calls::UNSEEN;
+pub use self::calls::{Arguments, COMMON, Call, HELPER, START, UNIX, call};
+use crate::mode::Mode;
+use crate::report::{Report, Wall};
+
+/// The system calls that a program's threads make, beside those of every program.
+#[derive(Clone, Copy, Debug)]
+pub struct Calls {
+    /// Of the first thread, and of those that it starts and that enter no role.
+    pub first: &'static [&'static [Call]],
+    /// Of threads that move frames.
+    pub worker: &'static [&'static [Call]],
+}
 
 /// Calls that fail in workers and helpers instead of ending the process: those of a panic that
 /// wants to name lines of the program, and of a log line that wants a thread to write it.
@@ -54,24 +64,24 @@ struct Filters {
 static FILTERS: OnceLock<Filters> = OnceLock::new();
 
 /// Filters the calls of this thread, and of those that it starts from now on.
-pub(super) fn restrict(mode: Mode, report: &mut Report) {
-    let result = match enter(mode) {
+pub(crate) fn restrict(mode: Mode, calls: &Calls, report: &mut Report) {
+    let result = match enter(mode, calls) {
         Ok(()) if mode == Mode::Log => Err("forbidden calls are only logged".to_owned()),
         result => result.map_err(|error| error.to_string()),
     };
     report.add(Wall::SystemCalls, result);
 }
 
-fn enter(mode: Mode) -> Result<(), FilterError> {
+fn enter(mode: Mode, calls: &Calls) -> Result<(), FilterError> {
     let filters = Filters {
         refused: refusal(REFUSED, libc::EACCES)?,
-        worker: allow(mode, &[COMMON, WORKER, UNSEEN])?,
+        worker: allow(mode, &[&[COMMON, UNSEEN], calls.worker].concat())?,
         helper: allow(mode, &[COMMON, HELPER, UNSEEN])?,
     };
     // Its arguments are in memory, where a filter cannot see them. C libraries then use clone.
     apply_filter(&refusal(&[libc::SYS_clone3], libc::ENOSYS)?)?;
-    let control = [COMMON, WORKER, HELPER, CONTROL, UNSEEN, UNSEEN_CONTROL];
-    apply_filter(&allow(mode, &control)?)?;
+    let first = [&[COMMON, HELPER, START, UNSEEN], calls.first].concat();
+    apply_filter(&allow(mode, &first)?)?;
     if FILTERS.set(filters).is_ok() {
         thread_role::on_start(enter_role);
         virtio_inter_log::on_thread_start(|| enter_role(Role::Helper));
@@ -121,7 +131,7 @@ fn allow(mode: Mode, lists: &[&[Call]]) -> Result<BpfProgram, BackendError> {
     for call in REFUSED {
         rules.entry(*call).or_default();
     }
-    // The control filter answers this one.
+    // The first filter answers this one.
     rules.insert(libc::SYS_clone3, Vec::new());
     let otherwise = match mode {
         Mode::Log => SeccompAction::Log,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::Mode;
+use crate::mode::Mode;
 
 /// A part of the sandbox that the system may have or lack by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -57,12 +57,12 @@ pub struct Report {
     pub missing: Vec<MissingWall>,
     /// The directories to which walls confine the process.
     #[serde(skip)]
-    pub(super) directories: Vec<Directory>,
+    pub(crate) directories: Vec<Directory>,
 }
 
 /// A directory as it was when the sandbox was entered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Directory {
+pub(crate) struct Directory {
     /// The wall that confines the process to it.
     wall: Wall,
     path: PathBuf,
@@ -72,7 +72,7 @@ pub(super) struct Directory {
 
 impl Directory {
     /// The directory at a path.
-    pub(super) fn at(path: &Path, wall: Wall) -> Self {
+    pub(crate) fn at(path: &Path, wall: Wall) -> Self {
         Self {
             wall,
             path: path.to_owned(),
@@ -97,8 +97,15 @@ impl Report {
         replaced.map(|directory| &*directory.path)
     }
 
+    /// Why a wall is missing; `None` if it stands, or none was asked for.
+    pub fn why_missing(&self, wall: Wall) -> Option<String> {
+        let mut missing = self.missing.iter();
+        let missing = missing.find(|missing| missing.wall == wall)?;
+        Some(missing.reason.clone())
+    }
+
     /// Notes whether a wall stands.
-    pub(super) fn add(&mut self, wall: Wall, result: Result<(), impl Into<String>>) {
+    pub(crate) fn add(&mut self, wall: Wall, result: Result<(), impl Into<String>>) {
         match result {
             Ok(()) => self.walls.push(wall),
             Err(reason) => self.missing.push(MissingWall {
@@ -109,7 +116,7 @@ impl Report {
     }
 
     /// The missing walls in words: "tcp (reason), signals (reason)".
-    pub(super) fn missing_text(&self) -> String {
+    pub(crate) fn missing_text(&self) -> String {
         let mut texts: Vec<(Vec<String>, &str)> = Vec::new();
         for MissingWall { wall, reason } in &self.missing {
             match texts.last_mut().filter(|(_, last)| last == reason) {
