@@ -66,6 +66,7 @@ pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) 
     let file = output.join("results.json");
     let mut results = Results::load(&file)?;
     let mut verdict = Ok(());
+    let mut measured = Vec::new();
     if !options.report {
         let cpus = placement::allowed_cpus()?;
         let groups = ControlGroups::new();
@@ -100,11 +101,12 @@ pub fn run(options: &Options, programs: Programs, has_kvm: bool, output: &Path) 
         run.measure_all(&plan.cases)?;
         verdict = run.verdict();
         results = run.finish()?;
+        measured = plan.cases;
     }
     tell(options, &results, output)?;
     let kept = output.join("history");
     if options.keep {
-        history::keep(&results, &kept)?;
+        history::keep(&of_last_run(&results, &measured), &kept)?;
     }
     history::write_page(&kept)?;
     verdict
@@ -168,6 +170,17 @@ fn begin(results: &mut Results, options: &Options, cases: &[Case]) {
 /// Whether the case made the row.
 fn belongs(row: &Row, case: &Case) -> bool {
     row.place == case.place && case.test.has_value(&row.metric)
+}
+
+/// The results without the rows that other runs measured. All of them if there was no run.
+fn of_last_run(results: &Results, cases: &[Case]) -> Results {
+    let mut of_run = results.clone();
+    if !cases.is_empty() {
+        of_run.forget(|row| !cases.iter().any(|case| belongs(row, case)));
+        let others = of_run.runs.len().saturating_sub(1);
+        of_run.runs.drain(..others);
+    }
+    of_run
 }
 
 /// Writes the report, its plots and the JSON.
@@ -281,6 +294,21 @@ mod tests {
         }
         begin(&mut results, &options, &cases);
         assert_eq!(metrics(&results), [""; 0]);
+    }
+
+    #[test]
+    fn rows_of_other_runs_are_not_kept() {
+        let mut results = results();
+        let options = parse(&["--only", "paper/uml/one-cpu/groups/tcp_rr"]).unwrap();
+        let cases = plan(&options, &Facts::TWO_CPUS).cases;
+        for _ in 0..2 {
+            begin(&mut results, &parse(&["--add"]).unwrap(), &[]);
+        }
+        let kept = of_last_run(&results, &cases);
+        let metrics: Vec<&str> = kept.rows.iter().map(|row| &*row.metric).collect();
+        assert_eq!(metrics, ["tcp_rr"]);
+        assert_eq!(kept.runs, results.runs[1..]);
+        assert_eq!(of_last_run(&results, &[]), results);
     }
 
     #[test]

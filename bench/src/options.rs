@@ -25,7 +25,7 @@ pub struct Options {
     /// Measure nothing: write the report from the result file.
     #[arg(long, conflicts_with_all = ["add", "only", "quick", "rounds"])]
     pub report: bool,
-    /// Keep the results in history/ beside the report, by machine, day and commit.
+    /// Keep what this run measured in history/ beside the report, by machine, day and commit.
     #[arg(long)]
     pub keep: bool,
     /// Write goals, and all rows, to FILE as JSON.
