@@ -2,8 +2,9 @@
 //! names of attacks, `latency`, `third` or `pairs` behind `--` for these alone.
 //!
 //! Ports are processes, as in use; guests and the attacker are threads of this one. A ping is due
-//! every 500 µs; one that is late because of those before counts from when it was due. Each round
-//! measures without and under the attack; the medians of three rounds are printed.
+//! every 4 ms, so that none waits for the answer to the one before but where something stands
+//! still; then it counts from when it was due. Each round measures without and under the attack;
+//! the medians of three rounds are printed.
 #![allow(clippy::print_stdout, reason = "the figures are what it is for")]
 
 mod attack;
@@ -30,11 +31,11 @@ use station::Station;
 
 const ROUNDS: usize = 3;
 /// Time between two pings.
-const PERIOD: Duration = Duration::from_micros(500);
+const PERIOD: Duration = Duration::from_millis(4);
 /// A ping without an answer for this long is lost.
 const LOST: Duration = Duration::from_secs(1);
 /// Frames that the victim's guest sends to its correspondent with each ping.
-const BESIDE: usize = 2;
+const BESIDE: usize = 16;
 /// Time of each measurement of a rate, and before it.
 const RATE_TIME: Duration = Duration::from_secs(3);
 const WARM_UP: Duration = Duration::from_millis(500);
