@@ -7,17 +7,11 @@ use super::*;
 use crate::port::LocalPort;
 
 fn local() -> Local {
+    let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
     Local {
         port: LocalPort {
-            id: "m".parse().unwrap(),
-            mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
-            mtu: 1500,
-            queues: 1,
             ring_capacity: MIN_CAPACITY,
-            uplinks: Default::default(),
-            allowed: Default::default(),
-            guard: Default::default(),
-            trunk: false,
+            ..LocalPort::new("m".parse().unwrap(), mac)
         },
         incarnation: 1,
         pid: 1,

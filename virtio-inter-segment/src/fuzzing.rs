@@ -12,16 +12,10 @@ use crate::port::LocalPort;
 ///
 /// Never: the name and the address are valid.
 pub fn port() -> LocalPort {
+    let mac = "52:54:00:00:00:01".parse().unwrap();
     LocalPort {
-        id: "web".parse().unwrap(),
-        mac: "52:54:00:00:00:01".parse().unwrap(),
-        mtu: 1500,
-        queues: 1,
         ring_capacity: virtio_inter_link::MIN_CAPACITY,
-        uplinks: Default::default(),
-        allowed: Default::default(),
-        guard: Default::default(),
-        trunk: false,
+        ..LocalPort::new("web".parse().unwrap(), mac)
     }
 }
 

@@ -6,16 +6,10 @@ use virtio_inter_link::{DEFAULT_CAPACITY, MAX_CAPACITY};
 use super::*;
 
 fn local(id: &str, last_byte: u8) -> Local {
+    let mac = MacAddr::new([0x52, 0x54, 0, 0, 0, last_byte]);
     let port = LocalPort {
-        id: id.parse().unwrap(),
-        mac: MacAddr::new([0x52, 0x54, 0, 0, 0, last_byte]),
-        mtu: 1500,
         queues: 2,
-        ring_capacity: DEFAULT_CAPACITY,
-        uplinks: Default::default(),
-        allowed: Default::default(),
-        guard: Default::default(),
-        trunk: false,
+        ..LocalPort::new(id.parse().unwrap(), mac)
     };
     Local {
         port,

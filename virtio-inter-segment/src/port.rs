@@ -9,7 +9,9 @@ use virtio_inter_common::{
     Guard, IpSetError, MAX_IP_SETS, MAX_MAC_SETS, MAX_QUEUE_PAIRS, MacAddr, MacError, MacSetError,
     MacSets, PortId,
 };
-use virtio_inter_link::{MAX_CAPACITY, MIN_CAPACITY, Receiver, ReceiverPage, RegionError, Sender};
+use virtio_inter_link::{
+    DEFAULT_CAPACITY, MAX_CAPACITY, MIN_CAPACITY, Receiver, ReceiverPage, RegionError, Sender,
+};
 
 /// Smallest MTU: what every IPv4 host must be able to forward (RFC 791, section 3.2), in bytes.
 pub const MIN_MTU: u16 = 68;
@@ -96,6 +98,22 @@ pub(crate) fn check_port(
 }
 
 impl LocalPort {
+    /// A port with an MTU of 1500 bytes, one queue pair and rings of the default size, without an
+    /// uplink. Its guest may use `mac` alone.
+    pub fn new(id: PortId, mac: MacAddr) -> Self {
+        LocalPort {
+            id,
+            mac,
+            mtu: 1500,
+            queues: 1,
+            ring_capacity: DEFAULT_CAPACITY,
+            uplinks: Uplinks::default(),
+            allowed: MacSets::default(),
+            guard: Guard::default(),
+            trunk: false,
+        }
+    }
+
     pub(crate) fn check(&self) -> Result<(), PortError> {
         check_port(self.mac, self.mtu, self.queues, self.ring_capacity)?;
         match self.allowed.iter().count() {

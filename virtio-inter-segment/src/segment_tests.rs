@@ -11,16 +11,10 @@ use crate::socket::{self, Received};
 use crate::wire::{Link, MAX_MESSAGE};
 
 fn local(id: &str, last: u8) -> LocalPort {
+    let mac = MacAddr::new([2, 0, 0, 0, 0, last]);
     LocalPort {
-        id: id.parse().unwrap(),
-        mac: MacAddr::new([2, 0, 0, 0, 0, last]),
-        mtu: 1500,
-        queues: 1,
         ring_capacity: MIN_CAPACITY,
-        uplinks: Default::default(),
-        allowed: Default::default(),
-        guard: Default::default(),
-        trunk: false,
+        ..LocalPort::new(id.parse().unwrap(), mac)
     }
 }
 

@@ -406,17 +406,14 @@ impl UplinkArgs {
     /// sends.
     pub fn local_port(&self) -> LocalPort {
         let [a, b, c, d, e, ..] = RandomState::new().hash_one(&self.id).to_ne_bytes();
+        // Locally administered.
+        let mac = MacAddr::new([0x02, a, b, c, d, e]);
         LocalPort {
-            id: self.id.clone(),
-            // Locally administered.
-            mac: MacAddr::new([0x02, a, b, c, d, e]),
             mtu: self.mtu,
             queues: self.queues,
             ring_capacity: self.ring_size,
             uplinks: self.uplinks(),
-            allowed: MacSets::default(),
-            guard: Guard::default(),
-            trunk: false,
+            ..LocalPort::new(self.id.clone(), mac)
         }
     }
 

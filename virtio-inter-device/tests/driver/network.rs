@@ -383,13 +383,11 @@ pub(crate) fn boot_in(arena: Arc<Arena>, spec: &Spec, features: u64) -> Guest {
 }
 
 fn local(number: usize, spec: &Spec) -> LocalPort {
+    let id = format!("port-{number}").parse().unwrap();
     LocalPort {
-        id: format!("port-{number}").parse().unwrap(),
-        mac: mac(number),
         mtu: spec.mtu,
         queues: spec.queues,
         ring_capacity: spec.capacity,
-        uplinks: Default::default(),
         allowed: match spec.allowed {
             "" => Default::default(),
             allowed => allowed.parse().unwrap(),
@@ -402,6 +400,7 @@ fn local(number: usize, spec: &Spec) -> LocalPort {
             no_dhcp_server: spec.no_dhcp_server,
         },
         trunk: spec.trunk,
+        ..LocalPort::new(id, mac(number))
     }
 }
 

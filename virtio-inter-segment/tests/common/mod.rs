@@ -44,16 +44,10 @@ pub fn local(id: &str) -> LocalPort {
         sum.wrapping_mul(131).wrapping_add(byte.into())
     });
     let [a, b, c, d] = sum.to_be_bytes();
+    let mac = MacAddr::new([0x52, 0x54, a, b, c, d]);
     LocalPort {
-        id: id.parse().unwrap(),
-        mac: MacAddr::new([0x52, 0x54, a, b, c, d]),
-        mtu: 1500,
-        queues: 1,
         ring_capacity: MIN_CAPACITY,
-        uplinks: Default::default(),
-        allowed: Default::default(),
-        guard: Default::default(),
-        trunk: false,
+        ..LocalPort::new(id.parse().unwrap(), mac)
     }
 }
 

@@ -46,16 +46,11 @@ impl Drop for Group {
 }
 
 fn hostile_peer(place: &Place, i: u8) -> Segment {
+    let id = format!("x{i}").parse().unwrap();
+    let mac = format!("52:54:00:00:ff:{i:02x}").parse().unwrap();
     let port = LocalPort {
-        id: format!("x{i}").parse().unwrap(),
-        mac: format!("52:54:00:00:ff:{i:02x}").parse().unwrap(),
-        allowed: Default::default(),
-        guard: Default::default(),
-        trunk: false,
-        mtu: 1500,
-        queues: 1,
         ring_capacity: RING,
-        uplinks: Default::default(),
+        ..LocalPort::new(id, mac)
     };
     Segment::join(&place.segment(), port).unwrap()
 }

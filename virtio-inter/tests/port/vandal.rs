@@ -25,15 +25,9 @@ impl Member {
     /// Joins as `id` with this address. It opens a ring of `capacity` to each peer.
     pub(crate) fn join(directory: &Path, id: &str, mac: MacAddr, capacity: u32) -> Option<Self> {
         let port = LocalPort {
-            id: id.parse().ok()?,
-            mac,
             mtu: 65_535,
-            queues: 1,
             ring_capacity: capacity,
-            uplinks: Default::default(),
-            allowed: Default::default(),
-            guard: Default::default(),
-            trunk: false,
+            ..LocalPort::new(id.parse().ok()?, mac)
         };
         Some(Self {
             segment: Segment::join(directory, port).ok()?,

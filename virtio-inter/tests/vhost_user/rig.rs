@@ -236,16 +236,10 @@ impl<D: Device> Rig<D> {
 
 /// The real device, with one queue pair.
 pub(crate) fn port(id: &str) -> Port {
+    let mac = "52:54:00:00:00:01".parse().unwrap();
     let local = LocalPort {
-        id: id.parse().unwrap(),
-        mac: "52:54:00:00:00:01".parse().unwrap(),
-        mtu: 1500,
-        queues: 1,
         ring_capacity: virtio_inter_link::MIN_CAPACITY,
-        uplinks: Default::default(),
-        allowed: Default::default(),
-        guard: Default::default(),
-        trunk: false,
+        ..LocalPort::new(id.parse().unwrap(), mac)
     };
     Port::new(&local, BusyPollConfig::default()).unwrap()
 }
