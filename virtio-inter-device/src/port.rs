@@ -9,13 +9,11 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use virtio_inter_link::{BusyPollConfig, Doorbell};
+use virtio_inter_link::Doorbell;
 use virtio_inter_segment::{LocalPort, PeerKey};
 
 use crate::backend::steering::{ActiveQueues, SharedActiveQueues};
-use crate::backend::{
-    Backend, BackendSetup, LinkRequest, Links, Network, NetworkCommand, Relay, RelayCommand,
-};
+use crate::backend::{Backend, BackendSetup, LinkRequest, Links};
 use crate::batch::{Direction, PortContext};
 use crate::config::{CONFIG_SIZE, config_space};
 use crate::counters::Counters;
@@ -31,6 +29,7 @@ mod capture;
 mod config;
 mod link_book;
 mod links;
+mod uplink;
 
 pub use config::PortConfig;
 pub use link_book::LinkEvent;
@@ -163,111 +162,6 @@ fn take_doorbell_resource() -> Result<(), DeviceError> {
     })?;
     doorbell.ring();
     Ok(())
-}
-
-impl Port<Network> {
-    /// The same, with an uplink: a tap device of which each worker gets a queue. Without `uplink`
-    /// the port has none.
-    ///
-    /// # Errors
-    ///
-    /// When a thread or a descriptor cannot be created.
-    pub fn with_uplink(
-        local: &LocalPort,
-        config: impl Into<PortConfig>,
-        uplink: Option<Vec<OwnedFd>>,
-    ) -> Result<Port<Network>, DeviceError> {
-        Port::with_network(local, config, uplink, |network| network)
-    }
-
-    /// The same, with the network side of each queue pair changed.
-    ///
-    /// # Errors
-    ///
-    /// As [`Port::with_uplink`].
-    pub fn with_network(
-        local: &LocalPort,
-        config: impl Into<PortConfig>,
-        uplink: Option<Vec<OwnedFd>>,
-        change: impl Fn(Network) -> Network,
-    ) -> Result<Port<Network>, DeviceError> {
-        take_doorbell_resource()?;
-        let mut queues = uplink.into_iter().flatten();
-        // Before there are threads.
-        let mut failure = None;
-        let mut network = |setup: BackendSetup| match Network::new(setup.clone(), queues.next()) {
-            Ok(network) => network,
-            Err(error) => {
-                failure = Some(error);
-                Network::without_uplink(setup)
-            }
-        };
-        let port = Port::with_flood(local, config, |setup, flood| {
-            let mut network = change(network(setup));
-            if let Some((sender, receiver)) = flood {
-                network.set_flood(sender, receiver);
-            }
-            network
-        })?;
-        match failure {
-            None => Ok(port),
-            Some(source) => Err(DeviceError::Io {
-                action: "duplicate a descriptor of the uplink",
-                source,
-            }),
-        }
-    }
-
-    /// Replaces the uplink, whose device is gone, by another device, with a queue for each worker.
-    ///
-    /// # Errors
-    ///
-    /// When a worker does not answer.
-    pub fn set_uplink(&mut self, queues: Vec<OwnedFd>) -> Result<(), DeviceError> {
-        for (worker, queue) in self.workers.iter().zip(queues) {
-            worker.ask_backend(NetworkCommand::SetUplink(queue))?;
-        }
-        self.steer()
-    }
-}
-
-impl Port<Relay> {
-    /// A port without a guest: the uplink of other ports, with a queue of a tap device for each
-    /// worker. It carries nothing before [`Port::set_paths`]. `offload`: the device's switch takes
-    /// partial checksums, and frames to be segmented.
-    ///
-    /// # Errors
-    ///
-    /// When a thread or a descriptor cannot be created.
-    pub fn relay(
-        local: &LocalPort,
-        busy_poll: BusyPollConfig,
-        queues: Vec<OwnedFd>,
-        offload: bool,
-    ) -> Result<Port<Relay>, DeviceError> {
-        take_doorbell_resource()?;
-        let mut port = Port::with_flood(local, busy_poll, |setup, flood| {
-            let mut relay = Relay::new(setup, !offload);
-            if let Some((sender, receiver)) = flood {
-                relay.set_flood(sender, receiver);
-            }
-            relay
-        })?;
-        port.set_tap(queues)?;
-        Ok(port)
-    }
-
-    /// Replaces the tap device, which is gone, by another one, with a queue for each worker.
-    ///
-    /// # Errors
-    ///
-    /// When a worker does not answer.
-    pub fn set_tap(&mut self, queues: Vec<OwnedFd>) -> Result<(), DeviceError> {
-        for (worker, queue) in self.workers.iter().zip(queues) {
-            worker.ask_backend(RelayCommand::SetTap(queue))?;
-        }
-        Ok(())
-    }
 }
 
 impl<B: Backend> Port<B> {

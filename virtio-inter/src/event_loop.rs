@@ -419,9 +419,9 @@ impl EventLoop {
             return Ok(());
         };
         match uplink.reopen() {
-            Ok(queues) => {
+            Ok(device) => {
                 log::info!("Tap device {} is there again", uplink.name());
-                if let Err(error) = self.device.set_uplink(queues) {
+                if let Err(error) = self.device.set_uplink(device) {
                     log::error!("Cannot use the uplink: {}", ErrorChain(&error));
                 }
             }

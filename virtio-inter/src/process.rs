@@ -59,13 +59,9 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     if arguments.trunk {
         check_right(&arguments.segment, "a trunk")?;
     }
-    let (uplink, queues) = match &arguments.uplink {
-        None => (None, None),
-        Some(uplink) => {
-            let (uplink, queues) = Uplink::open(uplink, local.queues, local.mtu)?;
-            (Some(uplink), Some(queues))
-        }
-    };
+    let uplink = arguments.uplink.as_ref();
+    let open = |uplink| Uplink::open(uplink, local.queues, local.mtu);
+    let (uplink, uplink_device) = uplink.map(open).transpose()?.unzip();
     let join = || {
         let limits = arguments.limits.limits();
         Segment::join_with(&arguments.segment, local.clone(), limits)
@@ -75,14 +71,14 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     };
     // The event loop tries again and warns.
     let _ = status.listen_in_segment(&segment);
-    let change = |network: Network| {
+    let change = |network: Network<_>| {
         if arguments.uplink_offload {
             network
         } else {
             network.with_plain_uplink()
         }
     };
-    let mut device = PortDevice::with_network(&local, arguments.config(), queues, change)?;
+    let mut device = PortDevice::with_network(&local, arguments.config(), uplink_device, change)?;
     if arguments.trunk {
         let barred = segment.barred().context("Cannot read the segment's pins")?;
         device.set_barred(&barred)?;

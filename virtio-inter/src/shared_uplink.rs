@@ -8,8 +8,7 @@ use anyhow::Context;
 use log::{Level, info};
 use virtio_inter_args::absolute;
 use virtio_inter_common::{Epoll, ErrorChain, LogLimit, Timeout, log_limited};
-use virtio_inter_device::backend::Relay;
-use virtio_inter_device::{Port, PortEvent};
+use virtio_inter_device::PortEvent;
 use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
 
 use crate::cli::UplinkArgs;
@@ -25,7 +24,7 @@ use crate::status::SharedUplinkStatus;
 use crate::status_socket::StatusSocket;
 use crate::timer::Timer;
 use crate::unexpected_signals::UnexpectedSignals;
-use crate::uplink::{Uplink, check_right};
+use crate::uplink::{SharedUplinkDevice, Uplink, check_right};
 use crate::watchdog::Watchdog;
 use crate::{notify, paths, rlimits};
 
@@ -77,7 +76,7 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
     let Some(mut status) = wait.acquire(listen)? else {
         return Ok(());
     };
-    let (uplink, queues) = Uplink::open(&arguments.device(), local.queues, local.mtu)?;
+    let (uplink, uplink_device) = Uplink::open(&arguments.device(), local.queues, local.mtu)?;
     let join = || {
         let limits = arguments.limits.limits();
         Segment::join_with(&arguments.segment, local.clone(), limits)
@@ -87,10 +86,10 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
     };
     // The event loop tries again and warns.
     let _ = status.listen_in_segment(&segment);
-    let device = Port::relay(
+    let device = SharedUplinkDevice::relay(
         &local,
         arguments.busy_poll(),
-        queues,
+        uplink_device,
         arguments.uplink_offload,
     )?;
     sandbox.log();
@@ -135,7 +134,7 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
 struct SharedUplink {
     poll: Epoll,
     segment: Segment,
-    device: Port<Relay>,
+    device: SharedUplinkDevice,
     uplink: Uplink,
     retry: Timer,
     /// Until it has learnt of the others.
@@ -339,9 +338,9 @@ impl SharedUplink {
     fn reopen(&mut self) -> io::Result<()> {
         self.retry.clear();
         match self.uplink.reopen() {
-            Ok(queues) => {
+            Ok(device) => {
                 info!("Tap device {} is there again", self.uplink.name());
-                if let Err(error) = self.device.set_tap(queues) {
+                if let Err(error) = self.device.set_uplink(device) {
                     log::error!("Cannot use the tap device: {}", ErrorChain(&error));
                 }
             }

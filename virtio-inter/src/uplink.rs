@@ -1,7 +1,7 @@
 //! The uplink of a port: opens and checks the tap device of the command line, and opens it again
 //! after it was removed.
 
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -10,12 +10,17 @@ use std::time::{Duration, Instant};
 use rustix::process::geteuid;
 use serde::Serialize;
 use thiserror::Error;
-use virtio_inter_device::backend::{MAX_INTERFACE_NAME, Network, TapDevice, TapError, TapState};
+use virtio_inter_device::Port;
+use virtio_inter_device::backend::{
+    MAX_INTERFACE_NAME, Network, Relay, TapDevice, TapError, TapState,
+};
 
 use crate::fd_store;
 
 /// The device of a port's process: with an uplink or without.
-pub type PortDevice = virtio_inter_device::Port<Network>;
+pub type PortDevice = Port<Network<TapDevice>>;
+/// The device of the process of an uplink that ports share.
+pub type SharedUplinkDevice = Port<Relay<TapDevice>>;
 
 /// Maximum time to wait for a tap device that a killed port is about to close: the kernel may
 /// release its locks before.
@@ -163,7 +168,7 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Opens the device: its queues, one for each of `queues` queue pairs.
+    /// Opens the device, with one queue for each of `queues` queue pairs.
     ///
     /// # Errors
     ///
@@ -172,7 +177,7 @@ impl Uplink {
         argument: &UplinkArg,
         queues: u16,
         mtu: u16,
-    ) -> Result<(Self, Vec<OwnedFd>), UplinkError> {
+    ) -> Result<(Self, TapDevice), UplinkError> {
         let device = match argument {
             UplinkArg::Tap(name) => open_when_free(name, queues)?,
             UplinkArg::TapFd(numbers) => {
@@ -194,7 +199,7 @@ impl Uplink {
                 tap,
                 port: mtu,
             }),
-            _ => Ok((uplink, device.into_queues())),
+            _ => Ok((uplink, device)),
         }
     }
 
@@ -203,11 +208,11 @@ impl Uplink {
     /// # Errors
     ///
     /// When there is none yet.
-    pub fn reopen(&mut self) -> Result<Vec<OwnedFd>, TapError> {
+    pub fn reopen(&mut self) -> Result<TapDevice, TapError> {
         self.is_gone = true;
         let device = TapDevice::open(&self.name, self.queues)?;
         self.is_gone = false;
-        Ok(device.into_queues())
+        Ok(device)
     }
 
     /// The device's name.

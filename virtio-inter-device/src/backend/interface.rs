@@ -1,5 +1,7 @@
-//! The interface between the guest side and the network side of a device.
+//! The interface between the guest side and the network side of a device, and between an uplink and
+//! the kinds of its devices.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use virtio_inter_common::{MacAddr, MacSets};
@@ -308,4 +310,88 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
     fn take_uplink_loss(&mut self) -> bool {
         false
     }
+}
+
+/// A backend with an uplink, whose device can be replaced.
+pub trait UplinkBackend: Backend {
+    /// The kind of the device.
+    type Device: UplinkDevice;
+
+    /// The command by which a worker uses this queue in place of the one before.
+    fn set_uplink(queue: UplinkQueue<Self::Device>) -> Self::Command;
+}
+
+/// A device by which frames reach another network: a kind of uplink. It is open, by as many of its
+/// queues as there are workers.
+///
+/// Frames are records as links carry them: a `virtio_net_hdr_v1`, in little-endian, and an Ethernet
+/// frame. The uplink does what is common to all kinds: it chooses the frames that are for its
+/// guest, and counts, adapts and returns them.
+pub trait UplinkDevice: 'static {
+    /// Largest number of pieces of memory that the halves of a queue take for one frame.
+    const MAX_PIECES: usize;
+
+    /// One half of a queue. It stays with its worker.
+    type Writer: UplinkWriter;
+    /// The other half. It moves to a worker whose receive queue is in use.
+    type Reader: UplinkReader;
+
+    /// Its queues.
+    fn into_queues(self) -> Vec<UplinkQueue<Self>>
+    where
+        Self: Sized;
+}
+
+/// One queue of an uplink's device.
+pub type UplinkQueue<D> = (<D as UplinkDevice>::Writer, <D as UplinkDevice>::Reader);
+
+/// Writes frames to a device. Its descriptor polls as writable while there is room.
+pub trait UplinkWriter: AsFd + Send + 'static {
+    /// Writes one frame, whole or not at all. Does not block.
+    ///
+    /// # Errors
+    ///
+    /// Why it was not written.
+    fn write(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<(), WriteError>;
+
+    /// The reader takes frames with these offloads from now on. A device that cannot do the others
+    /// before frames are read need not: such frames are adapted then.
+    fn set_offloads(&mut self, takes: Offloads) {
+        let _ = takes;
+    }
+}
+
+/// Why a frame was not written to a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteError {
+    /// There is no room now.
+    Full,
+    /// The device is down, and may be up again.
+    Down,
+    /// The device is gone: it is to be opened again.
+    Gone,
+    /// The device does not take this frame.
+    Refused,
+}
+
+/// Reads frames of a device. Its descriptor signals when there are some after there were none.
+pub trait UplinkReader: AsFd + Send + 'static {
+    /// Reads one frame into `pieces`, and into `rest` what does not fit there, as far as there is
+    /// room. Returns the length of the record. Does not block.
+    ///
+    /// # Errors
+    ///
+    /// Why none was read.
+    fn read(&mut self, pieces: &[VolatileSlice<'_>], rest: &mut [u8]) -> Result<usize, ReadError>;
+}
+
+/// Why no frame was read of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadError {
+    /// There is none now.
+    Empty,
+    /// The device is gone: it is to be opened again.
+    Gone,
+    /// The device lost a frame. There may be others.
+    Failed,
 }

@@ -5,18 +5,23 @@
 //! side (`tx/`, `rx/`, `worker/`) is generic over them, so a call costs what a direct one does.
 //!
 //! - [`Links`] (`link/`): the links to the peers of a segment, with forwarding and fairness;
-//! - [`Network`] (`network.rs`): those links, and the uplink of the port if it has one (`tap/`);
+//! - [`Network`] (`network.rs`): those links, and the uplink of the port if it has one (`uplink/`);
 //!   `virtio-inter port` runs it;
-//! - [`Relay`] (`relay.rs`): those links and a tap device, without a guest: the uplink of other
-//!   ports; `virtio-inter uplink` runs it;
+//! - [`Relay`] (`relay.rs`): those links and an uplink, without a guest: the uplink of other ports;
+//!   `virtio-inter uplink` runs it;
 //! - [`Null`] (`null.rs`): takes and drops;
 //! - [`Loopback`] (`loopback.rs`): returns each frame to its sender.
 //!
+//! An uplink is generic over its device, which implements [`UplinkDevice`]:
+//!
+//! - [`TapDevice`] (`tap/`).
+//!
 //! To add a backend, implement [`Backend`] in a new file and name it here: CONTRIBUTING.md has the
-//! steps. [`Port::with_backend`](crate::Port) starts a device with it, as tests do with [`Null`]
-//! and [`Loopback`]. No option of `virtio-inter` selects a backend: one that operators are to use
-//! becomes a field of [`Network`]. A process without a guest uses the same two traits: it
-//! implements [`TxFrame`] for frames in its own memory, and [`RxSink`] for what takes frames.
+//! steps, and those for another kind of uplink. [`Port::with_backend`](crate::Port) starts a device
+//! with it, as tests do with [`Null`] and [`Loopback`]. No option of `virtio-inter` selects a
+//! backend: one that operators are to use becomes a field of [`Network`]. A process without a guest
+//! uses the same two traits: it implements [`TxFrame`] for frames in its own memory, and [`RxSink`]
+//! for what takes frames.
 
 mod interface;
 mod link;
@@ -28,10 +33,12 @@ mod ring_request;
 mod source;
 pub(crate) mod steering;
 mod tap;
+mod uplink;
 
 pub use interface::{
-    Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxProgress, RxRecord, RxSink,
-    RxStatus, TxBackend, TxFrame, TxStatus,
+    Backend, BackendSetup, LinkFault, LinkRequest, ReadError, RxBackend, RxProgress, RxRecord,
+    RxSink, RxStatus, TxBackend, TxFrame, TxStatus, UplinkBackend, UplinkDevice, UplinkQueue,
+    UplinkReader, UplinkWriter, WriteError,
 };
 pub(crate) use link::{
     Forwarding, Holder, Holders, Learned, LinkAnswer, LinkCommand, NewPeer, PeerAddresses,
@@ -40,9 +47,7 @@ pub(crate) use link::{
 pub use link::{LinkTraffic, Links, Paths};
 pub use loopback::Loopback;
 pub use network::Network;
-pub(crate) use network::NetworkCommand;
 pub use null::Null;
 pub use relay::Relay;
-pub(crate) use relay::RelayCommand;
 pub use source::RxSource;
 pub use tap::{MAX_INTERFACE_NAME, TapDevice, TapError, TapState};

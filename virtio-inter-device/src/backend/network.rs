@@ -5,31 +5,26 @@
 //! 0070.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
 
 use virtio_inter_common::MacAddr;
 use virtio_inter_link::Sender;
 
 use super::interface::{
     Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,
+    UplinkBackend, UplinkDevice, UplinkQueue,
 };
 use super::link::{Destination, LinkAnswer, LinkCommand, Links, RxLink};
 use super::steering::ActiveQueues;
-use super::tap::{Tap, TapReader};
+use super::uplink::{ReadQueue, Uplink};
 use crate::batch::Sleep;
 use crate::device::DeviceError;
 use crate::features::Offloads;
 use crate::poller::Poller;
 
-/// Time after which a frame that is held is offered to the uplink again in any case: a device that
-/// is taken down while it is full has no event.
-const TRY_AGAIN: Duration = Duration::from_millis(10);
-
 /// Links, and an uplink if the port has one.
-pub struct Network {
+pub struct Network<D: UplinkDevice> {
     links: Links,
-    uplink: Option<Tap>,
+    uplink: Option<Uplink<D>>,
     /// What the uplink is made with, and made again.
     setup: BackendSetup,
     takes: Offloads,
@@ -40,25 +35,25 @@ pub struct Network {
 }
 
 /// A change to the network side of a worker.
-pub enum NetworkCommand {
+pub enum NetworkCommand<D: UplinkDevice> {
     /// To its links.
     Link(LinkCommand),
-    /// Use this queue of a tap device as uplink, in place of the one before.
-    SetUplink(OwnedFd),
+    /// Use this queue of a device as uplink, in place of the one before.
+    SetUplink(UplinkQueue<D>),
     /// Hand out the uplink's queues that another worker is to read.
     TakeMisplaced(ActiveQueues),
     /// Read these.
-    AddReaders(Vec<TapReader>),
+    AddQueues(Vec<ReadQueue<D>>),
 }
 
-impl From<LinkCommand> for NetworkCommand {
+impl<D: UplinkDevice> From<LinkCommand> for NetworkCommand<D> {
     fn from(command: LinkCommand) -> Self {
         NetworkCommand::Link(command)
     }
 }
 
-impl From<NetworkAnswer> for LinkAnswer {
-    fn from(answer: NetworkAnswer) -> Self {
+impl<D: UplinkDevice> From<NetworkAnswer<D>> for LinkAnswer {
+    fn from(answer: NetworkAnswer<D>) -> Self {
         match answer {
             NetworkAnswer::Link(answer) => answer,
             _ => LinkAnswer::Done,
@@ -67,34 +62,29 @@ impl From<NetworkAnswer> for LinkAnswer {
 }
 
 /// Answer to a [`NetworkCommand`].
-pub enum NetworkAnswer {
+pub enum NetworkAnswer<D: UplinkDevice> {
     /// That of its links.
     Link(LinkAnswer),
     /// The command was carried out.
     Done,
     /// Queues handed out.
-    Readers(Vec<TapReader>),
+    Queues(Vec<ReadQueue<D>>),
 }
 
-impl Network {
+impl<D: UplinkDevice> Network<D> {
     /// No links yet. `queue`: the worker's queue of the uplink, if the port has one.
-    pub(crate) fn new(setup: BackendSetup, queue: Option<OwnedFd>) -> io::Result<Self> {
-        let mut network = Network::without_uplink(setup);
-        network.uplink = queue.map(|queue| network.tap(queue)).transpose()?;
-        network.links.set_has_uplink(network.uplink.is_some());
-        Ok(network)
-    }
-
-    /// No links yet, and no uplink.
-    pub(crate) fn without_uplink(setup: BackendSetup) -> Self {
-        Network {
+    pub(crate) fn new(setup: BackendSetup, queue: Option<UplinkQueue<D>>) -> Self {
+        let mut network = Network {
             links: Links::new(setup.clone()),
             uplink: None,
             setup,
             takes: Offloads::ALL,
             plain: false,
             uplink_first: false,
-        }
+        };
+        network.uplink = queue.map(|queue| network.new_uplink(queue));
+        network.links.set_has_uplink(network.uplink.is_some());
+        network
     }
 
     /// The same with frames for the uplink's device segmented, and their checksums completed, for a
@@ -122,20 +112,20 @@ impl Network {
         self.links.set_flood(sender, receiver);
     }
 
-    fn tap(&self, queue: OwnedFd) -> io::Result<Tap> {
-        let mut tap = Tap::new(queue, &self.setup)?;
-        tap.set_listed(self.links.listed().clone());
+    fn new_uplink(&self, queue: UplinkQueue<D>) -> Uplink<D> {
+        let mut uplink = Uplink::new(queue, &self.setup);
+        uplink.set_listed(self.links.listed().clone());
         if self.plain {
-            tap.set_plain();
+            uplink.set_plain();
         }
-        Ok(tap)
+        uplink
     }
 
-    fn set_uplink(&mut self, queue: OwnedFd, poller: &Poller) -> io::Result<()> {
-        let mut tap = self.tap(queue)?;
-        tap.set_offloads(self.takes);
-        tap.attach(poller)?;
-        if let Some(former) = self.uplink.replace(tap) {
+    fn set_uplink(&mut self, queue: UplinkQueue<D>, poller: &Poller) -> io::Result<()> {
+        let mut uplink = self.new_uplink(queue);
+        uplink.set_offloads(self.takes);
+        uplink.attach(poller)?;
+        if let Some(former) = self.uplink.replace(uplink) {
             former.detach(poller);
         }
         self.links.set_has_uplink(true);
@@ -143,7 +133,7 @@ impl Network {
     }
 }
 
-impl TxBackend for Network {
+impl<D: UplinkDevice> TxBackend for Network<D> {
     #[inline(always)]
     fn offer<F: TxFrame>(&mut self, frame: &F) -> Result<TxStatus, F::Error> {
         if let Some(uplink) = &mut self.uplink {
@@ -178,8 +168,7 @@ impl TxBackend for Network {
         if self.links.waits_for_uplink()
             && let Some(uplink) = &self.uplink
         {
-            sleep.allowed &= !uplink.is_writable();
-            sleep.wake_at(Instant::now() + TRY_AGAIN);
+            uplink.wait_for_room(&mut sleep);
         }
         sleep
     }
@@ -206,7 +195,7 @@ impl TxBackend for Network {
     }
 }
 
-impl RxBackend for Network {
+impl<D: UplinkDevice> RxBackend for Network<D> {
     fn receive<S: RxSink>(&mut self, sink: &mut S) {
         let Some(uplink) = &mut self.uplink else {
             return self.links.receive(sink);
@@ -238,13 +227,13 @@ impl RxBackend for Network {
 
     fn enable_rx_notification(&mut self) -> bool {
         let links = self.links.enable_rx_notification();
-        links & self.uplink.as_ref().is_none_or(Tap::is_idle)
+        links & self.uplink.as_ref().is_none_or(Uplink::is_idle)
     }
 }
 
-impl Backend for Network {
-    type Command = NetworkCommand;
-    type Answer = NetworkAnswer;
+impl<D: UplinkDevice> Backend for Network<D> {
+    type Command = NetworkCommand<D>;
+    type Answer = NetworkAnswer<D>;
 
     const STEERED: bool = true;
 
@@ -275,9 +264,9 @@ impl Backend for Network {
 
     fn handle_command(
         &mut self,
-        command: NetworkCommand,
+        command: NetworkCommand<D>,
         poller: &Poller,
-    ) -> Result<NetworkAnswer, DeviceError> {
+    ) -> Result<NetworkAnswer<D>, DeviceError> {
         match command {
             NetworkCommand::Link(command) => {
                 let answer = self.links.handle_command(command, poller)?;
@@ -289,15 +278,15 @@ impl Backend for Network {
             NetworkCommand::SetUplink(queue) => self.set_uplink(queue, poller).map_err(watch)?,
             NetworkCommand::TakeMisplaced(active) => {
                 let index = self.setup.index;
-                let readers = self.uplink.as_mut().map(|uplink| {
-                    uplink.take_readers(poller, |preferred| active.serving(preferred) != index)
+                let queues = self.uplink.as_mut().map(|uplink| {
+                    uplink.take_queues(poller, |preferred| active.serving(preferred) != index)
                 });
-                return Ok(NetworkAnswer::Readers(readers.unwrap_or_default()));
+                return Ok(NetworkAnswer::Queues(queues.unwrap_or_default()));
             }
-            NetworkCommand::AddReaders(readers) => {
+            NetworkCommand::AddQueues(queues) => {
                 if let Some(uplink) = &mut self.uplink {
-                    for reader in readers {
-                        uplink.add_reader(reader, poller).map_err(watch)?;
+                    for queue in queues {
+                        uplink.add_queue(queue, poller).map_err(watch)?;
                     }
                 }
             }
@@ -308,19 +297,19 @@ impl Backend for Network {
     fn steer(
         active: ActiveQueues,
         workers: u16,
-        ask: &mut dyn FnMut(u16, NetworkCommand) -> Result<NetworkAnswer, DeviceError>,
+        ask: &mut dyn FnMut(u16, NetworkCommand<D>) -> Result<NetworkAnswer<D>, DeviceError>,
     ) -> Result<(), DeviceError> {
-        let mut moved: Vec<Vec<TapReader>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut moved: Vec<Vec<ReadQueue<D>>> = (0..workers).map(|_| Vec::new()).collect();
         for worker in 0..workers {
             let answer = ask(worker, NetworkCommand::TakeMisplaced(active))?;
-            if let NetworkAnswer::Readers(readers) = answer {
-                for reader in readers {
-                    moved[usize::from(active.serving(reader.preferred()))].push(reader);
+            if let NetworkAnswer::Queues(queues) = answer {
+                for queue in queues {
+                    moved[usize::from(active.serving(queue.preferred()))].push(queue);
                 }
             }
         }
-        for (worker, readers) in (0..).zip(moved).filter(|(_, moved)| !moved.is_empty()) {
-            ask(worker, NetworkCommand::AddReaders(readers))?;
+        for (worker, queues) in (0..).zip(moved).filter(|(_, moved)| !moved.is_empty()) {
+            ask(worker, NetworkCommand::AddQueues(queues))?;
         }
         Links::steer(active, workers, &mut |worker, command| match ask(
             worker,
@@ -340,7 +329,15 @@ impl Backend for Network {
     }
 
     fn take_uplink_loss(&mut self) -> bool {
-        self.uplink.as_mut().is_some_and(Tap::take_loss)
+        self.uplink.as_mut().is_some_and(Uplink::take_loss)
+    }
+}
+
+impl<D: UplinkDevice> UplinkBackend for Network<D> {
+    type Device = D;
+
+    fn set_uplink(queue: UplinkQueue<D>) -> NetworkCommand<D> {
+        NetworkCommand::SetUplink(queue)
     }
 }
 

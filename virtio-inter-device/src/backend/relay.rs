@@ -1,12 +1,10 @@
-//! The uplink that ports of a segment share: carries frames between their links and a tap device.
+//! The uplink that ports of a segment share: carries frames between their links and its device.
 //!
 //! It has no guest, so its work is done where a guest's receive queue would be served. It never
 //! carries frames between two links, and has no link with another uplink. Decision 0071.
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
 
 use virtio_inter_common::MacAddr;
 use virtio_inter_link::Sender;
@@ -14,10 +12,10 @@ use vm_memory::VolatileSlice;
 
 use super::interface::{
     Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxProgress, RxRecord, RxSink,
-    RxStatus, TxBackend, TxFrame, TxStatus,
+    RxStatus, TxBackend, TxFrame, TxStatus, UplinkBackend, UplinkDevice, UplinkQueue,
 };
 use super::link::{Destination, LinkAnswer, LinkCommand, Links, RxLink};
-use super::tap::Tap;
+use super::uplink::Uplink;
 use crate::announce::announcement;
 use crate::batch::{BATCH, Sleep};
 use crate::counters::Counters;
@@ -27,13 +25,10 @@ use crate::frame::{FRAME_HEADER, FrameHeader, Invalid, MAX_RECORD, NET_HEADER};
 use crate::guard;
 use crate::poller::Poller;
 
-/// Time after which a frame is offered to a full device again in any case.
-const TRY_AGAIN: Duration = Duration::from_millis(10);
-
-/// Links and a tap device.
-pub struct Relay {
+/// Links and the device of an uplink.
+pub struct Relay<D: UplinkDevice> {
     links: Links,
-    tap: Option<Tap>,
+    uplink: Option<Uplink<D>>,
     setup: BackendSetup,
     /// The device's switch takes no offloads.
     plain: bool,
@@ -46,38 +41,38 @@ pub struct Relay {
     /// A record of a link that a guard examines.
     whole: Vec<u8>,
     /// A record of a link waits for room in the device.
-    waits_for_tap: bool,
+    waits_for_room: bool,
 }
 
 /// A change to a relay.
-pub enum RelayCommand {
+pub enum RelayCommand<D: UplinkDevice> {
     /// To its links.
     Link(LinkCommand),
-    /// Use this queue of a tap device, in place of the one before.
-    SetTap(OwnedFd),
+    /// Use this queue of a device, in place of the one before.
+    SetUplink(UplinkQueue<D>),
 }
 
-impl From<LinkCommand> for RelayCommand {
+impl<D: UplinkDevice> From<LinkCommand> for RelayCommand<D> {
     fn from(command: LinkCommand) -> Self {
         RelayCommand::Link(command)
     }
 }
 
-impl Relay {
+impl<D: UplinkDevice> Relay<D> {
     /// Without links and device. `plain`: as [`Network::with_plain_uplink`](super::Network).
     pub(crate) fn new(setup: BackendSetup, plain: bool) -> Self {
         let mut links = Links::new(setup.clone());
         links.set_has_uplink(true);
         Relay {
             links,
-            tap: None,
+            uplink: None,
             setup,
             plain,
             standby: true,
             buffer: vec![0; MAX_RECORD].into(),
             waiting: 0,
             whole: Vec::new(),
-            waits_for_tap: false,
+            waits_for_room: false,
         }
     }
 
@@ -86,14 +81,14 @@ impl Relay {
         self.links.set_flood(sender, receiver);
     }
 
-    fn set_tap(&mut self, queue: OwnedFd, poller: &Poller) -> io::Result<()> {
-        let mut tap = Tap::new(queue, &self.setup)?;
-        tap.set_offloads(Offloads::ALL);
+    fn set_uplink(&mut self, queue: UplinkQueue<D>, poller: &Poller) -> io::Result<()> {
+        let mut uplink = Uplink::new(queue, &self.setup);
+        uplink.set_offloads(Offloads::ALL);
         if self.plain {
-            tap.set_plain();
+            uplink.set_plain();
         }
-        tap.attach(poller)?;
-        if let Some(former) = self.tap.replace(tap) {
+        uplink.attach(poller)?;
+        if let Some(former) = self.uplink.replace(uplink) {
             former.detach(poller);
         }
         self.announce_ports(|_| true);
@@ -105,19 +100,21 @@ impl Relay {
         if self.standby || self.setup.index != 0 {
             return;
         }
-        if let Some(tap) = &mut self.tap {
+        if let Some(uplink) = &mut self.uplink {
             for address in self.links.multicast_addresses().filter(|mac| which(*mac)) {
-                tap.announce(&announcement(address));
+                uplink.announce(&announcement(address));
             }
         }
     }
 
     /// Carries frames of the device to links.
-    fn read_tap(&mut self) {
+    fn read_uplink(&mut self) {
         for _ in 0..BATCH {
             if self.waiting == 0 {
-                let Some(tap) = &mut self.tap else { return };
-                let Some(len) = tap.read(&mut self.buffer) else {
+                let Some(uplink) = &mut self.uplink else {
+                    return;
+                };
+                let Some(len) = uplink.read(&mut self.buffer) else {
                     return;
                 };
                 self.waiting = len.min(MAX_RECORD);
@@ -214,10 +211,10 @@ impl TxFrame for RecordFrame<'_> {
 }
 
 /// Writes records of links to the device.
-struct ToTap<'a> {
+struct ToUplink<'a, D: UplinkDevice> {
     /// The relay's own address, of which the network is to see nothing.
     mac: MacAddr,
-    tap: Option<&'a mut Tap>,
+    uplink: Option<&'a mut Uplink<D>>,
     /// Copies of records that a guard examines.
     whole: &'a mut Vec<u8>,
     counters: &'a Counters,
@@ -225,7 +222,7 @@ struct ToTap<'a> {
     left: usize,
 }
 
-impl ToTap<'_> {
+impl<D: UplinkDevice> ToUplink<'_, D> {
     fn write(&mut self, record: &RxRecord<'_>) -> Result<TxStatus, Invalid> {
         let mut header = FrameHeader::default();
         let guard = record.source.guard();
@@ -254,8 +251,8 @@ impl ToTap<'_> {
             header: &header,
             rest,
         };
-        match &mut self.tap {
-            Some(tap) if !self.standby => match tap.send(&frame) {
+        match &mut self.uplink {
+            Some(uplink) if !self.standby => match uplink.send(&frame) {
                 Ok(status) => Ok(status),
                 Err(never) => match never {},
             },
@@ -267,7 +264,7 @@ impl ToTap<'_> {
     }
 }
 
-impl RxSink for ToTap<'_> {
+impl<D: UplinkDevice> RxSink for ToUplink<'_, D> {
     fn deliver(&mut self, record: &RxRecord<'_>, _progress: &mut RxProgress) -> RxStatus {
         if self.left == 0 {
             return RxStatus::BatchFull;
@@ -290,7 +287,7 @@ impl RxSink for ToTap<'_> {
     }
 }
 
-impl TxBackend for Relay {
+impl<D: UplinkDevice> TxBackend for Relay<D> {
     fn offer<F: TxFrame>(&mut self, _frame: &F) -> Result<TxStatus, F::Error> {
         // There is no guest.
         Ok(TxStatus::Dropped)
@@ -302,30 +299,29 @@ impl TxBackend for Relay {
 
     fn enable_tx_notification(&mut self, _held: bool) -> Sleep {
         let mut sleep = self.links.enable_tx_notification(self.waiting != 0);
-        if self.waits_for_tap
-            && let Some(tap) = &self.tap
+        if self.waits_for_room
+            && let Some(uplink) = &self.uplink
         {
-            sleep.allowed &= !tap.is_writable();
-            sleep.wake_at(Instant::now() + TRY_AGAIN);
+            uplink.wait_for_room(&mut sleep);
         }
         sleep
     }
 }
 
-impl RxBackend for Relay {
+impl<D: UplinkDevice> RxBackend for Relay<D> {
     fn receive<S: RxSink>(&mut self, _sink: &mut S) {
-        let mut to_tap = ToTap {
+        let mut to_uplink = ToUplink {
             mac: self.setup.mac,
-            tap: self.tap.as_mut(),
+            uplink: self.uplink.as_mut(),
             whole: &mut self.whole,
             counters: &self.setup.counters,
             standby: self.standby,
             left: BATCH,
         };
-        self.links.receive(&mut to_tap);
-        self.waits_for_tap = self.links.is_out_of_buffers();
-        if self.waiting != 0 || self.tap.as_mut().is_some_and(Tap::is_due) {
-            self.read_tap();
+        self.links.receive(&mut to_uplink);
+        self.waits_for_room = self.links.is_out_of_buffers();
+        if self.waiting != 0 || self.uplink.as_mut().is_some_and(Uplink::is_due) {
+            self.read_uplink();
             self.links.flush();
         }
     }
@@ -336,13 +332,13 @@ impl RxBackend for Relay {
 
     fn enable_rx_notification(&mut self) -> bool {
         // What waits is woken for by its own notification.
-        let links = self.waits_for_tap || self.links.enable_rx_notification();
-        links && (self.waiting != 0 || self.tap.as_ref().is_none_or(Tap::is_idle))
+        let links = self.waits_for_room || self.links.enable_rx_notification();
+        links && (self.waiting != 0 || self.uplink.as_ref().is_none_or(Uplink::is_idle))
     }
 }
 
-impl Backend for Relay {
-    type Command = RelayCommand;
+impl<D: UplinkDevice> Backend for Relay<D> {
+    type Command = RelayCommand<D>;
     type Answer = LinkAnswer;
 
     fn attach(&mut self, poller: &Poller) -> Result<(), DeviceError> {
@@ -350,8 +346,8 @@ impl Backend for Relay {
     }
 
     fn wake(&mut self) {
-        if let Some(tap) = &mut self.tap {
-            tap.wake();
+        if let Some(uplink) = &mut self.uplink {
+            uplink.wake();
         }
     }
 
@@ -361,12 +357,12 @@ impl Backend for Relay {
 
     fn handle_command(
         &mut self,
-        command: RelayCommand,
+        command: RelayCommand<D>,
         poller: &Poller,
     ) -> Result<LinkAnswer, DeviceError> {
         let command = match command {
-            RelayCommand::SetTap(queue) => {
-                let set = self.set_tap(queue, poller);
+            RelayCommand::SetUplink(queue) => {
+                let set = self.set_uplink(queue, poller);
                 set.map_err(|source| DeviceError::Io {
                     action: "watch the uplink",
                     source,
@@ -406,6 +402,14 @@ impl Backend for Relay {
     }
 
     fn take_uplink_loss(&mut self) -> bool {
-        self.tap.as_mut().is_some_and(Tap::take_loss)
+        self.uplink.as_mut().is_some_and(Uplink::take_loss)
+    }
+}
+
+impl<D: UplinkDevice> UplinkBackend for Relay<D> {
+    type Device = D;
+
+    fn set_uplink(queue: UplinkQueue<D>) -> RelayCommand<D> {
+        RelayCommand::SetUplink(queue)
     }
 }

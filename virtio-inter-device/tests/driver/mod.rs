@@ -35,7 +35,7 @@ pub(crate) use arena::{Arena, END, SEAM};
 pub(crate) use guest::{Guest, Received, RxQueue, TxQueue};
 pub(crate) use link::{RawLink, link};
 pub(crate) use network::{
-    Feature, HasPeers, LEAN, Network, Node, Peer, Spec, boot_in, busy_poll, info, mac,
+    Feature, LEAN, Network, Node, Peer, Spec, boot_in, busy_poll, info, local, mac,
 };
 pub(crate) use offload::adapted;
 pub(crate) use packet::{HEADER, Packet};

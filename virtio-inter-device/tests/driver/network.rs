@@ -11,9 +11,10 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 use virtio_inter_common::{Guard, MacAddr};
-use virtio_inter_device::backend::{self, Backend, BackendSetup, Links};
+use virtio_inter_device::backend::{self, Backend, BackendSetup, Links, UplinkDevice};
 use virtio_inter_device::{
-    BusyPollConfig, Counters, Device, Port, PortConfig, PortEvent, QueueSetup, RateLimits,
+    BusyPollConfig, Counters, Device, LinkBackend, Port, PortConfig, PortEvent, QueueSetup,
+    RateLimits,
 };
 use virtio_inter_link::{MIN_CAPACITY, Receiver, Sender};
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
@@ -171,12 +172,6 @@ impl Node {
     }
 }
 
-/// A port that exchanges frames with peers.
-pub(crate) trait HasPeers {
-    fn add_peer(&mut self, link: PeerLink);
-    fn remove_peer(&mut self, peer: PeerKey);
-}
-
 /// A peer and all rings: one for each queue pair, in order.
 pub(crate) struct PeerLink {
     peer: PeerInfo,
@@ -184,45 +179,25 @@ pub(crate) struct PeerLink {
     receivers: Vec<Receiver>,
 }
 
-macro_rules! add_peer {
-    ($port:ident, $link:ident) => {{
-        let peer = $link.peer;
-        Port::add_peer($port, &peer).unwrap();
-        for (queue, sender) in (0..).zip($link.senders) {
-            $port.set_ring(peer.key, queue, 1, sender).unwrap();
+impl PeerLink {
+    fn add_to<B: LinkBackend>(self, port: &mut Port<B>) {
+        let peer = self.peer;
+        port.add_peer(&peer).unwrap();
+        for (queue, sender) in (0..).zip(self.senders) {
+            port.set_ring(peer.key, queue, 1, sender).unwrap();
         }
-        for (queue, receiver) in (0..).zip($link.receivers) {
-            $port.add_receiver(peer.key, queue, 1, receiver).unwrap();
+        for (queue, receiver) in (0..).zip(self.receivers) {
+            port.add_receiver(peer.key, queue, 1, receiver).unwrap();
         }
-    }};
-}
-
-impl HasPeers for Port {
-    fn add_peer(&mut self, link: PeerLink) {
-        add_peer!(self, link);
-    }
-
-    fn remove_peer(&mut self, peer: PeerKey) {
-        Port::remove_peer(self, peer).unwrap();
     }
 }
 
-impl HasPeers for Port<backend::Network> {
-    fn add_peer(&mut self, link: PeerLink) {
-        add_peer!(self, link);
-    }
-
-    fn remove_peer(&mut self, peer: PeerKey) {
-        Port::remove_peer(self, peer).unwrap();
-    }
-}
-
-impl Node<backend::Network> {
-    /// A node whose port has an uplink: these queues of a tap device.
-    pub(crate) fn with_uplink(number: usize, spec: Spec, queues: Vec<OwnedFd>) -> Self {
+impl<D: UplinkDevice> Node<backend::Network<D>> {
+    /// A node whose port has an uplink by this device.
+    pub(crate) fn with_uplink(number: usize, spec: Spec, device: D) -> Self {
         let local = local(number, &spec);
         let (patient, plain) = (!spec.stall_timeout, !spec.uplink_offload);
-        let change = |mut network: backend::Network| {
+        let change = |mut network: backend::Network<D>| {
             if patient {
                 network = network.without_timeouts();
             }
@@ -231,7 +206,7 @@ impl Node<backend::Network> {
             }
             network
         };
-        let port = Port::with_network(&local, spec.config(), Some(queues), change).unwrap();
+        let port = Port::with_network(&local, spec.config(), Some(device), change).unwrap();
         Node::with_port(number, spec, port)
     }
 }
@@ -382,7 +357,8 @@ pub(crate) fn boot_in(arena: Arc<Arena>, spec: &Spec, features: u64) -> Guest {
     Guest { arena, rx, tx }
 }
 
-fn local(number: usize, spec: &Spec) -> LocalPort {
+/// What a port with this number says of itself.
+pub(crate) fn local(number: usize, spec: &Spec) -> LocalPort {
     let id = format!("port-{number}").parse().unwrap();
     LocalPort {
         mtu: spec.mtu,
@@ -446,10 +422,17 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// Attaches a peer with this number, and queues and capacity as in `spec`, to a node's port.
-    pub(crate) fn attach<B: Backend>(node: &mut Node<B>, number: usize, spec: &Spec) -> Self
-    where
-        Port<B>: HasPeers,
-    {
+    pub(crate) fn attach<B: LinkBackend>(node: &mut Node<B>, number: usize, spec: &Spec) -> Self {
+        Peer::attach_to(&mut node.port, &node.spec, number, spec)
+    }
+
+    /// The same to a port that is as `own` says.
+    pub(crate) fn attach_to<B: LinkBackend>(
+        port: &mut Port<B>,
+        own: &Spec,
+        number: usize,
+        spec: &Spec,
+    ) -> Self {
         let peer = info(number, spec);
         let mut this = Peer {
             key: peer.key,
@@ -460,14 +443,14 @@ impl Peer {
             from_port: Vec::new(),
         };
         let (mut senders, mut receivers) = (Vec::new(), Vec::new());
-        for _ in 0..node.spec.queues {
+        for _ in 0..own.queues {
             let (sender, receiver, raw) = link(spec.capacity);
             senders.push(sender);
             this.receivers.push(receiver);
             this.from_port.push(raw);
         }
         for _ in 0..spec.queues {
-            let (sender, receiver, raw) = link(node.spec.capacity);
+            let (sender, receiver, raw) = link(own.capacity);
             receivers.push(receiver);
             this.senders.push(sender);
             this.into_port.push(raw);
@@ -477,7 +460,7 @@ impl Peer {
             senders,
             receivers,
         };
-        HasPeers::add_peer(&mut node.port, link);
+        link.add_to(port);
         this
     }
 
@@ -568,7 +551,7 @@ impl Network {
                 senders,
                 receivers,
             };
-            HasPeers::add_peer(&mut self.nodes[at].port, link);
+            link.add_to(&mut self.nodes[at].port);
         }
     }
 

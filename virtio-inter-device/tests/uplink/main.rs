@@ -1,14 +1,16 @@
-//! A port with an uplink: frames between its guest, its peers and a tap device, whose other side
-//! the test plays. In a network namespace of each test's thread.
+//! A port with an uplink: frames between its guest, its peers and a device, whose other side the
+//! test plays. A tap device is in a network namespace of the test's thread; where the device is to
+//! be full, it is this test's own.
 
 #[path = "../driver/mod.rs"]
 mod driver;
 mod host;
+mod kinds;
+mod memory;
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use virtio_inter_common::MacAddr;
 use virtio_inter_device::backend::{Network, TapDevice, TapError};
 use virtio_inter_device::{Device as _, PortEvent};
@@ -16,6 +18,7 @@ use virtio_inter_test_support::skip;
 
 use driver::{Feature, LEAN, Node, Packet, Peer, Shape, Spec, adapted, mac, until};
 use host::{Host, enter, ip, make_tap, set_up};
+use memory::memory_device;
 
 const BROADCAST: MacAddr = MacAddr::BROADCAST;
 
@@ -25,30 +28,30 @@ fn is_ours(packet: &Packet) -> bool {
 }
 
 /// A port with an uplink, and the host behind it. None: this machine has no tap devices for us.
-fn uplinked(spec: Spec) -> Option<(Node<Network>, Host)> {
+fn uplinked(spec: Spec) -> Option<(Node<Network<TapDevice>>, Host)> {
     if !enter() {
         skip("network namespaces need root");
         return None;
     }
     make_tap("up0", if spec.queues > 1 { "multi_queue" } else { "" });
-    let queues = open(spec.queues);
+    let device = open(spec.queues);
     set_up("up0");
     let mut host = Host::new("up0");
-    let mut node = Node::with_uplink(0, spec, queues);
+    let mut node = Node::with_uplink(0, spec, device);
     arrive(&mut node, &mut host);
     Some((node, host))
 }
 
 /// Waits for the announcement that the guest is here.
-fn arrive(node: &mut Node<Network>, host: &mut Host) {
+fn arrive(node: &mut Node<Network<TapDevice>>, host: &mut Host) {
     let announcement = host.receive();
     assert_eq!(announcement.frame[..6], [0xff; 6]);
     assert_eq!(announcement.source(), node.mac());
     assert_eq!(announcement.frame[12..14], [0x80, 0x35]);
 }
 
-fn open(queues: u16) -> Vec<OwnedFd> {
-    TapDevice::open("up0", queues).unwrap().into_queues()
+fn open(queues: u16) -> TapDevice {
+    TapDevice::open("up0", queues).unwrap()
 }
 
 #[test]
@@ -390,10 +393,10 @@ fn uplink_without_offloads_gets_whole_checksums_and_frames_that_fit() {
     ip("link delete up0");
     while !matches!(node.wait_event(), PortEvent::UplinkLost) {}
     make_tap("up0", "");
-    let queues = open(1);
+    let device = open(1);
     set_up("up0");
     let mut host = Host::new("up0");
-    node.port.set_uplink(queues).unwrap();
+    node.port.set_uplink(device).unwrap();
     node.guest.tx[0].send(&packets[3]);
     for expected in adapted(&packets[3], LEAN, 1500) {
         assert_eq!(host.receive(), expected);
@@ -401,29 +404,15 @@ fn uplink_without_offloads_gets_whole_checksums_and_frames_that_fit() {
     assert_eq!(node.drops(), []);
 }
 
-/// A device has a limit of what it sends at a time if its opener sets one. Here it is a socket in
-/// place of a device: the port's end, and that of the network.
-fn small_device() -> (OwnedFd, OwnedFd) {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
-}
-
-/// The next frame that such a device has sent.
-fn receive_from(far: &OwnedFd) -> Option<Packet> {
-    let mut bytes = [0; 70_000];
-    let (_, len) = recv(far, &mut bytes[..], RecvFlags::empty()).ok()?;
-    Some(Packet::from_bytes(&bytes[..len]))
-}
-
 #[test]
 fn uplink_that_is_full_holds_the_transmit_queue() {
-    let (queue, far) = small_device();
+    let (device, far) = memory_device(1, 100);
     let spec = Spec {
         tx_size: 1024,
         stall_timeout: false,
         ..Spec::default()
     };
-    let mut node = Node::with_uplink(0, spec, vec![queue]);
+    let mut node = Node::with_uplink(0, spec, device);
     let mut peer = Peer::attach(&mut node, 1, &Spec::default());
     for seed in 0..1000 {
         let to = if seed % 2 == 0 { mac(7) } else { BROADCAST };
@@ -431,11 +420,11 @@ fn uplink_that_is_full_holds_the_transmit_queue() {
         assert!(node.guest.tx[0].try_send(&packet));
     }
     until("a frame is held", || node.count("tx_waits") > 0);
-    let announcement = receive_from(&far).unwrap();
+    let announcement = far.receive();
     assert!(!is_ours(&announcement));
     for seed in 0..1000 {
         until("the frame is there", || {
-            receive_from(&far).is_some_and(|packet| {
+            far.try_receive().is_some_and(|packet| {
                 assert_eq!(packet.seed(), seed);
                 true
             })
@@ -453,8 +442,8 @@ fn uplink_that_is_full_holds_the_transmit_queue() {
 /// The device takes nothing at all. Frames for a peer, and broadcasts, come through all the same.
 #[test]
 fn uplink_that_is_full_holds_up_frames_for_peers_for_a_tenth_of_the_time() {
-    let (queue, _far) = small_device();
-    let mut node = Node::with_uplink(0, Spec::default(), vec![queue]);
+    let (device, _far) = memory_device(1, 100);
+    let mut node = Node::with_uplink(0, Spec::default(), device);
     let mut peer = Peer::attach(&mut node, 1, &Spec::default());
     for seed in 0..2000 {
         let packet = node.packet(mac(7), 1000, seed);
@@ -474,26 +463,26 @@ fn uplink_that_is_full_holds_up_frames_for_peers_for_a_tenth_of_the_time() {
 /// A device that is slow, and frames for nobody else.
 #[test]
 fn uplink_that_is_slow_loses_nothing_while_there_are_no_frames_for_peers() {
-    let (queue, far) = small_device();
+    let (device, far) = memory_device(1, 100);
     let spec = Spec {
         tx_size: 1024,
         ..Spec::default()
     };
-    let mut node = Node::with_uplink(0, spec, vec![queue]);
+    let mut node = Node::with_uplink(0, spec, device);
     let _idle = Peer::attach(&mut node, 1, &Spec::default());
     for seed in 0..1000 {
         let packet = node.packet(mac(7), 1000, seed);
         assert!(node.guest.tx[0].try_send(&packet));
     }
     until("a frame is held", || node.count("tx_waits") > 0);
-    let announcement = receive_from(&far).unwrap();
+    let announcement = far.receive();
     assert!(!is_ours(&announcement));
     for seed in 0..1000 {
         if seed < 50 {
             std::thread::sleep(Duration::from_millis(5));
         }
         until("the frame is there", || {
-            receive_from(&far).is_some_and(|packet| {
+            far.try_receive().is_some_and(|packet| {
                 assert_eq!(packet.seed(), seed);
                 true
             })
@@ -506,8 +495,8 @@ fn uplink_that_is_slow_loses_nothing_while_there_are_no_frames_for_peers() {
 
 #[test]
 fn uplink_that_takes_nothing_for_a_second_does_not_stop_the_queue() {
-    let (queue, _far) = small_device();
-    let mut node = Node::with_uplink(0, Spec::default(), vec![queue]);
+    let (device, _far) = memory_device(1, 100);
+    let mut node = Node::with_uplink(0, Spec::default(), device);
     // More than device and transmit queue hold together.
     for seed in 0..2000 {
         let packet = node.packet(mac(7), 1000, seed);
@@ -565,10 +554,10 @@ fn uplink_that_is_deleted_is_reported_and_replaced() {
     assert_eq!(peer.receive(0), to_all);
     assert_eq!(node.drops(), [("uplink_tx_down", 2)]);
     make_tap("up0", "");
-    let queues = open(1);
+    let device = open(1);
     set_up("up0");
     let mut host = Host::new("up0");
-    node.port.set_uplink(queues).unwrap();
+    node.port.set_uplink(device).unwrap();
     let packet = node.packet(mac(7), 100, 3);
     node.guest.tx[0].send(&packet);
     assert_eq!(host.receive(), packet);
@@ -633,15 +622,15 @@ fn tap_that_cannot_be_used_is_refused_in_a_clear_line() {
     let two = TapDevice::open("many0", 2).unwrap();
     let one = TapDevice::open("many0", 1).unwrap();
     assert_eq!(one.name(), "many0");
-    assert_eq!(one.into_queues().len(), 1);
+    assert_eq!(one.into_descriptors().len(), 1);
 
     let adopt = |queues: Vec<OwnedFd>, count| TapDevice::adopt(queues, count).unwrap_err();
     let dev_null = || std::fs::File::open("/dev/null").unwrap().into();
     let tun = || std::fs::File::open("/dev/net/tun").unwrap().into();
     assert!(matches!(adopt(vec![dev_null()], 1), TapError::NotTapFd(1)));
     assert!(matches!(adopt(vec![tun()], 1), TapError::NotTapFd(1)));
-    let mut queues = two.into_queues();
-    let single = attached.into_queues().remove(0);
+    let mut queues = two.into_descriptors();
+    let single = attached.into_descriptors().remove(0);
     let count = TapError::Count {
         given: 1,
         wanted: 2,

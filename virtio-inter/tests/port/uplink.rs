@@ -47,7 +47,8 @@ pub(crate) fn make_tap(name: &str, options: &str) {
 
 /// Descriptors of a device that a child process inherits.
 pub(crate) fn inherited(name: &str, queues: u16) -> Vec<OwnedFd> {
-    let queues = TapDevice::open(name, queues).unwrap().into_queues();
+    let queues = TapDevice::open(name, queues).unwrap();
+    let queues = queues.into_descriptors();
     for queue in &queues {
         fcntl_setfd(queue, FdFlags::empty()).unwrap();
     }

@@ -9,7 +9,9 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use thiserror::Error;
 
+use super::queue::{TapReader, TapWriter};
 use super::sys;
+use crate::backend::interface::{UplinkDevice, UplinkQueue};
 use crate::frame::NET_HEADER;
 
 /// Length of the longest name of an interface in bytes (`IFNAMSIZ` without the zero at its end).
@@ -93,7 +95,7 @@ pub struct TapState {
 #[derive(Debug)]
 pub struct TapDevice {
     name: String,
-    queues: Vec<OwnedFd>,
+    queues: Vec<UplinkQueue<TapDevice>>,
 }
 
 impl TapDevice {
@@ -169,15 +171,23 @@ impl TapDevice {
         Self::with_headers(device, descriptors)
     }
 
-    fn with_headers(name: String, queues: Vec<OwnedFd>) -> Result<Self, TapError> {
-        for queue in &queues {
-            let result = sys::set_header(queue, NET_HEADER as i32)
-                .and_then(|()| rustix::io::ioctl_fionbio(queue, true).map_err(Into::into));
-            result.map_err(|source| TapError::Io {
-                action: "set the net header of",
-                name: name.clone(),
+    fn with_headers(name: String, descriptors: Vec<OwnedFd>) -> Result<Self, TapError> {
+        let failed = |action| {
+            let name = name.clone();
+            move |source| TapError::Io {
+                action,
+                name,
                 source,
-            })?;
+            }
+        };
+        let mut queues = Vec::new();
+        for writer in descriptors {
+            sys::set_header(&writer, NET_HEADER as i32)
+                .and_then(|()| rustix::io::ioctl_fionbio(&writer, true).map_err(Into::into))
+                .map_err(failed("set the net header of"))?;
+            let reader = writer.try_clone();
+            let reader = reader.map_err(failed("duplicate a descriptor of"))?;
+            queues.push((TapWriter(writer), TapReader(reader)));
         }
         Ok(TapDevice { name, queues })
     }
@@ -187,9 +197,10 @@ impl TapDevice {
         &self.name
     }
 
-    /// Its queues.
-    pub fn into_queues(self) -> Vec<OwnedFd> {
-        self.queues
+    /// A descriptor of each queue, for another process.
+    pub fn into_descriptors(self) -> Vec<OwnedFd> {
+        let writers = self.queues.into_iter().map(|(writer, _)| writer.0);
+        writers.collect()
     }
 
     /// The state of the device with this name. None: there is none in this network namespace.
@@ -203,6 +214,17 @@ impl TapDevice {
             up: flags & IFF_UP != 0,
             mtu: mtu.try_into().ok()?,
         })
+    }
+}
+
+impl UplinkDevice for TapDevice {
+    const MAX_PIECES: usize = sys::MAX_PIECES;
+
+    type Writer = TapWriter;
+    type Reader = TapReader;
+
+    fn into_queues(self) -> Vec<UplinkQueue<Self>> {
+        self.queues
     }
 }
 

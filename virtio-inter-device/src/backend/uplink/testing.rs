@@ -1,16 +1,20 @@
-//! What the tests of readers share.
+//! What the tests of uplinks share.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use virtio_inter_common::{MacAddr, MacSets};
 use vm_memory::VolatileSlice;
 
-use super::reader::TapRules;
-use crate::backend::interface::{BackendSetup, RxProgress, RxRecord, RxSink, RxStatus};
+use super::read_queue::ReadRules;
+use crate::backend::interface::{
+    BackendSetup, ReadError, RxProgress, RxRecord, RxSink, RxStatus, UplinkDevice, UplinkQueue,
+    UplinkReader, UplinkWriter, WriteError,
+};
 use crate::features::Offloads;
-use crate::frame::{FRAME_HEADER, NET_HEADER};
+use crate::frame::{FRAME_HEADER, MAX_RECORD, NET_HEADER};
 
 /// The address of port `number`.
 pub(super) fn address(number: u8) -> MacAddr {
@@ -40,10 +44,10 @@ pub(super) fn setup() -> BackendSetup {
     }
 }
 
-/// Its reader's.
-pub(super) fn context() -> TapRules {
+/// Of the queues that it reads.
+pub(super) fn rules() -> ReadRules {
     let setup = setup();
-    TapRules {
+    ReadRules {
         mac: setup.mac,
         allowed: setup.allowed,
         trunk: setup.trunk,
@@ -55,11 +59,77 @@ pub(super) fn context() -> TapRules {
     }
 }
 
-/// A socket in place of a tap device's queue, and its far end.
-pub(super) fn queue() -> (OwnedFd, UnixDatagram) {
+/// A device whose queue is a socket that keeps the boundaries of records.
+pub(super) struct Socket(UplinkQueue<Socket>);
+
+pub(super) struct Writer(OwnedFd);
+
+pub(super) struct Reader(pub(super) OwnedFd);
+
+impl UplinkDevice for Socket {
+    const MAX_PIECES: usize = usize::MAX;
+
+    type Writer = Writer;
+    type Reader = Reader;
+
+    fn into_queues(self) -> Vec<UplinkQueue<Self>> {
+        vec![self.0]
+    }
+}
+
+impl UplinkWriter for Writer {
+    fn write(&mut self, pieces: &[VolatileSlice<'_>]) -> Result<(), WriteError> {
+        let mut record = Vec::new();
+        for piece in pieces {
+            let at = record.len();
+            record.resize(at + piece.len(), 0);
+            piece.copy_to(&mut record[at..]);
+        }
+        match rustix::io::write(&self.0, &record) {
+            Ok(_) => Ok(()),
+            Err(Errno::AGAIN) => Err(WriteError::Full),
+            Err(_) => Err(WriteError::Refused),
+        }
+    }
+}
+
+impl UplinkReader for Reader {
+    fn read(&mut self, pieces: &[VolatileSlice<'_>], rest: &mut [u8]) -> Result<usize, ReadError> {
+        let mut record = vec![0; MAX_RECORD];
+        let len = match rustix::io::read(&self.0, &mut record[..]) {
+            Ok(len) => len,
+            Err(Errno::AGAIN) => return Err(ReadError::Empty),
+            Err(_) => return Err(ReadError::Failed),
+        };
+        let mut bytes = &record[..len];
+        for piece in pieces {
+            let (first, others) = bytes.split_at(bytes.len().min(piece.len()));
+            piece.copy_from(first);
+            bytes = others;
+        }
+        rest[..bytes.len()].copy_from_slice(bytes);
+        Ok(len)
+    }
+}
+
+impl AsFd for Writer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsFd for Reader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A queue of such a device, and its far end.
+pub(super) fn queue() -> (UplinkQueue<Socket>, UnixDatagram) {
     let (queue, far) = UnixDatagram::pair().unwrap();
     queue.set_nonblocking(true).unwrap();
-    (queue.into(), far)
+    let reader = Reader(queue.try_clone().unwrap().into());
+    ((Writer(queue.into()), reader), far)
 }
 
 /// Takes a batch of frames.

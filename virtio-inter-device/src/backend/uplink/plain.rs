@@ -1,14 +1,9 @@
 //! Writes frames without offloads, for a switch that takes no partial checksums and no frames to be
-//! segmented from a tap device, as Open vSwitch's userspace datapath.
+//! segmented from the uplink's device, as Open vSwitch's userspace datapath.
 
-use std::io;
-use std::os::fd::OwnedFd;
-
-use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
-use super::sys;
-use crate::backend::interface::TxFrame;
+use crate::backend::interface::{TxFrame, UplinkWriter, WriteError};
 use crate::features::Offloads;
 use crate::frame::{FrameHeader, MAX_RECORD};
 use crate::offload::{GsoSegments, RxAction, RxLimits, SoftwareOffload};
@@ -41,10 +36,10 @@ impl PlainWriter {
     /// When the frame cannot be read.
     pub(super) fn write<F: TxFrame>(
         &mut self,
-        queue: &OwnedFd,
+        writer: &mut impl UplinkWriter,
         frame: &F,
         mtu: u16,
-    ) -> Result<io::Result<()>, F::Error> {
+    ) -> Result<Result<(), WriteError>, F::Error> {
         let whole = &mut self.whole[..frame.record_len()];
         frame.write_to(&VolatileSlice::from(&mut *whole))?;
         let record = VolatileSlice::from(whole);
@@ -58,16 +53,16 @@ impl PlainWriter {
             .check(Offloads::ALL)
             .and_then(|gso| self.offload.plan(&mut header, gso, &record, limits));
         Ok(match action {
-            Ok(RxAction::PassThrough) => sys::write(queue, &[record]),
+            Ok(RxAction::PassThrough) => writer.write(&[record]),
             Ok(RxAction::CompleteChecksum { start, offset }) => {
                 let checksum = (start, offset);
                 let bytes = self.offload.checksummed(&header, &record, checksum);
-                sys::write(queue, &[VolatileSlice::from(bytes)])
+                writer.write(&[VolatileSlice::from(bytes)])
             }
             Ok(RxAction::Segment { segments, .. }) => self
                 .offload
-                .write_segments(queue, &header, &segments, &record),
-            Err(_) => Err(Errno::INVAL.into()),
+                .write_segments(writer, &header, &segments, &record),
+            Err(_) => Err(WriteError::Refused),
         })
     }
 }
@@ -75,17 +70,17 @@ impl PlainWriter {
 impl SoftwareOffload {
     fn write_segments(
         &mut self,
-        queue: &OwnedFd,
+        writer: &mut impl UplinkWriter,
         header: &FrameHeader,
         segments: &GsoSegments,
         record: &VolatileSlice<'_>,
-    ) -> io::Result<()> {
+    ) -> Result<(), WriteError> {
         for index in 0..segments.count() {
             let bytes = self.segment(header, segments, index, record);
-            let written = sys::write(queue, &[VolatileSlice::from(bytes)]);
+            let written = writer.write(&[VolatileSlice::from(bytes)]);
             // The whole frame must not be offered again when a part of it is sent.
-            written.map_err(|error| match Errno::from_io_error(&error) {
-                Some(Errno::AGAIN) if index != 0 => Errno::NOBUFS.into(),
+            written.map_err(|error| match error {
+                WriteError::Full if index != 0 => WriteError::Refused,
                 _ => error,
             })?;
         }

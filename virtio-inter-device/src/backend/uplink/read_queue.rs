@@ -1,15 +1,13 @@
-//! The receiving half of one queue of a tap device.
+//! The receiving half of one queue of an uplink's device.
 
-use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use virtio_inter_common::{MacAddr, MacSets};
 use vm_memory::VolatileSlice;
 
-use super::sys;
-use crate::backend::interface::{RxProgress, RxRecord, RxSink, RxStatus};
+use crate::backend::interface::{
+    ReadError, RxProgress, RxRecord, RxSink, RxStatus, UplinkDevice, UplinkReader,
+};
 use crate::backend::link::Learned;
 use crate::backend::source::RxSource;
 use crate::counters::Counters;
@@ -28,8 +26,8 @@ const SHORT_FRAMES: u32 = 16;
 /// error that stays must not keep the worker busy.
 const ERRORS: u32 = 64;
 
-/// What the readers of a worker have in common.
-pub(super) struct TapRules {
+/// What the queues that a worker reads have in common.
+pub(super) struct ReadRules {
     pub(super) mac: MacAddr,
     /// Addresses that the guest may use beside `mac`.
     pub(super) allowed: MacSets,
@@ -44,7 +42,7 @@ pub(super) struct TapRules {
     pub(super) counters: Arc<Counters>,
 }
 
-impl TapRules {
+impl ReadRules {
     fn is_for_guest(&self, destination: MacAddr) -> bool {
         destination == self.mac
             || destination.is_multicast()
@@ -86,8 +84,8 @@ enum Action {
 }
 
 /// Reads one queue. Which worker does depends on whose receive queue is in use.
-pub struct TapReader {
-    pub(super) fd: OwnedFd,
+pub struct ReadQueue<D: UplinkDevice> {
+    pub(super) reader: D::Reader,
     /// The worker that reads it if that worker's receive queue is in use.
     pub(super) preferred: u16,
     /// There may be frames: the device has not said otherwise since the worker was woken.
@@ -108,10 +106,10 @@ pub struct TapReader {
     waits: bool,
 }
 
-impl TapReader {
-    pub(super) fn new(fd: OwnedFd, preferred: u16) -> Self {
-        TapReader {
-            fd,
+impl<D: UplinkDevice> ReadQueue<D> {
+    pub(super) fn new(reader: D::Reader, preferred: u16) -> Self {
+        ReadQueue {
+            reader,
             preferred,
             may_read: true,
             errors: 0,
@@ -144,7 +142,7 @@ impl TapReader {
     }
 
     /// Delivers frames.
-    pub(super) fn receive<S: RxSink>(&mut self, context: &TapRules, sink: &mut S) -> Turn {
+    pub(super) fn receive<S: RxSink>(&mut self, rules: &ReadRules, sink: &mut S) -> Turn {
         for _ in 0..TURN {
             if self.waiting != 0 {
                 match self.deliver(sink) {
@@ -158,7 +156,7 @@ impl TapReader {
                 return Turn::Empty;
             }
             let mut gone = false;
-            match sink.fill(self.room, |pieces| self.read(context, pieces, &mut gone)) {
+            match sink.fill(self.room, |pieces| self.read(rules, pieces, &mut gone)) {
                 RxStatus::Taken | RxStatus::Retry => {}
                 // There may be enough for a short one.
                 RxStatus::OutOfBuffers | RxStatus::TooFewBuffers if self.room > SHORT => {
@@ -167,7 +165,7 @@ impl TapReader {
                 RxStatus::OutOfBuffers => return Turn::OutOfBuffers,
                 // How many it needs is known when it is here.
                 RxStatus::TooFewBuffers => {
-                    self.read(context, &[], &mut gone);
+                    self.read(rules, &[], &mut gone);
                 }
                 RxStatus::BatchFull => return Turn::Full,
             }
@@ -197,17 +195,17 @@ impl TapReader {
     /// Reads a record into private memory. None: there is none, or, if `gone`, no device any more.
     pub(super) fn read_whole(
         &mut self,
-        context: &TapRules,
+        rules: &ReadRules,
         buffer: &mut [u8],
         gone: &mut bool,
     ) -> Option<usize> {
         while self.may_read {
-            match sys::read(&self.fd, &[], buffer) {
+            match self.reader.read(&[], buffer) {
                 Ok(len) => {
                     self.errors = 0;
                     return Some(len);
                 }
-                Err(error) => *gone = self.not_read(context, &error),
+                Err(error) => *gone = self.not_read(rules, error),
             }
         }
         None
@@ -217,45 +215,44 @@ impl TapReader {
     /// none, or it is not to stay there.
     fn read(
         &mut self,
-        context: &TapRules,
+        rules: &ReadRules,
         pieces: &[VolatileSlice<'_>],
         gone: &mut bool,
     ) -> Option<usize> {
-        let pieces = &pieces[..pieces.len().min(sys::MAX_PIECES)];
-        let len = match sys::read(&self.fd, pieces, &mut self.rest) {
+        let pieces = &pieces[..pieces.len().min(D::MAX_PIECES)];
+        let len = match self.reader.read(pieces, &mut self.rest) {
             Ok(len) => len,
             Err(error) => {
-                *gone = self.not_read(context, &error);
+                *gone = self.not_read(rules, error);
                 return None;
             }
         };
         self.errors = 0;
         let room = pieces.iter().map(|piece| piece.len()).sum();
         self.expect(len, room);
-        match self.action(context, pieces, len) {
+        match self.action(rules, pieces, len) {
             Action::Ignore => return None,
             Action::Pass if len <= room => {}
             Action::Pass | Action::Adapt => {
                 self.put_together(pieces, len, room);
-                self.count(context, len);
+                self.count(rules, len);
                 return None;
             }
         }
-        self.count(context, len);
+        self.count(rules, len);
         Some(len)
     }
 
     /// Nothing was read. True: the device is gone.
     #[cold]
-    fn not_read(&mut self, context: &TapRules, error: &io::Error) -> bool {
-        let error = Errno::from_io_error(error);
-        if matches!(error, Some(Errno::AGAIN | Errno::BADFD)) {
+    fn not_read(&mut self, rules: &ReadRules, error: ReadError) -> bool {
+        if error != ReadError::Failed {
             self.may_read = false;
             self.errors = 0;
-            return error == Some(Errno::BADFD);
+            return error == ReadError::Gone;
         }
-        // The kernel has dropped the frame that it could not hand over. Others are behind it.
-        context.counters.uplink_rx_failed.add(1);
+        // The device has dropped the frame that it could not hand over. Others are behind it.
+        rules.counters.uplink_rx_failed.add(1);
         self.errors += 1;
         if self.errors == ERRORS {
             self.may_read = false;
@@ -264,10 +261,10 @@ impl TapReader {
         false
     }
 
-    fn count(&self, context: &TapRules, len: usize) {
-        context.counters.uplink_rx_frames.add(1);
+    fn count(&self, rules: &ReadRules, len: usize) {
+        rules.counters.uplink_rx_frames.add(1);
         let frame = (len - NET_HEADER) as u64;
-        context.counters.uplink_rx_bytes.add(frame);
+        rules.counters.uplink_rx_bytes.add(frame);
     }
 
     /// Chooses the length for which buffers are collected from now on.
@@ -286,8 +283,8 @@ impl TapReader {
 
     /// Examines the header of a record of `len` bytes. The guest may change what it has of it: a
     /// frame that is passed on then differs for that guest alone.
-    fn action(&self, context: &TapRules, pieces: &[VolatileSlice<'_>], len: usize) -> Action {
-        let counters = &context.counters;
+    fn action(&self, rules: &ReadRules, pieces: &[VolatileSlice<'_>], len: usize) -> Action {
+        let counters = &rules.counters;
         let mut header = FrameHeader::default();
         let result = match pieces.first() {
             Some(first) if first.len() >= FRAME_HEADER => header.read(first, len),
@@ -306,22 +303,22 @@ impl TapReader {
             // Dropped where that is counted.
             Err(_) => return Action::Adapt,
         }
-        if !context.is_for_guest(header.destination()) {
+        if !rules.is_for_guest(header.destination()) {
             // A switch floods what it has not learnt yet.
             counters.uplink_rx_other.add(1);
             return Action::Ignore;
         }
-        if header.source() == context.mac {
+        if header.source() == rules.mac {
             // The network returns what this guest has sent.
             counters.uplink_rx_own.add(1);
             return Action::Ignore;
         }
         // One that the guest uses as well is for it to hear: virtual routers find each other so.
-        context.hear(header.source());
-        if !header.fits(context.mtu) || header.check(context.takes).is_err() {
+        rules.hear(header.source());
+        if !header.fits(rules.mtu) || header.check(rules.takes).is_err() {
             return Action::Adapt;
         }
-        if !context.takes.checksum && header.has_flags() {
+        if !rules.takes.checksum && header.has_flags() {
             return Action::Adapt;
         }
         if header.is_gso() {
@@ -377,14 +374,14 @@ impl TapReader {
 mod tests {
     use std::net::UdpSocket;
 
-    use super::super::testing::{Inbox, context, frame};
+    use super::super::testing::{Inbox, Reader, Socket, frame, rules};
     use super::*;
 
     /// A UDP socket in place of a queue: an answer of the network that nobody listens becomes one
     /// error of its reader, before the frames that came later.
     #[test]
-    fn tap_reader_goes_on_after_an_error() {
-        let context = context();
+    fn uplink_queue_is_read_on_after_an_error() {
+        let rules = rules();
         let queue = UdpSocket::bind("127.0.0.1:0").unwrap();
         let far = UdpSocket::bind("127.0.0.1:0").unwrap();
         let far_address = far.local_addr().unwrap();
@@ -397,27 +394,27 @@ mod tests {
             let queue = queue.local_addr().unwrap();
             far.send_to(&frame(seed), queue).unwrap();
         }
-        let mut reader = TapReader::new(queue.into(), 0);
+        let mut queue = ReadQueue::<Socket>::new(Reader(queue.into()), 0);
         let mut inbox = Inbox::of(10);
-        assert_eq!(reader.receive(&context, &mut inbox), Turn::Empty);
+        assert_eq!(queue.receive(&rules, &mut inbox), Turn::Empty);
         assert_eq!(inbox.seeds, [0, 1, 2]);
-        assert_eq!(context.counters.uplink_rx_failed.get(), 1);
-        assert!(!reader.has_work());
+        assert_eq!(rules.counters.uplink_rx_failed.get(), 1);
+        assert!(!queue.has_work());
     }
 
     /// A directory cannot be read at all.
     #[test]
-    fn tap_reader_rests_when_an_error_stays() {
-        let context = context();
+    fn uplink_queue_rests_when_an_error_stays() {
+        let rules = rules();
         let queue = std::fs::File::open("/").unwrap();
-        let mut reader = TapReader::new(queue.into(), 0);
+        let mut queue = ReadQueue::<Socket>::new(Reader(queue.into()), 0);
         let mut turns = 0;
-        while reader.has_work() {
-            assert!(reader.receive(&context, &mut Inbox::of(10)) != Turn::Gone);
+        while queue.has_work() {
+            assert!(queue.receive(&rules, &mut Inbox::of(10)) != Turn::Gone);
             turns += 1;
         }
         assert!(turns <= 2);
-        reader.wake();
-        assert!(reader.has_work());
+        queue.wake();
+        assert!(queue.has_work());
     }
 }

@@ -1,0 +1,165 @@
+//! An uplink of another kind than a tap device: all that is not the device's own is the same.
+
+use virtio_inter_common::MacAddr;
+use virtio_inter_device::backend::{Network, Paths};
+use virtio_inter_device::{Device as _, Offloads, Port, PortEvent};
+
+use crate::driver::{Feature, LEAN, Node, Packet, Peer, Shape, Spec, local, mac, until};
+use crate::memory::{Far, MemoryDevice, Mode, memory_device};
+
+/// A port with such an uplink, and what is behind it.
+fn uplinked(spec: Spec) -> (Node<Network<MemoryDevice>>, Far) {
+    let (device, far) = memory_device(spec.queues, 1000);
+    let node = Node::with_uplink(0, spec, device);
+    // The guest is here.
+    assert_eq!(far.receive().source(), node.mac());
+    (node, far)
+}
+
+#[test]
+fn uplink_of_a_second_kind_carries_frames_of_all_lengths_both_ways() {
+    for buffers in [(256, 2048), (256, 600)] {
+        let spec = Spec {
+            buffers,
+            ..Spec::default()
+        };
+        let (mut node, far) = uplinked(spec);
+        assert_eq!(far.offloads(), Some(Offloads::ALL));
+        for (seed, len) in (1..).zip([60, 588, 589, 1514, 9014, 65_000]) {
+            for cuts in [&[][..], &[5, 20, 100]] {
+                let packet = node.packet(mac(7), len.max(200), seed);
+                node.guest.tx[0].send_cut(&packet, cuts, Shape::Direct);
+                assert_eq!(far.receive(), packet);
+            }
+            let packet = Packet::new(mac(7), mac(0), len, seed);
+            far.send(0, &packet);
+            let buffers = packet.len().div_ceil(buffers.1) as u16;
+            assert_eq!(node.guest.rx[0].receive(), packet.in_buffers(buffers));
+        }
+        far.send(0, &Packet::new(mac(7), mac(9), 100, 100));
+        far.send(0, &Packet::new(mac(0), MacAddr::BROADCAST, 100, 101));
+        far.send(0, &Packet::new(mac(7), MacAddr::BROADCAST, 100, 102));
+        assert_eq!(node.guest.rx[0].receive().seed(), 102);
+        assert_eq!(node.drops(), []);
+        assert_eq!(node.count("uplink_tx_frames"), 1 + 12);
+        assert_eq!(node.count("uplink_rx_frames"), 6 + 1);
+        assert_eq!(node.count("uplink_rx_other"), 1);
+        assert_eq!(node.count("uplink_rx_own"), 1);
+    }
+}
+
+/// By the port: this device does nothing for it.
+#[test]
+fn uplink_of_a_second_kind_segments_for_a_guest_that_does_not() {
+    let spec = Spec {
+        features: LEAN | Feature::MRG_RXBUF,
+        ..Spec::default()
+    };
+    let (mut node, far) = uplinked(spec);
+    assert!(far.offloads().is_some_and(|takes| !takes.checksum));
+    far.send(
+        0,
+        &Packet::new(mac(7), mac(0), 54 + 10 * 1000, 1).segmented(1, 1000),
+    );
+    for _ in 0..10 {
+        assert_eq!(node.guest.rx[0].receive().frame.len(), 54 + 1000);
+    }
+    assert_eq!(node.count("rx_segmented"), 1);
+    assert_eq!(node.drops(), []);
+}
+
+#[test]
+fn uplink_of_a_second_kind_loses_frames_while_it_takes_none() {
+    let (mut node, far) = uplinked(Spec::default());
+    let mut seed = 0;
+    for (mode, counter) in [
+        (Mode::Down, "uplink_tx_down"),
+        (Mode::Choosy, "uplink_tx_refused"),
+    ] {
+        far.set_mode(mode);
+        seed += 1;
+        let packet = node.packet(mac(7), 100, seed);
+        node.guest.tx[0].send(&packet);
+        until("it is counted", || node.count(counter) == 1);
+        far.set_mode(Mode::Up);
+        seed += 1;
+        let packet = node.packet(mac(7), 100, seed);
+        node.guest.tx[0].send(&packet);
+        assert_eq!(far.receive(), packet);
+    }
+    far.lose_frame(0);
+    let packet = Packet::new(mac(7), mac(0), 100, seed);
+    far.send(0, &packet);
+    assert_eq!(node.guest.rx[0].receive(), packet.in_buffers(1));
+    let lost = ["uplink_tx_down", "uplink_tx_refused", "uplink_rx_failed"];
+    assert_eq!(node.drops(), lost.map(|name| (name, 1)));
+}
+
+#[test]
+fn uplink_of_a_second_kind_that_is_gone_is_reported_and_replaced() {
+    let (mut node, far) = uplinked(Spec::default());
+    far.set_mode(Mode::Gone);
+    // Also by a port that sends nothing.
+    while !matches!(node.wait_event(), PortEvent::UplinkLost) {}
+    let packet = node.packet(mac(7), 100, 1);
+    node.guest.tx[0].send(&packet);
+    until("it is counted", || node.count("uplink_tx_down") == 1);
+    let (device, far) = memory_device(1, 10);
+    node.port.set_uplink(device).unwrap();
+    node.guest.tx[0].send(&packet);
+    assert_eq!(far.receive(), packet);
+    far.send(0, &Packet::new(mac(7), mac(0), 100, 2));
+    assert_eq!(node.guest.rx[0].receive().seed(), 2);
+}
+
+#[test]
+fn uplink_of_a_second_kind_is_read_by_workers_whose_queues_are_used() {
+    let spec = Spec {
+        queues: 2,
+        ..Spec::default()
+    };
+    let (device, far) = memory_device(2, 1000);
+    let mut node = Node::with_uplink(0, spec, device);
+    node.port.enable_queue(2, false).unwrap();
+    for seed in 0..20 {
+        far.send(seed as usize % 2, &Packet::new(mac(7), mac(0), 100, seed));
+    }
+    let (mut port, mut received) = (node.port, 0);
+    until("all have come", || {
+        let _ = port.events();
+        while node.guest.rx[0].try_receive().is_some() {
+            received += 1;
+        }
+        received == 20
+    });
+}
+
+/// As `virtio-inter uplink` runs it.
+#[test]
+fn uplink_of_a_second_kind_can_be_shared() {
+    let spec = Spec::default();
+    let (device, far) = memory_device(1, 10);
+    let mut port = Port::relay(&local(9, &spec), spec.busy_poll, device, true).unwrap();
+    let mut peer = Peer::attach_to(&mut port, &spec, 1, &spec);
+    port.set_paths(&Paths::default()).unwrap();
+    let mut carries = |far: &Far| {
+        assert_eq!(far.receive().source(), mac(1));
+        let packet = Packet::new(mac(1), mac(7), 100, 1);
+        peer.send(&packet.bytes());
+        assert_eq!(far.receive(), packet);
+        let packet = Packet::new(mac(7), mac(1), 100, 2);
+        far.send(0, &packet);
+        assert_eq!(peer.receive(0), packet);
+    };
+    carries(&far);
+    far.set_mode(Mode::Gone);
+    until("it is reported", || {
+        let events = port.events();
+        events
+            .iter()
+            .any(|event| matches!(event, PortEvent::UplinkLost))
+    });
+    let (device, far) = memory_device(1, 10);
+    port.set_uplink(device).unwrap();
+    carries(&far);
+}
