@@ -4,6 +4,7 @@
 //! vhost-user protocol. `virtio-inter-device` has queues and frames, `virtio-inter-segment` peers
 //! and links.
 
+mod attachment;
 pub mod capabilities;
 pub mod capture_socket;
 pub mod cli;
@@ -25,6 +26,7 @@ pub mod process;
 pub mod rate_limit_args;
 mod restore_backoff;
 pub mod rlimits;
+pub mod run_error;
 pub mod sandbox;
 mod service_socket;
 pub mod shared_uplink;

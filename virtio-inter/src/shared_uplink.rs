@@ -1,30 +1,30 @@
 //! The process of an uplink that ports share: a segment on one side, a tap device on the other.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
-use log::{Level, info};
+use log::info;
 use virtio_inter_args::absolute;
-use virtio_inter_common::{Epoll, ErrorChain, LogLimit, Timeout, log_limited};
-use virtio_inter_device::PortEvent;
-use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
+use virtio_inter_common::{Epoll, ErrorChain, PortId, Timeout};
+use virtio_inter_device::backend::Paths;
+use virtio_inter_device::{Port, PortEvent};
+use virtio_inter_segment::{PeerInfo, Segment, Uplinks};
 
+use crate::attachment::{Attachment, Role};
 use crate::cli::UplinkArgs;
 use crate::diagnostics::Diagnostics;
 use crate::directory_modes::lets_others_remove;
-use crate::event_loop::RunError;
-use crate::link_control::LinkControl;
 use crate::lock_wait::LockWait;
 use crate::restore_backoff::RestoreBackoff;
+use crate::run_error::RunError;
 use crate::sandbox::{self, Report};
 use crate::shutdown_signals::ShutdownSignals;
 use crate::status::SharedUplinkStatus;
 use crate::status_socket::StatusSocket;
 use crate::timer::Timer;
 use crate::unexpected_signals::UnexpectedSignals;
-use crate::uplink::{SharedUplinkDevice, Uplink, check_right};
+use crate::uplink::{SharedUplinkBackend, Uplink, check_right};
 use crate::watchdog::Watchdog;
 use crate::{notify, paths, rlimits};
 
@@ -55,9 +55,6 @@ const LINK_IDLE: Duration = Duration::from_secs(60);
 /// no address is seen at two of them.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Limits the log lines about errors that peers can cause again and again.
-static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
-
 /// Runs an uplink until SIGTERM, SIGINT or SIGHUP.
 ///
 /// # Errors
@@ -86,7 +83,7 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
     };
     // The event loop tries again and warns.
     let _ = status.listen_in_segment(&segment);
-    let device = SharedUplinkDevice::relay(
+    let device = Port::<SharedUplinkBackend>::relay(
         &local,
         arguments.busy_poll(),
         uplink_device,
@@ -101,20 +98,23 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
         arguments.priority,
         local.mtu
     );
+    let role = UplinkRole {
+        id: arguments.id.clone(),
+        uplinks: arguments.uplinks(),
+        is_settling: true,
+        is_active: false,
+        diagnostics: Diagnostics::new(&local),
+        peers_changed: false,
+    };
+    let attachment = Attachment::new(segment, device, role, LINK_IDLE);
     let mut uplink = SharedUplink {
         poll: Epoll::new().context("Cannot wait for events")?,
-        segment,
-        device,
+        attachment: attachment.context("Cannot wait for events")?,
         uplink,
         retry: Timer::new().context("Cannot wait for events")?,
-        settling: Some(Timer::new().context("Cannot wait for events")?),
-        peers: BTreeMap::new(),
-        peers_changed: false,
-        links: LinkControl::new(LINK_IDLE).context("Cannot wait for events")?,
+        settling: Timer::new().context("Cannot wait for events")?,
         watchdog: Watchdog::from_environment().context("Cannot wait for events")?,
-        is_active: false,
         status,
-        diagnostics: Diagnostics::new(&local),
         drop_check: Timer::new().context("Cannot wait for events")?,
         status_retry: RestoreBackoff::new().context("Cannot wait for events")?,
         arguments: arguments.clone(),
@@ -123,7 +123,7 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
         signals,
     };
     uplink.watch().context("Cannot wait for events")?;
-    uplink.choose_paths();
+    uplink.attachment.choose_paths();
     uplink.status_retry.check_soon()?;
     notify::ready();
     uplink.serve()?;
@@ -131,22 +131,50 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the uplink is to its peers.
+struct UplinkRole {
+    id: PortId,
+    uplinks: Uplinks,
+    /// It has not learnt of the others yet.
+    is_settling: bool,
+    /// No other uplink has a higher priority.
+    is_active: bool,
+    diagnostics: Diagnostics,
+    /// They may have changed since the last call of [`Diagnostics::peers`].
+    peers_changed: bool,
+}
+
+impl Role for UplinkRole {
+    /// Becomes active or stands by, and serves the ports that have no uplink.
+    fn paths<'a>(&mut self, peers: impl Iterator<Item = &'a PeerInfo> + Clone) -> Paths {
+        self.peers_changed = true;
+        let mut paths = paths::of_uplink(&self.id, &self.uplinks, peers.clone());
+        paths.standby |= self.is_settling;
+        if self.is_active == paths.standby {
+            self.is_active = !paths.standby;
+            match paths::active(peers).filter(|_| paths.standby) {
+                Some(other) => info!("Standing by for uplink {}", other.id),
+                None => info!("Active"),
+            }
+        }
+        paths
+    }
+
+    /// Never from uplink to uplink.
+    fn has_links_with(&self, peer: &PeerInfo) -> bool {
+        peer.uplinks.shared.is_none()
+    }
+}
+
 struct SharedUplink {
     poll: Epoll,
-    segment: Segment,
-    device: SharedUplinkDevice,
+    attachment: Attachment<SharedUplinkBackend, UplinkRole>,
     uplink: Uplink,
     retry: Timer,
     /// Until it has learnt of the others.
-    settling: Option<Timer>,
-    peers: BTreeMap<PeerKey, PeerInfo>,
-    peers_changed: bool,
-    links: LinkControl,
+    settling: Timer,
     watchdog: Watchdog,
-    /// No other uplink has a higher priority.
-    is_active: bool,
     status: StatusSocket,
-    diagnostics: Diagnostics,
     /// The next check of dropped frames. Set only after workers dropped some.
     drop_check: Timer,
     /// The next attempt to serve the status in the segment's directory.
@@ -159,16 +187,15 @@ struct SharedUplink {
 
 impl SharedUplink {
     fn watch(&mut self) -> io::Result<()> {
-        if let Some(settling) = &mut self.settling {
-            settling.set(SETTLE)?;
-            self.poll.add(&*settling, SETTLED)?;
-        }
+        self.settling.set(SETTLE)?;
+        self.poll.add(&self.settling, SETTLED)?;
         self.poll.add(&self.signals, SIGNALS)?;
         self.poll.add(&self.unexpected, UNEXPECTED)?;
-        self.poll.add(self.segment.fd(), SEGMENT)?;
-        self.poll.add(self.device.events_fd(), DEVICE)?;
+        self.poll.add(self.attachment.segment.fd(), SEGMENT)?;
+        let events = self.attachment.device.events_fd();
+        self.poll.add(events, DEVICE)?;
         self.poll.add(&self.retry, RETRY)?;
-        self.poll.add(&self.links, IDLE_LINKS)?;
+        self.poll.add(&self.attachment.links, IDLE_LINKS)?;
         self.poll.add(&self.watchdog, WATCHDOG)?;
         self.poll.add(&self.status_retry, STATUS_RETRY)?;
         self.poll.add(&self.drop_check, DROPS)?;
@@ -189,68 +216,59 @@ impl SharedUplink {
                     STATUS => self.serve_status()?,
                     STATUS_RETRY => self.restore_status()?,
                     DROPS => self.check_drops()?,
-                    IDLE_LINKS => self.links.close_quiet(&mut self.device)?,
+                    IDLE_LINKS => self.attachment.close_quiet()?,
                     WATCHDOG => self.watchdog.process()?,
                     RETRY => self.reopen()?,
                     SETTLED => {
-                        self.settling = None;
-                        self.choose_paths();
+                        self.settling.clear();
+                        self.attachment.role.is_settling = false;
+                        self.attachment.choose_paths();
                     }
                     _ => self.handle_device()?,
                 }
                 // Once, however many peers this event added or removed.
-                if std::mem::take(&mut self.peers_changed) {
-                    self.diagnostics.peers(&self.peers);
+                let Attachment { role, peers, .. } = &mut self.attachment;
+                if std::mem::take(&mut role.peers_changed) {
+                    role.diagnostics.peers(peers);
                 }
             }
         }
     }
 
     fn handle_segment(&mut self) -> io::Result<()> {
-        for event in self.segment.process() {
-            match event {
-                SegmentEvent::Up(peer) => self.add_peer(peer),
-                SegmentEvent::Down(key, _) => self.remove_peer(key),
-                SegmentEvent::Guest { peer, away } => {
-                    if let Some(peer) = self.peers.get_mut(&peer) {
-                        peer.away = away;
-                    }
-                    self.choose_paths();
-                }
-                SegmentEvent::FilesChanged => {
-                    self.segment.check_files();
-                    self.status_retry.check_soon()?;
-                }
-                // Other uplinks are unknown to the device, which takes nothing of them.
-                event => {
-                    if let Err((peer, error)) = LinkControl::handle(&mut self.device, event) {
-                        self.drop_peer(peer, &ErrorChain(&error).to_string());
-                    }
-                }
-            }
+        if self.attachment.handle_segment() {
+            self.attachment.segment.check_files();
+            self.status_retry.check_soon()?;
         }
-        self.diagnostics.refused(self.segment.refused());
+        let Attachment { segment, role, .. } = &mut self.attachment;
+        role.diagnostics.refused(segment.refused());
         Ok(())
     }
 
     /// Warns of dropped frames, and looks again later if there were any.
     fn check_drops(&mut self) -> io::Result<()> {
         self.drop_check.clear();
-        self.device.watch_drops();
-        let counters = self.device.counters();
-        if self.diagnostics.drops(counters, &self.peers) {
+        let Attachment {
+            device,
+            role,
+            peers,
+            ..
+        } = &mut self.attachment;
+        device.watch_drops();
+        if role.diagnostics.drops(device.counters(), peers) {
             self.drop_check.set(NEXT_DROP_CHECK)?;
         }
-        self.diagnostics.uplink(&self.uplink.status());
+        role.diagnostics.uplink(&self.uplink.status());
         Ok(())
     }
 
     /// Looks at the segment's files, and restores the sockets by which readers find the status.
     fn restore_status(&mut self) -> io::Result<()> {
-        let segment = &self.arguments.segment;
-        self.diagnostics.lost_file(segment, self.segment.lost());
-        self.diagnostics
-            .segment_mode(segment, lets_others_remove(segment));
+        let directory = &self.arguments.segment;
+        let Attachment { segment, role, .. } = &mut self.attachment;
+        let diagnostics = &mut role.diagnostics;
+        diagnostics.lost_file(directory, segment.lost());
+        diagnostics.segment_mode(directory, lets_others_remove(directory));
         if !self.status_retry.begin()? {
             return Ok(());
         }
@@ -258,80 +276,26 @@ impl SharedUplink {
             self.status_retry.restored();
         }
         let mut complete = true;
-        for (path, why) in self.status.restore(&self.segment) {
+        for (path, why) in self.status.restore(segment) {
             complete &= why.is_none();
             // The warning of a lost segment says it all.
-            let is_lost = self.segment.lost().is_some() && path.starts_with(segment);
+            let is_lost = segment.lost().is_some() && path.starts_with(directory);
             let why = why.filter(|_| !is_lost);
-            self.diagnostics.no_status(&path, why.as_deref());
+            diagnostics.no_status(&path, why.as_deref());
         }
         self.status_retry.end(complete)
     }
 
-    /// Serves a port. Never from uplink to uplink: another one is known, and gets no link.
-    fn add_peer(&mut self, peer: PeerInfo) {
-        let key = peer.key;
-        self.peers.insert(key, peer.clone());
-        self.peers_changed = true;
-        self.choose_paths();
-        if peer.uplinks.shared.is_none()
-            && let Err(error) = self.device.add_peer(&peer)
-        {
-            self.drop_peer(key, &ErrorChain(&error).to_string());
-        }
-    }
-
-    fn drop_peer(&mut self, key: PeerKey, reason: &str) {
-        self.remove_peer(key);
-        self.segment.drop_peer(key, reason);
-    }
-
-    fn remove_peer(&mut self, key: PeerKey) {
-        self.peers_changed |= self.peers.remove(&key).is_some();
-        if let Err(error) = self.device.remove_peer(key) {
-            log_limited!(
-                PEERS,
-                Level::Error,
-                "Cannot forget peer {key}: {}",
-                ErrorChain(&error)
-            );
-        }
-        self.choose_paths();
-    }
-
-    /// Becomes active or stands by, and serves the ports that have no uplink.
-    fn choose_paths(&mut self) {
-        let own = self.arguments.uplinks();
-        let mut paths = paths::of_uplink(&self.arguments.id, &own, self.peers.values());
-        paths.standby |= self.settling.is_some();
-        if self.is_active == paths.standby {
-            self.is_active = !paths.standby;
-            let other = paths::active(self.peers.values());
-            match other.filter(|_| paths.standby) {
-                Some(other) => info!("Standing by for uplink {}", other.id),
-                None => info!("Active"),
-            }
-        }
-        self.links.choose(&mut self.device, paths);
-    }
-
     fn handle_device(&mut self) -> io::Result<()> {
-        for event in self.device.events() {
+        for event in self.attachment.device_events() {
             match event {
                 PortEvent::UplinkLost => self.reopen()?,
-                PortEvent::LinkViolation { peer, reason } => {
-                    self.remove_peer(peer);
-                    self.segment.close_peer(peer, &reason);
-                }
                 PortEvent::Dropped => self.drop_check.set(FIRST_DROP_CHECK)?,
-                PortEvent::BlankRing { .. } => {}
+                // There is no guest, and the attachment has handled violations.
+                PortEvent::BlankRing { .. } | PortEvent::LinkViolation { .. } => {}
             }
         }
-        let (device, segment) = (&mut self.device, &mut self.segment);
-        for (peer, error) in self.links.serve(device, segment, &self.peers)? {
-            self.drop_peer(peer, &ErrorChain(&error).to_string());
-        }
-        Ok(())
+        self.attachment.serve_links()
     }
 
     /// Opens the device again, which was deleted. It may have been made again already.
@@ -340,7 +304,7 @@ impl SharedUplink {
         match self.uplink.reopen() {
             Ok(device) => {
                 info!("Tap device {} is there again", self.uplink.name());
-                if let Err(error) = self.device.set_uplink(device) {
+                if let Err(error) = self.attachment.device.set_uplink(device) {
                     log::error!("Cannot use the tap device: {}", ErrorChain(&error));
                 }
             }
@@ -349,34 +313,38 @@ impl SharedUplink {
                 self.retry.set(UPLINK_RETRY)?;
             }
         }
-        self.diagnostics.uplink(&self.uplink.status());
+        let diagnostics = &mut self.attachment.role.diagnostics;
+        diagnostics.uplink(&self.uplink.status());
         Ok(())
     }
 
     fn serve_status(&mut self) -> io::Result<()> {
-        let counters = self.device.counters();
-        self.diagnostics.drops(counters, &self.peers);
-        self.diagnostics.uplink(&self.uplink.status());
-        self.segment.forget_old_conflicts();
-        self.diagnostics.refused(self.segment.refused());
+        let Attachment {
+            segment,
+            device,
+            role,
+            peers,
+            ..
+        } = &mut self.attachment;
+        let diagnostics = &mut role.diagnostics;
+        diagnostics.drops(device.counters(), peers);
+        diagnostics.uplink(&self.uplink.status());
+        segment.forget_old_conflicts();
+        diagnostics.refused(segment.refused());
         self.status.process(|| {
-            let peers = self.peers.values();
-            let peers = peers.map(|peer| (peer, self.device.traffic(peer.key)));
-            let now = SharedUplinkStatus::new(
+            let peers = peers.values();
+            let peers = peers.map(|peer| (peer, device.traffic(peer.key)));
+            SharedUplinkStatus::new(
                 &self.arguments,
-                self.is_active,
+                role.is_active,
                 self.uplink.status(),
                 peers,
-                &self.diagnostics,
-                self.segment.refused(),
-                self.device.counters(),
+                &role.diagnostics,
+                segment.refused(),
+                device.counters(),
             )
             .with_sandbox(&self.sandbox)
-            .with_usage(self.segment.usage());
-            // The document has no values that JSON cannot represent.
-            let mut document = serde_json::to_vec(&now).unwrap_or_default();
-            document.push(b'\n');
-            document
+            .with_usage(segment.usage())
         })
     }
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
+use serde::Serialize;
 use virtio_inter_common::{Epoll, ErrorChain, Events, Timeout};
 use virtio_inter_segment::Segment;
 
@@ -134,7 +135,7 @@ impl StatusSocket {
     /// # Errors
     ///
     /// When the kernel cannot watch descriptors any more.
-    pub fn process(&mut self, document: impl Fn() -> Vec<u8>) -> io::Result<()> {
+    pub fn process<D: Serialize>(&mut self, document: impl Fn() -> D) -> io::Result<()> {
         for token in self.poll.wait::<16>(Timeout::Now)? {
             match token {
                 OWN_PATH => {
@@ -161,18 +162,21 @@ impl StatusSocket {
         Ok(())
     }
 
-    fn add_client(
+    fn add_client<D: Serialize>(
         &mut self,
         accepted: Option<UnixStream>,
-        document: impl Fn() -> Vec<u8>,
+        document: impl Fn() -> D,
     ) -> io::Result<()> {
         let Some(stream) = accepted else {
             return Ok(());
         };
+        // The document has no values that JSON cannot represent.
+        let mut document = serde_json::to_vec(&document()).unwrap_or_default();
+        document.push(b'\n');
         let mut client = Client {
             token: self.next_token,
             stream,
-            document: document(),
+            document,
             sent: 0,
         };
         self.next_token += 1;

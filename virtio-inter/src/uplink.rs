@@ -17,10 +17,12 @@ use virtio_inter_device::backend::{
 
 use crate::fd_store;
 
-/// The device of a port's process: with an uplink or without.
-pub type PortDevice = Port<Network<TapDevice>>;
-/// The device of the process of an uplink that ports share.
-pub type SharedUplinkDevice = Port<Relay<TapDevice>>;
+/// The network side of a port: with an uplink or without.
+pub type PortBackend = Network<TapDevice>;
+/// The device of a port's process.
+pub type PortDevice = Port<PortBackend>;
+/// The network side of an uplink that ports share.
+pub type SharedUplinkBackend = Relay<TapDevice>;
 
 /// Maximum time to wait for a tap device that a killed port is about to close: the kernel may
 /// release its locks before.

@@ -1,0 +1,125 @@
+//! Tests of the life of peers, with segments whose other members the test plays.
+
+use std::time::Instant;
+
+use virtio_inter_device::BusyPollConfig;
+use virtio_inter_device::backend::Links;
+use virtio_inter_segment::{LocalPort, Uplinks};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Number of peers.
+const COUNT: usize = 16;
+
+/// Notes what it is told.
+#[derive(Debug, Default)]
+struct Notes {
+    /// How often paths were chosen.
+    choices: usize,
+    linked: Vec<String>,
+    left: Vec<String>,
+}
+
+impl Role for Notes {
+    fn paths<'a>(&mut self, peers: impl Iterator<Item = &'a PeerInfo> + Clone) -> Paths {
+        self.choices += 1;
+        Paths {
+            elsewhere: peers.map(|peer| peer.key).collect(),
+            ..Paths::default()
+        }
+    }
+
+    fn has_links_with(&self, peer: &PeerInfo) -> bool {
+        peer.uplinks.shared.is_none()
+    }
+
+    fn linked(&mut self, peer: &PeerInfo) {
+        self.linked.push(peer.id.to_string());
+    }
+
+    fn left(&mut self, peer: &PeerInfo) {
+        self.left.push(peer.id.to_string());
+    }
+}
+
+fn local(id: &str, last: u8) -> LocalPort {
+    let mac = [2, 0, 0, 0, 0, last].into();
+    LocalPort::new(id.parse().unwrap(), mac)
+}
+
+/// An attachment, and `COUNT` others, of which the first one is a shared uplink.
+fn attached(directory: &tempfile::TempDir) -> (Attachment<Links, Notes>, Vec<Segment>) {
+    let own = local("own", 0);
+    let segment = Segment::join(directory.path(), own.clone()).unwrap();
+    let device = Port::new(&own, BusyPollConfig::default()).unwrap();
+    let attachment = Attachment::new(segment, device, Notes::default(), PATIENCE).unwrap();
+    let join = |i: usize| {
+        let mut other = local(&format!("other-{i}"), i as u8 + 1);
+        if i == 0 {
+            let (network, shared) = ("lan".parse().ok(), Some(1));
+            other.uplinks = Uplinks { network, shared };
+        }
+        Segment::join(directory.path(), other).unwrap()
+    };
+    (attachment, (0..COUNT).map(join).collect())
+}
+
+/// Has all do what there is to do until `is_done`.
+#[track_caller]
+fn until(
+    attachment: &mut Attachment<Links, Notes>,
+    others: &mut [Segment],
+    is_done: impl Fn(&Attachment<Links, Notes>) -> bool,
+) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_done(attachment) {
+        assert!(Instant::now() < deadline, "{:?}", attachment.role);
+        for other in &mut *others {
+            other.process();
+        }
+        attachment.handle_segment();
+    }
+}
+
+#[test]
+fn peers_that_are_up_together_are_added_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut attachment, mut others) = attached(&directory);
+    until(&mut attachment, &mut others, |attachment| {
+        attachment.peers.len() == COUNT
+    });
+    // All go through the handshake at the same pace.
+    let choices = attachment.role.choices;
+    assert!(choices < COUNT / 2, "{choices} for {COUNT} peers");
+    for peer in attachment.peers.values() {
+        let is_linked = attachment.role.linked.contains(&peer.id.to_string());
+        assert_eq!(is_linked, peer.uplinks.shared.is_none(), "{}", peer.id);
+        assert_eq!(attachment.device.traffic(peer.key).is_some(), is_linked);
+    }
+    assert_eq!(attachment.role.linked.len(), COUNT - 1);
+    assert_eq!(attachment.role.left, [""; 0]);
+}
+
+#[test]
+fn peers_that_leave_are_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut attachment, mut others) = attached(&directory);
+    until(&mut attachment, &mut others, |attachment| {
+        attachment.peers.len() == COUNT
+    });
+    let keys: Vec<PeerKey> = attachment.peers.keys().copied().collect();
+    others.truncate(COUNT - 2);
+    until(&mut attachment, &mut others, |attachment| {
+        attachment.peers.len() == COUNT - 2
+    });
+    attachment.role.left.sort_unstable();
+    let gone = [COUNT - 2, COUNT - 1].map(|i| format!("other-{i}"));
+    assert_eq!(attachment.role.left, gone);
+    let linked = keys
+        .iter()
+        .filter(|key| attachment.device.traffic(**key).is_some());
+    // Without the shared uplink.
+    assert_eq!(linked.count(), COUNT - 3);
+}
