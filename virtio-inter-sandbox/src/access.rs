@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode as FileMode;
+use rustix::thread::CapabilitySet;
 
 /// What a process may reach, and needs privileges for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,12 +23,21 @@ pub struct Access {
     pub removes: Vec<PathBuf>,
     /// It reads the accounts of the kernel in `/proc`.
     pub reads_proc: bool,
-    /// It attaches itself to a tap device again that was deleted.
-    pub opens_tap: bool,
+    /// It opens a device again, which was deleted.
+    pub device: Option<DeviceNeeds>,
     /// It gives its socket to a group.
     pub gives_socket: bool,
     /// It may leave a core dump in its working directory.
     pub may_dump: bool,
+}
+
+/// What opens a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceNeeds {
+    /// These device files are opened.
+    pub files: &'static [&'static str],
+    /// These are used.
+    pub capabilities: CapabilitySet,
 }
 
 impl Access {

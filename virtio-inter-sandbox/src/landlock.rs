@@ -93,9 +93,9 @@ fn build(access: &Access) -> Result<RulesetCreated, RulesetError> {
     if access.reads_proc {
         rules = allow(rules, Path::new("/proc"), AccessFs::ReadFile)?;
     }
-    if access.opens_tap {
+    for path in access.device.iter().flat_map(|device| device.files) {
         let rights = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-        rules = allow(rules, Path::new("/dev/net/tun"), rights)?;
+        rules = allow(rules, Path::new(path), rights)?;
     }
     if access.may_dump {
         let rights =

@@ -16,7 +16,7 @@ use log::{info, warn};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use thiserror::Error;
 
-pub use self::access::{Access, directory_of};
+pub use self::access::{Access, DeviceNeeds, directory_of};
 pub use self::mode::{Mode, SandboxArgs};
 use self::report::Directory;
 pub use self::report::{MissingWall, Report, Wall};

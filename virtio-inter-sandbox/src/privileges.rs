@@ -19,9 +19,6 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
 /// Needed by root to list directories of others, and to connect to their sockets: a VMM's, ports'.
 const CONNECT: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
 
-/// Needed to attach to a tap device that has another owner.
-const TAP: CapabilitySet = CapabilitySet::NET_ADMIN;
-
 /// No program that this thread or a descendant executes gains privileges from its file.
 pub(crate) fn forbid_new() -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
@@ -63,8 +60,8 @@ fn needed(access: &Access, is_root: bool) -> CapabilitySet {
     if is_root && access.gives_socket {
         needed |= CapabilitySet::CHOWN;
     }
-    if access.opens_tap {
-        needed |= TAP;
+    if let Some(device) = &access.device {
+        needed |= device.capabilities;
     }
     needed
 }
@@ -75,6 +72,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::access::DeviceNeeds;
 
     /// What a user needs for a directory of its own: root nothing, and others what is asked for.
     fn for_own(capabilities: CapabilitySet) -> CapabilitySet {
@@ -97,8 +95,12 @@ mod tests {
         fs::set_permissions(temp.path(), Permissions::from_mode(0o3770)).unwrap();
         assert_eq!(needed(&access, true), FILES);
         assert_eq!(needed(&access, false), CapabilitySet::empty());
-        access.opens_tap = true;
-        assert_eq!(needed(&access, false), TAP);
+        let capabilities = CapabilitySet::NET_ADMIN;
+        access.device = Some(DeviceNeeds {
+            files: &[],
+            capabilities,
+        });
+        assert_eq!(needed(&access, false), capabilities);
     }
 
     /// A segment of others may be made at any time.

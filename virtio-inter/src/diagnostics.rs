@@ -9,7 +9,7 @@ use virtio_inter_common::{MacAddr, MacSets, PortId};
 use virtio_inter_device::{Counters, DropReason};
 use virtio_inter_segment::{LocalPort, MAX_TRUNK_ADDRESSES, PeerInfo, PeerKey, RefusedPeer};
 
-use crate::uplink::{UplinkState, UplinkStatus};
+use crate::uplink::UplinkStatus;
 use crate::warnings::{Code, Warning, Warnings};
 
 /// Maximum number of addresses of peers that left: a guest continues to send to them for a while.
@@ -158,19 +158,13 @@ impl Diagnostics {
 
     /// The port has this uplink: warns if it cannot carry frames, or not all of them.
     pub fn uplink(&mut self, uplink: &UplinkStatus<'_>) {
-        let name = uplink.tap;
-        let problem = match uplink.state {
-            UplinkState::Gone => Some("is gone: create it again"),
-            UplinkState::Down => Some("is down: set it up (ip link set DEV up)"),
-            UplinkState::Up | UplinkState::Unknown => None,
-        };
-        match problem {
+        match uplink.problem() {
             Some(problem) => {
                 let effect = match self.kind {
                     UPLINK => "nothing passes between the segment and its network",
                     _ => "the guest reaches the ports of the segment only",
                 };
-                let text = format!("Tap device {name} {problem}. Until then {effect}");
+                let text = format!("{problem}. Until then {effect}");
                 let frames = self.count(Code::UplinkDown);
                 self.warnings.raise(Code::UplinkDown, "", frames, text);
             }
@@ -183,9 +177,11 @@ impl Diagnostics {
                     _ => "uplink",
                 };
                 let text = format!(
-                    "MTU mismatch: {} at this {}, {mtu} at its {device} {name}, whose network \
-                     drops larger packets. Give both one MTU",
-                    self.mtu, self.kind
+                    "MTU mismatch: {} at this {}, {mtu} at its {device} {}, whose network drops \
+                     larger packets. Give both one MTU",
+                    self.mtu,
+                    self.kind,
+                    uplink.name()
                 );
                 self.warnings.raise(Code::UplinkMtu, "", 1, text);
             }

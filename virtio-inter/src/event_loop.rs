@@ -54,9 +54,6 @@ const FIRST_DROP_CHECK: Duration = Duration::from_secs(1);
 /// Time between checks while frames are being dropped.
 const NEXT_DROP_CHECK: Duration = Duration::from_secs(10);
 
-/// Time between attempts to open an uplink's device again.
-const UPLINK_RETRY: Duration = Duration::from_secs(1);
-
 /// What a port is to its peers, and what it notes of them.
 #[derive(Debug)]
 struct PortRole {
@@ -420,22 +417,12 @@ impl EventLoop {
         }
     }
 
-    /// Opens the uplink's device again, which was deleted. It may have been made again already.
+    /// Opens the uplink's device again, which was deleted.
     fn reopen_uplink(&mut self) -> io::Result<()> {
-        self.uplink_retry.clear();
-        let Some(uplink) = &mut self.uplink else {
-            return Ok(());
-        };
-        match uplink.reopen() {
-            Ok(device) => {
-                log::info!("Tap device {} is there again", uplink.name());
-                if let Err(error) = self.attachment.device.set_uplink(device) {
-                    log::error!("Cannot use the uplink: {}", ErrorChain(&error));
-                }
-            }
-            Err(error) => {
-                log::debug!("No uplink: {}", ErrorChain(&error));
-                self.uplink_retry.set(UPLINK_RETRY)?;
+        if let Some(uplink) = &mut self.uplink {
+            let device = &mut self.attachment.device;
+            if let Some(why) = uplink.reopen(device, &mut self.uplink_retry)? {
+                log::debug!("No uplink: {why}");
             }
         }
         self.check_uplink();

@@ -1,12 +1,12 @@
-//! The process of an uplink that ports share: a segment on one side, a tap device on the other.
+//! The process of an uplink that ports share: a segment on one side, a device on the other.
 
 use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
-use log::info;
+use log::{debug, info};
 use virtio_inter_args::absolute;
-use virtio_inter_common::{Epoll, ErrorChain, PortId, Timeout};
+use virtio_inter_common::{Epoll, PortId, Timeout};
 use virtio_inter_device::backend::Paths;
 use virtio_inter_device::{Port, PortEvent};
 use virtio_inter_segment::{PeerInfo, Segment, Uplinks};
@@ -39,9 +39,6 @@ const IDLE_LINKS: u64 = 7;
 const STATUS_RETRY: u64 = 8;
 const WATCHDOG: u64 = 9;
 const DROPS: u64 = 10;
-
-/// Time between attempts to open the device again.
-const UPLINK_RETRY: Duration = Duration::from_secs(1);
 
 /// Time from the first dropped frame to the check of the reasons, and between checks while frames
 /// are being dropped.
@@ -91,10 +88,10 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
     )?;
     sandbox.log();
     info!(
-        "Serving segment {} as uplink {} by tap device {}, priority {}, MTU {}",
+        "Serving segment {} as uplink {} by {}, priority {}, MTU {}",
         absolute(&arguments.segment).display(),
         local.id,
-        uplink.name(),
+        uplink.describe(),
         arguments.priority,
         local.mtu
     );
@@ -298,20 +295,11 @@ impl SharedUplink {
         self.attachment.serve_links()
     }
 
-    /// Opens the device again, which was deleted. It may have been made again already.
+    /// Opens the device again, which was deleted.
     fn reopen(&mut self) -> io::Result<()> {
-        self.retry.clear();
-        match self.uplink.reopen() {
-            Ok(device) => {
-                info!("Tap device {} is there again", self.uplink.name());
-                if let Err(error) = self.attachment.device.set_uplink(device) {
-                    log::error!("Cannot use the tap device: {}", ErrorChain(&error));
-                }
-            }
-            Err(error) => {
-                log::debug!("No uplink: {}", ErrorChain(&error));
-                self.retry.set(UPLINK_RETRY)?;
-            }
+        let device = &mut self.attachment.device;
+        if let Some(why) = self.uplink.reopen(device, &mut self.retry)? {
+            debug!("No uplink: {why}");
         }
         let diagnostics = &mut self.attachment.role.diagnostics;
         diagnostics.uplink(&self.uplink.status());

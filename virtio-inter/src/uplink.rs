@@ -1,28 +1,40 @@
-//! The uplink of a port: opens and checks the tap device of the command line, and opens it again
-//! after it was removed.
+//! The uplink of a port: opens and checks the device of the command line, and opens it again after
+//! it was removed. What depends on the kind of the device, here a tap device, is in this file.
 
+use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use log::{error, info};
 use rustix::process::geteuid;
+use rustix::thread::CapabilitySet;
 use serde::Serialize;
 use thiserror::Error;
+use virtio_inter_common::ErrorChain;
 use virtio_inter_device::Port;
 use virtio_inter_device::backend::{
-    MAX_INTERFACE_NAME, Network, Relay, TapDevice, TapError, TapState,
+    MAX_INTERFACE_NAME, Network, Relay, TapDevice, TapError, TapState, UplinkBackend,
 };
+use virtio_inter_sandbox::DeviceNeeds;
 
 use crate::fd_store;
+use crate::timer::Timer;
+
+/// The kind of an uplink's device.
+pub type UplinkKind = TapDevice;
 
 /// The network side of a port: with an uplink or without.
-pub type PortBackend = Network<TapDevice>;
+pub type PortBackend = Network<UplinkKind>;
 /// The device of a port's process.
 pub type PortDevice = Port<PortBackend>;
 /// The network side of an uplink that ports share.
-pub type SharedUplinkBackend = Relay<TapDevice>;
+pub type SharedUplinkBackend = Relay<UplinkKind>;
+
+/// Time between attempts to open the device again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Maximum time to wait for a tap device that a killed port is about to close: the kernel may
 /// release its locks before.
@@ -64,6 +76,17 @@ impl FromStr for UplinkArg {
                 Ok(UplinkArg::TapFd(numbers))
             }
             _ => Err("tap=NAME or tap-fd=N[:N…] is needed".to_owned()),
+        }
+    }
+}
+
+impl UplinkArg {
+    /// What a process in a sandbox needs to open the device again.
+    pub fn needs(&self) -> DeviceNeeds {
+        DeviceNeeds {
+            files: &["/dev/net/tun"],
+            // The device may have another owner.
+            capabilities: CapabilitySet::NET_ADMIN,
         }
     }
 }
@@ -147,6 +170,23 @@ pub struct UplinkStatus<'a> {
     pub mtu: Option<u32>,
 }
 
+impl UplinkStatus<'_> {
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        self.tap
+    }
+
+    /// Why the device carries no frames, and what to do. `None`: it does, as far as is known.
+    pub fn problem(&self) -> Option<String> {
+        let problem = match self.state {
+            UplinkState::Gone => "is gone: create it again",
+            UplinkState::Down => "is down: set it up (ip link set DEV up)",
+            UplinkState::Up | UplinkState::Unknown => return None,
+        };
+        Some(format!("Tap device {} {problem}", self.tap))
+    }
+}
+
 /// Whether an uplink's device carries frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -179,7 +219,7 @@ impl Uplink {
         argument: &UplinkArg,
         queues: u16,
         mtu: u16,
-    ) -> Result<(Self, TapDevice), UplinkError> {
+    ) -> Result<(Self, UplinkKind), UplinkError> {
         let device = match argument {
             UplinkArg::Tap(name) => open_when_free(name, queues)?,
             UplinkArg::TapFd(numbers) => {
@@ -205,21 +245,38 @@ impl Uplink {
         }
     }
 
-    /// Opens the device again after it was removed.
+    /// Opens the device again, which was removed, and has `port` use it. It may have been made
+    /// again already. If not, sets the timer for the next attempt, and returns why.
     ///
     /// # Errors
     ///
-    /// When there is none yet.
-    pub fn reopen(&mut self) -> Result<TapDevice, TapError> {
+    /// Never in practice.
+    pub(crate) fn reopen<B: UplinkBackend<Device = UplinkKind>>(
+        &mut self,
+        port: &mut Port<B>,
+        retry: &mut Timer,
+    ) -> io::Result<Option<String>> {
+        retry.clear();
         self.is_gone = true;
-        let device = TapDevice::open(&self.name, self.queues)?;
-        self.is_gone = false;
-        Ok(device)
+        match TapDevice::open(&self.name, self.queues) {
+            Ok(device) => {
+                self.is_gone = false;
+                info!("Tap device {} is there again", self.name);
+                if let Err(error) = port.set_uplink(device) {
+                    error!("Cannot use the uplink: {}", ErrorChain(&error));
+                }
+                Ok(None)
+            }
+            Err(error) => {
+                retry.set(RETRY)?;
+                Ok(Some(ErrorChain(&error).to_string()))
+            }
+        }
     }
 
-    /// The device's name.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// The device, for texts.
+    pub fn describe(&self) -> String {
+        format!("tap device {}", self.name)
     }
 
     /// Its present state.

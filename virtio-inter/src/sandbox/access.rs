@@ -5,6 +5,7 @@ use std::path::Path;
 use virtio_inter_sandbox::{Access, directory_of};
 
 use crate::cli::{PortArgs, UplinkArgs};
+use crate::uplink::UplinkArg;
 
 /// What a port needs.
 pub fn of_port(arguments: &PortArgs) -> Access {
@@ -20,7 +21,7 @@ pub fn of_port(arguments: &PortArgs) -> Access {
     if let Some(socket) = &arguments.status_socket {
         add_directory_of(&mut access, socket);
     }
-    access.opens_tap = arguments.uplink.is_some();
+    access.device = arguments.uplink.as_ref().map(UplinkArg::needs);
     access.gives_socket = arguments.socket_group.is_some();
     access
 }
@@ -31,7 +32,7 @@ pub fn of_uplink(arguments: &UplinkArgs) -> Access {
     if let Some(socket) = &arguments.status_socket {
         add_directory_of(&mut access, socket);
     }
-    access.opens_tap = true;
+    access.device = Some(arguments.device().needs());
     access
 }
 
