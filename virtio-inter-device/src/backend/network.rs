@@ -203,8 +203,8 @@ impl<D: UplinkDevice> RxBackend for Network<D> {
         if !uplink.is_due() {
             return self.links.receive(sink);
         }
-        // Each first in turn. A record that waits for buffers stays first, or short ones of the
-        // other side would take them away from it.
+        // Each first in turn. A record that waits for buffers stays first until it has them, or
+        // short ones of the other side would take them away from it.
         if self.uplink_first {
             if uplink.receive(sink) {
                 return;
@@ -212,8 +212,10 @@ impl<D: UplinkDevice> RxBackend for Network<D> {
             self.uplink_first = false;
             self.links.receive(sink);
         } else {
+            let waited = self.links.is_out_of_buffers();
             self.links.receive(sink);
             if self.links.is_out_of_buffers() {
+                self.uplink_first = waited && self.links.has_delivered();
                 return;
             }
             self.uplink_first = true;

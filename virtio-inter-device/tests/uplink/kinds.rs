@@ -48,6 +48,45 @@ fn uplink_of_a_second_kind_carries_frames_of_all_lengths_both_ways() {
     }
 }
 
+/// Who floods a guest whose buffers run out again and again leaves some of them to the others.
+#[test]
+fn uplink_and_peers_get_the_few_buffers_of_a_guest_in_turn() {
+    let spec = Spec {
+        buffers: (1, 600),
+        ..Spec::default()
+    };
+    for (flooding, other) in [(7, 1), (1, 7)] {
+        let (mut node, far) = uplinked(spec);
+        let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+        let mut send = |from, seed| {
+            let packet = Packet::new(mac(from), mac(0), 300, seed);
+            match from {
+                1 => peer.send(&packet.bytes()),
+                _ => far.send(0, &packet),
+            }
+        };
+        node.guest.rx[0].refill = false;
+        for seed in 0..100 {
+            send(flooding, seed);
+        }
+        until("buffers are waited for", || node.count("rx_waits") > 0);
+        for seed in 0..5 {
+            send(other, seed);
+        }
+        let (mut before, mut left) = (0, 5);
+        while left != 0 {
+            node.guest.rx[0].post(3, 600);
+            for _ in 0..3 {
+                match node.guest.rx[0].receive().source() {
+                    source if source == mac(other) => left -= 1,
+                    _ => before += 1,
+                }
+            }
+            assert!(before < 50, "{before} of {flooding}, {left} of {other}");
+        }
+    }
+}
+
 /// By the port: this device does nothing for it.
 #[test]
 fn uplink_of_a_second_kind_segments_for_a_guest_that_does_not() {

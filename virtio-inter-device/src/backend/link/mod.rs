@@ -129,9 +129,14 @@ impl Links {
         self.tx.waits_for_uplink()
     }
 
-    /// Whether the last record delivered waits for the guest's buffers.
+    /// Whether a record waits for the guest's buffers, and all others with it.
     pub(super) fn is_out_of_buffers(&self) -> bool {
         self.rx.keeps_turn()
+    }
+
+    /// Whether the last batch had records.
+    pub(super) fn has_delivered(&self) -> bool {
+        self.rx.has_delivered()
     }
 
     /// Takes multicast frames for peers without a ring to the control thread, and brings those of

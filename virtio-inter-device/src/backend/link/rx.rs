@@ -201,9 +201,11 @@ pub(super) struct RxLinks {
     finished_reported: bool,
     /// Position of the link that had the last turn.
     turn: usize,
-    /// That link keeps its turn: its record waits for buffers, which small records of other links
-    /// would otherwise take away from it.
+    /// That link keeps its turn for one record, which waits for buffers: small records of other
+    /// links would otherwise take these away from it.
     keeps_turn: bool,
+    /// The last batch had records.
+    has_delivered: bool,
     faults: Vec<LinkFault>,
 }
 
@@ -319,9 +321,14 @@ impl RxLinks {
         extracted
     }
 
-    /// Whether the last record delivered waits for the guest's buffers.
+    /// Whether a record waits for the guest's buffers, and all others with it.
     pub(super) fn keeps_turn(&self) -> bool {
         self.keeps_turn
+    }
+
+    /// Whether the last batch had records.
+    pub(super) fn has_delivered(&self) -> bool {
+        self.has_delivered
     }
 
     pub(super) fn take_fault(&mut self) -> Option<LinkFault> {
@@ -333,6 +340,7 @@ impl RxLinks {
     /// Delivers waiting records, whose sources `forwarding` knows and learns.
     pub(super) fn receive<S: RxSink>(&mut self, forwarding: &Forwarding, sink: &mut S) {
         self.batches += 1;
+        self.has_delivered = false;
         if self.batches >= LOOK {
             self.poll_sleeping_links();
         }
@@ -340,7 +348,8 @@ impl RxLinks {
         // Links in a row that had no record.
         let mut idle = 0;
         while idle < count {
-            if !std::mem::take(&mut self.keeps_turn) {
+            let kept = std::mem::take(&mut self.keeps_turn);
+            if !kept {
                 let next = self.awake.next(self.turn + 1);
                 let Some(next) = next.or_else(|| self.awake.next(0)) else {
                     return;
@@ -349,9 +358,15 @@ impl RxLinks {
             }
             idle += 1;
             let link = &mut self.links[self.turn];
+            // A guest whose buffers run out again and again has buffers for the others, too.
+            let mut left = if kept { 1 } else { TURN };
             for _ in 0..TURN {
                 match link.deliver_next(forwarding, sink, &mut self.finished) {
-                    Ok(Some(RxStatus::Taken)) => idle = 0,
+                    Ok(Some(RxStatus::Taken)) => {
+                        idle = 0;
+                        left -= 1;
+                        self.has_delivered = true;
+                    }
                     Ok(Some(RxStatus::Retry)) => {}
                     Ok(Some(RxStatus::OutOfBuffers)) => {
                         self.keeps_turn = true;
@@ -370,6 +385,9 @@ impl RxLinks {
                 }
                 if let Err(violation) = link.release_many() {
                     fail(&mut self.faults, link, violation);
+                    break;
+                }
+                if left == 0 {
                     break;
                 }
             }

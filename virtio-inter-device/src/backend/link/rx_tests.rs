@@ -10,14 +10,20 @@ use vm_memory::VolatileSlice;
 use super::*;
 
 /// What was delivered: the first byte of each record.
-#[derive(Default)]
-struct Delivered(Vec<u8>);
+struct Delivered {
+    records: Vec<u8>,
+    /// Number of records for which there are buffers.
+    buffers: usize,
+}
 
 impl RxSink for Delivered {
     fn deliver(&mut self, record: &RxRecord<'_>, _progress: &mut RxProgress) -> RxStatus {
+        if self.records.len() == self.buffers {
+            return RxStatus::OutOfBuffers;
+        }
         let mut first = [0];
         record.bytes.copy_to(&mut first[..]);
-        self.0.push(first[0]);
+        self.records.push(first[0]);
         RxStatus::Taken
     }
 
@@ -79,10 +85,18 @@ impl Fixture {
 
     /// What a batch delivers.
     fn batch(&mut self) -> Vec<u8> {
-        let mut delivered = Delivered::default();
+        self.batch_of(usize::MAX)
+    }
+
+    /// What a batch delivers to a guest with so many buffers.
+    fn batch_of(&mut self, buffers: usize) -> Vec<u8> {
+        let mut delivered = Delivered {
+            records: Vec::new(),
+            buffers,
+        };
         self.links.receive(&self.forwarding, &mut delivered);
         self.links.release();
-        delivered.0
+        delivered.records
     }
 
     fn send(&mut self, index: usize, first: u8) {
@@ -163,4 +177,24 @@ fn link_that_sleeps_goes_on_with_the_next_ring_and_ends() {
     assert!(fixture.links.has_finished());
     assert_eq!(fixture.links.take_finished().len(), 1);
     assert_eq!(fixture.links.links.len(), 1);
+}
+
+/// A peer that floods a guest whose buffers run out within each of its turns.
+#[test]
+fn link_that_waits_for_buffers_keeps_its_turn_for_one_record() {
+    let mut fixture = Fixture::asleep(3);
+    for _ in 0..100 {
+        fixture.send(0, 0);
+    }
+    fixture.send(1, 1);
+    fixture.send(2, 2);
+    fixture.links.wake(&[0, 1, 2]);
+    // The last link had the last turn.
+    fixture.links.turn = 2;
+    assert_eq!(fixture.batch_of(3), [0, 0, 0]);
+    assert!(fixture.links.keeps_turn() && fixture.links.has_delivered());
+    assert!(fixture.batch_of(0).is_empty());
+    assert!(fixture.links.keeps_turn() && !fixture.links.has_delivered());
+    assert_eq!(fixture.batch_of(3), [0, 1, 2]);
+    assert_eq!(fixture.batch_of(3), [0, 0, 0]);
 }

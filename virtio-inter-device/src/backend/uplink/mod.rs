@@ -21,7 +21,7 @@ use vm_memory::VolatileSlice;
 
 use plain::PlainWriter;
 pub(super) use read_queue::ReadQueue;
-use read_queue::{ReadRules, Turn};
+use read_queue::{ReadRules, TURN, Turn};
 
 use super::interface::{
     BackendSetup, RxSink, TxFrame, TxStatus, UplinkDevice, UplinkQueue, UplinkWriter, WriteError,
@@ -44,6 +44,8 @@ pub(super) struct Uplink<D: UplinkDevice> {
     queues: Vec<ReadQueue<D>>,
     /// Position of the queue whose turn is next.
     turn: usize,
+    /// That queue keeps its turn for one frame, which waits for the guest's buffers.
+    keeps_turn: bool,
     rules: ReadRules,
     /// Frames that are in too many pieces are put together here.
     whole: Vec<u8>,
@@ -63,6 +65,7 @@ impl<D: UplinkDevice> Uplink<D> {
             writer,
             queues: vec![ReadQueue::new(reader, setup.index)],
             turn: 0,
+            keeps_turn: false,
             rules: ReadRules {
                 mac: setup.mac,
                 allowed: setup.allowed.clone(),
@@ -236,14 +239,22 @@ impl<D: UplinkDevice> Uplink<D> {
         for _ in 0..self.queues.len() {
             // Queues come and go.
             self.turn %= self.queues.len();
-            match self.queues[self.turn].receive(&self.rules, sink) {
+            // A guest whose buffers run out again and again has buffers for the others, too.
+            let most = if std::mem::take(&mut self.keeps_turn) {
+                1
+            } else {
+                TURN
+            };
+            match self.queues[self.turn].receive(&self.rules, sink, most) {
                 Turn::Empty | Turn::TooFewBuffers => self.turn += 1,
                 Turn::Full => {
                     self.turn += 1;
                     return false;
                 }
-                // It keeps its turn.
-                Turn::OutOfBuffers => return true,
+                Turn::OutOfBuffers => {
+                    self.keeps_turn = true;
+                    return true;
+                }
                 Turn::Gone => {
                     self.turn += 1;
                     self.set_gone();
@@ -299,6 +310,7 @@ impl<D: UplinkDevice> Uplink<D> {
 mod tests {
     use super::testing::{Inbox, Socket, frame, queue, setup};
     use super::*;
+    use crate::backend::RxStatus;
     use crate::frame::NET_HEADER;
 
     fn uplink_of_two(first: UplinkQueue<Socket>, second: UplinkQueue<Socket>) -> Uplink<Socket> {
@@ -326,6 +338,29 @@ mod tests {
         let turns = [[0, 1, 2, 3], [100, 101, 102, 103]];
         let again = [[4, 5, 6, 7], [104, 105, 106, 107]];
         assert_eq!(got, [turns, again].concat());
+    }
+
+    /// The guest has buffers for three frames at a time.
+    #[test]
+    fn uplink_queue_that_waits_for_buffers_keeps_its_turn_for_one_frame() {
+        let (first, first_far) = queue();
+        let (second, second_far) = queue();
+        let mut uplink = uplink_of_two(first, second);
+        for seed in 0..8 {
+            first_far.send(&frame(seed)).unwrap();
+            second_far.send(&frame(100 + seed)).unwrap();
+        }
+        let mut batch = || {
+            let mut inbox = Inbox::of(3);
+            inbox.when_full = RxStatus::OutOfBuffers;
+            (uplink.receive(&mut inbox), inbox.seeds)
+        };
+        assert_eq!(batch(), (true, vec![0, 1, 2]));
+        // One more, and with it the turn ends.
+        assert_eq!(batch(), (false, vec![3]));
+        assert_eq!(batch(), (true, vec![100, 101, 102]));
+        assert_eq!(batch(), (false, vec![103]));
+        assert_eq!(batch(), (true, vec![4, 5, 6]));
     }
 
     /// Buffers for 100 bytes: enough for some of the frames, whose lengths are not known before.

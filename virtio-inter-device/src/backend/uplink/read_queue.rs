@@ -16,7 +16,7 @@ use crate::frame::{FRAME_HEADER, FrameHeader, Invalid, MAX_RECORD, NET_HEADER, U
 use crate::offload::DHCP_SERVER;
 
 /// Number of frames before another queue's turn, or that of the links.
-const TURN: usize = 64;
+pub(super) const TURN: usize = 64;
 /// Length in bytes of the records for which buffers are collected at least: one buffer of a driver
 /// for an MTU of 1500 holds as much.
 const SHORT: usize = FRAME_HEADER + 1500;
@@ -141,12 +141,25 @@ impl<D: UplinkDevice> ReadQueue<D> {
         self.waits || !self.has_work()
     }
 
-    /// Delivers frames.
-    pub(super) fn receive<S: RxSink>(&mut self, rules: &ReadRules, sink: &mut S) -> Turn {
+    /// Delivers `most` frames, up to [`TURN`].
+    pub(super) fn receive<S: RxSink>(
+        &mut self,
+        rules: &ReadRules,
+        sink: &mut S,
+        most: usize,
+    ) -> Turn {
+        let mut left = most;
         for _ in 0..TURN {
+            if left == 0 {
+                break;
+            }
             if self.waiting != 0 {
                 match self.deliver(sink) {
-                    RxStatus::Taken | RxStatus::Retry => continue,
+                    RxStatus::Taken => {
+                        left -= 1;
+                        continue;
+                    }
+                    RxStatus::Retry => continue,
                     RxStatus::OutOfBuffers => return Turn::OutOfBuffers,
                     RxStatus::TooFewBuffers => return Turn::TooFewBuffers,
                     RxStatus::BatchFull => return Turn::Full,
@@ -157,7 +170,8 @@ impl<D: UplinkDevice> ReadQueue<D> {
             }
             let mut gone = false;
             match sink.fill(self.room, |pieces| self.read(rules, pieces, &mut gone)) {
-                RxStatus::Taken | RxStatus::Retry => {}
+                RxStatus::Taken => left -= 1,
+                RxStatus::Retry => {}
                 // There may be enough for a short one.
                 RxStatus::OutOfBuffers | RxStatus::TooFewBuffers if self.room > SHORT => {
                     self.room = SHORT;
@@ -396,7 +410,7 @@ mod tests {
         }
         let mut queue = ReadQueue::<Socket>::new(Reader(queue.into()), 0);
         let mut inbox = Inbox::of(10);
-        assert_eq!(queue.receive(&rules, &mut inbox), Turn::Empty);
+        assert_eq!(queue.receive(&rules, &mut inbox, TURN), Turn::Empty);
         assert_eq!(inbox.seeds, [0, 1, 2]);
         assert_eq!(rules.counters.uplink_rx_failed.get(), 1);
         assert!(!queue.has_work());
@@ -410,7 +424,7 @@ mod tests {
         let mut queue = ReadQueue::<Socket>::new(Reader(queue.into()), 0);
         let mut turns = 0;
         while queue.has_work() {
-            assert!(queue.receive(&rules, &mut Inbox::of(10)) != Turn::Gone);
+            assert!(queue.receive(&rules, &mut Inbox::of(10), TURN) != Turn::Gone);
             turns += 1;
         }
         assert!(turns <= 2);

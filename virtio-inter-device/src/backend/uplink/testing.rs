@@ -135,6 +135,8 @@ pub(super) fn queue() -> (UplinkQueue<Socket>, UnixDatagram) {
 /// Takes a batch of frames.
 pub(super) struct Inbox {
     left: usize,
+    /// What follows after them.
+    pub(super) when_full: RxStatus,
     /// There are buffers for records of so many bytes.
     pub(super) room: usize,
     /// Of the frames that came.
@@ -144,9 +146,12 @@ pub(super) struct Inbox {
 impl Inbox {
     /// For `left` frames.
     pub(super) fn of(left: usize) -> Self {
-        let seeds = Vec::new();
-        let room = usize::MAX;
-        Inbox { left, room, seeds }
+        Inbox {
+            left,
+            when_full: RxStatus::BatchFull,
+            room: usize::MAX,
+            seeds: Vec::new(),
+        }
     }
 }
 
@@ -168,7 +173,7 @@ impl RxSink for Inbox {
         read: impl FnOnce(&[VolatileSlice<'_>]) -> Option<usize>,
     ) -> RxStatus {
         if self.left == 0 {
-            return RxStatus::BatchFull;
+            return self.when_full;
         }
         if max_len > self.room {
             return RxStatus::TooFewBuffers;
