@@ -6,8 +6,8 @@
 //! ([`check_socket_path`]), rate limits ([`RateLimitArg`]). Paths in logs, errors and status
 //! documents are [`absolute`], because their readers have another working directory.
 //!
-//! The crate knows strings and paths, and looks up groups. It opens no other file and depends on no
-//! other crate of the workspace.
+//! The crate knows strings and paths, and looks up users and groups. It opens no other file and
+//! depends on no other crate of the workspace.
 #![forbid(unsafe_code)]
 
 mod group;
@@ -17,6 +17,7 @@ mod rate_limit;
 mod segment;
 mod size;
 mod socket;
+mod user;
 
 pub use group::Group;
 pub use nearest::{is_typing_error, nearest};
@@ -25,3 +26,4 @@ pub use rate_limit::{ByDirection, Direction, RateLimitArg, RateLimitError, Token
 pub use segment::{SEGMENTS, SegmentArgError, segment_directory};
 pub use size::{SizeError, format_size, parse_size};
 pub use socket::{MAX_SOCKET_PATH, SocketPathError, check_socket_path};
+pub use user::User;

@@ -67,6 +67,17 @@ pub fn on_thread_start(hook: fn()) {
     stderr::on_start(hook);
 }
 
+/// Keeps lines until [`release`], or [`flush`]: the thread that writes them would have the rights
+/// that this one is about to give up.
+pub fn hold() {
+    stderr::hold(true);
+}
+
+/// Has lines written again, with the next one.
+pub fn release() {
+    stderr::hold(false);
+}
+
 /// Writes a text that is no log line, such as a usage error, after the lines before it.
 pub fn say(level: Level, text: &str) {
     let text = if journal::is_stderr() {

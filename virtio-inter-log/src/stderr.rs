@@ -24,6 +24,9 @@ static QUEUE: Queue = Queue::new();
 /// Whether there is a thread that writes.
 static RUNNING: AtomicBool = AtomicBool::new(false);
 
+/// Whether that thread is not to be started yet.
+static HELD: AtomicBool = AtomicBool::new(false);
+
 /// Called first in the thread that writes.
 static ON_START: OnceLock<fn()> = OnceLock::new();
 
@@ -32,10 +35,15 @@ pub(crate) fn on_start(hook: fn()) {
     let _ = ON_START.set(hook);
 }
 
+/// Has the thread that writes not started, or allows it again: the next line starts it then.
+pub(crate) fn hold(held: bool) {
+    HELD.store(held, Ordering::Relaxed);
+}
+
 /// Queues lines, and has them written.
 pub(crate) fn push(lines: Vec<u8>) {
     QUEUE.push(lines);
-    if RUNNING.swap(true, Ordering::Relaxed) {
+    if HELD.load(Ordering::Relaxed) || RUNNING.swap(true, Ordering::Relaxed) {
         return;
     }
     let thread = thread::Builder::new().name("log".to_owned()).spawn(|| {

@@ -43,13 +43,14 @@ pub fn enter_process(
     calls: &Calls,
 ) -> Result<Report, MissingWalls> {
     access.may_dump = std::env::var_os(ALLOW_DUMPS).is_some();
-    let dumps = if access.may_dump {
-        Ok(())
+    let dumps = set_dumpable_behavior(if access.may_dump {
+        // A process that has become another user is not, by itself.
+        DumpableBehavior::Dumpable
     } else {
         // What others say is in this process's memory. The kernel then writes no core dump, and
         // lets only processes with CAP_SYS_PTRACE trace it or read its memory.
-        set_dumpable_behavior(DumpableBehavior::NotDumpable)
-    };
+        DumpableBehavior::NotDumpable
+    });
     let report = enter(mode, &access, calls)?;
     if let Err(error) = dumps {
         warn!("Cannot forbid core dumps of this process: {error}");

@@ -10,8 +10,10 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
+use rustix::process::geteuid;
 use virtio_inter_args::{
-    Group, SocketPathError, absolute, check_socket_path, format_size, parse_size, segment_directory,
+    Group, SocketPathError, User, absolute, check_socket_path, format_size, parse_size,
+    segment_directory,
 };
 use virtio_inter_common::{Guard, IpSets, MAX_QUEUE_PAIRS, MacAddr, MacSets, PortId};
 use virtio_inter_device::{BusyPollConfig, PortConfig};
@@ -24,7 +26,7 @@ use virtio_inter_segment::{LocalPort, MIN_MTU, Uplinks};
 use crate::limit_args::LimitArgs;
 use crate::rate_limit_args::RateLimitArgs;
 use crate::sandbox::SandboxArgs;
-use crate::socket_access::{SocketAccess, SocketMode};
+use crate::socket_access::{SocketAccess, SocketMode, owner};
 use crate::uplink::UplinkArg;
 
 /// Most entries of a split virtqueue (VIRTIO 1.3, 2.7).
@@ -269,6 +271,13 @@ pub struct PortArgs {
     /// user and root can connect
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub status_socket: Option<PathBuf>,
+    /// User to become as soon as the sockets are bound and the tap device is open, by name or
+    /// number, with its groups, or with GROUP in place of its own. Only root can. The port joins
+    /// its segment as that user, which owns the sockets then; to remove and restore them it needs
+    /// to be able to write to their directories, and it can open a tap device again that is its own
+    /// or nobody's
+    #[arg(long, value_name = "NAME[:GROUP]")]
+    pub user: Option<User>,
     /// What the process gives up when it starts.
     #[command(flatten)]
     pub sandbox: SandboxArgs,
@@ -285,6 +294,7 @@ impl PortArgs {
         SocketAccess {
             group: self.socket_group,
             mode: self.socket_mode,
+            owner: owner(self.user.as_ref()),
         }
     }
 
@@ -382,6 +392,10 @@ pub struct UplinkArgs {
     /// Unix socket that serves the state of the uplink as JSON
     #[arg(long, value_name = "PATH", value_parser = socket_path_parser())]
     pub status_socket: Option<PathBuf>,
+    /// User to become as soon as the tap device is open, as for a port. It must own the segment's
+    /// directory
+    #[arg(long, value_name = "NAME[:GROUP]")]
+    pub user: Option<User>,
     /// What the process gives up when it starts.
     #[command(flatten)]
     pub sandbox: SandboxArgs,
@@ -446,6 +460,16 @@ fn parse_tap_fd(text: &str) -> Result<UplinkArg, String> {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let matches = Cli::command().try_get_matches_from(with_subcommand(arguments))?;
     let cli = Cli::from_arg_matches(&matches)?;
+    if let Command::Port(PortArgs { user, .. }) | Command::Uplink(UplinkArgs { user, .. }) =
+        &cli.command
+        && let Some(user) = user
+        && !geteuid().is_root()
+    {
+        let text = format!(
+            "invalid value '{user}' for '--user <NAME[:GROUP]>': only root can become another user"
+        );
+        return Err(Cli::command().error(ErrorKind::ValueValidation, text));
+    }
     if let Command::Port(port) = &cli.command
         && let Err((option, reason)) = port.rate_limits.check()
     {

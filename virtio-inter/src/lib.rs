@@ -21,6 +21,7 @@ pub mod limit_args;
 mod link_control;
 mod lock_wait;
 pub mod notify;
+mod opened;
 pub mod paths;
 pub mod process;
 pub mod rate_limit_args;

@@ -50,13 +50,14 @@ impl HeldBy for JoinError {
 /// One waiting period, shared by all resources that a port acquires at its start.
 #[derive(Debug)]
 pub(crate) struct LockWait<'a> {
-    signals: &'a ShutdownSignals,
+    /// `None`: a signal ends the process.
+    signals: Option<&'a ShutdownSignals>,
     started: Instant,
 }
 
 impl<'a> LockWait<'a> {
     /// Starts the waiting period. A shutdown signal ends it.
-    pub(crate) fn new(signals: &'a ShutdownSignals) -> Self {
+    pub(crate) fn new(signals: Option<&'a ShutdownSignals>) -> Self {
         Self {
             signals,
             started: Instant::now(),
@@ -114,7 +115,10 @@ impl<'a> LockWait<'a> {
             tv_sec: 0,
             tv_nsec: RETRY_INTERVAL.subsec_nanos().into(),
         };
-        let mut fds = [PollFd::new(self.signals, PollFlags::IN)];
+        let fds = self
+            .signals
+            .map(|signals| PollFd::new(signals, PollFlags::IN));
+        let mut fds: Vec<_> = fds.into_iter().collect();
         match poll(&mut fds, Some(&interval)) {
             Ok(count) => Ok(count > 0),
             Err(rustix::io::Errno::INTR) => Ok(false),

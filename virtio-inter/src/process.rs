@@ -8,21 +8,19 @@ use virtio_inter_segment::{JoinError, Segment};
 
 use crate::cli::PortArgs;
 use crate::connector::Connector;
-use crate::directory_modes::check_socket_directory;
 use crate::event_loop::EventLoop;
 use crate::fd_store::{self, FdStore};
 use crate::frontend_server::FrontendServer;
 use crate::frontend_source::FrontendSource;
 use crate::inherited::Inherited;
 use crate::lock_wait::LockWait;
+use crate::notify;
+use crate::opened::{Opened, OwnSocket, name_user, open_as_root};
 use crate::sandbox;
 use crate::shutdown_signals::ShutdownSignals;
-use crate::socket::SocketLock;
-use crate::status_socket::StatusSocket;
 use crate::unexpected_signals::UnexpectedSignals;
-use crate::uplink::{PortDevice, Uplink, check_right};
+use crate::uplink::{PortDevice, check_right};
 use crate::vhost_user::session::SessionLimits;
-use crate::{notify, rlimits};
 
 /// Runs a port until SIGTERM, SIGINT or SIGHUP.
 ///
@@ -33,44 +31,38 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     // First, while no other descriptor of this process has such a number.
     let inherited = arguments.fd.map(Inherited::take).transpose()?;
     let stored = fd_store::take_stored();
+    let mut opened = None;
+    if let Some(user) = &arguments.user {
+        let sockets = [arguments.own_socket(), arguments.status_socket.as_deref()];
+        let open = |wait: &LockWait<'_>| Opened::of_port(arguments, wait);
+        opened = open_as_root(user, &sockets, open)?;
+    }
     let sandbox = sandbox::enter_process(arguments.sandbox.mode, sandbox::of_port(arguments))?;
     crate::status::process_start();
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
-    rlimits::prepare(arguments.ring_size);
     let local = arguments.local_port();
-    if let Some(socket) = &arguments.socket
-        && !arguments.allow_public_directory
-    {
-        check_socket_directory(socket, arguments.client)?;
+    let wait = LockWait::new(Some(&signals));
+    if opened.is_none() {
+        opened = Opened::of_port(arguments, &wait)?;
     }
-    let wait = LockWait::new(&signals);
-    let mut lock = None;
-    if let Some(socket) = arguments.own_socket() {
-        let Some(taken) = wait.acquire(|| SocketLock::take(socket))? else {
-            return Ok(());
-        };
-        lock = Some(taken);
-    }
-    let listen = || StatusSocket::listen(arguments.status_socket.as_deref());
-    let Some(mut status) = wait.acquire(listen)? else {
+    let Some(mut opened) = opened else {
         return Ok(());
     };
     if arguments.trunk {
         check_right(&arguments.segment, "a trunk")?;
     }
-    let uplink = arguments.uplink.as_ref();
-    let open = |uplink| Uplink::open(uplink, local.queues, local.mtu);
-    let (uplink, uplink_device) = uplink.map(open).transpose()?.unzip();
     let join = || {
         let limits = arguments.limits.limits();
         Segment::join_with(&arguments.segment, local.clone(), limits)
     };
-    let Some(segment) = wait.acquire(join).map_err(suggest_directory)? else {
+    let joined = wait.acquire(join).map_err(suggest_directory);
+    let Some(segment) = joined.map_err(|error| name_user(error, arguments.user.as_ref()))? else {
         return Ok(());
     };
     // The event loop tries again and warns.
-    let _ = status.listen_in_segment(&segment);
+    let _ = opened.status.listen_in_segment(&segment);
+    let (uplink, uplink_device) = opened.uplink.unzip();
     let change = |network: Network<_>| {
         if arguments.uplink_offload {
             network
@@ -93,7 +85,7 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         true => FdStore::default(),
         false => FdStore::from_environment(),
     };
-    let source = open_source(arguments, inherited, lock)?;
+    let source = open_source(arguments, inherited, opened.socket)?;
     let described = describe(arguments, &source);
     let mut frontends =
         FrontendServer::new(source, limits, fd_store).context("Cannot watch the socket")?;
@@ -101,7 +93,13 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
         .resume(stored, &mut device)
         .context("Cannot watch the frontend's connection")?;
     let event_loop = EventLoop::new(
-        arguments, signals, unexpected, frontends, segment, device, status,
+        arguments,
+        signals,
+        unexpected,
+        frontends,
+        segment,
+        device,
+        opened.status,
     )
     .context("Cannot wait for events")?
     .with_uplink(uplink);
@@ -124,11 +122,11 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
 fn open_source(
     arguments: &PortArgs,
     inherited: Option<Inherited>,
-    lock: Option<SocketLock>,
+    own: Option<OwnSocket>,
 ) -> anyhow::Result<FrontendSource> {
-    Ok(match (inherited, lock, &arguments.socket) {
+    Ok(match (inherited, own, &arguments.socket) {
         (Some(inherited), ..) => FrontendSource::Inherited(inherited),
-        (None, Some(lock), _) => FrontendSource::Listener(lock.listen(arguments.socket_access())?),
+        (None, Some(own), _) => FrontendSource::Listener(own.listen(arguments.socket_access())?),
         (None, None, Some(socket)) => {
             FrontendSource::Connector(Connector::new(socket).context("Cannot set a timer")?)
         }

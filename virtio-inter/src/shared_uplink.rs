@@ -16,6 +16,7 @@ use crate::cli::UplinkArgs;
 use crate::diagnostics::Diagnostics;
 use crate::directory_modes::lets_others_remove;
 use crate::lock_wait::LockWait;
+use crate::opened::{Opened, name_user, open_as_root};
 use crate::restore_backoff::RestoreBackoff;
 use crate::run_error::RunError;
 use crate::sandbox::{self, Report};
@@ -26,7 +27,7 @@ use crate::timer::Timer;
 use crate::unexpected_signals::UnexpectedSignals;
 use crate::uplink::{SharedUplinkBackend, Uplink, check_right};
 use crate::watchdog::Watchdog;
-use crate::{notify, paths, rlimits};
+use crate::{notify, paths};
 
 const SIGNALS: u64 = 0;
 const UNEXPECTED: u64 = 1;
@@ -58,24 +59,35 @@ const SETTLE: Duration = Duration::from_secs(1);
 ///
 /// When it cannot run, in words for its user.
 pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
+    let mut opened = None;
+    if let Some(user) = &arguments.user {
+        let open = |wait: &LockWait<'_>| Opened::of_uplink(arguments, wait);
+        opened = open_as_root(user, &[arguments.status_socket.as_deref()], open)?;
+    }
     let sandbox = sandbox::enter_process(arguments.sandbox.mode, sandbox::of_uplink(arguments))?;
     crate::status::process_start();
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
-    rlimits::prepare(arguments.ring_size);
     check_right(&arguments.segment, "an uplink")?;
     let local = arguments.local_port();
-    let wait = LockWait::new(&signals);
-    let listen = || StatusSocket::listen(arguments.status_socket.as_deref());
-    let Some(mut status) = wait.acquire(listen)? else {
+    let wait = LockWait::new(Some(&signals));
+    if opened.is_none() {
+        opened = Opened::of_uplink(arguments, &wait)?;
+    }
+    let Some(Opened {
+        mut status,
+        uplink: Some((uplink, uplink_device)),
+        ..
+    }) = opened
+    else {
         return Ok(());
     };
-    let (uplink, uplink_device) = Uplink::open(&arguments.device(), local.queues, local.mtu)?;
     let join = || {
         let limits = arguments.limits.limits();
         Segment::join_with(&arguments.segment, local.clone(), limits)
     };
-    let Some(segment) = wait.acquire(join)? else {
+    let joined = wait.acquire(join);
+    let Some(segment) = joined.map_err(|error| name_user(error, arguments.user.as_ref()))? else {
         return Ok(());
     };
     // The event loop tries again and warns.

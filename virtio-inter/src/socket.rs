@@ -13,7 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use log::{Level, debug, info, warn};
-use rustix::fs::{FlockOperation, Mode, OFlags, fchmod, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, fchmod, fchown, flock};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rustix::process::{Resource, getrlimit};
@@ -21,7 +21,7 @@ use thiserror::Error;
 use virtio_inter_common::liveness::{Listening, listening, lock_holder_stays};
 use virtio_inter_common::{LogLimit, log_limited};
 
-use crate::socket_access::SocketAccess;
+use crate::socket_access::{Owner, SocketAccess};
 
 /// How often a lock file may disappear between opening and locking it: each time another port has
 /// just exited.
@@ -149,13 +149,32 @@ impl SocketLock {
         Listener::new(self, Access::Frontends(access))
     }
 
-    /// Listens on the path for this user and root only.
+    /// Makes the socket, which does not listen yet: connections are refused.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::listen`].
+    pub fn bind(self, access: SocketAccess) -> Result<BoundSocket, SocketError> {
+        Listener::bind(self, Access::Frontends(access)).map(BoundSocket)
+    }
+
+    /// Listens on the path for this user, or another owner of the socket, and root only.
     ///
     /// # Errors
     ///
     /// When the socket cannot be made there.
-    pub fn listen_private(self) -> Result<Listener, SocketError> {
-        Listener::new(self, Access::Private)
+    pub fn listen_private(self, owner: Option<Owner>) -> Result<Listener, SocketError> {
+        Listener::new(self, Access::Private(owner))
+    }
+
+    /// Gives the lock file to another user, who can then remove it.
+    ///
+    /// # Errors
+    ///
+    /// When this user may not.
+    pub fn give_to(&self, (user, group): Owner) -> Result<(), SocketError> {
+        fchown(&self.file, Some(user), Some(group))
+            .map_err(|error| failed("give away", &self.path)(error.into()))
     }
 
     /// Whether the path still names the locked file.
@@ -294,8 +313,24 @@ pub(crate) fn move_up(listener: UnixListener) -> UnixListener {
 enum Access {
     /// Those that the command line or the umask allows.
     Frontends(SocketAccess),
-    /// This user and root.
-    Private,
+    /// The socket's owner and root: this user, or another owner.
+    Private(Option<Owner>),
+}
+
+/// A socket at its path that does not listen yet. Dropping it removes the socket and its lock file.
+#[derive(Debug)]
+pub struct BoundSocket(Listener);
+
+impl BoundSocket {
+    /// Listens. A peer sees the credentials of the process at this time.
+    ///
+    /// # Errors
+    ///
+    /// Those of listen(2).
+    pub fn listen(self) -> Result<Listener, SocketError> {
+        self.0.socket.listen()?;
+        Ok(self.0)
+    }
 }
 
 /// A listening socket. Dropping it removes the socket and its lock file.
@@ -318,6 +353,13 @@ struct Socket {
 
 impl Listener {
     fn new(lock: SocketLock, access: Access) -> Result<Self, SocketError> {
+        let bound = Self::bind(lock, access)?;
+        bound.socket.listen()?;
+        Ok(bound)
+    }
+
+    /// One that does not listen yet.
+    fn bind(lock: SocketLock, access: Access) -> Result<Self, SocketError> {
         Ok(Self {
             socket: Socket::bind(&lock.socket, access)?,
             lock,
@@ -346,7 +388,9 @@ impl Listener {
         }
         if !self.socket.is_in_place() {
             self.lock.remove_stale_socket()?;
-            self.socket = Socket::bind(&self.lock.socket, self.access)?;
+            let socket = Socket::bind(&self.lock.socket, self.access)?;
+            socket.listen()?;
+            self.socket = socket;
         }
         log_limited!(
             RESTORED,
@@ -393,7 +437,13 @@ impl Socket {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
             let (mode, access) = match access {
-                Access::Private => (Some(Mode::RUSR | Mode::WUSR), SocketAccess::default()),
+                Access::Private(owner) => {
+                    let access = SocketAccess {
+                        owner,
+                        ..SocketAccess::default()
+                    };
+                    (Some(Mode::RUSR | Mode::WUSR), access)
+                }
                 Access::Frontends(access) => (access.mode_to_bind(), access),
             };
             if let Some(mode) = mode {
@@ -406,7 +456,6 @@ impl Socket {
                 let _ = fs::remove_file(path);
                 return Err(error);
             }
-            rustix::net::listen(&socket, BACKLOG)?;
             Ok::<_, io::Error>(UnixListener::from(socket))
         };
         let listener = bind().map_err(failed("listen on socket", path))?;
@@ -414,11 +463,16 @@ impl Socket {
         Ok(Self {
             listener: match access {
                 Access::Frontends(_) => move_up(listener),
-                Access::Private => listener,
+                Access::Private(_) => listener,
             },
             path: path.to_owned(),
             inode: (bound.dev(), bound.ino()),
         })
+    }
+
+    fn listen(&self) -> Result<(), SocketError> {
+        rustix::net::listen(&self.listener, BACKLOG)
+            .map_err(|error| failed("listen on socket", &self.path)(error.into()))
     }
 
     fn is_in_place(&self) -> bool {

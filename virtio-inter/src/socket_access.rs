@@ -8,9 +8,9 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::str::FromStr;
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use virtio_inter_args::Group;
+use virtio_inter_args::{Group, User};
 
 /// Group and mode of a socket file; none: as the kernel makes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,16 @@ pub struct SocketAccess {
     pub group: Option<Group>,
     /// The file's mode.
     pub mode: Option<SocketMode>,
+    /// The file's owner and, without a group of its own, its group.
+    pub owner: Option<Owner>,
+}
+
+/// A user and a group to which files are given.
+pub type Owner = (Uid, Gid);
+
+/// Owner and group of the files that are made for a user.
+pub(crate) fn owner(user: Option<&User>) -> Option<Owner> {
+    user.map(|user| (Uid::from_raw(user.uid()), Gid::from_raw(user.gid())))
 }
 
 /// Permissions of the owner and the group.
@@ -45,23 +55,23 @@ impl FromStr for SocketMode {
 }
 
 impl SocketAccess {
-    /// Whether the kernel's choice is not what was asked for.
-    pub(crate) fn is_given(self) -> bool {
-        self != Self::default()
+    /// Whether the mode that the umask leaves is not what was asked for.
+    fn has_mode(self) -> bool {
+        self.group.is_some() || self.mode.is_some()
     }
 
     /// The mode that the socket needs before it is bound: no user may connect who may not later.
     pub(crate) fn mode_to_bind(self) -> Option<Mode> {
-        self.is_given().then_some(Mode::RUSR | Mode::WUSR)
+        self.has_mode().then_some(Mode::RUSR | Mode::WUSR)
     }
 
-    /// Gives a socket that was just bound at `path` to its group.
+    /// Gives a socket that was just bound at `path` to its owner and group.
     ///
     /// # Errors
     ///
     /// When this user may not, or the path leads to another file by now.
     pub(crate) fn apply(self, path: &Path) -> io::Result<()> {
-        if !self.is_given() {
+        if self == Self::default() {
             return Ok(());
         }
         // By its descriptor: the path may lead elsewhere already.
@@ -71,9 +81,14 @@ impl SocketAccess {
         if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_nlink != 1 {
             return Err(Errno::STALE.into());
         }
-        if let Some(group) = self.group {
-            let group = Gid::from_raw(group.id());
-            rustix::fs::chownat(&file, "", None, Some(group), AtFlags::EMPTY_PATH)?;
+        let group = self.group.map(|group| Gid::from_raw(group.id()));
+        let group = group.or(self.owner.map(|(_, group)| group));
+        let owner = self.owner.map(|(owner, _)| owner);
+        if owner.is_some() || group.is_some() {
+            rustix::fs::chownat(&file, "", owner, group, AtFlags::EMPTY_PATH)?;
+        }
+        if !self.has_mode() {
+            return Ok(());
         }
         let mode = match self.mode {
             Some(SocketMode(mode)) => mode,

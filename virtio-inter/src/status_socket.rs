@@ -18,6 +18,7 @@ use virtio_inter_segment::Segment;
 
 use crate::service_socket::{LISTENING, ServiceSocket};
 use crate::socket::{Listener, SocketError, SocketLock, WATCH, failed};
+use crate::socket_access::Owner;
 
 /// Maximum number of clients that have not read the whole document; the oldest gives way to a new
 /// one.
@@ -49,18 +50,23 @@ struct Client {
 }
 
 impl StatusSocket {
-    /// Listens on `path`, if there is one, mode 0600 from the start.
+    /// Listens on `path`, if there is one, mode 0600 from the start, and for this user or another
+    /// owner.
     ///
     /// # Errors
     ///
     /// When a live port has the path, or it cannot be bound.
-    pub fn listen(path: Option<&Path>) -> Result<Self, SocketError> {
+    pub fn listen(path: Option<&Path>, owner: Option<Owner>) -> Result<Self, SocketError> {
         let place = path.unwrap_or(Path::new("of the status"));
         let poll = Epoll::new().map_err(failed(WATCH, place))?;
         let listener = match path {
             None => None,
             Some(path) => {
-                let listener = SocketLock::take(path)?.listen_private()?;
+                let lock = SocketLock::take(path)?;
+                if let Some(owner) = owner {
+                    lock.give_to(owner)?;
+                }
+                let listener = lock.listen_private(owner)?;
                 poll.add_with(&listener, LISTENING, OWN_PATH)
                     .map_err(failed(WATCH, path))?;
                 Some(listener)

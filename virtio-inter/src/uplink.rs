@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use log::{error, info};
+use log::{Level, error, info};
 use rustix::process::geteuid;
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
 use thiserror::Error;
-use virtio_inter_common::ErrorChain;
+use virtio_inter_common::{ErrorChain, LogLimit, log_limited};
 use virtio_inter_device::Port;
 use virtio_inter_device::backend::{
     MAX_INTERFACE_NAME, Network, Relay, TapDevice, TapError, TapState, UplinkBackend,
@@ -41,6 +41,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between two tries.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Limits the log lines about a device that this user may not open any more.
+static FORBIDDEN: LogLimit = LogLimit::new(Duration::from_secs(60), 1);
 
 /// `--uplink`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,6 +271,9 @@ impl Uplink {
                 Ok(None)
             }
             Err(error) => {
+                if let TapError::NotAllowed(_) = error {
+                    log_limited!(FORBIDDEN, Level::Warn, "{error}");
+                }
                 retry.set(RETRY)?;
                 Ok(Some(ErrorChain(&error).to_string()))
             }

@@ -19,5 +19,8 @@ use crate::notify;
 pub fn enter_process(mode: Mode, access: Access) -> Result<Report, MissingWalls> {
     // From within, it cannot be reached if it is an abstract socket.
     notify::connect();
-    virtio_inter_sandbox::enter_process(mode, access, &PORT)
+    let report = virtio_inter_sandbox::enter_process(mode, access, &PORT);
+    // The thread that writes the log is within the walls now.
+    virtio_inter_log::release();
+    report
 }

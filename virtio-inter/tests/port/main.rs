@@ -29,5 +29,6 @@ mod uplink_misuse;
 mod uplink_mtu;
 mod uplink_warnings;
 mod usage;
+mod user;
 mod vandal;
 mod warnings;

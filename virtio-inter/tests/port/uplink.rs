@@ -68,7 +68,7 @@ fn uplinked(place: &Place, uplink: &str) -> PortCommand {
 
 /// Waits until both directions work.
 #[track_caller]
-fn assert_carries(place: &Place, port: &Port) {
+pub(crate) fn assert_carries(place: &Place, port: &Port) {
     let mut guest = Guest::new(port, 1514);
     guest.send("52:54:00:00:00:61", "52:54:00:00:00:99", 100);
     // The kernel itself sends neighbour discovery by a device that is up.
