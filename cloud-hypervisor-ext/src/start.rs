@@ -86,6 +86,10 @@ pub fn run(mut line: CommandLine, flags: &[Vec<OsString>]) -> Result<u8, Failure
         path: find_port()?,
         log: line.log_level(),
     };
+    // It keeps ports' connections to the VMM.
+    if let Err(error) = virtio_inter_sandbox::forbid_dumps() {
+        warn!("Cannot forbid core dumps of this process: {error}");
+    }
     let directory = VmDirectory::new(api_socket.as_deref())?;
     let factory = DeviceFactory::new(identity, &directory);
     let devices: Vec<Device> = devices

@@ -1,7 +1,8 @@
 //! Supervises a VM's processes: starts ports, then the VMM; restarts ports that die; ends the ports
 //! after the VMM.
 //!
-//! One thread waits for the events of all of them (decision 0020).
+//! One thread waits for the events of all of them (decision 0020). When the VMM runs, it gives up
+//! what ports do not need.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,6 +14,7 @@ use log::{info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use virtio_inter_common::PortId;
+use virtio_inter_sandbox::supervisor::restrict_supervisor;
 
 use crate::child::{Child, Descriptors};
 use crate::control::{ClientId, Control};
@@ -123,6 +125,8 @@ impl Supervisor {
             .with_context(|| format!("Cannot run {program}"))?;
         info!("Cloud Hypervisor is process {}", vmm.pid());
         self.vmm = Some(vmm);
+        // Only ports are started from now on (decision 0111).
+        restrict_supervisor().log();
         loop {
             self.step()?;
             if let Some(vmm) = &mut self.vmm

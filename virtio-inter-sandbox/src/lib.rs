@@ -11,6 +11,7 @@ mod mode;
 mod privileges;
 mod report;
 pub mod seccomp;
+pub mod supervisor;
 
 use log::{info, warn};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -42,20 +43,34 @@ pub fn enter_process(
     mut access: Access,
     calls: &Calls,
 ) -> Result<Report, MissingWalls> {
-    access.may_dump = std::env::var_os(ALLOW_DUMPS).is_some();
-    let dumps = set_dumpable_behavior(if access.may_dump {
+    access.may_dump = may_dump();
+    let dumps = forbid_dumps();
+    let report = enter(mode, &access, calls)?;
+    if let Err(error) = dumps {
+        warn!("Cannot forbid core dumps of this process: {error}");
+    }
+    Ok(report)
+}
+
+fn may_dump() -> bool {
+    std::env::var_os(ALLOW_DUMPS).is_some()
+}
+
+/// Forbids core dumps and tracing of this process, unless its environment asks for them. Programs
+/// that it executes are not concerned.
+///
+/// # Errors
+///
+/// Never in practice.
+pub fn forbid_dumps() -> std::io::Result<()> {
+    Ok(set_dumpable_behavior(if may_dump() {
         // A process that has become another user is not, by itself.
         DumpableBehavior::Dumpable
     } else {
         // What others say is in this process's memory. The kernel then writes no core dump, and
         // lets only processes with CAP_SYS_PTRACE trace it or read its memory.
         DumpableBehavior::NotDumpable
-    });
-    let report = enter(mode, &access, calls)?;
-    if let Err(error) = dumps {
-        warn!("Cannot forbid core dumps of this process: {error}");
-    }
-    Ok(report)
+    })?)
 }
 
 /// Builds the walls around the calling thread, and those that it starts from now on. To be called

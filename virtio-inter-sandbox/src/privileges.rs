@@ -27,26 +27,47 @@ pub(crate) fn forbid_new() -> io::Result<()> {
 /// Drops all capabilities but those that are needed for the directories and devices.
 pub(crate) fn drop_capabilities(access: &Access) -> io::Result<()> {
     let needed = needed(access, geteuid().is_root());
+    bound(needed);
+    let _ = clear_ambient_capability_set();
+    let kept = capabilities(None)?.permitted & needed;
+    set(CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    })
+}
+
+/// Drops all capabilities but these, which programs that are executed keep as far as they have them
+/// now.
+pub(crate) fn keep(needed: CapabilitySet) -> io::Result<()> {
+    bound(needed);
+    let there = capabilities(None)?;
+    set(CapabilitySets {
+        effective: there.effective & needed,
+        permitted: there.permitted & needed,
+        inheritable: there.inheritable & needed,
+    })
+}
+
+/// Limits what a program gains that is executed.
+fn bound(needed: CapabilitySet) {
     // Fails without CAP_SETPCAP, and for those that the kernel does not know. It is a second wall
-    // only: the set limits what a program gains that is executed, and there is none.
+    // only.
     for capability in CapabilitySet::all().difference(needed).iter() {
         let _ = remove_capability_from_bounding_set(capability);
     }
-    let _ = clear_ambient_capability_set();
+}
+
+fn set(sets: CapabilitySets) -> io::Result<()> {
     let there = capabilities(None)?;
-    let kept = there.permitted & needed;
+    let is_so = there.permitted == sets.permitted
+        && there.effective == sets.effective
+        && there.inheritable == sets.inheritable;
     // Nothing to give up: the filter of a service manager may forbid the call.
-    if there.permitted == kept && there.effective == kept && there.inheritable.is_empty() {
+    if is_so {
         return Ok(());
     }
-    Ok(set_capabilities(
-        None,
-        CapabilitySets {
-            effective: kept,
-            permitted: kept,
-            inheritable: CapabilitySet::empty(),
-        },
-    )?)
+    Ok(set_capabilities(None, sets)?)
 }
 
 fn needed(access: &Access, is_root: bool) -> CapabilitySet {

@@ -9,16 +9,18 @@ use std::collections::BTreeMap;
 use std::env::consts::ARCH;
 use std::sync::OnceLock;
 
+use libc::c_long;
 use log::warn;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as ArgLen, SeccompCmpOp as Op,
     SeccompCondition as Condition, SeccompFilter, SeccompRule, apply_filter,
+    apply_filter_all_threads,
 };
 use thiserror::Error;
 use virtio_inter_common::thread_role::{self, Role};
 
-use self::calls::UNSEEN;
 pub use self::calls::{Arguments, COMMON, Call, HELPER, START, UNIX, call};
+use self::calls::{NAMESPACES, UNSEEN};
 use crate::mode::Mode;
 use crate::report::{Report, Wall};
 
@@ -46,7 +48,7 @@ const REFUSED: &[libc::c_long] = &[
 
 /// Why there is no filter.
 #[derive(Debug, Error)]
-enum FilterError {
+pub(crate) enum FilterError {
     #[error("no filter can be made: {0}")]
     Build(#[from] BackendError),
     #[error("the kernel takes no filter: {0}")]
@@ -103,6 +105,39 @@ fn enter_role(role: Role) {
     if let Err(error) = result {
         warn!("A thread has no filter of its own for system calls: {error}");
     }
+}
+
+/// Refuses these calls, and arguments of others, to all threads of this process and those that it
+/// starts from now on: they fail with EPERM.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the constants' types differ by C library"
+)]
+pub(crate) fn refuse(calls: &[c_long]) -> Result<(), FilterError> {
+    let mut rules: BTreeMap<_, Vec<SeccompRule>> =
+        calls.iter().map(|call| (*call, Vec::new())).collect();
+    let rule = |argument: u8, op: Op, value: u64| {
+        SeccompRule::new(vec![Condition::new(argument, ArgLen::Dword, op, value)?])
+    };
+    // All sockets but Unix sockets.
+    rules.insert(
+        libc::SYS_socket,
+        vec![rule(0, Op::Ne, libc::AF_UNIX as u64)?],
+    );
+    // Input of a terminal, from whoever shares it.
+    rules.insert(
+        libc::SYS_ioctl,
+        vec![rule(1, Op::Eq, libc::TIOCSTI as u64)?],
+    );
+    let namespaces = NAMESPACES.iter().map(|flag| {
+        let flag = u64::from(flag.cast_unsigned());
+        rule(0, Op::MaskedEq(flag), flag)
+    });
+    rules.insert(libc::SYS_clone, namespaces.collect::<Result<_, _>>()?);
+    let errno = libc::EPERM.cast_unsigned();
+    let refused = program(rules, SeccompAction::Allow, SeccompAction::Errno(errno))?;
+    apply_filter_all_threads(&refusal(&[libc::SYS_clone3], libc::ENOSYS)?)?;
+    Ok(apply_filter_all_threads(&refused)?)
 }
 
 /// A filter by which these calls fail and all others pass.

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -136,6 +136,15 @@ impl Launcher {
     pub(crate) fn directory(mut self, path: &Path) -> Self {
         self.command.current_dir(path);
         self
+    }
+
+    /// Starts it as another user; `None` if that one cannot run it.
+    pub(crate) fn by_user(mut self, user: u32) -> Option<Self> {
+        let mut probe = Command::new(PROGRAM);
+        probe.arg("--version").uid(user).gid(user);
+        probe.stdout(Stdio::null()).status().ok()?;
+        self.command.uid(user).gid(user);
+        Some(self)
     }
 
     /// Starts it with signals ignored.

@@ -14,3 +14,4 @@ mod real;
 mod stored_connection;
 mod uplink;
 mod usage;
+mod walls;

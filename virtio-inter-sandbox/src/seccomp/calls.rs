@@ -11,16 +11,27 @@ use libc::c_long;
 
 use Arguments::{Any, Masked, OneOf, OwnProcess};
 
+/// Flags of clone(2) that make a namespace.
+pub(super) const NAMESPACES: [i32; 7] = [
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+];
+
 /// Flags of clone(2) that make something else than a thread: a process, or a namespace.
-const NO_THREAD: i32 = libc::CLONE_NEWNS
-    | libc::CLONE_NEWCGROUP
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUSER
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET
-    | libc::CLONE_VFORK
-    | libc::CLONE_PTRACE;
+const NO_THREAD: i32 = {
+    let mut flags = libc::CLONE_VFORK | libc::CLONE_PTRACE;
+    let mut index = 0;
+    while index < NAMESPACES.len() {
+        flags |= NAMESPACES[index];
+        index += 1;
+    }
+    flags
+};
 
 /// The arguments with which a call may be made.
 #[derive(Clone, Copy, Debug)]
