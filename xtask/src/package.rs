@@ -1,18 +1,21 @@
-//! `cargo xtask package`: builds a Debian package, and tries it in clean Debian systems.
+//! `cargo xtask package`: builds a Debian package and, for a release, an rpm and lists of the
+//! dependencies, and tries them in clean Debian systems.
 
 mod check;
+mod files;
 mod first_vms;
+mod release;
 mod system;
 mod units;
 
-use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use self::files::{PROGRAMS, Packages, find};
 use crate::root::{root, run_in_root};
 use crate::tools::Tool;
 
@@ -30,6 +33,11 @@ pub(crate) struct Options {
     /// the commands of docs/first-vms.md in one (needs root and mmdebstrap)
     #[arg(long)]
     pub(crate) check: bool,
+    /// Also make what a release has: an rpm of the same files, an SBOM of each program in both
+    /// packages, and programs that carry the list of their dependencies. Compiles three tools, and
+    /// the programs once more
+    #[arg(long)]
+    pub(crate) release_files: bool,
 }
 
 /// Builds the package, and checks it if that is asked for.
@@ -38,22 +46,30 @@ pub(crate) struct Options {
 ///
 /// When it cannot be built, or does not work.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let package = build()?;
-    println!("{}", package.display());
+    let packages = build(options.release_files)?;
+    for package in [Some(&packages.deb), packages.rpm.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        println!("{}", package.display());
+    }
     if options.check {
-        check::check(&package)?;
+        check::check(&packages)?;
     }
     Ok(())
 }
 
-/// Builds the programs, their man pages and completions, and the package.
-fn build() -> Result<PathBuf> {
+/// Builds the programs, their man pages and completions, and the packages.
+fn build(for_release: bool) -> Result<Packages> {
     let cargo = |arguments: &[&str]| run_in_root("cargo", arguments);
     let mut programs = vec!["build", "--release", "--locked"];
-    for program in ["virtio-inter", "cloud-hypervisor-ext", "ch-remote-ext"] {
+    for program in PROGRAMS {
         programs.extend(["--package", program]);
     }
-    cargo(&programs)?;
+    match for_release {
+        true => release::build_programs(&programs)?,
+        false => cargo(&programs)?,
+    }
     let place = root().join("target/package");
     match fs::remove_dir_all(&place) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -82,6 +98,13 @@ fn build() -> Result<PathBuf> {
     let version = env!("CARGO_PKG_VERSION");
     fs::write(place.join("changelog"), changelog(version)?)?;
     fs::write(place.join("copyright"), copyright()?)?;
+    let documents = place.join("doc");
+    fs::create_dir(&documents).context("Making target/package/doc")?;
+    fs::copy(root().join("CHANGELOG.md"), documents.join("changelog"))
+        .context("Copying the changelog")?;
+    if for_release {
+        release::write_sboms(&documents)?;
+    }
     let tool = CARGO_DEB.program()?;
     run_in_root(
         &tool.display().to_string(),
@@ -95,10 +118,9 @@ fn build() -> Result<PathBuf> {
             "target/package/",
         ],
     )?;
-    let mut packages = fs::read_dir(&place)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension() == Some(OsStr::new("deb")));
-    packages.next().context("cargo-deb made no package")
+    let deb = find(&place, "deb").context("cargo-deb made no package")?;
+    let rpm = for_release.then(|| release::make_rpm(&deb)).transpose()?;
+    Ok(Packages { deb, rpm })
 }
 
 /// Makes the link `virtio-inter-port`, by which the program is a back-end of QEMU's conventions: it

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 
+use super::files::Packages;
 use super::system::System;
-use super::{first_vms, units};
+use super::{first_vms, release, units};
 use crate::apt::Mirror;
 use crate::root::run_in_root;
 use crate::setup;
@@ -55,12 +56,13 @@ const SUPPRESSED: [&str; 3] = [
     "initial-upload-closes-no-bugs",
 ];
 
-/// Tries the package: `lintian`, then each release.
+/// Tries the Debian package: `lintian`, then each release; then the files of a release.
 ///
 /// # Errors
 ///
 /// What does not work.
-pub(super) fn check(package: &Path) -> Result<()> {
+pub(super) fn check(packages: &Packages) -> Result<()> {
+    let package = packages.deb.as_path();
     // QEMU, which boots one of the systems.
     setup::ensure()?;
     let name = package.display().to_string();
@@ -71,7 +73,11 @@ pub(super) fn check(package: &Path) -> Result<()> {
         try_package(package, &System::new(&own, &HOST)?)?;
     }
     let system = System::new(NEWEST, &[&HOST[..], &MACHINE].concat())?;
-    try_package(package, &system)
+    try_package(package, &system)?;
+    match &packages.rpm {
+        Some(rpm) => release::check(package, rpm, &system),
+        None => Ok(()),
+    }
 }
 
 /// Checks the AppArmor profiles: the release's parser takes them, and has one for each unit that

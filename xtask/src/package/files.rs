@@ -1,0 +1,24 @@
+//! The programs that are packaged, and the packages.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The programs of the package, which are the crates' names.
+pub(super) const PROGRAMS: [&str; 3] = ["virtio-inter", "cloud-hypervisor-ext", "ch-remote-ext"];
+
+/// The packages that were built.
+pub(super) struct Packages {
+    pub(super) deb: PathBuf,
+    /// Of a release.
+    pub(super) rpm: Option<PathBuf>,
+}
+
+/// The package of that format in a directory.
+pub(super) fn find(directory: &Path, extension: &str) -> Option<PathBuf> {
+    let mut packages = fs::read_dir(directory)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.is_file() && path.extension() == Some(OsStr::new(extension)));
+    packages.next()
+}
