@@ -22,6 +22,13 @@ type Labels = Vec<(&'static str, String)>;
 /// Before each name.
 const PREFIX: &str = "virtio_inter";
 
+/// Maximum number of peers and of warnings of a port that count: no honest one has more. What a
+/// port says of itself must not flood Prometheus with series.
+const MAX_PEERS: usize = 1024;
+const MAX_WARNINGS: usize = 256;
+/// Maximum length in characters of what a port says of itself.
+const MAX_TEXT: usize = 64;
+
 /// A format of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -57,9 +64,32 @@ pub(crate) fn text(ports: &[Port], with_peers: bool, format: Format) -> String {
 /// The labels of a port.
 fn labels(port: &Port) -> Labels {
     vec![
-        ("segment", port.segment.clone()),
+        ("segment", escaped(&port.segment)),
         ("port", port.id.to_string()),
     ]
+}
+
+/// A label's value by the rules of both formats: the encoder writes it as it is, and a hostile port
+/// or a directory's name may have anything in it.
+fn escaped(value: &str) -> String {
+    let mut escaped = String::new();
+    for char in value.chars() {
+        match char {
+            '\\' => escaped += r"\\",
+            '"' => escaped += r#"\""#,
+            '\n' => escaped += r"\n",
+            char => escaped.push(char),
+        }
+    }
+    escaped
+}
+
+/// What a port says of itself, as a label's value.
+fn said(text: &str) -> String {
+    match text.char_indices().nth(MAX_TEXT) {
+        Some((end, _)) => escaped(&text[..end]),
+        None => escaped(text),
+    }
 }
 
 /// What is so now.
@@ -115,7 +145,7 @@ impl Gauges {
         };
         set(&self.up, 1);
         let mut description = labels(port);
-        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let text = |value: &Option<String>| value.as_deref().map(said).unwrap_or_default();
         description.push(("mac", text(&status.mac)));
         description.push(("version", text(&status.program_version)));
         description.push(("mtu", status.mtu.unwrap_or_default().to_string()));
@@ -139,9 +169,9 @@ impl Gauges {
         if let Some(uplink) = &status.uplink {
             set(&self.uplink, (uplink.state == "up").into());
         }
-        for warning in &status.warnings {
+        for warning in status.warnings.iter().take(MAX_WARNINGS) {
             let mut labels = labels(port);
-            labels.push(("code", warning.code.clone()));
+            labels.push(("code", said(&warning.code)));
             self.warnings.get_or_create(&labels).inc();
         }
     }
@@ -260,7 +290,7 @@ impl PeerFamilies {
     }
 
     fn add(&self, port: &Port, status: &Document) {
-        for peer in &status.peers {
+        for peer in status.peers.iter().take(MAX_PEERS) {
             // A peer without a link, such as another uplink of an uplink, exchanges nothing. A name
             // that no port can have is one of a hostile port.
             let (Some(since), Some(tx), Some(rx)) = (peer.since, peer.tx, peer.rx) else {
@@ -380,6 +410,38 @@ mod tests {
             );
         }
         assert!(!text.contains("made_up"), "{text}");
+    }
+
+    #[test]
+    fn metrics_of_a_hostile_port_are_its_own_and_not_many() {
+        let code = "x\"} 1\nvirtio_inter_up{port=\"victim\"} 0\n\\".to_owned();
+        let warnings: Vec<_> = (0..1000)
+            .map(|number| json!({"code": format!("{number} {code}"), "text": "", "count": 1}))
+            .collect();
+        let peer = |number| {
+            json!({"id": format!("peer{number}"), "since": 1,
+                   "tx": {"frames": 1, "bytes": 1}, "rx": {"frames": 1, "bytes": 1}})
+        };
+        let peers: Vec<_> = (0..2000).map(peer).collect();
+        let status = json!({
+            "program_version": "1".repeat(1000), "warnings": warnings, "peers": peers,
+        });
+        let mut port = Port::answering("a", &status);
+        port.segment = "we\"b".to_owned();
+        let text = text(&[port], true, Format::OpenMetrics);
+        let count = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
+        assert_eq!(count("virtio_inter_up{"), 1);
+        assert_eq!(count("virtio_inter_warnings{"), MAX_WARNINGS);
+        assert_eq!(
+            count("virtio_inter_peer_transmit_packets_total{"),
+            MAX_PEERS
+        );
+        let line = [
+            r#"{segment="we\"b",port="a",code="0 x\"} 1\n"#,
+            r#"virtio_inter_up{port=\"victim\"} 0\n\\"} 1"#,
+        ];
+        assert!(text.contains(&line.concat()), "{text}");
+        assert!(text.lines().all(|line| line.len() < 300), "{text}");
     }
 
     #[test]
