@@ -207,22 +207,27 @@ fn reply(number: u32, time: Duration, before: Option<&Port>, port: &Port) -> Rep
 }
 
 /// The counters of lost frames of the guest that increased, if no frame of it was sent meanwhile.
-/// None before: since the port started.
+/// None before: since the port started. Frames without a destination do not count: those of the
+/// first guest of a segment have none, and for others there is a warning.
 fn all_lost(before: Option<&Document>, now: &Document) -> Vec<String> {
     let more = |counter: &str| {
         let former = before.map_or(0, |before| before.total(counter));
         now.total(counter) > former
     };
-    if now.is_shared_uplink() || more("tx_frames") {
+    if now.is_shared_uplink() || ["tx_frames", "uplink_tx_frames"].into_iter().any(more) {
         return Vec::new();
     }
+    let is_lost = |name: &str| {
+        let is_of_guest = name.starts_with("tx_") || name == "uplink_tx_refused";
+        Counters::is_drop(name) && is_of_guest && name != "tx_no_destination"
+    };
     let names = now
         .counters
         .first()
         .into_iter()
         .flat_map(|pair| pair.keys());
     names
-        .filter(|name| Counters::is_drop(name) && name.starts_with("tx_") && more(name))
+        .filter(|name| is_lost(name) && more(name))
         .cloned()
         .collect()
 }
@@ -274,6 +279,13 @@ mod tests {
         assert_eq!(all_lost(None, &wrong_mac), ["tx_spoofed"]);
         // Nothing new.
         assert_eq!(all_lost(Some(&wrong_mac), &wrong_mac), [""; 0]);
+        // The first guest of a segment sends multicast frames to nobody.
+        let alone = status(2, &json!({"tx_frames": 0, "tx_no_destination": 4}));
+        assert_eq!(all_lost(None, &alone), [""; 0]);
+        let refused = status(2, &json!({"tx_frames": 0, "uplink_tx_refused": 4}));
+        assert_eq!(all_lost(None, &refused), ["uplink_tx_refused"]);
+        let by_uplink = json!({"tx_frames": 0, "uplink_tx_frames": 1, "tx_spoofed": 4});
+        assert_eq!(all_lost(None, &status(2, &by_uplink)), [""; 0]);
         let some = status(2, &json!({"tx_frames": 1, "tx_spoofed": 4}));
         assert_eq!(all_lost(Some(&wrong_mac), &some), [""; 0]);
         assert_eq!(all_lost(None, &some), [""; 0]);
