@@ -156,12 +156,14 @@ impl Diagnostics {
         self.former.push_back(peer.mac);
     }
 
-    /// The port has this uplink: warns if it cannot carry frames, or not all of them.
-    pub fn uplink(&mut self, uplink: &UplinkStatus<'_>) {
+    /// The port has this uplink, or this is an uplink's device: warns if it cannot carry frames, or
+    /// not all of them. `is_active`: frames are to be carried, an uplink does not stand by.
+    pub fn uplink(&mut self, uplink: &UplinkStatus<'_>, is_active: bool) {
         match uplink.problem() {
             Some(problem) => {
                 let effect = match self.kind {
-                    UPLINK => "nothing passes between the segment and its network",
+                    UPLINK if is_active => "nothing passes between the segment and its network",
+                    UPLINK => "this uplink, which stands by, cannot take over",
                     _ => "the guest reaches the ports of the segment only",
                 };
                 let text = format!("{problem}. Until then {effect}");
@@ -191,11 +193,12 @@ impl Diagnostics {
 
     /// Peers came or went: warns of what does not go together.
     pub fn peers(&mut self, peers: &BTreeMap<PeerKey, PeerInfo>) {
-        self.mtus(peers.values());
-        // An uplink has frames of all addresses.
-        if self.kind == PORT {
-            self.allowed(peers.values());
+        if self.kind == UPLINK {
+            // It has frames of all addresses, and no other uplink has any of it.
+            return self.mtus(peers.values().filter(|peer| peer.uplinks.shared.is_none()));
         }
+        self.mtus(peers.values());
+        self.allowed(peers.values());
     }
 
     /// Warns of addresses that ports list beside their own although they are another port's.

@@ -278,7 +278,7 @@ impl EventLoop {
         diagnostics.drops(device.counters(), peers);
         let uplink = self.uplink.as_ref().map(Uplink::status);
         if let Some(uplink) = &uplink {
-            diagnostics.uplink(uplink);
+            diagnostics.uplink(uplink, true);
         }
         segment.forget_old_conflicts();
         diagnostics.refused(segment.refused());
@@ -413,7 +413,7 @@ impl EventLoop {
     fn check_uplink(&mut self) {
         if let Some(uplink) = &self.uplink {
             let diagnostics = &mut self.attachment.role.diagnostics;
-            diagnostics.uplink(&uplink.status());
+            diagnostics.uplink(&uplink.status(), true);
         }
     }
 

@@ -239,6 +239,8 @@ impl SharedUplink {
                 let Attachment { role, peers, .. } = &mut self.attachment;
                 if std::mem::take(&mut role.peers_changed) {
                     role.diagnostics.peers(peers);
+                    // It may have become the active one, or stand by.
+                    self.check_uplink();
                 }
             }
         }
@@ -267,17 +269,33 @@ impl SharedUplink {
         if role.diagnostics.drops(device.counters(), peers) {
             self.drop_check.set(NEXT_DROP_CHECK)?;
         }
-        role.diagnostics.uplink(&self.uplink.status());
+        self.check_uplink();
         Ok(())
+    }
+
+    /// Warns of a device that is down or gone, and ends the warning when it is not any more. What
+    /// that means is known when the uplink knows of the others.
+    fn check_uplink(&mut self) {
+        let role = &mut self.attachment.role;
+        if role.is_settling {
+            return;
+        }
+        role.diagnostics
+            .uplink(&self.uplink.status(), role.is_active);
+    }
+
+    /// Warns of a segment that was removed, or whose members can take each other's names.
+    fn check_segment(&mut self) {
+        let directory = &self.arguments.segment;
+        let Attachment { segment, role, .. } = &mut self.attachment;
+        role.diagnostics.lost_file(directory, segment.lost());
+        role.diagnostics
+            .segment_mode(directory, lets_others_remove(directory));
     }
 
     /// Looks at the segment's files, and restores the sockets by which readers find the status.
     fn restore_status(&mut self) -> io::Result<()> {
-        let directory = &self.arguments.segment;
-        let Attachment { segment, role, .. } = &mut self.attachment;
-        let diagnostics = &mut role.diagnostics;
-        diagnostics.lost_file(directory, segment.lost());
-        diagnostics.segment_mode(directory, lets_others_remove(directory));
+        self.check_segment();
         if !self.status_retry.begin()? {
             return Ok(());
         }
@@ -285,6 +303,9 @@ impl SharedUplink {
             self.status_retry.restored();
         }
         let mut complete = true;
+        let directory = &self.arguments.segment;
+        let Attachment { segment, role, .. } = &mut self.attachment;
+        let diagnostics = &mut role.diagnostics;
         for (path, why) in self.status.restore(segment) {
             complete &= why.is_none();
             // The warning of a lost segment says it all.
@@ -313,12 +334,13 @@ impl SharedUplink {
         if let Some(why) = self.uplink.reopen(device, &mut self.retry)? {
             debug!("No uplink: {why}");
         }
-        let diagnostics = &mut self.attachment.role.diagnostics;
-        diagnostics.uplink(&self.uplink.status());
+        self.check_uplink();
         Ok(())
     }
 
     fn serve_status(&mut self) -> io::Result<()> {
+        self.check_segment();
+        self.check_uplink();
         let Attachment {
             segment,
             device,
@@ -328,7 +350,6 @@ impl SharedUplink {
         } = &mut self.attachment;
         let diagnostics = &mut role.diagnostics;
         diagnostics.drops(device.counters(), peers);
-        diagnostics.uplink(&self.uplink.status());
         segment.forget_old_conflicts();
         diagnostics.refused(segment.refused());
         self.status.process(|| {

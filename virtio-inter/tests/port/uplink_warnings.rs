@@ -1,5 +1,8 @@
 //! Warnings of an uplink that ports share.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
 use crate::process::{Place, until};
 use crate::status::{assert_documented, status};
 use crate::uplink::{enter, ip, make_tap, warning, with_status};
@@ -58,5 +61,24 @@ fn uplink_that_is_shared_warns_of_its_device_and_of_ports_that_do_not_fit() {
     let (_, log) = place.command("b").with("--id", "u").fail();
     assert!(log.contains("is taken by a live port"), "{log}");
     assert!(wait_for("conflict").contains("this uplink's own id u"));
+
+    let mode = |mode| fs::set_permissions(place.segment(), Permissions::from_mode(mode)).unwrap();
+    mode(0o2770);
+    wait_for("segment-not-sticky");
+    mode(0o3770);
+    wait_for_end("segment-not-sticky");
+
+    // Another one is active then.
+    make_tap("up1", "");
+    let other = place.uplink("v", "up1").with("--priority", "200").start();
+    until("it stands by", || now()["active"] == false);
+    ip("link set up0 down");
+    let text = wait_for("uplink-down");
+    assert!(text.contains("which stands by, cannot take over"), "{text}");
+    assert!(warning(&now(), "mtu-mismatch").is_none());
+    other.end();
+    until("it is active", || {
+        warning(&now(), "uplink-down").is_some_and(|text| text.contains("between the segment"))
+    });
     uplink.end();
 }
