@@ -26,7 +26,8 @@ use crate::vhost_user::session::SessionLimits;
 ///
 /// # Errors
 ///
-/// When it cannot run, in words for its user. No file is left behind then either.
+/// When it cannot run, in words for its user. No file is left behind then either, but by `--user`
+/// where that user may not remove it.
 pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     // First, while no other descriptor of this process has such a number.
     let inherited = arguments.fd.map(Inherited::take).transpose()?;

@@ -213,15 +213,25 @@ fn lock(path: &Path, socket: &Path) -> Result<File, SocketError> {
     for _ in 0..LOCK_ATTEMPTS {
         // Not truncated: the content belongs to another process until this one has the lock. Links
         // are not followed.
-        let mut file = OpenOptions::new()
+        let mut options = OpenOptions::new();
+        options
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(false)
             .mode(0o600)
-            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
-            .open(path)
-            .map_err(failed("open lock file", path))?;
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
+        // Made only if it is not there: with fs.protected_regular not even root may open a file of
+        // another user with O_CREAT in a sticky directory, such as one that was left behind.
+        let opened = match options.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                options.create_new(true).open(path)
+            }
+            opened => opened,
+        };
+        let mut file = match opened {
+            // Another process made it meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            opened => opened.map_err(failed("open lock file", path))?,
+        };
         // What is written to it must not end up in somebody's file of another name.
         let metadata = file.metadata().map_err(failed("examine", path))?;
         if !metadata.is_file() || metadata.nlink() > 1 {
