@@ -360,6 +360,7 @@ impl RxLinks {
             let link = &mut self.links[self.turn];
             // A guest whose buffers run out again and again has buffers for the others, too.
             let mut left = if kept { 1 } else { TURN };
+            let segments = link.progress.segments;
             for _ in 0..TURN {
                 match link.deliver_next(forwarding, sink, &mut self.finished) {
                     Ok(Some(RxStatus::Taken)) => {
@@ -372,7 +373,11 @@ impl RxLinks {
                         self.keeps_turn = true;
                         return;
                     }
-                    Ok(Some(RxStatus::BatchFull)) => return,
+                    Ok(Some(RxStatus::BatchFull)) => {
+                        // Others, such as an uplink, have filled the batch: its turn is to come.
+                        self.keeps_turn = kept && left == 1 && link.progress.segments == segments;
+                        return;
+                    }
                     Ok(Some(RxStatus::TooFewBuffers)) => break,
                     Ok(None) => {
                         self.has_ended |= link.finished;

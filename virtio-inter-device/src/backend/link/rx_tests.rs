@@ -14,12 +14,14 @@ struct Delivered {
     records: Vec<u8>,
     /// Number of records for which there are buffers.
     buffers: usize,
+    /// What follows after them.
+    when_full: RxStatus,
 }
 
 impl RxSink for Delivered {
     fn deliver(&mut self, record: &RxRecord<'_>, _progress: &mut RxProgress) -> RxStatus {
         if self.records.len() == self.buffers {
-            return RxStatus::OutOfBuffers;
+            return self.when_full;
         }
         let mut first = [0];
         record.bytes.copy_to(&mut first[..]);
@@ -85,14 +87,15 @@ impl Fixture {
 
     /// What a batch delivers.
     fn batch(&mut self) -> Vec<u8> {
-        self.batch_of(usize::MAX)
+        self.batch_of(usize::MAX, RxStatus::OutOfBuffers)
     }
 
-    /// What a batch delivers to a guest with so many buffers.
-    fn batch_of(&mut self, buffers: usize) -> Vec<u8> {
+    /// What a batch delivers to a guest with so many buffers, behind which this follows.
+    fn batch_of(&mut self, buffers: usize, when_full: RxStatus) -> Vec<u8> {
         let mut delivered = Delivered {
             records: Vec::new(),
             buffers,
+            when_full,
         };
         self.links.receive(&self.forwarding, &mut delivered);
         self.links.release();
@@ -191,10 +194,14 @@ fn link_that_waits_for_buffers_keeps_its_turn_for_one_record() {
     fixture.links.wake(&[0, 1, 2]);
     // The last link had the last turn.
     fixture.links.turn = 2;
-    assert_eq!(fixture.batch_of(3), [0, 0, 0]);
+    let out = RxStatus::OutOfBuffers;
+    assert_eq!(fixture.batch_of(3, out), [0, 0, 0]);
     assert!(fixture.links.keeps_turn() && fixture.links.has_delivered());
-    assert!(fixture.batch_of(0).is_empty());
-    assert!(fixture.links.keeps_turn() && !fixture.links.has_delivered());
-    assert_eq!(fixture.batch_of(3), [0, 1, 2]);
-    assert_eq!(fixture.batch_of(3), [0, 0, 0]);
+    // Also if there are none, or if an uplink has filled the batch.
+    for when_full in [out, RxStatus::BatchFull] {
+        assert!(fixture.batch_of(0, when_full).is_empty());
+        assert!(fixture.links.keeps_turn() && !fixture.links.has_delivered());
+    }
+    assert_eq!(fixture.batch_of(3, out), [0, 1, 2]);
+    assert_eq!(fixture.batch_of(3, out), [0, 0, 0]);
 }

@@ -169,8 +169,15 @@ impl<D: UplinkDevice> ReadQueue<D> {
                 return Turn::Empty;
             }
             let mut gone = false;
-            match sink.fill(self.room, |pieces| self.read(rules, pieces, &mut gone)) {
-                RxStatus::Taken => left -= 1,
+            let mut delivered = false;
+            let status = sink.fill(self.room, |pieces| {
+                let len = self.read(rules, pieces, &mut gone);
+                delivered = len.is_some();
+                len
+            });
+            match status {
+                // It may also have been for another guest, or wait now.
+                RxStatus::Taken => left -= usize::from(delivered),
                 RxStatus::Retry => {}
                 // There may be enough for a short one.
                 RxStatus::OutOfBuffers | RxStatus::TooFewBuffers if self.room > SHORT => {
