@@ -54,13 +54,14 @@ const PARTS: [Part; 2] = [
             "backend",
             "backend/link",
             "backend/link/tx",
+            "backend/uplink",
             "frame.rs",
             "offload",
             "queue",
             "rx",
             "tx",
         ],
-        tests: &["--lib", "--test", "device"],
+        tests: &["--lib", "--test", "device", "--test", "uplink"],
     },
 ];
 
@@ -71,7 +72,7 @@ const CARGO_MUTANTS: Tool = Tool {
 };
 
 /// Files that hold tests and what they need.
-const TEST_FILES: [&str; 3] = ["fixture.rs", "tests.rs", "_tests.rs"];
+const TEST_FILES: [&str; 4] = ["fixture.rs", "tests.rs", "_tests.rs", "testing.rs"];
 
 /// Exit status of `timeout` when the time was up.
 const TIME_IS_UP: i32 = 124;
