@@ -2,7 +2,7 @@
 //! another version does not have are `None` or empty.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
@@ -120,6 +120,25 @@ pub(crate) struct TokenBucket {
     pub(crate) refill_time: u64,
 }
 
+/// Warnings of lost frames, which ports older than [`Warning::current`] have until they end.
+const OF_FRAMES: [&str; 11] = [
+    "foreign-source",
+    "foreign-ip",
+    "foreign-neighbor",
+    "dhcp-server",
+    "not-examined",
+    "peer-guard",
+    "no-destination",
+    "peer-stalled",
+    "packet-too-long",
+    "buffer-too-small",
+    "uplink-full",
+];
+
+/// Time since the last of these frames for which such a warning counts as current, as newer ports
+/// have it.
+const RECENT: Duration = Duration::from_secs(60);
+
 /// A condition that an operator can end.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -130,20 +149,26 @@ pub(crate) struct Warning {
     /// Seconds since 1970: of the first and of the last occurrence.
     pub(crate) since: Option<u64>,
     pub(crate) last: Option<u64>,
-    /// Whether it is so now. Older ports do not say.
+    /// Whether it is so now. Ports older than this field do not say.
     pub(crate) current: Option<bool>,
 }
 
 impl Warning {
     /// Whether it is so now, as far as is known.
-    pub(crate) fn is_current(&self) -> bool {
-        self.current.unwrap_or(true)
+    pub(crate) fn is_current(&self, now: SystemTime) -> bool {
+        let is_recent = |last: u64| {
+            let last = SystemTime::UNIX_EPOCH + Duration::from_secs(last);
+            now.duration_since(last).is_ok_and(|age| age < RECENT) || last > now
+        };
+        self.current.unwrap_or_else(|| {
+            !OF_FRAMES.contains(&self.code.as_str()) || self.last.is_none_or(is_recent)
+        })
     }
 
     /// Since when it is so; if it is over, how long ago it was. Nothing for a port that does not
     /// say.
     pub(crate) fn age(&self, now: SystemTime) -> Option<String> {
-        match self.is_current() {
+        match self.is_current(now) {
             true => Some(format!("since {}", age(now, self.since?))),
             false => Some(format!("last {} ago", age(now, self.last?))),
         }

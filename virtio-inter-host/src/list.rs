@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use virtio_inter_device::Counters;
 
-use crate::document::{Document, Warning};
+use crate::document::Document;
 use crate::reader::{Port, process_name};
 use crate::text::{age, safe, table};
 
@@ -40,7 +40,9 @@ fn warnings(status: &Document, now: SystemTime) -> String {
     let number = warnings.len() + refused.len();
     let last = warnings.iter().filter_map(|warning| warning.last).max();
     match last {
-        Some(last) if refused.is_empty() && !warnings.iter().any(Warning::is_current) => {
+        Some(last)
+            if refused.is_empty() && !warnings.iter().any(|warning| warning.is_current(now)) =>
+        {
             format!("{number}, last {} ago", age(now, last))
         }
         _ => number.to_string(),

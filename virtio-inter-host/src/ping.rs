@@ -182,7 +182,7 @@ fn reply(number: u32, time: Duration, before: Option<&Port>, port: &Port) -> Rep
         .into_iter()
         .flat_map(|status| &status.warnings);
     let warnings: Vec<String> = warnings
-        .filter(|warning| warning.is_current())
+        .filter(|warning| warning.is_current(SystemTime::now()))
         .map(|Warning { code, .. }| code.clone())
         .collect();
     let good = trouble.is_none()

@@ -249,6 +249,10 @@ mod tests {
                     {"code": "foreign-source", "text": "Other", "count": 7, "since": 2800,
                      "last": 9700, "current": false},
                     {"code": "of-an-older-port", "text": "Old", "count": 1},
+                    {"code": "foreign-source", "text": "Older", "count": 2, "since": 100,
+                     "last": 2800},
+                    {"code": "mtu-mismatch", "text": "Oldest", "count": 2, "since": 2800,
+                     "last": 2800},
                 ],
                 "refused": [{"peer": "b", "by_peer": true, "reason": "version", "when": 9990}],
             }),
@@ -257,6 +261,8 @@ mod tests {
             "Down (uplink-down, 3, since 2 h)",
             "Other (foreign-source, 7, last 5 min ago)",
             "Old (of-an-older-port, 1)",
+            "Older (foreign-source, 2, last 2 h ago)",
+            "Oldest (mtu-mismatch, 2, since 2 h)",
             "refused by b: version (last 10 s ago)",
         ];
         assert_eq!(warnings_of(&port, now), expected);
