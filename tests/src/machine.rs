@@ -56,7 +56,7 @@ const PROGRAM: &str = "program";
 ///
 /// When the test fails.
 #[allow(clippy::panic, reason = "this is how a test fails")]
-pub fn cloud_hypervisor_test(test: impl FnOnce(&Testbed) -> Result<()>) {
+pub fn cloud_hypervisor_test(test: impl Fn(&Testbed) -> Result<()>) {
     if vmm::program().is_none() {
         skip("no cloud-hypervisor here: set CLOUD_HYPERVISOR, or put it and ch-remote into PATH");
         return;

@@ -213,11 +213,12 @@ fn connection_outlasts_snapshot_and_restore() {
 }
 
 /// Moves the first guest three times under load, there, back and there again.
-fn migrate(mut local: bool) {
+fn migrate(begin_locally: bool) {
     // A move that copies the memory takes as long as some 25 MB in the emulated machine.
     const BYTES: u64 = 40_000_000;
     cloud_hypervisor_test(|bed| {
         let mut group = Group::boot(bed, &[CH, CH])?;
+        let mut local = begin_locally;
         for turn in ["A to B", "B to A", "A to B again"] {
             // One that goes on when the move is over, whatever that takes.
             let mut transfer = transfer(&group, BYTES)?;

@@ -137,7 +137,7 @@ impl Pair {
     }
 }
 
-fn dpdk_test(test: impl FnOnce(&Testbed) -> Result<()>) {
+fn dpdk_test(test: impl Fn(&Testbed) -> Result<()>) {
     guest_test(|bed| match Testpmd::unavailable(bed) {
         Some(reason) => {
             skip(&reason);

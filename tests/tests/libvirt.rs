@@ -34,7 +34,7 @@ fn boot(bed: &Testbed, libvirt: &Libvirt) -> Result<Group> {
 }
 
 /// Runs a test unless this machine cannot run libvirt.
-fn libvirt_test(test: impl FnOnce(&Testbed, &Libvirt) -> Result<()>) {
+fn libvirt_test(test: impl Fn(&Testbed, &Libvirt) -> Result<()>) {
     match Libvirt::missing() {
         Some(reason) => skip(&reason),
         None => guest_test(|bed| test(bed, &Libvirt::start(bed, "here")?)),

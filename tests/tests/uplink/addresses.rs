@@ -204,10 +204,10 @@ const CONTAINERS: [&str; 2] = ["02:76:69:00:01:01", "02:76:69:00:02:01"];
 
 /// Two network namespaces in a guest, each with an interface of its own hardware address, as
 /// containers have them.
-fn behind_a_guest(change: impl FnOnce(PortConfig) -> PortConfig) {
+fn behind_a_guest(change: impl Fn(PortConfig) -> PortConfig) {
     guest_test(|bed| {
         let mut group = Group::new(bed, "test")?;
-        group.start(bed, Frontend::Uml, change, |config| config)?;
+        group.start(bed, Frontend::Uml, &change, |config| config)?;
         group.start(bed, Frontend::Uml, |config| config, |config| config)?;
         group.ready()?;
         let [vm, peer] = [&group.vms[0], &group.vms[1]];
