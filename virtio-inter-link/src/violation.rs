@@ -49,7 +49,7 @@ pub enum Violation {
         available: u64,
     },
     /// Ringing the peer's doorbells takes too long.
-    #[error("Ringing its doorbells takes more than 200 µs each time: too many wait for them")]
+    #[error("Ringing its doorbells takes more than 1 ms each time: too many wait for them")]
     SlowDoorbell,
     /// A record's reserved field is not zero.
     #[error("Reserved field of the record at {position:#x} is {value:#x}")]
