@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
-use crate::text::age;
+use crate::text::{age, safe, time_since};
 
 /// The document.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -156,10 +156,7 @@ pub(crate) struct Warning {
 impl Warning {
     /// Whether it is so now, as far as is known.
     pub(crate) fn is_current(&self, now: SystemTime) -> bool {
-        let is_recent = |last: u64| {
-            let last = SystemTime::UNIX_EPOCH + Duration::from_secs(last);
-            now.duration_since(last).is_ok_and(|age| age < RECENT) || last > now
-        };
+        let is_recent = |last: u64| time_since(now, last) < RECENT;
         self.current.unwrap_or_else(|| {
             !OF_FRAMES.contains(&self.code.as_str()) || self.last.is_none_or(is_recent)
         })
@@ -172,6 +169,18 @@ impl Warning {
             true => Some(format!("since {}", age(now, self.since?))),
             false => Some(format!("last {} ago", age(now, self.last?))),
         }
+    }
+
+    /// Its line for a terminal.
+    pub(crate) fn line(&self, now: SystemTime) -> String {
+        let age = self.age(now);
+        let age = age.map_or_else(String::new, |age| format!(", {age}"));
+        format!(
+            "{} ({}, {}{age})",
+            safe(&self.text),
+            safe(&self.code),
+            self.count
+        )
     }
 }
 

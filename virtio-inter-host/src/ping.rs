@@ -159,10 +159,7 @@ fn warning_lines(port: &Port, said: &mut Vec<String>) -> String {
             continue;
         }
         said.push(warning.text.clone());
-        let (code, text) = (safe(&warning.code), safe(&warning.text));
-        let age = warning.age(now);
-        let age = age.map_or_else(String::new, |age| format!(", {age}"));
-        lines += &format!("    {text} ({code}, {}{age})\n", warning.count);
+        lines += &format!("    {}\n", warning.line(now));
     }
     lines
 }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use virtio_inter_device::Counters;
 
-use crate::document::{Document, Peer, RateLimits, TokenBucket, Warning};
+use crate::document::{Document, Peer, RateLimits, TokenBucket};
 use crate::list::vmm;
 use crate::reader::{Answer, Port};
 use crate::text::{age, safe, si};
@@ -38,15 +38,7 @@ fn warnings_of(port: &Port, now: SystemTime) -> Vec<String> {
     let Some(status) = port.status() else {
         return vec![explain(&port.answer)];
     };
-    let warnings = status.warnings.iter().map(|warning| {
-        let Warning {
-            code, text, count, ..
-        } = warning;
-        let age = warning
-            .age(now)
-            .map_or_else(String::new, |age| format!(", {age}"));
-        format!("{} ({}, {count}{age})", safe(text), safe(code))
-    });
+    let warnings = status.warnings.iter().map(|warning| warning.line(now));
     let refused = status.refused.iter().map(|refused| {
         let peer = refused.peer.as_deref().map_or("a peer".to_owned(), safe);
         let mut reason = safe(&refused.reason);
@@ -251,6 +243,8 @@ mod tests {
                     {"code": "of-an-older-port", "text": "Old", "count": 1},
                     {"code": "foreign-source", "text": "Older", "count": 2, "since": 100,
                      "last": 2800},
+                    {"code": "foreign-source", "text": "Never", "count": 1, "since": u64::MAX,
+                     "last": u64::MAX},
                     {"code": "mtu-mismatch", "text": "Oldest", "count": 2, "since": 2800,
                      "last": 2800},
                 ],
@@ -262,6 +256,7 @@ mod tests {
             "Other (foreign-source, 7, last 5 min ago)",
             "Old (of-an-older-port, 1)",
             "Older (foreign-source, 2, last 2 h ago)",
+            "Never (foreign-source, 1, since 0 s)",
             "Oldest (mtu-mismatch, 2, since 2 h)",
             "refused by b: version (last 10 s ago)",
         ];

@@ -60,17 +60,21 @@ pub(crate) fn si(value: f64) -> String {
     format!("{scaled:.digits$}{prefix}")
 }
 
-/// How long ago a time was that is given in seconds since 1970, in one unit, rounded down.
-pub(crate) fn age(now: SystemTime, time: u64) -> String {
+/// How long ago a time was that is given in seconds since 1970. One to come is now.
+pub(crate) fn time_since(now: SystemTime, time: u64) -> Duration {
     let now = now
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
-    let seconds = now.saturating_sub(Duration::from_secs(time)).as_secs();
-    match seconds {
-        ..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min", seconds / 60),
-        3600..86_400 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
+    now.saturating_sub(Duration::from_secs(time))
+}
+
+/// [`time_since`] in words: in one unit, rounded down.
+pub(crate) fn age(now: SystemTime, time: u64) -> String {
+    match time_since(now, time).as_secs() {
+        seconds @ ..60 => format!("{seconds} s"),
+        seconds @ 60..3600 => format!("{} min", seconds / 60),
+        seconds @ 3600..86_400 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
     }
 }
 
