@@ -135,7 +135,7 @@ pub fn guest_test(test: impl Fn(&Testbed) -> Result<()>) {
     }
 }
 
-/// Runs a test, and once more if QEMU itself failed, of which `run_again` is told.
+/// Runs a test. If QEMU itself failed, calls `run_again`, and runs the test once more.
 fn run(name: &str, test: &impl Fn(&Testbed) -> Result<()>, run_again: &dyn Fn()) -> Result<()> {
     let start = Instant::now();
     let outcome = run_on_testbed(name, test);

@@ -140,7 +140,7 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
         self.links.close_quiet(&mut self.device)
     }
 
-    /// Chooses the paths anew, for another reason than peers.
+    /// Chooses the paths again, for another reason than peers.
     pub(crate) fn choose_paths(&mut self) {
         self.choose_paths_with(&[]);
     }

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Number of peers.
 const COUNT: usize = 16;
 
-/// Notes what it is told.
+/// Notes the calls of its methods.
 #[derive(Debug, Default)]
 struct Notes {
     /// How often paths were chosen.
