@@ -111,10 +111,28 @@ impl Epoll {
         &self,
         timeout: Timeout,
     ) -> io::Result<impl Iterator<Item = u64> + use<N>> {
+        let events = self.wait_for_events::<N>(timeout)?;
+        Ok(events.map(|(token, _)| token))
+    }
+
+    /// The same, and returns what each of them is ready for.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Epoll::wait`].
+    pub fn wait_for_events<const N: usize>(
+        &self,
+        timeout: Timeout,
+    ) -> io::Result<impl Iterator<Item = (u64, Events)> + use<N>> {
+        let ready = |event: Event| {
+            // Of a packed struct.
+            let (token, events) = (event.data, event.events);
+            (token, Events::from_bits_truncate(events))
+        };
         let mut events = [Event::new(Events::empty(), 0); N];
         loop {
             match ::epoll::wait(self.fd.as_raw_fd(), timeout.milliseconds(), &mut events) {
-                Ok(count) => return Ok(events.into_iter().take(count).map(|event| event.data)),
+                Ok(count) => return Ok(events.into_iter().take(count).map(ready)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }

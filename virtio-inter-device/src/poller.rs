@@ -38,6 +38,9 @@ const OTHER: u64 = 0;
 /// Data of an event of a link's doorbell: this and the link's token.
 const LINKS: u64 = 1 << 32;
 
+/// Events of a descriptor that nothing will come from any more.
+const LOST: Events = Events::EPOLLERR.union(Events::EPOLLHUP);
+
 /// Number of events that are taken at a time.
 const EVENTS: usize = 16;
 
@@ -50,6 +53,8 @@ pub(crate) struct Woken {
     pub(crate) receive_kicked: bool,
     /// A source of the backend has frames.
     pub(crate) source_ready: bool,
+    /// A source of the backend reports an error or the end of what it is connected to.
+    pub(crate) source_lost: bool,
     /// Tokens of links whose doorbells were rung.
     pub(crate) links: SmallVec<[u64; EVENTS]>,
 }
@@ -100,7 +105,8 @@ impl Poller {
     }
 
     /// The same as [`Poller::add`], and the backend learns of it:
-    /// [`Backend::wake`](crate::backend::Backend::wake).
+    /// [`Backend::wake`](crate::backend::Backend::wake). It also learns of an error and a hang-up:
+    /// [`Backend::lose_source`](crate::backend::Backend::lose_source).
     ///
     /// # Errors
     ///
@@ -139,12 +145,13 @@ impl Poller {
     pub(crate) fn wait(&self, until: Option<Instant>) -> Woken {
         let timeout = until.map_or(Timeout::Never, Timeout::At);
         let mut woken = Woken::default();
-        match self.epoll.wait::<EVENTS>(timeout) {
-            Ok(events) => {
-                for data in events {
+        match self.epoll.wait_for_events::<EVENTS>(timeout) {
+            Ok(ready) => {
+                for (data, events) in ready {
                     woken.transmit_kicked |= data == TRANSMIT_KICK;
                     woken.receive_kicked |= data == RECEIVE_KICK;
                     woken.source_ready |= data == SOURCE;
+                    woken.source_lost |= data == SOURCE && events.intersects(LOST);
                     woken.links.extend(data.checked_sub(LINKS));
                 }
             }

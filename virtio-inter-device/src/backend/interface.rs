@@ -264,6 +264,10 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
     /// The worker was woken by a descriptor of [`Poller::add_source`].
     fn wake(&mut self) {}
 
+    /// A descriptor of [`Poller::add_source`] reports an error or a hang-up. That is reported once,
+    /// whatever can be read at that moment.
+    fn lose_source(&mut self) {}
+
     /// The worker slept. The doorbells of the links with these tokens were rung; there may be more,
     /// which the next call names.
     fn wake_links(&mut self, rung: &[u64]) {
@@ -374,7 +378,8 @@ pub enum WriteError {
     Refused,
 }
 
-/// Reads frames of a device. Its descriptor signals when there are some after there were none.
+/// Reads frames of a device. Its descriptor signals when there are some after there were none, and
+/// reports an error or a hang-up (`EPOLLERR`, `EPOLLHUP`) only when the device is gone.
 pub trait UplinkReader: AsFd + Send + 'static {
     /// Reads one frame into `pieces`, and into `rest` what does not fit there, as far as there is
     /// room. Returns the length of the record. Does not block.

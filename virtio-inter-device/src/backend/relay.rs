@@ -351,6 +351,12 @@ impl<D: UplinkDevice> Backend for Relay<D> {
         }
     }
 
+    fn lose_source(&mut self) {
+        if let Some(uplink) = &mut self.uplink {
+            uplink.set_gone();
+        }
+    }
+
     fn wake_links(&mut self, rung: &[u64]) {
         self.links.wake_links(rung);
     }

@@ -231,6 +231,9 @@ impl<B: Backend> Worker<B> {
             if woken.source_ready {
                 self.backend.wake();
             }
+            if woken.source_lost {
+                self.backend.lose_source();
+            }
             self.backend.wake_links(&woken.links);
             self.report_blank_rings(&woken);
         }

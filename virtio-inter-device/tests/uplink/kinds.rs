@@ -137,9 +137,10 @@ fn uplink_of_a_second_kind_loses_frames_while_it_takes_none() {
 #[test]
 fn uplink_of_a_second_kind_that_is_gone_is_reported_and_replaced() {
     let (mut node, far) = uplinked(Spec::default());
-    far.set_mode(Mode::Gone);
-    // Also by a port that sends nothing.
+    // Also by a port that sends nothing, and that reads just before reading says so.
+    far.hang_up();
     while !matches!(node.wait_event(), PortEvent::UplinkLost) {}
+    far.set_mode(Mode::Gone);
     let packet = node.packet(mac(7), 100, 1);
     node.guest.tx[0].send(&packet);
     until("it is counted", || node.count("uplink_tx_down") == 1);

@@ -2,7 +2,10 @@
 //! be full, down and gone as the test wants it. It shows that a kind of uplink is one file.
 
 use std::collections::VecDeque;
+use std::io::Write;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -35,8 +38,9 @@ struct Shared {
     written: OwnedFd,
     /// One for each queue: writable while there is room.
     room: Vec<OwnedFd>,
-    /// One for each queue: signals that there are frames to read, or that the device is gone.
-    frames: Vec<OwnedFd>,
+    /// Two ends for each queue: the reader's signals that there are frames to read, or that the
+    /// device is gone.
+    frames: Vec<(UnixStream, UnixStream)>,
 }
 
 struct State {
@@ -132,6 +136,10 @@ impl UplinkReader for Reader {
         if state.mode == Mode::Gone {
             return Err(ReadError::Gone);
         }
+        if state.to_read[self.queue].is_empty() {
+            // Those of frames that were read.
+            while rustix::io::read(self.as_fd(), &mut [0; 4096]).is_ok_and(|len| len == 4096) {}
+        }
         let next = state.to_read[self.queue].pop_front();
         let frame = next.ok_or(ReadError::Empty)?;
         let frame = frame.ok_or(ReadError::Failed)?;
@@ -154,7 +162,7 @@ impl AsFd for Writer {
 
 impl AsFd for Reader {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.frames[self.queue].as_fd()
+        self.shared.frames[self.queue].0.as_fd()
     }
 }
 
@@ -164,6 +172,13 @@ pub(crate) struct Far(Arc<Shared>);
 /// A device with so many queues that takes so many frames before it is full, and what is behind it.
 pub(crate) fn memory_device(queues: u16, capacity: usize) -> (MemoryDevice, Far) {
     let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    let signals = || {
+        let (ours, far) = UnixStream::pair().unwrap();
+        for end in [&ours, &far] {
+            end.set_nonblocking(true).unwrap();
+        }
+        (ours, far)
+    };
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
             mode: Mode::Up,
@@ -174,7 +189,7 @@ pub(crate) fn memory_device(queues: u16, capacity: usize) -> (MemoryDevice, Far)
         }),
         written: event(),
         room: (0..queues).map(|_| event()).collect(),
-        frames: (0..queues).map(|_| event()).collect(),
+        frames: (0..queues).map(|_| signals()).collect(),
     });
     (MemoryDevice(Arc::clone(&shared)), Far(shared))
 }
@@ -192,13 +207,20 @@ impl Far {
 
     fn push(&self, queue: usize, frame: Option<Vec<u8>>) {
         self.0.state().to_read[queue].push_back(frame);
-        signal(&self.0.frames[queue], 1);
+        let _ = (&self.0.frames[queue].1).write(&[0]);
     }
 
     pub(crate) fn set_mode(&self, mode: Mode) {
         self.0.state().mode = mode;
-        for frames in &self.0.frames {
-            signal(frames, 1);
+        for (_, far) in &self.0.frames {
+            let _ = (&*far).write(&[0]);
+        }
+    }
+
+    /// Ends what the readers are connected to. They read as if there were no frames now.
+    pub(crate) fn hang_up(&self) {
+        for (_, far) in &self.0.frames {
+            far.shutdown(Shutdown::Both).unwrap();
         }
     }
 

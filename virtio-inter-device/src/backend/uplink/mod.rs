@@ -187,7 +187,9 @@ impl<D: UplinkDevice> Uplink<D> {
         TxStatus::Dropped
     }
 
-    fn set_gone(&mut self) {
+    /// The device is gone. The kernel wakes those who wait for a tap device just before reading it
+    /// is an error, so that its descriptor says it first.
+    pub(super) fn set_gone(&mut self) {
         self.to_report |= !self.gone;
         self.gone = true;
     }
