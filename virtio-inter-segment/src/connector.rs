@@ -46,9 +46,12 @@ pub(crate) enum AttemptOutcome {
     /// One side refused the other. It may come to be possible (a MAC address gets free): try again,
     /// but rarely.
     Refused,
+    /// The peer broke a rule while the link was up: try again, but rarely, and not sooner when
+    /// another link ends. Such a link can cost much before it ends, and the peer may have a friend.
+    Violation,
     /// The peer has or makes a connection of its own.
     Duplicate,
-    /// Nobody listens on the socket, or we want nothing of this incarnation: wait for the next one.
+    /// Nobody listens on the socket: wait for the next one.
     WaitForNewSocket,
     /// There is no socket any more.
     Gone,
@@ -346,7 +349,7 @@ impl Target {
             AttemptOutcome::TimedOut => (self.pause, LAST_RETRY_SILENT),
             AttemptOutcome::Full => (self.pause.min(slow), slow),
             // Not the beginning of anything: the other pauses stay as they are.
-            AttemptOutcome::Refused => (slow, self.pause),
+            AttemptOutcome::Refused | AttemptOutcome::Violation => (slow, self.pause),
             AttemptOutcome::Duplicate => (DUPLICATE_RETRY, self.pause),
             AttemptOutcome::WaitForNewSocket | AttemptOutcome::Gone => {
                 self.state = State::WaitForNewSocket;

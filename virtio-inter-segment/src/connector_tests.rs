@@ -299,6 +299,17 @@ fn connector_leaves_a_peer_alone_that_has_connected_itself() {
     assert!(!connector.knows(&id("c")));
 }
 
+/// A friend of such a peer cannot have it come back sooner by leaving.
+#[test]
+fn connector_retries_peers_that_broke_a_rule_rarely() {
+    let (mut connector, [socket, _], now) = (Connector::new(SLOW, 0), sockets(), Instant::now());
+    connector.seen(&id("b"), socket, now);
+    connector.take_due(now).unwrap();
+    connector.ended(&id("b"), AttemptOutcome::Violation, now);
+    connector.retry_refused(now);
+    assert_eq!(connector.next_due(), Some(now + SLOW));
+}
+
 #[test]
 fn connector_waits_a_while_for_a_peer_that_connects_itself() {
     let (mut connector, [socket, _], now) = (Connector::new(SLOW, 0), sockets(), Instant::now());

@@ -113,8 +113,6 @@ pub(crate) enum Refusal {
     Full(String),
     #[error("No room at this moment: {0}")]
     Busy(String),
-    #[error("Link was closed before: {0}")]
-    Banned(String),
     #[error("{0}")]
     Unknown(WireError),
     #[error("{0}")]
@@ -147,7 +145,7 @@ impl Refusal {
             | Refusal::IpVersion(_) => 5,
             Refusal::Unauthorized(_) => 6,
             Refusal::Full(_) => REASON_FULL,
-            Refusal::Banned(_) | Refusal::Violation(_) => 8,
+            Refusal::Violation(_) => 8,
             Refusal::Timeout(_) => REASON_TIMEOUT,
             Refusal::Unknown(_) => REASON_UNKNOWN,
             // Reason 7 would keep the peer away for as long as a limit that stays.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
-use virtio_inter_common::{LogLimit, MacSets, PortId, log_limited};
+use virtio_inter_common::{LogLimit, MacSets, log_limited};
 
 use crate::connect_rate::ConnectRate;
 use crate::connection::{Connection, End, Step};
@@ -57,9 +57,6 @@ const STEPS_PER_CALL: usize = 32;
 /// Pause before trying again what failed for want of descriptors or memory, or lists the directory.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Incarnations that are remembered as not wanted.
-const MAX_BANNED: usize = 1024;
-
 /// A port's membership of a segment.
 ///
 /// All methods return at once. Wait for [`Segment::fd`] to become readable, then call
@@ -77,7 +74,6 @@ pub struct Segment {
     closer: Closer,
     connections: Connections,
     connector: Connector,
-    banned: VecDeque<Banned>,
     events: Vec<SegmentEvent>,
     /// Connections that are not read for now, until when.
     paused: VecDeque<(Instant, u64)>,
@@ -99,13 +95,6 @@ pub struct Segment {
     refusals: LogLimit,
     crowds: LogLimit,
     changes: LogLimit,
-}
-
-/// An incarnation of a peer that we want no link with.
-struct Banned {
-    id: PortId,
-    incarnation: u64,
-    reason: String,
 }
 
 /// Says HELLO to the live port that has this port's id. It refuses, and its status says who wanted
@@ -176,7 +165,6 @@ impl Segment {
             closer,
             connections: Connections::default(),
             connector: Connector::new(limits.slow_retry, incarnation),
-            banned: VecDeque::new(),
             events: Vec::new(),
             paused: VecDeque::new(),
             window: ConnectWindow::new(now),
@@ -313,24 +301,16 @@ impl Segment {
         events
     }
 
-    /// Closes the connection to a peer that broke a rule, and has nothing more to do with this
-    /// incarnation of it. The caller drops the links; no [`SegmentEvent::Down`] follows. A key that
-    /// is down already is ignored.
+    /// Closes the connection to a peer that broke a rule on a link. REFUSE tells the peer. There
+    /// may be a link again: this port tries after [`Limits::slow_retry`], and the peer when its
+    /// user may have connections again.
+    ///
+    /// The caller drops the links; no [`SegmentEvent::Down`] follows. A key that is down already is
+    /// ignored.
     pub fn close_peer(&mut self, key: PeerKey, reason: &str) {
         let Some(connection) = self.take_peer(key, reason) else {
             return;
         };
-        let Some(peer) = connection.peer() else {
-            return;
-        };
-        if self.banned.len() == MAX_BANNED {
-            self.banned.pop_front();
-        }
-        self.banned.push_back(Banned {
-            id: peer.id.clone(),
-            incarnation: peer.incarnation,
-            reason: reason.to_owned(),
-        });
         self.refused.add(RefusedPeer {
             by_peer: false,
             ..RefusedPeer::by_peer(&connection, reason, false)
@@ -338,7 +318,9 @@ impl Segment {
         connection.refuse(&Refusal::Violation(reason.to_owned()));
         let now = Instant::now();
         self.connect_rate.punish(connection.owner.uid, now);
-        self.connection_ended(&connection, AttemptOutcome::WaitForNewSocket, now);
+        self.connection_ended(&connection, AttemptOutcome::Violation, now);
+        // Nothing else may be due: the retry has to wake the caller.
+        self.arm(now);
     }
 
     /// Closes the connection to a peer that did nothing wrong, because this side failed to make use

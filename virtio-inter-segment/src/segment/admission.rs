@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use virtio_inter_common::{ErrorChain, PeerCredentials, PortId, log_limited, peer_pid_and_uid};
 use zerocopy::IntoBytes;
 
-use super::{Banned, LISTENER, PAUSE, Segment};
+use super::{LISTENER, PAUSE, Segment};
 use crate::access_rule::AccessRule;
 use crate::connection::{Connection, End};
 use crate::deferred_close::{DeferredFd, Owner};
@@ -204,10 +204,6 @@ impl Segment {
         peer: &Candidate,
         now: Instant,
     ) -> Result<(), Refusal> {
-        let banned = |b: &&Banned| b.id == peer.id && b.incarnation == peer.incarnation;
-        if let Some(banned) = self.banned.iter().find(banned) {
-            return Err(Refusal::Banned(banned.reason.clone()));
-        }
         self.reap_rivals(peer, now);
         if let Some(other) = self.peer_named(&peer.id) {
             let id = peer.id.clone();

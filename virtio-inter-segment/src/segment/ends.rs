@@ -33,7 +33,8 @@ impl Segment {
             | DownReason::NoResources(_)
             | DownReason::OwnResources(_)
             | DownReason::Socket(_) => AttemptOutcome::Lost(lived),
-            DownReason::Refused(_) | DownReason::Violation(_) => AttemptOutcome::Refused,
+            DownReason::Refused(_) => AttemptOutcome::Refused,
+            DownReason::Violation(_) => AttemptOutcome::Violation,
         };
         if matches!(reason, DownReason::Violation(_)) {
             self.connect_rate.punish(connection.owner.uid, now);
@@ -44,9 +45,10 @@ impl Segment {
                 .add(RefusedPeer::by_peer(connection, text, false));
         }
         self.events.push(SegmentEvent::Down(connection.key, reason));
-        self.connection_ended(connection, outcome, now);
-        // What this peer had, its address above all, may have been in the way of another.
+        // What this peer had, its address above all, may have been in the way of another. Not of
+        // itself.
         self.connector.retry_refused(now);
+        self.connection_ended(connection, outcome, now);
     }
 
     /// A connection has come to nothing, or has to end.
@@ -139,7 +141,6 @@ impl Segment {
                     Refusal::Timeout(_) => AttemptOutcome::TimedOut,
                     Refusal::Full(_) => AttemptOutcome::Full,
                     Refusal::Busy(_) | Refusal::Resources(_) => AttemptOutcome::Failed,
-                    Refusal::Banned(_) => AttemptOutcome::WaitForNewSocket,
                     _ => AttemptOutcome::Refused,
                 }
             }
