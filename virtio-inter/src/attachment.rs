@@ -1,19 +1,30 @@
 //! The attachment of a process to a segment: the device exchanges frames with the peers that the
 //! segment reports, by the paths that are chosen among them, until they leave or violate the rules
-//! of a link. Ports and shared uplinks do the same with their peers; what differs is in [`Role`].
+//! of a link, and what is wrong with them becomes a warning. Ports and shared uplinks do the same
+//! with their peers; what differs is in [`Role`].
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use log::Level;
 use virtio_inter_common::{ErrorChain, LogLimit, log_limited};
 use virtio_inter_device::backend::Paths;
 use virtio_inter_device::{LinkBackend, Port, PortEvent};
-use virtio_inter_segment::{PeerInfo, PeerKey, Segment, SegmentEvent};
+use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, Segment, SegmentEvent};
 
+use crate::diagnostics::Diagnostics;
+use crate::directory_modes::lets_others_remove;
 use crate::link_control::LinkControl;
+use crate::timer::Timer;
+
+/// Time from the first dropped frame to the check of the reasons: ports that start together link
+/// meanwhile.
+const FIRST_DROP_CHECK: Duration = Duration::from_secs(1);
+/// Time between checks while frames are being dropped.
+const NEXT_DROP_CHECK: Duration = Duration::from_secs(10);
 
 /// Limits the log lines about errors that peers can cause again and again.
 static PEERS: LogLimit = LogLimit::new(Duration::from_secs(1), 20);
@@ -28,16 +39,6 @@ pub(crate) trait Role {
         let _ = peer;
         true
     }
-
-    /// Notes a peer with which frames are exchanged from now on.
-    fn linked(&mut self, peer: &PeerInfo) {
-        let _ = peer;
-    }
-
-    /// Notes that a peer has left, or is not wanted any more.
-    fn left(&mut self, peer: &PeerInfo) {
-        let _ = peer;
-    }
 }
 
 /// A segment, the device of this process, and the peers.
@@ -48,15 +49,23 @@ pub(crate) struct Attachment<B: LinkBackend, R> {
     /// Those that the process knows.
     pub(crate) peers: BTreeMap<PeerKey, PeerInfo>,
     pub(crate) links: LinkControl,
+    pub(crate) diagnostics: Diagnostics,
+    /// The peers may have changed since [`Attachment::report_peers`].
+    peers_changed: bool,
+    /// The next check of dropped frames: when this timer expires, [`Attachment::check_drops`] is to
+    /// be called. Set only after workers dropped some.
+    pub(crate) drop_check: Timer,
 }
 
 impl<B: LinkBackend, R: Role> Attachment<B, R> {
-    /// No peer is known yet. Rings on which nothing was sent for `idle` are given back.
+    /// The attachment of `local`, which knows no peer yet. Rings on which nothing was sent for
+    /// `idle` are given back.
     ///
     /// # Errors
     ///
     /// When there is no descriptor for a timer.
     pub(crate) fn new(
+        local: &LocalPort,
         segment: Segment,
         device: Port<B>,
         role: R,
@@ -68,6 +77,9 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
             role,
             peers: BTreeMap::new(),
             links: LinkControl::new(idle)?,
+            diagnostics: Diagnostics::new(local),
+            peers_changed: false,
+            drop_check: Timer::new()?,
         })
     }
 
@@ -99,12 +111,17 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
             }
         }
         self.add_peers(new);
+        self.diagnostics.refused(self.segment.refused());
         files_changed
     }
 
-    /// Handles the device's events of peers, and returns the others. To be followed by
-    /// [`Attachment::serve_links`].
-    pub(crate) fn device_events(&mut self) -> Vec<PortEvent> {
+    /// Handles the device's events of peers and of dropped frames, and returns the others. To be
+    /// followed by [`Attachment::serve_links`].
+    ///
+    /// # Errors
+    ///
+    /// Never in practice.
+    pub(crate) fn device_events(&mut self) -> io::Result<Vec<PortEvent>> {
         let mut others = Vec::new();
         for event in self.device.events() {
             match event {
@@ -112,10 +129,51 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
                     self.remove_peer(peer);
                     self.segment.close_peer(peer, &reason);
                 }
+                PortEvent::Dropped => self.drop_check.set(FIRST_DROP_CHECK)?,
                 event => others.push(event),
             }
         }
-        others
+        Ok(others)
+    }
+
+    /// Warns of peers that do not go together, if any came or went. Called once an event, however
+    /// many it added or removed: the check reads all. True: some may have changed.
+    pub(crate) fn report_peers(&mut self) -> bool {
+        let changed = std::mem::take(&mut self.peers_changed);
+        if changed {
+            self.diagnostics.peers(&self.peers);
+        }
+        changed
+    }
+
+    /// Checks which frames workers dropped, and sets the timer for the next check if there were
+    /// any. If not, the next dropped frame causes an event: an idle process does not wake up.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice.
+    pub(crate) fn check_drops(&mut self) -> io::Result<()> {
+        self.drop_check.clear();
+        self.device.watch_drops();
+        let counters = self.device.counters();
+        if self.diagnostics.drops(counters, &self.peers) {
+            self.drop_check.set(NEXT_DROP_CHECK)?;
+        }
+        Ok(())
+    }
+
+    /// Warns of a segment that was removed, or whose members can take each other's names.
+    pub(crate) fn check_directory(&mut self, directory: &Path) {
+        self.diagnostics.lost_file(directory, self.segment.lost());
+        let open = lets_others_remove(directory);
+        self.diagnostics.segment_mode(directory, open);
+    }
+
+    /// Has the warnings of frames and of refused peers say what is true now.
+    pub(crate) fn refresh_warnings(&mut self) {
+        self.diagnostics.drops(self.device.counters(), &self.peers);
+        self.segment.forget_old_conflicts();
+        self.diagnostics.refused(self.segment.refused());
     }
 
     /// Does what the device's links want.
@@ -146,6 +204,7 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
     }
 
     fn choose_paths_with(&mut self, new: &[PeerInfo]) {
+        self.peers_changed = true;
         let paths = self.role.paths(self.peers.values().chain(new));
         self.links.choose(&mut self.device, paths);
     }
@@ -166,7 +225,7 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
         for peer in linked {
             match &added {
                 Ok(()) => {
-                    self.role.linked(&peer);
+                    self.diagnostics.linked(&peer);
                     self.peers.insert(peer.key, peer);
                 }
                 // An error of this process, for which the segment must not refuse the peer.
@@ -192,7 +251,7 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
 
     fn remove_peer(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.remove(&key) {
-            self.role.left(&peer);
+            self.diagnostics.left(&peer);
         }
         if let Err(error) = self.device.remove_peer(key) {
             log_limited!(

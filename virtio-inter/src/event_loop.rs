@@ -6,7 +6,6 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use virtio_inter_common::{DirNotify, Epoll, ErrorChain, Events, Timeout};
 use virtio_inter_device::PortEvent;
@@ -16,8 +15,6 @@ use virtio_inter_segment::{PeerInfo, Segment, Uplinks};
 use crate::attachment::{Attachment, Role};
 use crate::capture_socket::CaptureSocket;
 use crate::cli::PortArgs;
-use crate::diagnostics::Diagnostics;
-use crate::directory_modes::lets_others_remove;
 use crate::file_watch::FileWatch;
 use crate::frontend_server::FrontendServer;
 use crate::paths;
@@ -48,34 +45,15 @@ const WATCHDOG: u64 = 11;
 const CAPTURE: u64 = 12;
 const TRUNK: u64 = 14;
 
-/// Time from the first dropped frame to the check of the reasons: ports that start together link
-/// meanwhile.
-const FIRST_DROP_CHECK: Duration = Duration::from_secs(1);
-/// Time between checks while frames are being dropped.
-const NEXT_DROP_CHECK: Duration = Duration::from_secs(10);
-
-/// What a port is to its peers, and what it notes of them.
+/// What a port is to its peers.
 #[derive(Debug)]
 struct PortRole {
     uplinks: Uplinks,
-    diagnostics: Diagnostics,
-    /// They have changed since the last call of [`Diagnostics::peers`].
-    peers_changed: bool,
 }
 
 impl Role for PortRole {
     fn paths<'a>(&mut self, peers: impl Iterator<Item = &'a PeerInfo> + Clone) -> Paths {
         paths::of_port(&self.uplinks, peers)
-    }
-
-    fn linked(&mut self, peer: &PeerInfo) {
-        self.diagnostics.linked(peer);
-        self.peers_changed = true;
-    }
-
-    fn left(&mut self, peer: &PeerInfo) {
-        self.diagnostics.left(peer);
-        self.peers_changed = true;
     }
 }
 
@@ -90,8 +68,6 @@ pub struct EventLoop {
     uplink_retry: Timer,
     status: StatusSocket,
     capture: CaptureSocket,
-    /// The next check of dropped frames. Set only after workers dropped some.
-    drop_check: Timer,
     restore_backoff: RestoreBackoff,
     file_watch: FileWatch,
     watchdog: Watchdog,
@@ -125,17 +101,13 @@ impl EventLoop {
         poll.add(&frontends, FRONTENDS)?;
         segment.set_away(true);
         let local = arguments.local_port();
-        let role = PortRole {
-            diagnostics: Diagnostics::new(&local),
-            uplinks: local.uplinks,
-            peers_changed: false,
-        };
-        let mut attachment = Attachment::new(segment, device, role, arguments.link_idle())?;
+        let uplinks = local.uplinks.clone();
+        let (role, idle) = (PortRole { uplinks }, arguments.link_idle());
+        let mut attachment = Attachment::new(&local, segment, device, role, idle)?;
         poll.add(attachment.segment.fd(), SEGMENT)?;
         poll.add(attachment.device.events_fd(), DEVICE)?;
         poll.add(&attachment.links, IDLE_LINKS)?;
-        let drop_check = Timer::new()?;
-        poll.add(&drop_check, DROPS)?;
+        poll.add(&attachment.drop_check, DROPS)?;
         let uplink_retry = Timer::new()?;
         poll.add(&uplink_retry, UPLINK)?;
         let watchdog = Watchdog::from_environment()?;
@@ -160,7 +132,6 @@ impl EventLoop {
             uplink_retry,
             status,
             capture,
-            drop_check,
             restore_backoff,
             file_watch,
             watchdog,
@@ -239,7 +210,10 @@ impl EventLoop {
                     SEGMENT => self.handle_segment()?,
                     STATUS => self.serve_status()?,
                     CAPTURE => self.capture.process(&mut self.attachment.device)?,
-                    DROPS => self.check_drops()?,
+                    DROPS => {
+                        self.attachment.check_drops()?;
+                        self.check_uplink();
+                    }
                     RESTORE => self.restore_files()?,
                     UPLINK => self.reopen_uplink()?,
                     FILES => {
@@ -257,31 +231,24 @@ impl EventLoop {
                     WATCHDOG => self.watchdog.process()?,
                     _ => self.handle_device()?,
                 }
-                // Once, however many peers this event added or removed: the check reads all.
-                let Attachment { role, peers, .. } = &mut self.attachment;
-                if std::mem::take(&mut role.peers_changed) {
-                    role.diagnostics.peers(peers);
-                }
+                self.attachment.report_peers();
             }
         }
     }
 
     fn serve_status(&mut self) -> io::Result<()> {
+        self.attachment.refresh_warnings();
+        let uplink = self.uplink.as_ref().map(Uplink::status);
+        if let Some(uplink) = &uplink {
+            self.attachment.diagnostics.uplink(uplink, true);
+        }
         let Attachment {
             segment,
             device,
-            role,
             peers,
+            diagnostics,
             ..
-        } = &mut self.attachment;
-        let diagnostics = &mut role.diagnostics;
-        diagnostics.drops(device.counters(), peers);
-        let uplink = self.uplink.as_ref().map(Uplink::status);
-        if let Some(uplink) = &uplink {
-            diagnostics.uplink(uplink, true);
-        }
-        segment.forget_old_conflicts();
-        diagnostics.refused(segment.refused());
+        } = &self.attachment;
         self.status.process(|| {
             let peers = peers.values();
             let peers = peers.map(|peer| (peer, device.traffic(peer.key)));
@@ -302,10 +269,7 @@ impl EventLoop {
     }
 
     fn handle_segment(&mut self) -> Result<(), RunError> {
-        let files_changed = self.attachment.handle_segment();
-        let Attachment { segment, role, .. } = &mut self.attachment;
-        role.diagnostics.refused(segment.refused());
-        if files_changed {
+        if self.attachment.handle_segment() {
             self.restore_files()?;
         }
         Ok(())
@@ -316,18 +280,15 @@ impl EventLoop {
     fn restore_files(&mut self) -> Result<(), RunError> {
         self.file_watch.clear();
         self.poll.modify(&self.file_watch, Events::EPOLLIN, FILES)?;
+        let directory = &self.arguments.segment;
+        self.attachment.segment.check_files();
+        self.attachment.check_directory(directory);
         let Attachment {
             segment,
             device,
-            role,
+            diagnostics,
             ..
         } = &mut self.attachment;
-        let diagnostics = &mut role.diagnostics;
-        segment.check_files();
-        let directory = &self.arguments.segment;
-        diagnostics.lost_file(directory, segment.lost());
-        let open = lets_others_remove(directory);
-        diagnostics.segment_mode(directory, open);
         if !self.restore_backoff.begin()? {
             return Ok(());
         }
@@ -378,24 +339,6 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Checks which frames workers dropped, and sets the timer for the next check if there were
-    /// any. If not, the next dropped frame causes an event: an idle port does not wake up.
-    fn check_drops(&mut self) -> io::Result<()> {
-        self.drop_check.clear();
-        let Attachment {
-            device,
-            role,
-            peers,
-            ..
-        } = &mut self.attachment;
-        device.watch_drops();
-        if role.diagnostics.drops(device.counters(), peers) {
-            self.drop_check.set(NEXT_DROP_CHECK)?;
-        }
-        self.check_uplink();
-        Ok(())
-    }
-
     /// Warns of guest memory that is not shared, and of queues that cannot start for another
     /// reason, and ends the warnings when that is over.
     fn check_queues(&mut self) {
@@ -404,7 +347,7 @@ impl EventLoop {
             Some(waits) if waits.without_memory => (Some(waits.text.as_str()), None),
             waits => (None, waits.map(|waits| waits.text.as_str())),
         };
-        let diagnostics = &mut self.attachment.role.diagnostics;
+        let diagnostics = &mut self.attachment.diagnostics;
         diagnostics.memory(self.frontends.unshared_memory().or(lack));
         diagnostics.queues(other);
     }
@@ -412,7 +355,7 @@ impl EventLoop {
     /// Warns of an uplink that is down or gone, and ends the warning when it is not any more.
     fn check_uplink(&mut self) {
         if let Some(uplink) = &self.uplink {
-            let diagnostics = &mut self.attachment.role.diagnostics;
+            let diagnostics = &mut self.attachment.diagnostics;
             diagnostics.uplink(&uplink.status(), true);
         }
     }
@@ -430,16 +373,15 @@ impl EventLoop {
     }
 
     fn handle_device(&mut self) -> io::Result<()> {
-        for event in self.attachment.device_events() {
+        for event in self.attachment.device_events()? {
             match event {
-                PortEvent::Dropped => self.drop_check.set(FIRST_DROP_CHECK)?,
                 PortEvent::UplinkLost => self.reopen_uplink()?,
                 PortEvent::BlankRing { queue } => {
                     self.frontends.check_unshared_memory(queue);
                     self.check_queues();
                 }
                 // The attachment has handled those.
-                PortEvent::LinkViolation { .. } => {}
+                PortEvent::Dropped | PortEvent::LinkViolation { .. } => {}
             }
         }
         let attachment = &mut self.attachment;

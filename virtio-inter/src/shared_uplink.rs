@@ -13,8 +13,6 @@ use virtio_inter_segment::{PeerInfo, Segment, Uplinks};
 
 use crate::attachment::{Attachment, Role};
 use crate::cli::UplinkArgs;
-use crate::diagnostics::Diagnostics;
-use crate::directory_modes::lets_others_remove;
 use crate::lock_wait::LockWait;
 use crate::opened::{Opened, name_user, open_as_root};
 use crate::restore_backoff::RestoreBackoff;
@@ -40,11 +38,6 @@ const IDLE_LINKS: u64 = 7;
 const STATUS_RETRY: u64 = 8;
 const WATCHDOG: u64 = 9;
 const DROPS: u64 = 10;
-
-/// Time from the first dropped frame to the check of the reasons, and between checks while frames
-/// are being dropped.
-const FIRST_DROP_CHECK: Duration = Duration::from_secs(1);
-const NEXT_DROP_CHECK: Duration = Duration::from_secs(10);
 
 /// Time after which rings are given back on which nothing was sent.
 const LINK_IDLE: Duration = Duration::from_secs(60);
@@ -112,10 +105,8 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
         uplinks: arguments.uplinks(),
         is_settling: true,
         is_active: false,
-        diagnostics: Diagnostics::new(&local),
-        peers_changed: false,
     };
-    let attachment = Attachment::new(segment, device, role, LINK_IDLE);
+    let attachment = Attachment::new(&local, segment, device, role, LINK_IDLE);
     let mut uplink = SharedUplink {
         poll: Epoll::new().context("Cannot wait for events")?,
         attachment: attachment.context("Cannot wait for events")?,
@@ -124,7 +115,6 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
         settling: Timer::new().context("Cannot wait for events")?,
         watchdog: Watchdog::from_environment().context("Cannot wait for events")?,
         status,
-        drop_check: Timer::new().context("Cannot wait for events")?,
         status_retry: RestoreBackoff::new().context("Cannot wait for events")?,
         arguments: arguments.clone(),
         sandbox,
@@ -148,15 +138,11 @@ struct UplinkRole {
     is_settling: bool,
     /// No other uplink has a higher priority.
     is_active: bool,
-    diagnostics: Diagnostics,
-    /// They may have changed since the last call of [`Diagnostics::peers`].
-    peers_changed: bool,
 }
 
 impl Role for UplinkRole {
     /// Becomes active or stands by, and serves the ports that have no uplink.
     fn paths<'a>(&mut self, peers: impl Iterator<Item = &'a PeerInfo> + Clone) -> Paths {
-        self.peers_changed = true;
         let mut paths = paths::of_uplink(&self.id, &self.uplinks, peers.clone());
         paths.standby |= self.is_settling;
         if self.is_active == paths.standby {
@@ -184,8 +170,6 @@ struct SharedUplink {
     settling: Timer,
     watchdog: Watchdog,
     status: StatusSocket,
-    /// The next check of dropped frames. Set only after workers dropped some.
-    drop_check: Timer,
     /// The next attempt to serve the status in the segment's directory.
     status_retry: RestoreBackoff,
     arguments: UplinkArgs,
@@ -207,7 +191,7 @@ impl SharedUplink {
         self.poll.add(&self.attachment.links, IDLE_LINKS)?;
         self.poll.add(&self.watchdog, WATCHDOG)?;
         self.poll.add(&self.status_retry, STATUS_RETRY)?;
-        self.poll.add(&self.drop_check, DROPS)?;
+        self.poll.add(&self.attachment.drop_check, DROPS)?;
         self.poll.add(&self.status, STATUS)
     }
 
@@ -224,7 +208,10 @@ impl SharedUplink {
                     SEGMENT => self.handle_segment()?,
                     STATUS => self.serve_status()?,
                     STATUS_RETRY => self.restore_status()?,
-                    DROPS => self.check_drops()?,
+                    DROPS => {
+                        self.attachment.check_drops()?;
+                        self.check_uplink();
+                    }
                     IDLE_LINKS => self.attachment.close_quiet()?,
                     WATCHDOG => self.watchdog.process()?,
                     RETRY => self.reopen()?,
@@ -235,10 +222,7 @@ impl SharedUplink {
                     }
                     _ => self.handle_device()?,
                 }
-                // Once, however many peers this event added or removed.
-                let Attachment { role, peers, .. } = &mut self.attachment;
-                if std::mem::take(&mut role.peers_changed) {
-                    role.diagnostics.peers(peers);
+                if self.attachment.report_peers() {
                     // It may have become the active one, or stand by.
                     self.check_uplink();
                 }
@@ -251,51 +235,23 @@ impl SharedUplink {
             self.attachment.segment.check_files();
             self.status_retry.check_soon()?;
         }
-        let Attachment { segment, role, .. } = &mut self.attachment;
-        role.diagnostics.refused(segment.refused());
-        Ok(())
-    }
-
-    /// Warns of dropped frames, and looks again later if there were any.
-    fn check_drops(&mut self) -> io::Result<()> {
-        self.drop_check.clear();
-        let Attachment {
-            device,
-            role,
-            peers,
-            ..
-        } = &mut self.attachment;
-        device.watch_drops();
-        if role.diagnostics.drops(device.counters(), peers) {
-            self.drop_check.set(NEXT_DROP_CHECK)?;
-        }
-        self.check_uplink();
         Ok(())
     }
 
     /// Warns of a device that is down or gone, and ends the warning when it is not any more. What
     /// that means is known when the uplink knows of the others.
     fn check_uplink(&mut self) {
-        let role = &mut self.attachment.role;
-        if role.is_settling {
-            return;
+        let Attachment {
+            role, diagnostics, ..
+        } = &mut self.attachment;
+        if !role.is_settling {
+            diagnostics.uplink(&self.uplink.status(), role.is_active);
         }
-        role.diagnostics
-            .uplink(&self.uplink.status(), role.is_active);
-    }
-
-    /// Warns of a segment that was removed, or whose members can take each other's names.
-    fn check_segment(&mut self) {
-        let directory = &self.arguments.segment;
-        let Attachment { segment, role, .. } = &mut self.attachment;
-        role.diagnostics.lost_file(directory, segment.lost());
-        role.diagnostics
-            .segment_mode(directory, lets_others_remove(directory));
     }
 
     /// Looks at the segment's files, and restores the sockets by which readers find the status.
     fn restore_status(&mut self) -> io::Result<()> {
-        self.check_segment();
+        self.attachment.check_directory(&self.arguments.segment);
         if !self.status_retry.begin()? {
             return Ok(());
         }
@@ -304,8 +260,11 @@ impl SharedUplink {
         }
         let mut complete = true;
         let directory = &self.arguments.segment;
-        let Attachment { segment, role, .. } = &mut self.attachment;
-        let diagnostics = &mut role.diagnostics;
+        let Attachment {
+            segment,
+            diagnostics,
+            ..
+        } = &mut self.attachment;
         for (path, why) in self.status.restore(segment) {
             complete &= why.is_none();
             // The warning of a lost segment says it all.
@@ -317,12 +276,13 @@ impl SharedUplink {
     }
 
     fn handle_device(&mut self) -> io::Result<()> {
-        for event in self.attachment.device_events() {
+        for event in self.attachment.device_events()? {
             match event {
                 PortEvent::UplinkLost => self.reopen()?,
-                PortEvent::Dropped => self.drop_check.set(FIRST_DROP_CHECK)?,
-                // There is no guest, and the attachment has handled violations.
-                PortEvent::BlankRing { .. } | PortEvent::LinkViolation { .. } => {}
+                // There is no guest, and the attachment has handled the others.
+                PortEvent::BlankRing { .. }
+                | PortEvent::Dropped
+                | PortEvent::LinkViolation { .. } => {}
             }
         }
         self.attachment.serve_links()
@@ -339,19 +299,17 @@ impl SharedUplink {
     }
 
     fn serve_status(&mut self) -> io::Result<()> {
-        self.check_segment();
+        self.attachment.check_directory(&self.arguments.segment);
+        self.attachment.refresh_warnings();
         self.check_uplink();
         let Attachment {
             segment,
             device,
             role,
             peers,
+            diagnostics,
             ..
-        } = &mut self.attachment;
-        let diagnostics = &mut role.diagnostics;
-        diagnostics.drops(device.counters(), peers);
-        segment.forget_old_conflicts();
-        diagnostics.refused(segment.refused());
+        } = &self.attachment;
         self.status.process(|| {
             let peers = peers.values();
             let peers = peers.map(|peer| (peer, device.traffic(peer.key)));
@@ -360,7 +318,7 @@ impl SharedUplink {
                 role.is_active,
                 self.uplink.status(),
                 peers,
-                &role.diagnostics,
+                diagnostics,
                 segment.refused(),
                 device.counters(),
             )
