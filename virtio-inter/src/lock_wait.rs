@@ -11,7 +11,7 @@ use log::info;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_inter_segment::JoinError;
 
-use crate::shutdown_signals::ShutdownSignals;
+use crate::shutdown_signals::{EarlySignals, ShutdownSignals};
 use crate::socket::SocketError;
 
 /// Maximum time for the holder to exit. A process with much memory takes some seconds on a busy
@@ -50,14 +50,22 @@ impl HeldBy for JoinError {
 /// One waiting period, shared by all resources that a port acquires at its start.
 #[derive(Debug)]
 pub(crate) struct LockWait<'a> {
-    /// `None`: a signal ends the process.
-    signals: Option<&'a ShutdownSignals>,
+    signals: Signals<'a>,
     started: Instant,
+}
+
+/// What ends the waiting period.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Signals<'a> {
+    /// A signal that the thread for signals has caught.
+    Caught(&'a ShutdownSignals),
+    /// One that came before there is that thread.
+    Early(&'a EarlySignals),
 }
 
 impl<'a> LockWait<'a> {
     /// Starts the waiting period. A shutdown signal ends it.
-    pub(crate) fn new(signals: Option<&'a ShutdownSignals>) -> Self {
+    pub(crate) fn new(signals: Signals<'a>) -> Self {
         Self {
             signals,
             started: Instant::now(),
@@ -115,14 +123,15 @@ impl<'a> LockWait<'a> {
             tv_sec: 0,
             tv_nsec: RETRY_INTERVAL.subsec_nanos().into(),
         };
-        let fds = self
-            .signals
-            .map(|signals| PollFd::new(signals, PollFlags::IN));
-        let mut fds: Vec<_> = fds.into_iter().collect();
-        match poll(&mut fds, Some(&interval)) {
-            Ok(count) => Ok(count > 0),
-            Err(rustix::io::Errno::INTR) => Ok(false),
-            Err(error) => Err(error).context("Cannot wait for a process to end"),
-        }
+        let mut fds = match self.signals {
+            Signals::Caught(signals) => vec![PollFd::new(signals, PollFlags::IN)],
+            Signals::Early(_) => Vec::new(),
+        };
+        let caught = match poll(&mut fds, Some(&interval)) {
+            Ok(count) => count > 0,
+            Err(rustix::io::Errno::INTR) => false,
+            Err(error) => return Err(error).context("Cannot wait for a process to end"),
+        };
+        Ok(caught || matches!(self.signals, Signals::Early(signals) if signals.came()))
     }
 }

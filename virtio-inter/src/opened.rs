@@ -12,7 +12,8 @@ use virtio_inter_args::User;
 
 use crate::cli::{PortArgs, UplinkArgs};
 use crate::directory_modes::check_socket_directory;
-use crate::lock_wait::LockWait;
+use crate::lock_wait::{LockWait, Signals};
+use crate::shutdown_signals::EarlySignals;
 use crate::socket::{BoundSocket, Listener, SocketError, SocketLock};
 use crate::socket_access::{SocketAccess, owner};
 use crate::status_socket::StatusSocket;
@@ -117,23 +118,28 @@ fn listen_status(
 
 /// Has `open` open things as root, then becomes `user`. To be called before any other thread
 /// exists. The log is held until [`virtio_inter_log::release`], which is to be called in the
-/// sandbox.
+/// sandbox. `None`: a signal came first, and what was opened is closed again.
 ///
 /// # Errors
 ///
 /// Those of `open`, or when the process cannot become that user.
-pub(crate) fn open_as_root<T>(
+pub(crate) fn open_as_root(
     user: &User,
     sockets: &[Option<&Path>],
-    open: impl FnOnce(&LockWait<'_>) -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
+    open: impl FnOnce(&LockWait<'_>) -> anyhow::Result<Option<Opened>>,
+) -> anyhow::Result<Option<(Opened, EarlySignals)>> {
     virtio_inter_log::hold();
     // It may be in a directory of root's.
     notify::connect();
-    let opened = open(&LockWait::new(None))?;
+    let signals = EarlySignals::note().context("Cannot catch signals")?;
+    let opened = open(&LockWait::new(Signals::Early(&signals)))?;
+    // As root, who may remove the files.
+    let Some(opened) = opened.filter(|_| !signals.came()) else {
+        return Ok(None);
+    };
     become_user(user).with_context(|| format!("Cannot become user {user} (--user)"))?;
     warn_of_directories(user, sockets);
-    Ok(opened)
+    Ok(Some((opened, signals)))
 }
 
 /// Names the user that the process has become in an error of what it then could not do.

@@ -13,7 +13,7 @@ use virtio_inter_segment::{PeerInfo, Segment, Uplinks};
 
 use crate::attachment::{Attachment, Role};
 use crate::cli::UplinkArgs;
-use crate::lock_wait::LockWait;
+use crate::lock_wait::{LockWait, Signals};
 use crate::opened::{Opened, name_user, open_as_root};
 use crate::restore_backoff::RestoreBackoff;
 use crate::run_error::RunError;
@@ -52,10 +52,13 @@ const SETTLE: Duration = Duration::from_secs(1);
 ///
 /// When it cannot run, in words for its user.
 pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
-    let mut opened = None;
+    let mut as_root = None;
     if let Some(user) = &arguments.user {
         let open = |wait: &LockWait<'_>| Opened::of_uplink(arguments, wait);
-        opened = open_as_root(user, &[arguments.status_socket.as_deref()], open)?;
+        as_root = open_as_root(user, &[arguments.status_socket.as_deref()], open)?;
+        if as_root.is_none() {
+            return Ok(());
+        }
     }
     let sandbox = sandbox::enter_process(arguments.sandbox.mode, sandbox::of_uplink(arguments))?;
     crate::status::process_start();
@@ -63,10 +66,11 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
     check_right(&arguments.segment, "an uplink")?;
     let local = arguments.local_port();
-    let wait = LockWait::new(Some(&signals));
-    if opened.is_none() {
-        opened = Opened::of_uplink(arguments, &wait)?;
-    }
+    let wait = LockWait::new(Signals::Caught(&signals));
+    let opened = match as_root {
+        Some((opened, early)) => Some(opened).filter(|_| !early.came()),
+        None => Opened::of_uplink(arguments, &wait)?,
+    };
     let Some(Opened {
         mut status,
         uplink: Some((uplink, uplink_device)),

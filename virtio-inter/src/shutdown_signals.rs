@@ -5,15 +5,20 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 use signal_hook::iterator::backend::{Handle, SignalDelivery};
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use signal_hook::low_level::{emulate_default_handler, signal_name};
 use virtio_inter_common::thread_role::{self, Role};
+
+const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
 
 /// Time after the first signal from which the same signal kills. timeout(1), terminals and
 /// supervisors signal a process and then its group: the two come together and mean one.
@@ -33,6 +38,30 @@ pub struct ShutdownSignals {
     handle: Handle,
 }
 
+/// The same signals, noted while a process may not have a second thread yet.
+#[derive(Debug)]
+pub(crate) struct EarlySignals(Arc<AtomicBool>);
+
+impl EarlySignals {
+    /// Begins to note the signals, for as long as the process lives.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it.
+    pub(crate) fn note() -> io::Result<Self> {
+        let came = Arc::new(AtomicBool::new(false));
+        for signal in SIGNALS {
+            flag::register(signal, Arc::clone(&came))?;
+        }
+        Ok(Self(came))
+    }
+
+    /// Whether one came.
+    pub(crate) fn came(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 impl ShutdownSignals {
     /// Begins to catch the signals.
     ///
@@ -42,8 +71,7 @@ impl ShutdownSignals {
     pub fn catch() -> io::Result<Self> {
         let (reader, writer) = UnixStream::pair()?;
         let (caught, waker) = UnixStream::pair()?;
-        let caught =
-            SignalDelivery::with_pipe(caught, waker, SignalOnly, [SIGTERM, SIGINT, SIGHUP])?;
+        let caught = SignalDelivery::with_pipe(caught, waker, SignalOnly, SIGNALS)?;
         let handle = caught.handle();
         // In a thread of its own, which still runs when all others are stuck.
         thread::Builder::new()

@@ -1,10 +1,12 @@
 //! `--user`: root starts a port, which becomes another user.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 
-use rustix::process::geteuid;
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Signal, geteuid};
 use virtio_inter_test_support::skip;
 
 use crate::frontends::{assert_served, connect};
@@ -117,6 +119,26 @@ fn user_runs_a_port_that_root_started() {
     assert!(!a.log().contains("cannot write"), "{}", a.log());
     a.end();
     assert_eq!(place.files(), [""; 0]);
+}
+
+/// While root opens things, no thread catches signals yet.
+#[test]
+fn signal_while_root_waits_for_a_process_leaves_nothing() {
+    if !is_root() {
+        return;
+    }
+    // The user could not remove files there.
+    let place = place(None);
+    let mut lock = File::create(place.path("a.status.lock")).unwrap();
+    writeln!(lock, "{}", std::process::id()).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let mut port = command(&place, "a").spawn();
+    port.until("the VMM's socket is there", || {
+        place.path("a.vhost").exists()
+    });
+    port.signal(Signal::TERM);
+    assert_eq!(port.wait().code(), Some(0), "{}", port.log());
+    assert_eq!(place.files(), ["a.status.lock"]);
 }
 
 /// To peers the port is that user: the owner of the segment says so here.
