@@ -1,5 +1,5 @@
 //! Value syntax that the command lines of `virtio-inter`, `cloud-hypervisor-ext` and
-//! `ch-remote-ext` share.
+//! `ch-remote-ext`, and the configuration of `virtio-inter-cni`, share.
 //!
 //! A value that one of them accepts means the same to the others: sizes with a suffix
 //! ([`parse_size`]), segments by name or directory ([`segment_directory`]), paths of Unix sockets
