@@ -4,6 +4,7 @@ if [ -d /run/systemd/system ]; then
 fi
 if [ "$1" = 0 ]; then
     # The users and the group stay, as files may belong to them. Not the segments of ports that were started by hand.
+    rm -f /run/virtio-inter-cni/.lock
     rmdir --ignore-fail-on-non-empty /run/virtio-inter/default /run/virtio-inter \
-        /run/virtio-inter-port 2>/dev/null || true
+        /run/virtio-inter-port /run/virtio-inter-cni 2>/dev/null || true
 fi

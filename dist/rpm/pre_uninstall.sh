@@ -2,7 +2,8 @@
 if [ "$1" = 0 ] && [ -d /run/systemd/system ]; then
     # Sockets as well: one that stays would start its port again.
     systemctl stop 'virtio-inter-port@*.socket' 'virtio-inter-port@*.service' \
-        'virtio-inter-uplink@*.service' virtio-inter-exporter.service || true
+        'virtio-inter-uplink@*.service' 'virtio-inter-cni-*.service' \
+        virtio-inter-exporter.service || true
 fi
 if [ "$1" = 0 ] && [ -e /sys/kernel/security/apparmor/profiles ] \
     && command -v apparmor_parser >/dev/null; then

@@ -114,6 +114,7 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
         "usr/bin/virtio-inter",
         "usr/bin/cloud-hypervisor-ext",
         "usr/bin/ch-remote-ext",
+        "usr/lib/cni/virtio-inter-cni",
         "usr/lib/systemd/system/virtio-inter-port@.service",
         "usr/lib/systemd/system/virtio-inter-uplink@.service",
         "usr/lib/systemd/system/virtio-inter-exporter.service",

@@ -5,7 +5,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The programs of the package, which are the crates' names.
-pub(super) const PROGRAMS: [&str; 3] = ["virtio-inter", "cloud-hypervisor-ext", "ch-remote-ext"];
+pub(super) const PROGRAMS: [&str; 4] = [
+    "virtio-inter",
+    "cloud-hypervisor-ext",
+    "ch-remote-ext",
+    CNI_PLUG_IN,
+];
+
+/// The one that nobody starts by hand.
+const CNI_PLUG_IN: &str = "virtio-inter-cni";
+
+/// Where the package has a program.
+pub(super) fn installed(program: &str) -> PathBuf {
+    let directory = match program {
+        CNI_PLUG_IN => "usr/lib/cni",
+        _ => "usr/bin",
+    };
+    Path::new(directory).join(program)
+}
 
 /// The packages that were built.
 pub(super) struct Packages {

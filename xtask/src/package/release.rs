@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::files::{PROGRAMS, find};
+use super::files::{PROGRAMS, find, installed};
 use super::system::System;
 use crate::root::{root, run_in_root};
 use crate::tools::Tool;
@@ -223,7 +223,7 @@ pub(super) fn check(deb: &Path, rpm: &Path, system: &System) -> Result<()> {
 fn check_lists(deb: &Path) -> Result<()> {
     let files = deb.with_file_name("rpm");
     for program in PROGRAMS {
-        let carried = dependencies_of(&files.join("usr/bin").join(program))?;
+        let carried = dependencies_of(&files.join(installed(program)))?;
         let sbom = files
             .join("usr/share/doc/virtio-inter")
             .join(sbom_of(program));
