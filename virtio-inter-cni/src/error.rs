@@ -55,9 +55,12 @@ impl Error {
         move |error| Self::io(&what, error)
     }
 
-    /// Adds a line that explains more.
+    /// Adds lines that explain more, if there are any.
     pub(crate) fn detail(mut self, detail: impl Display) -> Self {
-        self.details.push(detail.to_string());
+        let detail = detail.to_string();
+        if !detail.is_empty() {
+            self.details.push(detail);
+        }
         self
     }
 

@@ -122,10 +122,7 @@ impl<'a> Ipam<'a> {
             code.filter(|code| *code != 0).unwrap_or(IPAM),
             format!("{command} of IPAM plug-in {}: {message}", self.name),
         );
-        match document["details"].as_str() {
-            Some(details) if !details.is_empty() => error.detail(details),
-            _ => error,
-        }
+        error.detail(document["details"].as_str().unwrap_or_default())
     }
 }
 

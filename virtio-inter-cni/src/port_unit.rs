@@ -39,6 +39,10 @@ const SETTINGS: &[&str] = &[
     "KeyringMode=private",
     "IPAddressDeny=any",
     "SystemCallArchitectures=native",
+    "SystemCallFilter=@system-service",
+    "SystemCallFilter=~@privileged @resources @setuid @keyring",
+    "SystemCallFilter=@chown capset",
+    "SystemCallErrorNumber=EPERM",
 ];
 
 /// Settings of a port that has no uplink.
@@ -47,6 +51,9 @@ const WITHOUT_UPLINK: &[&str] = &[
     "PrivateNetwork=yes",
     "RestrictAddressFamilies=AF_UNIX",
 ];
+
+/// Lines of the journal in an error.
+const LINES: &str = "8";
 
 /// Starts a port, and waits until it is ready.
 pub(crate) fn start(
@@ -66,10 +73,27 @@ pub(crate) fn start(
     if output.status.success() {
         return Ok(());
     }
+    let name = name(&attachment.port);
     let message = format!("systemd cannot start the port: {}", output.status);
-    Err(Error::new(PORT, message)
+    let error = Error::new(PORT, message)
         .detail(String::from_utf8_lossy(&output.stderr).trim())
-        .detail(format!("Its log: journalctl -u {}", name(&attachment.port))))
+        .detail(format!("Its log: journalctl -u {name}"));
+    // The reason, if the journal has it by now.
+    let log = Command::new("journalctl")
+        .args([
+            "--quiet",
+            "--no-pager",
+            "--output=cat",
+            "--lines",
+            LINES,
+            "--unit",
+            &name,
+        ])
+        .output();
+    Err(match log {
+        Ok(log) => error.detail(String::from_utf8_lossy(&log.stdout).trim()),
+        Err(_) => error,
+    })
 }
 
 /// Stops a port's unit, if it is there.

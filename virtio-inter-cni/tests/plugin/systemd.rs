@@ -31,6 +31,10 @@ fn place() -> Place {
     fs::create_dir(place.path("bin")).unwrap();
     place.script("bin/systemd-run", RUN);
     place.script("bin/systemctl", CONTROL);
+    place.script(
+        "bin/journalctl",
+        "#!/bin/sh\necho \"Reason in the log: $*\"\n",
+    );
     place
 }
 
@@ -107,6 +111,7 @@ fn unit_that_cannot_start_is_stopped_and_leaves_nothing() {
     let failed = call(&place, "ADD", &config);
     failed.assert_error(100, "Job failed");
     failed.assert_error(100, "journalctl -u virtio-inter-cni-");
+    failed.assert_error(100, "Reason in the log: ");
     assert!(lines(&place, "control-arguments")[0].starts_with("stop virtio-inter-cni-"));
     place.assert_empty();
     assert_eq!(place.ipam_calls(), ["ADD", "DEL"]);
