@@ -150,6 +150,28 @@ for unit in port@vm1 port@vm3 port@vm4 uplink@up exporter; do
     echo "UNITS: exposure of $unit:$(tail --lines 1 /run/exposure | grep --only-matching ' [0-9.]* [A-Z]*')"
 done
 
+# Ports of the CNI plug-in are transient units.
+echo '{ "cniVersion": "1.1.0", "name": "pods", "segment": "default" }' >/root/cni.json
+cni() {
+    CNI_COMMAND=$1 CNI_CONTAINERID=pod CNI_NETNS=/run/netns/pod CNI_IFNAME=$2 \
+        /usr/lib/cni/virtio-inter-cni </root/cni.json
+}
+units_of() {
+    systemctl list-units --all --no-legend --plain "virtio-inter-cni-pod-$1-*" | cut -d ' ' -f 1
+}
+cni ADD eth0 >/root/result.json
+cni ADD eth1 >/root/result.json
+unit=$(units_of eth0)
+unit=${unit#virtio-inter-}
+wait_for "virtio-inter show default/vm1 | grep -q 'peer: pod-eth0-'"
+old=$(pid_of "$unit")
+kill -KILL "$old"
+wait_for_other "$unit" "$old"
+cni DEL eth0
+test -z "$(units_of eth0)"
+test "$(systemctl is-active "$(units_of eth1)")" = active
+echo "UNITS: the CNI plug-in has started, and ended, a port that was restarted meanwhile"
+
 # All are stopped when the package is removed, although VMs try to connect.
 test "$(pidof mock-vm | wc -w)" = 3
 dpkg --remove virtio-inter
@@ -157,7 +179,7 @@ test -z "$(systemctl list-units --no-legend 'virtio-inter*')"
 test -z "$(pidof virtio-inter)"
 echo "UNITS: removed; no process is left"
 # What users made is theirs.
-rm -r /etc/virtio-inter /etc/systemd/system/virtio-inter-port@*
+rm -r /run/virtio-inter-cni /etc/virtio-inter /etc/systemd/system/virtio-inter-port@*
 dpkg --purge virtio-inter
 test -z "$(files)" || { files; false; }
 echo "UNITS: purged; no file is left"
