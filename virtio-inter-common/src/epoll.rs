@@ -125,7 +125,7 @@ impl Epoll {
         timeout: Timeout,
     ) -> io::Result<impl Iterator<Item = (u64, Events)> + use<N>> {
         let ready = |event: Event| {
-            // Of a packed struct.
+            // Copied: the struct is packed.
             let (token, events) = (event.data, event.events);
             (token, Events::from_bits_truncate(events))
         };

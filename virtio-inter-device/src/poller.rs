@@ -106,7 +106,7 @@ impl Poller {
 
     /// The same as [`Poller::add`], and the backend learns of it:
     /// [`Backend::wake`](crate::backend::Backend::wake). It also learns of an error and a hang-up:
-    /// [`Backend::lose_source`](crate::backend::Backend::lose_source).
+    /// [`Backend::source_lost`](crate::backend::Backend::source_lost).
     ///
     /// # Errors
     ///

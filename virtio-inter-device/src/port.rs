@@ -290,7 +290,11 @@ impl<B: Backend> Port<B> {
                 }),
                 Report::Request { index, request } => self.requests.push((index, request)),
                 Report::Dropped => events.push(PortEvent::Dropped),
-                Report::UplinkLost => events.push(PortEvent::UplinkLost),
+                // Each worker reports it.
+                Report::UplinkLost => {
+                    let is_known = events.iter().any(|it| matches!(it, PortEvent::UplinkLost));
+                    events.extend((!is_known).then_some(PortEvent::UplinkLost));
+                }
                 Report::BlankRing { queue } => events.push(PortEvent::BlankRing { queue }),
                 Report::QueueActive { index, active: now } => {
                     active = active.with(index, now);

@@ -69,6 +69,14 @@ impl ConnectRate {
         bucket.take_in_advance(VIOLATION_COST, rate);
     }
 
+    /// Whether this user has used up more than its bucket by breaking rules.
+    pub(crate) fn is_in_debt(&mut self, uid: Option<u32>, now: Instant) -> bool {
+        let rate = self.rate;
+        let bucket = self.bucket(uid, now);
+        bucket.tokens(rate, now);
+        bucket.is_in_debt()
+    }
+
     fn bucket(&mut self, mut uid: Option<u32>, now: Instant) -> &mut TokenBucket {
         let rate = self.rate;
         if self.users.len() >= MAX_USERS && !self.users.contains_key(&uid) {
@@ -130,8 +138,11 @@ mod tests {
         assert!(!rate.admit(Some(1), start) && rate.admit(Some(2), start));
         // A whole bucket in advance at most.
         rate.punish(Some(1), start);
+        let soon = start + Duration::from_millis(2400);
+        assert!(rate.is_in_debt(Some(1), soon) && !rate.is_in_debt(Some(2), soon));
         assert!(!rate.admit(Some(1), start + Duration::from_millis(2700)));
-        assert!(rate.admit(Some(1), start + Duration::from_millis(2800)));
+        let later = start + Duration::from_millis(2800);
+        assert!(!rate.is_in_debt(Some(1), later) && rate.admit(Some(1), later));
     }
 
     #[test]

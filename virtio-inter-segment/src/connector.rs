@@ -22,6 +22,8 @@ const LAST_RETRY_SILENT: Duration = Duration::from_secs(60);
 /// Pause after a peer said that it connects, or is connected, to this port itself. Only if its
 /// connection does not come is there anything to try again.
 pub(crate) const DUPLICATE_RETRY: Duration = Duration::from_secs(3);
+/// Longest pause after a peer broke a rule again and again: each such link costs what it costs.
+const LAST_RETRY_VIOLATION: Duration = Duration::from_secs(3600);
 /// Time for which other peers go before a peer that let its last attempt time out. Not for ever: it
 /// may be an honest peer on a busy machine.
 const PRECEDENCE: Duration = Duration::from_secs(600);
@@ -46,8 +48,9 @@ pub(crate) enum AttemptOutcome {
     /// One side refused the other. It may come to be possible (a MAC address gets free): try again,
     /// but rarely.
     Refused,
-    /// The peer broke a rule while the link was up: try again, but rarely, and not sooner when
-    /// another link ends. Such a link can cost much before it ends, and the peer may have a friend.
+    /// One side closed the link because the other one broke a rule: try again, but ever more
+    /// rarely, and not sooner when another link ends. Such a link can cost much before it is
+    /// closed, and an attacker may have several ports.
     Violation,
     /// The peer has or makes a connection of its own.
     Duplicate,
@@ -89,6 +92,8 @@ struct Target {
     socket: SocketId,
     state: State,
     pause: Duration,
+    /// The next pause after a violation.
+    violation_pause: Duration,
     /// It let the last attempt time out.
     silent: bool,
     /// While busy: another socket has appeared; connect to that one next.
@@ -183,6 +188,7 @@ impl Connector {
             socket,
             state: State::WaitForNewSocket,
             pause: FIRST_RETRY,
+            violation_pause: self.slow_retry,
             silent: false,
             again: false,
             gone: false,
@@ -341,6 +347,9 @@ impl Target {
         if matches!(outcome, AttemptOutcome::Lost(lived) if lived >= STABLE) {
             self.pause = FIRST_RETRY;
         }
+        if matches!(outcome, AttemptOutcome::Lost(lived) if lived >= self.violation_pause) {
+            self.violation_pause = slow;
+        }
         self.silent = outcome == AttemptOutcome::TimedOut;
         let (pause, longest) = match outcome {
             AttemptOutcome::Lost(_) | AttemptOutcome::Failed => (self.pause, LAST_RETRY),
@@ -349,13 +358,17 @@ impl Target {
             AttemptOutcome::TimedOut => (self.pause, LAST_RETRY_SILENT),
             AttemptOutcome::Full => (self.pause.min(slow), slow),
             // Not the beginning of anything: the other pauses stay as they are.
-            AttemptOutcome::Refused | AttemptOutcome::Violation => (slow, self.pause),
+            AttemptOutcome::Refused => (slow, self.pause),
+            AttemptOutcome::Violation => (self.violation_pause, self.pause),
             AttemptOutcome::Duplicate => (DUPLICATE_RETRY, self.pause),
             AttemptOutcome::WaitForNewSocket | AttemptOutcome::Gone => {
                 self.state = State::WaitForNewSocket;
                 return;
             }
         };
+        if outcome == AttemptOutcome::Violation {
+            self.violation_pause = (pause * 2).min(LAST_RETRY_VIOLATION.max(slow));
+        }
         self.pause = (self.pause * 2).min(longest);
         // Up to half as long again: those who were turned away together are not to come back
         // together.

@@ -299,15 +299,35 @@ fn connector_leaves_a_peer_alone_that_has_connected_itself() {
     assert!(!connector.knows(&id("c")));
 }
 
-/// A friend of such a peer cannot have it come back sooner by leaving.
+/// Another port of the same attacker that leaves does not shorten the pauses.
 #[test]
-fn connector_retries_peers_that_broke_a_rule_rarely() {
-    let (mut connector, [socket, _], now) = (Connector::new(SLOW, 0), sockets(), Instant::now());
+fn connector_retries_peers_that_broke_a_rule_ever_more_rarely() {
+    let (mut connector, [socket, _], mut now) =
+        (Connector::new(SLOW, 0), sockets(), Instant::now());
     connector.seen(&id("b"), socket, now);
-    connector.take_due(now).unwrap();
-    connector.ended(&id("b"), AttemptOutcome::Violation, now);
-    connector.retry_refused(now);
-    assert_eq!(connector.next_due(), Some(now + SLOW));
+    let mut violate = || {
+        connector.take_due(now).unwrap();
+        connector.ended(&id("b"), AttemptOutcome::Violation, now);
+        connector.retry_refused(now);
+        let due = connector.next_due().unwrap();
+        let pause = (due - now).as_secs();
+        now = due;
+        pause
+    };
+    let pauses: Vec<_> = (0..9).map(|_| violate()).collect();
+    assert_eq!(pauses, [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]);
+    // Only a link that was up for as long makes them short again.
+    for (lived, next) in [(3599, 3600), (3600, 30)] {
+        connector.take_due(now).unwrap();
+        let lived = Duration::from_secs(lived);
+        connector.ended(&id("b"), AttemptOutcome::Lost(lived), now);
+        now = connector.next_due().unwrap();
+        connector.take_due(now).unwrap();
+        connector.ended(&id("b"), AttemptOutcome::Violation, now);
+        let due = connector.next_due().unwrap();
+        assert_eq!((due - now).as_secs(), next);
+        now = due;
+    }
 }
 
 #[test]

@@ -302,8 +302,9 @@ impl Segment {
     }
 
     /// Closes the connection to a peer that broke a rule on a link. REFUSE tells the peer. There
-    /// may be a link again: this port tries after [`Limits::slow_retry`], and the peer when its
-    /// user may have connections again.
+    /// may be a link again: whichever side connects tries after [`Limits::slow_retry`], and after
+    /// twice the pause each time that this happens again, up to an hour. A peer that does not keep
+    /// to that is held to the connections of its user.
     ///
     /// The caller drops the links; no [`SegmentEvent::Down`] follows. A key that is down already is
     /// ignored.
@@ -318,6 +319,8 @@ impl Segment {
         connection.refuse(&Refusal::Violation(reason.to_owned()));
         let now = Instant::now();
         self.connect_rate.punish(connection.owner.uid, now);
+        // As when a link is down for another reason.
+        self.connector.retry_refused(now);
         self.connection_ended(&connection, AttemptOutcome::Violation, now);
         // Nothing else may be due: the retry has to wake the caller.
         self.arm(now);
@@ -336,6 +339,7 @@ impl Segment {
         let now = Instant::now();
         connection.refuse(&Refusal::Resources(reason.to_owned()));
         let outcome = AttemptOutcome::Lost(connection.lived(now));
+        self.connector.retry_refused(now);
         self.connection_ended(&connection, outcome, now);
         // Nothing else may be due: the retry has to wake the caller.
         self.arm(now);

@@ -57,6 +57,11 @@ impl TokenBucket {
         self.tokens = (self.tokens - i64::from(tokens)).max(-i64::from(rate.burst));
     }
 
+    /// Whether tokens were taken in advance that have not come yet.
+    pub(crate) fn is_in_debt(&self) -> bool {
+        self.tokens < 0
+    }
+
     fn missing(&self, rate: Rate) -> i64 {
         i64::from(rate.burst) - self.tokens
     }

@@ -356,6 +356,34 @@ fn peer_that_broke_a_rule_is_let_in_again_after_a_pause() {
     }
 }
 
+/// Of whichever of its ports the user's violations are, and whoever connects.
+#[test]
+fn user_that_breaks_rules_has_fewer_connections() {
+    let mut net = Net::new();
+    net.join("b");
+    net.join("c");
+    // 2 s in advance for a violation.
+    let strict = Limits {
+        slow_retry: Duration::from_millis(50),
+        connect_burst: 256,
+        connects_per_second: 128,
+        ..limits()
+    };
+    net.join_with(local("a"), strict).unwrap();
+    net.until_meshed();
+    let a = net.ports.get_mut("a").unwrap();
+    let closed = Instant::now();
+    let key = a.links["b"].peer.key;
+    a.segment.close_peer(key, "Position 7 is behind 9");
+    a.links.remove("b");
+    net.until("b to learn of it", |net| {
+        !net.ports["b"].links.contains_key("a")
+    });
+    net.until_meshed();
+    let passed = closed.elapsed();
+    assert!(passed >= Duration::from_millis(1900), "{passed:?}");
+}
+
 /// Nothing to do, nothing readable: an idle segment costs no CPU.
 #[test]
 fn idle_segment_sleeps() {

@@ -13,7 +13,7 @@ use log::Level;
 use virtio_inter_common::{ErrorChain, LogLimit, log_limited};
 use virtio_inter_device::backend::Paths;
 use virtio_inter_device::{LinkBackend, Port, PortEvent};
-use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey, Segment, SegmentEvent};
+use virtio_inter_segment::{DownReason, LocalPort, PeerInfo, PeerKey, Segment, SegmentEvent};
 
 use crate::diagnostics::Diagnostics;
 use crate::directory_modes::lets_others_remove;
@@ -94,7 +94,12 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
             }
             match event {
                 SegmentEvent::Up(peer) => new.push(peer),
-                SegmentEvent::Down(key, _) => self.remove_peer(key),
+                SegmentEvent::Down(key, reason) => {
+                    if let DownReason::Violation(reason) = &reason {
+                        self.warn_of_violation(key, reason);
+                    }
+                    self.remove_peer(key);
+                }
                 SegmentEvent::Guest { peer, away } => {
                     if let Some(peer) = self.peers.get_mut(&peer) {
                         peer.away = away;
@@ -126,6 +131,7 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
         for event in self.device.events() {
             match event {
                 PortEvent::LinkViolation { peer, reason } => {
+                    self.warn_of_violation(peer, &reason);
                     self.remove_peer(peer);
                     self.segment.close_peer(peer, &reason);
                 }
@@ -169,7 +175,13 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
         self.diagnostics.segment_mode(directory, open);
     }
 
-    /// Has the warnings of frames and of refused peers say what is true now.
+    fn warn_of_violation(&mut self, key: PeerKey, reason: &str) {
+        if let Some(peer) = self.peers.get(&key) {
+            self.diagnostics.violation(&peer.id, reason);
+        }
+    }
+
+    /// Updates the warnings of dropped frames and of refused peers.
     pub(crate) fn refresh_warnings(&mut self) {
         self.diagnostics.drops(self.device.counters(), &self.peers);
         self.segment.forget_old_conflicts();
@@ -204,7 +216,6 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
     }
 
     fn choose_paths_with(&mut self, new: &[PeerInfo]) {
-        self.peers_changed = true;
         let paths = self.role.paths(self.peers.values().chain(new));
         self.links.choose(&mut self.device, paths);
     }
@@ -214,6 +225,7 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
         if new.is_empty() {
             return;
         }
+        self.peers_changed = true;
         self.choose_paths_with(&new);
         let (linked, others): (Vec<_>, Vec<_>) = new
             .into_iter()
@@ -251,6 +263,7 @@ impl<B: LinkBackend, R: Role> Attachment<B, R> {
 
     fn remove_peer(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.remove(&key) {
+            self.peers_changed = true;
             self.diagnostics.left(&peer);
         }
         if let Err(error) = self.device.remove_peer(key) {

@@ -7,6 +7,7 @@ use virtio_inter_device::backend::Links;
 use virtio_inter_segment::{LocalPort, Uplinks};
 
 use super::*;
+use crate::warnings::Code;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -110,4 +111,23 @@ fn peers_that_leave_are_forgotten() {
         .filter(|key| attachment.device.traffic(**key).is_some());
     // Without the shared uplink.
     assert_eq!(linked.count(), COUNT - 3);
+}
+
+#[test]
+fn violations_of_peers_are_counted_in_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut attachment, mut others) = attached(&directory);
+    until(&mut attachment, &mut others, |attachment| {
+        attachment.peers.len() == COUNT
+    });
+    let keys: Vec<PeerKey> = attachment.peers.keys().copied().collect();
+    for key in &keys[..2] {
+        attachment.warn_of_violation(*key, "Position 7 is behind 9");
+    }
+    let mut warnings = attachment.diagnostics.warnings();
+    let (_, warning) = warnings.find(|it| it.0 == Code::PeerViolation).unwrap();
+    let id = &attachment.peers[&keys[1]].id;
+    let expected = format!("Port {id} broke a rule, and its link was closed: Position 7 is behind");
+    assert!(warning.text.starts_with(&expected), "{}", warning.text);
+    assert_eq!(warning.count, 2);
 }

@@ -43,6 +43,8 @@ pub struct Diagnostics {
     lost_destination: Option<MacAddr>,
     /// Number of refusals of peers with the same name or address, and the time of the last one.
     conflicts: (u64, Option<SystemTime>),
+    /// Number of links that were closed because peers broke rules.
+    violations: u64,
 }
 
 impl Diagnostics {
@@ -64,6 +66,7 @@ impl Diagnostics {
             last_refused_source: None,
             lost_destination: None,
             conflicts: (0, None),
+            violations: 0,
         }
     }
 
@@ -146,6 +149,17 @@ impl Diagnostics {
         if self.lost_destination == Some(peer.mac) {
             self.warnings.clear(Code::NoDestination, "");
         }
+    }
+
+    /// Warns that the link with a peer was closed because the peer broke a rule.
+    pub fn violation(&mut self, peer: &PortId, reason: &str) {
+        self.violations += 1;
+        let text = format!(
+            "Port {peer} broke a rule, and its link was closed: {reason}. There may be a link \
+             again after a pause. A port does so if it is hostile or has a fault: see its log"
+        );
+        let count = self.violations;
+        self.warnings.raise(Code::PeerViolation, "", count, text);
     }
 
     /// Notes that the link with a peer has ended.

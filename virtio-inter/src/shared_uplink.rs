@@ -109,6 +109,7 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
         uplinks: arguments.uplinks(),
         is_settling: true,
         is_active: false,
+        has_switched: false,
     };
     let attachment = Attachment::new(&local, segment, device, role, LINK_IDLE);
     let mut uplink = SharedUplink {
@@ -142,6 +143,8 @@ struct UplinkRole {
     is_settling: bool,
     /// No other uplink has a higher priority.
     is_active: bool,
+    /// That has changed, or is known for the first time.
+    has_switched: bool,
 }
 
 impl Role for UplinkRole {
@@ -151,6 +154,7 @@ impl Role for UplinkRole {
         paths.standby |= self.is_settling;
         if self.is_active == paths.standby {
             self.is_active = !paths.standby;
+            self.has_switched = true;
             match paths::active(peers).filter(|_| paths.standby) {
                 Some(other) => info!("Standing by for uplink {}", other.id),
                 None => info!("Active"),
@@ -222,12 +226,14 @@ impl SharedUplink {
                     SETTLED => {
                         self.settling.clear();
                         self.attachment.role.is_settling = false;
+                        self.attachment.role.has_switched = true;
                         self.attachment.choose_paths();
                     }
                     _ => self.handle_device()?,
                 }
-                if self.attachment.report_peers() {
-                    // It may have become the active one, or stand by.
+                self.attachment.report_peers();
+                // What the state of its device means depends on that.
+                if std::mem::take(&mut self.attachment.role.has_switched) {
                     self.check_uplink();
                 }
             }

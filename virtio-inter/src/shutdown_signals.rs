@@ -1,5 +1,6 @@
 //! SIGTERM, SIGINT and SIGHUP as events of the control loop. The port ends within 10 s after one,
-//! whatever blocks; a repeated signal kills it at once.
+//! whatever blocks; a repeated signal kills it at once. While root opens things for `--user`, both
+//! hold only as far as the opening looks for signals: there may be no second thread yet.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

@@ -65,6 +65,8 @@ codes! {
     DhcpServer = "dhcp-server",
     /// The guest sends what the port's guard cannot examine.
     NotExamined = "not-examined",
+    /// A peer broke a rule, and its link was closed.
+    PeerViolation = "peer-violation",
     /// A peer's port does not keep its guest from what it says that it does.
     PeerGuard = "peer-guard",
     /// The guest sends to an address that no peer has.
@@ -92,8 +94,8 @@ codes! {
 }
 
 impl Code {
-    /// Whether it tells of frames that were lost, and stays when no more are. All others hold as
-    /// long as they are listed.
+    /// Whether it tells of frames that were lost or links that were closed, and stays when no more
+    /// are. All others hold as long as they are listed.
     fn is_of_losses(self) -> bool {
         match self {
             Code::ForeignSource
@@ -101,6 +103,7 @@ impl Code {
             | Code::ForeignNeighbor
             | Code::DhcpServer
             | Code::NotExamined
+            | Code::PeerViolation
             | Code::PeerGuard
             | Code::NoDestination
             | Code::PeerStalled

@@ -266,7 +266,7 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
 
     /// A descriptor of [`Poller::add_source`] reports an error or a hang-up. That is reported once,
     /// whatever can be read at that moment.
-    fn lose_source(&mut self) {}
+    fn source_lost(&mut self) {}
 
     /// The worker slept. The doorbells of the links with these tokens were rung; there may be more,
     /// which the next call names.

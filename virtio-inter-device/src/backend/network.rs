@@ -260,7 +260,7 @@ impl<D: UplinkDevice> Backend for Network<D> {
         }
     }
 
-    fn lose_source(&mut self) {
+    fn source_lost(&mut self) {
         if let Some(uplink) = &mut self.uplink {
             uplink.set_gone();
         }

@@ -232,7 +232,7 @@ impl<B: Backend> Worker<B> {
                 self.backend.wake();
             }
             if woken.source_lost {
-                self.backend.lose_source();
+                self.backend.source_lost();
             }
             self.backend.wake_links(&woken.links);
             self.report_blank_rings(&woken);

@@ -136,20 +136,28 @@ fn uplink_of_a_second_kind_loses_frames_while_it_takes_none() {
 
 #[test]
 fn uplink_of_a_second_kind_that_is_gone_is_reported_and_replaced() {
-    let (mut node, far) = uplinked(Spec::default());
-    // Also by a port that sends nothing, and that reads just before reading says so.
-    far.hang_up();
-    while !matches!(node.wait_event(), PortEvent::UplinkLost) {}
-    far.set_mode(Mode::Gone);
-    let packet = node.packet(mac(7), 100, 1);
-    node.guest.tx[0].send(&packet);
-    until("it is counted", || node.count("uplink_tx_down") == 1);
-    let (device, far) = memory_device(1, 10);
-    node.port.set_uplink(device).unwrap();
-    node.guest.tx[0].send(&packet);
-    assert_eq!(far.receive(), packet);
-    far.send(0, &Packet::new(mac(7), mac(0), 100, 2));
-    assert_eq!(node.guest.rx[0].receive().seed(), 2);
+    let (mut node, mut far) = uplinked(Spec::default());
+    for (losses, hangs_up) in [(1, true), (2, false)] {
+        // Also by a port that sends nothing.
+        if hangs_up {
+            // Its frames read as if there were none just then.
+            far.hang_up();
+        } else {
+            far.set_mode(Mode::Gone);
+        }
+        while !matches!(node.wait_event(), PortEvent::UplinkLost) {}
+        far.set_mode(Mode::Gone);
+        let packet = node.packet(mac(7), 100, 1);
+        node.guest.tx[0].send(&packet);
+        until("it is counted", || node.count("uplink_tx_down") == losses);
+        let (device, next) = memory_device(1, 10);
+        far = next;
+        node.port.set_uplink(device).unwrap();
+        node.guest.tx[0].send(&packet);
+        assert_eq!(far.receive(), packet);
+        far.send(0, &Packet::new(mac(7), mac(0), 100, 2));
+        assert_eq!(node.guest.rx[0].receive().seed(), 2);
+    }
 }
 
 #[test]
@@ -192,7 +200,7 @@ fn uplink_of_a_second_kind_can_be_shared() {
         assert_eq!(peer.receive(0), packet);
     };
     carries(&far);
-    far.set_mode(Mode::Gone);
+    far.hang_up();
     until("it is reported", || {
         let events = port.events();
         events

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
 use rustix::io::Errno;
-use virtio_inter_common::{PortId, log_limited};
+use virtio_inter_common::{PortId, log_limited, peer_pid_and_uid};
 
 use super::{PAUSE, Segment};
 use crate::connection::Connection;
@@ -42,6 +43,8 @@ impl Segment {
             }
             self.window.begun(self.attempts().count(), now);
             let outcome = match socket::connect(&self.directory.socket_path(&id)) {
+                // A user that breaks rules has as many connections as if it made them itself.
+                Ok(socket) if self.is_in_debt(&socket, now) => AttemptOutcome::Failed,
                 Ok(socket) => {
                     self.start(Role::Connector(id), socket, now);
                     continue;
@@ -83,6 +86,12 @@ impl Segment {
             }
             self.connector.ended(&id, outcome, now);
         }
+    }
+
+    /// Whether the user behind this connection has broken so many rules that there is to be none.
+    fn is_in_debt(&mut self, socket: &OwnedFd, now: Instant) -> bool {
+        let uid = peer_pid_and_uid(socket.as_fd()).ok().map(|(_, uid)| uid);
+        self.connect_rate.is_in_debt(uid, now)
     }
 
     /// When another attempt that is due then may begin, if it need not wait for the end of a

@@ -33,8 +33,8 @@ impl Segment {
             | DownReason::NoResources(_)
             | DownReason::OwnResources(_)
             | DownReason::Socket(_) => AttemptOutcome::Lost(lived),
-            DownReason::Refused(_) => AttemptOutcome::Refused,
-            DownReason::Violation(_) => AttemptOutcome::Violation,
+            // The peer refuses links that are up for violations only.
+            DownReason::Refused(_) | DownReason::Violation(_) => AttemptOutcome::Violation,
         };
         if matches!(reason, DownReason::Violation(_)) {
             self.connect_rate.punish(connection.owner.uid, now);
@@ -45,8 +45,8 @@ impl Segment {
                 .add(RefusedPeer::by_peer(connection, text, false));
         }
         self.events.push(SegmentEvent::Down(connection.key, reason));
-        // What this peer had, its address above all, may have been in the way of another. Not of
-        // itself.
+        // What this peer had, its address above all, may have been in the way of another. Its own
+        // next attempt keeps its pause.
         self.connector.retry_refused(now);
         self.connection_ended(connection, outcome, now);
     }
