@@ -308,19 +308,32 @@ impl<B: Backend> Node<B> {
             .collect()
     }
 
-    /// Waits for the port to tell something, and says what.
+    /// Waits for the port to tell something, and says what. Of what it tells at the same time,
+    /// nothing is left.
     #[track_caller]
     pub(crate) fn wait_event(&mut self) -> PortEvent {
+        self.wait_event_that(|_| true)
+    }
+
+    /// The same, for an event like that; others are ignored.
+    #[track_caller]
+    pub(crate) fn wait_event_that(&mut self, is_wanted: impl Fn(&PortEvent) -> bool) -> PortEvent {
         let deadline = Instant::now() + PATIENCE;
         loop {
             assert!(
                 wait_readable(self.port.events_fd(), deadline),
-                "The port tells nothing"
+                "The port does not tell it"
             );
-            if let Some(event) = self.port.events().into_iter().next() {
+            if let Some(event) = self.port.events().into_iter().find(&is_wanted) {
                 return event;
             }
         }
+    }
+
+    /// Waits until the port tells that its uplink is gone.
+    #[track_caller]
+    pub(crate) fn wait_for_loss(&mut self) {
+        self.wait_event_that(|event| matches!(event, PortEvent::UplinkLost));
     }
 
     /// A plain frame from this node's guest.

@@ -4,6 +4,7 @@ use virtio_inter_common::MacAddr;
 use virtio_inter_device::backend::{Network, Paths};
 use virtio_inter_device::{Device as _, Offloads, Port, PortEvent};
 
+use crate::driver::link::PUBLISHED;
 use crate::driver::{Feature, LEAN, Node, Packet, Peer, Shape, Spec, local, mac, until};
 use crate::memory::{Far, MemoryDevice, Mode, memory_device};
 
@@ -145,7 +146,7 @@ fn uplink_of_a_second_kind_that_is_gone_is_reported_and_replaced() {
         } else {
             far.set_mode(Mode::Gone);
         }
-        while !matches!(node.wait_event(), PortEvent::UplinkLost) {}
+        node.wait_for_loss();
         far.set_mode(Mode::Gone);
         let packet = node.packet(mac(7), 100, 1);
         node.guest.tx[0].send(&packet);
@@ -166,9 +167,11 @@ fn uplink_of_a_second_kind_is_read_by_workers_whose_queues_are_used() {
         queues: 2,
         ..Spec::default()
     };
-    let (device, far) = memory_device(2, 1000);
-    let mut node = Node::with_uplink(0, spec, device);
+    let (mut node, far) = uplinked(spec);
     node.port.enable_queue(2, false).unwrap();
+    // From now on the first queue is in use: before, frames are for nobody.
+    far.send(0, &Packet::new(mac(7), mac(0), 100, 100));
+    assert_eq!(node.guest.rx[0].receive().seed(), 100);
     for seed in 0..20 {
         far.send(seed as usize % 2, &Packet::new(mac(7), mac(0), 100, seed));
     }
@@ -210,4 +213,35 @@ fn uplink_of_a_second_kind_can_be_shared() {
     let (device, far) = memory_device(1, 10);
     port.set_uplink(device).unwrap();
     carries(&far);
+}
+
+#[test]
+fn violation_of_a_peer_is_told_beside_an_uplink() {
+    let (mut node, far) = uplinked(Spec::default());
+    let peer = Peer::attach(&mut node, 1, &Spec::default());
+    peer.into_port[0].poke(PUBLISHED, !63);
+    peer.into_port[0].data_doorbell.ring();
+    let PortEvent::LinkViolation { peer: told, .. } = node.wait_event() else {
+        panic!("another event");
+    };
+    assert_eq!(told, peer.key);
+    let packet = node.packet(mac(7), 100, 1);
+    node.guest.tx[0].send(&packet);
+    assert_eq!(far.receive(), packet);
+}
+
+#[test]
+fn uplink_gets_no_frames_for_the_guest_itself() {
+    let (mut node, far) = uplinked(Spec::default());
+    let announced = || node.count("uplink_tx_bytes") == 60;
+    until("the announcement is counted", announced);
+    let own = node.packet(node.mac(), 100, 1);
+    let other = node.packet(mac(7), 200, 2);
+    node.guest.tx[0].send(&own);
+    node.guest.tx[0].send(&other);
+    assert_eq!(far.receive(), other);
+    // After it was written.
+    until("it is counted", || {
+        node.count("uplink_tx_bytes") == 60 + 200
+    });
 }

@@ -391,7 +391,7 @@ fn uplink_without_offloads_gets_whole_checksums_and_frames_that_fit() {
     assert_eq!(received.frame.len(), 20_000);
     // Also when the device is there again.
     ip("link delete up0");
-    while !matches!(node.wait_event(), PortEvent::UplinkLost) {}
+    node.wait_for_loss();
     make_tap("up0", "");
     let device = open(1);
     set_up("up0");
