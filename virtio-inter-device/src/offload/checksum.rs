@@ -32,10 +32,10 @@ pub(crate) fn sum(bytes: &[u8]) -> u16 {
 /// Folds a sum into 16 bits, carries added at the low end. 0 only for 0.
 pub(crate) fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    // At most 0x1_ffff_fffe by now, so at most 0x1_fffe after this, and 0xffff after the next one.
     let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16 // After the second addition of the carries, the upper bits are zero.
+    sum as u16
 }
 
 /// Completes the checksum over `bytes` in the field at offset `at`, which holds the sum of the
