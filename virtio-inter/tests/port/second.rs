@@ -9,6 +9,7 @@ use virtio_inter_test_support::skip;
 
 use crate::guest::{Guest, octets};
 use crate::process::{Place, Port, until};
+use crate::status::status;
 
 const PORT_MAC: &str = "52:54:00:00:00:6d";
 const PEER_MAC: &str = "52:54:00:00:aa:01";
@@ -115,7 +116,11 @@ fn exchange(id: &str, port_first: bool, role: &str) -> Option<()> {
     let port = early.unwrap_or_else(|| port(&place));
     let mut guest = Guest::new(&port, FRAME as u64);
     peer.says("up");
-    port.wait_for(" is up");
+    // Its workers have the link, too.
+    let socket = place.segment().join("m.status");
+    until("the port has the peer", || {
+        status(&socket)["peers"] != Value::Array(Vec::new())
+    });
     // Before there was a guest, the port would have dropped frames.
     peer.child.stdin.take().unwrap().write_all(b"go\n").unwrap();
 
