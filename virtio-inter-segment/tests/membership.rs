@@ -317,7 +317,7 @@ fn mac_address_that_gets_free_goes_to_who_waits_for_it() {
     net.check_flow();
 }
 
-/// The verdict may be wrong, and whoever is hostile only has to join anew.
+/// A violation may be a false alarm, and a hostile peer only has to join again.
 #[test]
 fn peer_that_broke_a_rule_is_let_in_again_after_a_pause() {
     for offender in ["a", "b"] {
