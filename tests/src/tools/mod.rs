@@ -25,5 +25,5 @@ pub use sockperf::{
     HalfRoundTrip, Pace, SOCKPERF_PORT, SOCKPERF_TCP_SERVER, Transport, Unanswered,
     half_round_trip, sockperf_server, tcp_ping_pong,
 };
-pub use transfer::{Transfer, TransferPlan, TransferReport, exchange};
+pub use transfer::{Transfer, TransferPlan, exchange};
 pub use udp::{UdpReport, udp_check};

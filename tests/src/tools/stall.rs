@@ -20,7 +20,7 @@ const FAILED: u8 = 2;
 /// How far something is.
 pub(super) struct Progress {
     pub(super) bytes: u64,
-    /// It has ended, with these words.
+    /// How it has ended, as the rest of a sentence about it.
     pub(super) ended: Option<String>,
 }
 
@@ -65,7 +65,7 @@ impl<F: Fn() -> Progress> Watch<F> {
             let now = self.look();
             match now.ended {
                 _ if now.bytes >= target => Ok(Some(())),
-                Some(words) => bail!("The transfer ended at {} bytes: {words}", now.bytes),
+                Some(end) => bail!("The transfer {end}, at {} bytes", now.bytes),
                 None => Ok(None),
             }
         })?;
@@ -141,11 +141,11 @@ mod tests {
         let start = Instant::now();
         let progress = || Progress {
             bytes: 7,
-            ended: Some("no route".to_owned()),
+            ended: Some("ended: no route".to_owned()),
         };
         let error = during(progress, 1, LONG, || Ok(())).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("ended at 7 bytes: no route"), "{text}");
+        assert!(text.contains("ended: no route, at 7 bytes"), "{text}");
         // Unless that is far enough.
         during(progress, 0, LONG, || Ok(())).unwrap();
         assert!(start.elapsed() < SOON);

@@ -71,8 +71,7 @@ fn move_data(from: &Member, to: &Member, address: IpAddr) -> Result<()> {
         receive: 0,
         ..tools::TransferPlan::both_ways(BYTES)
     };
-    let report = tools::Transfer::start(&from.vm, &to.vm, address, plan)?.finish(LIMIT)?;
-    ensure!(report.peer_received == BYTES, "{report:?}");
+    tools::Transfer::start(&from.vm, &to.vm, address, plan)?.finish(LIMIT)?;
     let taken = from.tap.packets()?.0 - before.0;
     let given = to.tap.packets()?.1 - before.1;
     // Nothing is put together on the way; what the second device cannot pass, the kernel segments.

@@ -206,7 +206,7 @@ fn uplink_that_is_shared_and_killed_is_replaced_under_load_of_uml_guests() {
         let there = remote.vm.nic(0).ipv4();
         wait_for_answer(a, there)?;
 
-        let plan = tools::TransferPlan::both_ways(400_000_000);
+        let plan = tools::TransferPlan::until_finished();
         let mut transfer = tools::Transfer::start(a, &remote.vm, there, plan)?;
         transfer.wait_for_progress(50_000_000, LIMIT)?;
         let kill = || first.process().kill();
