@@ -8,8 +8,9 @@
 //! A full ring holds the transmit queue up: the frame stays there. Where frames for other peers may
 //! wait behind it, a peer whose ring stays full for 1 ms gets its frames copied aside. When there
 //! is no room for them either, the queue is held up as long as the queue's budget for that lasts;
-//! then frames for full rings are dropped. So are those for a peer that takes nothing for 1 s:
-//! decision 0084.
+//! then frames for full rings are dropped, and those for that peer do not wait again for half a
+//! minute, or until it has emptied its ring. Frames for a peer that takes nothing for 1 s are
+//! dropped, too: decision 0084.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -33,6 +34,9 @@ const PUBLISH_BYTES: usize = 32 * 1024;
 const RETRY: Duration = Duration::from_millis(100);
 /// Pause before a ring is asked for again that the peer did not take.
 const RETRY_DECLINED: Duration = Duration::from_secs(1);
+/// How long frames for a full ring do not wait after the hold budget was used up, unless the peer
+/// empties it. Those of a stream to that peer alone would lose nothing if they waited.
+const BEHIND: Duration = Duration::from_secs(30);
 /// Number of times in a row that a ring was found to be quiet before it is given back.
 const QUIET_TICKS: u8 = 2;
 
@@ -108,6 +112,9 @@ pub(super) struct TxLink {
     retry_at: Option<Instant>,
     spill: Spill,
     full: Option<Full>,
+    /// When the ring was full with the hold budget used up, if the peer has not emptied it since:
+    /// it is slower than what is sent to it, and to wait again would not help it.
+    behind_since: Option<Instant>,
     timeouts: Timeouts,
     /// The peer gets multicast frames by this link.
     pub(super) multicast: bool,
@@ -133,6 +140,7 @@ impl TxLink {
             retry_at: None,
             spill: Spill::default(),
             full: None,
+            behind_since: None,
             timeouts,
             multicast: true,
             dead: false,
@@ -295,6 +303,9 @@ impl TxLink {
         budget: Option<&HoldBudget>,
     ) -> Result<Room, SendError<F::Error>> {
         let len = frame.record_len();
+        if self.behind_since.is_some() {
+            self.look_if_behind()?;
+        }
         if !self.spill.is_empty() {
             self.flush_spill()?;
         }
@@ -350,6 +361,9 @@ impl TxLink {
         len: usize,
         budget: Option<&HoldBudget>,
     ) -> Result<Room, Violation> {
+        if self.behind_since.is_some() {
+            self.look_if_behind()?;
+        }
         self.flush_spill()?;
         if self.spill.is_empty()
             && let Some(ring) = &mut self.ring
@@ -402,7 +416,8 @@ impl TxLink {
             return Ok(Room::Wait(stalls_at));
         };
         let left = budget.left(now);
-        let may_hold = left >= self.timeouts.slow;
+        let is_behind = self.behind_since.is_some_and(|since| now < since + BEHIND);
+        let may_hold = left >= self.timeouts.slow && !is_behind;
         Ok(if may_hold && now < slow_at {
             Room::Wait(slow_at)
         } else if self.spill.has_room(len) {
@@ -410,8 +425,24 @@ impl TxLink {
         } else if may_hold {
             Room::Wait(stalls_at.min(now + left))
         } else {
+            if !is_behind {
+                self.behind_since = Some(now);
+            }
             Room::Stalled
         })
+    }
+
+    /// Looks whether the peer has caught up.
+    #[cold]
+    fn look_if_behind(&mut self) -> Result<(), Violation> {
+        let has_caught_up = match &mut self.ring {
+            Some(ring) => self.spill.is_empty() && ring.sender.is_drained()?,
+            None => true,
+        };
+        if has_caught_up {
+            self.behind_since = None;
+        }
+        Ok(())
     }
 
     /// Moves frames from aside into the ring, as far as there is room.
@@ -575,7 +606,27 @@ mod tests {
         // What the peer takes makes no difference.
         take(&mut receiver, 40);
         assert_eq!(at(&mut link, 9), Ok(Room::Stalled));
-        assert_eq!(at(&mut link, 10), Ok(Room::Wait(start + MS * 11)));
+        // A budget makes none for 30 s, or until the peer has taken all.
+        assert_eq!(at(&mut link, 10), Ok(Room::Stalled));
+        let later = 30_000;
+        take(&mut receiver, 1);
+        assert_eq!(at(&mut link, later), Ok(Room::Stalled));
+        assert_eq!(
+            at(&mut link, later + 1),
+            Ok(Room::Wait(start + MS * (later + 101)))
+        );
+        while !link.spill.is_empty() {
+            link.flush().unwrap();
+            take(&mut receiver, 1);
+        }
+        assert_eq!(send(&mut link), Room::Ring);
+        assert!(link.behind_since.is_some(), "It has not taken all");
+        link.flush().unwrap();
+        while !receiver.is_empty().unwrap() {
+            take(&mut receiver, 1);
+        }
+        assert_eq!(send(&mut link), Room::Ring);
+        assert!(link.behind_since.is_none());
     }
 
     #[test]
