@@ -80,7 +80,11 @@ fn demo_shows_vms_of_cloud_hypervisor_on_two_segments() -> Result<()> {
     let status = demo.wait(LAUNCHED_LIMIT)?;
     let log = demo.log();
     assert!(status.success(), "{status}: {log}");
-    for part in ["--inter-vm segment=web", "add-device inter-vm,segment=db"] {
+    for part in [
+        "--inter-vm segment=web,uplink=tap:",
+        "a → host, 10.0.0.254: ping",
+        "add-device inter-vm,segment=db",
+    ] {
         assert!(log.contains(part), "{log}");
     }
     // Over each of the two segments, both of which the list has at the end.

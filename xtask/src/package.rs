@@ -6,6 +6,7 @@ mod files;
 mod first_vms;
 mod release;
 mod system;
+mod trial;
 mod units;
 
 use std::fs;

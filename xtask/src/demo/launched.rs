@@ -1,5 +1,6 @@
-//! Two VMs of a stock Cloud Hypervisor on a segment by `--inter-vm`, which get a second segment
-//! while they run. Where KVM does not run stock kernels, all of it is in the nested machine.
+//! Two VMs of a stock Cloud Hypervisor on a segment by `--inter-vm`, one of them with an uplink to
+//! the host's network, which get a second segment while they run. Where KVM does not run stock
+//! kernels, all of it is in the nested machine.
 
 use std::env;
 use std::fmt::Write as _;
@@ -13,6 +14,7 @@ use virtio_inter_tests::{
 };
 
 use super::pair::ping;
+use super::uplink::{self, HOST};
 
 /// Nested machines tried: an emulated processor hangs now and then.
 const TRIES: u32 = 3;
@@ -89,16 +91,21 @@ fn in_machine(bed: &Testbed, supplies: &Supplies, seconds: u32) -> Result<String
 fn story(bed: &Testbed, seconds: u32) -> Result<String> {
     let kind = Frontend::CloudHypervisor(Kernel::Debian13);
     let (web, db) = (Segment::new(bed, "web")?, Segment::new(bed, "db")?);
-    let start = |name, host| {
-        let config = VmConfig::new(name, kind).nic(Nic::inter_vm(&web, host));
-        Vm::start(bed, config)
-    };
-    let (mut a, mut b) = (start("a", 1)?, start("b", 2)?);
+    let mut bridge = uplink::bridge()?;
+    let tap = bridge.tap()?;
+    let start = |name, nic| Vm::start(bed, VmConfig::new(name, kind).nic(nic));
+    let mut a = start("a", Nic::inter_vm(&web, 1).uplink(&tap))?;
+    let mut b = start("b", Nic::inter_vm(&web, 2))?;
     a.ready()?;
     b.ready()?;
     let mut text = format!("Cloud Hypervisor, Linux {}\n", a.kernel_release());
-    text += "  cloud-hypervisor-ext … --inter-vm segment=web\n";
+    let _ = writeln!(
+        text,
+        "  cloud-hypervisor-ext … --inter-vm segment=web,uplink=tap:{}     b without the uplink",
+        tap.name()
+    );
     text += &exchange(&a, &b, 0, seconds)?;
+    text += &reach_host(&a)?;
     a.plug(Nic::inter_vm(&db, 11).in_subnet(1))?;
     b.plug(Nic::inter_vm(&db, 12).in_subnet(1))?;
     text += "  ch-remote-ext … add-device inter-vm,segment=db     in both VMs, while they run\n";
@@ -108,6 +115,26 @@ fn story(bed: &Testbed, seconds: u32) -> Result<String> {
         let _ = writeln!(text, "    {line}");
     }
     Ok(text)
+}
+
+/// Round trips to the host's network namespace, which take the uplink.
+fn reach_host(vm: &Vm) -> Result<String> {
+    let ping = ping(vm, HOST, PING)?;
+    let ports = vm.inter_vm_ports()?;
+    let queues = ports[0]["status"]["counters"].as_array();
+    let carried: u64 = queues
+        .context("A status without counters")?
+        .iter()
+        .filter_map(|queue| queue["uplink_rx_frames"].as_u64())
+        .sum();
+    ensure!(
+        carried >= ping.received.into(),
+        "{carried} frames came by the uplink"
+    );
+    Ok(format!(
+        "    a → host, {HOST}: ping {:.0} µs, by its port's uplink\n",
+        ping.mean_us
+    ))
 }
 
 /// Round trips and throughput over the interface of that number.

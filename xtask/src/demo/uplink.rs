@@ -11,8 +11,8 @@ use virtio_inter_tests::{
 
 use super::pair::ping;
 
-/// The host's address on the bridge.
-const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
+/// The host's address on the bridge, in the network of the guests' first interfaces.
+pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
 const PING: tools::Ping = tools::Ping {
     count: 20,
     size: 56,
@@ -34,11 +34,17 @@ pub(super) fn reach_host(kind: Frontend, program: Option<&Path>) -> Result<tools
     report
 }
 
-fn ping_host(bed: &Testbed, kind: Frontend, program: Option<&Path>) -> Result<tools::PingReport> {
-    let mut bridge = Bridge::new(1500)?;
+/// A bridge on which the host has its address.
+pub(super) fn bridge() -> Result<Bridge> {
+    let bridge = Bridge::new(1500)?;
     bridge.shell(&format!(
         "ip addr add {HOST}/24 dev bridge; ip link set lo up"
     ))?;
+    Ok(bridge)
+}
+
+fn ping_host(bed: &Testbed, kind: Frontend, program: Option<&Path>) -> Result<tools::PingReport> {
+    let mut bridge = bridge()?;
     let segment = Segment::new(bed, "uplink")?;
     let config = PortConfig {
         program: program.map(Path::to_path_buf),

@@ -4,10 +4,11 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 
 use super::files::Packages;
 use super::system::System;
+use super::trial::{check_nothing_left, use_package};
 use super::{first_vms, release, units};
 use crate::apt::Mirror;
 use crate::root::run_in_root;
@@ -21,32 +22,6 @@ const NEWEST: &str = "trixie";
 const HOST: [&str; 3] = ["systemd", "systemd-sysv", "apparmor"];
 /// What a machine has that boots, or starts guests, beside these.
 const MACHINE: [&str; 3] = ["linux-image-cloud-amd64", "busybox", "iproute2"];
-
-/// What users do with the package, from installing to purging.
-const USE: &str = "
-    cd /
-    virtio-inter --version
-    # What management software does by QEMU's conventions.
-    files=/usr/share/qemu/vhost-user/*-virtio-inter-net.json
-    backend=$(sed -n 's/.*\"binary\": \"\\(.*\\)\".*/\\1/p' $files)
-    \"$backend\" --print-capabilities | grep -q '\"type\": \"net\"'
-    \"$backend\" --socket-path=/run/x.sock 2>&1 | grep -q -e --segment
-    install -d -m 0700 /run/vm1 /run/vm2
-    for vm in 1 2; do
-        virtio-inter port --socket /run/vm$vm/net --segment default --id vm$vm \\
-            --mac 52:54:00:00:00:0$vm 2>>/run/log & pids=\"$pids $!\"
-    done
-    for try in 1 2 3 4 5 6 7 8 9 10; do
-        virtio-inter show default/vm1 | grep -q 'peer: vm2' && break
-        sleep 1
-    done
-    virtio-inter show default/vm1 | grep 'peer: vm2' || { cat /run/log; exit 1; }
-    # The new program replaces the file of the running ports.
-    apt-get -qq --reinstall install /tmp/virtio-inter_*.deb >/dev/null
-    virtio-inter list default | grep -c 'no VMM'
-    kill $pids
-    wait
-";
 
 /// Findings of lintian that are no faults here: the project has no mail address, and the package is
 /// not uploaded to Debian.
@@ -146,22 +121,17 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
         system.run(&command)?;
     }
     check_profiles(system)?;
-    let used = system.run(USE)?;
-    ensure!(used.trim_end().ends_with('2'), "{used}");
+    use_package(
+        system,
+        "apt-get -qq --reinstall install /tmp/virtio-inter_*.deb",
+    )?;
     system.run("apt-get -qq remove virtio-inter >/dev/null")?;
     ensure!(
         !system.has("usr/bin/virtio-inter"),
         "The package was removed, its program not"
     );
     system.run("apt-get -qq purge virtio-inter >/dev/null")?;
-    let left = system.run("find / -xdev -path /proc -prune -o -name '*virtio-inter*' -print")?;
-    let left: Vec<&str> = left
-        .lines()
-        .filter(|path| !path.starts_with("/tmp/"))
-        .collect();
-    if !left.is_empty() {
-        bail!("The package was purged and left {}", left.join(", "));
-    }
+    check_nothing_left(system)?;
     println!(
         "{}: installed, used, reinstalled under running ports, removed and purged",
         system.release

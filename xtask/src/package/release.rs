@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::files::{PROGRAMS, find, installed};
 use super::system::System;
+use super::trial::{check_nothing_left, use_package};
 use crate::root::{root, run_in_root};
 use crate::tools::Tool;
 
@@ -65,6 +66,14 @@ const CHECK: &str = r#"
     rpm --query --package --configfiles "$rpm" | grep -x /etc/apparmor.d/virtio-inter
     rpm --query --package --requires "$rpm" | grep '^libc.so.6'
 "#;
+
+/// Installs the rpm where no package of it is. Debian has no packages by that format, so its
+/// dependencies are not looked at.
+const INSTALL: &str = "rpm --force-debian --nodeps --install /tmp/virtio-inter-*.rpm";
+/// An upgrade as rpm does one: scripts of the new package run before those of the old one.
+const INSTALL_AGAIN: &str =
+    "rpm --force-debian --nodeps --upgrade --replacepkgs /tmp/virtio-inter-*.rpm";
+const ERASE: &str = "rpm --force-debian --erase virtio-inter";
 
 /// Builds the programs, which then carry the list of their dependencies.
 ///
@@ -216,7 +225,27 @@ pub(super) fn check(deb: &Path, rpm: &Path, system: &System) -> Result<()> {
         "{}: the rpm has the files of the Debian package",
         system.release
     );
+    try_rpm(system)?;
     check_lists(deb)
+}
+
+/// Installs the rpm, uses it, installs it anew under running ports, and removes it.
+fn try_rpm(system: &System) -> Result<()> {
+    check_nothing_left(system)?;
+    system.run(INSTALL)?;
+    let owner = system.run("stat -c '%a %U %G' /run/virtio-inter/default")?;
+    ensure!(
+        owner.trim() == "3770 virtio-inter-uplink virtio-inter",
+        "{owner}"
+    );
+    use_package(system, INSTALL_AGAIN)?;
+    system.run(ERASE)?;
+    check_nothing_left(system)?;
+    println!(
+        "{}: rpm installed, used, installed anew under running ports and removed",
+        system.release
+    );
+    Ok(())
 }
 
 /// Checks that the SBOM of each program has what the program carries.
