@@ -13,7 +13,7 @@ use virtio_inter_link::Doorbell;
 use virtio_inter_segment::{LocalPort, PeerKey};
 
 use crate::backend::steering::{ActiveQueues, SharedActiveQueues};
-use crate::backend::{Backend, BackendSetup, LinkRequest, Links};
+use crate::backend::{Backend, BackendSetup, Generation, LinkRequest, Links};
 use crate::batch::{Direction, PortContext};
 use crate::config::{CONFIG_SIZE, config_space};
 use crate::counters::Counters;
@@ -80,6 +80,8 @@ pub struct Port<B: Backend = Links> {
     /// Requests of links, with the worker that reported each.
     requests: Vec<(u16, LinkRequest)>,
     book: LinkBook,
+    /// Of the uplink's device.
+    generation: Generation,
 }
 
 /// The control thread's end of a worker.
@@ -210,6 +212,7 @@ impl<B: Backend> Port<B> {
             event_fd: Arc::new(event_fd),
             requests: Vec::new(),
             book,
+            generation: 0,
         };
         let in_use = Arc::new(SharedActiveQueues::default());
         let learned = Arc::clone(port.book.learned());
@@ -290,10 +293,11 @@ impl<B: Backend> Port<B> {
                 }),
                 Report::Request { index, request } => self.requests.push((index, request)),
                 Report::Dropped => events.push(PortEvent::Dropped),
-                // Each worker reports it.
-                Report::UplinkLost => {
+                // Each worker reports it, and some may when there is another device already.
+                Report::UplinkLost { generation } => {
                     let is_known = events.iter().any(|it| matches!(it, PortEvent::UplinkLost));
-                    events.extend((!is_known).then_some(PortEvent::UplinkLost));
+                    let is_new = generation == self.generation && !is_known;
+                    events.extend(is_new.then_some(PortEvent::UplinkLost));
                 }
                 Report::BlankRing { queue } => events.push(PortEvent::BlankRing { queue }),
                 Report::QueueActive { index, active: now } => {

@@ -310,9 +310,9 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
         None
     }
 
-    /// Whether the uplink is gone and that was not reported yet.
-    fn take_uplink_loss(&mut self) -> bool {
-        false
+    /// The generation of the uplink's device, if that is gone and was not reported yet.
+    fn take_uplink_loss(&mut self) -> Option<Generation> {
+        None
     }
 }
 
@@ -321,9 +321,14 @@ pub trait UplinkBackend: Backend {
     /// The kind of the device.
     type Device: UplinkDevice;
 
-    /// The command by which a worker uses this queue in place of the one before.
-    fn set_uplink(queue: UplinkQueue<Self::Device>) -> Self::Command;
+    /// The command by which a worker uses this queue, of the device of that generation, in place
+    /// of the one before.
+    fn set_uplink(queue: UplinkQueue<Self::Device>, generation: Generation) -> Self::Command;
 }
+
+/// Number of the device that a port's uplink has, among all that it had: 0 for the one that the
+/// port was made with. A report about a former device is told by it.
+pub type Generation = u64;
 
 /// A device by which frames reach another network: a kind of uplink. It is open, by as many of its
 /// queues as there are workers.

@@ -36,9 +36,9 @@ mod tap;
 mod uplink;
 
 pub use interface::{
-    Backend, BackendSetup, LinkFault, LinkRequest, ReadError, RxBackend, RxProgress, RxRecord,
-    RxSink, RxStatus, TxBackend, TxFrame, TxStatus, UplinkBackend, UplinkDevice, UplinkQueue,
-    UplinkReader, UplinkWriter, WriteError,
+    Backend, BackendSetup, Generation, LinkFault, LinkRequest, ReadError, RxBackend, RxProgress,
+    RxRecord, RxSink, RxStatus, TxBackend, TxFrame, TxStatus, UplinkBackend, UplinkDevice,
+    UplinkQueue, UplinkReader, UplinkWriter, WriteError,
 };
 pub(crate) use link::{
     Forwarding, Holder, Holders, Learned, LinkAnswer, LinkCommand, NewPeer, PeerAddresses,

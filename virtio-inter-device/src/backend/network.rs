@@ -10,8 +10,8 @@ use virtio_inter_common::MacAddr;
 use virtio_inter_link::Sender;
 
 use super::interface::{
-    Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxSink, TxBackend, TxFrame, TxStatus,
-    UplinkBackend, UplinkDevice, UplinkQueue,
+    Backend, BackendSetup, Generation, LinkFault, LinkRequest, RxBackend, RxSink, TxBackend,
+    TxFrame, TxStatus, UplinkBackend, UplinkDevice, UplinkQueue,
 };
 use super::link::{Destination, LinkAnswer, LinkCommand, Links, RxLink};
 use super::steering::ActiveQueues;
@@ -39,7 +39,7 @@ pub enum NetworkCommand<D: UplinkDevice> {
     /// To its links.
     Link(LinkCommand),
     /// Use this queue of a device as uplink, in place of the one before.
-    SetUplink(UplinkQueue<D>),
+    SetUplink(UplinkQueue<D>, Generation),
     /// Hand out the uplink's queues that another worker is to read.
     TakeMisplaced(ActiveQueues),
     /// Read these.
@@ -82,7 +82,7 @@ impl<D: UplinkDevice> Network<D> {
             plain: false,
             uplink_first: false,
         };
-        network.uplink = queue.map(|queue| network.new_uplink(queue));
+        network.uplink = queue.map(|queue| network.new_uplink(queue, 0));
         network.links.set_has_uplink(network.uplink.is_some());
         network
     }
@@ -112,8 +112,8 @@ impl<D: UplinkDevice> Network<D> {
         self.links.set_flood(sender, receiver);
     }
 
-    fn new_uplink(&self, queue: UplinkQueue<D>) -> Uplink<D> {
-        let mut uplink = Uplink::new(queue, &self.setup);
+    fn new_uplink(&self, queue: UplinkQueue<D>, generation: Generation) -> Uplink<D> {
+        let mut uplink = Uplink::new(queue, generation, &self.setup);
         uplink.set_listed(self.links.listed().clone());
         if self.plain {
             uplink.set_plain();
@@ -121,8 +121,13 @@ impl<D: UplinkDevice> Network<D> {
         uplink
     }
 
-    fn set_uplink(&mut self, queue: UplinkQueue<D>, poller: &Poller) -> io::Result<()> {
-        let mut uplink = self.new_uplink(queue);
+    fn set_uplink(
+        &mut self,
+        queue: UplinkQueue<D>,
+        generation: Generation,
+        poller: &Poller,
+    ) -> io::Result<()> {
+        let mut uplink = self.new_uplink(queue, generation);
         uplink.set_offloads(self.takes);
         uplink.attach(poller)?;
         if let Some(former) = self.uplink.replace(uplink) {
@@ -283,7 +288,9 @@ impl<D: UplinkDevice> Backend for Network<D> {
                 }
                 return Ok(NetworkAnswer::Link(answer));
             }
-            NetworkCommand::SetUplink(queue) => self.set_uplink(queue, poller).map_err(watch)?,
+            NetworkCommand::SetUplink(queue, generation) => {
+                self.set_uplink(queue, generation, poller).map_err(watch)?;
+            }
             NetworkCommand::TakeMisplaced(active) => {
                 let index = self.setup.index;
                 let queues = self.uplink.as_mut().map(|uplink| {
@@ -336,16 +343,16 @@ impl<D: UplinkDevice> Backend for Network<D> {
         self.links.take_request()
     }
 
-    fn take_uplink_loss(&mut self) -> bool {
-        self.uplink.as_mut().is_some_and(Uplink::take_loss)
+    fn take_uplink_loss(&mut self) -> Option<Generation> {
+        self.uplink.as_mut().and_then(Uplink::take_loss)
     }
 }
 
 impl<D: UplinkDevice> UplinkBackend for Network<D> {
     type Device = D;
 
-    fn set_uplink(queue: UplinkQueue<D>) -> NetworkCommand<D> {
-        NetworkCommand::SetUplink(queue)
+    fn set_uplink(queue: UplinkQueue<D>, generation: Generation) -> NetworkCommand<D> {
+        NetworkCommand::SetUplink(queue, generation)
     }
 }
 

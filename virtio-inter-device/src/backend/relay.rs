@@ -11,8 +11,8 @@ use virtio_inter_link::Sender;
 use vm_memory::VolatileSlice;
 
 use super::interface::{
-    Backend, BackendSetup, LinkFault, LinkRequest, RxBackend, RxProgress, RxRecord, RxSink,
-    RxStatus, TxBackend, TxFrame, TxStatus, UplinkBackend, UplinkDevice, UplinkQueue,
+    Backend, BackendSetup, Generation, LinkFault, LinkRequest, RxBackend, RxProgress, RxRecord,
+    RxSink, RxStatus, TxBackend, TxFrame, TxStatus, UplinkBackend, UplinkDevice, UplinkQueue,
 };
 use super::link::{Destination, LinkAnswer, LinkCommand, Links, RxLink};
 use super::uplink::Uplink;
@@ -49,7 +49,7 @@ pub enum RelayCommand<D: UplinkDevice> {
     /// To its links.
     Link(LinkCommand),
     /// Use this queue of a device, in place of the one before.
-    SetUplink(UplinkQueue<D>),
+    SetUplink(UplinkQueue<D>, Generation),
 }
 
 impl<D: UplinkDevice> From<LinkCommand> for RelayCommand<D> {
@@ -81,8 +81,13 @@ impl<D: UplinkDevice> Relay<D> {
         self.links.set_flood(sender, receiver);
     }
 
-    fn set_uplink(&mut self, queue: UplinkQueue<D>, poller: &Poller) -> io::Result<()> {
-        let mut uplink = Uplink::new(queue, &self.setup);
+    fn set_uplink(
+        &mut self,
+        queue: UplinkQueue<D>,
+        generation: Generation,
+        poller: &Poller,
+    ) -> io::Result<()> {
+        let mut uplink = Uplink::new(queue, generation, &self.setup);
         uplink.set_offloads(Offloads::ALL);
         if self.plain {
             uplink.set_plain();
@@ -367,8 +372,8 @@ impl<D: UplinkDevice> Backend for Relay<D> {
         poller: &Poller,
     ) -> Result<LinkAnswer, DeviceError> {
         let command = match command {
-            RelayCommand::SetUplink(queue) => {
-                let set = self.set_uplink(queue, poller);
+            RelayCommand::SetUplink(queue, generation) => {
+                let set = self.set_uplink(queue, generation, poller);
                 set.map_err(|source| DeviceError::Io {
                     action: "watch the uplink",
                     source,
@@ -407,15 +412,15 @@ impl<D: UplinkDevice> Backend for Relay<D> {
         self.links.take_request()
     }
 
-    fn take_uplink_loss(&mut self) -> bool {
-        self.uplink.as_mut().is_some_and(Uplink::take_loss)
+    fn take_uplink_loss(&mut self) -> Option<Generation> {
+        self.uplink.as_mut().and_then(Uplink::take_loss)
     }
 }
 
 impl<D: UplinkDevice> UplinkBackend for Relay<D> {
     type Device = D;
 
-    fn set_uplink(queue: UplinkQueue<D>) -> RelayCommand<D> {
-        RelayCommand::SetUplink(queue)
+    fn set_uplink(queue: UplinkQueue<D>, generation: Generation) -> RelayCommand<D> {
+        RelayCommand::SetUplink(queue, generation)
     }
 }

@@ -80,8 +80,9 @@ impl<B: UplinkBackend> Port<B> {
     ///
     /// When a worker does not answer.
     pub fn set_uplink(&mut self, device: B::Device) -> Result<(), DeviceError> {
+        self.generation += 1;
         for (worker, queue) in self.workers.iter().zip(device.into_queues()) {
-            worker.ask_backend(B::set_uplink(queue))?;
+            worker.ask_backend(B::set_uplink(queue, self.generation))?;
         }
         self.steer()
     }

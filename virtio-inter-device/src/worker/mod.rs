@@ -18,7 +18,7 @@ use virtio_inter_link::{BusyPoll, BusyPollConfig};
 pub(crate) use command::{Answer, Command, Request};
 
 use crate::backend::steering::SharedActiveQueues;
-use crate::backend::{Backend, LinkFault, LinkRequest};
+use crate::backend::{Backend, Generation, LinkFault, LinkRequest};
 use crate::batch::{BatchResult, PortContext, Sleep};
 use crate::guest_memory::GuestMemory;
 use crate::poller::{Poller, Woken};
@@ -41,8 +41,8 @@ pub(crate) enum Report {
     /// A queue was kicked long after its start, but its ring is blank. Reported once after each
     /// start.
     BlankRing { queue: u16 },
-    /// The device of the uplink is gone.
-    UplinkLost,
+    /// The uplink's device of that generation is gone.
+    UplinkLost { generation: Generation },
     /// The receive queue of worker `index` has come into use, or gone out of use.
     QueueActive { index: u16, active: bool },
 }
@@ -369,8 +369,8 @@ impl<B: Backend> Worker<B> {
             let index = self.index;
             (self.report)(Report::Request { index, request });
         }
-        if self.backend.take_uplink_loss() {
-            (self.report)(Report::UplinkLost);
+        if let Some(generation) = self.backend.take_uplink_loss() {
+            (self.report)(Report::UplinkLost { generation });
         }
         if self.context.counters.drops.is_pending() {
             (self.report)(Report::Dropped);

@@ -161,6 +161,33 @@ fn uplink_of_a_second_kind_that_is_gone_is_reported_and_replaced() {
     }
 }
 
+/// The second worker reports the loss when the process knows of it, and before it has replaced the
+/// device.
+#[test]
+fn uplink_loss_that_is_reported_after_the_device_was_replaced_is_ignored() {
+    let spec = Spec {
+        queues: 2,
+        ..Spec::default()
+    };
+    let (mut node, far) = uplinked(spec);
+    far.hang_up_queue(0);
+    node.wait_for_loss();
+    far.set_mode(Mode::Gone);
+    let packet = node.packet(mac(7), 100, 1);
+    node.guest.tx[1].send(&packet);
+    until("it is counted", || node.count("uplink_tx_down") > 0);
+    let (device, far) = memory_device(2, 10);
+    // Each worker carries out this command after its report.
+    node.port.set_uplink(device).unwrap();
+    let events = node.port.events();
+    let is_loss = |event: &PortEvent| matches!(event, PortEvent::UplinkLost);
+    assert!(!events.iter().any(is_loss), "{events:?}");
+    node.guest.tx[1].send(&packet);
+    assert_eq!(far.receive(), packet);
+    far.hang_up();
+    node.wait_for_loss();
+}
+
 #[test]
 fn uplink_of_a_second_kind_is_read_by_workers_whose_queues_are_used() {
     let spec = Spec {

@@ -219,9 +219,14 @@ impl Far {
 
     /// Ends what the readers are connected to. They read as if there were no frames now.
     pub(crate) fn hang_up(&self) {
-        for (_, far) in &self.0.frames {
-            far.shutdown(Shutdown::Both).unwrap();
+        for queue in 0..self.0.frames.len() {
+            self.hang_up_queue(queue);
         }
+    }
+
+    /// The same of one queue's reader.
+    pub(crate) fn hang_up_queue(&self, queue: usize) {
+        self.0.frames[queue].1.shutdown(Shutdown::Both).unwrap();
     }
 
     /// The offloads that the port takes, once it has said so.

@@ -24,7 +24,8 @@ pub(super) use read_queue::ReadQueue;
 use read_queue::{ReadRules, TURN, Turn};
 
 use super::interface::{
-    BackendSetup, RxSink, TxFrame, TxStatus, UplinkDevice, UplinkQueue, UplinkWriter, WriteError,
+    BackendSetup, Generation, RxSink, TxFrame, TxStatus, UplinkDevice, UplinkQueue, UplinkWriter,
+    WriteError,
 };
 use crate::batch::Sleep;
 use crate::drops::DropReason;
@@ -41,6 +42,8 @@ const TRY_AGAIN: Duration = Duration::from_millis(10);
 /// One worker's part of an uplink: a queue of its device to write to, and those that it reads.
 pub(super) struct Uplink<D: UplinkDevice> {
     writer: D::Writer,
+    /// Of the device.
+    generation: Generation,
     queues: Vec<ReadQueue<D>>,
     /// Position of the queue whose turn is next.
     turn: usize,
@@ -60,9 +63,14 @@ pub(super) struct Uplink<D: UplinkDevice> {
 
 impl<D: UplinkDevice> Uplink<D> {
     /// A worker writes to one queue of the device, and reads it until queues are moved.
-    pub(super) fn new((writer, reader): UplinkQueue<D>, setup: &BackendSetup) -> Self {
+    pub(super) fn new(
+        (writer, reader): UplinkQueue<D>,
+        generation: Generation,
+        setup: &BackendSetup,
+    ) -> Self {
         Uplink {
             writer,
+            generation,
             queues: vec![ReadQueue::new(reader, setup.index)],
             turn: 0,
             keeps_turn: false,
@@ -194,9 +202,9 @@ impl<D: UplinkDevice> Uplink<D> {
         self.gone = true;
     }
 
-    /// Whether the device is gone and that was not reported yet.
-    pub(super) fn take_loss(&mut self) -> bool {
-        std::mem::take(&mut self.to_report)
+    /// The device's generation, if it is gone and that was not reported yet.
+    pub(super) fn take_loss(&mut self) -> Option<Generation> {
+        std::mem::take(&mut self.to_report).then_some(self.generation)
     }
 
     /// Has the worker sleep until the device has room for a frame again.
@@ -316,7 +324,7 @@ mod tests {
     use crate::frame::NET_HEADER;
 
     fn uplink_of_two(first: UplinkQueue<Socket>, second: UplinkQueue<Socket>) -> Uplink<Socket> {
-        let mut uplink = Uplink::new(first, &setup());
+        let mut uplink = Uplink::new(first, 0, &setup());
         uplink.queues.push(ReadQueue::new(second.1, 1));
         uplink
     }
