@@ -17,7 +17,8 @@ pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// The `cloud-hypervisor` that `$CLOUD_HYPERVISOR` names, else the one in `$PATH`.
 pub fn program() -> Option<PathBuf> {
-    if let Some(path) = env::var_os("CLOUD_HYPERVISOR") {
+    let named = env::var_os("CLOUD_HYPERVISOR").filter(|path| !path.is_empty());
+    if let Some(path) = named {
         return Some(path.into());
     }
     env::split_paths(&env::var_os("PATH")?)
