@@ -9,7 +9,7 @@ use virtio_inter_tests::{Frontend, Group, Kernel, Result, Vm, guest_test, tools,
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Longer than a flood is needed: it ends when its test is done with it.
-const FLOOD_SECONDS: u32 = 100;
+const FLOOD_SECONDS: u32 = 250;
 
 /// Waits until an interface's counter has grown.
 fn wait_for_packets(vm: &Vm, statistic: &str, more: u64) -> Result<()> {
