@@ -44,6 +44,8 @@ fn uplink_of_a_second_kind_carries_frames_of_all_lengths_both_ways() {
         assert_eq!(node.drops(), []);
         assert_eq!(node.count("uplink_tx_frames"), 1 + 12);
         assert_eq!(node.count("uplink_rx_frames"), 6 + 1);
+        let bytes = 60 + 588 + 589 + 1514 + 9014 + 65_000 + 100;
+        assert_eq!(node.count("uplink_rx_bytes"), bytes);
         assert_eq!(node.count("uplink_rx_other"), 1);
         assert_eq!(node.count("uplink_rx_own"), 1);
     }
@@ -86,6 +88,33 @@ fn uplink_and_peers_get_the_few_buffers_of_a_guest_in_turn() {
             assert!(before < 50, "{before} of {flooding}, {left} of {other}");
         }
     }
+}
+
+/// As if there were a second peer: the frames for the first one are copied aside.
+#[test]
+fn uplink_gets_frames_that_are_behind_those_for_the_only_peer() {
+    let (mut node, far) = uplinked(Spec::default());
+    let _full = Peer::attach(&mut node, 1, &Spec::default());
+    for seed in 0..130 {
+        let packet = node.packet(mac(1), 2036, seed);
+        assert!(node.guest.tx[0].try_send(&packet));
+    }
+    let packet = node.packet(mac(7), 100, 130);
+    node.guest.tx[0].send(&packet);
+    assert_eq!(far.receive(), packet);
+    assert!(node.count("tx_spilled") > 0, "The peer stalled");
+    assert_eq!(node.drops(), []);
+}
+
+#[test]
+fn uplink_counts_among_those_to_whom_the_guest_is_announced() {
+    let (mut node, far) = uplinked(Spec::default());
+    assert_eq!(node.port.announce().unwrap(), 1);
+    assert_eq!(far.receive().source(), node.mac());
+    let mut peer = Peer::attach(&mut node, 1, &Spec::default());
+    assert_eq!(node.port.announce().unwrap(), 2);
+    assert_eq!(far.receive().source(), node.mac());
+    assert_eq!(peer.receive(0).source(), node.mac());
 }
 
 /// By the port: this device does nothing for it.
