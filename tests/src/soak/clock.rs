@@ -2,6 +2,7 @@
 //! things at the same time is no fault of a port.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs;
 use std::time::Duration;
 
@@ -12,6 +13,22 @@ use crate::mock_vm::now;
 const COUNTED: u64 = 10;
 /// Least time between two readings.
 const READ: u64 = Duration::from_millis(50).as_nanos() as u64;
+
+/// How long something took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Span {
+    /// By the monotonic clock.
+    pub(super) time: Duration,
+    /// By the clock that stands still while processes wait for a CPU.
+    pub(super) with_cpu: Duration,
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { time, with_cpu } = self;
+        write!(f, "{time:.1?}, {with_cpu:.1?} of them with a CPU")
+    }
+}
 
 /// The clock, in nanoseconds.
 #[derive(Debug)]
@@ -67,6 +84,14 @@ impl Clock {
         // What has passed since the last reading counts when it is read.
         let now = if moment > at { then } else { fair };
         Duration::from_nanos(now.saturating_sub(then))
+    }
+
+    /// How long ago that moment of the monotonic clock is.
+    pub(super) fn span(&self, moment: u64) -> Span {
+        Span {
+            time: Duration::from_nanos(now().saturating_sub(moment)),
+            with_cpu: self.since(moment),
+        }
     }
 
     fn last(&self) -> (u64, u64) {

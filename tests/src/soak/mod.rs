@@ -146,10 +146,10 @@ impl<'a> Soak<'a> {
             self.stations[at].end_port()?;
             self.stations[at].set_port_program(program);
             self.stations[at].start_port(self.bed)?;
-            let (ended, base) = (Instant::now(), self.snapshot()?);
+            let (ended, base) = (now(), self.snapshot()?);
             self.wait_for_frames(&base, WINDOW + 1, &[], RECOVERED_WITHIN)
                 .with_context(|| format!("After the upgrade of {}", name(at)))?;
-            self.summary.recovered(ended.elapsed(), at, &step);
+            self.summary.recovered(self.clock.span(ended), at, &step);
             *self.summary.faults.entry("upgrades of ports").or_default() += 1;
             let pid = self.stations[at].port_process()?.pid();
             let runs = fs::read_link(format!("/proc/{pid}/exe")).context("Finding a program")?;
@@ -195,9 +195,9 @@ impl<'a> Soak<'a> {
             self.end(*fault, *station, &before)
                 .with_context(|| format!("Ending {fault:?}"))?;
         }
-        let (ended, base) = (Instant::now(), self.snapshot()?);
+        let (ended, base) = (now(), self.snapshot()?);
         self.wait_for_frames(&base, WINDOW + 1, &step.faults, RECOVERED_WITHIN)?;
-        self.summary.recovered(ended.elapsed(), number, step);
+        self.summary.recovered(self.clock.span(ended), number, step);
         for station in &self.stations {
             station.shorten_log(self.bed)?;
         }
@@ -308,18 +308,17 @@ impl<'a> Soak<'a> {
         let snapshot = self.snapshot()?;
         let is_hit = |at: usize| faults.iter().any(|(_, station)| *station == at);
         let others: Vec<usize> = (0..STATIONS).filter(|at| !is_hit(*at)).collect();
-        let now = now();
         for (to, from) in pairs().filter(|(to, from)| others.contains(to) && others.contains(from))
         {
             let last = snapshot[to].peers[from].last_delivery;
             if last == 0 || before[to].epoch != snapshot[to].epoch {
                 continue;
             }
-            let gap = Duration::from_nanos(now.saturating_sub(last));
+            let gap = self.clock.span(last);
             self.summary.others_waited(gap, number);
             ensure!(
-                self.clock.since(last) < OTHERS_WAIT,
-                "{} has received nothing of {} for {gap:?}, and neither has a fault: {:?}, {:?}",
+                gap.with_cpu < OTHERS_WAIT,
+                "{} has received nothing of {} for {gap}, and neither has a fault: {:?}, {:?}",
                 name(to),
                 name(from),
                 snapshot[to],

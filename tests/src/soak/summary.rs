@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use super::clock::Span;
 use super::schedule::Step;
 use crate::mock_vm::Progress;
 
@@ -27,11 +28,11 @@ pub struct Summary {
     /// Longest time between two frames of one stream.
     gap: Duration,
     /// Longest time to recovery, and of what.
-    recovery: (Duration, String),
+    recovery: (Span, String),
     slow: u32,
     recoveries: u32,
     /// Longest time for which streams between stations without a fault stood still, and the step.
-    others: (Duration, usize),
+    others: (Span, usize),
     /// What the port held at the end that never ended.
     pub(super) survivor: String,
 }
@@ -56,16 +57,16 @@ impl Summary {
         }
     }
 
-    pub(super) fn recovered(&mut self, time: Duration, number: usize, step: &Step) {
+    pub(super) fn recovered(&mut self, span: Span, number: usize, step: &Step) {
         self.recoveries += 1;
-        self.slow += u32::from(time > SLOW);
-        if time > self.recovery.0 {
-            self.recovery = (time, format!("step {number}: {step}"));
+        self.slow += u32::from(span.time > SLOW);
+        if span > self.recovery.0 {
+            self.recovery = (span, format!("step {number}: {step}"));
         }
     }
 
-    pub(super) fn others_waited(&mut self, time: Duration, number: usize) {
-        self.others = self.others.max((time, number));
+    pub(super) fn others_waited(&mut self, span: Span, number: usize) {
+        self.others = self.others.max((span, number));
     }
 
     /// The longest time between two frames of one stream.
@@ -99,13 +100,12 @@ impl fmt::Display for Summary {
         )?;
         writeln!(
             f,
-            "Worst recovery {:.1?} ({}); {} of {} took over {SLOW:?}",
+            "Worst recovery {} ({}); {} of {} took over {SLOW:?}",
             self.recovery.0, self.recovery.1, self.slow, self.recoveries
         )?;
         writeln!(
             f,
-            "Longest gap of a stream {:.1?}; of streams without a fault at either end {:.1?} \
-             (step {})",
+            "Longest gap of a stream {:.1?}; of streams without a fault at either end {} (step {})",
             self.gap, self.others.0, self.others.1
         )?;
         write!(f, "The port that never ended holds {}", self.survivor)?;
