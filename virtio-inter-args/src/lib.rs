@@ -3,7 +3,8 @@
 //!
 //! A value that one of them accepts means the same to the others: sizes with a suffix
 //! ([`parse_size`]), segments by name or directory ([`segment_directory`]), paths of Unix sockets
-//! ([`check_socket_path`]), rate limits ([`RateLimitArg`]). Paths in logs, errors and status
+//! ([`check_socket_path`]), rate limits ([`RateLimitArg`]), names of interfaces
+//! ([`check_interface_name`]). Paths in logs, errors and status
 //! documents are [`absolute`], because their readers have another working directory.
 //!
 //! The crate knows strings and paths, and looks up users and groups. It opens no other file and
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod group;
+mod interface;
 mod nearest;
 mod path;
 mod rate_limit;
@@ -20,6 +22,7 @@ mod socket;
 mod user;
 
 pub use group::Group;
+pub use interface::{InterfaceNameError, check_interface_name};
 pub use nearest::{is_typing_error, nearest};
 pub use path::absolute;
 pub use rate_limit::{ByDirection, Direction, RateLimitArg, RateLimitError, TokenBucket};

@@ -13,11 +13,10 @@ use rustix::process::geteuid;
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
 use thiserror::Error;
+use virtio_inter_args::check_interface_name;
 use virtio_inter_common::{ErrorChain, LogLimit, log_limited};
 use virtio_inter_device::Port;
-use virtio_inter_device::backend::{
-    MAX_INTERFACE_NAME, Network, Relay, TapDevice, TapError, TapState, UplinkBackend,
-};
+use virtio_inter_device::backend::{Network, Relay, TapDevice, TapError, TapState, UplinkBackend};
 use virtio_inter_sandbox::DeviceNeeds;
 
 use crate::fd_store;
@@ -60,7 +59,7 @@ impl FromStr for UplinkArg {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             Some(("tap", name)) => {
-                check_interface_name(name)?;
+                check_interface_name(name).map_err(|error| error.to_string())?;
                 Ok(UplinkArg::Tap(name.to_owned()))
             }
             Some(("tap-fd", list)) => {
@@ -92,19 +91,6 @@ impl UplinkArg {
             capabilities: CapabilitySet::NET_ADMIN,
         }
     }
-}
-
-fn check_interface_name(name: &str) -> Result<(), String> {
-    let is_bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
-    if name.is_empty() || name.len() > MAX_INTERFACE_NAME {
-        return Err(format!(
-            "the name of an interface has 1 to {MAX_INTERFACE_NAME} bytes"
-        ));
-    }
-    if name == "." || name == ".." || name.contains(is_bad) {
-        return Err(format!("'{name}' is no name of an interface"));
-    }
-    Ok(())
 }
 
 /// Why a port cannot use its uplink. The program reports these as errors of the command line.

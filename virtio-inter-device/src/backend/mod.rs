@@ -50,4 +50,4 @@ pub use network::Network;
 pub use null::Null;
 pub use relay::Relay;
 pub use source::RxSource;
-pub use tap::{MAX_INTERFACE_NAME, TapDevice, TapError, TapState};
+pub use tap::{TapDevice, TapError, TapState};

@@ -14,9 +14,6 @@ use super::sys;
 use crate::backend::interface::{UplinkDevice, UplinkQueue};
 use crate::frame::NET_HEADER;
 
-/// Length of the longest name of an interface in bytes (`IFNAMSIZ` without the zero at its end).
-pub const MAX_INTERFACE_NAME: usize = 15;
-
 /// Why a tap device cannot be used.
 #[derive(Debug, Error)]
 pub enum TapError {

@@ -5,4 +5,4 @@ mod device;
 mod queue;
 mod sys;
 
-pub use device::{MAX_INTERFACE_NAME, TapDevice, TapError, TapState};
+pub use device::{TapDevice, TapError, TapState};
