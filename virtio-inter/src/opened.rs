@@ -116,14 +116,56 @@ fn listen_status(
     wait.acquire(|| StatusSocket::listen(path, owner(user)))
 }
 
-/// Has `open` open things as root, then becomes `user`. To be called before any other thread
-/// exists. The log is held until [`virtio_inter_log::release`], which is to be called in the
-/// sandbox. `None`: a signal came first, and what was opened is closed again.
-///
-/// # Errors
-///
-/// Those of `open`, or when the process cannot become that user.
-pub(crate) fn open_as_root(
+/// When things are opened: at the begin, by root, if the process is to become another user, or else
+/// at the end.
+pub(crate) struct Opening<F> {
+    open: F,
+    /// What root has opened, and whether a signal came meanwhile.
+    as_root: Option<(Opened, EarlySignals)>,
+}
+
+impl<F> Opening<F>
+where
+    F: Fn(&LockWait<'_>) -> anyhow::Result<Option<Opened>>,
+{
+    /// With a `user`, has `open` open things as root, then becomes that user. To be called before
+    /// any other thread exists. The log is then held until [`virtio_inter_log::release`], which is
+    /// to be called in the sandbox. `sockets`: those that are opened. `None`: a signal came first,
+    /// and what was opened is closed again.
+    ///
+    /// # Errors
+    ///
+    /// Those of `open`, or when the process cannot become that user.
+    pub(crate) fn begin(
+        user: Option<&User>,
+        sockets: &[Option<&Path>],
+        open: F,
+    ) -> anyhow::Result<Option<Self>> {
+        let Some(user) = user else {
+            let as_root = None;
+            return Ok(Some(Self { open, as_root }));
+        };
+        let as_root = open_as_root(user, sockets, &open)?;
+        Ok(as_root.map(|as_root| Self {
+            open,
+            as_root: Some(as_root),
+        }))
+    }
+
+    /// Opens what root has not, when signals are caught. `None`: one came, or came before.
+    ///
+    /// # Errors
+    ///
+    /// Those of `open`.
+    pub(crate) fn finish(self, wait: &LockWait<'_>) -> anyhow::Result<Option<Opened>> {
+        match self.as_root {
+            Some((opened, early)) => Ok(Some(opened).filter(|_| !early.came())),
+            None => (self.open)(wait),
+        }
+    }
+}
+
+fn open_as_root(
     user: &User,
     sockets: &[Option<&Path>],
     open: impl FnOnce(&LockWait<'_>) -> anyhow::Result<Option<Opened>>,

@@ -15,7 +15,7 @@ use crate::frontend_source::FrontendSource;
 use crate::inherited::Inherited;
 use crate::lock_wait::{LockWait, Signals};
 use crate::notify;
-use crate::opened::{Opened, OwnSocket, name_user, open_as_root};
+use crate::opened::{Opened, Opening, OwnSocket, name_user};
 use crate::sandbox;
 use crate::shutdown_signals::ShutdownSignals;
 use crate::unexpected_signals::UnexpectedSignals;
@@ -32,26 +32,18 @@ pub fn run_port(arguments: &PortArgs) -> anyhow::Result<()> {
     // First, while no other descriptor of this process has such a number.
     let inherited = arguments.fd.map(Inherited::take).transpose()?;
     let stored = fd_store::take_stored();
-    let mut as_root = None;
-    if let Some(user) = &arguments.user {
-        let sockets = [arguments.own_socket(), arguments.status_socket.as_deref()];
-        let open = |wait: &LockWait<'_>| Opened::of_port(arguments, wait);
-        as_root = open_as_root(user, &sockets, open)?;
-        if as_root.is_none() {
-            return Ok(());
-        }
-    }
+    let sockets = [arguments.own_socket(), arguments.status_socket.as_deref()];
+    let open = |wait: &LockWait<'_>| Opened::of_port(arguments, wait);
+    let Some(opening) = Opening::begin(arguments.user.as_ref(), &sockets, open)? else {
+        return Ok(());
+    };
     let sandbox = sandbox::enter_process(arguments.sandbox.mode, sandbox::of_port(arguments))?;
     crate::status::process_start();
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
     let unexpected = UnexpectedSignals::catch().context("Cannot catch signals")?;
     let local = arguments.local_port();
     let wait = LockWait::new(Signals::Caught(&signals));
-    let opened = match as_root {
-        Some((opened, early)) => Some(opened).filter(|_| !early.came()),
-        None => Opened::of_port(arguments, &wait)?,
-    };
-    let Some(mut opened) = opened else {
+    let Some(mut opened) = opening.finish(&wait)? else {
         return Ok(());
     };
     if arguments.trunk {

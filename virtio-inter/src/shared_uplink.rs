@@ -14,7 +14,7 @@ use virtio_inter_segment::{PeerInfo, Segment, Uplinks};
 use crate::attachment::{Attachment, Role};
 use crate::cli::UplinkArgs;
 use crate::lock_wait::{LockWait, Signals};
-use crate::opened::{Opened, name_user, open_as_root};
+use crate::opened::{Opened, Opening, name_user};
 use crate::restore_backoff::RestoreBackoff;
 use crate::run_error::RunError;
 use crate::sandbox::{self, Report};
@@ -52,14 +52,11 @@ const SETTLE: Duration = Duration::from_secs(1);
 ///
 /// When it cannot run, in words for its user.
 pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
-    let mut as_root = None;
-    if let Some(user) = &arguments.user {
-        let open = |wait: &LockWait<'_>| Opened::of_uplink(arguments, wait);
-        as_root = open_as_root(user, &[arguments.status_socket.as_deref()], open)?;
-        if as_root.is_none() {
-            return Ok(());
-        }
-    }
+    let sockets = [arguments.status_socket.as_deref()];
+    let open = |wait: &LockWait<'_>| Opened::of_uplink(arguments, wait);
+    let Some(opening) = Opening::begin(arguments.user.as_ref(), &sockets, open)? else {
+        return Ok(());
+    };
     let sandbox = sandbox::enter_process(arguments.sandbox.mode, sandbox::of_uplink(arguments))?;
     crate::status::process_start();
     let signals = ShutdownSignals::catch().context("Cannot catch signals")?;
@@ -67,15 +64,11 @@ pub fn run(arguments: &UplinkArgs) -> anyhow::Result<()> {
     check_right(&arguments.segment, "an uplink")?;
     let local = arguments.local_port();
     let wait = LockWait::new(Signals::Caught(&signals));
-    let opened = match as_root {
-        Some((opened, early)) => Some(opened).filter(|_| !early.came()),
-        None => Opened::of_uplink(arguments, &wait)?,
-    };
     let Some(Opened {
         mut status,
         uplink: Some((uplink, uplink_device)),
         ..
-    }) = opened
+    }) = opening.finish(&wait)?
     else {
         return Ok(());
     };
