@@ -1,13 +1,11 @@
 //! Files of a live port that something else removes, and those of a port that is about to be gone.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use virtio_inter_test_support::skip;
@@ -192,9 +190,7 @@ fn start_after_a_port_that_leaves_takes_over() {
 #[test]
 fn start_beside_a_process_that_does_not_end_gives_up() {
     let place = Place::new();
-    let mut lock = File::create(place.path("a.vhost.lock")).unwrap();
-    writeln!(lock, "{}", std::process::id()).unwrap();
-    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let _lock = place.hold_lock("a.vhost.lock");
     let (status, log) = place.command("a").fail();
     assert_eq!(status, 1, "{log}");
     let expected = format!(

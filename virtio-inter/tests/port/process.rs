@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::io::Write;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::os::unix::process::CommandExt;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use virtio_inter_test_support::process::Spawned;
@@ -59,6 +61,14 @@ impl Place {
         files.retain(|name| name != "segment" && !name.ends_with(".log"));
         files.sort();
         files
+    }
+
+    /// Holds the lock of a socket until the file is dropped, as a process that never ends.
+    pub(crate) fn hold_lock(&self, name: &str) -> File {
+        let mut lock = File::create(self.path(name)).unwrap();
+        writeln!(lock, "{}", std::process::id()).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        lock
     }
 
     /// A port named `id` with the socket `id.vhost`, not started yet.

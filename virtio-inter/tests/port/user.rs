@@ -1,11 +1,9 @@
 //! `--user`: root starts a port, which becomes another user.
 
-use std::fs::{self, File, Permissions};
-use std::io::Write;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 
-use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, geteuid};
 use virtio_inter_test_support::skip;
 
@@ -129,9 +127,7 @@ fn signal_while_root_waits_for_a_process_leaves_nothing() {
     }
     // The user could not remove files there.
     let place = place(None);
-    let mut lock = File::create(place.path("a.status.lock")).unwrap();
-    writeln!(lock, "{}", std::process::id()).unwrap();
-    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let _lock = place.hold_lock("a.status.lock");
     let mut port = command(&place, "a").spawn();
     port.until("the VMM's socket is there", || {
         place.path("a.vhost").exists()
