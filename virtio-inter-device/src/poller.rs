@@ -51,9 +51,9 @@ pub(crate) struct Woken {
     pub(crate) transmit_kicked: bool,
     /// The receive queue was kicked.
     pub(crate) receive_kicked: bool,
-    /// A source of the backend has frames.
+    /// A source of the backend has frames, or is lost.
     pub(crate) source_ready: bool,
-    /// A source of the backend reports an error or the end of what it is connected to.
+    /// It reports an error or the end of what it is connected to.
     pub(crate) source_lost: bool,
     /// Tokens of links whose doorbells were rung.
     pub(crate) links: SmallVec<[u64; EVENTS]>,
@@ -104,9 +104,8 @@ impl Poller {
         self.watch(fd, Events::EPOLLOUT, OTHER)
     }
 
-    /// The same as [`Poller::add`], and the backend learns of it:
-    /// [`Backend::wake`](crate::backend::Backend::wake). It also learns of an error and a hang-up:
-    /// [`Backend::source_lost`](crate::backend::Backend::source_lost).
+    /// The same as [`Poller::add`], and the backend learns of it, also of an error and a hang-up:
+    /// [`Backend::wake`](crate::backend::Backend::wake).
     ///
     /// # Errors
     ///

@@ -261,12 +261,11 @@ pub trait Backend: TxBackend + RxBackend + Send + Sized + 'static {
         let _ = takes;
     }
 
-    /// The worker was woken by a descriptor of [`Poller::add_source`].
-    fn wake(&mut self) {}
-
-    /// A descriptor of [`Poller::add_source`] reports an error or a hang-up. That is reported once,
-    /// whatever can be read at that moment.
-    fn source_lost(&mut self) {}
+    /// The worker was woken by a descriptor of [`Poller::add_source`]. `is_lost`: one reports an
+    /// error or a hang-up. That is reported once, whatever can be read at that moment.
+    fn wake(&mut self, is_lost: bool) {
+        let _ = is_lost;
+    }
 
     /// The worker slept. The doorbells of the links with these tokens were rung; there may be more,
     /// which the next call names.

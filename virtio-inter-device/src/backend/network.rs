@@ -259,15 +259,9 @@ impl<D: UplinkDevice> Backend for Network<D> {
         }
     }
 
-    fn wake(&mut self) {
+    fn wake(&mut self, is_lost: bool) {
         if let Some(uplink) = &mut self.uplink {
-            uplink.wake();
-        }
-    }
-
-    fn source_lost(&mut self) {
-        if let Some(uplink) = &mut self.uplink {
-            uplink.set_gone();
+            uplink.wake(is_lost);
         }
     }
 

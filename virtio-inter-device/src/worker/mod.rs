@@ -229,10 +229,7 @@ impl<B: Backend> Worker<B> {
             self.context.counters.wakeups.add(1);
             self.kicked |= woken.transmit_kicked;
             if woken.source_ready {
-                self.backend.wake();
-            }
-            if woken.source_lost {
-                self.backend.source_lost();
+                self.backend.wake(woken.source_lost);
             }
             self.backend.wake_links(&woken.links);
             self.report_blank_rings(&woken);

@@ -195,9 +195,7 @@ impl<D: UplinkDevice> Uplink<D> {
         TxStatus::Dropped
     }
 
-    /// The device is gone. The kernel wakes those who wait for a tap device just before reading it
-    /// is an error, so that its descriptor says it first.
-    pub(super) fn set_gone(&mut self) {
+    fn set_gone(&mut self) {
         self.to_report |= !self.gone;
         self.gone = true;
     }
@@ -216,8 +214,17 @@ impl<D: UplinkDevice> Uplink<D> {
         sleep.wake_at(Instant::now() + TRY_AGAIN);
     }
 
-    /// The worker was woken by a queue that it reads.
-    pub(super) fn wake(&mut self) {
+    /// The worker was woken by a queue that it reads. `is_lost`: the device is gone. The kernel
+    /// wakes those who wait for a tap device just before reading it is an error, so that its
+    /// descriptor says it first.
+    pub(super) fn wake(&mut self, is_lost: bool) {
+        if is_lost {
+            self.set_gone();
+        }
+        self.wake_queues();
+    }
+
+    fn wake_queues(&mut self) {
         for queue in &mut self.queues {
             queue.wake();
         }
@@ -234,7 +241,7 @@ impl<D: UplinkDevice> Uplink<D> {
             return false;
         }
         self.batches = 0;
-        self.wake();
+        self.wake_queues();
         true
     }
 
