@@ -26,10 +26,6 @@ const SLOW: Duration = Duration::from_millis(1);
 const HONEST: u32 = 32;
 /// Rings of that eventfd, of which the shortest counts.
 const SAMPLES: usize = 8;
-/// Score at which a peer has broken the rule. A host that takes the CPU from this virtual machine
-/// within a ring makes it slow, too, but seldom several rings in a row.
-const LIMIT: u32 = 8;
-
 /// How long the rings of one peer's doorbells took, of all its links.
 #[derive(Debug)]
 pub struct RingCost {
@@ -49,14 +45,23 @@ impl Default for RingCost {
 }
 
 impl RingCost {
+    /// Score at which a peer has broken the rule. A host that takes the CPU from this virtual
+    /// machine within a ring makes it slow, too, but seldom several rings in a row.
+    pub const LIMIT: u32 = 8;
+
+    /// Slow rings less the others, and never below zero; [`RingCost::LIMIT`] at most.
+    pub fn score(&self) -> u32 {
+        self.score.load(Ordering::Relaxed)
+    }
+
     /// Whether ringing takes too long, too often.
     pub fn is_exceeded(&self) -> bool {
-        self.score.load(Ordering::Relaxed) >= LIMIT
+        self.score() >= Self::LIMIT
     }
 
     /// Measures a ring.
     pub(crate) fn measure<T>(&self, ring: impl FnOnce() -> T) -> T {
-        if self.score.load(Ordering::Relaxed) == 0 {
+        if self.score() == 0 {
             let start = Instant::now();
             let result = ring();
             if start.elapsed() >= SLOW {
@@ -75,7 +80,7 @@ impl RingCost {
     fn add(&self, is_slow: bool) {
         let next = |score: u32| {
             Some(if is_slow {
-                score.saturating_add(1).min(LIMIT)
+                score.saturating_add(1).min(Self::LIMIT)
             } else {
                 score.saturating_sub(1)
             })
@@ -122,6 +127,8 @@ fn thread_cpu_time() -> Duration {
 #[cfg(all(test, not(any(miri, loom))))]
 mod tests {
     use super::*;
+
+    const LIMIT: u32 = RingCost::LIMIT;
 
     fn work() {
         let start = thread_cpu_time();

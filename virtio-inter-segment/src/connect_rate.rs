@@ -6,10 +6,16 @@
 //! empty, nothing is accepted until it is full: then the queue is emptied in one go, and has room
 //! for others before the one who floods it has filled it again.
 //!
-//! See decision 0094.
+//! A user pays for violations of its peers from the same bucket, and for slow rings of doorbells of
+//! peers that left before these were a violation.
+//!
+//! See decisions 0094 and 0095.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use virtio_inter_link::RingCost;
 
 use crate::token_bucket::{Rate, TokenBucket};
 
@@ -35,11 +41,20 @@ const PACKETS_PER_TOKEN: usize = 4;
 #[derive(Debug)]
 pub(crate) struct ConnectRate {
     rate: Rate,
-    /// Buckets that may not be full.
-    users: BTreeMap<Option<u32>, TokenBucket>,
+    /// Those whose buckets may not be full.
+    users: BTreeMap<Option<u32>, User>,
     /// When users were last forgotten.
     forgotten: Instant,
+    /// Peers that have left, by their users, and whose doorbells may still be rung.
+    left: Vec<(Option<u32>, Arc<RingCost>)>,
     refusals: TokenBucket,
+}
+
+#[derive(Debug)]
+struct User {
+    bucket: TokenBucket,
+    /// Slow rings of peers that have left, less the peers that left without; never below zero.
+    slow_rings: u32,
 }
 
 impl ConnectRate {
@@ -48,14 +63,16 @@ impl ConnectRate {
             rate,
             users: BTreeMap::new(),
             forgotten: now,
+            left: Vec::new(),
             refusals: TokenBucket::new(REFUSALS, now),
         }
     }
 
     /// Whether a connection of this user is served.
     pub(crate) fn admit(&mut self, uid: Option<u32>, now: Instant) -> bool {
+        self.settle(now);
         let rate = self.rate;
-        let bucket = self.bucket(uid, now);
+        let bucket = &mut self.user(uid, now).bucket;
         let admitted = bucket.tokens(rate, now) != 0;
         bucket.take(1);
         admitted
@@ -64,31 +81,63 @@ impl ConnectRate {
     /// A peer of this user broke a rule on a link, and may come back at once.
     pub(crate) fn punish(&mut self, uid: Option<u32>, now: Instant) {
         let rate = self.rate;
-        let bucket = self.bucket(uid, now);
+        let bucket = &mut self.user(uid, now).bucket;
         bucket.tokens(rate, now);
         bucket.take_in_advance(VIOLATION_COST, rate);
     }
 
+    /// A peer of this user has left without having broken a rule. Slow rings of its doorbells count
+    /// when nobody can ring them any more.
+    pub(crate) fn left(&mut self, uid: Option<u32>, cost: Arc<RingCost>) {
+        self.left.push((uid, cost));
+    }
+
+    fn settle(&mut self, now: Instant) {
+        let is_settled = |(_, cost): &mut (_, Arc<RingCost>)| Arc::get_mut(cost).is_some();
+        let settled: Vec<_> = self.left.extract_if(.., is_settled).collect();
+        for (uid, cost) in settled {
+            self.add_slow_rings(uid, cost.score(), now);
+        }
+    }
+
+    /// Counts what is left of a peer's slow rings. Those of a user's peers, one after the other,
+    /// add up to a violation as those of one peer do, if they are more often slow than not.
+    fn add_slow_rings(&mut self, uid: Option<u32>, rings: u32, now: Instant) {
+        let user = self.user(uid, now);
+        user.slow_rings = match rings {
+            0 => user.slow_rings.saturating_sub(1),
+            rings => user.slow_rings.saturating_add(rings),
+        };
+        if user.slow_rings >= RingCost::LIMIT {
+            user.slow_rings -= RingCost::LIMIT;
+            self.punish(uid, now);
+        }
+    }
+
     /// Whether this user has used up more than its bucket by breaking rules.
     pub(crate) fn is_in_debt(&mut self, uid: Option<u32>, now: Instant) -> bool {
+        self.settle(now);
         let rate = self.rate;
-        let bucket = self.bucket(uid, now);
+        let bucket = &mut self.user(uid, now).bucket;
         bucket.tokens(rate, now);
         bucket.is_in_debt()
     }
 
-    fn bucket(&mut self, mut uid: Option<u32>, now: Instant) -> &mut TokenBucket {
+    fn user(&mut self, mut uid: Option<u32>, now: Instant) -> &mut User {
         let rate = self.rate;
         if self.users.len() >= MAX_USERS && !self.users.contains_key(&uid) {
             if now.saturating_duration_since(self.forgotten) >= FORGET {
-                self.users.retain(|_, bucket| !bucket.is_full(rate, now));
+                self.users.retain(|_, user| !user.bucket.is_full(rate, now));
                 self.forgotten = now;
             }
             if self.users.len() >= MAX_USERS {
                 uid = None;
             }
         }
-        let new = || TokenBucket::new(rate, now);
+        let new = || User {
+            bucket: TokenBucket::new(rate, now),
+            slow_rings: 0,
+        };
         self.users.entry(uid).or_insert_with(new)
     }
 
@@ -143,6 +192,38 @@ mod tests {
         assert!(!rate.admit(Some(1), start + Duration::from_millis(2700)));
         let later = start + Duration::from_millis(2800);
         assert!(!rate.is_in_debt(Some(1), later) && rate.admit(Some(1), later));
+    }
+
+    #[test]
+    fn slow_rings_of_peers_that_left_add_up_to_a_violation_of_their_user() {
+        let start = Instant::now();
+        let mut rate = ConnectRate::new(RATE, start);
+        // Fewer than half of its peers had one.
+        for rings in [1, 0, 1, 0, 0, 2, 0, 0].repeat(10) {
+            rate.add_slow_rings(Some(1), rings, start);
+        }
+        assert!(rate.admit(Some(1), start));
+        rate.add_slow_rings(Some(1), 7, start);
+        assert!(rate.admit(Some(1), start));
+        rate.add_slow_rings(Some(1), 2, start);
+        assert!(!rate.admit(Some(1), start) && rate.admit(Some(2), start));
+        // Those beyond the eighth count for the next time.
+        assert_eq!(rate.users[&Some(1)].slow_rings, 1);
+    }
+
+    #[test]
+    fn slow_rings_count_when_a_peers_doorbells_are_not_used_any_more() {
+        let start = Instant::now();
+        let mut rate = ConnectRate::new(RATE, start);
+        rate.add_slow_rings(Some(1), 7, start);
+        let cost: Arc<RingCost> = Arc::default();
+        rate.left(Some(1), Arc::clone(&cost));
+        assert!(rate.admit(Some(1), start));
+        assert_eq!(rate.users[&Some(1)].slow_rings, 7);
+        drop(cost);
+        assert!(rate.admit(Some(2), start));
+        assert_eq!(rate.users[&Some(1)].slow_rings, 6);
+        assert_eq!(rate.left.len(), 0);
     }
 
     #[test]

@@ -338,6 +338,8 @@ impl Segment {
         };
         let now = Instant::now();
         connection.refuse(&Refusal::Resources(reason.to_owned()));
+        self.connect_rate
+            .left(connection.owner.uid, connection.ring_cost());
         let outcome = AttemptOutcome::Lost(connection.lived(now));
         self.connector.retry_refused(now);
         self.connection_ended(&connection, outcome, now);

@@ -36,8 +36,10 @@ impl Segment {
             // The peer refuses links that are up for violations only.
             DownReason::Refused(_) | DownReason::Violation(_) => AttemptOutcome::Violation,
         };
-        if matches!(reason, DownReason::Violation(_)) {
-            self.connect_rate.punish(connection.owner.uid, now);
+        let uid = connection.owner.uid;
+        match reason {
+            DownReason::Violation(_) => self.connect_rate.punish(uid, now),
+            _ => self.connect_rate.left(uid, connection.ring_cost()),
         }
         self.stats.down += 1;
         if let DownReason::Refused(text) = &reason {

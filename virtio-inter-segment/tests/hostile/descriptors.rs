@@ -151,3 +151,57 @@ fn doorbells_with_many_watches_end_the_connection() {
     let refusal = attack(&mut net);
     assert!(refusal.text.contains("connections a second"), "{refusal:?}");
 }
+
+/// A peer that leaves before its slow doorbells are a violation, again and again, uses up what its
+/// user has. Peers of that user that are up lose nothing.
+#[test]
+fn doorbells_with_many_watches_count_after_their_peer_has_left() {
+    let mut net = Net::new();
+    let limits = Limits {
+        connect_burst: 1024,
+        connects_per_second: 128,
+        ..limits()
+    };
+    net.join_with(local("m"), limits).unwrap();
+    net.join("n");
+    net.until_meshed();
+    let region = Region::create(MIB / 4).unwrap();
+    let doorbell = Doorbell::new().unwrap();
+    let _watches = match watch(doorbell.as_fd(), 400) {
+        Ok(watches) => watches,
+        Err(why) => return skip(&why),
+    };
+    let fds = [region.fd(), doorbell.as_fd(), doorbell.as_fd()];
+    let mut hello = raw::hello("a", 1);
+    hello[14] = 3; // queue pairs
+    let is_refused = |net: &mut Net| {
+        let socket = raw::connect(net, "m");
+        raw::send(&socket, &hello);
+        for queue in 0..3 {
+            let link = raw::link(queue, MIB / 4, u64::from(queue) + 1);
+            // m may have closed already.
+            let _ = raw::try_send(&socket, &link, &fds);
+        }
+        let (mut accepted, mut refusal) = (0, None);
+        net.until("an answer", |_| {
+            while let Ok(Some(packet)) = raw::try_receive(&socket) {
+                match u16::from(packet[4]) {
+                    raw::ACCEPT => accepted += 1,
+                    raw::REFUSE => refusal = Some(raw::Refusal::parse(&packet)),
+                    _ => {}
+                }
+            }
+            accepted == 3 || refusal.is_some()
+        });
+        drop(socket);
+        net.until("the peer to be gone", |net| net.ports["m"].peers() == ["n"]);
+        if let Some(refusal) = &refusal {
+            assert!(refusal.text.contains("connections a second"), "{refusal:?}");
+        }
+        refusal.is_some()
+    };
+    let refused = (0..10).position(|_| is_refused(&mut net));
+    // Each has six slow rings, or a few less.
+    assert!(refused.is_some_and(|count| count >= 2), "{refused:?}");
+    check_unharmed(&mut net);
+}
