@@ -154,6 +154,42 @@ fn receiver_that_is_slow_costs_a_third_port_a_tenth_of_the_time() {
     assert!(node.count("tx_peer_stalled") > 0);
 }
 
+/// A refilled budget is nothing for a receiver that used up the former one.
+#[test]
+fn receiver_that_is_slow_costs_a_third_port_no_more_once_it_is_behind() {
+    let mut node = Node::new(0, Spec::default());
+    let mut slow = Peer::attach(&mut node, 1, &Spec::default());
+    let mut third = Peer::attach(&mut node, 2, &Spec::default());
+    let mut sent = 0;
+    let mut send_to_both = |node: &mut Node, third: &mut Peer| {
+        for to in [1, 2] {
+            sent += u64::from(node.guest.tx[0].try_send(&Packet::new(mac(0), mac(to), 1514, sent)));
+        }
+        while !third.is_empty(0) {
+            third.receive(0);
+        }
+    };
+    let start = Instant::now();
+    let mut taken = 0;
+    while node.count("tx_peer_stalled") == 0 {
+        send_to_both(&mut node, &mut third);
+        // Nobody who takes nothing for a second is waited for.
+        if start.elapsed().as_millis() / 100 > taken && !slow.is_empty(0) {
+            slow.receive(0);
+            taken += 1;
+        }
+    }
+    let held = node.count("tx_held_us");
+    assert!(held > 50_000, "{held} µs");
+    std::thread::sleep(Duration::from_millis(100));
+    slow.receive(0);
+    for _ in 0..1000 {
+        send_to_both(&mut node, &mut third);
+    }
+    node.guest.tx[0].finish();
+    assert_eq!(node.count("tx_held_us"), held);
+}
+
 /// The same slow receiver, but nothing is sent to others.
 #[test]
 fn receiver_that_is_slow_loses_nothing_while_there_are_no_frames_for_others() {

@@ -8,6 +8,12 @@ const BURST: Duration = Duration::from_millis(100);
 /// tenth of the time at most.
 const SHARE: u32 = 10;
 
+/// A peer for which frames for others waited so long has a part in a budget that is used up.
+const PART: Duration = Duration::from_millis(50);
+/// How long frames for such a peer do not wait, unless it catches up. A stream to it alone would
+/// lose nothing if they waited, so that is not for ever.
+const BEHIND: Duration = Duration::from_secs(30);
+
 /// How long a ring, or an uplink, may be full.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
@@ -70,6 +76,45 @@ impl HoldBudget {
         // Longer only if this process was stopped: others lost nothing by the peer in that time.
         let held = held.min(self.burst);
         self.full_at = Some(full_at + held * SHARE);
+    }
+}
+
+/// What one peer has taken of the budget since it last caught up. One that is slower than what is
+/// sent to it would take all of it again and again, and be none the faster.
+#[derive(Debug, Default)]
+pub(super) struct Share {
+    /// Time for which frames for others waited behind its full ring.
+    taken: Duration,
+    /// It is behind: until then, its frames do not wait.
+    behind_until: Option<Instant>,
+}
+
+impl Share {
+    /// Whether it has taken something: whoever catches up has to be noticed then.
+    #[inline]
+    pub(super) fn is_taken(&self) -> bool {
+        !self.taken.is_zero()
+    }
+
+    /// Frames for others were held up for this time.
+    pub(super) fn take(&mut self, held: Duration) {
+        self.taken = self.taken.saturating_add(held.min(BURST));
+    }
+
+    /// Whether frames for it may not wait.
+    pub(super) fn is_behind(&mut self, now: Instant) -> bool {
+        let is_over = self.behind_until.is_some_and(|until| now >= until);
+        if is_over {
+            *self = Share::default();
+        }
+        self.behind_until.is_some()
+    }
+
+    /// The budget is used up, and the peer's ring is full.
+    pub(super) fn end(&mut self, now: Instant) {
+        if self.taken >= PART && self.behind_until.is_none() {
+            self.behind_until = Some(now + BEHIND);
+        }
     }
 }
 
@@ -145,6 +190,25 @@ mod tests {
         // A process that was stopped for long pays for 100 ms.
         budget.spend(Duration::from_hours(1), start + MS * 10_000);
         assert_eq!(budget.left(start + MS * 10_500), MS * 50);
+    }
+
+    #[test]
+    fn hold_budget_that_is_used_up_leaves_those_behind_who_took_it() {
+        let start = Instant::now();
+        let mut share = Share::default();
+        share.end(start);
+        assert!(!share.is_behind(start), "It has taken nothing");
+        share.take(MS * 49);
+        share.end(start);
+        assert!(!share.is_behind(start), "It has taken little");
+        share.take(MS);
+        assert!(!share.is_behind(start), "The budget is not used up");
+        share.end(start);
+        assert!(share.is_behind(start));
+        share.end(start + MS * 20_000);
+        assert!(share.is_behind(start + MS * 29_999));
+        assert!(!share.is_behind(start + MS * 30_000));
+        assert!(!share.is_taken());
     }
 
     #[test]

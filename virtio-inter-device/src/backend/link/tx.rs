@@ -352,6 +352,11 @@ impl TxLinks {
             let now = Instant::now();
             let held = now - waiting.since;
             self.budget.spend(held, now);
+            if let Full::Ring(peer) = waiting.full
+                && let Some(link) = self.link_mut(peer)
+            {
+                link.charge(held);
+            }
             self.counters.tx_held_us.add(held.as_micros() as u64);
         }
     }

@@ -8,9 +8,9 @@
 //! A full ring holds the transmit queue up: the frame stays there. Where frames for other peers may
 //! wait behind it, a peer whose ring stays full for 1 ms gets its frames copied aside. When there
 //! is no room for them either, the queue is held up as long as the queue's budget for that lasts;
-//! then frames for full rings are dropped, and those for that peer do not wait again for half a
-//! minute, or until it has emptied its ring. Frames for a peer that takes nothing for 1 s are
-//! dropped, too: decision 0084.
+//! then frames for full rings are dropped. Those for a peer that used up much of the budget do not
+//! wait again for half a minute, or until its ring is half empty. Frames for a peer that takes
+//! nothing for 1 s are dropped, too: decision 0084.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use virtio_inter_segment::PeerKey;
 use vm_memory::VolatileSlice;
 
 use super::forward::PeerAddresses;
-use super::hold::{HoldBudget, Timeouts};
+use super::hold::{HoldBudget, Share, Timeouts};
 use super::spill::Spill;
 use super::traffic::Traffic;
 use crate::backend::interface::TxFrame;
@@ -34,9 +34,6 @@ const PUBLISH_BYTES: usize = 32 * 1024;
 const RETRY: Duration = Duration::from_millis(100);
 /// Pause before a ring is asked for again that the peer did not take.
 const RETRY_DECLINED: Duration = Duration::from_secs(1);
-/// How long frames for a full ring do not wait after the hold budget was used up, unless the peer
-/// empties it. Those of a stream to that peer alone would lose nothing if they waited.
-const BEHIND: Duration = Duration::from_secs(30);
 /// Number of times in a row that a ring was found to be quiet before it is given back.
 const QUIET_TICKS: u8 = 2;
 
@@ -112,9 +109,7 @@ pub(super) struct TxLink {
     retry_at: Option<Instant>,
     spill: Spill,
     full: Option<Full>,
-    /// When the ring was full with the hold budget used up, if the peer has not emptied it since:
-    /// it is slower than what is sent to it, and to wait again would not help it.
-    behind_since: Option<Instant>,
+    share: Share,
     timeouts: Timeouts,
     /// The peer gets multicast frames by this link.
     pub(super) multicast: bool,
@@ -140,7 +135,7 @@ impl TxLink {
             retry_at: None,
             spill: Spill::default(),
             full: None,
-            behind_since: None,
+            share: Share::default(),
             timeouts,
             multicast: true,
             dead: false,
@@ -303,8 +298,8 @@ impl TxLink {
         budget: Option<&HoldBudget>,
     ) -> Result<Room, SendError<F::Error>> {
         let len = frame.record_len();
-        if self.behind_since.is_some() {
-            self.look_if_behind()?;
+        if self.share.is_taken() {
+            self.forgive_if_caught_up()?;
         }
         if !self.spill.is_empty() {
             self.flush_spill()?;
@@ -361,8 +356,8 @@ impl TxLink {
         len: usize,
         budget: Option<&HoldBudget>,
     ) -> Result<Room, Violation> {
-        if self.behind_since.is_some() {
-            self.look_if_behind()?;
+        if self.share.is_taken() {
+            self.forgive_if_caught_up()?;
         }
         self.flush_spill()?;
         if self.spill.is_empty()
@@ -416,8 +411,7 @@ impl TxLink {
             return Ok(Room::Wait(stalls_at));
         };
         let left = budget.left(now);
-        let is_behind = self.behind_since.is_some_and(|since| now < since + BEHIND);
-        let may_hold = left >= self.timeouts.slow && !is_behind;
+        let may_hold = left >= self.timeouts.slow && !self.share.is_behind(now);
         Ok(if may_hold && now < slow_at {
             Room::Wait(slow_at)
         } else if self.spill.has_room(len) {
@@ -425,22 +419,27 @@ impl TxLink {
         } else if may_hold {
             Room::Wait(stalls_at.min(now + left))
         } else {
-            if !is_behind {
-                self.behind_since = Some(now);
-            }
+            self.share.end(now);
             Room::Stalled
         })
     }
 
-    /// Looks whether the peer has caught up.
+    /// Frames for others waited for this time behind one for this peer.
+    pub(super) fn charge(&mut self, held: Duration) {
+        self.share.take(held);
+    }
+
+    /// Forgives the peer what it took of the hold budget, if its ring is half empty by now.
     #[cold]
-    fn look_if_behind(&mut self) -> Result<(), Violation> {
+    fn forgive_if_caught_up(&mut self) -> Result<(), Violation> {
         let has_caught_up = match &mut self.ring {
-            Some(ring) => self.spill.is_empty() && ring.sender.is_drained()?,
+            Some(Ring { sender, .. }) => {
+                sender.committed() - sender.consumed()? <= sender.capacity() / 2
+            }
             None => true,
         };
-        if has_caught_up {
-            self.behind_since = None;
+        if has_caught_up && self.spill.is_empty() {
+            self.share = Share::default();
         }
         Ok(())
     }
@@ -606,27 +605,33 @@ mod tests {
         // What the peer takes makes no difference.
         take(&mut receiver, 40);
         assert_eq!(at(&mut link, 9), Ok(Room::Stalled));
-        // A budget makes none for 30 s, or until the peer has taken all.
-        assert_eq!(at(&mut link, 10), Ok(Room::Stalled));
-        let later = 30_000;
+        assert_eq!(at(&mut link, 10), Ok(Room::Wait(start + MS * 11)));
+    }
+
+    #[test]
+    fn full_ring_of_a_peer_that_used_up_the_budget_holds_nobody_up_until_it_is_half_empty() {
+        let (mut link, mut receiver) = full();
+        let start = Instant::now();
+        let mut budget = HoldBudget::default();
+        budget.spend(MS * 100, start);
+        link.charge(MS * 100);
+        let at = |link: &mut TxLink, ms| link.no_room(LEN, Some(&budget), start + MS * ms);
+        fill_spill(&mut link);
+        assert_eq!(at(&mut link, 1), Ok(Room::Stalled));
         take(&mut receiver, 1);
-        assert_eq!(at(&mut link, later), Ok(Room::Stalled));
-        assert_eq!(
-            at(&mut link, later + 1),
-            Ok(Room::Wait(start + MS * (later + 101)))
-        );
+        assert_eq!(at(&mut link, 900), Ok(Room::Stalled));
         while !link.spill.is_empty() {
+            take(&mut receiver, 1);
             link.flush().unwrap();
-            take(&mut receiver, 1);
         }
+        assert_eq!(send(&mut link), Room::Spill);
+        assert!(link.share.is_taken());
+        take(&mut receiver, FULL / 2 + 2);
         assert_eq!(send(&mut link), Room::Ring);
-        assert!(link.behind_since.is_some(), "It has not taken all");
-        link.flush().unwrap();
-        while !receiver.is_empty().unwrap() {
-            take(&mut receiver, 1);
-        }
+        assert!(link.share.is_taken(), "The spill was not empty before");
         assert_eq!(send(&mut link), Room::Ring);
-        assert!(link.behind_since.is_none());
+        assert!(!link.share.is_taken());
+        assert_eq!(at(&mut link, 1000), Ok(Room::Wait(start + MS * 1001)));
     }
 
     #[test]
