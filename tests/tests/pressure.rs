@@ -29,8 +29,7 @@ fn datagrams_read(vm: &Vm) -> Result<u64> {
 /// Both ways, checked.
 fn move_data(a: &Vm, b: &Vm, bytes: u64) -> Result<()> {
     let plan = tools::TransferPlan::both_ways(bytes);
-    tools::Transfer::start(a, b, b.nic(0).ipv4(), plan)?.finish(LIMIT)?;
-    Ok(())
+    tools::Transfer::start(a, b, b.nic(0).ipv4(), plan)?.finish(LIMIT)
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! outlasts any stall that TCP outlasts, and the host bounds it.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -64,11 +64,11 @@ fn answer(stream: &TcpStream) -> io::Result<()> {
     if magic != MAGIC {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "Not a transfer"));
     }
-    let told = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let verdict = thread::scope(|scope| {
-        let sender = scope.spawn(|| send(stream, seed + 1, to_client, &told, false));
+        let sender = scope.spawn(|| send(stream, seed + 1, to_client, &stop, false));
         let verdict = receive(stream, seed, to_server, false);
-        told.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         sender
             .join()
             .map_err(|_| io::Error::other("The sender panicked"))??;
@@ -91,17 +91,22 @@ pub(crate) fn transfer(peer: SocketAddr, plan: &Plan) -> Result<(), Failure> {
     }
     (&*stream).write_all(&opening)?;
     println!("{{\"connected\":\"{peer}\"}}");
-    let told: &'static AtomicBool = Box::leak(Box::default());
+    let stop: &'static AtomicBool = Box::leak(Box::default());
     if [plan.send, plan.receive].contains(&UNTIL_TOLD) {
         // It ends with the process, if nobody tells it before.
         thread::spawn(|| {
             let _ = io::copy(&mut io::stdin(), &mut io::sink());
-            told.store(true, Ordering::Relaxed);
+            stop.store(true, Ordering::Relaxed);
         });
     }
     let ((sent, checksum_sent), received) = thread::scope(|scope| {
-        let sender = scope.spawn(|| send(stream, plan.seed, plan.send, told, true));
-        let received = receive(stream, plan.seed + 1, plan.receive, true)?;
+        let sender = scope.spawn(|| send(stream, plan.seed, plan.send, stop, true));
+        let received = receive(stream, plan.seed + 1, plan.receive, true);
+        if received.is_err() {
+            // Nor does the peer get more.
+            stream.shutdown(Shutdown::Both)?;
+        }
+        let received = received?;
         let sent = sender
             .join()
             .map_err(|_| io::Error::other("The sender panicked"))??;
@@ -151,13 +156,13 @@ impl Progress<'_> {
     }
 }
 
-/// Sends `bytes` of the pattern of `seed`, or what there is until `told`; returns how many they
-/// were and their checksum.
+/// Sends `bytes` of the pattern of `seed`, [`UNTIL_TOLD`] until `stop`; returns how many they were
+/// and their checksum.
 fn send(
     mut stream: &TcpStream,
     seed: u64,
     bytes: u64,
-    told: &AtomicBool,
+    stop: &AtomicBool,
     tell: bool,
 ) -> io::Result<(u64, u64)> {
     let mut progress = Progress {
@@ -167,7 +172,7 @@ fn send(
     let (mut pattern, mut checksum) = (Pattern::new(seed), Checksum::new());
     let mut buffer = vec![0; LEN_BYTES + CHUNK];
     let mut sent = 0;
-    while sent < bytes && !(bytes == UNTIL_TOLD && told.load(Ordering::Relaxed)) {
+    while sent < bytes && !(bytes == UNTIL_TOLD && stop.load(Ordering::Relaxed)) {
         let len = (bytes - sent).min(CHUNK as u64) as usize;
         buffer[..LEN_BYTES].copy_from_slice(&(len as u32).to_le_bytes());
         let chunk = &mut buffer[LEN_BYTES..LEN_BYTES + len];
@@ -206,9 +211,12 @@ fn receive(mut stream: &TcpStream, seed: u64, bytes: u64, tell: bool) -> io::Res
             if left == 0 {
                 break;
             }
+            if left > CHUNK {
+                let text = format!("A chunk of {left} bytes behind {} others", verdict.bytes);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
         }
-        let limit = left.min(CHUNK);
-        let len = match stream.read(&mut buffer[..limit]) {
+        let len = match stream.read(&mut buffer[..left]) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -149,11 +149,7 @@ impl Job {
 
     /// Whether the command has not ended yet.
     pub fn is_running(&self) -> bool {
-        self.shared
-            .state()
-            .jobs
-            .get(&self.number)
-            .is_some_and(|job| job.end.is_none())
+        self.end().is_none()
     }
 
     /// How the command ended, as the rest of a sentence about it; none if it still runs.

@@ -11,12 +11,15 @@ use super::limits::LISTEN_LIMIT;
 use super::stall::{self, Progress, Watch};
 use crate::{Job, Result, Vm, wait};
 
+/// Bytes that a transfer which is to be finished moves before it ends, in both directions together.
+const LAST_BYTES: u64 = 8_000_000;
+
 /// The bytes to move.
 #[derive(Clone, Copy, Debug)]
 pub struct TransferPlan {
     /// Bytes from client to server; [`UNTIL_TOLD`]: until the transfer is finished.
     pub send: u64,
-    /// Bytes from server to client; the same goes for it.
+    /// Bytes from server to client; the same goes for it, if it does for both.
     pub receive: u64,
     /// Fixes the content.
     pub seed: u64,
@@ -63,13 +66,17 @@ impl Transfer {
     ///
     /// # Errors
     ///
-    /// A server that does not listen.
+    /// A server that does not listen, a plan that is none.
     pub fn start(
         client: &Vm,
         server: &Vm,
         address: impl Into<IpAddr>,
         plan: TransferPlan,
     ) -> Result<Self> {
+        ensure!(
+            plan.receive != UNTIL_TOLD || plan.send == UNTIL_TOLD,
+            "The server would not know when to end"
+        );
         let (address, port) = (address.into().to_string(), plan.port.to_string());
         let mut listening = server.spawn(&["agent", "tcp-serve", &port])?;
         listening.wait_for_output("listening", LISTEN_LIMIT)?;
@@ -156,17 +163,16 @@ impl Transfer {
         }
     }
 
-    /// Waits for the end of the transfer, which comes now if it lasts until then.
+    /// Waits for the end of the transfer. One that lasts until then goes on for some more bytes: it
+    /// is no use if it only stood still from the last event on.
     ///
     /// # Errors
     ///
     /// A byte that arrived wrong or did not arrive, a connection that broke, a transfer that takes
     /// longer than `limit`.
     pub fn finish(mut self, limit: Duration) -> Result<()> {
-        if [self.plan.send, self.plan.receive].contains(&UNTIL_TOLD) {
-            if let Some(end) = self.client.end() {
-                bail!("The transfer {end}");
-            }
+        if self.plan.send == UNTIL_TOLD {
+            self.wait_for_progress(self.progress() + LAST_BYTES, limit)?;
             self.client.close_stdin()?;
         }
         let output = self.client.wait(limit)?;
