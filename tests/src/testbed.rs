@@ -114,7 +114,7 @@ impl Drop for Testbed {
 /// QEMU's own words when threads of its emulated processors look up memory while the map of it
 /// changes, as at a boot: an assertion of QEMU 10 fails, in one of some hundreds of boots. No
 /// device has a part in that. The guest is gone then, and the test fails by whatever it wanted of
-/// it next; what QEMU wrote is in its log.
+/// it next; what QEMU wrote is in its log. (A test that panics does not run again.)
 const EMULATOR_FAULT: &str = "iotlb_to_section: Assertion `section_index < d->map.sections_nb'";
 
 /// A test that took longer until then does not run again: its time would not be enough. The longest
@@ -131,22 +131,32 @@ const TIME_TO_RUN_AGAIN: Duration = Duration::from_secs(120);
 #[allow(clippy::panic, reason = "this is how a test fails")]
 pub fn guest_test(test: impl Fn(&Testbed) -> Result<()>) {
     let name = thread::current().name().unwrap_or("test").to_owned();
-    let run_again = || note("An assertion of QEMU failed, and the test ran again");
+    let run_again = |error: &anyhow::Error| {
+        note(&format!(
+            "An assertion of QEMU failed, and the test ran again; the first time: {error:#}"
+        ));
+    };
     if let Err(error) = run(&name, &test, &run_again) {
         panic!("{error:#}");
     }
 }
 
 /// Runs a test. If QEMU itself failed, calls `run_again`, and runs the test once more.
-fn run(name: &str, test: &impl Fn(&Testbed) -> Result<()>, run_again: &dyn Fn()) -> Result<()> {
+fn run(
+    name: &str,
+    test: &impl Fn(&Testbed) -> Result<()>,
+    run_again: &dyn Fn(&anyhow::Error),
+) -> Result<()> {
     let start = Instant::now();
     deadline::begin(deadline::TEST_LIMIT);
     let (outcome, emulator_failed) = run_on_testbed(name, test);
-    if outcome.is_err() && emulator_failed && start.elapsed() < TIME_TO_RUN_AGAIN {
-        run_again();
-        return run_on_testbed(name, test).0;
+    match outcome {
+        Err(error) if emulator_failed && start.elapsed() < TIME_TO_RUN_AGAIN => {
+            run_again(&error);
+            run_on_testbed(name, test).0
+        }
+        outcome => outcome,
     }
-    outcome
 }
 
 /// The outcome, and whether a QEMU failed by itself.
@@ -158,9 +168,10 @@ fn run_on_testbed(name: &str, test: &impl Fn(&Testbed) -> Result<()>) -> (Result
     dump::add(&bed.directory);
     let outcome = test(&bed);
     dump::remove(&bed.directory);
-    if outcome.is_err() {
-        bed.keep();
+    if outcome.is_ok() {
+        return (outcome, false);
     }
+    bed.keep();
     let logs = bed.logs();
     let emulator_failed = logs.iter().any(|(_, text)| text.contains(EMULATOR_FAULT));
     (outcome, emulator_failed)
@@ -191,7 +202,7 @@ mod tests {
                 }
                 Ok(())
             };
-            let outcome = run("test", &test, &|| again.set(again.get() + 1));
+            let outcome = run("test", &test, &|_| again.set(again.get() + 1));
             (outcome.is_ok(), runs.get(), again.get())
         };
         assert_eq!(fail(0, EMULATOR_FAULT), (true, 1, 0));
