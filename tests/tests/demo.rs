@@ -81,8 +81,8 @@ fn demo_shows_vms_of_cloud_hypervisor_on_two_segments() -> Result<()> {
     let log = demo.log();
     assert!(status.success(), "{status}: {log}");
     for part in [
-        "--inter-vm segment=web,uplink=tap:",
-        "a → host, 10.0.0.254: ping",
+        "--inter-vm segment=web,tap=tap",
+        "a → bridge, 10.0.0.254: ping",
         "add-device inter-vm,segment=db",
     ] {
         assert!(log.contains(part), "{log}");

@@ -1,5 +1,5 @@
 //! Two VMs of a stock Cloud Hypervisor on a segment by `--inter-vm`, one of them with an uplink to
-//! the host's network, which get a second segment while they run. Where KVM does not run stock
+//! a bridge, which get a second segment while they run. Where KVM does not run stock
 //! kernels, all of it is in the nested machine.
 
 use std::env;
@@ -101,7 +101,7 @@ fn story(bed: &Testbed, seconds: u32) -> Result<String> {
     let mut text = format!("Cloud Hypervisor, Linux {}\n", a.kernel_release());
     let _ = writeln!(
         text,
-        "  cloud-hypervisor-ext … --inter-vm segment=web,uplink=tap:{}     b without the uplink",
+        "  cloud-hypervisor-ext … --inter-vm segment=web,tap={}     b without the tap device",
         tap.name()
     );
     text += &exchange(&a, &b, 0, seconds)?;
@@ -117,7 +117,7 @@ fn story(bed: &Testbed, seconds: u32) -> Result<String> {
     Ok(text)
 }
 
-/// Round trips to the host's network namespace, which take the uplink.
+/// Round trips to the bridge's network namespace, which take the uplink.
 fn reach_host(vm: &Vm) -> Result<String> {
     let ping = ping(vm, HOST, PING)?;
     let ports = vm.inter_vm_ports()?;
@@ -132,7 +132,7 @@ fn reach_host(vm: &Vm) -> Result<String> {
         "{carried} frames came by the uplink"
     );
     Ok(format!(
-        "    a → host, {HOST}: ping {:.0} µs, by its port's uplink\n",
+        "    a → bridge, {HOST}: ping {:.0} µs, by its port's uplink\n",
         ping.mean_us
     ))
 }
