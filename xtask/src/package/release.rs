@@ -229,17 +229,26 @@ pub(super) fn check(deb: &Path, rpm: &Path, system: &System) -> Result<()> {
     check_lists(deb)
 }
 
+/// A command of rpm that fails if a script of the package does: to rpm, that is a warning.
+fn checked(command: &str) -> String {
+    format!(
+        "{command} 2>/run/rpm || {{ cat /run/rpm >&2; exit 1; }}
+        cat /run/rpm >&2
+        ! grep -q scriptlet /run/rpm"
+    )
+}
+
 /// Installs the rpm, uses it, installs it anew under running ports, and removes it.
 fn try_rpm(system: &System) -> Result<()> {
     check_nothing_left(system)?;
-    system.run(INSTALL)?;
+    system.run(&checked(INSTALL))?;
     let owner = system.run("stat -c '%a %U %G' /run/virtio-inter/default")?;
     ensure!(
         owner.trim() == "3770 virtio-inter-uplink virtio-inter",
         "{owner}"
     );
-    use_package(system, INSTALL_AGAIN)?;
-    system.run(ERASE)?;
+    use_package(system, &checked(INSTALL_AGAIN))?;
+    system.run(&checked(ERASE))?;
     check_nothing_left(system)?;
     println!(
         "{}: rpm installed, used, installed anew under running ports and removed",

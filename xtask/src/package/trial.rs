@@ -4,9 +4,11 @@ use anyhow::{Result, bail, ensure};
 
 use super::system::System;
 
-/// What users do with the package while it is installed; `$again` installs it anew.
+/// What users do with the package while it is installed; `again` installs it anew.
 const USE: &str = "
     cd /
+    : >/run/log
+    trap 'kill $pids 2>/dev/null || :' EXIT
     virtio-inter --version
     # What management software does by QEMU's conventions.
     files=/usr/share/qemu/vhost-user/*-virtio-inter-net.json
@@ -16,7 +18,7 @@ const USE: &str = "
     install -d -m 0700 /run/vm1 /run/vm2
     for vm in 1 2; do
         virtio-inter port --socket /run/vm$vm/net --segment default --id vm$vm \\
-            --mac 52:54:00:00:00:0$vm 2>>/run/log & pids=\"$pids $!\"
+            --mac 52:54:00:00:00:0$vm >>/run/log 2>&1 & pids=\"$pids $!\"
     done
     for try in 1 2 3 4 5 6 7 8 9 10; do
         virtio-inter show default/vm1 | grep -q 'peer: vm2' && break
@@ -24,10 +26,11 @@ const USE: &str = "
     done
     virtio-inter show default/vm1 | grep 'peer: vm2' || { cat /run/log; exit 1; }
     # The new program replaces the file of the running ports.
-    eval \"$again\" >/dev/null
+    again >/dev/null
     virtio-inter list default | grep -c 'no VMM'
     kill $pids
     wait
+    pids=
 ";
 
 /// Does what users do while the package is installed, and installs it anew by `again` meanwhile.
@@ -36,24 +39,27 @@ const USE: &str = "
 ///
 /// What does not work.
 pub(super) fn use_package(system: &System, again: &str) -> Result<()> {
-    let used = system.run(&format!("again='{again}'\n{USE}"))?;
+    let used = system.run(&format!("again() {{ {again}; }}\n{USE}"))?;
     ensure!(used.trim_end().ends_with('2'), "{used}");
     Ok(())
 }
 
-/// Checks that a package that was removed left no file.
+/// Checks that there is no file of the package, as before it was installed and after its removal.
 ///
 /// # Errors
 ///
 /// The names of those that are left.
 pub(super) fn check_nothing_left(system: &System) -> Result<()> {
-    let left = system.run("find / -xdev -path /proc -prune -o -name '*virtio-inter*' -print")?;
+    const FIND: &str = "find / -xdev -path /proc -prune -o \
+        \\( -name '*virtio-inter*' -o -name 'cloud-hypervisor-ext*' -o -name 'ch-remote-ext*' \\) \
+        -print";
+    let left = system.run(FIND)?;
     let left: Vec<&str> = left
         .lines()
         .filter(|path| !path.starts_with("/tmp/"))
         .collect();
     if !left.is_empty() {
-        bail!("The package was removed and left {}", left.join(", "));
+        bail!("Without the package there are {}", left.join(", "));
     }
     Ok(())
 }
