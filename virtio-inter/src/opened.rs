@@ -116,8 +116,8 @@ fn listen_status(
     wait.acquire(|| StatusSocket::listen(path, owner(user)))
 }
 
-/// When things are opened: at the begin, by root, if the process is to become another user, or else
-/// at the end.
+/// When things are opened: at the beginning, by root, if the process is to become another user, or
+/// else at the end.
 pub(crate) struct Opening<F> {
     open: F,
     /// What root has opened, and whether a signal came meanwhile.

@@ -249,11 +249,14 @@ impl Uplink {
         self.is_gone = true;
         match TapDevice::open(&self.name, self.queues) {
             Ok(device) => {
-                self.is_gone = false;
                 info!("Tap device {} is there again", self.name);
                 if let Err(error) = port.set_uplink(device) {
+                    // Some workers may have the former device, whose loss they do not tell again.
                     error!("Cannot use the uplink: {}", ErrorChain(&error));
+                    retry.set(RETRY)?;
+                    return Ok(Some(ErrorChain(&error).to_string()));
                 }
+                self.is_gone = false;
                 Ok(None)
             }
             Err(error) => {

@@ -326,7 +326,7 @@ pub trait UplinkBackend: Backend {
 }
 
 /// Number of the device that a port's uplink has, among all that it had: 0 for the one that the
-/// port was made with. A report about a former device is told by it.
+/// port was made with. It identifies reports about a former device.
 pub type Generation = u64;
 
 /// A device by which frames reach another network: a kind of uplink. It is open, by as many of its
