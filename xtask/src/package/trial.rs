@@ -56,7 +56,8 @@ pub(super) fn check_nothing_left(system: &System) -> Result<()> {
     let left = system.run(FIND)?;
     let left: Vec<&str> = left
         .lines()
-        .filter(|path| !path.starts_with("/tmp/"))
+        // But the package's own file.
+        .filter(|path| !path.starts_with("/tmp/") && !path.ends_with(".deb"))
         .collect();
     if !left.is_empty() {
         bail!("Without the package there are {}", left.join(", "));
