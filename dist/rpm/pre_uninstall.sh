@@ -1,9 +1,9 @@
 # Before the removal of the rpm, as dist/debian/prerm. $1 is the number of versions that stay.
 if [ "$1" = 0 ] && [ -d /run/systemd/system ]; then
-    # Sockets as well: one that stays would start its port again.
-    systemctl stop 'virtio-inter-port@*.socket' 'virtio-inter-port@*.service' \
-        'virtio-inter-uplink@*.service' 'virtio-inter-cni-*.service' \
-        virtio-inter-exporter.service || true
+    # Sockets first: one that is still there when its port has ended starts it again for a VMM that connects anew.
+    systemctl stop 'virtio-inter-port@*.socket' || true
+    systemctl stop 'virtio-inter-port@*.service' 'virtio-inter-uplink@*.service' \
+        'virtio-inter-cni-*.service' virtio-inter-exporter.service || true
 fi
 if [ "$1" = 0 ] && [ -e /sys/kernel/security/apparmor/profiles ] \
     && command -v apparmor_parser >/dev/null; then
