@@ -68,12 +68,12 @@ const CHECK: &str = r#"
 "#;
 
 /// Installs the rpm where no package of it is. Debian has no packages by that format, so its
-/// dependencies are not looked at.
-const INSTALL: &str = "rpm --force-debian --nodeps --install /tmp/virtio-inter-*.rpm";
+/// dependencies are not looked at. Plug-ins of rpm fail where the root directory is no mount point.
+const INSTALL: &str = "rpm --noplugins --nodeps --install /tmp/virtio-inter-*.rpm";
 /// An upgrade as rpm does one: scripts of the new package run before those of the old one.
 const INSTALL_AGAIN: &str =
-    "rpm --force-debian --nodeps --upgrade --replacepkgs /tmp/virtio-inter-*.rpm";
-const ERASE: &str = "rpm --force-debian --erase virtio-inter";
+    "rpm --noplugins --nodeps --upgrade --replacepkgs /tmp/virtio-inter-*.rpm";
+const ERASE: &str = "rpm --noplugins --erase virtio-inter";
 
 /// Builds the programs, which then carry the list of their dependencies.
 ///
