@@ -129,10 +129,7 @@ impl<D: UplinkDevice> Network<D> {
     ) -> io::Result<()> {
         let mut uplink = self.new_uplink(queue, generation);
         uplink.set_offloads(self.takes);
-        uplink.attach(poller)?;
-        if let Some(former) = self.uplink.replace(uplink) {
-            former.detach(poller);
-        }
+        uplink.replace(&mut self.uplink, poller)?;
         self.links.set_has_uplink(true);
         Ok(())
     }

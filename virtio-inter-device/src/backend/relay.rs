@@ -92,10 +92,7 @@ impl<D: UplinkDevice> Relay<D> {
         if self.plain {
             uplink.set_plain();
         }
-        uplink.attach(poller)?;
-        if let Some(former) = self.uplink.replace(uplink) {
-            former.detach(poller);
-        }
+        uplink.replace(&mut self.uplink, poller)?;
         self.announce_ports(|_| true);
         Ok(())
     }

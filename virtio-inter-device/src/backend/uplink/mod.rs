@@ -97,6 +97,15 @@ impl<D: UplinkDevice> Uplink<D> {
         self.plain = Some(Box::new(PlainWriter::new()));
     }
 
+    /// Has `poller` watch this uplink in place of the one in `place`, if there is one.
+    pub(super) fn replace(self, place: &mut Option<Self>, poller: &Poller) -> io::Result<()> {
+        self.attach(poller)?;
+        if let Some(former) = place.replace(self) {
+            former.detach(poller);
+        }
+        Ok(())
+    }
+
     /// Has `poller` wake the worker for frames, and for room after the device was full.
     pub(super) fn attach(&self, poller: &Poller) -> io::Result<()> {
         poller.add_writable(&self.writer)?;
@@ -106,7 +115,7 @@ impl<D: UplinkDevice> Uplink<D> {
     }
 
     /// Ends the watch.
-    pub(super) fn detach(&self, poller: &Poller) {
+    fn detach(&self, poller: &Poller) {
         poller.remove(&self.writer);
         for queue in &self.queues {
             poller.remove(&queue.reader);
