@@ -112,17 +112,36 @@ fn descriptors_that_do_not_close() {
     assert!(started.elapsed() < PATIENCE / 4, "{:?}", started.elapsed());
 }
 
-/// The control thread rings a peer's doorbells when it takes a ring: those that take long are a
-/// violation, and the peer's user has to wait before it may do so again.
-#[test]
-fn doorbells_with_many_watches_end_the_connection() {
-    let mut net = Net::new();
+/// Joins m with the rate at which a port serves connections unless options say otherwise.
+fn join_with_default_rate(net: &mut Net) {
     let limits = Limits {
         connect_burst: 1024,
         connects_per_second: 128,
         ..limits()
     };
     net.join_with(local("m"), limits).unwrap();
+}
+
+/// Connects to m as port a with so many queue pairs, and offers a ring for each.
+fn offer_rings(net: &Net, queues: u8, fds: &[BorrowedFd<'_>]) -> OwnedFd {
+    let socket = raw::connect(net, "m");
+    let mut hello = raw::hello("a", 1);
+    hello[14] = queues;
+    raw::send(&socket, &hello);
+    for queue in 0..u16::from(queues) {
+        let link = raw::link(queue, MIB / 4, u64::from(queue) + 1);
+        // m may have closed already.
+        let _ = raw::try_send(&socket, &link, fds);
+    }
+    socket
+}
+
+/// The control thread rings a peer's doorbells when it takes a ring: those that take long are a
+/// violation, and the peer's user has to wait before it may do so again.
+#[test]
+fn doorbells_with_many_watches_end_the_connection() {
+    let mut net = Net::new();
+    join_with_default_rate(&mut net);
     let region = Region::create(MIB / 4).unwrap();
     let doorbell = Doorbell::new().unwrap();
     let _watches = match watch(doorbell.as_fd(), 400) {
@@ -130,16 +149,8 @@ fn doorbells_with_many_watches_end_the_connection() {
         Err(why) => return skip(&why),
     };
     let fds = [region.fd(), doorbell.as_fd(), doorbell.as_fd()];
-    let mut hello = raw::hello("a", 1);
-    hello[14] = 32; // queue pairs
     let attack = |net: &mut Net| {
-        let socket = raw::connect(net, "m");
-        raw::send(&socket, &hello);
-        for queue in 0..32 {
-            let link = raw::link(queue, MIB / 4, u64::from(queue) + 1);
-            // m may have closed already.
-            let _ = raw::try_send(&socket, &link, &fds);
-        }
+        let socket = offer_rings(net, 32, &fds);
         raw::until_closed(net, &socket).unwrap()
     };
     for _ in 0..2 {
@@ -157,12 +168,7 @@ fn doorbells_with_many_watches_end_the_connection() {
 #[test]
 fn doorbells_with_many_watches_count_after_their_peer_has_left() {
     let mut net = Net::new();
-    let limits = Limits {
-        connect_burst: 1024,
-        connects_per_second: 128,
-        ..limits()
-    };
-    net.join_with(local("m"), limits).unwrap();
+    join_with_default_rate(&mut net);
     net.join("n");
     net.until_meshed();
     let region = Region::create(MIB / 4).unwrap();
@@ -172,16 +178,8 @@ fn doorbells_with_many_watches_count_after_their_peer_has_left() {
         Err(why) => return skip(&why),
     };
     let fds = [region.fd(), doorbell.as_fd(), doorbell.as_fd()];
-    let mut hello = raw::hello("a", 1);
-    hello[14] = 3; // queue pairs
     let is_refused = |net: &mut Net| {
-        let socket = raw::connect(net, "m");
-        raw::send(&socket, &hello);
-        for queue in 0..3 {
-            let link = raw::link(queue, MIB / 4, u64::from(queue) + 1);
-            // m may have closed already.
-            let _ = raw::try_send(&socket, &link, &fds);
-        }
+        let socket = offer_rings(net, 3, &fds);
         let (mut accepted, mut refusal) = (0, None);
         net.until("an answer", |_| {
             while let Ok(Some(packet)) = raw::try_receive(&socket) {
