@@ -354,7 +354,11 @@ impl Counters {
     }
 
     /// Reads a port's status.
-    pub(crate) fn parse(text: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// Text that is no status.
+    pub fn parse(text: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Status {
             counters: Vec<BTreeMap<String, u64>>,

@@ -1,6 +1,6 @@
 //! Two VMs of a stock Cloud Hypervisor on a segment by `--inter-vm`, one of them with an uplink to
-//! a bridge, which get a second segment while they run. Where KVM does not run stock
-//! kernels, all of it is in the nested machine.
+//! a bridge, which get a second segment while they run. Where KVM does not run stock kernels, all
+//! of it is in the nested machine.
 
 use std::env;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use virtio_inter_tests::{
-    Frontend, Kernel, Machine, Nic, Segment, Supplies, Testbed, Vm, VmConfig,
+    Counters, Frontend, Kernel, Machine, Nic, Segment, Supplies, Testbed, Vm, VmConfig,
     cloud_hypervisor_program, is_inside, port_program, tools,
 };
 
@@ -121,16 +121,8 @@ fn story(bed: &Testbed, seconds: u32) -> Result<String> {
 fn reach_host(vm: &Vm) -> Result<String> {
     let ping = ping(vm, HOST, PING)?;
     let ports = vm.inter_vm_ports()?;
-    let queues = ports[0]["status"]["counters"].as_array();
-    let carried: u64 = queues
-        .context("A status without counters")?
-        .iter()
-        .filter_map(|queue| queue["uplink_rx_frames"].as_u64())
-        .sum();
-    ensure!(
-        carried >= ping.received.into(),
-        "{carried} frames came by the uplink"
-    );
+    let counters = Counters::parse(&ports[0]["status"].to_string())?;
+    uplink::check_carried(&counters, &ping)?;
     Ok(format!(
         "    a → bridge, {HOST}: ping {:.0} µs, by its port's uplink\n",
         ping.mean_us
