@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::system::System;
 
-/// What users do with the package while it is installed; `again` installs it anew.
+/// What users do with the package while it is installed; `reinstall` is a function of the shell.
 const USE: &str = "
     cd /
     : >/run/log
@@ -26,20 +26,26 @@ const USE: &str = "
     done
     virtio-inter show default/vm1 | grep 'peer: vm2' || { cat /run/log; exit 1; }
     # The new program replaces the file of the running ports.
-    again >/dev/null
+    reinstall >/dev/null
     virtio-inter list default | grep -c 'no VMM'
     kill $pids
     wait
     pids=
 ";
 
-/// Does what users do while the package is installed, and installs it anew by `again` meanwhile.
+/// Checks the directory of segments, then does what users do while the package is installed.
+/// Meanwhile the command `reinstall` installs it again.
 ///
 /// # Errors
 ///
 /// What does not work.
-pub(super) fn use_package(system: &System, again: &str) -> Result<()> {
-    let used = system.run(&format!("again() {{ {again}; }}\n{USE}"))?;
+pub(super) fn use_package(system: &System, reinstall: &str) -> Result<()> {
+    let owner = system.run("stat -c '%a %U %G' /run/virtio-inter/default")?;
+    ensure!(
+        owner.trim() == "3770 virtio-inter-uplink virtio-inter",
+        "{owner}"
+    );
+    let used = system.run(&format!("reinstall() {{ {reinstall}; }}\n{USE}"))?;
     ensure!(used.trim_end().ends_with('2'), "{used}");
     Ok(())
 }
