@@ -188,8 +188,8 @@ fn send(
     Ok((sent, checksum.value()))
 }
 
-/// Takes what the peer sends, `bytes` unless that is until it is told, and checks it against the
-/// pattern of `seed`.
+/// Receives up to the peer's end mark, and checks it against the pattern of `seed`. Unless `bytes`
+/// is [`UNTIL_TOLD`], it has to be as long as that.
 fn receive(mut stream: &TcpStream, seed: u64, bytes: u64, tell: bool) -> io::Result<Verdict> {
     let mut progress = Progress {
         direction: "received_so_far",
