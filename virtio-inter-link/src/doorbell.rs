@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::memory::Signal;
 use crate::ring_cost::RingCost;
+use crate::ringer::{self, Bell};
 use crate::signal::{has_kernel_signals, signal, signal_by_kernel};
 use crate::violation::Violation;
 
@@ -38,7 +39,7 @@ pub enum DoorbellError {
 /// check the ring, then enable notification and sleep again.
 #[derive(Debug)]
 pub struct Doorbell {
-    fd: OwnedFd,
+    bell: Arc<Bell>,
     /// How long rings take, if a peer has this eventfd, too.
     cost: Option<Arc<RingCost>>,
 }
@@ -51,12 +52,21 @@ impl Doorbell {
     /// Whatever eventfd(2) says, such as too many open files.
     pub fn new() -> io::Result<Self> {
         let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { fd, cost: None })
+        Ok(Self::of_nobody_else(fd))
     }
 
-    /// The same doorbell, for a peer: what its rings take counts.
+    fn of_nobody_else(fd: OwnedFd) -> Self {
+        Self {
+            bell: Arc::new(Bell::new(fd)),
+            cost: None,
+        }
+    }
+
+    /// The same doorbell, for a peer: what its rings take counts. The first call starts the thread
+    /// that rings slow ones: workers may start none.
     #[must_use]
     pub fn for_peer(self, cost: &Arc<RingCost>) -> Self {
+        ringer::start();
         Self {
             cost: Some(Arc::clone(cost)),
             ..self
@@ -80,7 +90,7 @@ impl Doorbell {
     /// The descriptor is not an eventfd.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, DoorbellError> {
         match signal_by_kernel(fd.as_fd()) {
-            Some(Ok(())) => return Ok(Self { fd, cost: None }),
+            Some(Ok(())) => return Ok(Self::of_nobody_else(fd)),
             Some(Err(e)) if e.kind() == io::ErrorKind::InvalidInput => {
                 return Err(DoorbellError::NotEventfd);
             }
@@ -93,7 +103,7 @@ impl Doorbell {
             return Err(DoorbellError::NotEventfd);
         }
         signal(fd.as_fd()).map_err(|_| DoorbellError::NotEventfd)?;
-        Ok(Self { fd, cost: None })
+        Ok(Self::of_nobody_else(fd))
     }
 
     /// Whether no peer can make [`Doorbell::ring`] block. False where the kernel gives this process
@@ -119,10 +129,12 @@ impl Doorbell {
     }
 
     /// Wakes the side that waits for this doorbell; never blocks, whatever the peer does to the
-    /// eventfd, if [`Doorbell::never_blocks`].
+    /// eventfd, if [`Doorbell::never_blocks`]. If rings of the peer's user were slow, a thread of
+    /// its own rings, soon.
     pub fn ring(&self) {
         // `fd` is an eventfd, made or checked by the constructors: there is nothing to refuse.
         let rung = match &self.cost {
+            Some(cost) if cost.wants_ringer() && ringer::ring(&self.bell, cost) => Ok(()),
             Some(cost) => cost.measure(|| signal(self.as_fd())),
             None => signal(self.as_fd()),
         };
@@ -136,7 +148,7 @@ impl Doorbell {
     /// Too many open files.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
-            fd: self.fd.try_clone()?,
+            bell: Arc::new(Bell::new(self.bell.fd.try_clone()?)),
             cost: self.cost.clone(),
         })
     }
@@ -144,7 +156,7 @@ impl Doorbell {
 
 impl AsFd for Doorbell {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.bell.fd.as_fd()
     }
 }
 

@@ -85,6 +85,7 @@ mod prefetch;
 mod receiver;
 mod region;
 mod ring_cost;
+mod ringer;
 #[cfg(not(loom))]
 mod schedstat;
 mod sender;
@@ -116,6 +117,6 @@ pub use pair::{PairError, pair, pair_with};
 pub use prefetch::{Access, NEXT as PREFETCH_NEXT, prefetch};
 pub use receiver::{Receiver, Record};
 pub use region::{ReceiverPage, Region, RegionError};
-pub use ring_cost::RingCost;
+pub use ring_cost::{RingCost, UserRingCost};
 pub use sender::{Sender, Slot};
 pub use violation::Violation;

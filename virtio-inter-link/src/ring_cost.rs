@@ -1,17 +1,22 @@
 //! How long it takes to ring a peer's doorbells.
 //!
 //! Whoever has an eventfd may attach any number of epoll watches to it, and a signal walks them all
-//! in the thread that signals: 250,000 watches took 4 to 80 ms a ring. So each ring is measured: by
-//! the wall clock, which costs little, until one takes long; and then by the thread's CPU time,
-//! since a worker that lost its CPU also measures long. A peer whose doorbells are slow more often
-//! than not, or take more than a tenth of the time in the long run, breaks a rule. On a machine
-//! where every ring takes long, as in an emulated one, a slow ring is one that takes far longer
-//! than that of an eventfd which nobody watches. Decision 0095.
+//! in the thread that signals: 250,000 watches took 4 to 80 ms a ring. So each ring is measured by
+//! the wall clock. A worker that lost its CPU also measures long; so the CPU time of its thread,
+//! of which a sample costs more, decides whether a ring that took long was slow. On a machine where
+//! every ring takes long, as in an emulated one, a slow ring is one that takes far longer than that
+//! of an eventfd which nobody watches.
+//!
+//! After a slow ring, the ringer (`ringer.rs`) rings the doorbells of all peers of that user, for a
+//! thousand times as long. A peer whose doorbells are slow more often than not, or take more
+//! than a tenth of the time in the long run, breaks a rule: it uses this process's CPU time.
+//! Decision 0095.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::os::fd::AsFd;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -27,20 +32,55 @@ const SLOW: Duration = Duration::from_millis(1);
 const HONEST: u32 = 32;
 /// Rings of that eventfd, of which the shortest counts.
 const SAMPLES: usize = 8;
-/// Time after a slow ring in which CPU time is measured: of the first slow ring after it, only the
-/// time by the wall clock is known, which is no evidence.
+/// Age at which a sample of a thread's CPU time is too old for a ring: of a ring that took long, so
+/// much may be left out.
+const SAMPLE_AGE: Duration = SLOW;
+/// Time after a ring that took long in which the sample is taken right before each ring.
 const WATCHED: Duration = Duration::from_secs(4);
+/// So many times as long as a slow ring took, the ringer rings for the peer's user: workers lose a
+/// thousandth of their time to each user.
+const RINGER: u32 = 1000;
+/// But no longer than that: a machine may stand still within a ring.
+const RINGER_LIMIT: Duration = Duration::from_secs(100);
 /// CPU time that slow rings may take at once.
 const BURST: Duration = Duration::from_millis(500);
 /// They may take the time that passes, divided by this, in the long run.
 const SHARE: u32 = 10;
 
+/// What is known of the doorbells of all peers of one user. Outlives them.
+#[derive(Debug, Default)]
+pub struct UserRingCost {
+    /// The ringer rings them until then, in ns since [`since_start`] began.
+    ringer_until: AtomicU64,
+}
+
+impl UserRingCost {
+    /// Whether the ringer should ring them.
+    pub fn wants_ringer(&self) -> bool {
+        let until = self.ringer_until.load(Ordering::Relaxed);
+        until != 0 && nanos(since_start()) < until
+    }
+
+    /// A slow ring took so much CPU time.
+    pub fn add_slow_ring(&self, took: Duration) {
+        self.add(took, since_start());
+    }
+
+    fn add(&self, took: Duration, now: Duration) {
+        let time = took.saturating_mul(RINGER).min(RINGER_LIMIT);
+        self.ringer_until
+            .fetch_max(nanos(now + time), Ordering::Relaxed);
+    }
+}
+
 /// How long the rings of one peer's doorbells took, of all its links.
 #[derive(Debug)]
 pub struct RingCost {
+    user: Arc<UserRingCost>,
     /// Slow rings less the others, and never below zero.
     score: AtomicU32,
-    /// Rings are measured by CPU time until then, in ns since [`since_start`] began.
+    /// The sample of CPU time is taken right before each ring until then, in ns since
+    /// [`since_start`] began.
     watched_until: AtomicU64,
     /// When slow rings may take [`BURST`] at once again, on the same clock.
     full_at: AtomicU64,
@@ -49,11 +89,19 @@ pub struct RingCost {
 }
 
 impl Default for RingCost {
-    /// For a new peer. Measures this machine at the first call, which needs a descriptor: workers
-    /// may make none.
+    /// For the peer of a user of its own.
     fn default() -> Self {
+        Self::new(Arc::default())
+    }
+}
+
+impl RingCost {
+    /// For a new peer of this user. Measures this machine at the first call, which needs a
+    /// descriptor: workers may make none.
+    pub fn new(user: Arc<UserRingCost>) -> Self {
         ring_of_nobody();
         Self {
+            user,
             score: AtomicU32::new(0),
             watched_until: AtomicU64::new(0),
             full_at: AtomicU64::new(0),
@@ -77,27 +125,32 @@ impl RingCost {
         self.score() >= Self::LIMIT || self.is_spent.load(Ordering::Relaxed)
     }
 
+    /// Whether the ringer should ring this peer's doorbells.
+    pub fn wants_ringer(&self) -> bool {
+        self.user.wants_ringer()
+    }
+
     /// Measures a ring.
     pub(crate) fn measure<T>(&self, ring: impl FnOnce() -> T) -> T {
         let began = since_start();
-        if self.score() == 0 && nanos(began) >= self.watched_until.load(Ordering::Relaxed) {
-            let result = ring();
-            let now = since_start();
-            if now.saturating_sub(began) >= SLOW {
-                self.add(true);
-                self.watch(now);
+        let is_watched =
+            self.score() != 0 || nanos(began) < self.watched_until.load(Ordering::Relaxed);
+        let sample = CpuSample::of_this_thread(began, is_watched);
+        let result = ring();
+        let now = since_start();
+        if now.saturating_sub(began) < SLOW {
+            if is_watched {
+                self.add(false);
             }
             return result;
         }
-        let start = thread_cpu_time();
-        let result = ring();
-        let took = thread_cpu_time().saturating_sub(start);
+        self.watch(now);
+        let took = sample.cpu_time_since(began);
         let is_slow = is_slow(took, ring_of_nobody());
         self.add(is_slow);
         if is_slow {
-            let now = since_start();
-            self.watch(now);
             self.spend(took, now);
+            self.user.add_slow_ring(took);
         }
         result
     }
@@ -136,6 +189,40 @@ impl RingCost {
         let _ = self
             .score
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+}
+
+/// CPU time of a thread at some moment.
+#[derive(Clone, Copy)]
+struct CpuSample {
+    /// By [`since_start`].
+    at: Duration,
+    cpu: Duration,
+}
+
+impl CpuSample {
+    /// Of this thread: one taken now, or the last one if that will do and is not too old.
+    fn of_this_thread(now: Duration, is_new: bool) -> CpuSample {
+        thread_local! {
+            static LAST: Cell<Option<CpuSample>> = const { Cell::new(None) };
+        }
+        let is_fresh = |sample: &CpuSample| now.saturating_sub(sample.at) < SAMPLE_AGE;
+        match LAST.get().filter(is_fresh) {
+            Some(sample) if !is_new => sample,
+            _ => {
+                let cpu = thread_cpu_time();
+                let sample = CpuSample { at: now, cpu };
+                LAST.set(Some(sample));
+                sample
+            }
+        }
+    }
+
+    /// CPU time that this thread has used since `began` at least: it may have used a CPU all the
+    /// time between the sample and that.
+    fn cpu_time_since(self, began: Duration) -> Duration {
+        let before = began.saturating_sub(self.at);
+        thread_cpu_time().saturating_sub(self.cpu + before)
     }
 }
 
@@ -187,9 +274,10 @@ mod tests {
 
     const LIMIT: u32 = RingCost::LIMIT;
 
+    /// Uses CPU time: also if a sample is as old as one may be, enough is left.
     fn work() {
         let start = thread_cpu_time();
-        while thread_cpu_time() - start < SLOW + Duration::from_micros(50) {}
+        while thread_cpu_time() - start < SLOW + SAMPLE_AGE {}
     }
 
     #[test]
@@ -235,7 +323,7 @@ mod tests {
         assert_eq!(exceeded, Some(6), "500 ms at once");
     }
 
-    /// The score is 0 before each slow ring, but the first one is remembered.
+    /// The score is 0 before each slow ring.
     #[test]
     fn ring_cost_counts_the_time_of_slow_rings_with_fast_ones_between_them() {
         let cost = RingCost::default();
@@ -247,7 +335,7 @@ mod tests {
         }
         assert_eq!(cost.score(), 0);
         let full_in = cost.full_at.load(Ordering::Relaxed) - nanos(before);
-        assert!(full_in >= 3 * nanos(SLOW * SHARE), "{full_in} ns");
+        assert!(full_in >= 4 * nanos(SLOW * SHARE), "{full_in} ns");
         assert!(!cost.is_exceeded());
     }
 
@@ -259,13 +347,46 @@ mod tests {
         assert!(!is_slow(us(1200), us(40)) && is_slow(us(4000), us(40)));
     }
 
-    /// Only the first one counts: then the thread's own time is measured.
     #[test]
     fn ring_cost_is_not_exceeded_by_waiting_for_a_cpu() {
         let cost = RingCost::default();
         for _ in 0..2 * LIMIT {
             cost.measure(|| std::thread::sleep(2 * SLOW));
         }
-        assert!(!cost.is_exceeded());
+        assert!(!cost.is_exceeded() && !cost.wants_ringer());
+        assert_eq!(cost.score(), 0);
+    }
+
+    #[test]
+    fn ring_cost_has_the_ringer_ring_for_all_peers_of_a_user_after_one_slow_ring() {
+        let user = Arc::default();
+        let [one, other] = [(); 2].map(|()| RingCost::new(Arc::clone(&user)));
+        one.measure(|| ());
+        assert!(!one.wants_ringer());
+        one.measure(work);
+        assert!(one.wants_ringer() && other.wants_ringer());
+        assert!(
+            RingCost::new(user).wants_ringer(),
+            "A peer that comes later"
+        );
+        assert!(!RingCost::default().wants_ringer(), "Another user's");
+    }
+
+    #[test]
+    fn ring_cost_has_the_ringer_ring_for_a_thousand_times_as_long() {
+        let us = Duration::from_micros;
+        let user = UserRingCost::default();
+        let ringer_until = || user.ringer_until.load(Ordering::Relaxed);
+        user.add(us(3000), us(1_000_000));
+        assert_eq!(ringer_until(), nanos(us(4_000_000)));
+        user.add(us(1000), us(2_000_000));
+        assert_eq!(ringer_until(), nanos(us(4_000_000)), "Never sooner");
+        user.add(Duration::from_hours(1), us(0));
+        assert_eq!(ringer_until(), nanos(RINGER_LIMIT));
+        // It is over at some time.
+        let user = UserRingCost::default();
+        user.add(us(10), since_start());
+        std::thread::sleep(us(10) * RINGER);
+        assert!(!user.wants_ringer());
     }
 }

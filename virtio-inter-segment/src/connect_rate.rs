@@ -7,7 +7,7 @@
 //! for others before the one who floods it has filled it again.
 //!
 //! A user pays for violations of its peers from the same bucket, and for slow rings of doorbells of
-//! peers that left before these were a violation.
+//! peers that left before these were a violation. What is known of its doorbells outlives them.
 //!
 //! See decisions 0094 and 0095.
 
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_inter_link::RingCost;
+use virtio_inter_link::{RingCost, UserRingCost};
 
 use crate::token_bucket::{Rate, TokenBucket};
 
@@ -55,6 +55,7 @@ struct User {
     bucket: TokenBucket,
     /// Slow rings of peers that have left, less the peers that left without; never below zero.
     slow_rings: u32,
+    ring_cost: Arc<UserRingCost>,
 }
 
 impl ConnectRate {
@@ -76,6 +77,12 @@ impl ConnectRate {
         let admitted = bucket.tokens(rate, now) != 0;
         bucket.take(1);
         admitted
+    }
+
+    /// How long rings of the doorbells of a new peer of this user take, to be measured.
+    pub(crate) fn ring_cost(&mut self, uid: Option<u32>, now: Instant) -> Arc<RingCost> {
+        let user = Arc::clone(&self.user(uid, now).ring_cost);
+        Arc::new(RingCost::new(user))
     }
 
     /// A peer of this user broke a rule on a link, and may come back at once.
@@ -127,7 +134,12 @@ impl ConnectRate {
         let rate = self.rate;
         if self.users.len() >= MAX_USERS && !self.users.contains_key(&uid) {
             if now.saturating_duration_since(self.forgotten) >= FORGET {
-                self.users.retain(|_, user| !user.bucket.is_full(rate, now));
+                let matters = |user: &mut User| {
+                    !user.bucket.is_full(rate, now)
+                        || user.ring_cost.wants_ringer()
+                        || Arc::strong_count(&user.ring_cost) > 1
+                };
+                self.users.retain(|_, user| matters(user));
                 self.forgotten = now;
             }
             if self.users.len() >= MAX_USERS {
@@ -137,6 +149,7 @@ impl ConnectRate {
         let new = || User {
             bucket: TokenBucket::new(rate, now),
             slow_rings: 0,
+            ring_cost: Arc::default(),
         };
         self.users.entry(uid).or_insert_with(new)
     }
@@ -224,6 +237,25 @@ mod tests {
         assert!(rate.admit(Some(2), start));
         assert_eq!(rate.users[&Some(1)].slow_rings, 6);
         assert_eq!(rate.left.len(), 0);
+    }
+
+    #[test]
+    fn connect_rate_knows_slow_doorbells_of_a_user_whose_peers_come_and_go() {
+        let start = Instant::now();
+        let mut rate = ConnectRate::new(RATE, start);
+        let cost = rate.ring_cost(Some(1), start);
+        assert!(!cost.wants_ringer());
+        let user = Arc::clone(&rate.users[&Some(1)].ring_cost);
+        user.add_slow_ring(Duration::from_millis(80));
+        assert!(cost.wants_ringer());
+        drop((cost, user));
+        // Many users come, and this one is not forgotten.
+        for uid in 2..5000 {
+            rate.admit(Some(uid), start + Duration::from_millis(10) * uid);
+        }
+        let later = start + Duration::from_secs(60);
+        assert!(rate.ring_cost(Some(1), later).wants_ringer());
+        assert!(!rate.ring_cost(Some(2), later).wants_ringer());
     }
 
     #[test]

@@ -449,13 +449,19 @@ impl Connection {
     }
 
     /// Lets the peer in.
-    pub(crate) fn admit(&mut self, peer: Candidate, user: UserQuota, now: Instant) {
+    pub(crate) fn admit(
+        &mut self,
+        peer: Candidate,
+        user: UserQuota,
+        ring_cost: Arc<RingCost>,
+        now: Instant,
+    ) {
         self.stage = Stage::Up(Box::new(Up {
             peer,
             since: now,
             rings: Rings::default(),
             quota: Quota::new(user, now),
-            ring_cost: Arc::default(),
+            ring_cost,
             outgoing: VecDeque::new(),
             has_send_buffer: false,
         }));

@@ -44,7 +44,7 @@ fn up() -> (Connection, OwnedFd) {
         trunk: false,
         barred: Default::default(),
     };
-    connection.admit(candidate, UserQuota::new(now), now);
+    connection.admit(candidate, UserQuota::new(now), Arc::default(), now);
     let fds = [pipe(), pipe(), pipe()];
     assert_eq!(connection.open_link(0, MIN_CAPACITY, fds), Some(1));
     (connection, peer)

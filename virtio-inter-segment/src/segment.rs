@@ -395,8 +395,10 @@ impl Segment {
                     if let Err(refusal) = may_join {
                         return self.end(connection, End::Refused(refusal), now);
                     }
-                    let user = self.user_quotas.of(connection.owner.uid, now);
-                    connection.admit(candidate, user, now);
+                    let uid = connection.owner.uid;
+                    let user = self.user_quotas.of(uid, now);
+                    let ring_cost = self.connect_rate.ring_cost(uid, now);
+                    connection.admit(candidate, user, ring_cost, now);
                     self.up(&connection);
                     if let Err(refusal) = self.flush(&mut connection) {
                         return self.end(connection, End::Refused(refusal), now);
