@@ -67,16 +67,26 @@ pub(crate) fn unavailable() -> Result<Option<String>> {
     unavailable_by(&cxx, "rustc")
 }
 
+fn runs(command: &mut Command) -> bool {
+    let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
 fn unavailable_by(cxx: &str, rustc: &str) -> Result<Option<String>> {
-    let runs = |command: &mut Command| {
-        let command = command.stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
-    };
     if !runs(Command::new(cxx).arg("--version")) {
         return Ok(Some(
             "there is no C++ compiler, which libFuzzer needs".into(),
         ));
     }
+    no_sanitizer(rustc)
+}
+
+/// The reason why nothing can be built with AddressSanitizer here, if there is one.
+///
+/// # Errors
+///
+/// When that cannot be found out.
+pub(crate) fn no_sanitizer(rustc: &str) -> Result<Option<String>> {
     let directory = directory();
     let (source, program) = (directory.join("probe.rs"), directory.join("probe"));
     fs::create_dir_all(&directory)
@@ -203,7 +213,7 @@ fn directory() -> PathBuf {
 }
 
 /// The target triple of this machine.
-fn host() -> Result<String> {
+pub(crate) fn host() -> Result<String> {
     let output = Command::new("rustc").arg("-vV").output();
     let output = output.context("Cannot run rustc")?.stdout;
     let text = String::from_utf8_lossy(&output);

@@ -36,13 +36,13 @@ pub(crate) struct Options {
 }
 
 /// MiB that a whole run on a fresh clone writes to `target/`, and what a later one adds at most.
-const FIRST_RUN: u64 = 9 << 10;
+const FIRST_RUN: u64 = 10 << 10;
 const LATER_RUN: u64 = 2 << 10;
 /// A file in `target/` that says that there was a whole run.
 const WHOLE_RUN: &str = "tested";
 
 /// All steps, in their order.
-const STEPS: [&str; 15] = [
+const STEPS: [&str; 16] = [
     "format",
     "style",
     "clippy",
@@ -53,6 +53,7 @@ const STEPS: [&str; 15] = [
     "doc tests",
     "loom",
     "miri",
+    "asan",
     "fuzz",
     "soak",
     "guest set-up",
@@ -237,6 +238,7 @@ impl Run {
                 ],
             )
         });
+        self.step("asan", Run::asan);
         self.step("fuzz", Run::fuzz);
         self.step("soak", |_| {
             soak::run(&soak::Options::of_test()).map(|()| End::Passed)
@@ -288,6 +290,33 @@ impl Run {
             };
             package::run(&options).map(|()| End::Passed)
         });
+    }
+
+    /// Runs the tests of the crates that have most of the unsafe code under AddressSanitizer.
+    fn asan(&mut self) -> Result<End> {
+        if let Some(reason) = fuzz::no_sanitizer("rustc")? {
+            return Ok(End::Skipped(reason));
+        }
+        if !succeeds("cargo", &["nextest", "--version"]) {
+            return Ok(End::Skipped(
+                "cargo-nextest is not here, which leaves tests out that measure CPU time".into(),
+            ));
+        }
+        let host = fuzz::host()?;
+        let (link, device) = ("virtio-inter-link", "virtio-inter-device");
+        self.tests(
+            "asan",
+            // With a target, programs of the build itself are not instrumented.
+            &["--target", &host, "--package", link, "--package", device],
+            &[
+                // Sanitizers are no stable option of the compiler.
+                ("RUSTC_BOOTSTRAP", "1"),
+                ("RUSTFLAGS", "-Zsanitizer=address"),
+                // Tests leak memory on purpose.
+                ("ASAN_OPTIONS", "detect_leaks=0"),
+                ("CARGO_TARGET_DIR", "target/asan"),
+            ],
+        )
     }
 
     /// Runs the fuzz targets, and records each by name.
@@ -511,7 +540,7 @@ mod tests {
         assert_eq!(part_of_a_step("guest"), Ok("guest".into()));
         let error = part_of_a_step("cloud").unwrap_err();
         assert!(
-            error.contains("loom, miri, fuzz, soak, guest set-up"),
+            error.contains("loom, miri, asan, fuzz, soak, guest set-up"),
             "{error}"
         );
     }
