@@ -1,9 +1,10 @@
 //! `cargo xtask style`: line widths, circles between source files, decision records, the table of
-//! bounds in the threat model, and links and file names in documents.
+//! bounds in the threat model, and links, file names and addresses in documents.
 //!
 //! `cargo xtask test` runs it as a step. It reads the files that git tracks or would track, and
 //! reports each finding as `path:line: text`.
 
+mod addresses;
 mod bounds;
 mod circles;
 mod markdown;
@@ -54,6 +55,7 @@ pub(crate) fn findings(tree: &Tree) -> Vec<String> {
     }
     found.extend(records::findings(tree));
     found.extend(bounds::findings(tree));
+    found.extend(addresses::findings(tree));
     found.extend(circles::findings(tree));
     found
 }
