@@ -21,6 +21,8 @@ mod list;
 pub mod listen_addr;
 mod metrics;
 pub mod output;
+#[cfg(test)]
+mod picture;
 pub mod ping;
 mod place;
 mod rates;

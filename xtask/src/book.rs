@@ -52,7 +52,7 @@ pub(crate) fn make() -> Result<PathBuf> {
         fs::remove_dir_all(&book).with_context(|| format!("Removing {}", book.display()))?;
     }
     let source = book.join("src");
-    for directory in ["docs", "docs/decisions", "bench/history"] {
+    for directory in ["docs", "docs/images", "docs/decisions", "bench/history"] {
         copy(directory, &source)?;
     }
     for file in [
@@ -83,7 +83,7 @@ fn copy(directory: &str, to: &Path) -> Result<()> {
         fs::read_dir(root().join(directory)).with_context(|| format!("Listing {directory}"))?;
     for entry in entries {
         let path = Path::new(directory).join(entry?.file_name());
-        let is_document = ["md", "json"]
+        let is_document = ["md", "json", "svg"]
             .into_iter()
             .any(|kind| path.extension().is_some_and(|extension| extension == kind));
         if is_document && path != Path::new(SUMMARY) {
