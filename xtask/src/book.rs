@@ -97,8 +97,15 @@ fn copy_file(path: &Path, to: &Path) -> Result<()> {
     let target = to.join(path);
     let failed = || format!("Copying {}", path.display());
     fs::create_dir_all(target.parent().unwrap_or(to)).with_context(failed)?;
-    fs::copy(root().join(path), target).with_context(failed)?;
-    Ok(())
+    let text = fs::read_to_string(root().join(path)).with_context(failed)?;
+    fs::write(target, to_index(&text)).with_context(failed)
+}
+
+/// A document with links as mdBook needs them: it makes `index.html` of a `README.md`, and leaves
+/// links to it as they are.
+fn to_index(text: &str) -> String {
+    text.replace("README.md)", "index.md)")
+        .replace("README.md#", "index.md#")
 }
 
 /// The list of chapters with links from the project's root in place of `docs/`.
@@ -122,6 +129,13 @@ mod tests {
     }
 
     #[test]
+    fn book_links_to_a_readme_lead_to_its_page() {
+        let text = "[A](README.md), [b](../README.md#part), [c](c.md), `README.md`";
+        let expected = "[A](index.md), [b](../index.md#part), [c](c.md), `README.md`";
+        assert_eq!(to_index(text), expected);
+    }
+
+    #[test]
     fn book_has_every_document() {
         let summary = fs::read_to_string(root().join(SUMMARY)).unwrap();
         let chapters: BTreeSet<&str> = summary
@@ -129,13 +143,16 @@ mod tests {
             .skip(1)
             .filter_map(|rest| rest.split(')').next())
             .collect();
-        for directory in ["docs", "docs/decisions"] {
+        for directory in ["docs", "docs/decisions", "bench/history"] {
             for entry in fs::read_dir(root().join(directory)).unwrap() {
                 let name = entry.unwrap().file_name().into_string().unwrap();
                 let path = format!("{directory}/{name}");
-                let of_docs = path.trim_start_matches("docs/");
+                let of_docs = match path.strip_prefix("docs/") {
+                    Some(path) => path.to_owned(),
+                    None => format!("../{path}"),
+                };
                 assert!(
-                    !name.ends_with(".md") || path == SUMMARY || chapters.contains(of_docs),
+                    !name.ends_with(".md") || path == SUMMARY || chapters.contains(&*of_docs),
                     "{path} is in no chapter of {SUMMARY}"
                 );
             }
