@@ -4,11 +4,16 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use virtio_inter_tests::soak::{self, Length};
 use virtio_inter_tests::{Testbed, is_root, port_program};
 
@@ -16,6 +21,8 @@ use crate::root::root;
 
 /// Set for the process that has a small file system of its own.
 const SMALL_DISK: &str = "VIRTIO_INTER_SOAK_DISK";
+/// How often a signal is looked for.
+const POLL: Duration = Duration::from_millis(100);
 /// Bytes and files of that file system.
 const DISK: &str = "size=32m,nr_inodes=512";
 
@@ -152,9 +159,51 @@ fn enter(place: &Path, options: &Options, seed: u64) -> Result<()> {
     if options.verbose {
         command.arg("--verbose");
     }
-    let status = command.status().context("Cannot run unshare")?;
+    let status = run_until_signal(&mut command).context("Cannot run unshare")?;
     if !status.success() {
         bail!("The soak with seed {seed} ended with {status}");
     }
     Ok(())
+}
+
+/// Runs a program, and ends it when this one is to end: a signal may be for this one alone.
+fn run_until_signal(command: &mut Command) -> Result<ExitStatus> {
+    let (is_over, has_ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_default(signal, Arc::clone(&has_ended))?;
+        flag::register(signal, Arc::clone(&is_over))?;
+    }
+    let mut child = command.spawn()?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if is_over.load(Ordering::Relaxed) {
+            // Its ports and VMs end with it.
+            child.kill()?;
+        }
+        sleep(POLL);
+    };
+    // Signals end this program again, as there is nothing to end before.
+    has_ended.store(true, Ordering::Relaxed);
+    Ok(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use rustix::process::{Signal, getpid};
+
+    use super::*;
+
+    /// Alone in its process (nextest), or signals of other tests would mix.
+    #[test]
+    fn signal_for_this_program_alone_ends_the_one_that_it_runs() {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "kill -INT $0; exec sleep 600"]);
+        shell.arg(getpid().to_string());
+        let status = run_until_signal(&mut shell).unwrap();
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()));
+    }
 }
