@@ -93,6 +93,7 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
         "usr/lib/systemd/system/virtio-inter-port@.service",
         "usr/lib/systemd/system/virtio-inter-uplink@.service",
         "usr/lib/systemd/system/virtio-inter-exporter.service",
+        "usr/lib/systemd/system/virtio-inter-vm@.target",
         "usr/share/man/man1/virtio-inter-port.1.gz",
         "usr/share/bash-completion/completions/virtio-inter",
         "usr/share/qemu/vhost-user/50-virtio-inter-net.json",
@@ -103,7 +104,7 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
     }
     system.run(
         "systemd-analyze verify --man=no virtio-inter-port@x.service virtio-inter-uplink@x.service \
-         virtio-inter-exporter.service",
+         virtio-inter-exporter.service virtio-inter-vm@x.target",
     )?;
     for unit in [
         "virtio-inter-port@.service",

@@ -66,7 +66,7 @@ ip link set lo up
 test -z "$(files)"
 dpkg --install /root/virtio-inter.deb
 mkdir -p /etc/virtio-inter
-for vm in 1 2 3 4; do
+for vm in 1 2 3 4 5 6; do
     echo "OPTIONS=--segment default --mac 02:76:69:00:00:0$vm" >/etc/virtio-inter/vm$vm.conf
 done
 systemctl start virtio-inter-port@vm1 virtio-inter-port@vm2
@@ -107,6 +107,37 @@ kill -STOP "$old"
 wait_for_other port@vm2 "$old"
 wait_for_data
 echo "UNITS: a port that hung was started again by the watchdog"
+
+# The ports of a VM start before it, and stop with it, by a target of theirs.
+state_of() {
+    systemctl is-active "$@" | uniq | tr '\n' ' '
+}
+mkdir -p /run/systemd/system/virtio-inter-vm@both.target.d
+sed 's/virtio-inter-port@NAME.service/virtio-inter-port@vm5.service virtio-inter-port@vm6.service/' \
+    /usr/share/doc/virtio-inter/vm.conf >/run/systemd/system/virtio-inter-vm@both.target.d/vm.conf
+cat >/run/systemd/system/both.service <<END
+[Unit]
+Requires=virtio-inter-vm@both.target
+After=virtio-inter-vm@both.target
+PropagatesStopTo=virtio-inter-vm@both.target
+[Service]
+ExecStartPre=test -S /run/virtio-inter-port/vm5/vhost.sock -a -S /run/virtio-inter-port/vm6/vhost.sock
+ExecStart=sleep infinity
+END
+systemctl daemon-reload
+for unit in both.service virtio-inter-vm@both.target; do
+    systemctl start $unit
+    test "$(state_of $unit virtio-inter-port@vm5 virtio-inter-port@vm6)" = "active "
+    old=$(pid_of port@vm6)
+    systemctl restart virtio-inter-port@vm5
+    test "$(pid_of port@vm6)" = "$old"
+    systemctl stop $unit
+    wait_for 'test "$(state_of virtio-inter-vm@both.target virtio-inter-port@vm5 virtio-inter-port@vm6)" = "inactive "'
+done
+test "$(state_of virtio-inter-port@vm1)" = "active "
+# It ends with the package, too.
+systemctl start virtio-inter-vm@both.target
+echo "UNITS: ports of a VM started and stopped with it"
 
 # The socket of a socket unit, which is there before the port.
 cp /usr/share/doc/virtio-inter/virtio-inter-port@.socket /etc/systemd/system/
