@@ -8,5 +8,6 @@ if [ "$1" = 0 ]; then
     rmdir --ignore-fail-on-non-empty /run/virtio-inter/default /run/virtio-inter \
         /run/virtio-inter-port /run/virtio-inter-cni 2>/dev/null || true
     # The tool that makes the rpm lists no directories.
-    rmdir --ignore-fail-on-non-empty /usr/share/doc/virtio-inter 2>/dev/null || true
+    rmdir --ignore-fail-on-non-empty /usr/share/doc/virtio-inter \
+        /usr/libexec/wireshark/extcap /usr/libexec/wireshark 2>/dev/null || true
 fi

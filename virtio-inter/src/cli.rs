@@ -128,7 +128,8 @@ standard output any more; 1 if a port cannot be captured or ended, or the file c
 /// One line for each paragraph: clap wraps them.
 const EXTCAP_HELP: &str = "\
 Wireshark starts all programs in its extcap directories, which `tshark -G folders` lists. A script \
-there makes ports interfaces: exec virtio-inter extcap \"$@\"";
+there makes ports interfaces: exec virtio-inter extcap \"$@\"\n\
+The Debian package has it where Debian's Wireshark looks.";
 
 /// One line for each paragraph: clap wraps them.
 const PORT_HELP: &str = "\

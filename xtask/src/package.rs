@@ -96,6 +96,7 @@ fn build(for_release: bool) -> Result<Packages> {
         "control a VM that cloud-hypervisor-ext started",
     )?;
     link_for_qemu(&place)?;
+    stage_extcap(&place)?;
     let version = env!("CARGO_PKG_VERSION");
     fs::write(place.join("changelog"), changelog(version)?)?;
     fs::write(place.join("copyright"), copyright()?)?;
@@ -133,6 +134,16 @@ fn link_for_qemu(place: &Path) -> Result<()> {
     let program = root().join("target/release/virtio-inter");
     fs::hard_link(&program, directory.join("virtio-inter")).context("Linking the program")?;
     symlink("virtio-inter", directory.join("virtio-inter-port")).context("Making a link")
+}
+
+/// Puts what Wireshark starts where Debian's looks, which depends on the processor.
+fn stage_extcap(place: &Path) -> Result<()> {
+    let program = place.join("lib").join(files::EXTCAP_BELOW_LIB);
+    let directory = program.parent().context("The program has no directory")?;
+    fs::create_dir_all(directory).context("Making target/package/lib")?;
+    fs::copy(root().join("dist/wireshark/virtio-inter"), &program)
+        .map(drop)
+        .context("Copying what Wireshark starts")
 }
 
 /// Writes the man page of a program that is not clap's alone: its help, as it is.

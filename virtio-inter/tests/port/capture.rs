@@ -556,11 +556,12 @@ fn extcap_offers_ports_to_wireshark() {
     fs::create_dir(&directory).unwrap();
     let script = directory.join("virtio-inter");
     let segment = place.segment();
-    let line = format!(
-        "#!/bin/sh\nexec {PROGRAM} extcap {} \"$@\"\n",
-        segment.display()
-    );
-    fs::write(&script, line).unwrap();
+    // What the package has, for this program and this segment.
+    let packaged = include_str!("../../../dist/wireshark/virtio-inter");
+    let name = "exec virtio-inter extcap";
+    assert_eq!(packaged.matches(name).count(), 1, "{packaged}");
+    let line = format!("exec {PROGRAM} extcap {}", segment.display());
+    fs::write(&script, packaged.replace(name, &line)).unwrap();
     for path in [&directory, &script] {
         fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
     }
@@ -581,6 +582,16 @@ fn extcap_offers_ports_to_wireshark() {
     let name = segment.join("a").display().to_string();
     let expected = format!("{name} (virtio-inter port)");
     assert!(list.contains(&expected), "{list}");
+    // It asks by --extcap-dlts.
+    let output = tshark().args(["-L", "-i", &name]).output().unwrap();
+    let types = String::from_utf8_lossy(&output.stdout);
+    assert!(types.contains("EN10MB (Ethernet)"), "{types}");
+    // It asks by --extcap-config. What it does not understand it leaves out.
+    let output = tshark().args(["-G", "currentprefs"]).output().unwrap();
+    let preferences = String::from_utf8_lossy(&output.stdout);
+    for option in ["_a.snaplen: 256", "_a.direction: ", "_a.drops: false"] {
+        assert!(preferences.contains(option), "{option}: {preferences}");
+    }
     let (mut reader, writer) = pipe().unwrap();
     let log = place.path("tshark.log");
     let mut live = tshark();
@@ -598,4 +609,58 @@ fn extcap_offers_ports_to_wireshark() {
     reader.read_to_string(&mut lengths).unwrap();
     assert_eq!(lengths, "100\n200\n", "{}", process.log());
     assert_eq!(process.wait().code(), Some(0));
+}
+
+/// Wireshark shows the options as --extcap-config describes them, and passes them on.
+#[test]
+fn extcap_describes_options_as_the_program_takes_them() {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.args(["extcap", "--extcap-interface", "web/a"]);
+        let output = command.args(arguments).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text)
+    };
+    let ethernet = "dlt {number=1}{name=EN10MB}{display=Ethernet}\n";
+    assert_eq!(run(&["--extcap-dlts"]), (Some(0), ethernet.to_owned()));
+    let (code, config) = run(&["--extcap-config"]);
+    assert_eq!(code, Some(0));
+    let field = |line: &str, name: &str| {
+        let (_, rest) = line.split_once(&format!("{{{name}="))?;
+        Some(rest.split('}').next().unwrap().to_owned())
+    };
+    let mut options = Vec::new();
+    for line in config.lines() {
+        let Some(call) = field(line, "call") else {
+            continue;
+        };
+        let number = field(line, "number").unwrap();
+        let values: Vec<String> = config
+            .lines()
+            .filter(|line| line.starts_with("value") && field(line, "arg").unwrap() == number)
+            .map(|line| field(line, "value").unwrap())
+            .collect();
+        match field(line, "type").unwrap().as_str() {
+            "boolflag" => assert_eq!(run(&[&call]).0, Some(0), "{call}"),
+            "selector" => {
+                assert!(!values.is_empty(), "{call}");
+                for value in values {
+                    assert_eq!(run(&[&call, &value]).0, Some(0), "{call} {value}");
+                }
+            }
+            "integer" => {
+                let range = field(line, "range").unwrap();
+                let (low, high) = range.split_once(',').unwrap();
+                let default = field(line, "default").unwrap();
+                for value in [low, high, &default] {
+                    assert_eq!(run(&[&call, value]).0, Some(0), "{call} {value}");
+                }
+                let more = (high.parse::<u32>().unwrap() + 1).to_string();
+                assert_eq!(run(&[&call, &more]).0, Some(2), "{call} {more}");
+            }
+            kind => panic!("{kind}"),
+        }
+        options.push(call);
+    }
+    assert_eq!(options, ["--snaplen", "--direction", "--drops"]);
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use super::files::Packages;
+use super::files::{EXTCAP_BELOW_LIB, Packages};
 use super::system::System;
 use super::trial::{check_nothing_left, use_package};
 use super::{first_vms, release, units};
@@ -30,6 +30,20 @@ const SUPPRESSED: [&str; 3] = [
     "bogus-mail-host-in-debian-changelog",
     "initial-upload-closes-no-bugs",
 ];
+
+/// A port is an interface of tshark.
+const TSHARK: &str = "
+    virtio-inter port --socket /run/vm1.sock --segment default --id vm1 \\
+        --mac 52:54:00:00:00:01 2>/run/log & port=$!
+    trap 'kill $port; wait $port || :' EXIT
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+        tshark -D >/run/interfaces 2>>/run/log || :
+        grep -q 'default/vm1 (virtio-inter port)' /run/interfaces && exit
+        sleep 1
+    done
+    cat /run/interfaces /run/log
+    exit 1
+";
 
 /// Tries the Debian package: `lintian`, then each release; then the files of a release.
 ///
@@ -116,6 +130,7 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
         );
         system.run(&command)?;
     }
+    check_extcap(system)?;
     check_profiles(system)?;
     use_package(
         system,
@@ -134,6 +149,27 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
     );
     if system.release == NEWEST {
         units::check(package, system)?;
+    }
+    Ok(())
+}
+
+/// Checks that the release's Wireshark has its extcap programs where the package has its own, and,
+/// in the release of this machine, that tshark lists a port by it.
+fn check_extcap(system: &System) -> Result<()> {
+    let ours = Path::new("/usr/lib").join(EXTCAP_BELOW_LIB);
+    let theirs = ours.with_file_name("sshdump");
+    let files = system
+        .run("cd /tmp; apt-get -qq download wireshark-common; dpkg-deb --contents wireshark-*")?;
+    let wanted = format!(".{}\n", theirs.display());
+    ensure!(
+        files.contains(&wanted),
+        "Wireshark has no {}",
+        theirs.display()
+    );
+    if Mirror::of_this_machine()?.codename == system.release {
+        system.run("apt-get -qq --no-install-recommends install tshark >/dev/null")?;
+        system.run(TSHARK)?;
+        println!("{}: tshark lists a port", system.release);
     }
     Ok(())
 }

@@ -15,6 +15,16 @@ pub(super) const PROGRAMS: [&str; 4] = [
 /// The one that nobody starts by hand.
 const CNI_PLUG_IN: &str = "virtio-inter-cni";
 
+/// What Wireshark starts, below `usr/lib` in the Debian package.
+pub(super) const EXTCAP_BELOW_LIB: &str = if cfg!(target_arch = "aarch64") {
+    "aarch64-linux-gnu/wireshark/extcap/virtio-inter"
+} else {
+    "x86_64-linux-gnu/wireshark/extcap/virtio-inter"
+};
+
+/// What Wireshark starts in the rpm: where Fedora's looks.
+pub(super) const EXTCAP_OF_RPM: &str = "usr/libexec/wireshark/extcap/virtio-inter";
+
 /// Where the package has a program.
 pub(super) fn installed(program: &str) -> PathBuf {
     let directory = match program {

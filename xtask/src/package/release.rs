@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::files::{PROGRAMS, find, installed};
+use super::files::{EXTCAP_BELOW_LIB, EXTCAP_OF_RPM, PROGRAMS, find, installed};
 use super::system::System;
 use super::trial::{check_nothing_left, use_package};
 use crate::root::{root, run_in_root};
@@ -47,6 +47,10 @@ const CHECK: &str = r#"
     mkdir deb rpm
     dpkg-deb --extract "$deb" deb
     (cd rpm && rpm2cpio "../$rpm" | cpio --extract --make-directories --quiet)
+    # Fedora's Wireshark looks there.
+    mkdir deb/usr/libexec
+    mv deb/usr/lib/*-linux-gnu/wireshark deb/usr/libexec
+    rmdir deb/usr/lib/*-linux-gnu
     for format in deb rpm; do
         (cd $format && find . ! -type d | sort) > $format.files
         (cd $format && find . -type f ! -name virtio-inter-port -printf '%m %p\n' | sort) \
@@ -161,6 +165,10 @@ pub(super) fn make_rpm(deb: &Path) -> Result<PathBuf> {
     fs::remove_file(&program).context("Removing the link")?;
     fs::copy(root().join("dist/rpm/virtio-inter-port"), &program).context("Copying")?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let extcap = files.join(EXTCAP_OF_RPM);
+    fs::create_dir_all(extcap.parent().context("It has no directory")?)?;
+    fs::rename(files.join("usr/lib").join(EXTCAP_BELOW_LIB), &extcap)
+        .context("Moving what Wireshark starts")?;
     let mut assets = String::from("assets = [\n");
     list_assets(&files, &files, &mut assets)?;
     assets += "]\n";
