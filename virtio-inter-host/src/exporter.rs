@@ -8,7 +8,7 @@ pub mod sandbox;
 use std::fs;
 use std::io::{self, Write};
 use std::net::TcpListener as StdTcpListener;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,12 +43,23 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Name of the file for the textfile collector.
 const FILE_NAME: &str = "virtio-inter.prom";
 
+/// What the exporter tells the service manager that started it, if one did.
+#[derive(Clone, Copy, Debug)]
+pub struct Manager {
+    /// It serves, or has written the file.
+    pub ready: fn(),
+    /// It still works.
+    pub alive: fn(),
+    /// Time from one report that it works to the next, if anybody wants them.
+    pub interval: Option<Duration>,
+}
+
 /// Runs the exporter until SIGTERM or SIGINT.
 ///
 /// # Errors
 ///
 /// When it cannot listen, or cannot write the file for the first time.
-pub fn run(arguments: &ExporterArgs) -> Result<()> {
+pub fn run(arguments: &ExporterArgs, manager: Manager) -> Result<()> {
     // A segment that does not exist is an error now; later it is one that has gone.
     let found = place::find(&arguments.places)?;
     let listener = arguments.listen.as_ref().map(Listener::bind).transpose()?;
@@ -71,13 +82,18 @@ pub fn run(arguments: &ExporterArgs) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("Cannot catch signals")?;
         let work = async {
             match (listener, &arguments.textfile) {
-                (Some(listener), _) => listener.serve(arguments, &sandbox).await,
-                (None, Some(directory)) => write_files(arguments, &sandbox, directory).await,
+                (Some(listener), _) => listener.serve(arguments, &sandbox, manager).await,
+                (None, Some(directory)) => {
+                    write_files(arguments, &sandbox, manager, directory).await
+                }
                 // The command line requires one of the two.
                 (None, None) => Ok(()),
             }
         };
         tokio::pin!(work);
+        if let Some(interval) = manager.interval {
+            tokio::spawn(report(manager.alive, interval));
+        }
         std::future::poll_fn(|context| {
             use std::task::Poll::{Pending, Ready};
             if terminate.poll_recv(context).is_ready() || interrupt.poll_recv(context).is_ready() {
@@ -90,6 +106,15 @@ pub fn run(arguments: &ExporterArgs) -> Result<()> {
         })
         .await
     })
+}
+
+/// Reports again and again that the thread works that serves clients and writes the file.
+async fn report(alive: fn(), time: Duration) {
+    let mut ticks = interval(time);
+    loop {
+        ticks.tick().await;
+        alive();
+    }
 }
 
 /// A socket that listens, not served yet.
@@ -111,7 +136,12 @@ impl<'a> Listener<'a> {
         }
     }
 
-    async fn serve(self, arguments: &ExporterArgs, sandbox: &Report) -> Result<()> {
+    async fn serve(
+        self,
+        arguments: &ExporterArgs,
+        sandbox: &Report,
+        manager: Manager,
+    ) -> Result<()> {
         match self {
             Self::Tcp(listener) => {
                 // With port 0 the kernel chooses.
@@ -119,6 +149,7 @@ impl<'a> Listener<'a> {
                 listener.set_nonblocking(true).context("Cannot listen")?;
                 let listener = TcpListener::from_std(listener).context("Cannot listen")?;
                 log::info!("Serving metrics on http://{address}/metrics");
+                (manager.ready)();
                 let accept = async || Ok(listener.accept().await?.0);
                 serve(arguments, sandbox, accept).await
             }
@@ -126,6 +157,7 @@ impl<'a> Listener<'a> {
                 listener.set_nonblocking(true).context("Cannot listen")?;
                 let listener = UnixListener::from_std(listener).context("Cannot listen")?;
                 log::info!("Serving metrics on {}", socket.0.display());
+                (manager.ready)();
                 let accept = async || Ok(listener.accept().await?.0);
                 serve(arguments, sandbox, accept).await
             }
@@ -280,10 +312,16 @@ fn check_directories(sandbox: &Report) -> Result<()> {
     }
 }
 
-async fn write_files(arguments: &ExporterArgs, sandbox: &Report, directory: &Path) -> Result<()> {
+async fn write_files(
+    arguments: &ExporterArgs,
+    sandbox: &Report,
+    manager: Manager,
+    directory: &Path,
+) -> Result<()> {
     write_file(arguments, directory)?;
     let path = directory.join(FILE_NAME);
     log::info!("Writing metrics to {}", path.display());
+    (manager.ready)();
     let mut ticks = interval(Duration::from_secs(arguments.interval.into()));
     ticks.tick().await;
     loop {
@@ -301,7 +339,10 @@ fn write_file(arguments: &ExporterArgs, directory: &Path) -> Result<()> {
     let path = directory.join(FILE_NAME);
     let hidden = directory.join(format!(".{FILE_NAME}.{}", std::process::id()));
     let write = || {
-        fs::File::create(&hidden)?.write_all(text.as_bytes())?;
+        // For the collector, which is another user; whatever the umask is, for no other writer.
+        let mut options = fs::File::options();
+        let options = options.write(true).create(true).truncate(true).mode(0o644);
+        options.open(&hidden)?.write_all(text.as_bytes())?;
         fs::rename(&hidden, &path)
     };
     write().map_err(|error| {

@@ -42,4 +42,4 @@ pub mod unexpected_signals;
 pub mod uplink;
 pub mod vhost_user;
 pub mod warnings;
-mod watchdog;
+pub mod watchdog;

@@ -6,8 +6,9 @@ use log::{Level, error};
 use virtio_inter::cli::{self, Cli, Command};
 use virtio_inter::inherited::InheritedError;
 use virtio_inter::uplink::UplinkError;
-use virtio_inter::{capabilities, notify, process, shared_uplink};
+use virtio_inter::{capabilities, notify, process, shared_uplink, watchdog};
 use virtio_inter_host::capture::UsageError as CaptureUsageError;
+use virtio_inter_host::exporter::Manager;
 use virtio_inter_host::output;
 
 /// Exit status after a wrong command line, by convention.
@@ -73,7 +74,16 @@ fn execute(command: &Command) -> anyhow::Result<bool> {
         Command::Events(events) => virtio_inter_host::events::run(events)?,
         Command::Capture(capture) => virtio_inter_host::capture::run(capture)?,
         Command::Extcap(extcap) => print(&virtio_inter_host::extcap(extcap)?)?,
-        Command::Exporter(exporter) => virtio_inter_host::exporter::run(exporter)?,
+        Command::Exporter(exporter) => {
+            // From within its sandbox, an abstract socket cannot be reached.
+            notify::connect();
+            let manager = Manager {
+                ready: notify::ready,
+                alive: notify::alive,
+                interval: watchdog::interval(),
+            };
+            virtio_inter_host::exporter::run(exporter, manager)?;
+        }
         Command::Check(check) => {
             let (text, is_clean) = virtio_inter_host::check(check)?;
             print(&text)?;

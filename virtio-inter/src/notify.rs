@@ -29,7 +29,7 @@ const FINAL_TIMEOUT: Duration = Duration::from_millis(200);
 static MANAGER: OnceLock<Option<io::Result<UnixDatagram>>> = OnceLock::new();
 
 /// Connects to the service manager's socket, if there is one and this was not done before.
-pub(crate) fn connect() -> Option<&'static io::Result<UnixDatagram>> {
+pub fn connect() -> Option<&'static io::Result<UnixDatagram>> {
     let manager = MANAGER.get_or_init(|| {
         let path = std::env::var_os("NOTIFY_SOCKET")?;
         Some(connect_to(&path))
@@ -48,14 +48,15 @@ fn connect_to(path: &OsStr) -> io::Result<UnixDatagram> {
     Ok(socket.into())
 }
 
-/// Notifies that the port serves its socket and has joined its segment.
+/// Notifies that the port serves its socket and has joined its segment, or that the exporter
+/// serves.
 pub fn ready() {
     notify(&NotifyState::Ready);
 }
 
 /// Notifies that this process still works. Never blocks, and needs no thread: a service manager
 /// that hangs does not count the time.
-pub(crate) fn alive() {
+pub fn alive() {
     notify_now(&NotifyState::Watchdog);
 }
 

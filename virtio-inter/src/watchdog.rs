@@ -1,6 +1,6 @@
 //! Reports again and again to a service manager that watches the process (`WatchdogSec=` of
 //! systemd) that its control thread still works. That thread waits for each worker now and then, so
-//! a worker that hangs is noticed with it.
+//! a worker that hangs is noticed with it. The exporter has a loop of its own.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,6 +8,13 @@ use std::time::Duration;
 
 use crate::notify;
 use crate::timer::Timer;
+
+/// Time from one report to the next, of which the service manager waits for two, if it watches.
+#[must_use]
+pub fn interval() -> Option<Duration> {
+    let limit = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
+    limit.map(|limit| limit / 2)
+}
 
 /// The next report, if anybody wants one.
 #[derive(Debug)]
@@ -17,16 +24,15 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Reports twice within the time that the environment names. Without one it does nothing.
+    /// Reports at once, and each [`interval`] from then on. Without one it does nothing.
     ///
     /// # Errors
     ///
     /// When there is no descriptor for a timer.
     pub(crate) fn from_environment() -> io::Result<Self> {
-        let limit = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
         let mut watchdog = Self {
             timer: Timer::new()?,
-            interval: limit.map(|limit| limit / 2),
+            interval: interval(),
         };
         watchdog.process()?;
         Ok(watchdog)

@@ -3,7 +3,8 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Output};
 
 use rustix::process::Signal;
@@ -11,7 +12,7 @@ use serde_json::Value;
 
 use crate::frontends::connect;
 use crate::guest::Guest;
-use crate::process::{PROGRAM, Place, recorded, until};
+use crate::process::{PROGRAM, Place, TIMEOUT, recorded, until};
 
 fn run(command: &str, place: &OsStr, options: &[&str]) -> Output {
     Command::new(PROGRAM)
@@ -338,6 +339,74 @@ fn exporter_writes_a_whole_file_for_the_textfile_collector() {
         "{log}"
     );
     a.end();
+}
+
+/// As systemd does with `Type=notify` and `WatchdogSec=`.
+#[test]
+fn exporter_tells_a_service_manager_that_it_serves_and_works() {
+    let place = Place::new();
+    let a = place.start("a");
+    let manager = UnixDatagram::bind(place.path("notify")).unwrap();
+    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let hear = || {
+        let mut text = [0; 100];
+        let size = manager.recv(&mut text).unwrap();
+        String::from_utf8(text[..size].to_vec()).unwrap()
+    };
+    let socket = place.path("metrics");
+    let listen = format!("unix:{}", socket.display());
+    let text = place.path("text");
+    std::fs::create_dir(&text).unwrap();
+    let file = text.join("virtio-inter.prom");
+    let ways = [
+        (["--listen", &listen], &socket),
+        (["--textfile", text.to_str().unwrap()], &file),
+    ];
+    for (options, made) in ways {
+        let mut command = recorded(Command::new(PROGRAM), "exporter-");
+        command
+            .arg("exporter")
+            .args(options)
+            .arg(place.segment())
+            .env("NOTIFY_SOCKET", place.path("notify"))
+            .env("WATCHDOG_USEC", "400000");
+        let exporter = Exporter::spawn(&mut command);
+        let mut heard = Vec::new();
+        while heard.iter().filter(|text| *text == "WATCHDOG=1\n").count() < 4 {
+            heard.push(hear());
+            if heard.last().is_some_and(|text| text == "READY=1\n") {
+                assert!(made.exists(), "{options:?}");
+            }
+        }
+        assert!(heard.iter().any(|text| text == "READY=1\n"), "{heard:?}");
+        exporter.end();
+        // What it had sent before its end.
+        manager.set_nonblocking(true).unwrap();
+        while manager.recv(&mut [0; 100]).is_ok() {}
+        manager.set_nonblocking(false).unwrap();
+    }
+    let output = Command::new(PROGRAM)
+        .args(["exporter", "--textfile", "/no/such/directory"])
+        .arg(place.segment())
+        .env("NOTIFY_SOCKET", place.path("notify"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = hear();
+    assert!(told.starts_with("STATUS=Cannot write /no/such"), "{told}");
+    a.end();
+}
+
+/// Whatever the process's umask is, as that of the package's unit lets all users connect.
+#[test]
+fn exporter_makes_a_file_that_only_its_user_changes() {
+    let place = Place::new();
+    let umask = format!("umask 0; exec {PROGRAM} exporter --once --textfile \"$0\" \"$@\"");
+    let mut command = Command::new("sh");
+    command.args(["-c", &umask]).arg(place.path(""));
+    assert!(command.arg(place.segment()).status().unwrap().success());
+    let file = std::fs::metadata(place.path("virtio-inter.prom")).unwrap();
+    assert_eq!(file.permissions().mode() & 0o777, 0o644);
 }
 
 #[test]

@@ -181,6 +181,36 @@ for unit in port@vm1 port@vm3 port@vm4 uplink@up exporter; do
     echo "UNITS: exposure of $unit:$(tail --lines 1 /run/exposure | grep --only-matching ' [0-9.]* [A-Z]*')"
 done
 
+# Metrics by a socket for all users, and by a file that only its user changes.
+test "$(systemctl show --property Type,WatchdogUSec --value virtio-inter-exporter | xargs)" = "notify 1min"
+echo "OPTIONS=--listen unix:/run/virtio-inter-exporter/metrics.sock" >/etc/virtio-inter/exporter.conf
+systemctl restart virtio-inter-exporter
+cat >/root/connect.pl <<'END'
+use Socket;
+socket(my $client, AF_UNIX, SOCK_STREAM, 0) or die $!;
+connect($client, sockaddr_un("/run/virtio-inter-exporter/metrics.sock")) or die $!;
+syswrite($client, "GET /metrics HTTP/1.0\r\n\r\n");
+print while <$client>;
+END
+setpriv --reuid nobody --regid nogroup --clear-groups perl </root/connect.pl >/run/metrics
+grep -q '^virtio_inter_up{.*vm1.*} 1' /run/metrics
+rm /etc/virtio-inter/exporter.conf
+systemd-sysusers --inline 'u prometheus -'
+install -d -o prometheus /var/lib/prometheus /var/lib/prometheus/node-exporter
+mkdir -p /run/systemd/system/virtio-inter-exporter.service.d
+cp /usr/share/doc/virtio-inter/exporter-textfile.conf /run/systemd/system/virtio-inter-exporter.service.d/
+systemctl daemon-reload
+systemctl restart virtio-inter-exporter
+file=/var/lib/prometheus/node-exporter/virtio-inter.prom
+test "$(stat -c '%a %U' $file)" = "644 prometheus"
+grep -q '^virtio_inter_up{.*vm1.*} 1' $file
+systemd-analyze security --no-pager --threshold=15 virtio-inter-exporter.service >/dev/null
+rm -r /run/systemd/system/virtio-inter-exporter.service.d
+systemctl daemon-reload
+systemctl restart virtio-inter-exporter
+rm $file
+echo "UNITS: the exporter serves by a socket for all users, and writes a file for node exporter"
+
 # Ports of the CNI plug-in are transient units.
 echo '{ "cniVersion": "1.1.0", "name": "pods", "segment": "default" }' >/root/cni.json
 cni() {
