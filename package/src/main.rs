@@ -29,16 +29,22 @@ fn main() -> Result<()> {
         fs::create_dir_all(directory)
             .with_context(|| format!("Cannot make {}", directory.display()))?;
     }
-    write_page(&command, PROGRAM.to_owned(), &man)?;
-    for subcommand in command.get_subcommands() {
-        let name = subcommand.get_name();
-        if name != "help" {
-            write_page(subcommand, format!("{PROGRAM}-{name}"), &man)?;
-        }
-    }
+    write_pages(&command, PROGRAM, &man)?;
     for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
         generate_to(shell, &mut command, PROGRAM, &completions)
             .with_context(|| format!("Cannot write completions of {shell}"))?;
+    }
+    Ok(())
+}
+
+/// Writes the pages of a command and of those below it.
+fn write_pages(command: &Command, name: &str, directory: &Path) -> Result<()> {
+    write_page(command, name.to_owned(), directory)?;
+    for subcommand in command.get_subcommands() {
+        if subcommand.get_name() != "help" {
+            let name = format!("{name}-{}", subcommand.get_name());
+            write_pages(subcommand, &name, directory)?;
+        }
     }
     Ok(())
 }

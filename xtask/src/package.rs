@@ -4,6 +4,7 @@
 mod check;
 mod files;
 mod first_vms;
+mod manual;
 mod release;
 mod system;
 mod trial;
@@ -90,10 +91,12 @@ fn build(for_release: bool) -> Result<Packages> {
     page_of_help(
         "cloud-hypervisor-ext",
         "Cloud Hypervisor with network devices that reach other VMs through shared memory",
+        "cloud-hypervisor",
     )?;
     page_of_help(
         "ch-remote-ext",
         "control a VM that cloud-hypervisor-ext started",
+        "ch-remote",
     )?;
     link_for_qemu(&place)?;
     stage_extcap(&place)?;
@@ -146,11 +149,11 @@ fn stage_extcap(place: &Path) -> Result<()> {
         .context("Copying what Wireshark starts")
 }
 
-/// Writes the man page of a program that is not clap's alone: its help, as it is.
-fn page_of_help(program: &str, summary: &str) -> Result<()> {
+/// Writes the man page of a program that is not clap's alone, from its help.
+fn page_of_help(program: &str, summary: &str, stock: &str) -> Result<()> {
     let output = Command::new(root().join("target/release").join(program))
         .arg("--help")
-        // Without the stock program, whose options have a page of their own.
+        // Without the stock program, whose options are documented elsewhere.
         .env_clear()
         .output()
         .with_context(|| format!("Cannot run {program}"))?;
@@ -160,19 +163,9 @@ fn page_of_help(program: &str, summary: &str) -> Result<()> {
         output.status
     );
     let help = String::from_utf8(output.stdout)?;
-    let version = env!("CARGO_PKG_VERSION");
-    let mut page = format!(
-        ".TH {program} 1 \"\" \"virtio-inter {version}\" virtio-inter\n.SH NAME\n{program} \\- \
-         {summary}\n.SH DESCRIPTION\n.nf\n"
-    );
-    for line in help.lines() {
-        let line = line.replace('\\', "\\\\").replace('-', "\\-");
-        // A dot or an apostrophe at the beginning would be a request.
-        page += &format!("\\&{line}\n");
-    }
-    page += ".fi\n";
     let path = root().join(format!("target/package/man/{program}.1"));
-    fs::write(&path, page).with_context(|| format!("Cannot write {}", path.display()))
+    fs::write(&path, manual::page(program, summary, stock, &help))
+        .with_context(|| format!("Cannot write {}", path.display()))
 }
 
 /// Debian's form of the changelog: the version alone, as the project's own one has the changes.

@@ -109,6 +109,7 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
         "usr/lib/systemd/system/virtio-inter-exporter.service",
         "usr/lib/systemd/system/virtio-inter-vm@.target",
         "usr/share/man/man1/virtio-inter-port.1.gz",
+        "usr/share/man/man1/virtio-inter-segment-create.1.gz",
         "usr/share/bash-completion/completions/virtio-inter",
         "usr/share/qemu/vhost-user/50-virtio-inter-net.json",
         "etc/apparmor.d/virtio-inter",
