@@ -5,6 +5,7 @@ mod check;
 mod files;
 mod first_vms;
 mod manual;
+mod older;
 mod release;
 mod system;
 mod trial;

@@ -1,4 +1,4 @@
-//! Tries the package in clean Debian systems, as users would: installs it, uses it, reinstalls it
+//! Tries the package in clean Debian systems, as users would: installs it, uses it, upgrades to it
 //! under running ports, removes and purges it, and runs its units.
 
 use std::fs;
@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 
 use super::files::{EXTCAP_BELOW_LIB, Packages};
 use super::system::System;
-use super::trial::{check_nothing_left, use_package};
-use super::{first_vms, release, units};
+use super::trial::check_nothing_left;
+use super::{first_vms, older, release, units};
 use crate::apt::Mirror;
 use crate::root::run_in_root;
 use crate::setup;
@@ -57,12 +57,13 @@ pub(super) fn check(packages: &Packages) -> Result<()> {
     let name = package.display().to_string();
     let suppressed = format!("--suppress-tags={}", SUPPRESSED.join(","));
     run_in_root("lintian", &["--fail-on=error,warning", &suppressed, &name])?;
+    let older = older::make(package)?;
     let own = Mirror::of_this_machine()?.codename;
     if own != NEWEST {
-        try_package(package, &System::new(&own, &HOST)?)?;
+        try_package(package, &older, &System::new(&own, &HOST)?)?;
     }
     let system = System::new(NEWEST, &[&HOST[..], &MACHINE].concat())?;
-    try_package(package, &system)?;
+    try_package(package, &older, &system)?;
     match &packages.rpm {
         Some(rpm) => release::check(package, rpm, &system),
         None => Ok(()),
@@ -90,7 +91,7 @@ fn check_profiles(system: &System) -> Result<()> {
     Ok(())
 }
 
-fn try_package(package: &Path, system: &System) -> Result<()> {
+fn try_package(package: &Path, older: &Path, system: &System) -> Result<()> {
     let name = package.file_name().unwrap_or_default();
     fs::copy(package, system.path("tmp").join(name))?;
     if system.release == NEWEST {
@@ -133,10 +134,7 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
     }
     check_extcap(system)?;
     check_profiles(system)?;
-    use_package(
-        system,
-        "apt-get -qq --reinstall install /tmp/virtio-inter_*.deb",
-    )?;
+    older::upgrade(older, system)?;
     system.run("apt-get -qq remove virtio-inter >/dev/null")?;
     ensure!(
         !system.has("usr/bin/virtio-inter"),
@@ -145,11 +143,12 @@ fn try_package(package: &Path, system: &System) -> Result<()> {
     system.run("apt-get -qq purge virtio-inter >/dev/null")?;
     check_nothing_left(system)?;
     println!(
-        "{}: installed, used, reinstalled under running ports, removed and purged",
+        "{}: installed, used, upgraded from an older version under running ports, removed and \
+         purged",
         system.release
     );
     if system.release == NEWEST {
-        units::check(package, system)?;
+        units::check(package, older, system)?;
     }
     Ok(())
 }

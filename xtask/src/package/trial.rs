@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::system::System;
 
-/// What users do with the package while it is installed; `reinstall` is a function of the shell.
+/// What users do with the package while it is installed; `replace` is a function of the shell.
 const USE: &str = "
     cd /
     : >/run/log
@@ -26,7 +26,7 @@ const USE: &str = "
     done
     virtio-inter show default/vm1 | grep 'peer: vm2' || { cat /run/log; exit 1; }
     # The new program replaces the file of the running ports.
-    reinstall >/dev/null
+    replace >/dev/null
     virtio-inter list default | grep -c 'no VMM'
     kill $pids
     wait
@@ -34,18 +34,18 @@ const USE: &str = "
 ";
 
 /// Checks the directory of segments, then does what users do while the package is installed.
-/// Meanwhile the command `reinstall` installs it again.
+/// Meanwhile the command `replace` installs it, again or in place of another version.
 ///
 /// # Errors
 ///
 /// What does not work.
-pub(super) fn use_package(system: &System, reinstall: &str) -> Result<()> {
+pub(super) fn use_package(system: &System, replace: &str) -> Result<()> {
     let owner = system.run("stat -c '%a %U %G' /run/virtio-inter/default")?;
     ensure!(
         owner.trim() == "3770 virtio-inter-uplink virtio-inter",
         "{owner}"
     );
-    let used = system.run(&format!("reinstall() {{ {reinstall}; }}\n{USE}"))?;
+    let used = system.run(&format!("replace() {{ {replace}; }}\n{USE}"))?;
     ensure!(used.trim_end().ends_with('2'), "{used}");
     Ok(())
 }

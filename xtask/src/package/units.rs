@@ -32,8 +32,9 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// # Errors
 ///
 /// What did not work, with the script's output.
-pub(super) fn check(package: &Path, system: &System) -> Result<()> {
+pub(super) fn check(package: &Path, older: &Path, system: &System) -> Result<()> {
     let home = system.path("root");
+    fs::copy(older, home.join("older.deb")).context("Copying the older package")?;
     fs::copy(package, home.join("virtio-inter.deb")).context("Copying the package")?;
     fs::copy(mock_vm()?, home.join("mock-vm")).context("Copying the mock VM")?;
     fs::write(home.join("units.sh"), SCRIPT).context("Writing the script")?;
