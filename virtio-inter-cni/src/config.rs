@@ -43,7 +43,8 @@ pub(crate) struct Config {
     pub(crate) network: String,
     segment: Option<String>,
     pub(crate) mtu: u16,
-    pub(crate) queues: u16,
+    /// Queue pairs of the port, if configured.
+    pub(crate) queues: Option<u16>,
     /// More arguments of the port.
     pub(crate) options: Vec<String>,
     /// Whether the pod may use the addresses only that IPAM gave.
@@ -74,8 +75,10 @@ impl Config {
             Some(ipam) => take::<String>(ipam, "type")?.filter(|name| !name.is_empty()),
             None => None,
         };
-        let queues = take(&document, "queues")?.unwrap_or(1);
-        if !(1..=MAX_QUEUE_PAIRS).contains(&queues) {
+        let queues = take(&document, "queues")?;
+        if let Some(queues) = queues
+            && !(1..=MAX_QUEUE_PAIRS).contains(&queues)
+        {
             let message = format!("Key \"queues\" is {queues}, 1 to {MAX_QUEUE_PAIRS} are allowed");
             return Err(Error::new(CONFIG, message));
         }

@@ -30,8 +30,9 @@ pub(crate) fn device(
         "device": {
             "type": "vhost-user",
             "path": socket,
-            // Kata counts pairs, too.
-            "queue_num": config.queues,
+            // Kata 4 counts pairs, as the port does; Kata 3 counts queues, and refuses 1. Both take
+            // one pair for 0, unless Kata 4 is configured otherwise (`network_queues`).
+            "queue_num": config.queues.unwrap_or_default(),
             "queue_size": QUEUE_SIZE,
         },
         "network_info": {

@@ -62,7 +62,7 @@ fn arguments(
     add("--id", attachment.port.as_str().into());
     add("--mac", attachment.record.mac.clone().into());
     add("--mtu", config.mtu.to_string().into());
-    add("--queues", config.queues.to_string().into());
+    add("--queues", config.queues.unwrap_or(1).to_string().into());
     if config.guard {
         let Some(lease) = lease else {
             let message = "Key \"guard\" needs addresses from IPAM (key \"ipam\")";

@@ -71,7 +71,7 @@ fn add_gives_a_result_and_a_device_to_whose_socket_the_port_connects() {
         json!({
             "name": "eth0",
             "guest_mac": mac,
-            "device": { "type": "vhost-user", "path": socket, "queue_num": 1, "queue_size": 256 },
+            "device": { "type": "vhost-user", "path": socket, "queue_num": 0, "queue_size": 256 },
             "network_info": {
                 "interface": { "ip_addresses": [ "10.0.0.10/24", "fd00::10/64" ], "mtu": 1500,
                     "ntype": "", "flags": 0 },
