@@ -86,6 +86,10 @@ pub(crate) fn findings(places: &[Place], ports: &[Port]) -> Vec<Finding> {
         if let Some((code, text)) = directory(place) {
             found.push(Finding::new(&place.name(), code, text));
         }
+        if let Some(unreadable) = &place.unreadable {
+            let (name, text) = (place.name(), unreadable.explain());
+            found.push(Finding::new(&name, "segment-unreadable", text));
+        }
     }
     for group in ports.chunk_by(|a, b| a.segment == b.segment) {
         for (code, text) in segment(group) {
@@ -259,6 +263,8 @@ fn descriptors(pid: u32) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -317,6 +323,26 @@ mod tests {
                 found("web/b", "port-gone")
             ]
         );
+    }
+
+    #[test]
+    fn check_finds_what_this_user_may_not_read() {
+        let denied = Port {
+            answer: Answer::Denied,
+            ..port("a", json!({}))
+        };
+        let places = [Place::denied(Path::new("/run/virtio-inter/db"))];
+        let findings = findings(&places, &[denied, port("b", json!({}))]);
+        let codes: Vec<(String, String)> = findings
+            .into_iter()
+            .filter(|finding| !finding.place.is_empty())
+            .map(|finding| (finding.place, finding.code))
+            .collect();
+        let expected = [
+            found("db", "segment-unreadable"),
+            found("web/a", "port-denied"),
+        ];
+        assert_eq!(codes, expected);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use signal_hook::flag::register;
 use crate::args::EventsArgs;
 use crate::document::{Document, Peer, Refused, Warning};
 use crate::output;
-use crate::place;
+use crate::place::{self, Place};
 use crate::reader::{self, Answer, Port};
 
 /// The code of the warning that a peer takes nothing.
@@ -40,7 +40,7 @@ pub fn run(arguments: &EventsArgs) -> Result<()> {
     }
     let mut known = BTreeMap::new();
     let places = place::find(&arguments.places)?;
-    update(&mut known, reader::read(&places));
+    update(&mut known, &places, reader::read(&places));
     log::info!("Watching {} ports", known.len());
     let interval = Duration::from_millis(arguments.interval.into());
     loop {
@@ -51,9 +51,16 @@ pub fn run(arguments: &EventsArgs) -> Result<()> {
             }
         }
         // A segment or port that was named may be gone, and may come back.
-        let places = place::find(&arguments.places).unwrap_or_default();
+        let places = match place::find_again(&arguments.places) {
+            Ok(places) => places,
+            // Nothing is known of any port.
+            Err(error) => {
+                log::warn!("{:#}", anyhow::Error::new(error));
+                continue;
+            }
+        };
         let mut lines = String::new();
-        for event in update(&mut known, reader::read(&places)) {
+        for event in update(&mut known, &places, reader::read(&places)) {
             lines += &format!("{event}\n");
         }
         if !output::print(&lines)? {
@@ -72,7 +79,7 @@ fn is_reader_gone(until: Instant) -> bool {
 }
 
 /// Takes note of answers. Returns what has happened since the last ones.
-fn update(known: &mut BTreeMap<Name, Document>, ports: Vec<Port>) -> Vec<Value> {
+fn update(known: &mut BTreeMap<Name, Document>, places: &[Place], ports: Vec<Port>) -> Vec<Value> {
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let time = time.unwrap_or_default().as_millis() as f64 / 1000.0;
     let mut now = BTreeMap::new();
@@ -87,6 +94,12 @@ fn update(known: &mut BTreeMap<Name, Document>, ports: Vec<Port>) -> Vec<Value> 
                 .cloned()
                 .and_then(|document| now.insert(name, document)),
         };
+    }
+    // Nor do those of a segment that cannot be read.
+    for place in places.iter().filter(|place| place.unreadable.is_some()) {
+        let segment = place.name();
+        let of_segment = known.iter().filter(|(name, _)| name.0 == segment);
+        now.extend(of_segment.map(|(name, document)| (name.clone(), document.clone())));
     }
     let before = std::mem::replace(known, now);
     let mut names: Vec<&Name> = before.keys().chain(known.keys()).collect();
@@ -212,7 +225,24 @@ fn compare(before: &Document, now: &Document, events: &mut Vec<Event>) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    #[test]
+    fn events_of_a_segment_that_cannot_be_read_are_none() {
+        let port = || Port::answering("a", &json!({"pid": 1}));
+        let events = |known: &mut _, places: &[Place], ports| -> Vec<String> {
+            let events = update(known, places, ports).into_iter();
+            events.map(|event| event["event"].to_string()).collect()
+        };
+        let mut known = BTreeMap::new();
+        assert_eq!(events(&mut known, &[], vec![port()]), ["\"port-up\""]);
+        let denied = [Place::denied(Path::new("/run/virtio-inter/web"))];
+        assert_eq!(events(&mut known, &denied, Vec::new()), [""; 0]);
+        assert_eq!(events(&mut known, &[], vec![port()]), [""; 0]);
+        assert_eq!(events(&mut known, &[], Vec::new()), ["\"port-down\""]);
+    }
 
     fn document(text: &str) -> Document {
         serde_json::from_str(text).unwrap()

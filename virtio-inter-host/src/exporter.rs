@@ -295,8 +295,9 @@ fn format_for(request: &Request<Incoming>) -> (Format, &'static str) {
 }
 
 fn collect(arguments: &ExporterArgs, format: Format) -> Result<String> {
-    let ports = reader::read(&place::find(&arguments.places)?);
-    Ok(text(&ports, arguments.peers, format))
+    let places = place::find_again(&arguments.places)?;
+    let ports = reader::read(&places);
+    Ok(text(&places, &ports, arguments.peers, format))
 }
 
 /// Ends the exporter if a directory that it needs is another one now: it sees no ports there. Its

@@ -44,13 +44,14 @@ use crate::args::{CheckArgs, ListArgs, ShowArgs};
 ///
 /// # Errors
 ///
-/// When there is no such segment, or it cannot be read.
+/// When there is no such segment or port, or /run/virtio-inter cannot be read.
 pub fn list(arguments: &ListArgs) -> Result<String> {
-    let ports = reader::read(&place::find(&arguments.places)?);
+    let places = place::find(&arguments.places)?;
+    let ports = reader::read(&places);
     if arguments.json {
-        return text::json(&ports);
+        return text::json(&reader::entries(&places, &ports));
     }
-    Ok(list::table_of(&ports))
+    Ok(list::table_of(&places, &ports))
 }
 
 /// Runs `virtio-inter show`. Returns what goes to standard output.
@@ -59,11 +60,12 @@ pub fn list(arguments: &ListArgs) -> Result<String> {
 ///
 /// As [`list()`].
 pub fn show(arguments: &ShowArgs) -> Result<String> {
-    let ports = reader::read(&place::find(&arguments.places)?);
+    let places = place::find(&arguments.places)?;
+    let ports = reader::read(&places);
     if arguments.json {
-        return text::json(&ports);
+        return text::json(&reader::entries(&places, &ports));
     }
-    Ok(show::tree(&ports))
+    Ok(show::tree(&places, &ports))
 }
 
 /// Runs `virtio-inter check`. Returns what goes to standard output, and whether nothing was found.

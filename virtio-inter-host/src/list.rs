@@ -5,16 +5,25 @@ use std::time::SystemTime;
 use virtio_inter_device::Counters;
 
 use crate::document::Document;
+use crate::place::Place;
 use crate::reader::{Port, process_name};
 use crate::text::{age, safe, table};
 
-/// All ports, with a header.
-pub(crate) fn table_of(ports: &[Port]) -> String {
-    let rows: Vec<[String; 10]> = ports.iter().map(row).collect();
+/// All ports, with a header, and the segments that cannot be read.
+pub(crate) fn table_of(places: &[Place], ports: &[Port]) -> String {
+    let unreadable = places.iter().filter_map(row_of_unreadable);
+    let rows: Vec<[String; 10]> = unreadable.chain(ports.iter().map(row)).collect();
     let header = [
         "SEGMENT", "PORT", "MAC", "MTU", "VMM", "STATE", "PEERS", "FRAMES", "DROPS", "WARNINGS",
     ];
     table(header, &rows)
+}
+
+fn row_of_unreadable(place: &Place) -> Option<[String; 10]> {
+    let state = place.unreadable.as_ref()?.state();
+    let mut cells: [String; 10] = std::array::from_fn(|_| "-".to_owned());
+    (cells[0], cells[5]) = (safe(&place.name()), state.to_owned());
+    Some(cells)
 }
 
 fn row(port: &Port) -> [String; 10] {
@@ -79,11 +88,25 @@ pub(crate) fn drops(status: &Document) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::Duration;
 
     use serde_json::{Value, json};
 
     use super::*;
+
+    #[test]
+    fn list_has_a_line_for_a_segment_that_cannot_be_read() {
+        let places = [Place::denied(Path::new("/run/virtio-inter/db"))];
+        let table = table_of(&places, &[Port::answering("a", &json!({}))]);
+        let lines: Vec<Vec<&str>> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        let expected = ["db", "-", "-", "-", "-", "denied", "-", "-", "-", "-"];
+        assert_eq!(lines[1], expected);
+        assert_eq!(lines[2][..2], ["web", "a"]);
+    }
 
     #[test]
     fn warnings_that_are_all_over_say_since_when() {

@@ -15,6 +15,7 @@ use virtio_inter_common::PortId;
 use virtio_inter_device::Counters;
 
 use crate::document::Document;
+use crate::place::Place;
 use crate::reader::Port;
 
 type Labels = Vec<(&'static str, String)>;
@@ -37,8 +38,19 @@ pub(crate) enum Format {
 }
 
 /// All metrics of these ports, and of each of their peers if those are wanted.
-pub(crate) fn text(ports: &[Port], with_peers: bool, format: Format) -> String {
+pub(crate) fn text(places: &[Place], ports: &[Port], with_peers: bool, format: Format) -> String {
     let mut registry = Registry::with_prefix(PREFIX);
+    let segments = Family::<Labels, Gauge>::default();
+    registry.register(
+        "segment_readable",
+        "Whether the segment's directory can be read (1), or its ports are not known (0)",
+        segments.clone(),
+    );
+    for place in places {
+        let labels = vec![("segment", escaped(&place.name()))];
+        let is_readable = place.unreadable.is_none();
+        segments.get_or_create(&labels).set(is_readable.into());
+    }
     let mut gauges = Gauges::new(&mut registry);
     let mut counters = CounterFamilies::default();
     let mut peers = with_peers.then(|| PeerFamilies::new(&mut registry));
@@ -359,6 +371,8 @@ fn prometheus(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde_json::json;
 
     use super::*;
@@ -389,8 +403,18 @@ mod tests {
     }
 
     #[test]
+    fn metrics_have_the_segments_that_cannot_be_read() {
+        let places = [Place::denied(Path::new("/run/virtio-inter/d\"b"))];
+        let text = text(&places, &ports(), false, Format::Prometheus);
+        let line = r#"virtio_inter_segment_readable{segment="d\"b"} 0"#;
+        assert!(text.lines().any(|it| it == line), "{text}");
+        let up = r#"virtio_inter_up{segment="web",port="a"} 1"#;
+        assert!(text.lines().any(|it| it == up), "{text}");
+    }
+
+    #[test]
     fn metrics_have_the_names_of_the_rules_and_the_reasons_of_the_status() {
-        let text = text(&ports(), false, Format::OpenMetrics);
+        let text = text(&[], &ports(), false, Format::OpenMetrics);
         for line in [
             r#"virtio_inter_transmit_packets_total{segment="web",port="a",queue="0"} 5"#,
             r#"virtio_inter_transmit_packets_total{segment="web",port="a",queue="1"} 6"#,
@@ -428,7 +452,7 @@ mod tests {
         });
         let mut port = Port::answering("a", &status);
         port.segment = "we\"b".to_owned();
-        let text = text(&[port], true, Format::OpenMetrics);
+        let text = text(&[], &[port], true, Format::OpenMetrics);
         let count = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
         assert_eq!(count("virtio_inter_up{"), 1);
         assert_eq!(count("virtio_inter_warnings{"), MAX_WARNINGS);
@@ -446,9 +470,9 @@ mod tests {
 
     #[test]
     fn metrics_of_peers_are_those_of_links_that_are_up_and_only_if_wanted() {
-        let without = text(&ports(), false, Format::OpenMetrics);
+        let without = text(&[], &ports(), false, Format::OpenMetrics);
         assert!(!without.contains("_inter_peer_"), "{without}");
-        let text = text(&ports(), true, Format::OpenMetrics);
+        let text = text(&[], &ports(), true, Format::OpenMetrics);
         let mut lines: Vec<&str> = text
             .lines()
             .filter(|line| line.starts_with("virtio_inter_peer_"))
@@ -474,7 +498,7 @@ mod tests {
         let warning = json!({"code": "foreign-source", "text": "", "count": 1});
         let status = json!({"warnings": [warning], "counters": [counters]});
         let port = Port::answering("a", &status);
-        let metrics = text(&[port], false, Format::Prometheus);
+        let metrics = text(&[], &[port], false, Format::Prometheus);
         let dashboard = include_str!("../../docs/grafana-dashboard.json");
         let names: Vec<&str> = dashboard
             .split("virtio_inter_")
@@ -494,7 +518,7 @@ mod tests {
 
     #[test]
     fn metrics_of_the_older_format_name_counters_with_their_suffix() {
-        let text = text(&ports(), false, Format::Prometheus);
+        let text = text(&[], &ports(), false, Format::Prometheus);
         assert!(
             text.contains("# HELP virtio_inter_wakeups_total Number of wake-ups"),
             "{text}"

@@ -142,6 +142,7 @@ fn ask(name: &OsString) -> Result<Port> {
             name.display()
         );
     }
+    place::check_readable(&places)?;
     let mut ports = reader::read(&places);
     ports.pop().context("The port is gone")
 }

@@ -64,7 +64,7 @@ fn end(nearest: &Option<String>) -> String {
 }
 
 /// A segment, and the ports of it that were asked for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Place {
     /// Its directory, absolute.
     pub(crate) segment: PathBuf,
@@ -72,6 +72,37 @@ pub(crate) struct Place {
     pub(crate) port: Option<PortId>,
     /// The ports, with the suffixes of their files: `sock`, `lock`, `status`, `capture`.
     pub(crate) ports: BTreeMap<PortId, BTreeSet<String>>,
+    /// Why its directory cannot be read: nothing is known of its ports then.
+    pub(crate) unreadable: Option<Unreadable>,
+}
+
+/// Why a segment's directory cannot be read.
+#[derive(Debug)]
+pub(crate) struct Unreadable(io::Error);
+
+impl Unreadable {
+    /// The state in a word, as of a port.
+    pub(crate) fn state(&self) -> &'static str {
+        match self.0.kind() {
+            io::ErrorKind::PermissionDenied => "denied",
+            _ => "unreadable",
+        }
+    }
+
+    /// Why, and what to do.
+    pub(crate) fn explain(&self) -> String {
+        match self.0.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "the segment's ports cannot be listed, as its directory is not this user's to \
+                 read: ask as root, as its owner, or as a member of its group"
+                    .to_owned()
+            }
+            _ => format!(
+                "the segment's ports cannot be listed, as its directory cannot be read: {}",
+                self.0
+            ),
+        }
+    }
 }
 
 impl Place {
@@ -81,35 +112,34 @@ impl Place {
         name.display().to_string()
     }
 
-    /// Reads which ports a segment has.
-    fn read(segment: PathBuf) -> Result<Self, PlaceError> {
-        let failed = |source| PlaceError::Unreadable {
-            path: segment.clone(),
-            source,
+    /// Reads which ports a segment has. None: there is no such directory, or not any more.
+    fn read(segment: PathBuf) -> Option<Self> {
+        use io::ErrorKind::{NotADirectory, NotFound};
+        let (ports, unreadable) = match ports_of(&segment) {
+            Ok(ports) => (ports, None),
+            Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return None,
+            Err(error) => (BTreeMap::new(), Some(Unreadable(error))),
         };
-        let mut ports: BTreeMap<PortId, BTreeSet<String>> = BTreeMap::new();
-        for entry in fs::read_dir(&segment).map_err(failed)?.take(MAX_ENTRIES) {
-            let name = entry.map_err(failed)?.file_name();
-            if let Some((id, suffix)) = port_file(&name) {
-                ports.entry(id).or_default().insert(suffix.to_owned());
-            }
-        }
-        // Not a VMM's socket `net.sock` with its lock `net.sock.lock`.
-        ports.retain(|_, files| files.contains("lock") && files.len() > 1);
-        Ok(Self {
+        Some(Self {
             segment,
             port: None,
             ports,
+            unreadable,
         })
     }
 
     fn only(mut self, port: &str) -> Result<Self, PlaceError> {
         let id = port.parse::<PortId>().ok();
+        if self.unreadable.is_some() && id.is_some() {
+            self.port = id;
+            return Ok(self);
+        }
         match id.and_then(|id| self.ports.remove_entry(&id)) {
             Some((id, files)) => Ok(Self {
                 port: Some(id.clone()),
                 ports: BTreeMap::from([(id, files)]),
                 segment: self.segment,
+                unreadable: None,
             }),
             None => Err(PlaceError::NoPort {
                 nearest: nearest(port, self.ports.keys().map(PortId::as_str)).map(str::to_owned),
@@ -120,6 +150,32 @@ impl Place {
     }
 }
 
+#[cfg(test)]
+impl Place {
+    /// A segment that this user may not read.
+    pub(crate) fn denied(segment: &Path) -> Self {
+        Self {
+            segment: segment.to_owned(),
+            port: None,
+            ports: BTreeMap::new(),
+            unreadable: Some(Unreadable(io::ErrorKind::PermissionDenied.into())),
+        }
+    }
+}
+
+/// The ports of a segment, with the suffixes of their files.
+fn ports_of(segment: &Path) -> io::Result<BTreeMap<PortId, BTreeSet<String>>> {
+    let mut ports: BTreeMap<PortId, BTreeSet<String>> = BTreeMap::new();
+    for entry in fs::read_dir(segment)?.take(MAX_ENTRIES) {
+        if let Some((id, suffix)) = port_file(&entry?.file_name()) {
+            ports.entry(id).or_default().insert(suffix.to_owned());
+        }
+    }
+    // Not a VMM's socket `net.sock` with its lock `net.sock.lock`.
+    ports.retain(|_, files| files.contains("lock") && files.len() > 1);
+    Ok(ports)
+}
+
 /// The port and the suffix of a port's file.
 fn port_file(name: &OsStr) -> Option<(PortId, &str)> {
     let (id, suffix) = name.to_str()?.rsplit_once('.')?;
@@ -127,32 +183,72 @@ fn port_file(name: &OsStr) -> Option<(PortId, &str)> {
     Some((id.parse().ok().filter(|_| known)?, suffix))
 }
 
-/// The segments and ports that a command line names; all segments of [`SEGMENTS`] if none.
+/// The segments and ports that a command line names; all segments of [`SEGMENTS`] if none. Those
+/// that this user cannot read are among them.
 ///
 /// # Errors
 ///
-/// When one does not exist or cannot be read.
+/// When one that is named does not exist, or [`SEGMENTS`] cannot be read.
 pub(crate) fn find(places: &Places) -> Result<Vec<Place>, PlaceError> {
     if places.places.is_empty() {
-        return segments(Path::new(SEGMENTS))?
-            .into_iter()
-            .map(|name| Place::read(Path::new(SEGMENTS).join(name)))
-            .collect();
+        return all_of(Path::new(SEGMENTS));
     }
     places.places.iter().map(|value| find_one(value)).collect()
 }
 
+/// The same once more, for a command that goes on: what is named may be gone, and come back.
+///
+/// # Errors
+///
+/// When [`SEGMENTS`] cannot be read.
+pub(crate) fn find_again(places: &Places) -> Result<Vec<Place>, PlaceError> {
+    if places.places.is_empty() {
+        return all_of(Path::new(SEGMENTS));
+    }
+    let values = places.places.iter();
+    Ok(values.filter_map(|value| find_one(value).ok()).collect())
+}
+
+/// For a command that needs each port.
+///
+/// # Errors
+///
+/// When a segment cannot be read.
+pub(crate) fn check_readable(places: &[Place]) -> anyhow::Result<()> {
+    for place in places {
+        if let Some(unreadable) = &place.unreadable {
+            anyhow::bail!("Segment {}: {}", place.name(), unreadable.explain());
+        }
+    }
+    Ok(())
+}
+
+/// All segments of a directory.
+fn all_of(directory: &Path) -> Result<Vec<Place>, PlaceError> {
+    Ok(read_each(directory, segments(directory)?))
+}
+
+/// The segments of these names; none of those that were removed meanwhile.
+fn read_each(directory: &Path, names: Vec<OsString>) -> Vec<Place> {
+    let names = names.into_iter();
+    names
+        .filter_map(|name| Place::read(directory.join(name)))
+        .collect()
+}
+
 fn find_one(value: &OsStr) -> Result<Place, PlaceError> {
     let segment = segment_directory(value)?;
-    if segment.is_dir() {
-        return Place::read(segment);
+    if segment.is_dir()
+        && let Some(place) = Place::read(segment.clone())
+    {
+        return Ok(place);
     }
     // SEGMENT/PORT.
     let bytes = value.as_bytes();
     if let Some(slash) = bytes.iter().rposition(|byte| *byte == b'/')
         && let Ok(of_port) = segment_directory(OsStr::from_bytes(&bytes[..slash]))
-        && let Ok(place) = Place::read(of_port)
-        && !place.ports.is_empty()
+        && let Some(place) = Place::read(of_port)
+        && (!place.ports.is_empty() || place.unreadable.is_some())
     {
         return place.only(&String::from_utf8_lossy(&bytes[slash + 1..]));
     }
@@ -199,6 +295,32 @@ mod tests {
             fs::write(temp.path().join("web").join(file), "").unwrap();
         }
         temp
+    }
+
+    #[test]
+    fn places_are_those_that_are_there_with_those_that_cannot_be_read() {
+        let temp = segment(&["a.sock", "a.lock"]);
+        fs::write(temp.path().join("file"), "").unwrap();
+        // The name of the last one is too long for any file system: reading it is an error for
+        // root, too.
+        let names = ["file", "gone", "web", &"x".repeat(300)].map(OsString::from);
+        let places = read_each(temp.path(), names.to_vec());
+        let found: Vec<(usize, bool)> = places
+            .iter()
+            .map(|place| (place.ports.len(), place.unreadable.is_some()))
+            .collect();
+        assert_eq!(found, [(1, false), (0, true)]);
+    }
+
+    #[test]
+    fn places_that_are_looked_for_again_may_be_gone() {
+        let temp = segment(&["a.sock", "a.lock"]);
+        let names = ["web", "web/b", "else", "else/a"];
+        let names = names.map(|name| temp.path().join(name).into_os_string());
+        let places = Places {
+            places: names.to_vec(),
+        };
+        assert_eq!(find_again(&places).unwrap().len(), 1);
     }
 
     fn find_in(temp: &tempfile::TempDir, value: &str) -> Result<Place, PlaceError> {

@@ -120,6 +120,33 @@ impl Serialize for Port {
     }
 }
 
+/// What the commands print as JSON.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(crate) enum Entry<'a> {
+    /// A segment whose ports are not known.
+    Unreadable {
+        segment: String,
+        port: (),
+        state: &'static str,
+        status: (),
+    },
+    Port(&'a Port),
+}
+
+/// The segments whose ports are not known, and the ports.
+pub(crate) fn entries<'a>(places: &[Place], ports: &'a [Port]) -> Vec<Entry<'a>> {
+    let unreadable = places.iter().filter_map(|place| {
+        Some(Entry::Unreadable {
+            segment: place.name(),
+            port: (),
+            state: place.unreadable.as_ref()?.state(),
+            status: (),
+        })
+    });
+    unreadable.chain(ports.iter().map(Entry::Port)).collect()
+}
+
 /// Asks all ports of these places.
 pub(crate) fn read(places: &[Place]) -> Vec<Port> {
     let mut questions: Vec<Question> = places

@@ -29,6 +29,8 @@ pub(crate) enum Order {
 pub(crate) struct Screen {
     /// The last reading; `None`: there is none yet.
     pub(crate) ports: Option<Vec<PortRates>>,
+    /// Segments that cannot be read.
+    pub(crate) unreadable: Vec<String>,
     /// How the ports are sorted.
     pub(crate) order: Order,
     /// Pairs of ports are shown, not ports.
@@ -88,7 +90,10 @@ impl Screen {
             .iter()
             .filter_map(|port| Some(port.rates?.bits()))
             .sum();
-        let text = format!("{} ports, {}bit/s", ports.len(), si(traffic / 2.0));
+        let mut text = format!("{} ports, {}bit/s", ports.len(), si(traffic / 2.0));
+        if !self.unreadable.is_empty() {
+            text += &format!("; cannot read {}", safe(&self.unreadable.join(", ")));
+        }
         frame.render_widget(Line::raw(text), top);
         let (first, header): (u16, &[&str]) = match self.shows_pairs {
             true => (24, &["PORT → PEER", "bit/s", "frames/s", "DROPS/s"]),
@@ -263,6 +268,17 @@ mod tests {
         assert_eq!(names(&screen), ["web/c"]);
         screen.scroll(-100);
         assert_eq!(names(&screen).len(), 3);
+    }
+
+    #[test]
+    fn screen_names_the_segments_that_cannot_be_read() {
+        let screen = Screen {
+            ports: Some(vec![port("a", 0.0, 0.0)]),
+            unreadable: vec!["db".to_owned(), "mail".to_owned()],
+            ..Screen::default()
+        };
+        let lines = shown(&screen, 80, 6);
+        assert_eq!(lines[0], "1 ports, 0bit/s; cannot read db, mail");
     }
 
     #[test]

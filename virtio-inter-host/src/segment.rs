@@ -163,8 +163,8 @@ struct Segment {
     mode: String,
     uid: u32,
     gid: u32,
-    /// Ports whose files are there, also of those that were killed.
-    ports: usize,
+    /// Ports whose files are there, also of those that were killed. None: this user may not look.
+    ports: Option<usize>,
 }
 
 fn list(arguments: &SegmentListArgs) -> Result<String> {
@@ -185,7 +185,7 @@ fn of_place(place: &Place) -> Option<Segment> {
         mode: format!("{:04o}", metadata.mode() & 0o7777),
         uid: metadata.uid(),
         gid: metadata.gid(),
-        ports: place.ports.len(),
+        ports: place.unreadable.is_none().then(|| place.ports.len()),
     })
 }
 
@@ -195,7 +195,9 @@ fn row(segment: &Segment) -> [String; 5] {
         segment.mode.clone(),
         segment.uid.to_string(),
         segment.gid.to_string(),
-        segment.ports.to_string(),
+        segment
+            .ports
+            .map_or("-".to_owned(), |ports| ports.to_string()),
     ]
 }
 
@@ -233,6 +235,15 @@ mod tests {
         delete_of(&path).unwrap();
         let path = create_in(&temp, Some("3770")).unwrap();
         assert_eq!(mode_of(&path), 0o3770);
+    }
+
+    #[test]
+    fn segment_that_cannot_be_read_is_listed_without_its_ports() {
+        let temp = tempfile::tempdir().unwrap();
+        let place = Place::denied(temp.path());
+        let cells = row(&of_place(&place).unwrap());
+        assert_eq!(cells[0], temp.path().display().to_string());
+        assert_eq!(cells[4], "-");
     }
 
     #[test]

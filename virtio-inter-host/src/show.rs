@@ -7,14 +7,22 @@ use virtio_inter_device::Counters;
 
 use crate::document::{Document, Peer, RateLimits, TokenBucket};
 use crate::list::vmm;
+use crate::place::Place;
 use crate::reader::{Answer, Port};
 use crate::text::{age, safe, si};
 
 /// The tree.
-pub(crate) fn tree(ports: &[Port]) -> String {
+pub(crate) fn tree(places: &[Place], ports: &[Port]) -> String {
     let now = SystemTime::now();
     let mut text = String::new();
-    let mut warnings = false;
+    let unreadable = || {
+        let why = |place: &'_ Place| Some((place.name(), place.unreadable.as_ref()?.explain()));
+        places.iter().filter_map(why)
+    };
+    let mut warnings = unreadable().count() != 0;
+    for (segment, why) in unreadable() {
+        let _ = writeln!(text, "! {}: {}", safe(&segment), safe(&why));
+    }
     for port in ports {
         for warning in warnings_of(port, now) {
             warnings = true;
@@ -223,11 +231,29 @@ fn exchanged(peer: &Peer) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::Duration;
 
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn show_says_why_a_segment_or_port_cannot_be_read() {
+        let places = [Place::denied(Path::new("/run/virtio-inter/db"))];
+        let denied = Port {
+            answer: Answer::Denied,
+            ..Port::answering("a", &json!({}))
+        };
+        let text = tree(&places, &[denied, Port::answering("b", &json!({}))]);
+        assert_eq!(
+            text,
+            "! db: the segment's ports cannot be listed, as its directory is not this user's to \
+             read: ask as root, as its owner, or as a member of its group\n\
+             ! web/a: not permitted: ask as root, as the port's user, or as the segment's group\n\
+             \nSegment web\n    Port a (denied)\n    Port b (no VMM)\n"
+        );
+    }
 
     #[test]
     fn warnings_say_since_when_they_are_or_how_long_they_are_over() {

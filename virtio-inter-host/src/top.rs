@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::args::{Places, TopArgs};
 use crate::output;
-use crate::place;
+use crate::place::{self, Place};
 use crate::rates::{PortRates, rates};
 use crate::reader::{self, Port};
 use crate::screen::{Order, Screen};
@@ -26,6 +26,8 @@ struct Reading {
     /// Seconds since 1970.
     time: u64,
     ports: Vec<PortRates>,
+    /// Segments whose ports are not known, as their directories cannot be read.
+    unreadable: Vec<String>,
 }
 
 /// Runs `virtio-inter top` until the user or the reader of its output ends it.
@@ -50,9 +52,12 @@ pub fn run(arguments: &TopArgs) -> Result<()> {
     ended
 }
 
-/// The ports of these places; none of those that are gone.
-fn read(places: &Places) -> Vec<Port> {
-    place::find(places).map_or_else(|_| Vec::new(), |places| reader::read(&places))
+/// The ports of these places, none of those that are gone; and the segments that cannot be read.
+fn read(places: &Places) -> Result<(Vec<Port>, Vec<String>)> {
+    let places = place::find_again(places)?;
+    let unreadable = places.iter().filter(|place| place.unreadable.is_some());
+    let unreadable = unreadable.map(Place::name).collect();
+    Ok((reader::read(&places), unreadable))
 }
 
 /// Reads the ports in intervals, until `use_reading` returns false.
@@ -66,10 +71,11 @@ fn read_again_and_again(
     let mut began = Instant::now();
     for number in 0.. {
         let now = Instant::now();
-        let ports = read(&arguments.places);
+        let (ports, unreadable) = read(&arguments.places)?;
         let reading = Reading {
             time: seconds_since_1970(),
             ports: rates(&before, &ports, now - began),
+            unreadable,
         };
         (before, began) = (ports, now);
         // The first reading has no rates: nobody counts it.
@@ -119,18 +125,28 @@ fn show(arguments: &TopArgs, terminal: &mut DefaultTerminal) -> Result<()> {
     ended
 }
 
-fn read_for_screen(arguments: &TopArgs, readings: &Sender<Reading>, stopped: &Receiver<()>) {
-    let send = |reading| Ok(readings.send(reading).is_ok());
+fn read_for_screen(
+    arguments: &TopArgs,
+    readings: &Sender<Result<Reading>>,
+    stopped: &Receiver<()>,
+) {
+    let send = |reading| Ok(readings.send(Ok(reading)).is_ok());
     let wait = |time| matches!(stopped.recv_timeout(time), Err(RecvTimeoutError::Timeout));
-    // It has no error: neither sending nor waiting returns one.
-    let _ = read_again_and_again(arguments, send, wait);
+    if let Err(error) = read_again_and_again(arguments, send, wait) {
+        // Nobody takes it if a key has ended all.
+        let _ = readings.send(Err(error));
+    }
 }
 
-fn keep_shown(readings: &Receiver<Reading>, terminal: &mut DefaultTerminal) -> Result<()> {
+fn keep_shown(readings: &Receiver<Result<Reading>>, terminal: &mut DefaultTerminal) -> Result<()> {
     let mut screen = Screen::default();
     loop {
         match readings.try_recv() {
-            Ok(reading) => screen.ports = Some(reading.ports),
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(reading)) => {
+                screen.ports = Some(reading.ports);
+                screen.unreadable = reading.unreadable;
+            }
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => return Ok(()),
         }

@@ -64,6 +64,7 @@ pub fn run(arguments: &CaptureArgs) -> Result<()> {
         places: arguments.ports.clone(),
     })?;
     let places = session::single_ports(places).map_err(usage)?;
+    place::check_readable(&places)?;
     let stop = stop_by_signal().context("Cannot catch signals")?;
     let snaplen = match filter {
         Some(_) => arguments.snaplen.max(FILTER_BYTES),

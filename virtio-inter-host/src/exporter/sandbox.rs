@@ -140,6 +140,7 @@ mod tests {
             segment: segment.to_path_buf(),
             port: None,
             ports: [].into(),
+            unreadable: None,
         };
         segments.iter().map(place).collect()
     }

@@ -1,18 +1,21 @@
 //! `virtio-inter list`, `show` and `check` on running ports.
 
 use std::ffi::OsStr;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
 use rustix::process::Signal;
 use serde_json::Value;
+use virtio_inter_test_support::skip;
 
 use crate::frontends::connect;
 use crate::guest::Guest;
-use crate::process::{PROGRAM, Place, TIMEOUT, recorded, until};
+use crate::process::{NOBODY, PROGRAM, Place, TIMEOUT, recorded, until};
 
 fn run(command: &str, place: &OsStr, options: &[&str]) -> Output {
     Command::new(PROGRAM)
@@ -68,6 +71,104 @@ fn list_has_each_port_with_its_state() {
     assert_eq!(json[0]["status"]["pid"], a.pid());
     assert_eq!(json[1]["state"], "gone");
     drop(frontend);
+    a.end();
+}
+
+/// A command as a user to whom the files of the test's user are closed. None: there is none who
+/// could run the program.
+fn by_other_user(command: &mut Command) -> Option<Output> {
+    if rustix::process::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command.output().ok()
+}
+
+#[test]
+fn segment_and_port_that_may_not_be_read_keep_nothing_else_from_the_view() {
+    let place = Place::new();
+    let a = place.start("a");
+    // Its status is for the test's user alone; for that user, there is no way in.
+    fs::set_permissions(place.path(""), Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(place.segment(), Permissions::from_mode(0o755)).unwrap();
+    let status = place.segment().join("a.status");
+    fs::set_permissions(status, Permissions::from_mode(0o000)).unwrap();
+    let closed = place.path("closed");
+    fs::DirBuilder::new().mode(0o000).create(&closed).unwrap();
+    let run = |command: &str, options: &[&str]| {
+        let mut program = Command::new(PROGRAM);
+        let program = program.arg(command).args(options);
+        by_other_user(program.args([&closed, &place.segment()]))
+    };
+    let Some(list) = run("list", &[]) else {
+        return skip("another user cannot run the program");
+    };
+    let list = text(&list);
+    let has = |first: &str, state: &str| {
+        let mut lines = list.lines().map(|line| line.split_whitespace());
+        lines.any(|mut line| line.next() == Some(first) && line.any(|it| it == state))
+    };
+    assert!(has(closed.to_str().unwrap(), "denied"), "{list}");
+    assert!(has(place.segment().to_str().unwrap(), "denied"), "{list}");
+
+    let json: Value = serde_json::from_str(&text(&run("list", &["--json"]).unwrap())).unwrap();
+    assert_eq!(json[0]["segment"], closed.to_str().unwrap());
+    assert_eq!(
+        (&json[0]["port"], &json[0]["state"]),
+        (&Value::Null, &"denied".into())
+    );
+    assert_eq!(
+        (&json[1]["port"], &json[1]["state"]),
+        (&"a".into(), &"denied".into())
+    );
+
+    let show = run("show", &[]).unwrap();
+    assert!(show.status.success());
+    let show = text(&show);
+    assert!(
+        show.starts_with(&format!(
+            "! {}: the segment's ports cannot be listed",
+            closed.display()
+        )),
+        "{show}"
+    );
+    assert!(show.contains("/a: not permitted: ask as root"), "{show}");
+
+    let check = text(&run("check", &[]).unwrap());
+    for code in ["(segment-unreadable)", "(port-denied)"] {
+        assert!(check.contains(code), "{check}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
+    let mut exporter = Command::new(PROGRAM);
+    exporter
+        .args(["exporter", "--once", "--textfile"])
+        .arg(directory.path())
+        .args([&closed, &place.segment()]);
+    let exporter = by_other_user(&mut exporter).unwrap();
+    assert!(exporter.status.success());
+    let metrics = fs::read_to_string(directory.path().join("virtio-inter.prom")).unwrap();
+    for line in [
+        format!("segment_readable{{segment=\"{}\"}} 0", closed.display()),
+        format!(
+            "up{{segment=\"{}\",port=\"a\"}} 0",
+            place.segment().display()
+        ),
+    ] {
+        assert!(
+            metrics.contains(&format!("virtio_inter_{line}\n")),
+            "{metrics}"
+        );
+    }
+
+    // One port of it, which cannot be told from one that is not there.
+    let mut ping = Command::new(PROGRAM);
+    let ping = by_other_user(ping.arg("ping").arg(closed.join("a"))).unwrap();
+    assert_eq!(ping.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&ping.stderr).into_owned();
+    assert!(
+        error.contains("the segment's ports cannot be listed"),
+        "{error}"
+    );
     a.end();
 }
 
