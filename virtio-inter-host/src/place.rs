@@ -237,7 +237,19 @@ fn read_each(directory: &Path, names: Vec<OsString>) -> Vec<Place> {
 }
 
 fn find_one(value: &OsStr) -> Result<Place, PlaceError> {
-    let segment = segment_directory(value)?;
+    find_below(Path::new(SEGMENTS), value)
+}
+
+/// The same, where names are those of this directory's segments.
+fn find_below(root: &Path, value: &OsStr) -> Result<Place, PlaceError> {
+    let directory = |value: &OsStr| -> Result<PathBuf, SegmentArgError> {
+        // A segment by its name.
+        let directory = segment_directory(value)?;
+        let name = directory.strip_prefix(SEGMENTS).ok();
+        let name = name.filter(|name| *name == Path::new(value));
+        Ok(name.map_or(directory.clone(), |name| root.join(name)))
+    };
+    let segment = directory(value)?;
     if segment.is_dir()
         && let Some(place) = Place::read(segment.clone())
     {
@@ -245,21 +257,68 @@ fn find_one(value: &OsStr) -> Result<Place, PlaceError> {
     }
     // SEGMENT/PORT.
     let bytes = value.as_bytes();
-    if let Some(slash) = bytes.iter().rposition(|byte| *byte == b'/')
-        && let Ok(of_port) = segment_directory(OsStr::from_bytes(&bytes[..slash]))
-        && let Some(place) = Place::read(of_port)
-        && (!place.ports.is_empty() || place.unreadable.is_some())
-    {
-        return place.only(&String::from_utf8_lossy(&bytes[slash + 1..]));
+    let Some(slash) = bytes.iter().rposition(|byte| *byte == b'/') else {
+        return Err(no_segment(segment, None));
+    };
+    let port = String::from_utf8_lossy(&bytes[slash + 1..]);
+    let Ok(of_port) = directory(OsStr::from_bytes(&bytes[..slash])) else {
+        return Err(no_segment(segment, None));
+    };
+    if port.is_empty() {
+        // NAME/ is a path.
+        return Err(match no_segment(of_port, None) {
+            PlaceError::NoSegment { nearest, .. } => PlaceError::NoSegment {
+                place: segment,
+                nearest,
+            },
+            error => error,
+        });
     }
-    let parent = segment.parent().unwrap_or(&segment);
-    let others = segments(parent).unwrap_or_default();
-    let name = segment.file_name().unwrap_or_default().to_string_lossy();
-    let names = others.iter().filter_map(|other| other.to_str());
-    Err(PlaceError::NoSegment {
-        nearest: nearest(&name, names).map(str::to_owned),
-        place: segment,
+    if let Some(place) = Place::read(of_port.clone())
+        && is_segment(&place, root)
+    {
+        return place.only(&port);
+    }
+    // NAME/PORT is no path where there is no directory NAME; and of a path whose parent is not
+    // there either, the parent is the segment.
+    let is_name = of_port.parent() == Some(root) && !segment.parent().is_some_and(Path::is_dir);
+    Err(match is_name || !of_port.is_dir() {
+        true => no_segment(of_port, Some(&port)),
+        false => no_segment(segment, None),
     })
+}
+
+/// Whether a directory of which a port is wanted is a segment, not one with segments in it. An empty
+/// one elsewhere may be either.
+fn is_segment(place: &Place, root: &Path) -> bool {
+    !place.ports.is_empty() || place.unreadable.is_some() || place.segment.parent() == Some(root)
+}
+
+/// That there is no such segment, and which one could be meant: one with a similar name, or the one
+/// that has a port of this name.
+fn no_segment(place: PathBuf, port: Option<&str>) -> PlaceError {
+    let parent = place.parent().unwrap_or(&place);
+    let others = read_each(parent, segments(parent).unwrap_or_default());
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    let names = others
+        .iter()
+        .filter_map(|other| other.segment.file_name()?.to_str());
+    let nearest = nearest(&name, names);
+    let has_port = |place: &Place, port: &str| place.ports.keys().any(|id| id.as_str() == port);
+    let of_name = |name: &str| others.iter().find(|it| it.segment.ends_with(name));
+    let nearest = match (nearest, port) {
+        (Some(name), Some(port)) if of_name(name).is_some_and(|it| has_port(it, port)) => {
+            Some(format!("{name}/{port}"))
+        }
+        (Some(name), _) => Some(name.to_owned()),
+        (None, Some(_)) => None,
+        // A port's name alone.
+        (None, None) => others
+            .iter()
+            .find(|it| has_port(it, &name))
+            .and_then(|it| Some(format!("{}/{name}", it.segment.file_name()?.to_str()?))),
+    };
+    PlaceError::NoSegment { place, nearest }
 }
 
 /// The names of a directory's directories, in order; none if it does not exist.
@@ -295,6 +354,54 @@ mod tests {
             fs::write(temp.path().join("web").join(file), "").unwrap();
         }
         temp
+    }
+
+    #[test]
+    fn place_of_names_that_are_not_there_is_told_with_the_nearest_ones() {
+        let temp = segment(&["a.sock", "a.lock", "vm-db.sock", "vm-db.lock"]);
+        fs::create_dir(temp.path().join("empty")).unwrap();
+        let root = temp.path();
+        let told = |value: &str| {
+            let error = find_below(root, OsStr::new(value)).unwrap_err().to_string();
+            error.replace(root.to_str().unwrap(), "ROOT")
+        };
+        for (value, expected) in [
+            ("wbe", "There is no segment ROOT/wbe; did you mean web?"),
+            ("Web", "There is no segment ROOT/Web; did you mean web?"),
+            // A segment's name, and not a path from the working directory.
+            ("wbe/a", "There is no segment ROOT/wbe; did you mean web/a?"),
+            (
+                "wbe/other",
+                "There is no segment ROOT/wbe; did you mean web?",
+            ),
+            ("else/a", "There is no segment ROOT/else"),
+            // A port without its segment.
+            (
+                "vm-db",
+                "There is no segment ROOT/vm-db; did you mean web/vm-db?",
+            ),
+        ] {
+            assert_eq!(told(value), expected, "{value}");
+        }
+        let error = told("web/");
+        assert!(error.ends_with("/web/; did you mean web?"), "{error}");
+        let error = told("empty/vm1");
+        assert!(
+            error.starts_with("Segment ROOT/empty has no port vm1. If it should run"),
+            "{error}"
+        );
+        // The same by paths.
+        let path = |value: &str| told(temp.path().join(value).to_str().unwrap());
+        assert_eq!(
+            path("wbe/a"),
+            "There is no segment ROOT/wbe; did you mean web/a?"
+        );
+        assert!(path("empty/vm1").starts_with("Segment ROOT/empty has no port vm1"));
+        assert_eq!(
+            path("webb"),
+            "There is no segment ROOT/webb; did you mean web?"
+        );
+        assert!(find_below(root, OsStr::new("web/a")).is_ok());
     }
 
     #[test]

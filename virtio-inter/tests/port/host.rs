@@ -268,6 +268,15 @@ fn segment_or_port_that_is_not_there_is_told_with_the_nearest_name() {
             assert_eq!(log.lines().count(), 1, "{log}");
         }
     }
+    // A segment by its name, and not a directory below the working directory.
+    for command in ["list", "ping", "capture"] {
+        let output = run(command, OsStr::new("no-such-segment/vm1"), &[]);
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            log.contains("There is no segment /run/virtio-inter/no-such-segment"),
+            "{log}"
+        );
+    }
     a.end();
 }
 
