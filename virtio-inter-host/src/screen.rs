@@ -4,7 +4,7 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
-use ratatui::widgets::{Cell, Paragraph, Row, Table};
+use ratatui::widgets::{Cell, Paragraph, Row, Table, Wrap};
 
 use crate::rates::{PairRates, PortRates};
 use crate::text::{safe, si};
@@ -70,8 +70,10 @@ impl Screen {
         let area = frame.area();
         if area.width < LEAST.0 || area.height < LEAST.1 {
             let (columns, lines) = LEAST;
-            let text = format!("The terminal is too small: {columns} columns, {lines} lines");
-            frame.render_widget(Paragraph::new(text), area);
+            let text = format!(
+                "The terminal is too small: {columns} columns and {lines} lines are needed"
+            );
+            frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);
             return;
         }
         let [top, middle, bottom] = Layout::vertical([
@@ -298,10 +300,11 @@ mod tests {
 
     #[test]
     fn screen_of_a_small_terminal_says_so() {
-        let lines = shown(&Screen::default(), 59, 10);
-        assert!(
-            lines[0].starts_with("The terminal is too small"),
-            "{lines:#?}"
-        );
+        let text = "The terminal is too small: 60 columns and 4 lines are needed";
+        for (width, height) in [(59, 10), (30, 10), (30, 3), (80, 3)] {
+            let lines = shown(&Screen::default(), width, height);
+            let words = lines.join(" ");
+            assert_eq!(words.trim_end(), text, "{lines:#?}");
+        }
     }
 }
