@@ -33,10 +33,12 @@ mod segment_mode;
 mod show;
 mod text;
 pub mod top;
+mod usage_error;
 
 use anyhow::Result;
 
 pub use crate::extcap::extcap;
+pub use crate::usage_error::is_usage_error;
 
 use crate::args::{CheckArgs, ListArgs, ShowArgs};
 

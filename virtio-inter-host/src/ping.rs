@@ -6,7 +6,7 @@ use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Serialize;
 use virtio_inter_device::Counters;
 
@@ -18,6 +18,7 @@ use crate::place;
 use crate::reader::{self, Port};
 use crate::show::explain;
 use crate::text::safe;
+use crate::usage_error::usage;
 
 /// What the guest did with frames since the question before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -137,10 +138,11 @@ fn ask(name: &OsString) -> Result<Port> {
         places: vec![name.clone()],
     })?;
     if places.iter().any(|place| place.port.is_none()) {
-        bail!(
+        let why = format!(
             "{} is a segment: name a port of it, SEGMENT/PORT",
             name.display()
         );
+        return Err(usage(why).into());
     }
     place::check_readable(&places)?;
     let mut ports = reader::read(&places);

@@ -21,7 +21,7 @@ use std::io::{self, Write};
 use std::thread;
 
 use env_logger::{Env, Target};
-use log::Level;
+use log::{Level, Record};
 
 /// Ignores the signals that a write may raise, and that would end or stop this process: SIGXFSZ,
 /// SIGTTOU, SIGTTIN. The Rust runtime does the same with SIGPIPE.
@@ -39,18 +39,25 @@ pub fn restore_signals() {
 ///
 /// If standard error is the journal, lines carry its priorities, and no time stamp: it adds one.
 pub fn start(default_level: &str) {
+    start_as(default_level, None);
+}
+
+/// The same for a command that somebody runs at a terminal or in a script: lines begin with the
+/// program's name, and have neither time nor level.
+pub fn start_plain(default_level: &str, program: &'static str) {
+    start_as(default_level, Some(program));
+}
+
+fn start_as(default_level: &str, plain: Option<&'static str>) {
     let mut builder =
         env_logger::Builder::from_env(Env::default().default_filter_or(default_level));
     builder.target(Target::Pipe(Box::new(QueueWriter)));
     if journal::is_stderr() {
         builder.format(|line, record| {
-            let text = match record.level() {
-                // Modules are of use to developers only.
-                Level::Debug | Level::Trace => format!("{}: {}", record.target(), record.args()),
-                _ => record.args().to_string(),
-            };
-            line.write_all(journal::prefix(record.level(), &text).as_bytes())
+            line.write_all(journal::prefix(record.level(), &text_of(record)).as_bytes())
         });
+    } else if let Some(program) = plain {
+        builder.format(move |line, record| writeln!(line, "{program}: {}", text_of(record)));
     } else if !matches!(
         std::env::var("RUST_LOG_STYLE").as_deref(),
         Ok("always" | "never")
@@ -59,6 +66,14 @@ pub fn start(default_level: &str) {
         builder.write_style(anstream::AutoStream::choice(&io::stderr()).into());
     }
     builder.init();
+}
+
+fn text_of(record: &Record<'_>) -> String {
+    match record.level() {
+        // Modules are of use to developers only.
+        Level::Debug | Level::Trace => format!("{}: {}", record.target(), record.args()),
+        _ => record.args().to_string(),
+    }
 }
 
 /// Has `hook` called in the thread that writes, before it writes anything: a process may restrict

@@ -89,6 +89,13 @@ pub enum Command {
     Extcap(ExtcapArgs),
 }
 
+impl Command {
+    /// Whether it runs for a service manager, or for somebody who keeps its log.
+    pub fn is_daemon(&self) -> bool {
+        matches!(self, Self::Port(_) | Self::Uplink(_) | Self::Exporter(_))
+    }
+}
+
 /// One line for each paragraph: clap wraps them.
 const HOST_HELP: &str = "\
 A port answers root, its own user, the owner of its segment's directory, and the members of that \

@@ -7,9 +7,8 @@ use virtio_inter::cli::{self, Cli, Command};
 use virtio_inter::inherited::InheritedError;
 use virtio_inter::uplink::UplinkError;
 use virtio_inter::{capabilities, notify, process, shared_uplink, watchdog};
-use virtio_inter_host::capture::UsageError as CaptureUsageError;
 use virtio_inter_host::exporter::Manager;
-use virtio_inter_host::output;
+use virtio_inter_host::{is_usage_error, output};
 
 /// Exit status after a wrong command line, by convention.
 const USAGE: u8 = 2;
@@ -40,7 +39,10 @@ fn run() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    virtio_inter_log::start(log_level(&cli));
+    match cli.command.is_daemon() {
+        true => virtio_inter_log::start(log_level(&cli)),
+        false => virtio_inter_log::start_plain(log_level(&cli), "virtio-inter"),
+    }
     match execute(&cli.command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -49,9 +51,8 @@ fn run() -> ExitCode {
             if !notify::failed(&why) {
                 error!("{why}");
             }
-            let is_usage = error.is::<UplinkError>()
-                || error.is::<InheritedError>()
-                || error.is::<CaptureUsageError>();
+            let is_usage =
+                error.is::<UplinkError>() || error.is::<InheritedError>() || is_usage_error(&error);
             if is_usage {
                 return ExitCode::from(USAGE);
             }

@@ -17,10 +17,10 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_shutdown};
-use thiserror::Error;
 
 use crate::args::{CaptureArgs, Places};
 use crate::place;
+use crate::usage_error::usage;
 use file::{Output, Statistics, WriteError};
 use filter::Filter;
 use protocol::{Request, VERSION};
@@ -37,15 +37,6 @@ const SETTLED: Duration = Duration::from_millis(20);
 const FILTER_BYTES: u32 = 256;
 /// Exit status after a second signal.
 const KILLED: i32 = 130;
-
-/// The command line is wrong.
-#[derive(Debug, Error)]
-#[error("{0}")]
-pub struct UsageError(String);
-
-fn usage(error: impl ToString) -> UsageError {
-    UsageError(error.to_string())
-}
 
 /// Captures until SIGINT, SIGTERM or SIGHUP, or until so many frames are there as are wanted, or
 /// until nobody is left who could send any.

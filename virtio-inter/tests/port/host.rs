@@ -553,10 +553,51 @@ fn ping_says_whether_a_port_answers_and_has_a_guest() {
 
     a.signal(Signal::KILL);
     until("it is gone", || text(&ping()).contains("nobody listens"));
-    let answer = run("ping", place.segment().as_os_str(), &[]);
-    assert_eq!(answer.status.code(), Some(1));
-    let error = String::from_utf8_lossy(&answer.stderr).into_owned();
-    assert!(error.contains("name a port of it, SEGMENT/PORT"), "{error}");
+}
+
+#[test]
+fn ping_and_others_end_with_the_status_of_a_wrong_command_line() {
+    let place = Place::new();
+    let segment = place.segment();
+    let told = |command: &str, value: &OsStr| {
+        let answer = run(command, value, &[]);
+        let error = String::from_utf8_lossy(&answer.stderr).into_owned();
+        assert_eq!(answer.status.code(), Some(2), "{command}: {error}");
+        error
+    };
+    assert_eq!(
+        told("ping", segment.as_os_str()),
+        format!(
+            "virtio-inter: {} is a segment: name a port of it, SEGMENT/PORT\n",
+            segment.display()
+        )
+    );
+    for command in ["ping", "list", "check", "top", "exporter"] {
+        let options: &[&str] = match command {
+            "exporter" => &["--once", "--textfile=/no-such-directory"],
+            _ => &[],
+        };
+        let answer = run(command, OsStr::new(".."), options);
+        assert_eq!(answer.status.code(), Some(2), "{command}");
+    }
+}
+
+#[test]
+fn commands_say_what_is_wrong_in_plain_lines_and_daemons_in_log_lines() {
+    let said = |command: &str, options: &[&str]| {
+        let mut program = Command::new(PROGRAM);
+        program.env_remove("RUST_LOG").arg(command).args(options);
+        let output = program.arg("no-such-segment").output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let plain = "virtio-inter: There is no segment /run/virtio-inter/no-such-segment";
+    for command in ["list", "show", "check", "top", "ping", "capture", "events"] {
+        let said = said(command, &[]);
+        assert!(said.starts_with(plain), "{command}: {said}");
+        assert_eq!(said.lines().count(), 1, "{command}: {said}");
+    }
+    let said = said("exporter", &["--listen", "127.0.0.1:0"]);
+    assert!(said.contains("ERROR virtio_inter] There is no"), "{said}");
 }
 
 #[test]
