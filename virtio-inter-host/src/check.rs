@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use crate::document::Document;
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::reader::{Answer, Port};
 use crate::show::explain;
 use crate::text::{age, safe};
@@ -52,7 +52,7 @@ impl Finding {
 }
 
 /// One line for each finding, and a summary.
-pub(crate) fn lines(findings: &[Finding], ports: &[Port]) -> String {
+pub(crate) fn lines(findings: &[Finding], places: &[Place], ports: &[Port]) -> String {
     let mut text = String::new();
     for finding in findings {
         let Finding {
@@ -68,11 +68,11 @@ pub(crate) fn lines(findings: &[Finding], ports: &[Port]) -> String {
             .map_or_else(String::new, |age| format!(", {age}"));
         text += &format!("{}: {} ({}{age})\n", safe(place), safe(what), safe(code));
     }
-    text + &format!(
-        "{} port(s) checked, {} finding(s)\n",
-        ports.len(),
-        findings.len()
-    )
+    let checked = match place::none_of(places) {
+        Some(none) => none,
+        None => format!("{} port(s) checked", ports.len()),
+    };
+    text + &format!("{checked}, {} finding(s)\n", findings.len())
 }
 
 /// Looks for what should be mended.
@@ -346,6 +346,32 @@ mod tests {
     }
 
     #[test]
+    fn check_says_that_there_is_nothing_to_check() {
+        assert_eq!(
+            lines(&[], &[], &[]),
+            "There is no segment in /run/virtio-inter, 0 finding(s)\n"
+        );
+        let temp = tempfile::tempdir().unwrap();
+        let directory = temp.path().display().to_string();
+        assert_eq!(
+            lines(&[], &[place_of(temp.path())], &[]),
+            format!("There is no port on segment {directory}, 0 finding(s)\n")
+        );
+        let denied = Place::denied(temp.path());
+        assert_eq!(
+            lines(&[], &[denied], &[]),
+            "0 port(s) checked, 0 finding(s)\n"
+        );
+    }
+
+    fn place_of(directory: &Path) -> Place {
+        let places = crate::args::Places {
+            places: vec![directory.as_os_str().to_owned()],
+        };
+        place::find(&places).unwrap().remove(0)
+    }
+
+    #[test]
     fn check_says_how_old_a_finding_is() {
         let ago = |seconds: u64| {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -360,12 +386,17 @@ mod tests {
             "refused": [{"peer": "c", "by_peer": true, "reason": "why", "when": ago(150)}],
         });
         let ports = [port("a", status)];
+        let temp = tempfile::tempdir().unwrap();
+        for file in ["a.sock", "a.lock"] {
+            fs::write(temp.path().join(file), "").unwrap();
+        }
+        let of_port = place_of(temp.path());
         let found: Vec<Finding> = findings(&[], &ports)
             .into_iter()
             .filter(|finding| !finding.place.is_empty())
             .collect();
         assert_eq!(
-            lines(&found, &ports),
+            lines(&found, &[of_port], &ports),
             "web/a: Frames (foreign-source, last 2 h ago)\n\
              web/a: Refused by c: why (refused, last 2 min ago)\n\
              1 port(s) checked, 2 finding(s)\n"
@@ -398,11 +429,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let code = |mode: u32| {
             fs::set_permissions(temp.path(), PermissionsExt::from_mode(mode)).unwrap();
-            let places = crate::args::Places {
-                places: vec![temp.path().as_os_str().to_owned()],
-            };
-            let place = crate::place::find(&places).unwrap().remove(0);
-            directory(&place).map(|(code, _)| code)
+            directory(&place_of(temp.path())).map(|(code, _)| code)
         };
         assert_eq!(code(0o700), None);
         assert_eq!(code(0o3770), None);

@@ -82,7 +82,7 @@ pub fn check(arguments: &CheckArgs) -> Result<(String, bool)> {
     let text = if arguments.json {
         text::json(&findings)?
     } else {
-        check::lines(&findings, &ports)
+        check::lines(&findings, &places, &ports)
     };
     Ok((text, findings.is_empty()))
 }

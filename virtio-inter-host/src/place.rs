@@ -12,6 +12,7 @@ use virtio_inter_args::{SEGMENTS, SegmentArgError, nearest, segment_directory};
 use virtio_inter_common::PortId;
 
 use crate::args::Places;
+use crate::text::safe;
 
 /// Entries of a directory that are looked at: more than a segment has ports and files.
 const MAX_ENTRIES: usize = 65_536;
@@ -207,6 +208,17 @@ pub(crate) fn find_again(places: &Places) -> Result<Vec<Place>, PlaceError> {
     }
     let values = places.places.iter();
     Ok(values.filter_map(|value| find_one(value).ok()).collect())
+}
+
+/// Why there is no port. None: there is one, or nobody knows.
+pub(crate) fn none_of(places: &[Place]) -> Option<String> {
+    if places.is_empty() {
+        return Some(format!("There is no segment in {SEGMENTS}"));
+    }
+    let is_empty = |place: &Place| place.ports.is_empty() && place.unreadable.is_none();
+    let names: Vec<String> = places.iter().map(|place| safe(&place.name())).collect();
+    let all = places.iter().all(is_empty);
+    all.then(|| format!("There is no port on segment {}", names.join(", ")))
 }
 
 /// For a command that needs each port.

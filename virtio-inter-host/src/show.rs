@@ -7,12 +7,15 @@ use virtio_inter_device::Counters;
 
 use crate::document::{Document, Peer, RateLimits, TokenBucket};
 use crate::list::vmm;
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::reader::{Answer, Port};
 use crate::text::{age, safe, si};
 
 /// The tree.
 pub(crate) fn tree(places: &[Place], ports: &[Port]) -> String {
+    if let Some(none) = place::none_of(places) {
+        return none + "\n";
+    }
     let now = SystemTime::now();
     let mut text = String::new();
     let unreadable = || {
@@ -237,6 +240,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn show_says_that_there_is_nothing_to_show() {
+        assert_eq!(tree(&[], &[]), "There is no segment in /run/virtio-inter\n");
+    }
 
     #[test]
     fn show_says_why_a_segment_or_port_cannot_be_read() {

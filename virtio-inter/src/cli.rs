@@ -108,8 +108,9 @@ no status (of an older version).";
 
 /// One line for each paragraph: clap wraps them.
 const CHECK_HELP: &str = "\
-Exit status: 0 if nothing was found, 1 if something was or the check failed, 2 if the command line \
-is wrong.";
+Exit status: 0 if nothing was found, also where there is no port; 1 if something was; 2 if the \
+command line is wrong; 3 if the check failed. As a monitoring plug-in: OK, WARNING, CRITICAL and \
+UNKNOWN.";
 
 /// One line for each paragraph: clap wraps them.
 const PING_HELP: &str = "\

@@ -13,6 +13,10 @@ use virtio_inter_host::{is_usage_error, output};
 /// Exit status after a wrong command line, by convention.
 const USAGE: u8 = 2;
 
+/// Exit status of a check that failed: 1 is that of one that found something. Monitoring plug-ins
+/// have 3 for "unknown".
+const NOT_CHECKED: u8 = 3;
+
 fn main() -> ExitCode {
     virtio_inter_log::ignore_signals();
     // If one thread panicked and the process went on, it would hold its sockets and move no frames.
@@ -56,7 +60,10 @@ fn run() -> ExitCode {
             if is_usage {
                 return ExitCode::from(USAGE);
             }
-            ExitCode::FAILURE
+            match cli.command {
+                Command::Check(_) => ExitCode::from(NOT_CHECKED),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

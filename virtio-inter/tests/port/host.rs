@@ -230,6 +230,10 @@ fn check_ends_with_the_status_that_monitoring_needs() {
     };
     let output = check(&["--json"]);
     assert_eq!(of_segment(&output), [""; 0]);
+    // Neither clean nor a finding.
+    let failed = run("check", OsStr::new("no-such-segment"), &[]);
+    assert_eq!(failed.status.code(), Some(3));
+    assert_eq!(text(&failed), "");
     let b = place
         .command("b")
         .with("--mac", "52:54:00:00:00:61")
@@ -263,7 +267,8 @@ fn segment_or_port_that_is_not_there_is_told_with_the_nearest_name() {
         for command in ["list", "show", "check"] {
             let output = run(command, value.as_os_str(), &[]);
             let log = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(1), "{log}");
+            let code = if command == "check" { 3 } else { 1 };
+            assert_eq!(output.status.code(), Some(code), "{log}");
             assert!(log.contains(told), "{log}");
             assert_eq!(log.lines().count(), 1, "{log}");
         }
@@ -634,6 +639,11 @@ fn segment_is_created_for_a_port_and_deleted_after_it() {
     };
     // The line of tmpfiles.d(5).
     let line = text(&command("create"));
+    for command in ["show", "check"] {
+        let said = text(&run(command, segment.as_os_str(), &[]));
+        let expected = format!("There is no port on segment {}", segment.display());
+        assert!(said.contains(&expected), "{said}");
+    }
     let expected = format!("d {} 0700 ", segment.display());
     assert!(line.starts_with(&expected), "{line}");
     assert!(!command("create").status.success());
