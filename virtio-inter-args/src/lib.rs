@@ -14,6 +14,7 @@
 mod group;
 mod interface;
 mod nearest;
+mod owner;
 mod path;
 mod rate_limit;
 mod segment;
@@ -24,6 +25,7 @@ mod user;
 pub use group::Group;
 pub use interface::{InterfaceNameError, check_interface_name};
 pub use nearest::{is_typing_error, nearest};
+pub use owner::Owner;
 pub use path::absolute;
 pub use rate_limit::{ByDirection, Direction, RateLimitArg, RateLimitError, TokenBucket};
 pub use segment::{SEGMENTS, SegmentArgError, segment_directory};

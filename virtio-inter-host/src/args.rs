@@ -3,10 +3,11 @@
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use virtio_inter_args::Group;
+use virtio_inter_args::{Group, Owner};
 use virtio_inter_device::MIN_SNAPLEN;
 use virtio_inter_sandbox::SandboxArgs;
 
@@ -110,6 +111,26 @@ pub enum SegmentCommand {
     List(SegmentListArgs),
 }
 
+/// A value, and how it was written.
+#[derive(Debug, Clone)]
+pub struct Given<T> {
+    /// The value.
+    pub value: T,
+    /// As it was written.
+    pub text: String,
+}
+
+impl<T: FromStr> FromStr for Given<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        Ok(Self {
+            value: text.parse()?,
+            text: text.to_owned(),
+        })
+    }
+}
+
 /// Options of `virtio-inter segment create`.
 #[derive(Debug, Clone, Args)]
 pub struct CreateArgs {
@@ -117,9 +138,13 @@ pub struct CreateArgs {
     /// stays, write the printed line to a file in /etc/tmpfiles.d
     #[arg(value_name = "NAME|DIR")]
     pub segment: OsString,
+    /// User, by name or number, who is to own the segment instead of the caller, which only root
+    /// can do. An uplink that ports share, and a trunk, run as root or as that user
+    #[arg(long, value_name = "USER")]
+    pub owner: Option<Given<Owner>>,
     /// Group, by name or number, whose members' ports may join: mode 3770 instead of 0700
     #[arg(long, value_name = "GROUP")]
-    pub group: Option<Group>,
+    pub group: Option<Given<Group>>,
     /// Another mode, octal. Other users than the owner may write only with the sticky bit, as in
     /// 3770, and never all users
     #[arg(long, value_name = "MODE")]

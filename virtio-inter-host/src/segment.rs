@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
-use virtio_inter_args::{Group, SEGMENTS, segment_directory};
+use virtio_inter_args::{SEGMENTS, segment_directory};
 
 use crate::args::{CreateArgs, DeleteArgs, Places, SegmentCommand, SegmentListArgs};
 use crate::place::{self, Place};
@@ -49,16 +49,29 @@ fn create(arguments: &CreateArgs) -> Result<String> {
         }
         made => made.with_context(|| format!("Cannot make {}", path.display()))?,
     }
-    if let Err(error) = give(&path, arguments.group, mode) {
+    if let Err(error) = give(&path, arguments, mode) {
         // It is empty: nothing is lost.
         let _ = fs::remove_dir(&path);
         return Err(error);
     }
     // The same for systemd-tmpfiles, as /run does not outlive a boot.
-    let metadata =
-        fs::metadata(&path).with_context(|| format!("Cannot read {}", path.display()))?;
-    let (uid, gid) = (metadata.uid(), metadata.gid());
-    Ok(format!("d {} {mode:04o} {uid} {gid}\n", path.display()))
+    let failed = || format!("Cannot read {}", path.display());
+    let metadata = fs::metadata(&path).with_context(failed)?;
+    let owner = arguments.owner.as_ref().map(|owner| owner.text.clone());
+    let group = arguments.group.as_ref().map(|group| group.text.clone());
+    let owner = owner.unwrap_or_else(|| name_or_number(metadata.uid()));
+    let group = group.unwrap_or_else(|| name_or_number(metadata.gid()));
+    // Without links and "..", which may lead elsewhere at the next boot.
+    let path = fs::canonicalize(&path).with_context(failed)?;
+    Ok(format!("d {} {mode:04o} {owner} {group}\n", path.display()))
+}
+
+/// A user or group that nobody gave a name.
+fn name_or_number(id: u32) -> String {
+    match id {
+        0 => "root".to_owned(),
+        id => id.to_string(),
+    }
 }
 
 fn make_directory_of_all() -> Result<()> {
@@ -68,13 +81,22 @@ fn make_directory_of_all() -> Result<()> {
     }
 }
 
-fn give(path: &Path, group: Option<Group>, mode: u32) -> Result<()> {
-    if let Some(group) = group {
-        std::os::unix::fs::chown(path, None, Some(group.id())).with_context(|| {
+fn give(path: &Path, arguments: &CreateArgs, mode: u32) -> Result<()> {
+    if let Some(group) = &arguments.group {
+        chown(path, None, Some(group.value.id())).with_context(|| {
             format!(
                 "Cannot give {} to group {}: only its members can",
                 path.display(),
-                group.id()
+                group.text
+            )
+        })?;
+    }
+    if let Some(owner) = &arguments.owner {
+        chown(path, Some(owner.value.id()), None).with_context(|| {
+            format!(
+                "Cannot give {} to user {}: only root can",
+                path.display(),
+                owner.text
             )
         })?;
     }
@@ -209,6 +231,7 @@ mod tests {
         let path = temp.path().join("web");
         create(&CreateArgs {
             segment: path.clone().into_os_string(),
+            owner: None,
             group: None,
             mode: mode.map(|mode| mode.parse().unwrap()),
         })?;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
@@ -651,6 +651,42 @@ fn segment_is_created_for_a_port_and_deleted_after_it() {
     assert!(!segment.exists());
     let error = String::from_utf8_lossy(&command("delete").stderr).into_owned();
     assert!(error.contains("There is no segment"), "{error}");
+}
+
+#[test]
+fn segment_is_created_for_an_owner_and_a_group() {
+    let temp = tempfile::tempdir().unwrap();
+    fs::create_dir(temp.path().join("beside")).unwrap();
+    let segment = temp.path().join("web");
+    let create = |options: &[&str]| {
+        Command::new(PROGRAM)
+            .args(["segment", "create"])
+            .args(options)
+            .arg(temp.path().join("beside/../web"))
+            .output()
+            .unwrap()
+    };
+    let refused = create(&["--owner", "no-such-user"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(!segment.exists());
+    if !rustix::process::geteuid().is_root() {
+        let failed = create(&["--owner", "nobody"]);
+        let error = String::from_utf8_lossy(&failed.stderr).into_owned();
+        assert!(error.contains("to user nobody: only root can"), "{error}");
+        assert!(!segment.exists());
+        return;
+    }
+    let line = text(&create(&["--owner", "nobody", "--group", "1234"]));
+    let expected = format!("d {} 3770 nobody 1234\n", segment.display());
+    assert_eq!(line, expected);
+    let metadata = fs::metadata(&segment).unwrap();
+    assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, 1234));
+    assert_eq!(metadata.mode() & 0o7777, 0o3770);
+    fs::remove_dir(&segment).unwrap();
+
+    let line = text(&create(&["--group", "daemon"]));
+    let expected = format!("d {} 3770 root daemon\n", segment.display());
+    assert_eq!(line, expected);
 }
 
 #[test]
