@@ -286,7 +286,7 @@ pub(crate) fn process_name(pid: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
 
@@ -332,6 +332,48 @@ mod tests {
             (r#"{"frontend":3}"#, "invalid"),
         ] {
             assert_eq!(answer(Some(text)).state(), state, "{text}");
+        }
+    }
+
+    #[test]
+    fn reader_asks_each_port_once_and_all_before_it_waits() {
+        let temp = tempfile::tempdir().unwrap();
+        // Three descriptors each; other tests may need some, too.
+        const PORTS: usize = AT_ONCE / 2;
+        let socket = |port| temp.path().join(format!("vm{port}.status"));
+        let listeners: Vec<UnixListener> = (0..PORTS)
+            .map(|port| {
+                std::fs::write(temp.path().join(format!("vm{port}.lock")), "").unwrap();
+                UnixListener::bind(socket(port)).unwrap()
+            })
+            .collect();
+        let place = place(temp.path());
+        std::thread::scope(|scope| {
+            let ports = scope.spawn(|| {
+                // No port answers before all are asked.
+                let mut clients: Vec<_> = listeners
+                    .iter()
+                    .map(|listener| listener.accept().unwrap().0)
+                    .collect();
+                for client in &mut clients {
+                    client.write_all(b"{}").unwrap();
+                }
+            });
+            let read = read(&[place]);
+            let have_answered = read.iter().all(|port| port.state() == "no VMM");
+            if !have_answered {
+                // Else they would wait for ever.
+                for port in 0..PORTS {
+                    let _ = UnixStream::connect(socket(port));
+                }
+            }
+            ports.join().unwrap();
+            assert!(have_answered && read.len() == PORTS);
+        });
+        for listener in &listeners {
+            listener.set_nonblocking(true).unwrap();
+            let again = listener.accept().unwrap_err();
+            assert_eq!(again.kind(), io::ErrorKind::WouldBlock);
         }
     }
 

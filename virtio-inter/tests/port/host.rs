@@ -169,6 +169,8 @@ fn segment_and_port_that_may_not_be_read_keep_nothing_else_from_the_view() {
         error.contains("the segment's ports cannot be listed"),
         "{error}"
     );
+    // So that it can be removed.
+    fs::set_permissions(&closed, Permissions::from_mode(0o700)).unwrap();
     a.end();
 }
 
