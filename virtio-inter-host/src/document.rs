@@ -28,6 +28,8 @@ pub(crate) struct Document {
     pub(crate) active: Option<bool>,
     pub(crate) priority: Option<u16>,
     pub(crate) peers: Vec<Peer>,
+    pub(crate) sandbox: Option<Sandbox>,
+    pub(crate) limits: Option<Limits>,
     pub(crate) rate_limits: Option<RateLimits>,
     pub(crate) allow_mac: Vec<String>,
     pub(crate) ip: Vec<String>,
@@ -96,7 +98,44 @@ pub(crate) struct Traffic {
     pub(crate) drops: u64,
 }
 
-/// The limits of a port, for each of both directions.
+/// What confines the port's process.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Sandbox {
+    pub(crate) mode: String,
+    pub(crate) walls: Vec<String>,
+    pub(crate) missing: Vec<MissingWall>,
+}
+
+/// A wall that does not stand.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct MissingWall {
+    pub(crate) wall: String,
+    pub(crate) reason: String,
+}
+
+/// What peers and links take of the port's limits.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Limits {
+    pub(crate) peers: Limit,
+    /// In bytes.
+    pub(crate) link_memory: Limit,
+    pub(crate) rings: Limit,
+    /// Percentage of each that peers of one user take at most.
+    pub(crate) max_user_share: u8,
+}
+
+/// What is used of a limit.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Limit {
+    pub(crate) used: u64,
+    pub(crate) max: u64,
+}
+
+/// The rate limits of a port, for each of both directions.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct RateLimits {

@@ -28,6 +28,8 @@ pub(crate) struct PortRates {
 pub(crate) struct PairRates {
     /// The peer's id.
     pub(crate) peer: String,
+    /// Since when they are linked, in seconds since 1970.
+    pub(crate) since: Option<u64>,
     /// Frames.
     pub(crate) frames: f64,
     /// Their bits, without the virtio header.
@@ -79,6 +81,7 @@ impl Rates {
             let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / time.as_secs_f64();
             Some(PairRates {
                 peer: peer.id.clone(),
+                since: peer.since,
                 frames: rate(now.frames, then.frames),
                 bits: 8.0 * rate(now.bytes, then.bytes),
                 drops: rate(now.drops, then.drops),
@@ -166,6 +169,7 @@ mod tests {
         let found = rates(&[port(100, 1)], &[port(300, 2)], Duration::from_secs(2));
         let expected = PairRates {
             peer: "b".to_owned(),
+            since: Some(1),
             frames: 100.0,
             bits: 80_000.0,
             drops: 10.0,

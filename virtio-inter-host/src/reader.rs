@@ -35,6 +35,8 @@ const AT_ONCE: usize = 256;
 pub(crate) struct Port {
     /// The segment's name, or its directory.
     pub(crate) segment: String,
+    /// The segment's directory, absolute.
+    pub(crate) directory: PathBuf,
     pub(crate) id: PortId,
     pub(crate) answer: Answer,
 }
@@ -98,6 +100,7 @@ impl Port {
         let document = serde_json::from_value(status.clone()).unwrap();
         Self {
             segment: "web".to_owned(),
+            directory: "/run/virtio-inter/web".into(),
             id: id.parse().unwrap(),
             answer: Answer::Status(Box::new(document), status.to_string().into_bytes()),
         }
@@ -157,6 +160,7 @@ pub(crate) fn read(places: &[Place]) -> Vec<Port> {
                 Question {
                     port: Port {
                         segment: place.name(),
+                        directory: place.segment.clone(),
                         id: id.clone(),
                         answer: Answer::Silent,
                     },

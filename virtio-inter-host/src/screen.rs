@@ -1,5 +1,7 @@
 //! What `virtio-inter top` shows: a table of ports and their rates, and a line of keys.
 
+use std::time::SystemTime;
+
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
@@ -7,7 +9,7 @@ use ratatui::text::Line;
 use ratatui::widgets::{Cell, Paragraph, Row, Table, Wrap};
 
 use crate::rates::{PairRates, PortRates};
-use crate::text::{safe, si};
+use crate::text::{age, safe, si};
 
 /// Columns and lines of a terminal that the table needs.
 const LEAST: (u16, u16) = (60, 4);
@@ -98,7 +100,10 @@ impl Screen {
         }
         frame.render_widget(Line::raw(text), top);
         let (first, header): (u16, &[&str]) = match self.shows_pairs {
-            true => (24, &["PORT → PEER", "bit/s", "frames/s", "DROPS/s"]),
+            true => (
+                24,
+                &["PORT → PEER", "LINKED", "bit/s", "frames/s", "DROPS/s"],
+            ),
             false => (
                 14,
                 &[
@@ -169,7 +174,9 @@ fn row(port: &PortRates) -> TableRow {
 
 /// A row for each peer to which the port sends.
 fn pair_rows(port: &PortRates) -> Vec<TableRow> {
+    let now = SystemTime::now();
     let row = |pair: &PairRates| {
+        let linked = pair.since.map_or("-".to_owned(), |since| age(now, since));
         let name = format!("{}/{} → {}", port.segment, port.port, pair.peer);
         let style = match (pair.frames > 0.0, pair.drops > 0.0) {
             (_, true) => Style::new().add_modifier(Modifier::BOLD),
@@ -179,6 +186,7 @@ fn pair_rows(port: &PortRates) -> Vec<TableRow> {
         TableRow {
             cells: vec![
                 Cell::from(safe(&name)),
+                Cell::from(linked),
                 Cell::from(si(pair.bits)),
                 Cell::from(si(pair.frames)),
                 Cell::from(si(pair.drops)),
@@ -211,6 +219,7 @@ mod tests {
             }),
             pairs: vec![PairRates {
                 peer: "z".to_owned(),
+                since: Some(u64::MAX),
                 frames: tx_bits / 800.0,
                 bits: tx_bits,
                 drops,
@@ -292,8 +301,10 @@ mod tests {
         screen.toggle_pairs();
         let lines = shown(&screen, 80, 6);
         let words = |line: usize| lines[line].split_whitespace().collect::<Vec<_>>();
-        assert_eq!(words(2), ["web/b", "→", "z", "16.0M", "20.0k", "3"]);
-        assert_eq!(words(3), ["web/a", "→", "z", "8.00M", "10.0k", "0"]);
+        let expected = ["web/b", "→", "z", "0", "s", "16.0M", "20.0k", "3"];
+        assert_eq!(words(2), expected);
+        let expected = ["web/a", "→", "z", "0", "s", "8.00M", "10.0k", "0"];
+        assert_eq!(words(3), expected);
         screen.toggle_pairs();
         assert!(shown(&screen, 80, 6)[2].contains("running"));
     }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use virtio_inter_device::Counters;
 
-use crate::document::{Document, Peer, RateLimits, TokenBucket};
+use crate::document::{Document, Limit, Limits, Peer, RateLimits, Sandbox, TokenBucket};
 use crate::list::vmm;
 use crate::place::{self, Place};
 use crate::reader::{Answer, Port};
@@ -36,12 +36,21 @@ pub(crate) fn tree(places: &[Place], ports: &[Port]) -> String {
         text.push('\n');
     }
     for group in ports.chunk_by(|a, b| a.segment == b.segment) {
-        let _ = writeln!(text, "Segment {}", safe(&group[0].segment));
+        let _ = writeln!(text, "Segment {}", segment(&group[0]));
         for port in group {
-            show_port(&mut text, port);
+            show_port(&mut text, port, now);
         }
     }
     text
+}
+
+/// The name of a port's segment, and its directory if that is another text.
+fn segment(port: &Port) -> String {
+    let (name, directory) = (&port.segment, port.directory.display().to_string());
+    match *name == directory {
+        true => safe(name),
+        false => format!("{} ({})", safe(name), safe(&directory)),
+    }
 }
 
 /// Everything about a port that needs an operator.
@@ -80,7 +89,7 @@ pub(crate) fn explain(answer: &Answer) -> String {
     .to_owned()
 }
 
-fn show_port(text: &mut String, port: &Port) {
+fn show_port(text: &mut String, port: &Port, now: SystemTime) {
     let kind = match port.status().is_some_and(Document::is_shared_uplink) {
         true => "Uplink",
         false => "Port",
@@ -104,8 +113,8 @@ fn show_port(text: &mut String, port: &Port) {
     if let Some(guard) = guard(status) {
         line("guard", guard);
     }
-    if let Some(limits) = status.rate_limits.as_ref().and_then(limits) {
-        line("limits", limits);
+    if let Some(limits) = status.rate_limits.as_ref().and_then(rate_limits) {
+        line("rate limits", limits);
     }
     if let Some(mtu) = status.mtu {
         line("mtu", mtu.to_string());
@@ -116,7 +125,15 @@ fn show_port(text: &mut String, port: &Port) {
     if let Some(pid) = status.pid {
         let version = status.program_version.as_deref().map(safe);
         let version = version.map_or_else(String::new, |version| format!(", version {version}"));
-        line("process", format!("{pid}{version}"));
+        let started = status.started.map(|started| age(now, started));
+        let started = started.map_or_else(String::new, |age| format!(", started {age} ago"));
+        line("process", format!("{pid}{version}{started}"));
+    }
+    if let Some(sandbox) = &status.sandbox {
+        line("sandbox", walls(sandbox));
+    }
+    if let Some(limits) = &status.limits {
+        line("limits", used(limits));
     }
     if let Some(socket) = &status.socket {
         line("socket", safe(socket));
@@ -177,12 +194,16 @@ fn show_port(text: &mut String, port: &Port) {
         line(
             "peer",
             format!(
-                "{} {}, MTU {}{role}{}{}",
+                "{} {}, MTU {}{role}{}{}{}",
                 safe(&peer.id),
                 safe(&peer.mac),
                 peer.mtu,
                 if peer.away { ", without a guest" } else { "" },
-                exchanged(peer)
+                exchanged(peer),
+                peer.since.map_or_else(String::new, |since| format!(
+                    ", linked for {}",
+                    age(now, since)
+                ))
             ),
         );
     }
@@ -196,8 +217,36 @@ fn guard(status: &Document) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
+/// What confines the process, and what does not, with the reason.
+fn walls(sandbox: &Sandbox) -> String {
+    let mut text = safe(&sandbox.mode);
+    if !sandbox.walls.is_empty() {
+        let _ = write!(text, ", {}", safe(&sandbox.walls.join(" ")));
+    }
+    for missing in &sandbox.missing {
+        let (wall, reason) = (safe(&missing.wall), safe(&missing.reason));
+        let _ = write!(text, ", without {wall} ({reason})");
+    }
+    text
+}
+
+/// What peers and links take of the port's limits.
+fn used(limits: &Limits) -> String {
+    let of = |limit: Limit| format!("{} of {}", limit.used, limit.max);
+    let bytes = |bytes: u64| format!("{}B", si(bytes as f64));
+    let memory = limits.link_memory;
+    format!(
+        "peers {}, link memory {} of {}, rings {}; {} % of each for one user",
+        of(limits.peers),
+        bytes(memory.used),
+        bytes(memory.max),
+        of(limits.rings),
+        limits.max_user_share
+    )
+}
+
 /// The port's rate limits, by second. None: there are none.
-fn limits(limits: &RateLimits) -> Option<String> {
+fn rate_limits(limits: &RateLimits) -> Option<String> {
     let text = |name: &str, bucket: Option<TokenBucket>, scale: f64, unit: &str| {
         let bucket = bucket.filter(|bucket| bucket.refill_time != 0)?;
         let rate = bucket.size as f64 * scale * 1000.0 / bucket.refill_time as f64;
@@ -259,8 +308,56 @@ mod tests {
             "! db: the segment's ports cannot be listed, as its directory is not this user's to \
              read: ask as root, as its owner, or as a member of its group\n\
              ! web/a: not permitted: ask as root, as the port's user, or as the segment's group\n\
-             \nSegment web\n    Port a (denied)\n    Port b (no VMM)\n"
+             \nSegment web (/run/virtio-inter/web)\n    Port a (denied)\n    Port b (no VMM)\n"
         );
+    }
+
+    #[test]
+    fn port_has_its_age_its_walls_and_what_it_takes_of_its_limits() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.unwrap().as_secs();
+        let ago = |seconds: u64| now - seconds;
+        let port = Port::answering(
+            "a",
+            &json!({
+                "pid": 4711, "program_version": "1.2.3", "started": ago(7300),
+                "sandbox": {
+                    "mode": "on", "walls": ["files", "system_calls"],
+                    "missing": [{"wall": "tcp", "reason": "Landlock has ABI 2"}],
+                },
+                "limits": {
+                    "peers": {"used": 1, "max": 1024},
+                    "link_memory": {"used": 524_288, "max": 1_073_741_824},
+                    "rings": {"used": 2, "max": 8192},
+                    "max_user_share": 98,
+                },
+                "peers": [
+                    {"id": "b", "mac": "02:00:00:00:00:02", "mtu": 1500, "since": ago(130)},
+                    {"id": "c", "mac": "02:00:00:00:00:03", "mtu": 1500},
+                ],
+            }),
+        );
+        let expected = "\
+Segment web (/run/virtio-inter/web)
+    Port a (no VMM)
+        process: 4711, version 1.2.3, started 2 h ago
+        sandbox: on, files system_calls, without tcp (Landlock has ABI 2)
+        limits: peers 1 of 1024, link memory 524kB of 1.07GB, rings 2 of 8192; 98 % of each for \
+one user
+        peer: b 02:00:00:00:00:02, MTU 1500, linked for 2 min
+        peer: c 02:00:00:00:00:03, MTU 1500
+";
+        assert_eq!(tree(&[], &[port]), expected);
+    }
+
+    #[test]
+    fn segment_that_was_given_as_a_directory_is_named_once() {
+        let port = Port {
+            segment: "/srv/web".to_owned(),
+            directory: "/srv/web".into(),
+            ..Port::answering("a", &json!({}))
+        };
+        assert!(tree(&[], &[port]).starts_with("Segment /srv/web\n"));
     }
 
     #[test]

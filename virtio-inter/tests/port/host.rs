@@ -191,13 +191,16 @@ fn show_of_one_port_has_its_peers_and_warnings_on_top() {
         "{show}"
     );
     assert!(show.contains("    Port a (no VMM)\n"), "{show}");
-    assert!(
-        show.contains(
-            "peer: b 52:54:00:00:00:62, MTU 9000, without a guest, sent 0 frames (0B), \
-             received 0 (0B)\n"
-        ),
-        "{show}"
-    );
+    let peer = "peer: b 52:54:00:00:00:62, MTU 9000, without a guest, sent 0 frames (0B), \
+                received 0 (0B), linked for ";
+    assert!(show.contains(peer), "{show}");
+    let directory = place.segment();
+    let segment = format!("Segment {}\n", directory.display());
+    assert!(show.contains(&segment), "{show}");
+    let process = format!("process: {}, version ", a.pid());
+    for line in [&*process, ", started ", "sandbox: ", "limits: peers 1 of "] {
+        assert!(show.contains(line), "{line} is not in\n{show}");
+    }
     assert!(!show.contains("Port b"), "{show}");
     a.end();
     b.end();
