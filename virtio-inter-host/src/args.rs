@@ -202,7 +202,7 @@ pub struct ExporterArgs {
     /// Write the file once, and end
     #[arg(long, conflicts_with_all = ["listen", "interval"])]
     pub once: bool,
-    /// Also serve what each port exchanged with each of its peers: six lines for a port and peer.
+    /// Also serve what each port exchanged with each of its peers: nine lines for a port and peer.
     /// 256 ports of one segment have 65,280 such pairs, more than most Prometheus servers should
     /// get from one host
     #[arg(long)]

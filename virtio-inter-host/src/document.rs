@@ -96,6 +96,18 @@ pub(crate) struct Traffic {
     pub(crate) frames: u64,
     pub(crate) bytes: u64,
     pub(crate) drops: u64,
+    /// Number of times that the ring to the peer became full. Older ports do not say.
+    pub(crate) stalls: Option<u64>,
+    /// None: there is none now.
+    pub(crate) ring: Option<Ring>,
+}
+
+/// The rings to a peer, in bytes.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Ring {
+    pub(crate) used: u64,
+    pub(crate) capacity: u64,
 }
 
 /// What confines the port's process.

@@ -256,20 +256,34 @@ impl CounterFamilies {
 /// What ports have exchanged with each peer.
 struct PeerFamilies {
     start: Family<Labels, Gauge>,
+    ring_used: Family<Labels, Gauge>,
+    ring_capacity: Family<Labels, Gauge>,
     tx_packets: Family<Labels, Counter>,
     tx_bytes: Family<Labels, Counter>,
     drops: Family<Labels, Counter>,
+    stalls: Family<Labels, Counter>,
     rx_packets: Family<Labels, Counter>,
     rx_bytes: Family<Labels, Counter>,
 }
 
 impl PeerFamilies {
     fn new(registry: &mut Registry) -> Self {
-        let start = Family::<Labels, Gauge>::default();
-        registry.register(
+        let mut gauge = |name: &str, help: &str| {
+            let family = Family::<Labels, Gauge>::default();
+            registry.register(name, help, family.clone());
+            family
+        };
+        let start = gauge(
             "peer_link_start_time_seconds",
             "Start of the links with the peer, since 1970. The counters of the peer start then",
-            start.clone(),
+        );
+        let ring_used = gauge(
+            "peer_ring_used_bytes",
+            "Bytes of frames of the port's guest in the rings to the peer, which it has not taken",
+        );
+        let ring_capacity = gauge(
+            "peer_ring_capacity_bytes",
+            "Bytes that the rings to the peer have room for. There are none if nothing is sent",
         );
         let mut family = |name: &str, help: &str| {
             let family = Family::<Labels, Counter>::default();
@@ -278,6 +292,8 @@ impl PeerFamilies {
         };
         Self {
             start,
+            ring_used,
+            ring_capacity,
             tx_packets: family(
                 "peer_transmit_packets",
                 "Frames of the port's guest that were sent to the peer by links",
@@ -289,6 +305,11 @@ impl PeerFamilies {
             drops: family(
                 "peer_drop",
                 "Frames of the port's guest for the peer that were lost, as the peer took none",
+            ),
+            stalls: family(
+                "peer_transmit_stalls",
+                "Number of times that the ring to the peer became full, so that frames of the \
+                 port's guest waited for it or were lost",
             ),
             rx_packets: family(
                 "peer_receive_packets",
@@ -320,6 +341,16 @@ impl PeerFamilies {
             count(&self.tx_packets, tx.frames);
             count(&self.tx_bytes, tx.bytes);
             count(&self.drops, tx.drops);
+            if let Some(stalls) = tx.stalls {
+                count(&self.stalls, stalls);
+                // A port that says this has no ring if it says none.
+                let ring = tx.ring.unwrap_or_default();
+                let set = |family: &Family<Labels, Gauge>, value: u64| {
+                    family.get_or_create(&labels).set(number(value));
+                };
+                set(&self.ring_used, ring.used);
+                set(&self.ring_capacity, ring.capacity);
+            }
             count(&self.rx_packets, rx.frames);
             count(&self.rx_bytes, rx.bytes);
         }
@@ -390,7 +421,10 @@ mod tests {
             ],
             "peers": [
                 {"id": "c", "since": 1_767_225_600,
-                 "tx": {"frames": 8, "bytes": 800, "drops": 1}, "rx": {"frames": 9, "bytes": 900}},
+                 "tx": {"frames": 8, "bytes": 800, "drops": 1, "stalls": 2,
+                        "ring": {"used": 128, "capacity": 65_536}},
+                 "rx": {"frames": 9, "bytes": 900}},
+                {"id": "d", "since": 1, "tx": {"frames": 1, "stalls": 0, "ring": null}, "rx": {}},
                 {"id": "uplink-without-a-link"},
                 {"id": "no \"name", "since": 1, "tx": {"frames": 1}, "rx": {"frames": 1}},
             ],
@@ -473,23 +507,35 @@ mod tests {
         let without = text(&[], &ports(), false, Format::OpenMetrics);
         assert!(!without.contains("_inter_peer_"), "{without}");
         let text = text(&[], &ports(), true, Format::OpenMetrics);
+        let labels = r#"{segment="web",port="a",peer="c"}"#;
         let mut lines: Vec<&str> = text
             .lines()
-            .filter(|line| line.starts_with("virtio_inter_peer_"))
+            .filter(|line| line.starts_with("virtio_inter_peer_") && line.contains(labels))
             .collect();
         lines.sort_unstable();
-        let labels = r#"{segment="web",port="a",peer="c"}"#;
         let expected = [
             ("drop_total", 1),
             ("link_start_time_seconds", 1_767_225_600),
             ("receive_bytes_total", 900),
             ("receive_packets_total", 9),
+            ("ring_capacity_bytes", 65_536),
+            ("ring_used_bytes", 128),
             ("transmit_bytes_total", 800),
             ("transmit_packets_total", 8),
+            ("transmit_stalls_total", 2),
         ];
         let expected =
             expected.map(|(name, value)| format!("virtio_inter_peer_{name}{labels} {value}"));
         assert_eq!(lines, expected);
+        // One to which nothing is sent now.
+        let labels = r#"{segment="web",port="a",peer="d"}"#;
+        let line = format!("virtio_inter_peer_ring_capacity_bytes{labels} 0");
+        assert!(text.lines().any(|one| one == line), "{text}");
+        // And none that has no link, or cannot be one.
+        assert!(
+            !text.contains("without-a-link") && !text.contains("no \\\"name"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -272,12 +272,21 @@ fn exchanged(peer: &Peer) -> String {
         0 => String::new(),
         drops => format!(", {drops} dropped!"),
     };
+    let stalls = match tx.stalls.unwrap_or_default() {
+        0 => String::new(),
+        1 => ", 1 stall".to_owned(),
+        stalls => format!(", {stalls} stalls"),
+    };
+    let bytes = |bytes: u64| format!("{}B", si(bytes as f64));
+    let ring = tx.ring.map_or_else(String::new, |ring| {
+        format!(", ring {} of {}", bytes(ring.used), bytes(ring.capacity))
+    });
     format!(
-        ", sent {} frames ({}B){drops}, received {} ({}B)",
+        ", sent {} frames ({}){drops}{stalls}{ring}, received {} ({})",
         tx.frames,
-        si(tx.bytes as f64),
+        bytes(tx.bytes),
         rx.frames,
-        si(rx.bytes as f64)
+        bytes(rx.bytes)
     )
 }
 
@@ -348,6 +357,22 @@ one user
         peer: c 02:00:00:00:00:03, MTU 1500
 ";
         assert_eq!(tree(&[], &[port]), expected);
+    }
+
+    #[test]
+    fn peer_has_its_ring_and_its_stalls() {
+        let text = |tx: serde_json::Value| {
+            let rx = json!({"frames": 3, "bytes": 300});
+            exchanged(&serde_json::from_value(json!({"tx": tx, "rx": rx})).unwrap())
+        };
+        let ring = json!({"used": 48_000, "capacity": 65_536});
+        let tx = json!({"frames": 9, "bytes": 900, "drops": 2, "stalls": 4, "ring": ring});
+        assert_eq!(
+            text(tx),
+            ", sent 9 frames (900B), 2 dropped!, 4 stalls, ring 48.0kB of 65.5kB, received 3 (300B)"
+        );
+        let tx = json!({"frames": 9, "bytes": 900, "drops": 0, "stalls": 0, "ring": null});
+        assert_eq!(text(tx), ", sent 9 frames (900B), received 3 (300B)");
     }
 
     #[test]

@@ -76,6 +76,8 @@
 mod busy_poll;
 mod doorbell;
 mod dump;
+#[cfg(not(loom))]
+mod gauge;
 mod layout;
 mod mapping;
 mod memory;
@@ -108,6 +110,8 @@ mod test_memory;
 pub use busy_poll::{BusyPoll, BusyPollConfig};
 pub use doorbell::{Doorbell, DoorbellError};
 pub use dump::exclude_from_dumps;
+#[cfg(not(loom))]
+pub use gauge::RingGauge;
 pub use layout::{
     DEFAULT_CAPACITY, FORMAT_VERSION, MAX_CAPACITY, MIN_CAPACITY, RECORD_ALIGN, SMALL_CAPACITY,
     max_record,

@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use vm_memory::VolatileSlice;
@@ -51,6 +52,9 @@ struct Space {
 // SAFETY: the address space belongs to this value alone and no part of it to a thread; what it
 // holds is only ever accessed as atomics, through volatile slices and by raw copies.
 unsafe impl Send for Space {}
+// SAFETY: the same; what a shared reference gives access to are atomics, and `VolatileSlice`s,
+// raw copies and descriptions that only the owner of a `Mapping` or `PageMapping` makes of it.
+unsafe impl Sync for Space {}
 
 impl Space {
     /// Reserves address space, which nobody can access before something is mapped there.
@@ -99,10 +103,44 @@ impl Drop for Space {
     }
 }
 
+/// The sender's words, kept mapped for a thread that only reads them.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct SharedSenderWords(Arc<Space>);
+
+#[cfg(not(loom))]
+impl SharedSenderWords {
+    pub(crate) fn get(&self) -> &SenderWords {
+        // SAFETY: this is the space of a `Mapping`; the rest as in `Mapping::sender_words`.
+        unsafe { &*self.0.base.as_ptr().add(WORDS_OFFSET).cast::<SenderWords>() }
+    }
+}
+
+/// The receiver's words, kept mapped for a thread that only reads them.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct SharedReceiverWords(Arc<Space>);
+
+#[cfg(not(loom))]
+impl SharedReceiverWords {
+    pub(crate) fn get(&self) -> &ReceiverWords {
+        // SAFETY: this is the space of a `PageMapping`, which has the words at this offset
+        // (asserted in `PageMapping::new`). Atomics may change under a shared reference.
+        unsafe {
+            &*self
+                .0
+                .base
+                .as_ptr()
+                .add(WORDS_OFFSET)
+                .cast::<ReceiverWords>()
+        }
+    }
+}
+
 /// The page of a receiver's words.
 #[derive(Debug)]
 pub(crate) struct PageMapping {
-    space: Space,
+    space: Arc<Space>,
 }
 
 impl PageMapping {
@@ -112,7 +150,14 @@ impl PageMapping {
         let mut space = Space::reserve(len)?;
         space.map(0, len, fd, 0, rights)?;
         space.exclude_from_dumps()?;
+        let space = Arc::new(space);
         Ok(Self { space })
+    }
+
+    /// The words, for another thread.
+    #[cfg(not(loom))]
+    pub(crate) fn share(&self) -> SharedReceiverWords {
+        SharedReceiverWords(Arc::clone(&self.space))
     }
 
     /// Reads the description, which the peer may be changing: check the copy, use the copy.
@@ -138,7 +183,9 @@ impl PageMapping {
 /// Owns the address space `page | data | data again` of a region, and the receiver's page.
 #[derive(Debug)]
 pub struct Mapping {
-    space: Space,
+    /// Where `space` begins.
+    base: NonNull<u8>,
+    space: Arc<Space>,
     /// Bytes from the beginning to the data area: one page.
     data_offset: usize,
     /// Bytes of the data area: a power of two, at least a page.
@@ -170,7 +217,8 @@ impl Mapping {
         space.map(data_offset + capacity, capacity, fd, data_offset, rights)?;
         space.exclude_from_dumps()?;
         Ok(Self {
-            space,
+            base: space.base,
+            space: Arc::new(space),
             data_offset,
             capacity,
             receiver_words: no_receiver(),
@@ -182,6 +230,13 @@ impl Mapping {
     pub(crate) fn attach(&mut self, page: PageMapping) {
         self.receiver_words = page.words();
         self.page = Some(page);
+    }
+
+    /// The words of both sides, as far as they are known, for another thread.
+    #[cfg(not(loom))]
+    pub(crate) fn share(&self) -> (SharedSenderWords, Option<SharedReceiverWords>) {
+        let page = self.page.as_ref().map(PageMapping::share);
+        (SharedSenderWords(Arc::clone(&self.space)), page)
     }
 
     /// Whether the receiver's words are known.
@@ -204,7 +259,7 @@ impl Mapping {
 
     #[inline]
     fn base(&self) -> *mut u8 {
-        self.space.base.as_ptr()
+        self.base.as_ptr()
     }
 
     /// Where a record that starts at `position` lies: always on a record boundary of the first data

@@ -13,6 +13,8 @@ use crate::layout::{
     FORMAT_VERSION, Geometry, MAGIC, MAX_CAPACITY, PAGE_MAGIC, PageGeometry, RECORD_ALIGN,
     RECORD_HEADER, SMALL_CAPACITY, is_capacity,
 };
+#[cfg(not(loom))]
+use crate::mapping::SharedReceiverWords;
 use crate::mapping::{Mapping, PageMapping, Rights};
 
 /// File system type of a memfd (linux/magic.h). One on hugetlbfs has another.
@@ -257,6 +259,12 @@ impl ReceiverPage {
     /// The memfd, for handing it to the peer.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// The receiver's words, for another thread.
+    #[cfg(not(loom))]
+    pub(crate) fn share(&self) -> SharedReceiverWords {
+        self.mapping.share()
     }
 
     /// The mapping alone: a ring needs no descriptor.

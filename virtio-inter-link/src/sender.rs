@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use vm_memory::VolatileSlice;
 
 use crate::doorbell::Doorbell;
+#[cfg(not(loom))]
+use crate::gauge::RingGauge;
 use crate::layout::{CLOSED, RECORD_ALIGN, RECORD_HEADER, footprint};
 use crate::mapping::Mapping;
 use crate::memory::{Memory, Signal};
@@ -56,6 +58,12 @@ impl Sender {
     pub fn attach(&mut self, page: ReceiverPage) -> Result<(), Violation> {
         self.memory.attach(page.into_mapping());
         self.wake_receiver()
+    }
+
+    /// How full the ring is, for another thread. If the sender is [attached](Self::attach) later,
+    /// so has the gauge to be.
+    pub fn gauge(&self) -> RingGauge {
+        RingGauge::new(self.capacity, self.memory.share())
     }
 
     /// Whether it has been [attached](Self::attach). A link that was closed before has still to be:

@@ -8,7 +8,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use virtio_inter_args::absolute;
 use virtio_inter_common::{IpSets, MacSets, PortId};
-use virtio_inter_device::backend::LinkTraffic;
+use virtio_inter_device::backend::{LinkTraffic, RingFill};
 use virtio_inter_device::{Counters, FeatureNames};
 use virtio_inter_segment::{PeerInfo, RefusedPeer, Usage, UsageOf};
 
@@ -171,18 +171,42 @@ struct Peer<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tx: Option<PeerTraffic>,
+    tx: Option<SentToPeer>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    rx: Option<PeerTraffic>,
+    rx: Option<ReceivedFromPeer>,
 }
 
-/// Frames exchanged with a peer by links, in one direction.
+/// Frames sent to a peer by links.
 #[derive(Debug, Serialize)]
-struct PeerTraffic {
+struct SentToPeer {
     frames: u64,
     bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    drops: Option<u64>,
+    drops: u64,
+    stalls: u64,
+    ring: Option<Ring>,
+}
+
+/// Frames received from a peer by links.
+#[derive(Debug, Serialize)]
+struct ReceivedFromPeer {
+    frames: u64,
+    bytes: u64,
+}
+
+/// The rings to a peer, in bytes.
+#[derive(Debug, Serialize)]
+struct Ring {
+    used: u64,
+    capacity: u64,
+}
+
+impl From<RingFill> for Ring {
+    fn from(fill: RingFill) -> Self {
+        Self {
+            used: fill.used,
+            capacity: fill.capacity,
+        }
+    }
 }
 
 /// A problem that an operator should fix.
@@ -379,15 +403,16 @@ impl<'a> From<(&'a PeerInfo, Option<LinkTraffic>)> for Peer<'a> {
             trunk: peer.trunk,
             away: peer.away,
             since: traffic.map(|traffic| unix_time(traffic.since)),
-            tx: traffic.map(|traffic| PeerTraffic {
+            tx: traffic.map(|traffic| SentToPeer {
                 frames: traffic.tx_frames,
                 bytes: traffic.tx_bytes,
-                drops: Some(traffic.tx_drops),
+                drops: traffic.tx_drops,
+                stalls: traffic.tx_stalls,
+                ring: traffic.tx_rings.map(Ring::from),
             }),
-            rx: traffic.map(|traffic| PeerTraffic {
+            rx: traffic.map(|traffic| ReceivedFromPeer {
                 frames: traffic.rx_frames,
                 bytes: traffic.rx_bytes,
-                drops: None,
             }),
         }
     }

@@ -44,7 +44,7 @@ pub(crate) use link::{
     Forwarding, Holder, Holders, Learned, LinkAnswer, LinkCommand, NewPeer, PeerAddresses,
     PeerTraffic, RxLink, RxLinkId, RxRing,
 };
-pub use link::{LinkTraffic, Links, Paths};
+pub use link::{LinkTraffic, Links, Paths, RingFill};
 pub use loopback::Loopback;
 pub use network::Network;
 pub use null::Null;

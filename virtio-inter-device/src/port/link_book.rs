@@ -11,13 +11,14 @@ use std::sync::Arc;
 
 use virtio_inter_common::{MacAddr, MacSets};
 use virtio_inter_link::{
-    Doorbell, PairError, Receiver, RegionError, SMALL_CAPACITY, Sender, pair, pair_with,
+    Doorbell, PairError, Receiver, ReceiverPage, RegionError, RingGauge, SMALL_CAPACITY, Sender,
+    pair, pair_with,
 };
 use virtio_inter_segment::{LocalPort, PeerInfo, PeerKey};
 
 use crate::backend::{
-    Forwarding, Holder, Holders, Learned, NewPeer, PeerAddresses, PeerTraffic, RxLink, RxLinkId,
-    RxRing,
+    Forwarding, Holder, Holders, Learned, LinkTraffic, NewPeer, PeerAddresses, PeerTraffic,
+    RingFill, RxLink, RxLinkId, RxRing,
 };
 use crate::device::DeviceError;
 use crate::frame::NET_HEADER;
@@ -68,6 +69,15 @@ pub(super) struct Peer {
     traffic: Arc<PeerTraffic>,
     /// The queue pairs that have a ring to it, or wait for one: a bit set by index.
     pub(super) with_ring: u64,
+    /// The rings to it that are in use, by queue pair.
+    gauges: BTreeMap<u16, Gauge>,
+}
+
+/// A ring's number, and its fill.
+#[derive(Debug)]
+struct Gauge {
+    number: u64,
+    ring: RingGauge,
 }
 
 /// The control thread's ends of the floods, and its view of who has a ring.
@@ -185,6 +195,7 @@ impl LinkBook {
                 addresses: addresses.clone(),
                 traffic: Arc::clone(&traffic),
                 with_ring: 0,
+                gauges: BTreeMap::new(),
             };
             self.peers.insert(peer.key, new);
             (peer.key, addresses, traffic)
@@ -249,6 +260,54 @@ impl LinkBook {
     /// What is exchanged with a peer.
     pub(super) fn traffic(&self, peer: PeerKey) -> Option<&Arc<PeerTraffic>> {
         self.peers.get(&peer).map(|peer| &peer.traffic)
+    }
+
+    /// The frames exchanged with a peer, and the fill of the rings to it.
+    pub(super) fn exchanged(&self, peer: PeerKey) -> Option<LinkTraffic> {
+        let peer = self.peers.get(&peer)?;
+        let rings = peer.gauges.values().map(|gauge| RingFill {
+            used: gauge.ring.used(),
+            capacity: gauge.ring.capacity(),
+        });
+        let tx_rings = rings.reduce(|sum, ring| RingFill {
+            used: sum.used + ring.used,
+            capacity: sum.capacity + ring.capacity,
+        });
+        Some(LinkTraffic {
+            tx_rings,
+            ..peer.traffic.total()
+        })
+    }
+
+    /// A queue pair sends to a peer on this ring.
+    pub(super) fn set_gauge(&mut self, peer: PeerKey, queue: u16, number: u64, ring: RingGauge) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.gauges.insert(queue, Gauge { number, ring });
+        }
+    }
+
+    /// The receiver of a ring writes to this page.
+    pub(super) fn attach_gauge(
+        &mut self,
+        peer: PeerKey,
+        queue: u16,
+        number: u64,
+        page: &ReceiverPage,
+    ) {
+        let peer = self.peers.get_mut(&peer);
+        let gauge = peer.and_then(|peer| peer.gauges.get_mut(&queue));
+        if let Some(gauge) = gauge.filter(|gauge| gauge.number == number) {
+            gauge.ring.attach(page);
+        }
+    }
+
+    /// A queue pair sends to a peer on this ring no longer; without a number, on none.
+    pub(super) fn remove_gauge(&mut self, peer: PeerKey, queue: u16, number: Option<u64>) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            let is_it = |gauge: &Gauge| number.is_none_or(|number| gauge.number == number);
+            peer.gauges
+                .retain(|at, gauge| *at != queue || !is_it(gauge));
+        }
     }
 
     /// The addresses of a peer.

@@ -149,8 +149,11 @@ impl<B: LinkBackend> Port<B> {
         number: u64,
         sender: Sender,
     ) -> Result<(), DeviceError> {
+        let gauge = sender.gauge();
         let command = LinkCommand::SetRing(peer, number, Box::new(sender));
-        self.change_ring(queue, peer, command)
+        self.change_ring(queue, peer, command)?;
+        self.book.set_gauge(peer, queue, number, gauge);
+        Ok(())
     }
 
     /// No ring can be made now for queue pair `queue` to a peer.
@@ -173,7 +176,9 @@ impl<B: LinkBackend> Port<B> {
         queue: u16,
         number: u64,
     ) -> Result<(), DeviceError> {
-        self.change_ring(queue, peer, LinkCommand::SetDeclined(peer, number))
+        self.change_ring(queue, peer, LinkCommand::SetDeclined(peer, number))?;
+        self.book.remove_gauge(peer, queue, Some(number));
+        Ok(())
     }
 
     fn change_ring(
@@ -201,6 +206,7 @@ impl<B: LinkBackend> Port<B> {
         number: u64,
         page: ReceiverPage,
     ) -> Result<(), DeviceError> {
+        self.book.attach_gauge(peer, queue, number, &page);
         self.ask_links(queue, LinkCommand::Attach(peer, number, page))?;
         Ok(())
     }
@@ -232,9 +238,10 @@ impl<B: LinkBackend> Port<B> {
         Ok(())
     }
 
-    /// The frames that were exchanged with a peer by links since it was added. None: it was not.
+    /// The frames that were exchanged with a peer by links since it was added, and how full the
+    /// rings to it are. None: it was not added. No worker is asked.
     pub fn traffic(&self, peer: PeerKey) -> Option<LinkTraffic> {
-        self.book.traffic(peer).map(|traffic| traffic.total())
+        self.book.exchanged(peer)
     }
 
     /// Delivers a record that a peer sent without a ring, or drops it.
@@ -272,6 +279,7 @@ impl<B: LinkBackend> Port<B> {
                 self.book.drain(queue, Some(flooded));
                 for (peer, _sender) in closed {
                     self.book.set_ring(peer, queue, false);
+                    self.book.remove_gauge(peer, queue, None);
                 }
                 others |= has_rings;
             }

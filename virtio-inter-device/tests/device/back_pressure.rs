@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use virtio_inter_device::Device;
+use virtio_inter_device::backend::RingFill;
 
 use crate::driver::stream::{all_to_all, mixed};
 use crate::driver::{Network, Node, Packet, Peer, Spec, mac, until};
@@ -86,6 +87,33 @@ fn receiver_without_buffers_stops_the_sender_then_loses_its_own_frames() {
     }
     b.guest.rx[0].expect_nothing();
     assert_eq!(a.drops(), [("tx_peer_stalled", stalled)]);
+}
+
+/// What an operator sees of it.
+#[test]
+fn receiver_that_takes_nothing_has_a_full_ring_and_one_stall_each_time() {
+    let mut node = Node::new(0, patient());
+    let mut slow = Peer::attach(&mut node, 1, &Spec::default());
+    // As many records of 2112 bytes as there is room for.
+    let (capacity, record) = (256 * 1024, 2112);
+    let fits = capacity / record;
+    for stalls in 1..=2 {
+        let before = node.port.traffic(slow.key).unwrap();
+        assert_eq!(before.tx_rings, Some(RingFill { used: 0, capacity }));
+        assert_eq!(before.tx_stalls, stalls - 1);
+        for seed in 0..fits + 6 {
+            node.guest.tx[0].send(&Packet::new(mac(0), mac(1), 2036, seed));
+        }
+        until("a stall", || node.count("tx_waits") == stalls);
+        let full = node.port.traffic(slow.key).unwrap();
+        let used = fits * record;
+        assert_eq!(full.tx_rings, Some(RingFill { used, capacity }));
+        assert_eq!(full.tx_stalls, stalls);
+        assert_eq!(full.tx_frames, before.tx_frames + fits);
+        for seed in 0..fits + 6 {
+            assert_eq!(slow.receive(0).seed(), seed);
+        }
+    }
 }
 
 #[test]

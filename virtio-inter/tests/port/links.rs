@@ -327,7 +327,16 @@ fn status_says_what_was_exchanged_with_each_peer() {
     assert_eq!(exchanged(&members[1], 0), [3, from_1, 0, 5, to_1]);
     assert_eq!(exchanged(&members[2], 1), [0; 5]);
     until("the rings are given back", || members[0].rings().0 == 0);
+    let rings = |of: &Member| -> Vec<u64> {
+        let status = of.status();
+        let peers = status["peers"].as_array().unwrap().iter();
+        peers
+            .filter_map(|peer| peer["tx"]["ring"]["capacity"].as_u64())
+            .collect()
+    };
+    assert_eq!(rings(&members[0]), [0; 0]);
     exchange(&mut members, &[(0, 1)], 2);
+    assert_eq!(rings(&members[0]), [SMALL]);
     let again = bytes(0, 1, 0..2);
     assert_eq!(exchanged(&members[0], 1), [7, to_1 + again, 0, 3, from_1]);
 }

@@ -33,8 +33,8 @@ use crate::device::DeviceError;
 use crate::poller::Poller;
 use rx::RxLinks;
 pub(crate) use rx::{RxLink, RxLinkId, RxRing};
-pub use traffic::LinkTraffic;
 pub(crate) use traffic::PeerTraffic;
+pub use traffic::{LinkTraffic, RingFill};
 use tx::TxLinks;
 use tx_link::{TxLink, Unused};
 

@@ -16,6 +16,7 @@ pub(crate) struct Traffic {
     frames: Counter,
     bytes: Counter,
     drops: Counter,
+    stalls: Counter,
 }
 
 impl Traffic {
@@ -30,6 +31,12 @@ impl Traffic {
     #[cold]
     pub(super) fn add_drop(&self) {
         self.drops.add(1);
+    }
+
+    /// Counts that the peer's ring has become full.
+    #[cold]
+    pub(super) fn add_stall(&self) {
+        self.stalls.add(1);
     }
 }
 
@@ -76,6 +83,8 @@ impl PeerTraffic {
             tx_frames: sum(&self.tx, |traffic| &traffic.frames),
             tx_bytes: sum(&self.tx, |traffic| &traffic.bytes),
             tx_drops: sum(&self.tx, |traffic| &traffic.drops),
+            tx_stalls: sum(&self.tx, |traffic| &traffic.stalls),
+            tx_rings: None,
             rx_frames: sum(&self.rx, |traffic| &traffic.frames),
             rx_bytes: sum(&self.rx, |traffic| &traffic.bytes),
         }
@@ -94,8 +103,21 @@ pub struct LinkTraffic {
     pub tx_bytes: u64,
     /// Frames for it that were dropped, as its ring was full for too long or could not be made.
     pub tx_drops: u64,
+    /// Number of times that its ring became full: frames for it waited then, or were dropped.
+    pub tx_stalls: u64,
+    /// The rings to it, together. None: there are none now.
+    pub tx_rings: Option<RingFill>,
     /// Frames of it that were taken out of its rings, those that were dropped then included.
     pub rx_frames: u64,
     /// Their bytes, without the virtio header.
     pub rx_bytes: u64,
+}
+
+/// How full rings are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingFill {
+    /// Bytes of records that the peer has not taken.
+    pub used: u64,
+    /// Bytes that there is room for.
+    pub capacity: u64,
 }

@@ -385,6 +385,10 @@ impl TxLink {
                 if !self.is_requested && !sender.fits(len) && self.retry_at.is_some() {
                     return Ok(Room::NoLink);
                 }
+                // A record that waits for a larger ring finds none that is full.
+                if self.full.is_none() && sender.fits(len) {
+                    self.traffic.add_stall();
+                }
                 sender.consumed()?
             }
             None if !self.is_requested && self.retry_at.is_some_and(|at| at > now) => {
