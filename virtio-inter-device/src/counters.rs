@@ -3,9 +3,11 @@
 //!
 //! Each has a line below, which begins with its kind: `drop` counts frames that the worker lost,
 //! `control_drop` frames that the control thread lost, and `count` anything else. Tests and tools
-//! ask [`Counters::is_drop`], so the kind stands here alone. The doc comment is the description of
-//! the metric, and the name decides the metric's: the prefixes `tx_`, `rx_` and `uplink_`, and the
-//! suffix `_us` of a time. CONTRIBUTING.md has the steps to add one.
+//! ask [`Counters::is_drop`], so the kind stands here alone. A `drop` has in brackets the reason for
+//! which Linux would drop a frame like this, where one comes near: a name of `dropreason-core.h`
+//! without `SKB_DROP_REASON_`. The doc comment is the description of the metric, and the name
+//! decides the metric's: the prefixes `tx_`, `rx_` and `uplink_`, and the suffix `_us` of a time.
+//! CONTRIBUTING.md has the steps to add one.
 
 use std::ptr;
 
@@ -35,8 +37,18 @@ macro_rules! is_of_control_thread {
     };
 }
 
+/// The reason of Linux in the brackets of a counter, if it has any.
+macro_rules! linux_reason {
+    () => {
+        None
+    };
+    ($linux:ident) => {
+        Some(stringify!($linux))
+    };
+}
+
 macro_rules! counters {
-    ($($(#[doc = $doc:literal])* $kind:ident $name:ident),* $(,)?) => {
+    ($($(#[doc = $doc:literal])* $kind:ident $([$linux:ident])? $name:ident),* $(,)?) => {
         /// Counters of one worker since the port started, in frames unless it says otherwise.
         #[derive(Debug, Default)]
         #[repr(align(128))] // No other worker's counters on these cache lines.
@@ -96,6 +108,15 @@ macro_rules! counters {
                 }
             }
 
+            /// The reason for which Linux drops frames (`SKB_DROP_REASON_…`) that comes nearest to
+            /// that of a counter of lost frames. None: none comes near.
+            pub fn linux_reason(name: &str) -> Option<&'static str> {
+                match name {
+                    $(stringify!($name) => linux_reason!($($linux)?),)*
+                    _ => None,
+                }
+            }
+
             /// Whether the counter of this name counts frames that were lost. False for a name that
             /// no counter has.
             pub fn is_drop(name: &str) -> bool {
@@ -114,42 +135,42 @@ counters! {
     /// Their bytes, without the virtio header.
     count tx_bytes,
     /// From the guest: shorter than an Ethernet header, or longer than any MTU.
-    drop tx_bad_length,
+    drop[PKT_TOO_SMALL] tx_bad_length,
     /// From the guest: a GSO type that is unknown or was not negotiated.
-    drop tx_bad_gso_type,
+    drop[DEV_HDR] tx_bad_gso_type,
     /// From the guest: a GSO size of zero, or one that makes too many segments.
-    drop tx_bad_gso_size,
+    drop[DEV_HDR] tx_bad_gso_size,
     /// From the guest: a GSO frame whose `hdr_len` is longer than the frame.
-    drop tx_bad_hdr_len,
+    drop[DEV_HDR] tx_bad_hdr_len,
     /// From the guest: a GSO frame that is not of the kind that its GSO type says.
-    drop tx_bad_gso_frame,
+    drop[DEV_HDR] tx_bad_gso_frame,
     /// From the guest: a partial checksum outside of the frame, missing where GSO needs it, or not
     /// negotiated.
-    drop tx_bad_csum,
+    drop[DEV_HDR] tx_bad_csum,
     /// From the guest: a source address that is neither the port's nor allowed, or another port's.
-    drop tx_spoofed,
+    drop[MAC_INVALID_SOURCE] tx_spoofed,
     /// From the guest: an IP address that its port does not list (`--ip`), as source, or in ARP or
     /// Neighbour Discovery, or such an address at another hardware address than the frame's.
-    drop tx_ip_spoofed,
+    drop[IP_RPFILTER] tx_ip_spoofed,
     /// From the guest: a reply of a DHCP server, or a router's advertisement or redirect, which its
     /// port forbids (`--no-dhcp-server`).
-    drop tx_dhcp_server,
+    drop[NETFILTER_DROP] tx_dhcp_server,
     /// From the guest: what these two cannot examine, or a protocol that carries no address that is
     /// listed.
-    drop tx_unexamined,
+    drop[NETFILTER_DROP] tx_unexamined,
     /// From the guest: no peer has the destination address, and there is no uplink.
-    drop tx_no_destination,
+    drop[NO_TX_TARGET] tx_no_destination,
     /// From the guest: the link to the receiving port was full, and had held up frames for others
     /// long enough, or was not read for a second.
-    drop tx_peer_stalled,
+    drop[FULL_RING] tx_peer_stalled,
     /// From the guest: no ring could be made to the peer, or it did not take the ring.
-    drop tx_no_link,
+    drop[DEV_READY] tx_no_link,
     /// From the guest: multicast for peers without a ring of which there was too much.
-    drop tx_flood_lost,
+    drop[FULL_RING] tx_flood_lost,
     /// From the guest: the same, once for each peer whose connection had no room.
-    control_drop tx_flood_peer_full,
+    control_drop[SOCKET_RCVBUFF] tx_flood_peer_full,
     /// From the guest: returned unsent because the queue was disabled.
-    drop tx_disabled,
+    drop[DEV_READY] tx_disabled,
     /// Number of times that a full link, or a full uplink, held the transmit queue up.
     count tx_waits,
     /// Number of times that the port's rate limits held the transmit queue up.
@@ -164,31 +185,31 @@ counters! {
     /// Their bytes, without the virtio header.
     count rx_bytes,
     /// From a peer: shorter than an Ethernet header, or longer than any MTU.
-    drop rx_bad_length,
+    drop[PKT_TOO_SMALL] rx_bad_length,
     /// From a peer: an unknown GSO type.
-    drop rx_bad_gso_type,
+    drop[DEV_HDR] rx_bad_gso_type,
     /// From a peer: a GSO size of zero, or one that makes too many segments.
-    drop rx_bad_gso_size,
+    drop[DEV_HDR] rx_bad_gso_size,
     /// From a peer: a GSO frame whose `hdr_len` is longer than the frame.
-    drop rx_bad_hdr_len,
+    drop[DEV_HDR] rx_bad_hdr_len,
     /// From a peer: a GSO frame that is not of the kind that its GSO type says.
-    drop rx_bad_gso_frame,
+    drop[DEV_HDR] rx_bad_gso_frame,
     /// From a peer: a partial checksum outside of the frame, or missing where GSO needs it.
-    drop rx_bad_csum,
+    drop[DEV_HDR] rx_bad_csum,
     /// From a peer: a source address that is not one of the peer's, or a destination that is not
     /// one of this port's.
-    drop rx_bad_address,
+    drop[MAC_INVALID_SOURCE] rx_bad_address,
     /// From a peer whose port says that it lets no such frame pass: as `tx_ip_spoofed`.
-    drop rx_ip_spoofed,
+    drop[IP_RPFILTER] rx_ip_spoofed,
     /// The same: as `tx_dhcp_server`.
-    drop rx_dhcp_server,
+    drop[NETFILTER_DROP] rx_dhcp_server,
     /// The same: as `tx_unexamined`.
-    drop rx_unexamined,
+    drop[NETFILTER_DROP] rx_unexamined,
     /// From a peer: larger than the port's MTU, and it cannot be segmented to fit.
-    drop rx_too_long,
+    drop[PKT_TOO_BIG] rx_too_long,
     /// From a peer: larger than the guest's buffer, or than all mergeable ones that it has offered
     /// for 100 ms, and not a TCP frame that can be segmented to fit. Segments count one by one.
-    drop rx_small_buffer,
+    drop[PKT_TOO_BIG] rx_small_buffer,
     /// Frames from peers that were segmented because the guest did not negotiate the offload or has
     /// too small buffers. The segments count in `rx_frames`.
     count rx_segmented,
@@ -196,9 +217,9 @@ counters! {
     /// offload, or for DHCP programs.
     count rx_csum_completed,
     /// From peers without a ring: multicast of which there was too much.
-    control_drop rx_flood_lost,
+    control_drop[FULL_RING] rx_flood_lost,
     /// From a peer: there was no guest to take it.
-    drop rx_no_guest,
+    drop[DEV_READY] rx_no_guest,
     /// Number of times that frames had to wait for the guest's buffers.
     count rx_waits,
     /// Number of times that frames had to wait for the port's rate limits.
@@ -209,12 +230,12 @@ counters! {
     /// Their bytes, without the virtio header.
     count uplink_tx_bytes,
     /// From the guest, for the uplink: its device was down or gone.
-    drop uplink_tx_down,
+    drop[DEV_READY] uplink_tx_down,
     /// From the guest, for the uplink: its device refused the frame.
     drop uplink_tx_refused,
     /// From the guest, for the uplink: its device was full, and had held up frames for others long
     /// enough, or took nothing for a second.
-    drop uplink_tx_full,
+    drop[FULL_RING] uplink_tx_full,
     /// Frames for the guest that came by the uplink, before they were segmented or dropped.
     count uplink_rx_frames,
     /// Their bytes, without the virtio header.
@@ -269,6 +290,40 @@ mod tests {
         for name in ["tx_frames", "uplink_rx_own", "no such"] {
             assert!(!Counters::is_drop(name), "{name}");
         }
+    }
+
+    #[test]
+    fn counters_of_losses_are_the_rows_of_the_document_with_their_reasons_of_linux() {
+        let document = include_str!("../../docs/drop-reasons.md");
+        let is_row = |line: &&str| line.starts_with("| `");
+        let rows: Vec<&str> = document.lines().filter(is_row).collect();
+        let expected: Vec<String> = Counters::losses()
+            .map(|name| {
+                let linux = Counters::linux_reason(name);
+                let linux = linux.map_or("–".to_owned(), |linux| format!("`{linux}`"));
+                format!("| `{name}` | {linux} | ")
+            })
+            .collect();
+        for (row, start) in rows.iter().zip(&expected) {
+            assert!(row.starts_with(start), "{row} does not start with {start}");
+            // Name, reason, meaning, what to do.
+            let cells: Vec<&str> = row.split(" | ").collect();
+            assert!(
+                cells.len() == 4 && cells.iter().all(|cell| cell.len() > 1),
+                "{row}"
+            );
+        }
+        assert_eq!(rows.len(), expected.len());
+    }
+
+    #[test]
+    fn only_counters_of_losses_have_a_reason_of_linux() {
+        let all = Counters::default().values();
+        for (name, _) in all.iter().filter(|(name, _)| !Counters::is_drop(name)) {
+            assert_eq!(Counters::linux_reason(name), None, "{name}");
+        }
+        assert_eq!(Counters::linux_reason("tx_peer_stalled"), Some("FULL_RING"));
+        assert_eq!(Counters::linux_reason("uplink_tx_refused"), None);
     }
 
     #[test]

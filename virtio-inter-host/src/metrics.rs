@@ -229,7 +229,8 @@ impl CounterFamilies {
                 let (family, help) = if Counters::is_drop(name) {
                     labels.push(("reason", name.clone()));
                     let help = "Frames that were lost. tx is from the guest, rx is for it, as in \
-                                the status document";
+                                the status document; docs/drop-reasons.md has Linux's nearest \
+                                reasons";
                     ("drop".to_owned(), help.to_owned())
                 } else {
                     (family_of(name), help_of(description))

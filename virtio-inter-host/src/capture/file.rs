@@ -22,7 +22,7 @@ use pcap_file::pcapng::blocks::opt_common::{CommonOption, UnknownOption};
 use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeaderOption};
 use pcap_file::{DataLink, Endianness};
 use thiserror::Error;
-use virtio_inter_device::NET_HEADER;
+use virtio_inter_device::{Counters, NET_HEADER};
 
 use super::session::{About, Frame};
 
@@ -290,7 +290,11 @@ pub(crate) fn is_terminal(path: &Path) -> bool {
 
 /// What a reader of the file should know of a frame. None: nothing in particular.
 fn comment(frame: &Frame) -> Option<String> {
-    let loss = frame.loss.as_ref().map(|loss| format!("dropped: {loss}"));
+    let loss = frame.loss.as_ref().map(|loss| {
+        let linux = Counters::linux_reason(loss);
+        let linux = linux.map_or_else(String::new, |linux| format!(" (Linux: {linux})"));
+        format!("dropped: {loss}{linux}")
+    });
     let parts = [loss, offloads(&frame.net_header)];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     (!parts.is_empty()).then(|| parts.join("; "))
@@ -404,7 +408,8 @@ mod tests {
         use EnhancedPacketOption as F;
         assert!(frame.options.contains(&F::Flags(OUTBOUND)));
         assert!(frame.options.contains(&F::DropCount(2)));
-        let text = "dropped: tx_spoofed; NEEDS_CSUM start 34 offset 16, GSO TCPV4 size 1448";
+        let text = "dropped: tx_spoofed (Linux: MAC_INVALID_SOURCE); NEEDS_CSUM start 34 offset 16, \
+                    GSO TCPV4 size 1448";
         let comment = F::Common(CommonOption::Comment(text.into()));
         assert!(frame.options.contains(&comment), "{:?}", frame.options);
         let Block::InterfaceStatistics(statistics) = last else {

@@ -191,7 +191,8 @@ fn capture_of_two_ports_has_each_frame_at_both_in_order() {
     );
     let expected = [(0, true), (1, false), (1, true), (0, false), (0, true)];
     assert_eq!(captured.ways(), expected);
-    assert_eq!(captured.comments(), ["", "", "", "", "dropped: tx_spoofed"]);
+    let lost = "dropped: tx_spoofed (Linux: MAC_INVALID_SOURCE)";
+    assert_eq!(captured.comments(), ["", "", "", "", lost]);
     let lengths = captured.frames.iter().map(|frame| frame.original_len);
     assert_eq!(lengths.collect::<Vec<_>>(), [100, 100, 1000, 1000, 60]);
     assert_eq!(captured.frames[1].data, frame);
@@ -320,7 +321,7 @@ fn capture_is_read_by_tshark() {
     let expected = [
         format!("{name};{B};100;2;0;0;"),
         format!("{name};{A};200;1;0;0;"),
-        format!("{name};{B};60;2;0;2;dropped: tx_spoofed"),
+        format!("{name};{B};60;2;0;2;dropped: tx_spoofed (Linux: MAC_INVALID_SOURCE)"),
     ];
     assert_eq!(lines.lines().collect::<Vec<_>>(), expected, "{said}");
 }
