@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
+use virtio_inter_device::Counters;
 
 use crate::text::{age, safe, time_since};
 
@@ -255,6 +256,13 @@ impl Document {
     pub(crate) fn total(&self, counter: &str) -> u64 {
         let each = self.counters.iter().filter_map(|pair| pair.get(counter));
         each.fold(0, |sum, value| sum.saturating_add(*value))
+    }
+
+    /// Frames that were lost, for whatever reason.
+    pub(crate) fn drops(&self) -> u64 {
+        let each = self.counters.iter().flatten();
+        each.filter(|(name, _)| Counters::is_drop(name))
+            .fold(0, |sum, (_, value)| sum.saturating_add(*value))
     }
 
     /// Whether it is an uplink's that ports share.

@@ -49,11 +49,10 @@ use crate::args::{CheckArgs, ListArgs, ShowArgs};
 /// When there is no such segment or port, or /run/virtio-inter cannot be read.
 pub fn list(arguments: &ListArgs) -> Result<String> {
     let places = place::find(&arguments.places)?;
-    let ports = reader::read(&places);
     if arguments.json {
-        return text::json(&reader::entries(&places, &ports));
+        return text::json(&reader::entries(&places, &reader::read(&places)));
     }
-    Ok(list::table_of(&places, &ports))
+    Ok(list::read_twice(&places))
 }
 
 /// Runs `virtio-inter show`. Returns what goes to standard output.

@@ -12,7 +12,6 @@ use virtio_inter_device::Counters;
 
 use crate::args::{PingArgs, Places};
 use crate::document::{Document, Warning};
-use crate::list::drops;
 use crate::output;
 use crate::place;
 use crate::reader::{self, Port};
@@ -196,7 +195,7 @@ fn reply(number: u32, time: Duration, before: Option<&Port>, port: &Port) -> Rep
         state: port.state(),
         time_ms: time.as_secs_f64() * 1e3,
         guest,
-        frames_lost: port.status().map_or(0, drops),
+        frames_lost: port.status().map_or(0, Document::drops),
         frames_to_guest: total("rx_frames"),
         frames_from_guest: total("tx_frames"),
         all_lost,

@@ -5,7 +5,6 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::document::{Document, Peer};
-use crate::list::drops;
 use crate::reader::Port;
 
 /// A port at a moment, and its rates since the reading before.
@@ -68,7 +67,7 @@ impl Rates {
             tx_bits: 8.0 * rate(&|status| status.total("tx_bytes")),
             rx_frames: rate(&|status| status.total("rx_frames")),
             rx_bits: 8.0 * rate(&|status| status.total("rx_bytes")),
-            drops: rate(&drops),
+            drops: rate(&Document::drops),
         })
     }
 

@@ -175,6 +175,37 @@ fn segment_and_port_that_may_not_be_read_keep_nothing_else_from_the_view() {
 }
 
 #[test]
+fn list_has_the_drops_of_each_second() {
+    let place = Place::new();
+    let a = place.start("a");
+    let segment = place.segment();
+    let mut guest = Guest::new(&a, 1514);
+    let drops = || {
+        let list = text(&run("list", segment.as_os_str(), &[]));
+        let cells: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
+        // Warnings have spaces in them, and so have VMMs.
+        let state = cells.iter().position(|cell| *cell == "running").unwrap();
+        cells[state + 3..state + 5].join(" ")
+    };
+    until("the guest", || {
+        text(&run("list", segment.as_os_str(), &[])).contains(" running ")
+    });
+    assert_eq!(drops(), "0 0");
+    // From another address than the port's, until they were seen.
+    std::thread::scope(|scope| {
+        let seen = scope.spawn(|| until("a rate", || !drops().ends_with(" 0")));
+        while !seen.is_finished() {
+            guest.send("52:54:00:00:00:99", "ff:ff:ff:ff:ff:ff", 60);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    });
+    // They are over, and still counted.
+    let drops = drops();
+    assert!(drops.ends_with(" 0") && drops != "0 0", "{drops}");
+    a.end();
+}
+
+#[test]
 fn show_of_one_port_has_its_peers_and_warnings_on_top() {
     let place = Place::new();
     let a = place.start("a");
