@@ -1,5 +1,8 @@
 //! `virtio-inter check`: what an operator should mend, on all segments.
 
+mod code;
+mod limits;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
@@ -13,12 +16,11 @@ use crate::place::{self, Place};
 use crate::reader::{Answer, Port};
 use crate::show::explain;
 use crate::text::{age, safe};
+use code::Code;
+use limits::Host;
 
 /// Warnings of ports that are one finding of their whole segment here.
 const OF_SEGMENTS: [&str; 2] = ["mtu-mismatch", "segment-not-sticky"];
-
-/// Share of a limit above which it is about to be reached, in percent.
-const NEARLY_USED: u64 = 90;
 
 /// Something to mend.
 #[derive(Debug, Serialize)]
@@ -39,7 +41,12 @@ pub(crate) struct Finding {
 }
 
 impl Finding {
-    fn new(place: &str, code: &str, text: String) -> Self {
+    fn new(place: &str, code: Code, text: String) -> Self {
+        Self::named(place, code.as_str(), text)
+    }
+
+    /// One with the code of a port's warning.
+    fn named(place: &str, code: &str, text: String) -> Self {
         Self {
             place: place.to_owned(),
             code: code.to_owned(),
@@ -77,9 +84,13 @@ pub(crate) fn lines(findings: &[Finding], places: &[Place], ports: &[Port]) -> S
 
 /// Looks for what should be mended.
 pub(crate) fn findings(places: &[Place], ports: &[Port]) -> Vec<Finding> {
+    findings_on(&Host::read(), places, ports)
+}
+
+fn findings_on(host: &Host, places: &[Place], ports: &[Port]) -> Vec<Finding> {
     let now = SystemTime::now();
     let mut found = Vec::new();
-    if let Some((code, text)) = host() {
+    for (code, text) in host.findings() {
         found.push(Finding::new("", code, text));
     }
     for place in places {
@@ -88,7 +99,7 @@ pub(crate) fn findings(places: &[Place], ports: &[Port]) -> Vec<Finding> {
         }
         if let Some(unreadable) = &place.unreadable {
             let (name, text) = (place.name(), unreadable.explain());
-            found.push(Finding::new(&name, "segment-unreadable", text));
+            found.push(Finding::new(&name, Code::SegmentUnreadable, text));
         }
     }
     for group in ports.chunk_by(|a, b| a.segment == b.segment) {
@@ -97,30 +108,24 @@ pub(crate) fn findings(places: &[Place], ports: &[Port]) -> Vec<Finding> {
         }
         for port in group {
             let name = format!("{}/{}", port.segment, port.id);
-            match port.status() {
-                None => {
-                    let (code, text) = (code_of(&port.answer), explain(&port.answer));
-                    found.push(Finding::new(&name, code, text));
+            let code = match &port.answer {
+                Answer::Status(status, _) => {
+                    found.extend(of_port(&name, status, host, now));
+                    continue;
                 }
-                Some(status) => found.extend(of_port(&name, status, now)),
-            }
+                Answer::Gone => Code::PortGone,
+                Answer::Denied => Code::PortDenied,
+                Answer::Silent => Code::PortSilent,
+                Answer::None => Code::NoStatus,
+                Answer::Invalid(_) => Code::InvalidStatus,
+            };
+            found.push(Finding::new(&name, code, explain(&port.answer)));
         }
     }
     found
 }
 
-fn code_of(answer: &Answer) -> &'static str {
-    match answer {
-        Answer::Status(..) => "port",
-        Answer::Gone => "port-gone",
-        Answer::Denied => "port-denied",
-        Answer::Silent => "port-silent",
-        Answer::None => "no-status",
-        Answer::Invalid(_) => "invalid-status",
-    }
-}
-
-fn of_port(name: &str, status: &Document, now: SystemTime) -> Vec<Finding> {
+fn of_port(name: &str, status: &Document, host: &Host, now: SystemTime) -> Vec<Finding> {
     let warnings = status.warnings.iter();
     let mut found: Vec<Finding> = warnings
         .filter(|warning| !OF_SEGMENTS.contains(&warning.code.as_str()))
@@ -128,7 +133,7 @@ fn of_port(name: &str, status: &Document, now: SystemTime) -> Vec<Finding> {
             since: warning.since,
             last: warning.last,
             age: warning.age(now),
-            ..Finding::new(name, &warning.code, warning.text.clone())
+            ..Finding::named(name, &warning.code, warning.text.clone())
         })
         .collect();
     let lost = status.total("rx_no_guest");
@@ -137,7 +142,7 @@ fn of_port(name: &str, status: &Document, now: SystemTime) -> Vec<Finding> {
             "No VMM is connected, and {lost} frames for its guest were lost: start the VM with \
              this port's socket"
         );
-        found.push(Finding::new(name, "no-vmm", text));
+        found.push(Finding::new(name, Code::NoVmm, text));
     }
     for refused in &status.refused {
         if refused.conflict {
@@ -154,24 +159,17 @@ fn of_port(name: &str, status: &Document, now: SystemTime) -> Vec<Finding> {
             age: refused
                 .when
                 .map(|when| format!("last {} ago", age(now, when))),
-            ..Finding::new(name, "refused", text)
+            ..Finding::new(name, Code::Refused, text)
         });
     }
-    let limit = status
-        .pid
-        .and_then(descriptors)
-        .filter(|(used, max)| nearly(*used, *max));
-    if let Some((used, max)) = limit {
-        let text = format!(
-            "The port has {used} open files of {max}: raise the limit (LimitNOFILE=, ulimit -n)"
-        );
-        found.push(Finding::new(name, "files-used-up", text));
+    for (code, text) in limits::of_port(status, host) {
+        found.push(Finding::new(name, code, text));
     }
     found
 }
 
 /// What only all ports of a segment together show.
-fn segment(ports: &[Port]) -> Vec<(&'static str, String)> {
+fn segment(ports: &[Port]) -> Vec<(Code, String)> {
     let mut found = Vec::new();
     let known = || ports.iter().filter_map(|port| Some((port, port.status()?)));
     let macs = known().filter_map(|(port, status)| Some((status.mac.clone()?, port)));
@@ -183,7 +181,7 @@ fn segment(ports: &[Port]) -> Vec<(&'static str, String)> {
             "Ports {} have one MAC address, {mac}: give each its own",
             ports.join(", ")
         );
-        found.push(("duplicate-mac", text));
+        found.push((Code::DuplicateMac, text));
     }
     let mtus = grouped(known().filter_map(|(port, status)| Some((status.mtu?, port))));
     if mtus.len() > 1 {
@@ -197,7 +195,7 @@ fn segment(ports: &[Port]) -> Vec<(&'static str, String)> {
              their VMs with that MTU",
             each.join(", ")
         );
-        found.push(("mtu-mismatch", text));
+        found.push((Code::MtuMismatch, text));
     }
     found
 }
@@ -214,51 +212,20 @@ fn grouped<'a, K: Ord + Display>(
 }
 
 /// Users who can do harm in a segment's directory.
-fn directory(place: &Place) -> Option<(&'static str, String)> {
+fn directory(place: &Place) -> Option<(Code, String)> {
     let mode = fs::metadata(&place.segment).ok()?.permissions().mode() & 0o7777;
     if mode & 0o022 != 0 && mode & 0o1000 == 0 {
         let text = format!(
             "Mode {mode:04o} lets users take the names of each other's ports: chmod +t {}",
             place.segment.display()
         );
-        return Some(("segment-not-sticky", text));
+        return Some((Code::SegmentNotSticky, text));
     }
     if mode & 0o002 != 0 {
         let text = format!("Mode {mode:04o} lets every user of the host join the segment");
-        return Some(("segment-public", text));
+        return Some((Code::SegmentPublic, text));
     }
     None
-}
-
-/// Limits of the host.
-fn host() -> Option<(&'static str, String)> {
-    let read = |name: &str| -> Option<u64> {
-        let text = fs::read_to_string(format!("/proc/sys/fs/{name}")).ok()?;
-        text.trim().parse().ok()
-    };
-    let (used, max) = (read("aio-nr")?, read("aio-max-nr")?);
-    nearly(used, max).then(|| {
-        let text = format!(
-            "{used} of fs.aio-max-nr = {max} are used: ports that start later link with their own \
-             user and root only; raise it with sysctl"
-        );
-        ("aio-used-up", text)
-    })
-}
-
-fn nearly(used: u64, max: u64) -> bool {
-    used.saturating_mul(100) >= max.saturating_mul(NEARLY_USED)
-}
-
-/// Open files of a process, and their limit; `None` if this user may not see them.
-fn descriptors(pid: u32) -> Option<(u64, u64)> {
-    let used = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))?;
-    let max = line.split_whitespace().next()?.parse().ok()?;
-    Some((u64::try_from(used).ok()?, max))
 }
 
 #[cfg(test)]
@@ -274,9 +241,8 @@ mod tests {
     }
 
     fn codes(ports: &[Port]) -> Vec<(String, String)> {
-        findings(&[], ports)
+        findings_on(&Host::default(), &[], ports)
             .into_iter()
-            .filter(|finding| !finding.place.is_empty())
             .map(|finding| (finding.place, finding.code))
             .collect()
     }
@@ -332,7 +298,7 @@ mod tests {
             ..port("a", json!({}))
         };
         let places = [Place::denied(Path::new("/run/virtio-inter/db"))];
-        let findings = findings(&places, &[denied, port("b", json!({}))]);
+        let findings = findings_on(&Host::default(), &places, &[denied, port("b", json!({}))]);
         let codes: Vec<(String, String)> = findings
             .into_iter()
             .filter(|finding| !finding.place.is_empty())
@@ -372,6 +338,64 @@ mod tests {
     }
 
     #[test]
+    fn check_finds_ports_that_do_not_answer_as_they_should() {
+        let not_answering = |id: &str, answer: Answer| Port {
+            answer,
+            ..port(id, json!({}))
+        };
+        let ports = [
+            not_answering("a", Answer::Denied),
+            not_answering("b", Answer::Silent),
+            not_answering("c", Answer::None),
+            not_answering("d", Answer::Invalid("why".to_owned())),
+        ];
+        assert_eq!(
+            codes(&ports),
+            [
+                found("web/a", "port-denied"),
+                found("web/b", "port-silent"),
+                found("web/c", "no-status"),
+                found("web/d", "invalid-status"),
+            ]
+        );
+        let text = lines(&findings_on(&Host::default(), &[], &ports), &[], &ports);
+        assert!(
+            text.starts_with("web/a: not permitted: ask as root"),
+            "{text}"
+        );
+        assert!(
+            text.contains("web/b: no answer in time: the port is stopped"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn check_finds_a_port_without_a_vmm_once_frames_were_lost_for_it() {
+        let of = |frontend: Value, lost: u64| {
+            let status = json!({"frontend": frontend, "counters": [{"rx_no_guest": lost}]});
+            codes(&[port("a", status)])
+        };
+        assert_eq!(of(Value::Null, 1), [found("web/a", "no-vmm")]);
+        // Nobody sent anything, or the VM is only paused.
+        assert_eq!(of(Value::Null, 0), []);
+        assert_eq!(of(json!({"pid": 1, "queues_running": 0}), 1), []);
+        let uplink = json!({"active": true, "counters": [{"rx_no_guest": 1}]});
+        assert_eq!(codes(&[port("a", uplink)]), []);
+    }
+
+    #[test]
+    fn findings_are_the_rows_of_the_document() {
+        let document = include_str!("../../docs/operations.md");
+        let (_, section) = document.split_once("\n### Findings\n").unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let rows: Vec<&str> = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+            .collect();
+        assert_eq!(rows, Code::NAMES);
+    }
+
+    #[test]
     fn check_says_how_old_a_finding_is() {
         let ago = |seconds: u64| {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -391,10 +415,7 @@ mod tests {
             fs::write(temp.path().join(file), "").unwrap();
         }
         let of_port = place_of(temp.path());
-        let found: Vec<Finding> = findings(&[], &ports)
-            .into_iter()
-            .filter(|finding| !finding.place.is_empty())
-            .collect();
+        let found = findings_on(&Host::default(), &[], &ports);
         assert_eq!(
             lines(&found, &[of_port], &ports),
             "web/a: Frames (foreign-source, last 2 h ago)\n\
@@ -429,7 +450,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let code = |mode: u32| {
             fs::set_permissions(temp.path(), PermissionsExt::from_mode(mode)).unwrap();
-            directory(&place_of(temp.path())).map(|(code, _)| code)
+            directory(&place_of(temp.path())).map(|(code, _)| code.as_str())
         };
         assert_eq!(code(0o700), None);
         assert_eq!(code(0o3770), None);

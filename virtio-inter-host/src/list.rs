@@ -186,7 +186,7 @@ mod tests {
             .lines()
             .map(|line| line.split_whitespace().collect())
             .collect();
-        let expected = ["db", "-", "-", "-", "-", "denied", "-", "-", "-", "-"];
+        let expected = ["db", "-", "-", "-", "-", "denied", "-", "-", "-", "-", "-"];
         assert_eq!(lines[1], expected);
         assert_eq!(lines[2][..2], ["web", "a"]);
     }

@@ -153,6 +153,15 @@ impl Place {
 
 #[cfg(test)]
 impl Place {
+    /// A segment with one port.
+    pub(crate) fn with_port(segment: &Path, id: &str) -> Self {
+        Self {
+            ports: BTreeMap::from([(id.parse().unwrap(), BTreeSet::new())]),
+            unreadable: None,
+            ..Self::denied(segment)
+        }
+    }
+
     /// A segment that this user may not read.
     pub(crate) fn denied(segment: &Path) -> Self {
         Self {

@@ -356,7 +356,8 @@ one user
         peer: b 02:00:00:00:00:02, MTU 1500, linked for 2 min
         peer: c 02:00:00:00:00:03, MTU 1500
 ";
-        assert_eq!(tree(&[], &[port]), expected);
+        let place = Place::with_port(Path::new("/run/virtio-inter/web"), "a");
+        assert_eq!(tree(&[place], &[port]), expected);
     }
 
     #[test]
@@ -382,7 +383,8 @@ one user
             directory: "/srv/web".into(),
             ..Port::answering("a", &json!({}))
         };
-        assert!(tree(&[], &[port]).starts_with("Segment /srv/web\n"));
+        let place = Place::with_port(Path::new("/srv/web"), "a");
+        assert!(tree(&[place], &[port]).starts_with("Segment /srv/web\n"));
     }
 
     #[test]

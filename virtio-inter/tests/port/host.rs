@@ -293,6 +293,21 @@ fn check_ends_with_the_status_that_monitoring_needs() {
 }
 
 #[test]
+fn check_finds_a_port_near_its_limits() {
+    let place = Place::new();
+    let a = place.command("a").with("--max-peers", "1").start();
+    let b = place.start("b");
+    let port = place.segment().join("a");
+    until("the finding", || {
+        let text = text(&run("check", port.as_os_str(), &[]));
+        text.contains("/a: The port has 1 peers of 1: further ones are refused; raise --max-peers")
+            && text.contains("(peers-used-up)\n")
+    });
+    a.end();
+    b.end();
+}
+
+#[test]
 fn segment_or_port_that_is_not_there_is_told_with_the_nearest_name() {
     let place = Place::new();
     let a = place.command("gateway").start();
