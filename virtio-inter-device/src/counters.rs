@@ -3,12 +3,11 @@
 //!
 //! Each has a line below, which begins with its kind: `drop` counts frames that the worker lost,
 //! `control_drop` frames that the control thread lost, and `count` anything else. Tests and tools
-//! ask [`Counters::is_drop`], so the kind stands here alone. A `drop` has in brackets the reason for
-//! which Linux would drop a frame like this, where one comes near: a name of `dropreason-core.h`
-//! without `SKB_DROP_REASON_`. The doc comment is the description of the metric, and the name
-//! decides the metric's: the prefixes `tx_`, `rx_` and `uplink_`, and the suffix `_us` of a time.
-//! CONTRIBUTING.md has the steps to add one.
-
+//! ask [`Counters::is_drop`], so the kind stands here alone. A `drop` has in brackets the reason
+//! for which Linux would drop a frame like this, where one comes near: a name of
+//! `dropreason-core.h` without `SKB_DROP_REASON_`. The doc comment is the description of the
+//! metric, and the name decides the metric's: the prefixes `tx_`, `rx_` and `uplink_`, and the
+//! suffix `_us` of a time. CONTRIBUTING.md has the steps to add one.
 use std::ptr;
 
 use crate::counter::Counter;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 use virtio_inter_device::Counters;
 use virtio_inter_host::args::{ExporterArgs, ListArgs, Places};
+use virtio_inter_host::exporter::Manager;
 use virtio_inter_sandbox::{Mode, SandboxArgs};
 
 const PORTS: usize = 256;
@@ -37,6 +38,11 @@ fn main() {
         assert_eq!(table.matches("running").count(), PORTS);
     });
     let file = tempfile::tempdir().expect("a directory");
+    let manager = Manager {
+        ready: || {},
+        alive: || {},
+        interval: None,
+    };
     for peers in [false, true] {
         let exporter = ExporterArgs {
             places: places.clone(),
@@ -53,7 +59,7 @@ fn main() {
             "exporter"
         };
         print(name, || {
-            virtio_inter_host::exporter::run(&exporter).expect("metrics");
+            virtio_inter_host::exporter::run(&exporter, manager).expect("metrics");
         });
     }
 }

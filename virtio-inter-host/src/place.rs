@@ -309,8 +309,8 @@ fn find_below(root: &Path, value: &OsStr) -> Result<Place, PlaceError> {
     })
 }
 
-/// Whether a directory of which a port is wanted is a segment, not one with segments in it. An empty
-/// one elsewhere may be either.
+/// Whether a directory of which a port is wanted is a segment, not one with segments in it. An
+/// empty one elsewhere may be either.
 fn is_segment(place: &Place, root: &Path) -> bool {
     !place.ports.is_empty() || place.unreadable.is_some() || place.segment.parent() == Some(root)
 }

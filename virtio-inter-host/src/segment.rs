@@ -207,7 +207,7 @@ fn of_place(place: &Place) -> Option<Segment> {
         mode: format!("{:04o}", metadata.mode() & 0o7777),
         uid: metadata.uid(),
         gid: metadata.gid(),
-        ports: place.unreadable.is_none().then(|| place.ports.len()),
+        ports: place.unreadable.is_none().then_some(place.ports.len()),
     })
 }
 

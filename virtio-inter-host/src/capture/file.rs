@@ -408,8 +408,8 @@ mod tests {
         use EnhancedPacketOption as F;
         assert!(frame.options.contains(&F::Flags(OUTBOUND)));
         assert!(frame.options.contains(&F::DropCount(2)));
-        let text = "dropped: tx_spoofed (Linux: MAC_INVALID_SOURCE); NEEDS_CSUM start 34 offset 16, \
-                    GSO TCPV4 size 1448";
+        let text = "dropped: tx_spoofed (Linux: MAC_INVALID_SOURCE); NEEDS_CSUM start 34 \
+                    offset 16, GSO TCPV4 size 1448";
         let comment = F::Common(CommonOption::Comment(text.into()));
         assert!(frame.options.contains(&comment), "{:?}", frame.options);
         let Block::InterfaceStatistics(statistics) = last else {

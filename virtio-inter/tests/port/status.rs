@@ -40,7 +40,8 @@ fn status_has_peers_frontend_and_counters() {
     let frontend = UnixStream::connect(&port.socket).unwrap();
     let mut expected = json!([
         {"id": "b", "mac": "52:54:00:00:00:62", "mtu": 9000, "queue_pairs": 1, "away": true,
-         "tx": {"frames": 0, "bytes": 0, "drops": 0, "stalls": 0, "ring": null}, "rx": {"frames": 0, "bytes": 0}}
+         "tx": {"frames": 0, "bytes": 0, "drops": 0, "stalls": 0, "ring": null},
+         "rx": {"frames": 0, "bytes": 0}}
     ]);
     let peers = |mut now: Value| {
         for peer in now["peers"].as_array_mut().unwrap() {
