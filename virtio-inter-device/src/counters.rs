@@ -8,6 +8,7 @@
 //! `dropreason-core.h` without `SKB_DROP_REASON_`. The doc comment is the description of the
 //! metric, and the name decides the metric's: the prefixes `tx_`, `rx_` and `uplink_`, and the
 //! suffix `_us` of a time. CONTRIBUTING.md has the steps to add one.
+
 use std::ptr;
 
 use crate::counter::Counter;

@@ -776,6 +776,21 @@ fn events_are_printed_as_they_happen() {
     };
     let b = place.start("b");
     assert_eq!(next("port-up", "b")["pid"], b.pid());
+    // In the order in which the ports' answers name them, in one answer or two.
+    assert_eq!(next("link-up", "a")["peer"], "b");
+    let c = place.command("c").with("--mtu", "9000").start();
+    assert_eq!(next("warning", "a")["code"], "mtu-mismatch");
+    c.end();
+    assert_eq!(next("warning-end", "a")["code"], "mtu-mismatch");
+    let twin = place.command("d").with("--mac", "52:54:00:00:00:61");
+    let d = twin.start();
+    let refused = next("refused", "a");
+    assert_eq!(refused["peer"], "d");
+    assert!(
+        refused["reason"].as_str().unwrap().contains("MAC address"),
+        "{refused}"
+    );
+    d.end();
     let frontend = connect(&a);
     let connected = next("frontend-connected", "a");
     assert_eq!(connected["pid"], std::process::id());
