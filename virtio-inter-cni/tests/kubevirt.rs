@@ -12,10 +12,11 @@ const SCRIPT: &str = concat!(
     "/../dist/kubevirt/onDefineDomain"
 );
 
-/// An interface of another binding, one of none, and one of ours.
+/// Interfaces of no binding, of another one, and one of ours.
 fn vmi() -> Value {
     json!({ "spec": { "domain": { "devices": { "interfaces": [
         { "name": "pod", "masquerade": {} },
+        { "name": "null", "bridge": {}, "binding": null },
         { "name": "other", "binding": { "name": "other" }, "macAddress": "02:00:00:00:00:02" },
         { "name": "net1", "binding": { "name": "inter" }, "macAddress": "02:00:00:00:00:01" },
     ] } } } })
@@ -83,16 +84,19 @@ fn kubevirt_domain_without_such_an_interface_stays_as_it_is() {
     let mut vmi = vmi();
     let interfaces = &mut vmi["spec"]["domain"]["devices"]["interfaces"];
     interfaces.as_array_mut().unwrap().pop();
+    let none = json!({ "spec": { "domain": { "devices": { "interfaces": null } } } });
     let domain = "<domain type='kvm'><devices /></domain>";
-    if let Some(made) = domain_of(&vmi, domain) {
-        assert_eq!(made, domain);
+    for vmi in [vmi, none] {
+        if let Some(made) = domain_of(&vmi, domain) {
+            assert_eq!(made, domain);
+        }
     }
 }
 
 #[test]
 fn kubevirt_interface_without_an_address_is_an_error() {
     let mut vmi = vmi();
-    let interface = &mut vmi["spec"]["domain"]["devices"]["interfaces"][2];
+    let interface = &mut vmi["spec"]["domain"]["devices"]["interfaces"][3];
     interface.as_object_mut().unwrap().remove("macAddress");
     let Some(output) = call(&vmi, "<domain type='kvm'><devices /></domain>") else {
         return;

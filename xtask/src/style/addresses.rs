@@ -74,7 +74,7 @@ fn words(line: &str) -> impl Iterator<Item = &str> {
 fn is_mac(text: &str) -> bool {
     let parts = || text.split(':');
     parts().count() == 6
-        && parts().all(|part| part.len() == 2 && u8::from_str_radix(part, 16).is_ok())
+        && parts().all(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
@@ -122,5 +122,6 @@ mod tests {
         let list = "`allow_mac=02:00:00:00:00:09`, mac=MAC, mac=${MAC}\n";
         assert_eq!(about(&format!("{PORTS}{launcher}{list}")), [""; 0]);
         assert_eq!(about("`mac=02:00:00:00:00:01`\n"), [""; 0]);
+        assert_eq!(about(&format!("{PORTS}`mac=02:00:00:00:00:+1`\n")), [""; 0]);
     }
 }
