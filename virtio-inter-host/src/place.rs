@@ -51,9 +51,9 @@ pub(crate) enum PlaceError {
 }
 
 fn suggestion(nearest: &Option<String>) -> String {
-    nearest
-        .as_ref()
-        .map_or_else(String::new, |name| format!("; did you mean {name}?"))
+    nearest.as_ref().map_or_else(String::new, |name| {
+        format!("; did you mean {}?", safe(name))
+    })
 }
 
 /// The same at the end of a sentence.

@@ -1,12 +1,12 @@
 //! `virtio-inter segment`: makes, removes and lists the directories of segments.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::Serialize;
 use virtio_inter_args::{SEGMENTS, segment_directory};
 
@@ -49,21 +49,43 @@ fn create(arguments: &CreateArgs) -> Result<String> {
         }
         made => made.with_context(|| format!("Cannot make {}", path.display()))?,
     }
-    if let Err(error) = give(&path, arguments, mode) {
-        // It is empty: nothing is lost.
-        let _ = fs::remove_dir(&path);
-        return Err(error);
-    }
+    let given = open_made(&path).and_then(|directory| {
+        give(&directory, &path, arguments, mode)?;
+        directory.metadata().map_err(Into::into)
+    });
+    let metadata = match given {
+        Ok(metadata) => metadata,
+        Err(error) => {
+            // It is empty: nothing is lost.
+            let _ = fs::remove_dir(&path);
+            return Err(error);
+        }
+    };
     // The same for systemd-tmpfiles, as /run does not outlive a boot.
     let failed = || format!("Cannot read {}", path.display());
-    let metadata = fs::metadata(&path).with_context(failed)?;
     let owner = arguments.owner.as_ref().map(|owner| owner.text.clone());
     let group = arguments.group.as_ref().map(|group| group.text.clone());
     let owner = owner.unwrap_or_else(|| name_or_number(metadata.uid()));
     let group = group.unwrap_or_else(|| name_or_number(metadata.gid()));
     // Without links and "..", which may lead elsewhere at the next boot.
     let path = fs::canonicalize(&path).with_context(failed)?;
-    Ok(format!("d {} {mode:04o} {owner} {group}\n", path.display()))
+    let path = field(&path.display().to_string());
+    Ok(format!("d {path} {mode:04o} {owner} {group}\n"))
+}
+
+/// A path as a field of tmpfiles.d(5): with quotes and escapes if it needs them.
+fn field(path: &str) -> String {
+    let text = path.replace('%', "%%");
+    let needs = |c: char| c.is_whitespace() || c.is_control() || "\"'\\".contains(c);
+    if !text.contains(needs) {
+        return text;
+    }
+    let escaped = |c: char| match c {
+        '"' | '\\' => format!("\\{c}"),
+        c if c.is_ascii_control() => format!("\\x{:02x}", c as u32),
+        c => c.to_string(),
+    };
+    format!("\"{}\"", text.chars().map(escaped).collect::<String>())
 }
 
 /// A user or group that nobody gave a name.
@@ -81,9 +103,23 @@ fn make_directory_of_all() -> Result<()> {
     }
 }
 
-fn give(path: &Path, arguments: &CreateArgs, mode: u32) -> Result<()> {
+/// Opens the directory that was just made, and nothing that somebody put in its place: who owns the
+/// directory above can do that.
+fn open_made(path: &Path) -> Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let replaced = || format!("{} was replaced while it was made", path.display());
+    let directory: File = rustix::fs::open(path, flags, Mode::empty())
+        .with_context(replaced)?
+        .into();
+    let metadata = directory.metadata()?;
+    let is_own = metadata.uid() == rustix::process::geteuid().as_raw();
+    ensure!(is_own && metadata.mode() & 0o077 == 0, replaced());
+    Ok(directory)
+}
+
+fn give(directory: &File, path: &Path, arguments: &CreateArgs, mode: u32) -> Result<()> {
     if let Some(group) = &arguments.group {
-        chown(path, None, Some(group.value.id())).with_context(|| {
+        fchown(directory, None, Some(group.value.id())).with_context(|| {
             format!(
                 "Cannot give {} to group {}: only its members can",
                 path.display(),
@@ -92,7 +128,7 @@ fn give(path: &Path, arguments: &CreateArgs, mode: u32) -> Result<()> {
         })?;
     }
     if let Some(owner) = &arguments.owner {
-        chown(path, Some(owner.value.id()), None).with_context(|| {
+        fchown(directory, Some(owner.value.id()), None).with_context(|| {
             format!(
                 "Cannot give {} to user {}: only root can",
                 path.display(),
@@ -101,7 +137,8 @@ fn give(path: &Path, arguments: &CreateArgs, mode: u32) -> Result<()> {
         })?;
     }
     // After chown, which takes the set-group-ID bit away; exact, whatever the umask is.
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    directory
+        .set_permissions(fs::Permissions::from_mode(mode))
         .with_context(|| format!("Cannot set the mode of {}", path.display()))
 }
 
@@ -246,6 +283,34 @@ mod tests {
 
     fn mode_of(path: &Path) -> u32 {
         fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn segment_of_an_unusual_name_is_one_field_of_the_line() {
+        assert_eq!(field("/run/virtio-inter/web"), "/run/virtio-inter/web");
+        assert_eq!(field("/run/a%b"), "/run/a%%b");
+        assert_eq!(field("/run/a b\n\"\\"), r#""/run/a b\x0a\"\\""#);
+    }
+
+    #[test]
+    fn segment_that_was_replaced_while_it_was_made_is_not_given_away() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = |name: &str| temp.path().join(name);
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(path("made"))
+            .unwrap();
+        open_made(&path("made")).unwrap();
+        std::os::unix::fs::symlink(path("made"), path("link")).unwrap();
+        fs::create_dir(path("open")).unwrap();
+        fs::set_permissions(path("open"), fs::Permissions::from_mode(0o755)).unwrap();
+        for name in ["link", "open", "none"] {
+            let error = open_made(&path(name)).unwrap_err();
+            assert!(
+                error.to_string().contains("was replaced"),
+                "{name}: {error}"
+            );
+        }
     }
 
     #[test]

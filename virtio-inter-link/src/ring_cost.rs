@@ -7,8 +7,8 @@
 //! every ring takes long, as in an emulated one, a slow ring is one that takes far longer than that
 //! of an eventfd which nobody watches.
 //!
-//! After a slow ring, the ringer (`ringer.rs`) rings the doorbells of all peers of that user, for a
-//! thousand times as long. A peer whose doorbells are slow more often than not, or take more
+//! After a slow ring, the ringer (`ringer.rs`) rings the doorbells of all peers of that user: for
+//! some seconds, or after a second one for a thousand times as long. A peer whose doorbells are slow more often than not, or take more
 //! than a tenth of the time in the long run, breaks a rule: it uses this process's CPU time.
 //! Decision 0095.
 #![forbid(unsafe_code)]
@@ -38,10 +38,13 @@ const SAMPLE_AGE: Duration = SLOW;
 /// Time after a ring that took long in which the sample is taken right before each ring.
 const WATCHED: Duration = Duration::from_secs(4);
 /// So many times as long as a slow ring took, the ringer rings for the peer's user: workers lose a
-/// thousandth of their time to each user.
+/// thousandth of their time to each user, and two rings.
 const RINGER: u32 = 1000;
 /// But no longer than that: a machine may stand still within a ring.
 const RINGER_LIMIT: Duration = Duration::from_secs(100);
+/// And no longer than that after a slow ring without another one [`RINGER_LIMIT`] before it: a host
+/// may have taken the CPU.
+const RINGER_FIRST: Duration = WATCHED;
 /// CPU time that slow rings may take at once.
 const BURST: Duration = Duration::from_millis(500);
 /// They may take the time that passes, divided by this, in the long run.
@@ -52,6 +55,10 @@ const SHARE: u32 = 10;
 pub struct UserRingCost {
     /// The ringer rings them until then, in ns since [`since_start`] began.
     ringer_until: AtomicU64,
+    /// When the last slow ring was, on the same clock; 0: there was none.
+    slow_at: AtomicU64,
+    /// When slow rings may take [`BURST`] at once again, on the same clock.
+    full_at: AtomicU64,
 }
 
 impl UserRingCost {
@@ -67,7 +74,10 @@ impl UserRingCost {
     }
 
     fn add(&self, took: Duration, now: Duration) {
-        let time = took.saturating_mul(RINGER).min(RINGER_LIMIT);
+        let former = self.slow_at.swap(nanos(now).max(1), Ordering::Relaxed);
+        let is_first = former == 0 || nanos(now).saturating_sub(former) > nanos(RINGER_LIMIT);
+        let limit = if is_first { RINGER_FIRST } else { RINGER_LIMIT };
+        let time = took.saturating_mul(RINGER).min(limit);
         self.ringer_until
             .fetch_max(nanos(now + time), Ordering::Relaxed);
     }
@@ -82,9 +92,7 @@ pub struct RingCost {
     /// The sample of CPU time is taken right before each ring until then, in ns since
     /// [`since_start`] began.
     watched_until: AtomicU64,
-    /// When slow rings may take [`BURST`] at once again, on the same clock.
-    full_at: AtomicU64,
-    /// They took more.
+    /// A slow ring of this peer came when those of its user had taken too much time.
     is_spent: AtomicBool,
 }
 
@@ -104,7 +112,6 @@ impl RingCost {
             user,
             score: AtomicU32::new(0),
             watched_until: AtomicU64::new(0),
-            full_at: AtomicU64::new(0),
             is_spent: AtomicBool::new(false),
         }
     }
@@ -161,12 +168,13 @@ impl RingCost {
     }
 
     /// A slow ring took so much CPU time. Half of the rings of a peer may be slow, but not for
-    /// long.
+    /// long; and no user has more time because its peers are many, or come and go.
     fn spend(&self, took: Duration, now: Duration) {
         let (now, took) = (nanos(now), nanos(took * SHARE));
         let spent = |full_at: u64| Some(full_at.max(now).saturating_add(took));
         // Never fails: there is always a next value.
         let before = self
+            .user
             .full_at
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spent)
             .unwrap_or_default();
@@ -334,7 +342,7 @@ mod tests {
             cost.measure(|| ());
         }
         assert_eq!(cost.score(), 0);
-        let full_in = cost.full_at.load(Ordering::Relaxed) - nanos(before);
+        let full_in = cost.user.full_at.load(Ordering::Relaxed) - nanos(before);
         assert!(full_in >= 4 * nanos(SLOW * SHARE), "{full_in} ns");
         assert!(!cost.is_exceeded());
     }
@@ -355,6 +363,22 @@ mod tests {
         }
         assert!(!cost.is_exceeded() && !cost.wants_ringer());
         assert_eq!(cost.score(), 0);
+    }
+
+    #[test]
+    fn ring_cost_gives_a_user_no_more_time_because_its_peers_come_and_go() {
+        let ms = Duration::from_millis;
+        let user = Arc::default();
+        let exceeded = (0..100).find(|_| {
+            let cost = RingCost::new(Arc::clone(&user));
+            cost.spend(ms(80), ms(1000));
+            cost.is_exceeded()
+        });
+        assert_eq!(exceeded, Some(6), "500 ms at once");
+        assert!(
+            !RingCost::new(user).is_exceeded(),
+            "One without a slow ring"
+        );
     }
 
     #[test]
@@ -381,8 +405,14 @@ mod tests {
         assert_eq!(ringer_until(), nanos(us(4_000_000)));
         user.add(us(1000), us(2_000_000));
         assert_eq!(ringer_until(), nanos(us(4_000_000)), "Never sooner");
-        user.add(Duration::from_hours(1), us(0));
-        assert_eq!(ringer_until(), nanos(RINGER_LIMIT));
+        user.add(us(80_000), us(10_000_000));
+        assert_eq!(ringer_until(), nanos(us(90_000_000)));
+        user.add(Duration::from_hours(1), us(20_000_000));
+        assert_eq!(ringer_until(), nanos(us(20_000_000) + RINGER_LIMIT));
+        // Long after the last one, one may be the host's fault.
+        let later = us(20_000_000) + RINGER_LIMIT * 2;
+        user.add(us(80_000), later);
+        assert_eq!(ringer_until(), nanos(later + RINGER_FIRST));
         // It is over at some time.
         let user = UserRingCost::default();
         user.add(us(10), since_start());

@@ -41,29 +41,32 @@ struct Due {
     cost: Arc<RingCost>,
 }
 
-/// None: the thread could not be started.
-static QUEUE: OnceLock<Option<Sender<Due>>> = OnceLock::new();
+/// Not set: the thread could not be started yet.
+static QUEUE: OnceLock<Sender<Due>> = OnceLock::new();
 
-/// Starts the thread, at the first call. Workers may start none.
+/// Starts the thread if there is none. Workers may start none.
 pub(crate) fn start() {
-    QUEUE.get_or_init(|| {
-        let (sender, queue) = mpsc::channel();
-        let spawned = thread::Builder::new()
-            .name("ringer".to_owned())
-            .spawn(move || {
-                thread_role::enter(Role::Worker);
-                work(&queue);
-            });
-        if let Err(e) = &spawned {
-            log::warn!("No thread for slow doorbells, so workers ring them: {e}");
-        }
-        spawned.ok().map(|_| sender)
-    });
+    if QUEUE.get().is_some() {
+        return;
+    }
+    let (sender, queue) = mpsc::channel();
+    let spawned = thread::Builder::new()
+        .name("ringer".to_owned())
+        .spawn(move || {
+            thread_role::enter(Role::Worker);
+            work(&queue);
+        });
+    match spawned {
+        // Another caller may have been faster: then this thread ends, as nobody can send to it.
+        Ok(_) => drop(QUEUE.set(sender)),
+        // The next doorbell of a peer tries again.
+        Err(e) => log::debug!("No thread for slow doorbells, so workers ring them: {e}"),
+    }
 }
 
 /// Has the thread ring this doorbell soon. Whether it does.
 pub(crate) fn ring(bell: &Arc<Bell>, cost: &Arc<RingCost>) -> bool {
-    let Some(queue) = QUEUE.get().and_then(Option::as_ref) else {
+    let Some(queue) = QUEUE.get() else {
         return false;
     };
     // Orders what the caller wrote before, and what the peer is to see, before the ring: also if it
@@ -86,6 +89,10 @@ fn work(queue: &Receiver<Due>) {
     for Due { bell, cost } in queue {
         // A caller that comes from here on wants another ring.
         bell.is_due.swap(false, Ordering::AcqRel);
+        if cost.is_exceeded() {
+            // Its peer goes, and is not worth that others wait.
+            continue;
+        }
         let rung = cost.measure(|| signal(bell.fd.as_fd()));
         debug_assert!(rung.is_ok(), "{rung:?}");
     }

@@ -103,7 +103,10 @@ impl ConnectRate {
         let is_settled = |(_, cost): &mut (_, Arc<RingCost>)| Arc::get_mut(cost).is_some();
         let settled: Vec<_> = self.left.extract_if(.., is_settled).collect();
         for (uid, cost) in settled {
-            self.add_slow_rings(uid, cost.score(), now);
+            match cost.is_exceeded() {
+                true => self.punish(uid, now),
+                false => self.add_slow_rings(uid, cost.score(), now),
+            }
         }
     }
 
@@ -135,9 +138,7 @@ impl ConnectRate {
         if self.users.len() >= MAX_USERS && !self.users.contains_key(&uid) {
             if now.saturating_duration_since(self.forgotten) >= FORGET {
                 let matters = |user: &mut User| {
-                    !user.bucket.is_full(rate, now)
-                        || user.ring_cost.wants_ringer()
-                        || Arc::strong_count(&user.ring_cost) > 1
+                    !user.bucket.is_full(rate, now) || user.ring_cost.wants_ringer()
                 };
                 self.users.retain(|_, user| matters(user));
                 self.forgotten = now;
@@ -246,6 +247,8 @@ mod tests {
         let cost = rate.ring_cost(Some(1), start);
         assert!(!cost.wants_ringer());
         let user = Arc::clone(&rate.users[&Some(1)].ring_cost);
+        // A second one: the first may have been the host's fault.
+        user.add_slow_ring(Duration::from_millis(80));
         user.add_slow_ring(Duration::from_millis(80));
         assert!(cost.wants_ringer());
         drop((cost, user));

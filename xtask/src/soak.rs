@@ -6,14 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
+use signal_hook::low_level::emulate_default_handler;
 use virtio_inter_tests::soak::{self, Length};
 use virtio_inter_tests::{Testbed, is_root, port_program};
 
@@ -159,26 +160,32 @@ fn enter(place: &Path, options: &Options, seed: u64) -> Result<()> {
     if options.verbose {
         command.arg("--verbose");
     }
-    let status = run_until_signal(&mut command).context("Cannot run unshare")?;
+    let (status, signal) = run_until_signal(&mut command).context("Cannot run unshare")?;
+    if let Some(signal) = signal {
+        // What was made is removed, and this program ends by it as well.
+        fs::remove_dir(place).with_context(|| format!("Removing {}", place.display()))?;
+        emulate_default_handler(signal)?;
+    }
     if !status.success() {
         bail!("The soak with seed {seed} ended with {status}");
     }
     Ok(())
 }
 
-/// Runs a program, and ends it when this one is to end: a signal may be for this one alone.
-fn run_until_signal(command: &mut Command) -> Result<ExitStatus> {
-    let (is_over, has_ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-    for signal in [SIGINT, SIGTERM] {
+/// Runs a program, and ends it when this one is to end: a signal may be for this one alone. Returns
+/// how it ended, and the signal.
+fn run_until_signal(command: &mut Command) -> Result<(ExitStatus, Option<i32>)> {
+    let (asked, has_ended) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
         flag::register_conditional_default(signal, Arc::clone(&has_ended))?;
-        flag::register(signal, Arc::clone(&is_over))?;
+        flag::register_usize(signal, Arc::clone(&asked), signal as usize)?;
     }
     let mut child = command.spawn()?;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if is_over.load(Ordering::Relaxed) {
+        if asked.load(Ordering::Relaxed) != 0 {
             // Its ports and VMs end with it.
             child.kill()?;
         }
@@ -186,7 +193,8 @@ fn run_until_signal(command: &mut Command) -> Result<ExitStatus> {
     };
     // Signals end this program again, as there is nothing to end before.
     has_ended.store(true, Ordering::Relaxed);
-    Ok(status)
+    let signal = asked.load(Ordering::Relaxed) as i32;
+    Ok((status, (signal != 0).then_some(signal)))
 }
 
 #[cfg(test)]
@@ -203,7 +211,8 @@ mod tests {
         let mut shell = Command::new("sh");
         shell.args(["-c", "kill -INT $0; exec sleep 600"]);
         shell.arg(getpid().to_string());
-        let status = run_until_signal(&mut shell).unwrap();
+        let (status, signal) = run_until_signal(&mut shell).unwrap();
         assert_eq!(status.signal(), Some(Signal::KILL.as_raw()));
+        assert_eq!(signal, Some(SIGINT));
     }
 }

@@ -151,9 +151,12 @@ impl<B: LinkBackend> Port<B> {
     ) -> Result<(), DeviceError> {
         let gauge = sender.gauge();
         let command = LinkCommand::SetRing(peer, number, Box::new(sender));
-        self.change_ring(queue, peer, command)?;
-        self.book.set_gauge(peer, queue, number, gauge);
-        Ok(())
+        let changed = self.change_ring(queue, peer, command);
+        match changed {
+            Ok(()) => self.book.set_gauge(peer, queue, number, gauge),
+            Err(_) => self.book.remove_gauge(peer, queue, None),
+        }
+        changed
     }
 
     /// No ring can be made now for queue pair `queue` to a peer.

@@ -725,7 +725,7 @@ fn segment_is_created_for_an_owner_and_a_group() {
         let error = String::from_utf8_lossy(&failed.stderr).into_owned();
         assert!(error.contains("to user nobody: only root can"), "{error}");
         assert!(!segment.exists());
-        return;
+        return skip("only root can give a directory away");
     }
     let line = text(&create(&["--owner", "nobody", "--group", "1234"]));
     let expected = format!("d {} 3770 nobody 1234\n", segment.display());
@@ -776,8 +776,8 @@ fn events_are_printed_as_they_happen() {
     };
     let b = place.start("b");
     assert_eq!(next("port-up", "b")["pid"], b.pid());
-    // In the order in which the ports' answers name them, in one answer or two.
-    assert_eq!(next("link-up", "a")["peer"], "b");
+    // Events of one round are in the order of the ports.
+    assert_eq!(next("link-up", "b")["peer"], "a");
     let c = place.command("c").with("--mtu", "9000").start();
     assert_eq!(next("warning", "a")["code"], "mtu-mismatch");
     c.end();
