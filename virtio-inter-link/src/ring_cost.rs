@@ -8,9 +8,9 @@
 //! of an eventfd which nobody watches.
 //!
 //! After a slow ring, the ringer (`ringer.rs`) rings the doorbells of all peers of that user: for
-//! some seconds, or after a second one for a thousand times as long. A peer whose doorbells are slow more often than not, or take more
-//! than a tenth of the time in the long run, breaks a rule: it uses this process's CPU time.
-//! Decision 0095.
+//! some seconds, or after a second one for a thousand times as long. A peer whose doorbells are
+//! slow more often than not breaks a rule, and so does one if those of its user take more than a
+//! tenth of the time in the long run: it uses this process's CPU time. Decision 0095.
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;

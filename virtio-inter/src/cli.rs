@@ -104,7 +104,8 @@ directory's group if the group may write there.
 States: running; no driver (the guest has not started its driver, or the VM is paused); not \
 started (the driver has, and the port cannot serve its queues: check says why); no VMM; active \
 and standby (of an uplink); gone (killed, its files are left); silent (stopped); denied; \
-no status (of an older version).";
+unreadable (a segment's directory); invalid (what answers is no port); no status (of an older \
+version, or starting).";
 
 /// One line for each paragraph: clap wraps them.
 const CHECK_HELP: &str = "\

@@ -121,7 +121,7 @@ sed 's/virtio-inter-port@NAME.service/virtio-inter-port@vm5.service virtio-inter
     /usr/share/doc/virtio-inter/vm.conf >/run/systemd/system/virtio-inter-vm@both.target.d/vm.conf
 cat >/run/systemd/system/both.service <<END
 [Unit]
-Requires=virtio-inter-vm@both.target
+Wants=virtio-inter-vm@both.target
 After=virtio-inter-vm@both.target
 PropagatesStopTo=virtio-inter-vm@both.target
 [Service]
