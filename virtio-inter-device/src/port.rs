@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -95,17 +95,21 @@ struct Handle<B: Backend> {
 impl<B: Backend> Handle<B> {
     /// Has the worker carry out a command.
     fn ask(&self, command: Command<B>) -> Result<Answer<B>, DeviceError> {
-        let gone = || DeviceError::Io {
+        let failed = |kind: io::ErrorKind| DeviceError::Io {
             action: "reach a worker thread",
-            source: io::Error::from(io::ErrorKind::BrokenPipe),
+            source: io::Error::from(kind),
         };
+        let gone = || failed(io::ErrorKind::BrokenPipe);
         let (reply, answer) = mpsc::sync_channel(1);
         let commands = self.commands.as_ref().ok_or_else(gone)?;
         commands
             .send(Request { command, reply })
             .map_err(|_| gone())?;
         self.waker.wake();
-        answer.recv_timeout(ANSWER_TIMEOUT).map_err(|_| gone())?
+        answer.recv_timeout(ANSWER_TIMEOUT).map_err(|e| match e {
+            RecvTimeoutError::Timeout => failed(io::ErrorKind::TimedOut),
+            RecvTimeoutError::Disconnected => gone(),
+        })?
     }
 
     /// Has the worker's backend carry out a command.
