@@ -287,7 +287,7 @@ impl Diagnostics {
         let turned_away = own_id.first().map(|peer| {
             format!(
                 "Another port was started with this {}'s own id {} and was turned away: give it \
-                 an id of its own (--id)",
+                 an id (--id) and an address (--mac) of its own",
                 self.kind,
                 describe(peer)
             )
