@@ -116,8 +116,10 @@ fn virtual_router(a: &Vm, b: &Vm, user: &Vm) -> Result<()> {
     let mut first = keepalived(a, 150)?;
     wait_until_at(a, b)?;
     let _second = keepalived(b, 100)?;
-    wait_for_answer(user, VIRTUAL)?;
-    for from in [b, user] {
+    // The standby's interface has the same hardware address, and sends when it comes up. Until the
+    // master's next advertisement, frames for that address go there, as with any switch.
+    for from in [user, b] {
+        wait_for_answer(from, VIRTUAL)?;
         reach(from, VIRTUAL)?;
     }
     for (master, standby) in [(b, a), (a, b)] {
