@@ -5,7 +5,7 @@ use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
@@ -15,7 +15,8 @@ use virtio_inter_test_support::skip;
 
 use crate::frontends::connect;
 use crate::guest::Guest;
-use crate::process::{NOBODY, PROGRAM, Place, TIMEOUT, recorded, until};
+use crate::process::{NOBODY, PROGRAM, Place, recorded, until};
+use crate::service_manager::ServiceManager;
 
 fn run(command: &str, place: &OsStr, options: &[&str]) -> Output {
     Command::new(PROGRAM)
@@ -512,13 +513,7 @@ fn exporter_writes_a_whole_file_for_the_textfile_collector() {
 fn exporter_tells_a_service_manager_that_it_serves_and_works() {
     let place = Place::new();
     let a = place.start("a");
-    let manager = UnixDatagram::bind(place.path("notify")).unwrap();
-    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let hear = || {
-        let mut text = [0; 100];
-        let size = manager.recv(&mut text).unwrap();
-        String::from_utf8(text[..size].to_vec()).unwrap()
-    };
+    let manager = ServiceManager::new(&place);
     let socket = place.path("metrics");
     let listen = format!("unix:{}", socket.display());
     let text = place.path("text");
@@ -539,7 +534,7 @@ fn exporter_tells_a_service_manager_that_it_serves_and_works() {
         let exporter = Exporter::spawn(&mut command);
         let mut heard = Vec::new();
         while heard.iter().filter(|text| *text == "WATCHDOG=1\n").count() < 4 {
-            heard.push(hear());
+            heard.push(manager.hear());
             if heard.last().is_some_and(|text| text == "READY=1\n") {
                 assert!(made.exists(), "{options:?}");
             }
@@ -547,9 +542,7 @@ fn exporter_tells_a_service_manager_that_it_serves_and_works() {
         assert!(heard.iter().any(|text| text == "READY=1\n"), "{heard:?}");
         exporter.end();
         // What it had sent before its end.
-        manager.set_nonblocking(true).unwrap();
-        while manager.recv(&mut [0; 100]).is_ok() {}
-        manager.set_nonblocking(false).unwrap();
+        manager.hear_all();
     }
     let output = Command::new(PROGRAM)
         .args(["exporter", "--textfile", "/no/such/directory"])
@@ -558,7 +551,7 @@ fn exporter_tells_a_service_manager_that_it_serves_and_works() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let told = hear();
+    let told = manager.hear();
     assert!(told.starts_with("STATUS=Cannot write /no/such"), "{told}");
     a.end();
 }

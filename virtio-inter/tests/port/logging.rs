@@ -15,6 +15,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::frontends::{assert_served, connect, memory, share, start_queue, stop_queue};
 use crate::process::{Place, Port, PortCommand, TIMEOUT, until};
+use crate::service_manager::ServiceManager;
 use crate::status::status;
 
 /// Ctrl-S and Ctrl-Q.
@@ -274,7 +275,7 @@ fn log_texts_are_for_people() {
 fn notify_socket_that_nobody_reads_holds_nobody_up() {
     let place = Place::new();
     let path = place.path("notify");
-    let manager = UnixDatagram::bind(&path).unwrap();
+    let manager = ServiceManager::new(&place);
     let filler = UnixDatagram::unbound().unwrap();
     filler.set_nonblocking(true).unwrap();
     let error = std::iter::repeat_with(|| filler.send_to(b"full", &path))
@@ -287,11 +288,6 @@ fn notify_socket_that_nobody_reads_holds_nobody_up() {
     let (code, log) = place.command("b").with("--id", "a").notifying(&path).fail();
     assert_eq!(code, 1, "{log}");
     // It hears when it is back.
-    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let mut text = [0; 64];
-    until("the log has it", || {
-        let size = manager.recv(&mut text).unwrap();
-        &text[..size] == b"READY=1\n"
-    });
+    until("the log has it", || manager.hear() == "READY=1\n");
     port.end();
 }

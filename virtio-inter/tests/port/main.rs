@@ -22,6 +22,7 @@ mod modes;
 mod process;
 mod sandbox;
 mod second;
+mod service_manager;
 mod status;
 mod trunk;
 mod uplink;

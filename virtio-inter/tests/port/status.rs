@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::guest::Guest;
 use crate::process::{Place, TIMEOUT, until};
+use crate::service_manager::ServiceManager;
 
 /// The whole document, which ends with the connection.
 pub(crate) fn status(socket: &Path) -> Value {
@@ -208,13 +209,8 @@ fn status_socket_in_use_is_left_alone() {
 #[test]
 fn notify_tells_a_service_manager_that_the_port_serves_or_why_not() {
     let place = Place::new();
-    let manager = UnixDatagram::bind(place.path("notify")).unwrap();
-    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let hear = || {
-        let mut text = [0; 1024];
-        let size = manager.recv(&mut text).unwrap();
-        String::from_utf8(text[..size].to_vec()).unwrap()
-    };
+    let manager = ServiceManager::new(&place);
+    let hear = || manager.hear();
     let port = place.command("a").notifying(&place.path("notify")).start();
     assert_eq!(hear(), "READY=1\n");
     // The socket exists then.
@@ -237,13 +233,8 @@ fn notify_tells_a_service_manager_that_the_port_serves_or_why_not() {
 #[test]
 fn watchdog_hears_of_the_port_as_long_as_it_works() {
     let place = Place::new();
-    let manager = UnixDatagram::bind(place.path("notify")).unwrap();
-    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let hear = || {
-        let mut text = [0; 100];
-        let size = manager.recv(&mut text)?;
-        Ok::<_, std::io::Error>(String::from_utf8(text[..size].to_vec()).unwrap())
-    };
+    let manager = ServiceManager::new(&place);
+    let hear = || manager.try_hear();
     let command = || place.command("a").notifying(&place.path("notify"));
     let port = command().env("WATCHDOG_USEC", "400000").start();
     let mut heard = Vec::new();
@@ -252,7 +243,7 @@ fn watchdog_hears_of_the_port_as_long_as_it_works() {
     }
     assert!(heard.iter().any(|text| text == "READY=1\n"), "{heard:?}");
     port.signal(Signal::STOP);
-    manager.set_nonblocking(true).unwrap();
+    manager.socket.set_nonblocking(true).unwrap();
     // What it had sent before.
     while hear().is_ok() {}
     std::thread::sleep(Duration::from_secs(1));

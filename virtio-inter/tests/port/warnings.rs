@@ -1,7 +1,7 @@
 //! Warnings in the log and in the status: they name both values and the solution.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::frontends::{USER, assert_served, connect, memory, share, tell};
 use crate::guest::{Guest, octets};
-use crate::process::{Place, Port, TIMEOUT, until};
+use crate::process::{Place, Port, until};
+use crate::service_manager::ServiceManager;
 use crate::status::status;
 
 /// The addresses of ports `a` and `b`, and one that nobody has.
@@ -277,13 +278,8 @@ fn warning_of_a_second_port_with_the_same_address_is_given_by_both() {
 #[test]
 fn warning_of_the_same_address_is_in_the_state_for_the_service_manager() {
     let place = Place::new();
-    let manager = UnixDatagram::bind(place.path("notify")).unwrap();
-    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let says = || {
-        let mut text = [0; 4096];
-        let length = manager.recv(&mut text).unwrap();
-        String::from_utf8_lossy(&text[..length]).into_owned()
-    };
+    let manager = ServiceManager::new(&place);
+    let says = || manager.hear();
     let a = place.command("a").notifying(&place.path("notify")).start();
     assert_eq!(says(), "READY=1\n");
     let b = start(&place, "b", &[("--mac", A)]);
