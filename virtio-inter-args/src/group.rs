@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use nix::unistd::Group as Entry;
 
+use crate::name_or_number::number;
+
 /// The number of a group. Parsed from its name, or from the number itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group(u32);
@@ -19,17 +21,9 @@ impl FromStr for Group {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // A group may have a number for a name.
-        match Entry::from_name(text) {
-            Ok(Some(group)) => return Ok(Self(group.gid.as_raw())),
-            Ok(None) => {}
-            Err(error) => return Err(format!("the group cannot be looked up: {error}")),
-        }
-        match text.parse::<u32>() {
-            // The last number means "no change" to chown(2).
-            Ok(number) if number != u32::MAX => Ok(Self(number)),
-            _ => Err("there is no such group".to_owned()),
-        }
+        let entry = Entry::from_name(text);
+        let by_name = entry.map(|entry| entry.map(|group| group.gid.as_raw()));
+        number("group", text, by_name).map(Self)
     }
 }
 

@@ -13,6 +13,7 @@
 
 mod group;
 mod interface;
+mod name_or_number;
 mod nearest;
 mod owner;
 mod path;

@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use nix::unistd::User as Entry;
 
+use crate::name_or_number::number;
+
 /// The number of a user. Parsed from its name, or from the number itself, which need be no user's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner(u32);
@@ -19,17 +21,9 @@ impl FromStr for Owner {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // A user may have a number for a name.
-        match Entry::from_name(text) {
-            Ok(Some(user)) => return Ok(Self(user.uid.as_raw())),
-            Ok(None) => {}
-            Err(error) => return Err(format!("the user cannot be looked up: {error}")),
-        }
-        match text.parse::<u32>() {
-            // The last number means "no change" to chown(2).
-            Ok(number) if number != u32::MAX => Ok(Self(number)),
-            _ => Err("there is no such user".to_owned()),
-        }
+        let entry = Entry::from_name(text);
+        let by_name = entry.map(|entry| entry.map(|user| user.uid.as_raw()));
+        number("user", text, by_name).map(Self)
     }
 }
 
