@@ -203,7 +203,8 @@ pub(crate) fn find(places: &Places) -> Result<Vec<Place>, PlaceError> {
     if places.places.is_empty() {
         return all_of(Path::new(SEGMENTS));
     }
-    places.places.iter().map(|value| find_one(value)).collect()
+    let find_one = |value: &OsString| find_below(Path::new(SEGMENTS), value, similar);
+    places.places.iter().map(find_one).collect()
 }
 
 /// The same once more, for a command that goes on: what is named may be gone, and come back.
@@ -215,6 +216,8 @@ pub(crate) fn find_again(places: &Places) -> Result<Vec<Place>, PlaceError> {
     if places.places.is_empty() {
         return all_of(Path::new(SEGMENTS));
     }
+    // Nobody is told which ones are meant.
+    let find_one = |value: &OsString| find_below(Path::new(SEGMENTS), value, |_, _| None);
     let values = places.places.iter();
     Ok(values.filter_map(|value| find_one(value).ok()).collect())
 }
@@ -257,12 +260,17 @@ fn read_each(directory: &Path, names: Vec<OsString>) -> Vec<Place> {
         .collect()
 }
 
-fn find_one(value: &OsStr) -> Result<Place, PlaceError> {
-    find_below(Path::new(SEGMENTS), value)
-}
-
-/// The same, where names are those of this directory's segments.
-fn find_below(root: &Path, value: &OsStr) -> Result<Place, PlaceError> {
+/// One that the command line names, where names are those of the segments of `root`. For a segment
+/// that is not there, `similar` tells what could be meant, as [`similar()`] does.
+fn find_below(
+    root: &Path,
+    value: &OsStr,
+    similar: impl Fn(&Path, Option<&str>) -> Option<String>,
+) -> Result<Place, PlaceError> {
+    let no_segment = |place: PathBuf, port: Option<&str>| PlaceError::NoSegment {
+        nearest: similar(&place, port),
+        place,
+    };
     let directory = |value: &OsStr| -> Result<PathBuf, SegmentArgError> {
         // A segment by its name.
         let directory = segment_directory(value)?;
@@ -287,12 +295,9 @@ fn find_below(root: &Path, value: &OsStr) -> Result<Place, PlaceError> {
     };
     if port.is_empty() {
         // NAME/ is a path.
-        return Err(match no_segment(of_port, None) {
-            PlaceError::NoSegment { nearest, .. } => PlaceError::NoSegment {
-                place: segment,
-                nearest,
-            },
-            error => error,
+        return Err(PlaceError::NoSegment {
+            nearest: similar(&of_port, None),
+            place: segment,
         });
     }
     if let Some(place) = Place::read(of_port.clone())
@@ -315,10 +320,10 @@ fn is_segment(place: &Place, root: &Path) -> bool {
     !place.ports.is_empty() || place.unreadable.is_some() || place.segment.parent() == Some(root)
 }
 
-/// That there is no such segment, and which one could be meant: one with a similar name, or the one
-/// that has a port of this name.
-fn no_segment(place: PathBuf, port: Option<&str>) -> PlaceError {
-    let parent = place.parent().unwrap_or(&place);
+/// Which segment could be meant by one that is not there, of which this port was asked for: one
+/// with a similar name, or the one that has a port of this name.
+fn similar(place: &Path, port: Option<&str>) -> Option<String> {
+    let parent = place.parent().unwrap_or(place);
     let others = read_each(parent, segments(parent).unwrap_or_default());
     let name = place.file_name().unwrap_or_default().to_string_lossy();
     let names = others
@@ -327,7 +332,7 @@ fn no_segment(place: PathBuf, port: Option<&str>) -> PlaceError {
     let nearest = nearest(&name, names);
     let has_port = |place: &Place, port: &str| place.ports.keys().any(|id| id.as_str() == port);
     let of_name = |name: &str| others.iter().find(|it| it.segment.ends_with(name));
-    let nearest = match (nearest, port) {
+    match (nearest, port) {
         (Some(name), Some(port)) if of_name(name).is_some_and(|it| has_port(it, port)) => {
             Some(format!("{name}/{port}"))
         }
@@ -338,8 +343,7 @@ fn no_segment(place: PathBuf, port: Option<&str>) -> PlaceError {
             .iter()
             .find(|it| has_port(it, &name))
             .and_then(|it| Some(format!("{}/{name}", it.segment.file_name()?.to_str()?))),
-    };
-    PlaceError::NoSegment { place, nearest }
+    }
 }
 
 /// The names of a directory's directories, in order; none if it does not exist.
@@ -383,7 +387,8 @@ mod tests {
         fs::create_dir(temp.path().join("empty")).unwrap();
         let root = temp.path();
         let told = |value: &str| {
-            let error = find_below(root, OsStr::new(value)).unwrap_err().to_string();
+            let error = find_below(root, OsStr::new(value), similar);
+            let error = error.unwrap_err().to_string();
             error.replace(root.to_str().unwrap(), "ROOT")
         };
         for (value, expected) in [
@@ -422,7 +427,7 @@ mod tests {
             path("webb"),
             "There is no segment ROOT/webb; did you mean web?"
         );
-        assert!(find_below(root, OsStr::new("web/a")).is_ok());
+        assert!(find_below(root, OsStr::new("web/a"), similar).is_ok());
     }
 
     #[test]
@@ -452,7 +457,8 @@ mod tests {
     }
 
     fn find_in(temp: &tempfile::TempDir, value: &str) -> Result<Place, PlaceError> {
-        find_one(temp.path().join(value).as_os_str())
+        let value = temp.path().join(value);
+        find_below(Path::new(SEGMENTS), value.as_os_str(), similar)
     }
 
     #[test]
