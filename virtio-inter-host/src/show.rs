@@ -9,7 +9,7 @@ use crate::document::{Document, Limit, Limits, Peer, RateLimits, Sandbox, TokenB
 use crate::list::vmm;
 use crate::place::{self, Place};
 use crate::reader::{Answer, Port};
-use crate::text::{age, safe, si};
+use crate::text::{age, bytes, safe, si};
 
 /// The tree.
 pub(crate) fn tree(places: &[Place], ports: &[Port]) -> String {
@@ -233,7 +233,6 @@ fn walls(sandbox: &Sandbox) -> String {
 /// What peers and links take of the port's limits.
 fn used(limits: &Limits) -> String {
     let of = |limit: Limit| format!("{} of {}", limit.used, limit.max);
-    let bytes = |bytes: u64| format!("{}B", si(bytes as f64));
     let memory = limits.link_memory;
     format!(
         "peers {}, link memory {} of {}, rings {}; {} % of each for one user",
@@ -277,7 +276,6 @@ fn exchanged(peer: &Peer) -> String {
         1 => ", 1 stall".to_owned(),
         stalls => format!(", {stalls} stalls"),
     };
-    let bytes = |bytes: u64| format!("{}B", si(bytes as f64));
     let ring = tx.ring.map_or_else(String::new, |ring| {
         format!(", ring {} of {}", bytes(ring.used), bytes(ring.capacity))
     });

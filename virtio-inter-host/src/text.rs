@@ -60,6 +60,11 @@ pub(crate) fn si(value: f64) -> String {
     format!("{scaled:.digits$}{prefix}")
 }
 
+/// A number of bytes, the same way.
+pub(crate) fn bytes(number: u64) -> String {
+    format!("{}B", si(number as f64))
+}
+
 /// How long ago a time was that is given in seconds since 1970. One to come is now.
 pub(crate) fn time_since(now: SystemTime, time: u64) -> Duration {
     let now = now

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::code::Code;
 use crate::document::{Document, Limit};
-use crate::text::si;
+use crate::text::bytes;
 
 /// Share of a limit above which it is about to be reached, in percent.
 const NEARLY_USED: u64 = 90;
@@ -114,10 +114,10 @@ pub(super) fn of_port(status: &Document, host: &Host) -> Vec<Found> {
     if is_nearly_used(&limits.link_memory) {
         let Limit { used, max } = limits.link_memory;
         let text = format!(
-            "The rings to peers take {}B of {}B: frames for peers to which there is no room for a \
+            "The rings to peers take {} of {}: frames for peers to which there is no room for a \
              ring are lost (tx_no_link); raise --max-link-memory",
-            si(used as f64),
-            si(max as f64)
+            bytes(used),
+            bytes(max)
         );
         found.push((Code::LinkMemoryUsedUp, text));
     }
