@@ -139,10 +139,15 @@ fn on_a_small_disk(options: &Options, seed: u64) -> Result<()> {
     fs::create_dir(&place).with_context(|| format!("Making {}", place.display()))?;
     let result = enter(&place, options, seed);
     fs::remove_dir(&place).with_context(|| format!("Removing {}", place.display()))?;
-    result
+    if let Some(signal) = result? {
+        // This program ends by it as well.
+        emulate_default_handler(signal)?;
+    }
+    Ok(())
 }
 
-fn enter(place: &Path, options: &Options, seed: u64) -> Result<()> {
+/// Runs there. Returns the signal that ended it, if one did.
+fn enter(place: &Path, options: &Options, seed: u64) -> Result<Option<i32>> {
     let script = format!("mount -t tmpfs -o {DISK} soak \"$0\" && exec \"$@\"");
     let mut command = Command::new("unshare");
     command
@@ -161,15 +166,10 @@ fn enter(place: &Path, options: &Options, seed: u64) -> Result<()> {
         command.arg("--verbose");
     }
     let (status, signal) = run_until_signal(&mut command).context("Cannot run unshare")?;
-    if let Some(signal) = signal {
-        // What was made is removed, and this program ends by it as well.
-        fs::remove_dir(place).with_context(|| format!("Removing {}", place.display()))?;
-        emulate_default_handler(signal)?;
-    }
-    if !status.success() {
+    if signal.is_none() && !status.success() {
         bail!("The soak with seed {seed} ended with {status}");
     }
-    Ok(())
+    Ok(signal)
 }
 
 /// Runs a program, and ends it when this one is to end: a signal may be for this one alone. Returns
