@@ -119,21 +119,14 @@ impl SharedSenderWords {
 /// The receiver's words, kept mapped for a thread that only reads them.
 #[cfg(not(loom))]
 #[derive(Debug)]
-pub(crate) struct SharedReceiverWords(Arc<Space>);
+pub(crate) struct SharedReceiverWords(PageMapping);
 
 #[cfg(not(loom))]
 impl SharedReceiverWords {
     pub(crate) fn get(&self) -> &ReceiverWords {
-        // SAFETY: this is the space of a `PageMapping`, which has the words at this offset
-        // (asserted in `PageMapping::new`). Atomics may change under a shared reference.
-        unsafe {
-            &*self
-                .0
-                .base
-                .as_ptr()
-                .add(WORDS_OFFSET)
-                .cast::<ReceiverWords>()
-        }
+        // SAFETY: they lie in the page, which is mapped as long as `self`. Atomics may change under
+        // a shared reference.
+        unsafe { self.0.words().as_ref() }
     }
 }
 
@@ -157,7 +150,8 @@ impl PageMapping {
     /// The words, for another thread.
     #[cfg(not(loom))]
     pub(crate) fn share(&self) -> SharedReceiverWords {
-        SharedReceiverWords(Arc::clone(&self.space))
+        let space = Arc::clone(&self.space);
+        SharedReceiverWords(PageMapping { space })
     }
 
     /// Reads the description, which the peer may be changing: check the copy, use the copy.
