@@ -108,7 +108,7 @@ macro_rules! counters {
                 }
             }
 
-            /// The reason for which Linux drops frames (`SKB_DROP_REASON_…`) that comes nearest to
+            /// The reason for which Linux drops frames (`SKB_DROP_REASON_*`) that comes nearest to
             /// that of a counter of lost frames. None: none comes near.
             pub fn linux_reason(name: &str) -> Option<&'static str> {
                 match name {

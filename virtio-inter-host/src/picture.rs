@@ -96,7 +96,7 @@ fn compare(name: &str, screen: &Buffer) {
     let kept = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         kept == fresh,
-        "{} is not what is shown now. Write it anew: \
+        "{} is not what is shown now. Write what is: \
          UPDATE_PICTURES=1 cargo test -p virtio-inter-host picture",
         path.display()
     );

@@ -1,7 +1,7 @@
 //! Rings doorbells that take long, on a thread of its own.
 //!
 //! Nothing interrupts the signal of an eventfd that has many watches, and whoever rings does
-//! nothing else meanwhile. A worker pays for that once, and then
+//! nothing else meanwhile. A worker pays for that twice at most, and then
 //! [`RingCost::wants_ringer`](crate::RingCost::wants_ringer) for so long that it does not matter. A
 //! doorbell is in this thread's queue once at most, so one that takes long is in the way of another
 //! for one ring. Decision 0095.
