@@ -147,7 +147,8 @@ pub enum RxStatus {
     Taken,
     /// Deliver the same record again, now.
     Retry,
-    /// The record, or its rest, waits for buffers: deliver it again in the next batch, first.
+    /// The record, or its rest, waits for buffers: deliver it again in another batch. First if the
+    /// guest got no segment of it this time, else after those of others: it may have many.
     OutOfBuffers,
     /// The same, but there are buffers, which may be enough for the records of other senders:
     /// deliver those first.

@@ -205,7 +205,7 @@ impl<D: UplinkDevice> RxBackend for Network<D> {
         if !uplink.is_due() {
             return self.links.receive(sink);
         }
-        // Each first in turn. A record that waits for buffers stays first until it has them, or
+        // Each first in turn. A record that waits for its first buffers stays first, or
         // short ones of the other side would take them away from it.
         if self.uplink_first {
             if uplink.receive(sink) {

@@ -29,7 +29,7 @@ pub(crate) struct RxHandler {
     buffers: RxBuffers,
     offload: SoftwareOffload,
     shortage: Shortage,
-    /// A record waits for the guest's buffers, and all others with it.
+    /// The guest has no buffers left for the record at hand: nothing is delivered until it has.
     out_of_buffers: bool,
     /// Some records wait for more buffers, and others go first.
     short_of_buffers: bool,

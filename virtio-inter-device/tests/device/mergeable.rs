@@ -243,6 +243,41 @@ fn tso_frame_for_too_few_buffers_is_cut() {
     assert_eq!(node.count("rx_segmented"), 20);
 }
 
+/// The guest takes one segment of thousands after the other.
+#[test]
+fn frame_of_another_peer_does_not_wait_for_all_segments_of_a_record() {
+    let spec = Spec {
+        features: LEAN,
+        buffers: (16, 2048),
+        ..Spec::default()
+    };
+    let mut node = Node::new(0, spec);
+    let mut large = Peer::attach(&mut node, 1, &Spec::default());
+    let mut small = Peer::attach(&mut node, 2, &Spec::default());
+    let packet = incoming(60_054, 1).segmented(1, 8);
+    let segments = adapted(&packet, LEAN, 65_535);
+    assert!(segments.len() > 7000);
+    large.send(&packet.bytes());
+    until("the segments wait", || node.counters().rx_waits.get() != 0);
+    let other = Packet::new(mac(2), mac(0), 100, 1);
+    small.send(&other.bytes());
+    let other = other.in_buffers(1);
+    let mut segments = segments.into_iter().map(|segment| segment.in_buffers(1));
+    let mut before = 0;
+    loop {
+        let got = node.guest.rx[0].receive();
+        if got == other {
+            break;
+        }
+        assert_eq!(Some(got), segments.next());
+        before += 1;
+    }
+    assert!(before < 1000, "{before} segments went first");
+    for segment in segments {
+        assert_eq!(node.guest.rx[0].receive(), segment);
+    }
+}
+
 #[test]
 fn large_frame_is_not_overtaken_for_ever_by_small_ones() {
     let (mut node, mut large) = node_and_peer(u64::MAX);

@@ -129,7 +129,7 @@ impl Links {
         self.tx.waits_for_uplink()
     }
 
-    /// Whether a record waits for the guest's buffers, and all others with it.
+    /// Whether a record that waits for the guest's buffers is to be delivered first.
     pub(super) fn is_out_of_buffers(&self) -> bool {
         self.rx.keeps_turn()
     }

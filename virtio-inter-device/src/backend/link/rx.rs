@@ -321,7 +321,7 @@ impl RxLinks {
         extracted
     }
 
-    /// Whether a record waits for the guest's buffers, and all others with it.
+    /// Whether a record that waits for the guest's buffers is to be delivered first.
     pub(super) fn keeps_turn(&self) -> bool {
         self.keeps_turn
     }
@@ -360,17 +360,21 @@ impl RxLinks {
             let link = &mut self.links[self.turn];
             // A guest whose buffers run out again and again has buffers for the others, too.
             let mut left = if kept { 1 } else { TURN };
-            let segments = link.progress.segments;
+            // Segments of the link's next record that the guest already has.
+            let mut segments = link.progress.segments;
             for _ in 0..TURN {
                 match link.deliver_next(forwarding, sink, &mut self.finished) {
                     Ok(Some(RxStatus::Taken)) => {
                         idle = 0;
                         left -= 1;
+                        segments = 0;
                         self.has_delivered = true;
                     }
                     Ok(Some(RxStatus::Retry)) => {}
                     Ok(Some(RxStatus::OutOfBuffers)) => {
-                        self.keeps_turn = true;
+                        // A record that made progress gives up its turn: it may have thousands of
+                        // segments, and each needs few buffers.
+                        self.keeps_turn = link.progress.segments == segments;
                         return;
                     }
                     Ok(Some(RxStatus::BatchFull)) => {

@@ -9,7 +9,11 @@ use vm_memory::VolatileSlice;
 
 use super::*;
 
-/// What was delivered: the first byte of each record.
+/// First byte of a record that comes as [`SEGMENTS`] segments.
+const SEGMENTED: u8 = 200;
+const SEGMENTS: u32 = 7;
+
+/// What was delivered: the first byte of each record, or of each of its segments.
 struct Delivered {
     records: Vec<u8>,
     /// Number of records for which there are buffers.
@@ -19,13 +23,17 @@ struct Delivered {
 }
 
 impl RxSink for Delivered {
-    fn deliver(&mut self, record: &RxRecord<'_>, _progress: &mut RxProgress) -> RxStatus {
-        if self.records.len() == self.buffers {
-            return self.when_full;
-        }
+    fn deliver(&mut self, record: &RxRecord<'_>, progress: &mut RxProgress) -> RxStatus {
         let mut first = [0];
         record.bytes.copy_to(&mut first[..]);
-        self.records.push(first[0]);
+        let count = if first[0] == SEGMENTED { SEGMENTS } else { 1 };
+        while progress.segments < count {
+            if self.records.len() == self.buffers {
+                return self.when_full;
+            }
+            self.records.push(first[0]);
+            progress.segments += 1;
+        }
         RxStatus::Taken
     }
 
@@ -204,4 +212,30 @@ fn link_that_waits_for_buffers_keeps_its_turn_for_one_record() {
     }
     assert_eq!(fixture.batch_of(3, out), [0, 1, 2]);
     assert_eq!(fixture.batch_of(3, out), [0, 0, 0]);
+}
+
+/// A peer whose records have many segments for a guest whose buffers run out within each.
+#[test]
+fn link_whose_segments_wait_for_buffers_gives_up_its_turn() {
+    let mut fixture = Fixture::asleep(2);
+    for _ in 0..2 {
+        fixture.send(0, SEGMENTED);
+        fixture.send(1, 1);
+    }
+    fixture.links.wake(&[0, 1]);
+    fixture.links.turn = 1;
+    let batch = |fixture: &mut Fixture, buffers| {
+        let records = fixture.batch_of(buffers, RxStatus::OutOfBuffers);
+        (records, fixture.links.keeps_turn())
+    };
+    let s = SEGMENTED;
+    assert_eq!(batch(&mut fixture, 3), (vec![s, s, s], false));
+    // The other's records, and then the rest.
+    assert_eq!(batch(&mut fixture, 3), (vec![1, 1, s], false));
+    // The first record ends, and the second has no segment yet: it keeps its turn.
+    assert_eq!(batch(&mut fixture, 3), (vec![s, s, s], true));
+    fixture.send(1, 1);
+    assert_eq!(batch(&mut fixture, 0), (vec![], true));
+    assert_eq!(batch(&mut fixture, 3), (vec![s, s, s], false));
+    assert_eq!(batch(&mut fixture, 3), (vec![1, s, s], false));
 }

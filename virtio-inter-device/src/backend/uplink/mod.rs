@@ -413,6 +413,25 @@ mod tests {
         assert_eq!(inbox.seeds, [1, 3, 0, 2]);
     }
 
+    /// It comes as segments, and the guest has buffers for three at a time.
+    #[test]
+    fn uplink_frame_whose_segments_wait_for_buffers_gives_up_its_turn() {
+        let (first, first_far) = queue();
+        let (second, second_far) = queue();
+        let mut uplink = uplink_of_two(first, second);
+        let mut long = frame(0);
+        long.resize(3000, 0);
+        first_far.send(&long).unwrap();
+        second_far.send(&frame(1)).unwrap();
+        let mut batch = || {
+            let mut inbox = Inbox::of(3);
+            (inbox.when_full, inbox.segments) = (RxStatus::OutOfBuffers, 5);
+            (uplink.receive(&mut inbox), inbox.seeds)
+        };
+        assert_eq!(batch(), (false, vec![0, 0, 0]));
+        assert_eq!(batch(), (true, vec![1, 0, 0]));
+    }
+
     #[test]
     fn uplink_is_read_whole_from_its_queues_in_turn() {
         let (first, first_far) = queue();

@@ -63,7 +63,7 @@ impl ReadRules {
 pub(super) enum Turn {
     /// There are no more frames.
     Empty,
-    /// The batch or the turn is full.
+    /// The batch or the turn is full, or the next frame has made progress and waits for buffers.
     Full,
     /// The next frame waits for the guest's buffers.
     OutOfBuffers,
@@ -154,12 +154,17 @@ impl<D: UplinkDevice> ReadQueue<D> {
                 break;
             }
             if self.waiting != 0 {
+                let segments = self.progress.segments;
                 match self.deliver(sink) {
                     RxStatus::Taken => {
                         left -= 1;
                         continue;
                     }
                     RxStatus::Retry => continue,
+                    // A record that made progress gives up its turn: it may have many segments.
+                    RxStatus::OutOfBuffers if self.progress.segments != segments => {
+                        return Turn::Full;
+                    }
                     RxStatus::OutOfBuffers => return Turn::OutOfBuffers,
                     RxStatus::TooFewBuffers => return Turn::TooFewBuffers,
                     RxStatus::BatchFull => return Turn::Full,

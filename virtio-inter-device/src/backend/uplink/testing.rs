@@ -139,6 +139,8 @@ pub(super) struct Inbox {
     pub(super) when_full: RxStatus,
     /// There are buffers for records of so many bytes.
     pub(super) room: usize,
+    /// Frames that each record becomes that had to wait.
+    pub(super) segments: u32,
     /// Of the frames that came.
     pub(super) seeds: Vec<u8>,
 }
@@ -150,20 +152,27 @@ impl Inbox {
             left,
             when_full: RxStatus::BatchFull,
             room: usize::MAX,
+            segments: 1,
             seeds: Vec::new(),
         }
     }
 }
 
 impl RxSink for Inbox {
-    fn deliver(&mut self, record: &RxRecord<'_>, _: &mut RxProgress) -> RxStatus {
+    fn deliver(&mut self, record: &RxRecord<'_>, progress: &mut RxProgress) -> RxStatus {
         if record.bytes.len() > self.room {
             return RxStatus::TooFewBuffers;
         }
         let mut bytes = vec![0; record.bytes.len()];
         record.bytes.copy_to(&mut bytes[..]);
-        self.left -= 1;
-        self.seeds.push(bytes[FRAME_HEADER]);
+        while progress.segments < self.segments {
+            if self.left == 0 {
+                return self.when_full;
+            }
+            self.left -= 1;
+            self.seeds.push(bytes[FRAME_HEADER]);
+            progress.segments += 1;
+        }
         RxStatus::Taken
     }
 
