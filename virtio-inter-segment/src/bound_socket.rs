@@ -14,8 +14,9 @@ use virtio_inter_common::PortId;
 use crate::access_rule::AccessRule;
 use crate::directory::Directory;
 
-/// Connections that wait to be accepted; the kernel may allow fewer.
-const BACKLOG: i32 = 1024;
+/// Connections that wait to be accepted; the kernel may allow fewer. To accept and refuse so many
+/// takes about a millisecond, which frames may have to wait for.
+pub(crate) const BACKLOG: u32 = 128;
 
 /// Owner and permissions of a port's files.
 pub(crate) struct Access {
@@ -201,7 +202,7 @@ fn publish(
         return Err(Errno::STALE.into());
     }
     access.apply_to_socket(&file, &stat);
-    rustix::net::listen(listener, BACKLOG)?;
+    rustix::net::listen(listener, BACKLOG as i32)?;
     let bound = BoundName {
         directory: directory.fd().try_clone_to_owned()?,
         name,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use virtio_inter_link::{RingCost, UserRingCost};
 
+use crate::bound_socket::BACKLOG;
 use crate::token_bucket::{Rate, TokenBucket};
 
 /// Users of whom something is remembered at most. Others share a bucket.
@@ -27,7 +28,7 @@ const FORGET: Duration = Duration::from_secs(1);
 /// Refusals of all users: about 9 µs each (measured), so 9 % of a CPU. At once, as many as a
 /// listener's queue holds.
 const REFUSALS: Rate = Rate {
-    burst: 1024,
+    burst: BACKLOG,
     per_second: 10_000,
 };
 
@@ -290,12 +291,12 @@ mod tests {
             }
         };
         let (count, pause) = until_pause(&mut rate, 1, start);
-        assert_eq!(count, 1024);
-        assert!(pause >= Duration::from_millis(102), "{pause:?}");
+        assert_eq!(count, 128);
+        assert!(pause >= Duration::from_micros(12_700), "{pause:?}");
         let later = start + pause;
-        assert_eq!(until_pause(&mut rate, 1, later).0, 1024);
+        assert_eq!(until_pause(&mut rate, 1, later).0, 128);
         // A connection with a full queue costs more.
-        let (count, _) = until_pause(&mut rate, 256, later + pause * 2);
-        assert_eq!(count, 1024 / 65 + 1);
+        let (count, _) = until_pause(&mut rate, 64, later + pause * 2);
+        assert_eq!(count, 128 / 17 + 1);
     }
 }

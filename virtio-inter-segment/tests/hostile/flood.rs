@@ -94,7 +94,7 @@ fn connect_flood_of_a_user_is_bounded_and_keeps_no_other_user_out() {
     let made = flood.join().unwrap();
     let stats = net.ports["m"].segment.stats();
     let seconds = passed.as_millis() as u64 + 1;
-    let refused = 1024 + 10_000 * seconds / 1000 + 16;
+    let refused = 128 + 10_000 * seconds / 1000 + 16;
     assert!(stats.rate_limited <= refused, "{stats:?} in {passed:?}");
     let served = 1024 + 128 * seconds / 1000 + 16;
     let accepted = stats.accepted - stats.rate_limited;
