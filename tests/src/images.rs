@@ -49,6 +49,11 @@ impl Image {
         Self::named("machine")
     }
 
+    /// The newest kernel of Debian's backports.
+    pub(crate) fn of_newest_kernel() -> Result<Self> {
+        Self::named("newest")
+    }
+
     pub(crate) fn of_uml() -> Result<Self> {
         Self::named("uml")
     }

@@ -10,11 +10,9 @@
 //!
 //! See decision 0010.
 
-use std::collections::BTreeMap;
 use std::env;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,10 +22,10 @@ use virtio_inter_agent::PORT_NAME;
 use virtio_inter_test_support::{note, tell};
 
 use crate::agent::{Agent, Channel, Job, Output};
-use crate::cpio::Archive;
-use crate::images::{self, Image};
+use crate::images;
 use crate::inside::{INSIDE, TRIPLE_FAULTED, is_inside};
-use crate::{Kernel, Process, Result, Testbed, deadline, guest_test, skip, vm, vmm};
+use crate::supplies::{HOST, PROGRAM, Supplies};
+use crate::{Process, Result, Testbed, deadline, guest_test, skip, vm, vmm};
 
 /// Machines tried for one test.
 const TRIES: u32 = 3;
@@ -43,11 +41,6 @@ const PULSE_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) fn longest() -> Duration {
     (BOOT_LIMIT + TEST_LIMIT + PULSE + PULSE_LIMIT) * TRIES
 }
-
-/// Directory of the files given to the machine …
-const HOST: &str = "/host";
-/// … and what it calls the program that is to run there.
-const PROGRAM: &str = "program";
 
 /// Runs a test that needs guests of Cloud Hypervisor: here where KVM works, else in the nested
 /// machine. Without a `cloud-hypervisor` it is skipped.
@@ -96,27 +89,6 @@ enum End {
     Passed,
     Failed,
     Skipped(String),
-}
-
-/// Contents of a machine.
-pub struct Supplies {
-    image: Image,
-    files: BTreeMap<String, PathBuf>,
-}
-
-impl Supplies {
-    /// The contents of a machine: `program`, the port's program, Cloud Hypervisor and the guests'
-    /// images.
-    ///
-    /// # Errors
-    ///
-    /// A file that the user did not build.
-    pub fn new(program: &Path, port: &Path) -> Result<Self> {
-        Ok(Self {
-            image: Image::of_machine()?,
-            files: contents(program, port)?,
-        })
-    }
 }
 
 fn supplies_of_test() -> Result<Supplies> {
@@ -183,9 +155,10 @@ impl Machine {
     /// # Errors
     ///
     /// A machine that is not ready within 120 s.
-    pub fn boot(bed: &Testbed, Supplies { image, files }: &Supplies) -> Result<Self> {
+    pub fn boot(bed: &Testbed, supplies: &Supplies) -> Result<Self> {
         let initramfs = bed.path("machine.cpio");
-        add_to_initramfs(&image.initramfs, &initramfs, files)
+        supplies
+            .write_initramfs(&initramfs)
             .context("Filling the nested machine")?;
         let console = bed.path("machine.console");
         let mut command = Command::new("qemu-system-x86_64");
@@ -196,7 +169,7 @@ impl Machine {
             .args(["-machine", "q35,hpet=off", "-accel", "tcg,thread=single"])
             .args(["-cpu", "EPYC,svm=on,npt=on", "-smp", "1", "-m", "4G"])
             .arg("-kernel")
-            .arg(&image.kernel)
+            .arg(supplies.kernel())
             .arg("-initrd")
             .arg(&initramfs)
             .args(["-append", "console=ttyS0 quiet panic=-1"])
@@ -336,129 +309,6 @@ impl Shown {
             }
         }
     }
-}
-
-/// Files given to the machine, by path.
-fn contents(program: &Path, port: &Path) -> Result<BTreeMap<String, PathBuf>> {
-    let cloud_hypervisor = vmm::program().context("No cloud-hypervisor")?;
-    let mut files = BTreeMap::new();
-    let mut programs = vec![
-        (PROGRAM, program.to_path_buf()),
-        ("virtio-inter", port.to_path_buf()),
-        ("cloud-hypervisor", cloud_hypervisor),
-        ("ch-remote", vmm::remote_program()?),
-    ];
-    // The launcher and its like, where they were built.
-    for name in ["cloud-hypervisor-ext", "ch-remote-ext"] {
-        let path = port.with_file_name(name);
-        if path.is_file() {
-            programs.push((name, path));
-        }
-    }
-    for (name, path) in programs {
-        for (library, path) in libraries(&path)? {
-            files.insert(format!("{HOST}/lib/{library}"), path);
-        }
-        files.insert(format!("{HOST}/bin/{name}"), path);
-    }
-    for (path, is_program) in qemu_files() {
-        let name = path.display().to_string();
-        if is_program {
-            for (library, path) in libraries(&path)? {
-                files.insert(format!("{HOST}/lib/{library}"), path);
-            }
-        }
-        files.insert(name, path);
-    }
-    let uml = Image::of_uml()?;
-    for file in [uml.kernel, uml.initramfs, uml.shim] {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        files.insert(format!("{HOST}/images/uml/{name}"), file);
-    }
-    for kernel in [Kernel::Debian12, Kernel::Debian13] {
-        let image = Image::of_kernel(kernel)?;
-        let name = kernel.image_name();
-        files.insert(format!("{HOST}/images/{name}/kernel"), image.kernel);
-        files.insert(format!("{HOST}/images/{name}/initramfs"), image.initramfs);
-    }
-    Ok(files)
-}
-
-/// QEMU and what it loads when it starts, as far as it is here; true: a program.
-fn qemu_files() -> Vec<(PathBuf, bool)> {
-    let firmware = ["bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin"];
-    let places = ["/usr/share/qemu", "/usr/share/seabios"];
-    let mut files = vec![(PathBuf::from("/usr/bin/qemu-system-x86_64"), true)];
-    for place in places {
-        files.extend(firmware.map(|name| (Path::new(place).join(name), false)));
-    }
-    // Interfaces have a boot image, which nobody boots from.
-    files.push(("/usr/lib/ipxe/qemu/efi-virtio.rom".into(), false));
-    files.retain(|(path, _)| path.is_file());
-    files
-}
-
-/// The libraries that a program of this machine loads, except those that all programs in the
-/// machine have.
-fn libraries(program: &Path) -> Result<Vec<(String, PathBuf)>> {
-    const IMAGE: [&str; 9] = [
-        "libc.so.6",
-        "libm.so.6",
-        "libdl.so.2",
-        "librt.so.1",
-        "libpthread.so.0",
-        "libresolv.so.2",
-        "libgcc_s.so.1",
-        "libstdc++.so.6",
-        "ld-linux-x86-64.so.2",
-    ];
-    let output = Command::new("ldd")
-        .arg(program)
-        .output()
-        .context("Running ldd")?;
-    let mut found = Vec::new();
-    // A program without libraries makes ldd fail, which says nothing.
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
-        let Some((name, rest)) = line.trim().split_once(" => ") else {
-            continue;
-        };
-        let path = rest.split(" (").next().unwrap_or_default();
-        if !IMAGE.contains(&name) {
-            ensure!(
-                path.starts_with('/'),
-                "{} needs {name}, which is not here",
-                program.display()
-            );
-            found.push((name.to_owned(), path.into()));
-        }
-    }
-    Ok(found)
-}
-
-/// Writes an initramfs with more files: Linux takes several archives one after the other.
-fn add_to_initramfs(
-    base: &Path,
-    target: &Path,
-    files: &BTreeMap<String, PathBuf>,
-) -> io::Result<()> {
-    let mut writer = BufWriter::new(File::create(target)?);
-    io::copy(&mut File::open(base)?, &mut writer)?;
-    let mut archive = Archive::new(writer);
-    let mut made: Vec<PathBuf> = Vec::new();
-    for (name, source) in files {
-        let path = Path::new(name.trim_start_matches('/'));
-        let mut parents: Vec<&Path> = path.ancestors().skip(1).collect();
-        parents.reverse();
-        for parent in parents {
-            let text = parent.to_string_lossy();
-            if !text.is_empty() && !made.iter().any(|known| known == parent) {
-                archive.directory(&text)?;
-                made.push(parent.to_path_buf());
-            }
-        }
-        archive.file(&path.to_string_lossy(), &fs::read(source)?)?;
-    }
-    archive.finish()?.flush()
 }
 
 #[cfg(test)]

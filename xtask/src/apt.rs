@@ -240,18 +240,24 @@ impl Apt {
         self.run("install", &arguments, Path::new("/"))
     }
 
-    /// The first package on which `package` depends: for meta packages, the real one.
-    pub(crate) fn first_dependency(&self, package: &str) -> Result<String> {
+    /// The packages on which `package` depends.
+    pub(crate) fn dependencies(&self, package: &str) -> Result<Vec<String>> {
         let output = Command::new("apt-cache")
             .args(&self.options)
             .args(["depends", package])
             .output()
             .context("Running apt-cache")?;
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("Depends: "))
+        ensure!(
+            output.status.success(),
+            "apt-cache does not know {package}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        let text = String::from_utf8_lossy(&output.stdout);
+        let lines = text.lines().map(str::trim);
+        Ok(lines
+            .filter_map(|line| line.strip_prefix("Depends: "))
             .map(str::to_owned)
-            .with_context(|| format!("{package} depends on nothing"))
+            .collect())
     }
 
     fn run(&self, command: &str, arguments: &[&str], directory: &Path) -> Result<()> {

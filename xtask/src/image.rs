@@ -66,7 +66,7 @@ struct Recipe {
     suite: &'static str,
     /// The kernel's package.
     package: &'static str,
-    /// Whether the package only depends on the one that has the kernel.
+    /// Whether the package only depends on those that have the kernel.
     is_meta: bool,
     /// Whether the kernel is a program of this machine.
     is_uml: bool,
@@ -134,10 +134,25 @@ const RECIPES: &[Recipe] = &[
     },
 ];
 
+/// The newest kernel, which has all of Landlock that the sandbox uses (from Linux 7.1 on). Only one
+/// step of the tests needs it, and a mirror may not have it.
+const NEWEST: Recipe = Recipe {
+    name: "newest",
+    suite: "trixie-backports",
+    package: "linux-image-cloud-amd64",
+    is_meta: true,
+    is_uml: false,
+    modules: &["virtio_pci", "virtio_console", "tun", "bridge", "veth"],
+};
+
 /// Text files that programs in the guest look at.
 const ETC: &[(&str, &str)] = &[
-    ("etc/passwd", "root:x:0:0:root:/:/bin/sh\n"),
-    ("etc/group", "root:x:0:\n"),
+    (
+        "etc/passwd",
+        "root:x:0:0:root:/:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\n\
+         nobody:x:65534:65534:nobody:/:/bin/false\n",
+    ),
+    ("etc/group", "root:x:0:\ndaemon:x:1:\nnogroup:x:65534:\n"),
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
     (
         "etc/protocols",
@@ -152,6 +167,15 @@ pub(crate) fn directory() -> PathBuf {
 
 /// Builds the images that are missing or out of date. Returns where they are.
 pub(crate) fn ensure() -> Result<PathBuf> {
+    ensure_all(RECIPES)
+}
+
+/// Builds the image with the newest kernel if it is missing or out of date.
+pub(crate) fn ensure_newest() -> Result<()> {
+    ensure_all(&[NEWEST]).map(drop)
+}
+
+fn ensure_all(recipes: &[Recipe]) -> Result<PathBuf> {
     let directory = directory();
     fs::create_dir_all(&directory).context("Making the image directory")?;
     let lock = File::create(directory.join("lock")).context("Opening the images' lock")?;
@@ -159,7 +183,7 @@ pub(crate) fn ensure() -> Result<PathBuf> {
         .context("Waiting for another build of the images")?;
     let agent = fs::read(build_agent()?).context("Reading the agent")?;
     let shim = build_shim()?;
-    for recipe in RECIPES {
+    for recipe in recipes {
         let stamp = recipe.stamp(&agent, &shim)?;
         let place = directory.join(recipe.name);
         if fs::read_to_string(place.join(STAMP)).is_ok_and(|known| known == stamp) {
@@ -249,21 +273,19 @@ impl Recipe {
         // packages.
         let mut list = Checksum::new();
         list.update(USERLAND.join(" ").as_bytes());
-        let userland = format!("{USERLAND_SUITE}-{:016x}", list.value());
-        let userland = unpacked(&userland, |apt, packages| {
+        let userland = format!("{:016x}", list.value());
+        let userland = unpacked(USERLAND_SUITE, &userland, |apt, packages| {
             apt.download_with_dependencies(USERLAND, packages)
         })?;
-        let kernel = unpacked(
-            &format!("{}-{}", self.suite, self.package),
-            |apt, packages| {
-                let real = if self.is_meta {
-                    apt.first_dependency(self.package)?
-                } else {
-                    self.package.to_owned()
-                };
-                apt.download(&real, packages)
-            },
-        )?;
+        let kernel = unpacked(self.suite, self.package, |apt, packages| {
+            let real = if self.is_meta {
+                packages_of_kernel(apt, self.package)?
+            } else {
+                vec![self.package.to_owned()]
+            };
+            real.iter()
+                .try_for_each(|package| apt.download(package, packages))
+        })?;
         let image = draft.join(KERNEL);
         fs::copy(self.kernel(&kernel)?, &image).context("Copying the kernel")?;
         fs::set_permissions(&image, fs::Permissions::from_mode(0o755))
@@ -279,6 +301,10 @@ impl Recipe {
     fn kernel(&self, packages: &Path) -> Result<PathBuf> {
         if self.is_uml {
             return Ok(packages.join("usr/bin/linux.uml"));
+        }
+        let beside_modules = self.module_tree(packages)?.join("vmlinuz");
+        if beside_modules.is_file() {
+            return Ok(beside_modules);
         }
         entries(&packages.join("boot"))?
             .into_iter()
@@ -301,23 +327,45 @@ impl Recipe {
     }
 }
 
-/// The packages that `download` fetches from the suite whose name `name` begins with, unpacked;
-/// kept from then on.
+/// The packages that have the kernel and its modules: the one on which the meta package depends, or
+/// those on which that depends in turn (Debian's kernels from 7.0 on).
+fn packages_of_kernel(apt: &Apt, meta: &str) -> Result<Vec<String>> {
+    let kernel = apt.dependencies(meta)?;
+    let kernel = kernel
+        .into_iter()
+        .find(|name| name.starts_with("linux-image-"));
+    let kernel = kernel.with_context(|| format!("{meta} depends on no kernel"))?;
+    let mut parts = apt.dependencies(&kernel)?;
+    let is_part = |name: &str| {
+        let mut kinds = ["linux-base-", "linux-binary-", "linux-modules-"].into_iter();
+        kinds.any(|kind| name.starts_with(kind))
+    };
+    parts.retain(|name| is_part(name));
+    if parts.is_empty() {
+        parts.push(kernel);
+    }
+    Ok(parts)
+}
+
+/// The packages that `download` fetches from the suite, unpacked as `name`; kept from then on.
 pub(crate) fn unpacked(
+    suite: &str,
     name: &str,
     download: impl FnOnce(&Apt, &Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let place = directory().join("packages").join(name);
+    let name = format!("{suite}-{name}");
+    let place = directory().join("packages").join(&name);
     if place.is_dir() {
         return Ok(place);
     }
-    let suite = name.split('-').next().unwrap_or(name);
+    let security = format!("{suite}-security");
+    let mut suites = vec![suite];
+    // Backports bring their own.
+    if !suite.ends_with("-backports") {
+        suites.push(&security);
+    }
     let mirror = Mirror::of_this_machine()?;
-    let apt = Apt::isolated(
-        &directory().join("apt").join(suite),
-        &mirror,
-        &[suite, &format!("{suite}-security")],
-    )?;
+    let apt = Apt::isolated(&directory().join("apt").join(suite), &mirror, &suites)?;
     let packages = directory().join("packages").join(format!("{name}.debs"));
     let draft = directory().join("packages").join(format!("{name}.new"));
     remove(&packages)?;

@@ -152,8 +152,7 @@ pub(crate) fn open_vswitch() -> Option<PathBuf> {
     ];
     const PROGRAM: &str = "usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
     let mirror = Mirror::of_this_machine().ok()?;
-    let name = format!("{}-openvswitch", mirror.codename);
-    let place = image::unpacked(&name, |apt, directory| {
+    let place = image::unpacked(&mirror.codename, "openvswitch", |apt, directory| {
         PACKAGES
             .iter()
             .try_for_each(|package| apt.download(package, directory))
@@ -176,8 +175,7 @@ pub(crate) fn open_vswitch() -> Option<PathBuf> {
 /// Prometheus' promtool, unpacked and not installed, so that no server is started.
 fn unpack_promtool() {
     let unpacked = Mirror::of_this_machine().and_then(|mirror| {
-        let name = format!("{}-prometheus", mirror.codename);
-        image::unpacked(&name, |apt, directory| {
+        image::unpacked(&mirror.codename, "prometheus", |apt, directory| {
             apt.download("prometheus", directory)
         })
     });
@@ -195,7 +193,7 @@ fn unpack_libvirt() {
         "libvirt-clients",
         "qemu-system-x86",
     ];
-    let unpacked = image::unpacked("trixie-libvirt", |apt, directory| {
+    let unpacked = image::unpacked("trixie", "libvirt", |apt, directory| {
         apt.download_with_dependencies(&PACKAGES, directory)
     });
     if let Err(error) = unpacked {
@@ -208,8 +206,7 @@ fn unpack_libvirt() {
 fn unpack_ovn() {
     const PACKAGES: [&str; 3] = ["ovn-common", "ovn-central", "ovn-host"];
     let unpacked = Mirror::of_this_machine().and_then(|mirror| {
-        let name = format!("{}-ovn", mirror.codename);
-        image::unpacked(&name, |apt, directory| {
+        image::unpacked(&mirror.codename, "ovn", |apt, directory| {
             PACKAGES
                 .iter()
                 .try_for_each(|package| apt.download(package, directory))

@@ -6,9 +6,10 @@
 //! with named parts, as the cells of a matrix, writes each into the file that `VIRTIO_INTER_PARTS`
 //! names.
 
+mod cargo;
 mod harness;
+mod newest_kernel;
 
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,6 +23,7 @@ use crate::root::root;
 use crate::style::{Tree, findings};
 use crate::{book, fuzz, image, package, setup, soak};
 
+use cargo::cargo;
 use harness::read_results;
 
 /// Options that leave parts out.
@@ -42,7 +44,7 @@ const LATER_RUN: u64 = 2 << 10;
 const WHOLE_RUN: &str = "tested";
 
 /// All steps, in their order.
-const STEPS: [&str; 16] = [
+const STEPS: [&str; 17] = [
     "format",
     "style",
     "clippy",
@@ -57,6 +59,7 @@ const STEPS: [&str; 16] = [
     "fuzz",
     "soak",
     "guest set-up",
+    "newest kernel",
     "guests",
     "package",
 ];
@@ -249,12 +252,13 @@ impl Run {
             soak::run(&soak::Options::of_test()).map(|()| End::Passed)
         });
         if self.options.no_guests {
-            let end = End::Skipped("asked for by --no-guests".into());
-            self.lines.push(Line {
-                name: "guests".into(),
-                end,
-                took: Duration::ZERO,
-            });
+            for name in ["newest kernel", "guests", "package"] {
+                self.lines.push(Line {
+                    name: name.into(),
+                    end: End::Skipped("asked for by --no-guests".into()),
+                    took: Duration::ZERO,
+                });
+            }
             return;
         }
         self.step("guest set-up", |run| {
@@ -274,6 +278,7 @@ impl Run {
             }
             run.cargo(&build, &[])
         });
+        self.step("newest kernel", Run::newest_kernel);
         self.step("guests", |run| {
             let port = root().join("target/release/virtio-inter");
             run.tests(
@@ -337,6 +342,24 @@ impl Run {
             end: end(outcome.passed),
             took: outcome.took,
         }));
+        Ok(end(passed))
+    }
+
+    /// Runs the sandbox's tests on another kernel, and records each by name.
+    fn newest_kernel(&mut self) -> Result<End> {
+        setup::ensure()?;
+        if let Err(error) = image::ensure_newest() {
+            return Ok(End::Skipped(format!("there is no such kernel: {error:#}")));
+        }
+        let results = newest_kernel::run()?;
+        let end = |passed| if passed { End::Passed } else { End::Failed };
+        let passed = results.iter().all(|(_, passed, _)| *passed);
+        self.lines
+            .extend(results.into_iter().map(|(name, passed, took)| Line {
+                name: format!("  newest kernel: {name}"),
+                end: end(passed),
+                took,
+            }));
         Ok(end(passed))
     }
 
@@ -513,17 +536,6 @@ impl Run {
         }
         Ok(())
     }
-}
-
-fn cargo(arguments: &[impl AsRef<OsStr>], environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new("cargo");
-    command
-        .current_dir(root())
-        .args(arguments)
-        .envs(environment.iter().copied());
-    // Set by the cargo that runs this program, and wrong for another toolchain.
-    command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
-    command
 }
 
 fn succeeds(program: &str, arguments: &[&str]) -> bool {

@@ -68,6 +68,37 @@ fn sandbox_that_is_off_is_said() {
     port.end();
 }
 
+/// A kernel takes one of the two branches; `cargo xtask test` has one with all walls.
+#[test]
+fn sandbox_that_is_strict_serves_where_no_wall_is_missing_and_refuses_elsewhere() {
+    let place = Place::new();
+    let path = place.path("a.status");
+    let on = place.command("a").with("--status-socket", &path);
+    let port = on.start();
+    let missing = status(&path)["sandbox"]["missing"].clone();
+    port.end();
+    let strict = on.with("--sandbox", "strict");
+    let missing = missing.as_array().unwrap();
+    let Some(wall) = missing.first() else {
+        let port = strict.start();
+        let document = status(&path);
+        assert_eq!(document["sandbox"]["mode"], "strict");
+        assert!(walls(&document).contains(&"sockets"), "{document}");
+        let frontend = connect(&port);
+        share(&frontend, std::os::fd::AsFd::as_fd(&memory()));
+        assert_served(&frontend);
+        port.end();
+        return;
+    };
+    let (code, log) = strict.fail();
+    assert_eq!(code, 1, "{log}");
+    let said = "--sandbox strict, and walls are missing";
+    let reason = wall["reason"].as_str().unwrap();
+    assert!(log.contains(said) && log.contains(reason), "{log}");
+    assert_eq!(place.files(), [""; 0]);
+    virtio_inter_test_support::skip(&format!("not all walls can be built: {reason}"));
+}
+
 /// Root serves a segment of others, whose files it makes, gives away and removes.
 #[test]
 fn sandbox_of_root_leaves_it_directories_of_others() {

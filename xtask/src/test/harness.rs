@@ -3,19 +3,22 @@
 use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
 
-/// Passes a harness's lines on and picks out the results: name, passed, time.
-pub(super) fn read_results(stream: impl Read) -> Vec<(String, bool, Duration)> {
+/// The result of a test: name, passed, time.
+pub(super) type TestResult = (String, bool, Duration);
+
+/// Passes a harness's lines on and picks out the results.
+pub(super) fn read_results(stream: impl Read) -> Vec<TestResult> {
     let mut results = Vec::new();
     for line in BufReader::new(stream).lines().map_while(Result::ok) {
         println!("{line}");
-        results.extend(result(&line));
+        results.extend(result_in(&line));
     }
     results
 }
 
 /// The result in a line of nextest (`PASS [   0.005s] crate::binary test`) or of cargo's harness
 /// (`test name ... ok`).
-fn result(line: &str) -> Option<(String, bool, Duration)> {
+pub(super) fn result_in(line: &str) -> Option<TestResult> {
     let line = line.trim_start();
     if let Some(rest) = line.strip_prefix("test ")
         && let Some((name, end)) = rest.split_once(" ... ")
@@ -56,16 +59,16 @@ mod tests {
             true,
             Duration::from_millis(5),
         );
-        assert_eq!(result(nextest), Some(expected));
-        assert!(!result("     TIMEOUT [>  60.002s] krate test").unwrap().1);
-        assert!(!result("        FAIL [   1.000s] krate test").unwrap().1);
+        assert_eq!(result_in(nextest), Some(expected));
+        assert!(!result_in("     TIMEOUT [>  60.002s] krate test").unwrap().1);
+        assert!(!result_in("        FAIL [   1.000s] krate test").unwrap().1);
         assert_eq!(
-            result("test a::b ... ok"),
+            result_in("test a::b ... ok"),
             Some(("a::b".into(), true, Duration::ZERO))
         );
-        assert!(!result("test a::b ... FAILED").unwrap().1);
-        assert_eq!(result("        SLOW [> 60.000s] krate test"), None);
-        assert_eq!(result("     Summary [   0.1s] 3 tests run"), None);
-        assert_eq!(result("test result: ok. 3 passed"), None);
+        assert!(!result_in("test a::b ... FAILED").unwrap().1);
+        assert_eq!(result_in("        SLOW [> 60.000s] krate test"), None);
+        assert_eq!(result_in("     Summary [   0.1s] 3 tests run"), None);
+        assert_eq!(result_in("test result: ok. 3 passed"), None);
     }
 }
