@@ -77,17 +77,21 @@ fn call_eventfd_that_is_full_and_blocking_does_not_keep_a_port() {
     clear_nonblock(&call);
     transmit_one(memory.as_fd());
     rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
-    // The frame's buffer comes back, and with it the interrupt.
-    let used = || {
-        let mut used = [0; 2];
-        rustix::io::pread(&memory, &mut used, 0x4002).unwrap();
-        u16::from_ne_bytes(used)
-    };
-    until("the frame is taken", || used() == 1);
+    wait_for_interrupt(&memory);
     stop_queue(&frontend);
     port.signal(Signal::TERM);
     assert_eq!(port.wait().code(), Some(0), "{}", port.log());
     assert_eq!(place.files(), [""; 0]);
+}
+
+/// Waits until the frame's buffer comes back, and with it the interrupt.
+fn wait_for_interrupt(memory: &impl AsFd) {
+    let used = || {
+        let mut used = [0; 2];
+        rustix::io::pread(memory, &mut used, 0x4002).unwrap();
+        u16::from_ne_bytes(used)
+    };
+    until("the frame is taken", || used() == 1);
 }
 
 fn clear_nonblock(fd: &OwnedFd) {
@@ -113,6 +117,8 @@ fn blocked_port(place: &Place) -> (Port, UnixStream, OwnedFd) {
     clear_nonblock(&fifo);
     transmit_one(memory.as_fd());
     rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
+    // Or the port could end before its worker has begun.
+    wait_for_interrupt(&memory);
     (port, frontend, fifo)
 }
 
