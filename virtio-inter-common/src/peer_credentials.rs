@@ -44,8 +44,8 @@ impl PeerCredentials {
 }
 
 /// The process at the other end of a Unix socket, as it was when it connected or listened
-/// (`SO_PEERCRED`); `None` where it has no id in this process's namespace. For logs: ids are
-/// reused.
+/// (`SO_PEERCRED`); `None` where it has no id in this process's namespace. For logs and what is
+/// shown: ids are reused.
 ///
 /// # Errors
 ///

@@ -17,6 +17,10 @@ pub(crate) struct Document {
     pub(crate) program_version: Option<String>,
     pub(crate) started: Option<u64>,
     pub(crate) pid: Option<u32>,
+    /// Process id of the port in the namespace of this process (`SO_PEERCRED`); `pid` is the one in
+    /// the port's own, as in a container. None: it cannot be seen from here.
+    #[serde(skip)]
+    pub(crate) process: Option<u32>,
     pub(crate) mac: Option<String>,
     pub(crate) mtu: Option<u16>,
     pub(crate) queue_pairs: Option<u16>,

@@ -1,7 +1,7 @@
 //! Asks ports for their status: all at once, within a time limit.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
-use virtio_inter_common::PortId;
+use virtio_inter_common::{PortId, peer_pid};
 
 use crate::document::Document;
 use crate::place::Place;
@@ -95,9 +95,10 @@ impl Port {
 
 #[cfg(test)]
 impl Port {
-    /// A port of segment `web` that answers with this document.
+    /// A port of segment `web` that answers with this document, and is the process in it.
     pub(crate) fn answering(id: &str, status: &Value) -> Self {
-        let document = serde_json::from_value(status.clone()).unwrap();
+        let mut document: Document = serde_json::from_value(status.clone()).unwrap();
+        document.process = document.pid;
         Self {
             segment: "web".to_owned(),
             directory: "/run/virtio-inter/web".into(),
@@ -236,13 +237,20 @@ impl Question {
     }
 
     fn complete(&mut self) {
-        self.socket = None;
+        let socket = self.socket.take();
+        let process = socket.and_then(|socket| peer_pid(socket.as_fd()).ok()?);
         let text = std::mem::take(&mut self.text);
         self.port.answer = match serde_json::from_slice::<Document>(&text) {
             // It gave way to other readers, or ended meanwhile.
             Err(_) if text.is_empty() => Answer::Silent,
             Err(error) => Answer::Invalid(error.to_string()),
-            Ok(document) => Answer::Status(Box::new(document), text),
+            Ok(document) => Answer::Status(
+                Box::new(Document {
+                    process,
+                    ..document
+                }),
+                text,
+            ),
         };
     }
 }
@@ -379,6 +387,31 @@ mod tests {
             let again = listener.accept().unwrap_err();
             assert_eq!(again.kind(), io::ErrorKind::WouldBlock);
         }
+    }
+
+    /// As that of a container does, whose first process has the number 1 in its own namespace.
+    #[test]
+    fn reader_knows_the_process_of_a_port_that_calls_it_otherwise() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("a.lock"), "").unwrap();
+        let listener = UnixListener::bind(temp.path().join("a.status")).unwrap();
+        let place = place(temp.path());
+        let ports = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                listener
+                    .accept()
+                    .unwrap()
+                    .0
+                    .write_all(b"{\"pid\":1}")
+                    .unwrap();
+            });
+            read(&[place])
+        });
+        let Answer::Status(document, _) = &ports[0].answer else {
+            panic!("{ports:?}");
+        };
+        assert_eq!(document.pid, Some(1));
+        assert_eq!(document.process, Some(std::process::id()));
     }
 
     #[test]

@@ -140,7 +140,7 @@ pub(super) fn of_port(status: &Document, host: &Host) -> Vec<Found> {
         );
         found.push((Code::MappingsUsedUp, text));
     }
-    if let Some(files) = status.pid.and_then(|pid| files(pid, status)) {
+    if let Some(files) = status.process.and_then(|pid| files(pid, status)) {
         found.push((Code::FilesUsedUp, files));
     }
     found
@@ -196,7 +196,9 @@ mod tests {
     }
 
     fn of_status(status: Value, host: &Host) -> Vec<Found> {
-        of_port(&serde_json::from_value(status).unwrap(), host)
+        let mut document: Document = serde_json::from_value(status).unwrap();
+        document.process = document.pid;
+        of_port(&document, host)
     }
 
     #[test]
