@@ -92,6 +92,8 @@ struct Target {
     socket: SocketId,
     state: State,
     pause: Duration,
+    /// The next pause after an attempt that found its queue full.
+    queue_pause: Duration,
     /// The next pause after a violation.
     violation_pause: Duration,
     /// It let the last attempt time out.
@@ -188,6 +190,7 @@ impl Connector {
             socket,
             state: State::WaitForNewSocket,
             pause: FIRST_RETRY,
+            queue_pause: FIRST_RETRY / 4,
             violation_pause: self.slow_retry,
             silent: false,
             again: false,
@@ -213,6 +216,7 @@ impl Connector {
             }
             target.socket = socket;
             target.pause = FIRST_RETRY;
+            target.queue_pause = FIRST_RETRY / 4;
             target.silent = false;
             match target.state {
                 State::Busy => target.again = true,
@@ -350,11 +354,15 @@ impl Target {
         if matches!(outcome, AttemptOutcome::Lost(lived) if lived >= self.violation_pause) {
             self.violation_pause = slow;
         }
+        if outcome != AttemptOutcome::QueueFull {
+            self.queue_pause = FIRST_RETRY / 4;
+        }
         self.silent = outcome == AttemptOutcome::TimedOut;
         let (pause, longest) = match outcome {
             AttemptOutcome::Lost(_) | AttemptOutcome::Failed => (self.pause, LAST_RETRY),
-            // The peer empties its queue now and then; an attempt costs little.
-            AttemptOutcome::QueueFull => (self.pause / 4, LAST_RETRY),
+            // The peer empties its queue now and then; an attempt costs little, and says nothing
+            // of the peer.
+            AttemptOutcome::QueueFull => (self.queue_pause, self.pause),
             AttemptOutcome::TimedOut => (self.pause, LAST_RETRY_SILENT),
             AttemptOutcome::Full => (self.pause.min(slow), slow),
             // Not the beginning of anything: the other pauses stay as they are.
@@ -366,6 +374,9 @@ impl Target {
                 return;
             }
         };
+        if outcome == AttemptOutcome::QueueFull {
+            self.queue_pause = (pause * 2).min(LAST_RETRY / 4);
+        }
         if outcome == AttemptOutcome::Violation {
             self.violation_pause = (pause * 2).min(LAST_RETRY_VIOLATION.max(slow));
         }

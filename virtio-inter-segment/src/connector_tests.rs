@@ -80,8 +80,6 @@ fn connector_retries_refused_peers_rarely_and_dead_ones_never() {
     assert_eq!(connector.next_due(), None);
 }
 
-/// A limit may be reached for a moment or for good: the first retries come soon, later ones as
-/// rarely as after any refusal.
 /// The queue of a port that somebody flooded is emptied now and then: attempts at short intervals
 /// find it so.
 #[test]
@@ -98,8 +96,19 @@ fn connector_tries_soon_where_a_queue_is_full() {
         now = due;
     }
     assert_eq!(pauses, [25, 50, 100, 200, 400, 800, 800, 800]);
+    // The peer itself has not failed yet.
+    assert!(!connector.keeps_failing(&id("b")));
+    connector.take_due(now).unwrap();
+    connector.ended(&id("b"), AttemptOutcome::Failed, now);
+    assert_eq!(connector.next_due(), Some(now + FIRST_RETRY));
+    now += FIRST_RETRY;
+    connector.take_due(now).unwrap();
+    connector.ended(&id("b"), AttemptOutcome::QueueFull, now);
+    assert_eq!(connector.next_due(), Some(now + FIRST_RETRY / 4));
 }
 
+/// A limit may be reached for a moment or for good: the first retries come soon, later ones as
+/// rarely as after any refusal.
 #[test]
 fn connector_retries_a_full_peer_more_and_more_rarely() {
     let (mut connector, [socket, _], mut now) =
