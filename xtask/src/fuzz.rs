@@ -37,7 +37,7 @@ impl Options {
     /// The step of `cargo xtask test`.
     pub(crate) fn of_test() -> Self {
         Self {
-            seconds: 10,
+            seconds: 60,
             only: None,
         }
     }
