@@ -16,6 +16,10 @@ use crate::directory::SocketId;
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest pause between retries of a peer that accepts connections.
 pub(crate) const LAST_RETRY: Duration = Duration::from_millis(3200);
+/// Pause after the first attempt that found a peer's queue full; doubled by each further one.
+const FIRST_RETRY_QUEUE: Duration = Duration::from_millis(25);
+/// Longest pause between attempts that find it full.
+const LAST_RETRY_QUEUE: Duration = Duration::from_millis(800);
 /// Longest pause between attempts at a peer that lets them time out: each attempt keeps a place
 /// among those under way for as long as a handshake may take.
 const LAST_RETRY_SILENT: Duration = Duration::from_secs(60);
@@ -190,7 +194,7 @@ impl Connector {
             socket,
             state: State::WaitForNewSocket,
             pause: FIRST_RETRY,
-            queue_pause: FIRST_RETRY / 4,
+            queue_pause: FIRST_RETRY_QUEUE,
             violation_pause: self.slow_retry,
             silent: false,
             again: false,
@@ -216,7 +220,7 @@ impl Connector {
             }
             target.socket = socket;
             target.pause = FIRST_RETRY;
-            target.queue_pause = FIRST_RETRY / 4;
+            target.queue_pause = FIRST_RETRY_QUEUE;
             target.silent = false;
             match target.state {
                 State::Busy => target.again = true,
@@ -355,7 +359,7 @@ impl Target {
             self.violation_pause = slow;
         }
         if outcome != AttemptOutcome::QueueFull {
-            self.queue_pause = FIRST_RETRY / 4;
+            self.queue_pause = FIRST_RETRY_QUEUE;
         }
         self.silent = outcome == AttemptOutcome::TimedOut;
         let (pause, longest) = match outcome {
@@ -375,7 +379,7 @@ impl Target {
             }
         };
         if outcome == AttemptOutcome::QueueFull {
-            self.queue_pause = (pause * 2).min(LAST_RETRY / 4);
+            self.queue_pause = (pause * 2).min(LAST_RETRY_QUEUE);
         }
         if outcome == AttemptOutcome::Violation {
             self.violation_pause = (pause * 2).min(LAST_RETRY_VIOLATION.max(slow));
