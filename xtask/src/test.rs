@@ -24,7 +24,7 @@ use crate::style::{Tree, findings};
 use crate::{book, fuzz, image, package, setup, soak};
 
 use cargo::cargo;
-use harness::read_results;
+use harness::{TestResult, read_results};
 
 /// Options that leave parts out.
 #[derive(Args)]
@@ -81,6 +81,13 @@ enum End {
     Passed,
     Failed,
     Skipped(String),
+}
+
+impl End {
+    /// Of what ran.
+    fn of(passed: bool) -> Self {
+        if passed { End::Passed } else { End::Failed }
+    }
 }
 
 /// The entries of a file of `name<TAB>text` lines that tests wrote.
@@ -335,14 +342,11 @@ impl Run {
             return Ok(End::Skipped(reason));
         }
         let outcomes = fuzz::run(&fuzz::Options::of_test())?;
-        let passed = outcomes.iter().all(|outcome| outcome.passed);
-        let end = |passed| if passed { End::Passed } else { End::Failed };
-        self.lines.extend(outcomes.into_iter().map(|outcome| Line {
-            name: format!("  fuzz: {}", outcome.text),
-            end: end(outcome.passed),
-            took: outcome.took,
-        }));
-        Ok(end(passed))
+        let results = outcomes.into_iter();
+        Ok(self.record(
+            "fuzz",
+            results.map(|outcome| (outcome.text, outcome.passed, outcome.took)),
+        ))
     }
 
     /// Runs the sandbox's tests on another kernel, and records each by name.
@@ -352,15 +356,21 @@ impl Run {
             return Ok(End::Skipped(format!("there is no such kernel: {error:#}")));
         }
         let results = newest_kernel::run()?;
-        let end = |passed| if passed { End::Passed } else { End::Failed };
-        let passed = results.iter().all(|(_, passed, _)| *passed);
-        self.lines
-            .extend(results.into_iter().map(|(name, passed, took)| Line {
-                name: format!("  newest kernel: {name}"),
-                end: end(passed),
+        Ok(self.record("newest kernel", results.into_iter()))
+    }
+
+    /// Records results of a step by name. Returns how the step ended.
+    fn record(&mut self, what: &str, results: impl Iterator<Item = TestResult>) -> End {
+        let mut all_passed = true;
+        self.lines.extend(results.map(|(name, passed, took)| {
+            all_passed &= passed;
+            Line {
+                name: format!("  {what}: {name}"),
+                end: End::of(passed),
                 took,
-            }));
-        Ok(end(passed))
+            }
+        }));
+        End::of(all_passed)
     }
 
     /// Runs one step, whether or not the ones before passed.
@@ -391,11 +401,7 @@ impl Run {
         let status = cargo(arguments, environment)
             .status()
             .with_context(|| format!("Cannot run cargo {}", arguments.join(" ")))?;
-        Ok(if status.success() {
-            End::Passed
-        } else {
-            End::Failed
-        })
+        Ok(End::of(status.success()))
     }
 
     /// Runs tests by nextest where it is installed, else by cargo's own harness, and records each
@@ -464,8 +470,7 @@ impl Run {
                 .find(|(skipped, _)| name.ends_with(skipped.as_str()))
             {
                 Some((_, reason)) => End::Skipped(reason.clone()),
-                None if *passed => End::Passed,
-                None => End::Failed,
+                None => End::of(*passed),
             };
             let notes: String = notes
                 .iter()
@@ -481,7 +486,7 @@ impl Run {
                 if name.ends_with(test.as_str()) {
                     self.lines.push(Line {
                         name: format!("    {what}: {name}: {}", part.0),
-                        end: if part.1 { End::Passed } else { End::Failed },
+                        end: End::of(part.1),
                         took: *took,
                     });
                 }
@@ -490,11 +495,7 @@ impl Run {
         if results.is_empty() {
             bail!("No test was run");
         }
-        Ok(if status.success() {
-            End::Passed
-        } else {
-            End::Failed
-        })
+        Ok(End::of(status.success()))
     }
 
     /// The parts that tests reported: the test, the part and whether it passed, and its time.
