@@ -46,6 +46,18 @@ pub(crate) struct Document {
     pub(crate) counters: Vec<BTreeMap<String, u64>>,
 }
 
+#[cfg(test)]
+impl Document {
+    /// This one, from the process in it.
+    pub(crate) fn answered(status: &serde_json::Value) -> Self {
+        let document = Self::deserialize(status).unwrap();
+        Self {
+            process: document.pid,
+            ..document
+        }
+    }
+}
+
 /// The VMM to which the port connects.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]

@@ -97,8 +97,7 @@ impl Port {
 impl Port {
     /// A port of segment `web` that answers with this document, and is the process in it.
     pub(crate) fn answering(id: &str, status: &Value) -> Self {
-        let mut document: Document = serde_json::from_value(status.clone()).unwrap();
-        document.process = document.pid;
+        let document = Document::answered(status);
         Self {
             segment: "web".to_owned(),
             directory: "/run/virtio-inter/web".into(),

@@ -196,9 +196,7 @@ mod tests {
     }
 
     fn of_status(status: Value, host: &Host) -> Vec<Found> {
-        let mut document: Document = serde_json::from_value(status).unwrap();
-        document.process = document.pid;
-        of_port(&document, host)
+        of_port(&Document::answered(&status), host)
     }
 
     #[test]
