@@ -216,7 +216,7 @@ pub(crate) fn find_again(places: &Places) -> Result<Vec<Place>, PlaceError> {
     if places.places.is_empty() {
         return all_of(Path::new(SEGMENTS));
     }
-    // Nobody is told which ones are meant.
+    // Errors are dropped, so that similar names are of no use.
     let find_one = |value: &OsString| find_below(Path::new(SEGMENTS), value, |_, _| None);
     let values = places.places.iter();
     Ok(values.filter_map(|value| find_one(value).ok()).collect())

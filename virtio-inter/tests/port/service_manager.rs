@@ -17,7 +17,7 @@ impl ServiceManager {
         Self { socket }
     }
 
-    /// What it is told next.
+    /// The next notification.
     pub(crate) fn hear(&self) -> String {
         self.try_hear().unwrap()
     }
@@ -29,7 +29,7 @@ impl ServiceManager {
         Ok(String::from_utf8(text[..size].to_vec()).unwrap())
     }
 
-    /// Takes what it was told up to now.
+    /// Takes all notifications that have come.
     pub(crate) fn hear_all(&self) {
         self.socket.set_nonblocking(true).unwrap();
         while self.try_hear().is_ok() {}
