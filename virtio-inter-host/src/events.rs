@@ -18,6 +18,7 @@ use signal_hook::flag::register;
 
 use crate::args::EventsArgs;
 use crate::document::{Document, Peer, Refused, Warning};
+use crate::lasting_failure::LastingFailure;
 use crate::output;
 use crate::place::{self, Place};
 use crate::reader::{self, Answer, Port};
@@ -42,6 +43,7 @@ pub fn run(arguments: &EventsArgs) -> Result<()> {
     let places = place::find(&arguments.places)?;
     update(&mut known, &places, reader::read(&places));
     log::info!("Watching {} ports", known.len());
+    let failure = LastingFailure::default();
     let interval = Duration::from_millis(arguments.interval.into());
     loop {
         let next = Instant::now() + interval;
@@ -55,10 +57,11 @@ pub fn run(arguments: &EventsArgs) -> Result<()> {
             Ok(places) => places,
             // Nothing is known of any port.
             Err(error) => {
-                log::warn!("{:#}", anyhow::Error::new(error));
+                failure.log(&format!("{:#}", anyhow::Error::new(error)));
                 continue;
             }
         };
+        failure.end();
         let mut lines = String::new();
         for event in update(&mut known, &places, reader::read(&places)) {
             lines += &format!("{event}\n");

@@ -26,10 +26,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
-use tokio::time::{interval, timeout};
+use tokio::task::spawn_blocking;
+use tokio::time::{interval, sleep, timeout};
 use virtio_inter_sandbox::Report;
 
 use crate::args::ExporterArgs;
+use crate::lasting_failure::LastingFailure;
 use crate::listen_addr::ListenAddr;
 use crate::metrics::{Format, text};
 use crate::{place, reader};
@@ -165,6 +167,13 @@ impl<'a> Listener<'a> {
     }
 }
 
+/// What all scrapes share.
+struct Scrapes {
+    arguments: ExporterArgs,
+    /// To collect the metrics, which each of them tries again.
+    failure: LastingFailure,
+}
+
 /// Serves connections for ever.
 async fn serve<S>(
     arguments: &ExporterArgs,
@@ -175,19 +184,28 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let arguments = Arc::new(arguments.clone());
+    let scrapes = Arc::new(Scrapes {
+        arguments: arguments.clone(),
+        failure: LastingFailure::default(),
+    });
+    let accept_failure = LastingFailure::default();
     loop {
         let permit = room.clone().acquire_owned().await;
         match accept().await {
             Ok(stream) => {
+                accept_failure.end();
                 check_directories(sandbox)?;
-                let arguments = arguments.clone();
+                let scrapes = scrapes.clone();
                 tokio::spawn(async move {
-                    serve_one(stream, arguments).await;
+                    serve_one(stream, scrapes).await;
                     drop(permit);
                 });
             }
-            Err(error) => pause(&error).await,
+            Err(error) => {
+                accept_failure.log(&format!("Cannot accept a connection: {error}"));
+                // Without free descriptors, for example, trying at once would be a busy loop.
+                sleep(Duration::from_secs(1)).await;
+            }
         }
     }
 }
@@ -213,19 +231,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Without free descriptors, for example, accepting again at once would be a busy loop.
-async fn pause(error: &io::Error) {
-    log::warn!("Cannot accept a connection: {error}");
-    tokio::time::sleep(Duration::from_secs(1)).await;
-}
-
-async fn serve_one(
-    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-    arguments: Arc<ExporterArgs>,
-) {
+async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, scrapes: Arc<Scrapes>) {
     let service = service_fn(|request| {
-        let arguments = arguments.clone();
-        async move { Ok::<_, std::convert::Infallible>(answer(&request, arguments).await) }
+        let scrapes = scrapes.clone();
+        async move { Ok::<_, std::convert::Infallible>(answer(&request, scrapes).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -235,18 +244,20 @@ async fn serve_one(
     let _ = timeout(CONNECTION_TIMEOUT, connection).await;
 }
 
-async fn answer(
-    request: &Request<Incoming>,
-    arguments: Arc<ExporterArgs>,
-) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, scrapes: Arc<Scrapes>) -> Response<Full<Bytes>> {
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
             let (format, kind) = format_for(request);
             // Reading waits for ports, up to 2 s.
-            match tokio::task::spawn_blocking(move || collect(&arguments, format)).await {
-                Ok(Ok(text)) => (StatusCode::OK, kind, text),
-                Ok(Err(error)) => failed(&format!("{error:#}")),
-                Err(error) => failed(&error.to_string()),
+            let shared = scrapes.clone();
+            match spawn_blocking(move || collect(&shared.arguments, format)).await {
+                Ok(Ok(text)) => {
+                    scrapes.failure.end();
+                    (StatusCode::OK, kind, text)
+                }
+                Ok(Err(error)) => failed(&scrapes.failure, &format!("{error:#}")),
+                // Its own text has the number of the attempt.
+                Err(_) => failed(&scrapes.failure, "reading the ports panicked"),
             }
         }
         (&Method::GET | &Method::HEAD, "/") => (
@@ -274,8 +285,8 @@ async fn answer(
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-fn failed(why: &str) -> (StatusCode, &'static str, String) {
-    log::warn!("Cannot collect metrics: {why}");
+fn failed(failure: &LastingFailure, why: &str) -> (StatusCode, &'static str, String) {
+    failure.log(&format!("Cannot collect metrics: {why}"));
     (StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{why}\n"))
 }
 
@@ -325,11 +336,13 @@ async fn write_files(
     (manager.ready)();
     let mut ticks = interval(Duration::from_secs(arguments.interval.into()));
     ticks.tick().await;
+    let failure = LastingFailure::default();
     loop {
         ticks.tick().await;
         check_directories(sandbox)?;
-        if let Err(error) = write_file(arguments, directory) {
-            log::warn!("{error:#}");
+        match write_file(arguments, directory) {
+            Ok(()) => failure.end(),
+            Err(error) => failure.log(&format!("{error:#}")),
         }
     }
 }

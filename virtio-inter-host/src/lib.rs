@@ -17,6 +17,7 @@ mod document;
 pub mod events;
 pub mod exporter;
 mod extcap;
+mod lasting_failure;
 mod list;
 pub mod listen_addr;
 mod metrics;

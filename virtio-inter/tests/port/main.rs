@@ -3,6 +3,7 @@
 mod capture;
 mod client;
 mod dumps;
+mod exporter;
 mod exporter_sandbox;
 mod fds;
 mod files;
