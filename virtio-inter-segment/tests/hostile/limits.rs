@@ -208,13 +208,16 @@ fn users_that_may_not_join_are_turned_away() {
     assert_eq!(says(&mut net).unwrap(), "HELLO\n");
 }
 
-/// The default time limit is the documented one.
+/// The default limits are those of the table in docs/threat-model.md. Other tests here lower them.
 #[test]
 fn segment_has_the_documented_defaults() {
     let limits = Limits::default();
     assert_eq!(limits.hello_timeout, Duration::from_secs(5));
     assert_eq!((limits.max_accepting, limits.max_connecting), (256, 64));
-    assert_eq!(limits.max_peers, 1024);
+    assert_eq!((limits.max_peers, limits.max_rings), (1024, 8192));
+    assert_eq!((limits.max_ring_bytes, limits.user_share), (1 << 30, 98));
+    let connects = (limits.connect_burst, limits.connects_per_second);
+    assert_eq!(connects, (1024, 128));
     assert!(PATIENCE > limits.hello_timeout);
     let temp = tempfile::tempdir().unwrap();
     let segment = Segment::join(temp.path(), local("m")).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -70,6 +70,19 @@ impl Guest {
         }
         assert_served(&guest._socket);
         guest
+    }
+
+    /// Inode number of its memory, a memfd.
+    pub(crate) fn memory_inode(&self) -> u64 {
+        self.memory.metadata().unwrap().ino()
+    }
+
+    /// Takes all memory away, and has the port look at its queues.
+    pub(crate) fn truncate_memory(&self) {
+        self.memory.set_len(0).unwrap();
+        for kick in &self.kicks {
+            rustix::io::write(kick, &1u64.to_ne_bytes()).unwrap();
+        }
     }
 
     /// Makes buffer `number` of a queue available.

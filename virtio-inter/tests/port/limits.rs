@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::thread;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
@@ -12,7 +13,9 @@ use serde_json::json;
 use virtio_inter_test_support::skip;
 
 use crate::frontends::{assert_served, connect, memory, share, start_queue, stop_queue, tell};
-use crate::process::{Place, until};
+use crate::guest::Guest;
+use crate::process::{Place, Port, until};
+use crate::sandbox::of_threads;
 use crate::status::status;
 
 const SET_MEM_TABLE: u32 = 5;
@@ -47,6 +50,84 @@ fn limit_on_file_size_prevents_rings_and_ends_nothing() {
         peer.end();
         assert_eq!(place.files(), NONE);
     }
+}
+
+/// One for each queue pair, and four: log, signals, control, slow doorbells. (Those that close
+/// descriptors come and go.)
+#[test]
+fn threads_of_a_port_are_few() {
+    let place = Place::new();
+    let port = place.command("a").with("--queues", "3").start();
+    let peers = ["b", "c", "d"].map(|id| place.start(id));
+    until("links", || port.log().matches(" is up").count() == 3);
+    let mut guest = Guest::new(&port, 1514);
+    let of_peers = peers.each_ref().map(|peer| Guest::new(peer, 1514));
+    for number in ["62", "63", "64"] {
+        let peer = format!("52:54:00:00:00:{number}");
+        guest.send("52:54:00:00:00:61", &peer, 100);
+    }
+    until("the frames", || of_peers.iter().all(Guest::has_frame));
+    let expected = [
+        "log",
+        "queue-0",
+        "queue-1",
+        "queue-2",
+        "ringer",
+        "signals",
+        "virtio-inter",
+    ];
+    let tasks = || fs::read_dir(format!("/proc/{}/task", port.pid())).unwrap();
+    let mut threads = Vec::new();
+    until("those threads", || {
+        threads = of_threads(&port, "Name").into_keys().collect();
+        threads == expected && tasks().count() == expected.len()
+    });
+    port.end();
+    peers.into_iter().for_each(Port::end);
+}
+
+/// As where another user has used `fs.aio-max-nr` up.
+#[test]
+fn port_without_asynchronous_io_links_with_no_other_user() {
+    let place = Place::new();
+    let Some(other) = place.command("b").by_ordinary_user() else {
+        return skip("another user cannot run the program");
+    };
+    if !rustix::process::geteuid().is_root() {
+        return skip("there is no other user without root");
+    }
+    let command = place.command("a");
+    // What this thread starts gets none.
+    let port = thread::scope(|scope| {
+        let without = scope.spawn(|| {
+            refuse(libc::SYS_io_setup);
+            command.start()
+        });
+        without.join().unwrap()
+    });
+    port.wait_for("No asynchronous I/O here");
+    let (other, of_root) = (other.start(), place.start("c"));
+    port.wait_for("User 65534 may not join: this port got no asynchronous I/O");
+    port.wait_for("link with c");
+    until("a link of the others", || {
+        of_root.log().matches(" is up").count() == 2
+    });
+    assert!(!port.log().contains("link with b"), "{}", port.log());
+    port.end();
+    of_root.end();
+    other.end();
+}
+
+/// Has a system call fail with EAGAIN from now on, in this thread and in processes that it starts.
+fn refuse(call: libc::c_long) {
+    let filter = seccompiler::SeccompFilter::new(
+        [(call, Vec::new())].into(),
+        seccompiler::SeccompAction::Allow,
+        seccompiler::SeccompAction::Errno(libc::EAGAIN.cast_unsigned()),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: seccompiler::BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
 }
 
 /// Limits of what the VM sends and gets.

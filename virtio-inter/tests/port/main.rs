@@ -9,6 +9,7 @@ mod fds;
 mod files;
 mod frontends;
 mod guest;
+mod guest_memory;
 mod host;
 mod hostile;
 mod lifecycle;

@@ -213,6 +213,38 @@ fn uplink_keeps_the_capability_for_networks_alone() {
     port.end();
 }
 
+#[test]
+fn uplink_that_is_shared_has_a_sandbox_around_each_thread() {
+    if !enter() {
+        return;
+    }
+    make_tap("u0", "");
+    let place = Place::new();
+    let path = place.path("u.status");
+    let uplink = place.uplink("u", "u0").with("--status-socket", &path);
+    let uplink = uplink.start();
+    let document = status(&path);
+    assert_eq!(document["sandbox"]["mode"], "on");
+    let walls = document["sandbox"]["walls"].as_array().unwrap();
+    for wall in ["no_new_privileges", "capabilities", "system_calls"] {
+        assert!(walls.contains(&wall.into()), "{document}");
+    }
+    // Seccomp by a filter; NET_ADMIN alone.
+    for (field, expected) in [
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+        ("CapPrm", "0000000000001000"),
+    ] {
+        let threads = of_threads(&uplink, field);
+        assert!(threads.contains_key("queue-0"), "{threads:?}");
+        assert!(
+            threads.values().all(|value| value == expected),
+            "{threads:?}"
+        );
+    }
+    uplink.end();
+}
+
 /// A port that takes the place of another one gets its device as well.
 #[test]
 fn uplink_passes_to_the_next_port() {
