@@ -6,7 +6,8 @@
 //! still; then it counts from when it was due. Each round measures without and under the attack;
 //! the medians of three rounds are printed. "Less waits": the time of a ping without that for which
 //! the two guests and the workers were ready and had no CPU, so that a p99 that many busy threads
-//! on few CPUs cause shows as such.
+//! on few CPUs cause shows as such. It is the sum of four threads, two of which may have waited at
+//! the same time; of a ping that counts from when it was due, waits before it was sent are left in.
 #![allow(clippy::print_stdout, reason = "the figures are what it is for")]
 
 mod attack;
@@ -244,13 +245,14 @@ fn send(tx: &mut TxQueue, from: usize, to: &[usize], end: &AtomicBool) {
     }
 }
 
-/// Mbit/s of a count of bytes, after a moment.
-fn rate(bytes: &AtomicU64) -> f64 {
+/// Mbit/s of counts of bytes, after a moment.
+fn rates<const N: usize>(bytes: &[AtomicU64; N]) -> [f64; N] {
     sleep(WARM_UP);
-    let (before, start) = (bytes.load(Ordering::Relaxed), Instant::now());
+    let now = || bytes.each_ref().map(|bytes| bytes.load(Ordering::Relaxed));
+    let (before, start) = (now(), Instant::now());
     sleep(RATE_TIME);
-    let moved = bytes.load(Ordering::Relaxed) - before;
-    8.0 * moved as f64 / start.elapsed().as_secs_f64() / 1e6
+    let (after, time) = (now(), start.elapsed().as_secs_f64());
+    std::array::from_fn(|at| 8.0 * (after[at] - before[at]) as f64 / time / 1e6)
 }
 
 /// The rate at which A's guest sends to B's, while it sends to a third one in turn.
@@ -260,7 +262,7 @@ fn third() {
     let mut b = Station::new(&place, "b", B, &Spec::default(), None);
     until("a link", || a.port.log().contains(" is up"));
     let mut measure = |to: &[usize], is_slow: Option<bool>| {
-        let (end, bytes) = (AtomicBool::new(false), AtomicU64::new(0));
+        let (end, bytes) = (AtomicBool::new(false), [AtomicU64::new(0)]);
         let signs = Signs::default();
         thread::scope(|scope| {
             let _stops = [driver::SetOnDrop(&end), driver::SetOnDrop(&signs.stop)];
@@ -270,27 +272,32 @@ fn third() {
                 until("a third guest", || signs.ready.load(Ordering::Relaxed));
             }
             scope.spawn(|| send(&mut a.guest.tx[0], A, to, &end));
-            scope.spawn(|| count(&mut b.guest.rx[0], A, &end, &bytes));
-            rate(&bytes)
+            scope.spawn(|| count(&mut b.guest.rx[0], A, &end, &bytes[0]));
+            let [rate] = rates(&bytes);
+            rate
         })
     };
-    let mut rates = [const { Vec::new() }; 3];
+    let mut of_rounds = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
-        rates[0].push(measure(&[B], None));
-        rates[1].push(measure(&[OTHER, B], Some(false)));
-        rates[2].push(measure(&[OTHER, B], Some(true)));
+        of_rounds[0].push(measure(&[B], None));
+        of_rounds[1].push(measure(&[OTHER, B], None));
+        of_rounds[2].push(measure(&[OTHER, B], Some(false)));
+        of_rounds[3].push(measure(&[OTHER, B], Some(true)));
     }
-    let [alone, fast, slow] = rates.map(median);
-    println!("Rate to one guest in Mbit/s, while frames for another are sent in turn");
-    println!("alone {alone:.0}, with a fast neighbour {fast:.0}, with a slow one {slow:.0}");
+    let [alone, absent, fast, slow] = of_rounds.map(median);
+    println!("Rate to one guest in Mbit/s, while as many frames for another are sent in turn");
     println!(
-        "slow ÷ alone {:.2}, slow ÷ fast {:.2}",
+        "all frames for it {alone:.0}, the other absent {absent:.0}, fast {fast:.0}, slow {slow:.0}"
+    );
+    println!(
+        "slow ÷ all frames for it {:.2}, ÷ absent {:.2}, ÷ fast {:.2}",
         slow / alone,
+        slow / absent,
         slow / fast
     );
 }
 
-/// The rate of two pairs of guests together, alone and beside an attacker.
+/// The rates of two pairs of guests, alone and beside an attacker, whose flood is for the first.
 fn pairs() {
     let place = Place::new();
     let station = |(number, id)| Station::new(&place, id, number, &Spec::default(), None);
@@ -302,30 +309,32 @@ fn pairs() {
         });
     }
     let mut measure = |attack: Option<Attack>| {
-        let (end, bytes) = (AtomicBool::new(false), AtomicU64::new(0));
+        let (end, bytes) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 2]);
         let before: f64 = stations.iter().map(Station::cpu_time).sum();
         let (rate, attacker) = thread::scope(|scope| {
             let _end = driver::SetOnDrop(&end);
             let mut guests = stations.iter_mut().map(|station| &mut station.guest);
             let (end, bytes) = (&end, &bytes);
-            for from in [0, 2] {
+            for (from, bytes) in [0, 2].into_iter().zip(bytes) {
                 let (near, far) = (guests.next().unwrap(), guests.next().unwrap());
                 scope.spawn(move || send(&mut near.tx[0], from, &[from + 1], end));
                 scope.spawn(move || count(&mut far.rx[0], from, end, bytes));
             }
             match attack {
-                None => (rate(bytes), 0.0),
+                None => (rates(bytes), 0.0),
                 Some(attack) => {
                     let warm = |_: &mut ()| sleep(TICK);
-                    beside((&place, attack, true), &mut (), warm, |_| rate(bytes))
+                    beside((&place, attack, true), &mut (), warm, |_| rates(bytes))
                 }
             }
         });
         let ports = stations.iter().map(Station::cpu_time).sum::<f64>() - before;
         (rate, attacker, ports)
     };
-    println!("Rate of two pairs of guests in Mbit/s beside an attacker");
-    println!("attacker           rate   loss  CPUs of the attacker  CPU s of the ports");
+    println!("Rates of two pairs of guests in Mbit/s, floods are for the first");
+    println!(
+        "attacker          first  second   both   loss  CPUs of the attacker  CPU s of the ports"
+    );
     let attackers = [
         Attack::Spin,
         Attack::FrameFlood,
@@ -343,11 +352,16 @@ fn pairs() {
             *of_ports += ports / ROUNDS as f64;
         }
     }
-    let alone = median(alone);
-    println!("{:<17} {alone:>6.0}", "none");
+    let of_pairs = |rounds: &[[f64; 2]]| {
+        let [first, second] = [0, 1].map(|at| median(rounds.iter().map(|pair| pair[at]).collect()));
+        let both = median(rounds.iter().map(|pair| pair[0] + pair[1]).collect());
+        (format!("{first:>6.0} {second:>7.0} {both:>6.0}"), both)
+    };
+    let (text, alone) = of_pairs(&alone);
+    println!("{:<16} {text}", "none");
     for (attack, rates, cpu, of_ports) in rows {
-        let (name, rate) = (format!("{attack:?}"), median(rates));
-        let loss = 100.0 * (1.0 - rate / alone);
-        println!("{name:<17} {rate:>6.0} {loss:>5.0}% {cpu:>21.2} {of_ports:>19.1}");
+        let (name, (text, both)) = (format!("{attack:?}"), of_pairs(&rates));
+        let loss = 100.0 * (1.0 - both / alone);
+        println!("{name:<16} {text} {loss:>5.0}% {cpu:>21.2} {of_ports:>19.1}");
     }
 }
