@@ -29,8 +29,10 @@ pub struct Summary {
     gap: Duration,
     /// Longest time to recovery, and of what.
     recovery: (Span, String),
-    slow: u32,
     recoveries: u32,
+    /// Those that took longer than [`SLOW`].
+    slow: u32,
+    slow_with_cpu: u32,
     /// Longest time for which streams between stations without a fault stood still, and the step.
     others: (Span, usize),
     /// What the port held at the end that never ended.
@@ -60,6 +62,7 @@ impl Summary {
     pub(super) fn recovered(&mut self, span: Span, number: usize, step: &Step) {
         self.recoveries += 1;
         self.slow += u32::from(span.time > SLOW);
+        self.slow_with_cpu += u32::from(span.with_cpu > SLOW);
         if span > self.recovery.0 {
             self.recovery = (span, format!("step {number}: {step}"));
         }
@@ -100,8 +103,8 @@ impl fmt::Display for Summary {
         )?;
         writeln!(
             f,
-            "Worst recovery {} ({}); {} of {} took over {SLOW:?}",
-            self.recovery.0, self.recovery.1, self.slow, self.recoveries
+            "Worst recovery {} ({}); {} of {} took over {SLOW:?}, {} with a CPU",
+            self.recovery.0, self.recovery.1, self.slow, self.recoveries, self.slow_with_cpu
         )?;
         writeln!(
             f,
