@@ -1,8 +1,8 @@
-//! A failure that may last for many rounds of the same work, and is told once in the log.
+//! A failure that may last for many rounds of the same work, and is logged once.
 
 use std::sync::{Mutex, PoisonError};
 
-/// The failure that was told last, if the work has not succeeded since.
+/// The failure that was logged last, if the work has not succeeded since.
 #[derive(Default)]
 pub(crate) struct LastingFailure(Mutex<Option<String>>);
 
@@ -14,7 +14,7 @@ impl LastingFailure {
         }
     }
 
-    /// The work has succeeded: if it fails in the same way again, that is told.
+    /// The work has succeeded: if it fails in the same way again, that is logged.
     pub(crate) fn end(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
