@@ -1,11 +1,13 @@
 //! What the tests of several crates share: programs that they start (`process`), attacks from
-//! inside a sandbox (`inside`, `attacks`), random numbers, and reports of a test beside its result,
-//! past the capture of test output and to `cargo xtask test` by files that it names in variables.
+//! inside a sandbox (`inside`, `attacks`), refused system calls, random numbers, and reports of a
+//! test beside its result, past the capture of test output and to `cargo xtask test` by files that
+//! it names in variables.
 
 pub mod attacks;
 pub mod epoll_watches;
 pub mod inside;
 pub mod process;
+mod refused_call;
 mod rng;
 
 use std::fs::OpenOptions;
@@ -13,6 +15,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::{env, thread};
 
+pub use refused_call::refuse;
 pub use rng::Rng;
 
 /// Writes a line to standard error, past the capture of test output.

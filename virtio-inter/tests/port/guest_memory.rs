@@ -4,25 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 
-use crate::guest::{Guest, octets};
+use crate::members::{Member, exchange, start};
 use crate::process::{Place, Port, until};
 
-const ROOM: u64 = 2048;
-
-fn address(id: &str) -> String {
-    format!("52:54:00:00:00:{:02x}", id.as_bytes()[0])
-}
-
-/// Sends a frame from one guest to another, and waits for it.
-fn exchange((from, sender): (&str, &mut Guest), (to, receiver): (&str, &mut Guest)) {
-    sender.send(&address(from), &address(to), 100);
-    let mut frame = Vec::new();
-    until("the frame", || {
-        frame = receiver.receive().unwrap_or_default();
-        !frame.is_empty()
-    });
-    assert_eq!(frame[..6], octets(&address(to)));
-}
+/// Each of three members to each other one.
+const PAIRS: [(usize, usize); 6] = [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)];
 
 /// Inodes of the memory files that a port maps.
 fn mapped(port: &Port) -> BTreeSet<u64> {
@@ -36,32 +22,19 @@ fn mapped(port: &Port) -> BTreeSet<u64> {
 #[test]
 fn memory_of_a_guest_is_mapped_by_its_own_port_alone() {
     let place = Place::new();
-    let ids = ["a", "b", "c"];
-    let start = |id: &&str| {
-        // So that an ordinary user can read what it maps.
-        let command = place.command(id).env("VIRTIO_INTER_ALLOW_DUMPS", "1");
-        command.start()
-    };
-    let ports: Vec<Port> = ids.iter().map(start).collect();
-    for port in &ports {
-        until("links", || port.log().matches(" is up").count() == 2);
-    }
-    let mut guests: Vec<Guest> = ports.iter().map(|port| Guest::new(port, ROOM)).collect();
-    // Each has had frames of each other one.
-    for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)] {
-        let [sender, receiver] = guests.get_disjoint_mut([from, to]).unwrap();
-        exchange((ids[from], sender), (ids[to], receiver));
-    }
-    let all: BTreeSet<u64> = guests.iter().map(Guest::memory_inode).collect();
+    let mut members = start(&place, 3, |command| command);
+    exchange(&mut members, &PAIRS, 1);
+    let inode = |member: &Member| member.guest.memory_inode();
+    let all: BTreeSet<u64> = members.iter().map(inode).collect();
     assert_eq!(all.len(), 3);
-    for (port, guest) in ports.iter().zip(&guests) {
-        let mapped = mapped(port);
+    for member in &members {
+        let mapped = mapped(&member.port);
         let of_guests: Vec<_> = mapped.intersection(&all).copied().collect();
-        assert_eq!(of_guests, [guest.memory_inode()]);
+        assert_eq!(of_guests, [inode(member)]);
         // Rings and words of its links: others map these.
         assert!(mapped.len() > 1, "{mapped:?}");
     }
-    ports.into_iter().for_each(Port::end);
+    members.into_iter().for_each(|member| member.port.end());
 }
 
 /// A VMM that takes its guest's memory away ends its own port, and nobody else notices more than
@@ -69,21 +42,15 @@ fn memory_of_a_guest_is_mapped_by_its_own_port_alone() {
 #[test]
 fn memory_of_a_guest_that_is_truncated_ends_its_own_port_alone() {
     let place = Place::new();
-    let [mut a, b, c] = ["a", "b", "c"].map(|id| place.start(id));
-    for port in [&a, &b, &c] {
-        until("links", || port.log().matches(" is up").count() == 2);
-    }
-    let [mut of_a, mut of_b, mut of_c] = [&a, &b, &c].map(|port| Guest::new(port, ROOM));
-    exchange(("a", &mut of_a), ("b", &mut of_b));
-    exchange(("b", &mut of_b), ("a", &mut of_a));
-    of_a.truncate_memory();
-    let status = a.wait();
+    let mut members = start(&place, 3, |command| command);
+    exchange(&mut members, &PAIRS, 1);
+    let mut hit = members.pop().unwrap();
+    hit.guest.truncate_memory();
+    let status = hit.port.wait();
     assert_eq!(status.signal(), Some(libc::SIGBUS), "{status}");
-    for port in [&b, &c] {
-        until("a is gone", || port.log().contains(" is down"));
+    for member in &members {
+        until("it is gone", || member.port.log().contains(" is down"));
     }
-    exchange(("b", &mut of_b), ("c", &mut of_c));
-    exchange(("c", &mut of_c), ("b", &mut of_b));
-    b.end();
-    c.end();
+    exchange(&mut members, &PAIRS[..2], 1);
+    members.into_iter().for_each(|member| member.port.end());
 }

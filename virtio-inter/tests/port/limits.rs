@@ -10,11 +10,11 @@ use std::thread;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::json;
-use virtio_inter_test_support::skip;
+use virtio_inter_test_support::{refuse, skip};
 
 use crate::frontends::{assert_served, connect, memory, share, start_queue, stop_queue, tell};
 use crate::guest::Guest;
-use crate::process::{Place, Port, until};
+use crate::process::{Place, Port, address, until};
 use crate::sandbox::of_threads;
 use crate::status::status;
 
@@ -58,13 +58,13 @@ fn limit_on_file_size_prevents_rings_and_ends_nothing() {
 fn threads_of_a_port_are_few() {
     let place = Place::new();
     let port = place.command("a").with("--queues", "3").start();
-    let peers = ["b", "c", "d"].map(|id| place.start(id));
+    let ids = ["b", "c", "d"];
+    let peers = ids.map(|id| place.start(id));
     until("links", || port.log().matches(" is up").count() == 3);
     let mut guest = Guest::new(&port, 1514);
     let of_peers = peers.each_ref().map(|peer| Guest::new(peer, 1514));
-    for number in ["62", "63", "64"] {
-        let peer = format!("52:54:00:00:00:{number}");
-        guest.send("52:54:00:00:00:61", &peer, 100);
+    for id in ids {
+        guest.send(&address("a"), &address(id), 100);
     }
     until("the frames", || of_peers.iter().all(Guest::has_frame));
     let expected = [
@@ -100,7 +100,7 @@ fn port_without_asynchronous_io_links_with_no_other_user() {
     // What this thread starts gets none.
     let port = thread::scope(|scope| {
         let without = scope.spawn(|| {
-            refuse(libc::SYS_io_setup);
+            refuse(libc::SYS_io_setup, libc::EAGAIN);
             command.start()
         });
         without.join().unwrap()
@@ -116,18 +116,6 @@ fn port_without_asynchronous_io_links_with_no_other_user() {
     port.end();
     of_root.end();
     other.end();
-}
-
-/// Has a system call fail with EAGAIN from now on, in this thread and in processes that it starts.
-fn refuse(call: libc::c_long) {
-    let filter = seccompiler::SeccompFilter::new(
-        [(call, Vec::new())].into(),
-        seccompiler::SeccompAction::Allow,
-        seccompiler::SeccompAction::Errno(libc::EAGAIN.cast_unsigned()),
-        std::env::consts::ARCH.try_into().unwrap(),
-    );
-    let program: seccompiler::BpfProgram = filter.unwrap().try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
 }
 
 /// Limits of what the VM sends and gets.

@@ -25,6 +25,11 @@ const CALLS: &str = "VIRTIO_INTER_CALLS";
 /// A user that has nothing, by convention.
 pub(crate) const NOBODY: u32 = 65534;
 
+/// The address of a port with this name, if a test gives it no other one.
+pub(crate) fn address(id: &str) -> String {
+    format!("52:54:00:00:00:{:02x}", id.as_bytes()[0])
+}
+
 /// A directory with a segment in it, and room for sockets beside it.
 pub(crate) struct Place {
     directory: TempDir,
@@ -73,7 +78,6 @@ impl Place {
 
     /// A port named `id` with the socket `id.vhost`, not started yet.
     pub(crate) fn command(&self, id: &str) -> PortCommand {
-        let mac = format!("52:54:00:00:00:{:02x}", id.as_bytes()[0]);
         PortCommand {
             socket: self.path(&format!("{id}.vhost")),
             log: self.path(&format!("{id}.log")),
@@ -89,7 +93,7 @@ impl Place {
                 ),
                 ("--segment", self.segment().into_os_string()),
                 ("--id", id.into()),
-                ("--mac", mac.into()),
+                ("--mac", address(id).into()),
             ],
             flags: Vec::new(),
             subcommand: "port",

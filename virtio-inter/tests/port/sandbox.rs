@@ -24,7 +24,7 @@ pub(crate) fn of_threads(port: &Port, field: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn walls(document: &Value) -> Vec<&str> {
+pub(crate) fn walls(document: &Value) -> Vec<&str> {
     let walls = document["sandbox"]["walls"].as_array().unwrap();
     walls.iter().filter_map(Value::as_str).collect()
 }

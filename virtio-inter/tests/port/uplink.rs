@@ -13,8 +13,8 @@ use virtio_inter_device::backend::TapDevice;
 use virtio_inter_test_support::skip;
 
 use crate::guest::Guest;
-use crate::process::{Place, Port, PortCommand, until};
-use crate::sandbox::of_threads;
+use crate::process::{Place, Port, PortCommand, address, until};
+use crate::sandbox::{of_threads, walls};
 use crate::status::status;
 use crate::usage::complaint;
 
@@ -220,14 +220,12 @@ fn uplink_that_is_shared_has_a_sandbox_around_each_thread() {
     }
     make_tap("u0", "");
     let place = Place::new();
-    let path = place.path("u.status");
-    let uplink = place.uplink("u", "u0").with("--status-socket", &path);
-    let uplink = uplink.start();
-    let document = status(&path);
+    let uplink = with_status(&place, "u", place.uplink("u", "u0"));
+    let document = status(&place.path("u.status"));
     assert_eq!(document["sandbox"]["mode"], "on");
-    let walls = document["sandbox"]["walls"].as_array().unwrap();
+    let walls = walls(&document);
     for wall in ["no_new_privileges", "capabilities", "system_calls"] {
-        assert!(walls.contains(&wall.into()), "{document}");
+        assert!(walls.contains(&wall), "{document}");
     }
     // Seccomp by a filter; NET_ADMIN alone.
     for (field, expected) in [
@@ -298,10 +296,6 @@ fn counter(place: &Place, id: &str, name: &str) -> u64 {
 fn knows(place: &Place, id: &str, count: usize) -> bool {
     let now = status(&place.path(&format!("{id}.status")));
     now["peers"].as_array().unwrap().len() == count
-}
-
-pub(crate) fn address(id: &str) -> String {
-    format!("52:54:00:00:00:{:02x}", id.as_bytes()[0])
 }
 
 const BROADCAST: &str = "ff:ff:ff:ff:ff:ff";

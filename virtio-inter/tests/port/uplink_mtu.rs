@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::guest::{Guest, octets};
-use crate::process::{Place, Port, until};
+use crate::process::{Place, Port, address, until};
 use crate::status::status;
-use crate::uplink::{address, enter, ip, make_tap, silence, warning, with_status};
+use crate::uplink::{enter, ip, make_tap, silence, warning, with_status};
 
 /// Bytes of the headers of IPv4 and UDP.
 const HEADERS: usize = 20 + 8;

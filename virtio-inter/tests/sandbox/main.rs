@@ -19,6 +19,7 @@ use rustix::process::{Pid, test_kill_process};
 use virtio_inter::sandbox::calls::PORT;
 use virtio_inter::sandbox::{Access, Mode, Wall};
 use virtio_inter_test_support::inside::{assert_passed, directory, run_again};
+use virtio_inter_test_support::refuse;
 
 use crate::inside::{behind, enter, enter_mode};
 
@@ -190,14 +191,7 @@ fn sandbox_without_landlock_says_so_and_strict_refuses() {
         assert_passed(&run_again());
         return;
     };
-    let filter = seccompiler::SeccompFilter::new(
-        [(libc::SYS_landlock_create_ruleset, Vec::new())].into(),
-        seccompiler::SeccompAction::Allow,
-        seccompiler::SeccompAction::Errno(libc::ENOSYS.cast_unsigned()),
-        std::env::consts::ARCH.try_into().unwrap(),
-    );
-    let program: seccompiler::BpfProgram = filter.unwrap().try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
+    refuse(libc::SYS_landlock_create_ruleset, libc::ENOSYS);
     let report = enter(&directory);
     let walls: Vec<Wall> = report.missing.iter().map(|missing| missing.wall).collect();
     let landlock = [
